@@ -1,0 +1,123 @@
+package hooks
+
+import (
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// DropReason says why a message did not reach a Session.
+type DropReason byte
+
+const (
+	// DropQueueFull: the Session's queue was at its limit of messages or bytes.
+	DropQueueFull DropReason = iota + 1
+	// DropSlowClient: a QoS 0 message for a client whose output buffer was full.
+	DropSlowClient
+	// DropTooLarge: larger than the Maximum Packet Size of the client (3.1.2.11.4).
+	DropTooLarge
+	// DropExpired: the Message Expiry Interval passed while it waited (3.3.2.3.3).
+	DropExpired
+	// DropSessionEnded: still queued when the Session ended.
+	DropSessionEnded
+	// DropRefused: the client refused it with a PUBACK or PUBREC of 0x80 or more.
+	DropRefused
+)
+
+var dropNames = [...]string{"", "queue full", "slow client", "too large", "expired", "session ended", "refused"}
+
+// String returns the reason in words.
+func (r DropReason) String() string {
+	if int(r) < len(dropNames) {
+		return dropNames[r]
+	}
+	return "unknown"
+}
+
+// An Observer is told what happens. Any field may be nil; a nil one costs one compare. Calls are made where the thing
+// happens, some of them for every message and with a lock held: they must return at once, must not call into the broker, and must not keep
+// or modify what they are given unless its type allows it. Fields are added in minor releases.
+type Observer struct {
+	// Connected: a CONNECT was accepted.
+	Connected func(c *Client, sessionPresent bool)
+	// Refused: a CONNECT was refused, or a connection ended before it was accepted. The Client may be incomplete.
+	Refused func(c *Client, code packets.ReasonCode, err error)
+	// Disconnected: an accepted connection ended. err is nil after a DISCONNECT from the client.
+	Disconnected func(c *Client, code packets.ReasonCode, err error)
+	// SessionEnded: a Session expired, was replaced or deleted.
+	SessionEnded func(clientID string)
+	// Subscribed and Unsubscribed: a subscription was made (or replaced), or removed.
+	Subscribed   func(c *Client, filter string, qos packets.QoS)
+	Unsubscribed func(c *Client, filter string)
+	// Denied: the Authorizer refused, with its error.
+	Denied func(c *Client, action Action, topic string, err error)
+	// Published: a message was accepted and handed to as many sessions as matched; 0 means nobody subscribes to it.
+	Published func(c *Client, m *packets.Message, matched int)
+	// Delivered: a message was written to the buffer of a connection.
+	Delivered func(clientID string, m *packets.Message)
+	// Acknowledged: a client completed a QoS 1 or 2 delivery.
+	Acknowledged func(clientID string, id uint16)
+	// Dropped: a message did not reach a Session. m is nil where the broker no longer has it.
+	Dropped func(clientID string, m *packets.Message, why DropReason)
+	// Panicked: a hook or decoder panicked; the connection has ended.
+	Panicked func(c *Client, value any)
+}
+
+// Join returns an Observer that calls each of obs in order. Nil ones are left out.
+func Join(obs ...*Observer) *Observer {
+	var j Observer
+	for _, o := range obs {
+		if o == nil {
+			continue
+		}
+		join2(&j.Connected, o.Connected, func(a, b func(*Client, bool)) func(*Client, bool) {
+			return func(c *Client, p bool) { a(c, p); b(c, p) }
+		})
+		join2(&j.Refused, o.Refused, joinCode)
+		join2(&j.Disconnected, o.Disconnected, joinCode)
+		join2(&j.SessionEnded, o.SessionEnded, func(a, b func(string)) func(string) {
+			return func(id string) { a(id); b(id) }
+		})
+		join2(&j.Subscribed, o.Subscribed, func(a, b func(*Client, string, packets.QoS)) func(*Client, string, packets.QoS) {
+			return func(c *Client, f string, q packets.QoS) { a(c, f, q); b(c, f, q) }
+		})
+		join2(&j.Unsubscribed, o.Unsubscribed, func(a, b func(*Client, string)) func(*Client, string) {
+			return func(c *Client, f string) { a(c, f); b(c, f) }
+		})
+		join2(&j.Denied, o.Denied, func(a, b func(*Client, Action, string, error)) func(*Client, Action, string, error) {
+			return func(c *Client, act Action, t string, err error) { a(c, act, t, err); b(c, act, t, err) }
+		})
+		join2(&j.Published, o.Published, func(a, b func(*Client, *packets.Message, int)) func(*Client, *packets.Message, int) {
+			return func(c *Client, m *packets.Message, n int) { a(c, m, n); b(c, m, n) }
+		})
+		join2(&j.Delivered, o.Delivered, func(a, b func(string, *packets.Message)) func(string, *packets.Message) {
+			return func(id string, m *packets.Message) { a(id, m); b(id, m) }
+		})
+		join2(&j.Acknowledged, o.Acknowledged, func(a, b func(string, uint16)) func(string, uint16) {
+			return func(id string, pid uint16) { a(id, pid); b(id, pid) }
+		})
+		join2(&j.Dropped, o.Dropped, func(a, b func(string, *packets.Message, DropReason)) func(string, *packets.Message, DropReason) {
+			return func(id string, m *packets.Message, w DropReason) { a(id, m, w); b(id, m, w) }
+		})
+		join2(&j.Panicked, o.Panicked, func(a, b func(*Client, any)) func(*Client, any) {
+			return func(c *Client, v any) { a(c, v); b(c, v) }
+		})
+	}
+	return &j
+}
+
+func joinCode(a, b func(*Client, packets.ReasonCode, error)) func(*Client, packets.ReasonCode, error) {
+	return func(c *Client, code packets.ReasonCode, err error) { a(c, code, err); b(c, code, err) }
+}
+
+// join2 makes *dst call b after what it calls already. F is a function type, so nil is told by the any conversion below.
+func join2[F func(*Client, bool) | func(*Client, packets.ReasonCode, error) | func(string) |
+	func(*Client, string, packets.QoS) | func(*Client, string) | func(*Client, Action, string, error) |
+	func(*Client, *packets.Message, int) | func(string, *packets.Message) | func(string, uint16) |
+	func(string, *packets.Message, DropReason) | func(*Client, any)](dst *F, b F, both func(a, b F) F) {
+	switch {
+	case b == nil:
+	case *dst == nil:
+		*dst = b
+	default:
+		*dst = both(*dst, b)
+	}
+}
