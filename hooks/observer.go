@@ -108,7 +108,8 @@ func joinCode(a, b func(*Client, packets.ReasonCode, error)) func(*Client, packe
 	return func(c *Client, code packets.ReasonCode, err error) { a(c, code, err); b(c, code, err) }
 }
 
-// join2 makes *dst call b after what it calls already. F is a function type, so nil is told by the any conversion below.
+// join2 makes *dst call b after what it calls already. The constraint lists the types of Observer's fields, so that F can be
+// compared with nil.
 func join2[F func(*Client, bool) | func(*Client, packets.ReasonCode, error) | func(string) |
 	func(*Client, string, packets.QoS) | func(*Client, string) | func(*Client, Action, string, error) |
 	func(*Client, *packets.Message, int) | func(string, *packets.Message) | func(string, uint16) |
