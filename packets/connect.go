@@ -1,0 +1,217 @@
+package packets
+
+import "encoding/binary"
+
+// The bits of the Connect Flags (3.1.2.3).
+const (
+	flagReserved   = 1 << 0
+	flagCleanStart = 1 << 1
+	flagWill       = 1 << 2
+	flagWillQoS    = 3 << 3
+	flagWillRetain = 1 << 5
+	flagPassword   = 1 << 6
+	flagUsername   = 1 << 7
+)
+
+// A Connect is a CONNECT packet: a client asks for a Session (3.1).
+type Connect struct {
+	Version     Version // decides the form; Append takes other values than the three for versions yet to come
+	CleanStart  bool    // Clean Session in 3.1 and 3.1.1
+	KeepAlive   uint16  // seconds; 0: off
+	ClientID    string  // empty: the server assigns one
+	Will        *Will   // nil: none
+	HasUsername bool
+	Username    string
+	HasPassword bool
+	Password    []byte
+	Properties  Properties // since 5.0
+}
+
+// A Will is the message that a server publishes for a client whose connection ends without DISCONNECT (3.1.2.5).
+type Will struct {
+	Topic      string
+	Payload    []byte
+	QoS        QoS
+	Retain     bool
+	Properties Properties // the Will Properties, since 5.0 (3.1.3.2)
+}
+
+// Type returns TypeConnect.
+func (c *Connect) Type() Type { return TypeConnect }
+
+// Size returns the length of the whole packet. The version is c.Version; the parameter is ignored.
+func (c *Connect) Size(Version) int { return packetLen(c.remaining()) }
+
+// protocolName returns the Protocol Name that belongs to c.Version (3.1.2.1).
+func (c *Connect) protocolName() string {
+	if c.Version == V31 {
+		return "MQIsdp"
+	}
+	return "MQTT"
+}
+
+func (c *Connect) remaining() int {
+	n := 2 + len(c.protocolName()) + 4 + 2 + len(c.ClientID)
+	if c.Version >= V5 {
+		n += propertiesLen(c.Properties)
+	}
+	if c.Will != nil {
+		n += 2 + len(c.Will.Topic) + 2 + len(c.Will.Payload)
+		if c.Version >= V5 {
+			n += propertiesLen(c.Will.Properties)
+		}
+	}
+	if c.HasUsername {
+		n += 2 + len(c.Username)
+	}
+	if c.HasPassword {
+		n += 2 + len(c.Password)
+	}
+	return n
+}
+
+// check returns an error if a field does not fit the wire.
+func (c *Connect) check() error {
+	err := checkFrame(TypeConnect, c.remaining(), c.Properties)
+	lengths := []struct {
+		field string
+		n     int
+	}{{"client identifier", len(c.ClientID)}, {"user name", len(c.Username)}, {"password", len(c.Password)}}
+	if w := c.Will; w != nil {
+		if err == nil {
+			err = checkFrame(TypeWill, 0, w.Properties)
+		}
+		if err == nil {
+			err = checkQoS(TypeConnect, w.QoS)
+		}
+		if err == nil {
+			err = checkField(TypeConnect, "will topic", len(w.Topic))
+		}
+		if err == nil {
+			err = checkField(TypeConnect, "will payload", len(w.Payload))
+		}
+	}
+	for _, l := range lengths {
+		if err == nil {
+			err = checkField(TypeConnect, l.field, l.n)
+		}
+	}
+	return err
+}
+
+// flags returns the Connect Flags.
+func (c *Connect) flags() (f byte) {
+	if c.CleanStart {
+		f |= flagCleanStart
+	}
+	if w := c.Will; w != nil {
+		f |= flagWill | byte(w.QoS)<<3
+		if w.Retain {
+			f |= flagWillRetain
+		}
+	}
+	if c.HasPassword {
+		f |= flagPassword
+	}
+	if c.HasUsername {
+		f |= flagUsername
+	}
+	return f
+}
+
+// Append appends the whole packet: see Packet. The version is c.Version; the parameter is ignored. A user name or
+// password without its Has field is left out.
+func (c *Connect) Append(dst []byte, _ Version) ([]byte, error) {
+	if err := c.check(); err != nil {
+		return dst, err
+	}
+	b := appendHeader(dst, byte(TypeConnect)<<4, c.remaining())
+	b = appendField(b, c.protocolName())
+	b = append(b, byte(c.Version), c.flags())
+	b = binary.BigEndian.AppendUint16(b, c.KeepAlive)
+	if c.Version >= V5 {
+		b = appendProperties(b, c.Properties)
+	}
+	b = appendField(b, c.ClientID)
+	if w := c.Will; w != nil {
+		if c.Version >= V5 {
+			b = appendProperties(b, w.Properties)
+		}
+		b = appendField(appendField(b, w.Topic), w.Payload)
+	}
+	if c.HasUsername {
+		b = appendField(b, c.Username)
+	}
+	if c.HasPassword {
+		b = appendField(b, c.Password)
+	}
+	return b, nil
+}
+
+// Decode decodes the body: see Packet. The version is that of the packet and the parameter is ignored. The error is
+// UnsupportedProtocolVersion for a Protocol Name or Protocol Level that is not one of the three versions,
+// TopicNameInvalid for a Will Topic that is empty or has wildcards, and otherwise MalformedPacket or ProtocolError. c.Version is set to
+// the Protocol Level whenever there was one to read, so that a refusal can be told in the form that the client understands.
+func (c *Connect) Decode(_ Header, body []byte, _ Version) error {
+	*c = Connect{}
+	r := cursor{t: TypeConnect, b: body}
+	name := r.take(int(r.uint16("protocol name")), "protocol name")
+	c.Version = Version(r.uint8("protocol level"))
+	if r.err != nil {
+		return r.err
+	}
+	switch v := c.Version; {
+	case v == V31 && string(name) == "MQIsdp", (v == V311 || v == V5) && string(name) == "MQTT":
+	default:
+		return Errorf(UnsupportedProtocolVersion, "CONNECT: neither MQTT 3.1, 3.1.1 nor 5.0")
+	}
+	flags := r.uint8("connect flags")
+	c.checkFlags(&r, flags)
+	c.CleanStart = flags&flagCleanStart != 0
+	c.KeepAlive = r.uint16("keep alive")
+	if c.Version >= V5 {
+		c.Properties = r.properties(TypeConnect)
+		if c.Properties.Has(AuthenticationData) && !c.Properties.Has(AuthenticationMethod) {
+			r.fail(ProtocolError, "properties", "have authentication data but no method")
+		}
+	}
+	c.ClientID = r.text("client identifier")
+	if flags&flagWill != 0 {
+		c.Will = decodeWill(&r, flags, c.Version)
+	}
+	if c.HasUsername = flags&flagUsername != 0; c.HasUsername {
+		c.Username = r.text("user name")
+	}
+	if c.HasPassword = flags&flagPassword != 0; c.HasPassword {
+		c.Password = r.binary("password")
+	}
+	return r.end()
+}
+
+// checkFlags checks the Connect Flags against one another (3.1.2.3).
+func (c *Connect) checkFlags(r *cursor, flags byte) {
+	switch {
+	case flags&flagReserved != 0: // [MQTT-3.1.2-3]
+		r.fail(MalformedPacket, "connect flags", "have the reserved bit")
+	case flags&flagWill == 0 && flags&(flagWillQoS|flagWillRetain) != 0: // [MQTT-3.1.2-11] [MQTT-3.1.2-13]
+		r.fail(MalformedPacket, "connect flags", "have a will QoS or will retain without a will")
+	case flags&flagWillQoS == flagWillQoS: // [MQTT-3.1.2-12]
+		r.fail(MalformedPacket, "connect flags", "have will QoS 3")
+	case c.Version < V5 && flags&(flagUsername|flagPassword) == flagPassword: // [v3.1.1 MQTT-3.1.2-22]
+		r.fail(MalformedPacket, "connect flags", "have a password without a user name")
+	}
+}
+
+// decodeWill reads the fields of the Will.
+func decodeWill(r *cursor, flags byte, v Version) *Will {
+	w := &Will{QoS: QoS(flags & flagWillQoS >> 3), Retain: flags&flagWillRetain != 0}
+	if v >= V5 {
+		w.Properties = r.properties(TypeWill)
+	}
+	w.Topic = r.text("will topic")
+	if !ValidTopicName(w.Topic) {
+		r.fail(TopicNameInvalid, "will topic", "is empty or has a wildcard")
+	}
+	w.Payload = r.binary("will payload")
+	return w
+}

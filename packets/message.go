@@ -1,0 +1,40 @@
+package packets
+
+import "time"
+
+// A Message is an Application Message: what a publisher sends and subscribers get, apart from how it travels. It is
+// immutable once it was handed to a broker: neither the giver nor any receiver changes it or what its slices hold.
+type Message struct {
+	Topic   string // the Topic Name; must not be empty
+	Payload []byte // may be empty
+	// Properties are those that travel with the message from publisher to subscriber: Payload Format Indicator, Message
+	// Expiry Interval, Content Type, Response Topic, Correlation Data, User Property (3.3.2.3). Nil: none.
+	Properties Properties
+	QoS        QoS  // as published
+	Retain     bool // as published
+}
+
+// ContentType returns the Content Type (3.3.2.3.9), or "" if there is none.
+func (m *Message) ContentType() string {
+	s, _ := m.Properties.Text(ContentType)
+	return s
+}
+
+// ResponseTopic returns the Response Topic (3.3.2.3.5), or "" if the message is not a request.
+func (m *Message) ResponseTopic() string {
+	s, _ := m.Properties.Text(ResponseTopic)
+	return s
+}
+
+// CorrelationData returns the Correlation Data (3.3.2.3.6), or nil. It must not be modified.
+func (m *Message) CorrelationData() []byte {
+	b, _ := m.Properties.Bytes(CorrelationData)
+	return b
+}
+
+// Expiry returns the Message Expiry Interval (3.3.2.3.3), counted from when the message was received. ok is false if it never
+// expires.
+func (m *Message) Expiry() (d time.Duration, ok bool) {
+	n, ok := m.Properties.Uint(MessageExpiryInterval)
+	return time.Duration(n) * time.Second, ok
+}

@@ -1,0 +1,147 @@
+package packets
+
+import (
+	"encoding/binary"
+	"fmt"
+)
+
+// The flags of PUBLISH in the fixed header (3.3.1).
+const (
+	flagRetain = 1 << 0
+	flagDup    = 1 << 3
+)
+
+// A Publish is a PUBLISH packet: an Application Message on its way (3.3). After Decode its slices alias the packet's bytes, so
+// that a Publish can be used again for the next packet without allocation.
+type Publish struct {
+	Dup        bool
+	Retain     bool
+	QoS        QoS
+	PacketID   uint16 // only with QoS 1 and 2
+	Topic      []byte // empty only in 5.0, with a Topic Alias
+	Properties Properties
+	Payload    []byte
+}
+
+// Type returns TypePublish.
+func (p *Publish) Type() Type { return TypePublish }
+
+// Size returns the length of the whole packet.
+func (p *Publish) Size(v Version) int { return packetLen(p.remaining(v)) }
+
+func (p *Publish) remaining(v Version) int {
+	n := 2 + len(p.Topic) + len(p.Payload)
+	if p.QoS > QoS0 {
+		n += 2
+	}
+	if v >= V5 {
+		n += propertiesLen(p.Properties)
+	}
+	return n
+}
+
+// checkQoS returns an error if q does not fit its two bits.
+func checkQoS(t Type, q QoS) error {
+	if q > 3 {
+		return fmt.Errorf("packets: %v: QoS %d", t, q)
+	}
+	return nil
+}
+
+// check returns an error if a field does not fit the wire.
+func (p *Publish) check(n int, v Version) error {
+	err := checkQoS(TypePublish, p.QoS)
+	if err == nil {
+		err = checkField(TypePublish, "topic name", len(p.Topic))
+	}
+	if err == nil && v >= V5 {
+		err = checkFrame(TypePublish, n, p.Properties)
+	} else if err == nil {
+		err = checkFrame(TypePublish, n, nil)
+	}
+	return err
+}
+
+// Append appends the whole packet: see Packet.
+func (p *Publish) Append(dst []byte, v Version) ([]byte, error) {
+	n := p.remaining(v)
+	if p.QoS > 3 || len(p.Topic) > maxString || n > maxRemaining || p.Properties.unencodable() {
+		if err := p.check(n, v); err != nil {
+			return dst, err
+		}
+	}
+	first := byte(TypePublish)<<4 | byte(p.QoS)<<1
+	if p.Dup {
+		first |= flagDup
+	}
+	if p.Retain {
+		first |= flagRetain
+	}
+	b := appendHeader(dst, first, n)
+	b = appendField(b, p.Topic)
+	if p.QoS > QoS0 {
+		b = binary.BigEndian.AppendUint16(b, p.PacketID)
+	}
+	if v >= V5 {
+		b = appendProperties(b, p.Properties)
+	}
+	return append(b, p.Payload...), nil
+}
+
+// Decode decodes the body: see Packet. It does not allocate unless it fails. The error is TopicNameInvalid for a Topic Name with
+// wildcards [MQTT-3.3.2-2]; TopicAliasInvalid for a Topic Alias 0; ProtocolError for an empty Topic Name without a Topic Alias,
+// a Packet Identifier 0, or properties that do not go together; and otherwise MalformedPacket.
+func (p *Publish) Decode(h Header, body []byte, v Version) error {
+	*p = Publish{Dup: h.Flags&flagDup != 0, Retain: h.Flags&flagRetain != 0, QoS: QoS(h.Flags >> 1 & 3)}
+	if len(body) < 2 {
+		return publishError(MalformedPacket, "the topic name is cut short")
+	}
+	i := 2 + int(binary.BigEndian.Uint16(body))
+	if i > len(body) {
+		return publishError(MalformedPacket, "the topic name is cut short")
+	}
+	p.Topic = body[2:i:i]
+	if malformed, wildcard := inspect(p.Topic); malformed || wildcard {
+		if malformed {
+			return publishError(MalformedPacket, "the topic name is not UTF-8 or contains U+0000")
+		}
+		return publishError(TopicNameInvalid, "the topic name contains a wildcard")
+	}
+	switch {
+	case p.QoS == 3: // [MQTT-3.3.1-4]
+		return publishError(MalformedPacket, "QoS 3")
+	case p.QoS == QoS0:
+		if p.Dup { // [MQTT-3.3.1-2]
+			return publishError(MalformedPacket, "DUP with QoS 0")
+		}
+	case len(body)-i < 2:
+		return publishError(MalformedPacket, "the packet identifier is cut short")
+	default:
+		if p.PacketID = binary.BigEndian.Uint16(body[i:]); p.PacketID == 0 { // [MQTT-2.2.1-3]
+			return publishError(ProtocolError, "the packet identifier is 0")
+		}
+		i += 2
+	}
+	if v >= V5 {
+		if i < len(body) && body[i] == 0 {
+			i++
+		} else {
+			r := cursor{t: TypePublish, b: body, i: i}
+			if p.Properties = r.properties(TypePublish); r.err != nil {
+				return r.err
+			}
+			i = r.i
+		}
+	}
+	if len(p.Topic) == 0 && !p.Properties.Has(TopicAlias) {
+		return publishError(ProtocolError, "the topic name is empty")
+	}
+	if i < len(body) {
+		p.Payload = body[i:len(body):len(body)]
+	}
+	return nil
+}
+
+func publishError(code ReasonCode, reason string) error {
+	return &Error{Code: code, Reason: "PUBLISH: " + reason}
+}

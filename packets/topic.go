@@ -1,0 +1,152 @@
+package packets
+
+import (
+	"strings"
+	"unicode/utf8"
+)
+
+// text is what the functions of this file take: a string or the bytes of one.
+type text interface{ ~string | ~[]byte }
+
+// inspect looks at s once and reports whether it is not UTF-8 or contains U+0000, and if not, whether it contains a
+// wildcard character. Eight bytes at a time are skipped as long as they are ASCII and none of these.
+func inspect[T text](s T) (malformed, wildcard bool) {
+	for i := 0; i < len(s); {
+		if i+8 <= len(s) && plain(s, i) {
+			i += 8
+			continue
+		}
+		switch c := s[i]; {
+		case c == 0:
+			return true, false
+		case c < utf8.RuneSelf:
+			wildcard = wildcard || c == '+' || c == '#'
+			i++
+		default:
+			r, n := utf8.DecodeRuneInString(string(s[i:min(i+utf8.UTFMax, len(s))]))
+			if r == utf8.RuneError && n == 1 {
+				return true, false
+			}
+			i += n
+		}
+	}
+	return false, wildcard
+}
+
+// plain reports whether none of the eight bytes at s[i:] is 0, '+', '#' or above 0x7F.
+func plain[T text](s T, i int) bool {
+	const ones = 0x01010101_01010101
+	w := s[i : i+8]
+	x := uint64(w[0]) | uint64(w[1])<<8 | uint64(w[2])<<16 | uint64(w[3])<<24 |
+		uint64(w[4])<<32 | uint64(w[5])<<40 | uint64(w[6])<<48 | uint64(w[7])<<56
+	// As long as no byte is above 0x7F, subtracting 1 from each sets a high bit only where one was 0. '+' and '#' differ in
+	// the bit 0x08 alone, so both become 0 in y.
+	y := (x | 0x08*ones) ^ '+'*ones
+	return (x|(x-ones)|(y-ones))&(0x80*ones) == 0
+}
+
+// ValidUTF8 reports whether s is UTF-8 as the standard wants it: well formed, without surrogates and without U+0000 (1.5.4).
+// An empty s is valid.
+func ValidUTF8[T text](s T) bool {
+	malformed, _ := inspect(s)
+	return !malformed
+}
+
+// ValidTopicName reports whether s may be the Topic Name of a message: 1 to 65,535 bytes of UTF-8 without U+0000 and without
+// wildcards (4.7).
+func ValidTopicName[T text](s T) bool {
+	if len(s) == 0 || len(s) > maxString {
+		return false
+	}
+	malformed, wildcard := inspect(s)
+	return !malformed && !wildcard
+}
+
+// ValidTopicFilter reports whether s may be a Topic Filter: 1 to 65,535 bytes of UTF-8 without U+0000, where '+' and '#' stand
+// alone in their level, and '#' in the last (4.7.1). It does not look into a shared one: see SplitShared.
+func ValidTopicFilter(s string) bool {
+	if len(s) == 0 || len(s) > maxString {
+		return false
+	}
+	malformed, wildcard := inspect(s)
+	if malformed {
+		return false
+	}
+	if !wildcard {
+		return true
+	}
+	for i := range len(s) {
+		switch s[i] {
+		case '#':
+			if i != len(s)-1 || i > 0 && s[i-1] != '/' {
+				return false
+			}
+		case '+':
+			if i > 0 && s[i-1] != '/' || i < len(s)-1 && s[i+1] != '/' {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// SplitShared splits the Topic Filter of a Shared Subscription, "$share/group/inner", into its Share Name and the filter that
+// messages have to match (4.8.2). A filter that is not shared is returned as inner, with an empty group. The error is
+// an *Error with TopicFilterInvalid if the filter begins like a shared one but has no valid Share Name [MQTT-4.8.2-1]
+// [MQTT-4.8.2-2] or nothing after it. Whether inner is valid is for ValidTopicFilter to say.
+func SplitShared(filter string) (group, inner string, err error) {
+	rest, shared := strings.CutPrefix(filter, "$share/")
+	if !shared {
+		if filter == "$share" {
+			return "", "", Errorf(TopicFilterInvalid, "a shared subscription has no Share Name")
+		}
+		return "", filter, nil
+	}
+	group, inner, _ = strings.Cut(rest, "/")
+	switch {
+	case group == "" || strings.ContainsAny(group, "+#"):
+		return "", "", Errorf(TopicFilterInvalid, "a shared subscription has no valid Share Name")
+	case inner == "":
+		return "", "", Errorf(TopicFilterInvalid, "a shared subscription has no Topic Filter")
+	}
+	return group, inner, nil
+}
+
+// MatchTopic reports whether a message with the given Topic Name is one that a subscription to filter gets (4.7). Both have to be
+// valid, and the filter not a shared one; for others the answer means nothing. It takes time linear in their length
+// and allocates nothing.
+func MatchTopic(filter, name string) bool {
+	if filter == "" || name == "" {
+		return false
+	}
+	if name[0] == '$' && (filter[0] == '+' || filter[0] == '#') {
+		return false // [MQTT-4.7.2-1]
+	}
+	j := 0
+	for i := range len(filter) {
+		switch c := filter[i]; {
+		case c == '#':
+			return true
+		case c == '+':
+			for j < len(name) && name[j] != '/' {
+				j++
+			}
+		case j < len(name) && name[j] == c:
+			j++
+		default:
+			return j == len(name) && filter[i:] == "/#" // '#' includes the parent level (4.7.1.2)
+		}
+	}
+	return j == len(name)
+}
+
+// Levels returns the number of levels of a Topic Name or Topic Filter: one more than it has slashes (4.7.1.1).
+func Levels[T text](s T) int {
+	n := 1
+	for i := range len(s) {
+		if s[i] == '/' {
+			n++
+		}
+	}
+	return n
+}
