@@ -45,7 +45,7 @@ func (a *Ack) Append(dst []byte, v Version) ([]byte, error) {
 	if n == 2 {
 		return append(dst, a.firstByte(), 2, byte(a.PacketID>>8), byte(a.PacketID)), nil
 	}
-	if err := checkFrame(a.Kind, n, a.Properties); err != nil {
+	if err := checkFrame(a.Kind, n, a.Properties, v); err != nil {
 		return dst, err
 	}
 	b := appendHeader(dst, a.firstByte(), n)

@@ -28,10 +28,12 @@ func (c *Connack) Append(dst []byte, v Version) ([]byte, error) {
 	n := c.remaining(v)
 	code := byte(c.Code)
 	if v < V5 {
-		if code = c.Code.ReturnCode(); code == 0 && c.Code.Failed() {
+		code = c.Code.ReturnCode()
+		if code == 0 && c.Code.Failed() {
 			return dst, fmt.Errorf("packets: CONNACK: no return code stands for %v", c.Code)
 		}
-	} else if err := checkFrame(TypeConnack, n, c.Properties); err != nil {
+	}
+	if err := checkFrame(TypeConnack, n, c.Properties, v); err != nil {
 		return dst, err
 	}
 	var present byte

@@ -72,30 +72,25 @@ func (c *Connect) remaining() int {
 
 // check returns an error if a field does not fit the wire.
 func (c *Connect) check() error {
-	err := checkFrame(TypeConnect, c.remaining(), c.Properties)
-	lengths := []struct {
-		field string
-		n     int
-	}{{"client identifier", len(c.ClientID)}, {"user name", len(c.Username)}, {"password", len(c.Password)}}
-	if w := c.Will; w != nil {
+	err := checkFrame(TypeConnect, c.remaining(), c.Properties, c.Version)
+	field := func(name string, n int) {
 		if err == nil {
-			err = checkFrame(TypeWill, 0, w.Properties)
+			err = checkField(TypeConnect, name, n)
 		}
+	}
+	field("client identifier", len(c.ClientID))
+	if w := c.Will; w != nil {
+		field("will topic", len(w.Topic))
+		field("will payload", len(w.Payload))
 		if err == nil {
 			err = checkQoS(TypeConnect, w.QoS)
 		}
 		if err == nil {
-			err = checkField(TypeConnect, "will topic", len(w.Topic))
-		}
-		if err == nil {
-			err = checkField(TypeConnect, "will payload", len(w.Payload))
+			err = checkFrame(TypeWill, 0, w.Properties, c.Version)
 		}
 	}
-	for _, l := range lengths {
-		if err == nil {
-			err = checkField(TypeConnect, l.field, l.n)
-		}
-	}
+	field("user name", len(c.Username))
+	field("password", len(c.Password))
 	return err
 }
 

@@ -67,7 +67,7 @@ func (d *Disconnect) remaining(v Version) int {
 func (d *Disconnect) Append(dst []byte, v Version) ([]byte, error) {
 	n := d.remaining(v)
 	if n > 0 {
-		if err := checkFrame(TypeDisconnect, n, d.Properties); err != nil {
+		if err := checkFrame(TypeDisconnect, n, d.Properties, v); err != nil {
 			return dst, err
 		}
 	}
@@ -118,7 +118,7 @@ func (a *Auth) remaining() int {
 // Append appends the whole packet, in the form of 5.0 whatever the version is: see Packet.
 func (a *Auth) Append(dst []byte, _ Version) ([]byte, error) {
 	n := a.remaining()
-	if err := checkFrame(TypeAuth, n, a.Properties); err != nil {
+	if err := checkFrame(TypeAuth, n, a.Properties, V5); err != nil {
 		return dst, err
 	}
 	b := appendHeader(dst, byte(TypeAuth)<<4, n)

@@ -1,3 +1,52 @@
+// Package packets encodes and decodes the packets of MQTT 3.1, 3.1.1 and 5.0. It needs nothing but the standard library, starts
+// no goroutine, and is of use to brokers, clients, proxies and tests alike.
+//
+// Each packet is a struct that is a [Packet]. Encoding appends to a slice of the caller; decoding is in place, with slices of
+// the packet aliasing the bytes it came from. What a peer did wrong is an [*Error] with the Reason Code that the standard
+// wants as the answer; in 3.1 and 3.1.1 the answer to each of them is to close. What the codec cannot know is left to the caller:
+// which side may send a packet, Topic Aliases, Packet Identifiers in use, and all else that needs a Session.
+//
+// A client writes packets and reads the answers with a [Reader], which bounds what it takes from the other side:
+//
+//	connect := &packets.Connect{Version: packets.V5, CleanStart: true, ClientID: "c1"}
+//	b, err := connect.Append(nil, packets.V5)
+//	...
+//	conn.Write(b)
+//	r := packets.NewReader(conn, packets.Limits{PacketSize: 1 << 20})
+//	r.SetVersion(packets.V5)
+//	p, err := r.ReadPacket()
+//	if ack, ok := p.(*packets.Connack); ok && !ack.Code.Failed() {
+//		...
+//	}
+//
+// A proxy looks at packets and passes their bytes on. It decodes in place and only what it has to; here it logs all but the
+// messages, of which it looks at the topic:
+//
+//	for {
+//		h, err := packets.ParseHeader(buf, version)
+//		if err == packets.ErrShort || err == nil && len(buf) < h.Len+h.Remaining {
+//			break // read more
+//		}
+//		...
+//		whole := buf[:h.Len+h.Remaining]
+//		if h.Type == packets.TypePublish {
+//			err = publish.Decode(h, whole[h.Len:], version) // a Publish that is used again and again: no allocation
+//		} else if p, _, err := packets.Decode(whole, version, limits); err == nil {
+//			log.Print(packets.Trace(p))
+//		}
+//		...
+//		out.Write(whole)
+//		buf = buf[len(whole):]
+//	}
+//
+// A test says what it wants as a line of text, which a failure then shows:
+//
+//	p, err := r.ReadPacket()
+//	require.NoError(t, err)
+//	require.Equal(t, "SUBACK id=1 codes=00,87", packets.Trace(p))
+//
+// and sends what no well-behaved program would, for Append writes what the fields say: a Publish with QoS 3, a Subscribe
+// without filters, Properties that do not belong there.
 package packets
 
 import (

@@ -50,16 +50,13 @@ func checkQoS(t Type, q QoS) error {
 
 // check returns an error if a field does not fit the wire.
 func (p *Publish) check(n int, v Version) error {
-	err := checkQoS(TypePublish, p.QoS)
-	if err == nil {
-		err = checkField(TypePublish, "topic name", len(p.Topic))
+	if err := checkQoS(TypePublish, p.QoS); err != nil {
+		return err
 	}
-	if err == nil && v >= V5 {
-		err = checkFrame(TypePublish, n, p.Properties)
-	} else if err == nil {
-		err = checkFrame(TypePublish, n, nil)
+	if err := checkField(TypePublish, "topic name", len(p.Topic)); err != nil {
+		return err
 	}
-	return err
+	return checkFrame(TypePublish, n, p.Properties, v)
 }
 
 // Append appends the whole packet: see Packet.

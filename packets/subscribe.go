@@ -42,7 +42,7 @@ func (s *Subscribe) remaining(v Version) int {
 // Append appends the whole packet: see Packet.
 func (s *Subscribe) Append(dst []byte, v Version) ([]byte, error) {
 	n := s.remaining(v)
-	if err := checkFrame(TypeSubscribe, n, s.Properties); err != nil {
+	if err := checkFrame(TypeSubscribe, n, s.Properties, v); err != nil {
 		return dst, err
 	}
 	for i := range s.Subscriptions {
@@ -83,7 +83,9 @@ func (s *Subscription) options(v Version) byte {
 
 // Decode decodes the body: see Packet. A Topic Filter that is UTF-8 but not valid as a filter is no error here, for SUBACK
 // refuses it alone.
-func (s *Subscribe) Decode(_ Header, body []byte, v Version) error { return s.decode(body, v, Limits{}) }
+func (s *Subscribe) Decode(_ Header, body []byte, v Version) error {
+	return s.decode(body, v, Limits{})
+}
 
 func (s *Subscribe) decode(body []byte, v Version, l Limits) error {
 	*s = Subscribe{}
@@ -175,7 +177,7 @@ func (s *Suback) remaining(v Version) int {
 // Append appends the whole packet: see Packet.
 func (s *Suback) Append(dst []byte, v Version) ([]byte, error) {
 	n := s.remaining(v)
-	if err := checkFrame(TypeSuback, n, s.Properties); err != nil {
+	if err := checkFrame(TypeSuback, n, s.Properties, v); err != nil {
 		return dst, err
 	}
 	b := appendHeader(dst, byte(TypeSuback)<<4, n)

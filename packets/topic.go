@@ -12,8 +12,9 @@ type text interface{ ~string | ~[]byte }
 // wildcard character. Eight bytes at a time are skipped as long as they are ASCII and none of these.
 func inspect[T text](s T) (malformed, wildcard bool) {
 	for i := 0; i < len(s); {
-		if i+8 <= len(s) && plain(s, i) {
-			i += 8
+		// The last eight bytes may overlap with some that were looked at before.
+		if j := min(i, len(s)-8); j >= 0 && plain(s, j) {
+			i = j + 8
 			continue
 		}
 		switch c := s[i]; {

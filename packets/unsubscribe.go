@@ -29,7 +29,7 @@ func (u *Unsubscribe) remaining(v Version) int {
 // Append appends the whole packet: see Packet.
 func (u *Unsubscribe) Append(dst []byte, v Version) ([]byte, error) {
 	n := u.remaining(v)
-	if err := checkFrame(TypeUnsubscribe, n, u.Properties); err != nil {
+	if err := checkFrame(TypeUnsubscribe, n, u.Properties, v); err != nil {
 		return dst, err
 	}
 	for _, f := range u.Filters {
@@ -94,7 +94,7 @@ func (u *Unsuback) remaining(v Version) int {
 // Append appends the whole packet: see Packet.
 func (u *Unsuback) Append(dst []byte, v Version) ([]byte, error) {
 	n := u.remaining(v)
-	if err := checkFrame(TypeUnsuback, n, u.Properties); err != nil {
+	if err := checkFrame(TypeUnsuback, n, u.Properties, v); err != nil {
 		return dst, err
 	}
 	b := appendHeader(dst, byte(TypeUnsuback)<<4, n)

@@ -75,9 +75,9 @@ func appendHeader(dst []byte, first byte, n int) []byte {
 }
 
 // checkFrame returns an error if a packet of type t cannot have n as its Remaining Length, or has properties that
-// have no wire form.
-func checkFrame(t Type, n int, p Properties) error {
-	if p.unencodable() {
+// v writes and that have no wire form.
+func checkFrame(t Type, n int, p Properties, v Version) error {
+	if v >= V5 && p.unencodable() {
 		return fmt.Errorf("packets: %v: a property has a value that the wire cannot hold", t)
 	}
 	if n > maxRemaining {
