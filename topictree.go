@@ -1,0 +1,556 @@
+package dunlin
+
+import (
+	"bytes"
+	"hash/maphash"
+
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// This file is how the subscription tree lies in memory: nodes and entries in chunks without pointers, addressed by
+// number, and one hash table from a parent and a label to the child. The garbage collector has next to nothing to mark, and growing
+// neither copies nor leaves garbage. The caller holds the locks of the tree.
+
+// An arena hands out numbered places for T; number 0 is never given out. Places that are freed are used again.
+type arena[T any] struct {
+	chunks []*[chunkSize]T
+	fresh  uint32   // numbers from here on have not been used yet
+	free   []uint32 // freed numbers
+}
+
+const (
+	chunkBits = 8
+	chunkSize = 1 << chunkBits
+)
+
+func (a *arena[T]) at(i uint32) *T {
+	return &a.chunks[i>>chunkBits][i%chunkSize]
+}
+
+// take returns a place, which is zero.
+func (a *arena[T]) take() uint32 {
+	if n := len(a.free); n > 0 {
+		i := a.free[n-1]
+		a.free = a.free[:n-1]
+		return i
+	}
+	if a.fresh == 0 {
+		a.fresh = 1
+	}
+	i := a.fresh
+	if int(i>>chunkBits) == len(a.chunks) {
+		a.chunks = append(a.chunks, new([chunkSize]T))
+	}
+	a.fresh++
+	return i
+}
+
+func (a *arena[T]) give(i uint32) {
+	*a.at(i) = *new(T)
+	a.free = append(a.free, i)
+}
+
+// used returns how many places are taken.
+func (a *arena[T]) used() int {
+	return max(int(a.fresh)-1, 0) - len(a.free)
+}
+
+// A node is the end of a filter or a step on the way to one. It fills a cache line.
+//
+// A label longer than labelMax goes on in a child of kind nodeRest.
+type node struct {
+	parent uint32
+	plus   uint32 // child for +, 0: none
+	hash   uint32 // child for #, 0: none
+	kids   uint32 // how many other children there are; the edge table knows them
+	groups uint32 // number of the first group, 0: none
+	list   subList
+	size   uint8 // of label
+	kind   nodeKind
+	label  [labelMax]byte
+}
+
+const labelMax = 34
+
+type nodeKind uint8
+
+const (
+	nodeWhole nodeKind = iota // a level, or the whole of a filter without wildcards
+	nodeRest                  // goes on with the label of the parent
+	nodePlus
+	nodeHash
+)
+
+// The two places where filters begin: those without wildcards are labels below exactRoot, which is no node, and the others begin
+// at wildRoot.
+const (
+	exactRoot = 0
+	wildRoot  = 1
+)
+
+func (t *tree) reset() {
+	t.nodes, t.entries, t.edges = arena[node]{}, arena[subEntry]{}, newEdgeTable()
+	t.indexed, t.byName = map[uint64]uint32{}, map[groupKey]*group{}
+	t.groups, t.free = []*group{nil}, nil
+	t.nodes.take() // wildRoot
+}
+
+// shrink gives the memory of an empty tree back, if it is worth it.
+func (t *tree) shrink() {
+	if t.total == 0 && len(t.nodes.chunks)+len(t.entries.chunks) > 16 {
+		t.reset()
+	}
+}
+
+// pieceHash hashes as much of a label as one node holds.
+func (t *tree) pieceHash(label []byte) uint64 {
+	return maphash.Bytes(t.seed, label[:min(len(label), labelMax)])
+}
+
+// path returns the node that label leads to from parent, or 0. h is the pieceHash of label.
+func (t *tree) path(parent uint32, label []byte, h uint64) uint32 {
+	kind := nodeWhole
+	for len(label) > labelMax {
+		if parent = t.child(parent, kind, label[:labelMax], edgeHash(parent, kind, h)); parent == 0 {
+			return 0
+		}
+		label, kind = label[labelMax:], nodeRest
+		h = t.pieceHash(label)
+	}
+	return t.child(parent, kind, label, edgeHash(parent, kind, h))
+}
+
+// child returns the child of parent with that label, or 0.
+func (t *tree) child(parent uint32, kind nodeKind, label []byte, x uint32) uint32 {
+	s := t.edges.segment(x)
+	for i := slotOf(x); s.slots[i] != 0; {
+		if edge := s.slots[i]; uint32(edge>>32) == x {
+			n := t.nodes.at(uint32(edge))
+			if n.parent == parent && n.kind == kind && string(n.label[:n.size]) == string(label) {
+				return uint32(edge)
+			}
+		}
+		if i++; i == segmentSlots {
+			i = 0
+		}
+	}
+	return 0
+}
+
+// ensurePath returns the node that label leads to from parent, making what is missing.
+func (t *tree) ensurePath(parent uint32, label []byte) uint32 {
+	for kind := nodeWhole; ; kind = nodeRest {
+		piece := label[:min(len(label), labelMax)]
+		x := edgeHash(parent, kind, maphash.Bytes(t.seed, piece))
+		i := t.child(parent, kind, piece, x)
+		if i == 0 {
+			i = t.newNode(parent, kind, piece)
+			t.edges.add(x, i)
+			if parent != exactRoot {
+				t.nodes.at(parent).kids++
+			}
+		}
+		if parent, label = i, label[len(piece):]; len(label) == 0 {
+			return parent
+		}
+	}
+}
+
+func (t *tree) newNode(parent uint32, kind nodeKind, label []byte) uint32 {
+	i := t.nodes.take()
+	n := t.nodes.at(i)
+	n.parent, n.kind, n.size = parent, kind, uint8(copy(n.label[:], label))
+	return i
+}
+
+// ensure returns the node of filter, making what is missing.
+func (t *tree) ensure(filter []byte) uint32 {
+	if isExact(filter) {
+		return t.ensurePath(exactRoot, filter)
+	}
+	i := uint32(wildRoot)
+	for more := true; more; {
+		var level []byte
+		level, filter, more = bytes.Cut(filter, levelSeparator)
+		switch string(level) {
+		case "+":
+			if t.nodes.at(i).plus == 0 {
+				t.nodes.at(i).plus = t.newNode(i, nodePlus, level)
+			}
+			i = t.nodes.at(i).plus
+		case "#":
+			if t.nodes.at(i).hash == 0 {
+				t.nodes.at(i).hash = t.newNode(i, nodeHash, level)
+			}
+			i = t.nodes.at(i).hash
+		default:
+			i = t.ensurePath(i, level)
+		}
+	}
+	return i
+}
+
+// lookup returns where the subscription of sub to filter belongs, and its entry or 0.
+func (t *tree) lookup(sub uint32, group string, filter []byte) (owner, uint32) {
+	i := uint32(wildRoot)
+	if isExact(filter) {
+		i = t.path(exactRoot, filter, t.pieceHash(filter))
+	} else {
+		for more := true; more && i != 0; {
+			var level []byte
+			level, filter, more = bytes.Cut(filter, levelSeparator)
+			switch string(level) {
+			case "+":
+				i = t.nodes.at(i).plus
+			case "#":
+				i = t.nodes.at(i).hash
+			default:
+				i = t.path(i, level, t.pieceHash(level))
+			}
+		}
+	}
+	if i == 0 {
+		return 0, 0
+	}
+	ow := nodeOwner(i)
+	if group != "" {
+		g := t.byName[groupKey{i, group}]
+		if g == nil {
+			return 0, 0
+		}
+		ow = g.owner()
+	}
+	return ow, t.find(ow, sub)
+}
+
+// appendFilter appends the filter of node i.
+func (t *tree) appendFilter(dst []byte, i uint32) []byte {
+	size := 0
+	for j := i; j > wildRoot; j = t.nodes.at(j).parent {
+		n := t.nodes.at(j)
+		size += int(n.size)
+		if n.kind != nodeRest && n.parent > wildRoot {
+			size++
+		}
+	}
+	at := len(dst) + size
+	dst = append(dst, make([]byte, size)...)
+	for i > wildRoot {
+		n := t.nodes.at(i)
+		at -= int(n.size)
+		copy(dst[at:], n.label[:n.size])
+		if n.kind != nodeRest && n.parent > wildRoot {
+			at--
+			dst[at] = '/'
+		}
+		i = n.parent
+	}
+	return dst
+}
+
+// prune frees node i if nothing needs it, and then its parent likewise.
+func (t *tree) prune(i uint32) {
+	for i > wildRoot {
+		n := t.nodes.at(i)
+		if n.list.n > 0 || n.groups != 0 || n.kids > 0 || n.plus != 0 || n.hash != 0 {
+			return
+		}
+		up := n.parent
+		switch n.kind {
+		case nodePlus:
+			t.nodes.at(up).plus = 0
+		case nodeHash:
+			t.nodes.at(up).hash = 0
+		default:
+			t.edges.remove(edgeHash(up, n.kind, maphash.Bytes(t.seed, n.label[:n.size])), i)
+			if up != exactRoot {
+				t.nodes.at(up).kids--
+			}
+		}
+		t.nodes.give(i)
+		i = up
+	}
+}
+
+// A subList is the subscribers of a node or a group: the first of a chain of entries, and how many.
+type subList struct{ first, n uint32 }
+
+// listWalk is how many entries are walked to find one; those of longer lists are in tree.indexed.
+const listWalk = 8
+
+// An owner is a node or a group: whose list an entry is in.
+type owner uint32
+
+func nodeOwner(i uint32) owner      { return owner(i << 1) }
+func (g *group) owner() owner       { return owner(g.number<<1 | 1) }
+func (o owner) key(s uint32) uint64 { return uint64(o)<<32 | uint64(s) }
+
+// ownerGroup returns the group, nil if o is a node.
+func (t *tree) ownerGroup(o owner) *group {
+	if o&1 == 0 {
+		return nil
+	}
+	return t.groups[o>>1]
+}
+
+// ownerNode returns the node of the filter.
+func (t *tree) ownerNode(o owner) uint32 {
+	if g := t.ownerGroup(o); g != nil {
+		return g.node
+	}
+	return uint32(o >> 1)
+}
+
+func (t *tree) ownerList(o owner) *subList {
+	if g := t.ownerGroup(o); g != nil {
+		return &g.list
+	}
+	return &t.nodes.at(uint32(o >> 1)).list
+}
+
+// A subEntry is one subscription.
+type subEntry struct {
+	sub          uint32
+	owner        owner
+	next, prev   uint32 // of the same list
+	newer, older uint32 // of the same subscriber, as a ring
+	id           uint32 // Subscription Identifier
+	opts         uint32
+}
+
+// The bits of subEntry.opts.
+const (
+	optQoS               = 3
+	optNoLocal           = 1 << 2
+	optRetainAsPublished = 1 << 3
+	optRetainHandling    = 4 // shift
+)
+
+func (e *subEntry) qos() packets.QoS { return packets.QoS(e.opts & optQoS) }
+
+func (e *subEntry) options() subOptions {
+	return subOptions{
+		qos:               e.qos(),
+		noLocal:           e.opts&optNoLocal != 0,
+		retainAsPublished: e.opts&optRetainAsPublished != 0,
+		retainHandling:    byte(e.opts >> optRetainHandling),
+		id:                e.id,
+	}
+}
+
+func (e *subEntry) set(o subOptions) {
+	e.opts = uint32(o.qos) | uint32(o.retainHandling)<<optRetainHandling
+	if o.noLocal {
+		e.opts |= optNoLocal
+	}
+	if o.retainAsPublished {
+		e.opts |= optRetainAsPublished
+	}
+	e.id = o.id
+}
+
+// A subscriber is the ring of its entries.
+type subscriber struct{ newest, n uint32 }
+
+// find returns the entry of sub in the list of ow, or 0.
+func (t *tree) find(ow owner, sub uint32) uint32 {
+	l := t.ownerList(ow)
+	if l.n > listWalk {
+		return t.indexed[ow.key(sub)]
+	}
+	i := l.first
+	for i != 0 && t.entries.at(i).sub != sub {
+		i = t.entries.at(i).next
+	}
+	return i
+}
+
+// insert makes an entry.
+func (t *tree) insert(ow owner, sub uint32, o subOptions) {
+	i := t.entries.take()
+	e := t.entries.at(i)
+	e.sub, e.owner = sub, ow
+	e.set(o)
+
+	l := t.ownerList(ow)
+	if e.next = l.first; e.next != 0 {
+		t.entries.at(e.next).prev = i
+	}
+	l.first = i
+	switch l.n++; {
+	case l.n == listWalk+1:
+		for j := i; j != 0; j = t.entries.at(j).next {
+			t.indexed[ow.key(t.entries.at(j).sub)] = j
+		}
+	case l.n > listWalk:
+		t.indexed[ow.key(sub)] = i
+	}
+
+	for int(sub) >= len(t.subs) {
+		t.subs = append(t.subs, subscriber{})
+	}
+	s := &t.subs[sub]
+	if s.n == 0 {
+		e.newer, e.older = i, i
+	} else {
+		last := t.entries.at(s.newest)
+		e.older, e.newer = s.newest, last.newer
+		t.entries.at(last.newer).older = i
+		last.newer = i
+	}
+	s.newest = i
+	s.n++
+	t.total++
+}
+
+// delete removes entry i, with the group and the nodes that nothing else needs.
+func (t *tree) delete(i uint32) {
+	e := t.entries.at(i)
+	ow, sub := e.owner, e.sub
+	l := t.ownerList(ow)
+	if e.next != 0 {
+		t.entries.at(e.next).prev = e.prev
+	}
+	if e.prev != 0 {
+		t.entries.at(e.prev).next = e.next
+	} else {
+		l.first = e.next
+	}
+	if l.n > listWalk {
+		delete(t.indexed, ow.key(sub))
+	}
+	if l.n--; l.n == listWalk {
+		for j := l.first; j != 0; j = t.entries.at(j).next {
+			delete(t.indexed, ow.key(t.entries.at(j).sub))
+		}
+	}
+
+	s := &t.subs[sub]
+	t.entries.at(e.newer).older = e.older
+	t.entries.at(e.older).newer = e.newer
+	if s.newest == i {
+		s.newest = e.older
+	}
+	if s.n--; s.n == 0 {
+		s.newest = 0
+	}
+	t.total--
+	t.entries.give(i)
+
+	n := t.ownerNode(ow)
+	if g := t.ownerGroup(ow); g != nil && g.list.n == 0 {
+		t.dropGroup(g)
+	}
+	t.prune(n)
+}
+
+// An edgeTable maps hashes of edges to nodes. Open addressing in segments: those that are full are split in two, so that no
+// change to the tree has to wait for a large table to be copied.
+type edgeTable struct {
+	dir   []*edgeSegment // by the first bits of the hash; neighbours may share one
+	depth uint           // how many bits
+}
+
+// An edgeSegment fills 8 KiB.
+type edgeSegment struct {
+	depth uint32 // how many first bits of the hash all edges here have in common
+	n     uint32
+	slots [segmentSlots]uint64 // hash and node, 0: empty
+}
+
+const (
+	segmentSlots = 1023
+	segmentMax   = segmentSlots * 3 / 4
+)
+
+func newEdgeTable() edgeTable {
+	return edgeTable{dir: []*edgeSegment{new(edgeSegment)}}
+}
+
+// edgeHash mixes parent and kind into the hash of a piece. Neither is spread well by itself, but a piece under many parents is.
+func edgeHash(parent uint32, kind nodeKind, h uint64) uint32 {
+	return uint32((h + (uint64(parent)<<1|uint64(kind))*0x9E3779B97F4A7C15) >> 32)
+}
+
+// slotOf returns where in its segment an edge belongs, by bits that do not choose the segment.
+func slotOf(x uint32) uint32 {
+	return x & 0xffff * segmentSlots >> 16
+}
+
+func (d *edgeTable) segment(x uint32) *edgeSegment {
+	return d.dir[x>>(32-d.depth)]
+}
+
+func (d *edgeTable) add(x, node uint32) {
+	for d.segment(x).n >= segmentMax {
+		d.split(x)
+	}
+	d.segment(x).add(uint64(x)<<32 | uint64(node))
+}
+
+// split makes two segments out of the one of x.
+func (d *edgeTable) split(x uint32) {
+	s := d.segment(x)
+	if uint(s.depth) == d.depth {
+		dir := make([]*edgeSegment, 2*len(d.dir))
+		for i := range dir {
+			dir[i] = d.dir[i/2]
+		}
+		d.dir = dir
+		d.depth++
+	}
+	old := s.slots
+	s.slots, s.n = [segmentSlots]uint64{}, 0
+	s.depth++
+	other := &edgeSegment{depth: s.depth}
+	for _, edge := range old {
+		switch {
+		case edge == 0:
+		case edge>>(64-s.depth)&1 == 0:
+			s.add(edge)
+		default:
+			other.add(edge)
+		}
+	}
+	// The places of the old segment are a run of the directory; the second half of it is for the other.
+	run := 1 << (d.depth - uint(s.depth))
+	first := int(x>>(32-d.depth)) &^ (2*run - 1)
+	for i := range run {
+		d.dir[first+run+i] = other
+	}
+}
+
+func (s *edgeSegment) add(edge uint64) {
+	i := slotOf(uint32(edge >> 32))
+	for s.slots[i] != 0 {
+		if i++; i == segmentSlots {
+			i = 0
+		}
+	}
+	s.slots[i] = edge
+	s.n++
+}
+
+// remove takes the edge to node out and closes the gap, so that a search may still end at the first empty slot.
+func (d *edgeTable) remove(x, node uint32) {
+	s := d.segment(x)
+	i := slotOf(x)
+	for s.slots[i] != uint64(x)<<32|uint64(node) {
+		if s.slots[i] == 0 {
+			panic("BUG: an edge of the subscription tree is not in its table")
+		}
+		i = (i + 1) % segmentSlots
+	}
+	s.n--
+	for j := i; ; {
+		if j = (j + 1) % segmentSlots; s.slots[j] == 0 {
+			break
+		}
+		home := slotOf(uint32(s.slots[j] >> 32))
+		if (j+segmentSlots-home)%segmentSlots >= (j+segmentSlots-i)%segmentSlots {
+			s.slots[i] = s.slots[j]
+			i = j
+		}
+	}
+	s.slots[i] = 0
+}
