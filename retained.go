@@ -53,6 +53,18 @@ func (r *retainedStore) remove(topic string) (old *message) {
 	return old
 }
 
+// removeExactly forgets m if it still is the retained message of its topic, and says whether it was.
+func (r *retainedStore) removeExactly(m *message) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if it, _ := r.items.Get(retainedItem{topic: m.Topic}); it.msg != m {
+		return false
+	}
+	r.items.Delete(retainedItem{topic: m.Topic})
+	r.size -= retainedSize(m)
+	return true
+}
+
 // get returns the retained message of topic, nil if there is none.
 func (r *retainedStore) get(topic string) *message {
 	r.mu.RLock()
