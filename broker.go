@@ -1,0 +1,357 @@
+// Package dunlin is an MQTT broker (a Server, in the standard's word) that other programs import. It speaks MQTT 3.1, 3.1.1
+// and 5.0.
+//
+// # Usage
+//
+//	b, err := dunlin.New(dunlin.Config{Authenticator: hooks.AllowAll})
+//	...
+//	l, err := net.Listen("tcp", "127.0.0.1:1883")
+//	...
+//	err = b.Serve(l)
+//
+// Any net.Listener will do: TCP, TLS, a unix socket, one of package listeners. ServeConn serves one connection that the
+// caller has accepted. The program itself takes part with Publish and Subscribe.
+//
+// # Delivery guarantees
+//
+// A PUBACK or PUBREC is sent when the message is in the queue of every Session that it matches. QoS 1 messages arrive at least
+// once and QoS 2 messages exactly once, in the order of each publisher and topic, as long as the Session lasts and its queue is not
+// full. QoS 0 messages are dropped where a client does not keep up, and counted.
+//
+// # Limits
+//
+// Everything is bounded; each bound is a field of Config with its default.
+//
+// # Shutdown
+//
+// Shutdown tells the clients and flushes what is on its way; Close does not wait. After either no goroutine of the Broker is left.
+//
+// # Concurrency
+//
+// All methods of Broker and Subscription may be called by several goroutines. An idle connection costs one goroutine.
+package dunlin
+
+import (
+	"context"
+	"errors"
+	"hash/maphash"
+	"log/slog"
+	"net"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// Names of package packets that callers of Publish and Subscribe need.
+type (
+	// Message is an Application Message.
+	Message = packets.Message
+	// QoS is a Quality of Service.
+	QoS = packets.QoS
+	// ReasonCode is a Reason Code of the standard.
+	ReasonCode = packets.ReasonCode
+)
+
+// Version is the version of this package, as $SYS/broker/version has it.
+const Version = "0.1.0"
+
+// ErrBrokerClosed is returned by Serve, ServeConn, Publish and Subscribe after Shutdown or Close.
+var ErrBrokerClosed = errors.New("dunlin: broker closed")
+
+// A Broker is an MQTT Server. Its methods may be called concurrently.
+//
+// Locks are taken in this order, and none is held across I/O, a decision of a hook or a channel operation:
+// Broker.mu, session.mu, expiryMu, then one of these, which are leaves: the tree, the retained messages, numbers, deadlines.
+// Nobody holds the locks of two sessions.
+type Broker struct {
+	// Immutable after New.
+	cfg        Config
+	log        *slog.Logger
+	obs        *hooks.Observer
+	authorizer hooks.Authorizer // nil where everything is allowed
+	ctx        context.Context  // ends with the Broker
+	cancel     context.CancelFunc
+	seed       maphash.Seed
+	started    time.Time
+
+	tree     *tree
+	retained *retainedStore
+	due      *deadlines
+	stats    counters
+	turns    sync.Pool
+
+	mu        sync.Mutex
+	closed    bool                      // no new listeners and connections. Guarded by mu, as are the next four
+	sessions  map[string]*session       // by Client Identifier
+	listeners map[net.Listener]struct{} // being served
+	early     map[*conn]struct{}        // connections before they are accepted
+	conns     map[*conn]struct{}        // and after
+
+	serving sync.WaitGroup // readers, and Serve
+	writers sync.WaitGroup // writer goroutines and other short ones
+
+	locals map[*session]struct{} // in-process subscribers; guarded by mu
+
+	expiryMu sync.Mutex
+	expiring map[string]*deadline // of the retained messages that expire, by topic; guarded by expiryMu
+
+	numbers  sync.RWMutex
+	byNumber []*session // by session.num; guarded by numbers, as is the next
+	unused   []uint32
+}
+
+// New checks cfg, fills in its defaults, and returns a Broker that serves nothing yet. It must be ended with Shutdown or Close.
+func New(cfg Config) (*Broker, error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	b := &Broker{
+		cfg: cfg, log: cfg.Logger, authorizer: cfg.Authorizer,
+		seed: maphash.MakeSeed(), started: time.Now(),
+		tree: newTree(), retained: newRetainedStore(), due: newDeadlines(),
+		sessions: make(map[string]*session), listeners: make(map[net.Listener]struct{}),
+		early: make(map[*conn]struct{}), conns: make(map[*conn]struct{}),
+		locals: make(map[*session]struct{}), expiring: make(map[string]*deadline),
+		byNumber: make([]*session, 1), // 0 is nobody
+	}
+	b.obs = guarded(cfg, func(v any) {
+		b.stats.panics.Add(1)
+		b.log.Error("panic in an Observer", "panic", v, "stack", string(debug.Stack()))
+	})
+	if cfg.Authorizer == hooks.Authorizer(hooks.AllowAll) {
+		b.authorizer = nil
+	}
+	b.ctx, b.cancel = context.WithCancel(context.Background())
+	if cfg.SysInterval > 0 {
+		b.writers.Go(b.publishSys) // ended by ctx
+	}
+	return b, nil
+}
+
+// Serve accepts connections on l and serves each until it ends. It may be called for several listeners. Serve closes l, and
+// always returns a non-nil error: after Shutdown or Close, also one before the call, that is ErrBrokerClosed.
+func (b *Broker) Serve(l net.Listener) error {
+	b.mu.Lock()
+	if b.closed {
+		b.mu.Unlock()
+		l.Close()
+		return ErrBrokerClosed
+	}
+	b.listeners[l] = struct{}{}
+	b.serving.Add(1)
+	b.mu.Unlock()
+	defer b.serving.Done()
+	defer func() {
+		b.mu.Lock()
+		delete(b.listeners, l)
+		b.mu.Unlock()
+		l.Close()
+	}()
+	var pause time.Duration
+	for {
+		nc, err := l.Accept()
+		if err == nil {
+			pause = 0
+			if c := b.adopt(b.ctx, nc); c != nil {
+				go c.serve() // Shutdown and Close wait for it
+			}
+			continue
+		}
+		if b.isClosed() {
+			return ErrBrokerClosed
+		}
+		var temporary interface{ Temporary() bool }
+		if !errors.As(err, &temporary) || !temporary.Temporary() {
+			return err
+		}
+		// Out of descriptors, most likely: others will end.
+		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+		b.log.Warn("accept failed, trying again", "err", err, "in", pause)
+		t := time.NewTimer(pause)
+		select {
+		case <-t.C:
+		case <-b.ctx.Done():
+			t.Stop()
+		}
+	}
+}
+
+// serve runs the connection, and continues on a fresh goroutine each time that it is about to wait after its stack has grown.
+func (c *conn) serve() {
+	if c.run(true) == errAgain {
+		c.deep = false
+		go c.serve() // the same connection, still waited for
+	}
+}
+
+// ServeConn serves one connection that the caller accepted, and returns when it has ended. It closes nc. The error is nil if the
+// client sent DISCONNECT with Reason Code 0x00, and says otherwise why the connection ended. Cancelling ctx ends the connection
+// with Administrative action (0x98).
+func (b *Broker) ServeConn(ctx context.Context, nc net.Conn) error {
+	c := b.adopt(ctx, nc)
+	if c == nil {
+		return ErrBrokerClosed
+	}
+	stop := context.AfterFunc(ctx, func() { b.end(c, packets.Errorf(packets.AdministrativeAction, "ended by the server")) })
+	defer stop()
+	return c.run(false)
+}
+
+// adopt makes a conn of nc. It returns nil, having closed nc, if the Broker is closed.
+func (b *Broker) adopt(ctx context.Context, nc net.Conn) *conn {
+	c := newConn(b, ctx, nc)
+	b.mu.Lock()
+	if b.closed {
+		b.mu.Unlock()
+		nc.Close()
+		return nil
+	}
+	b.early[c] = struct{}{}
+	b.serving.Add(1)
+	if d := b.cfg.ConnectTimeout; d > 0 {
+		nc.SetReadDeadline(time.Now().Add(d))
+	}
+	b.mu.Unlock()
+	return c
+}
+
+// leave is the last thing that a reader does.
+func (b *Broker) leave(c *conn, code packets.ReasonCode, err error) {
+	if c.accepted {
+		if f := b.obs.Disconnected; f != nil {
+			if err == errNormal {
+				err, code = nil, packets.NormalDisconnection
+			}
+			f(c.client, code, err)
+		}
+		b.log.Debug("disconnected", "client", c.id(), "code", code, "err", err)
+	} else {
+		if f := b.obs.Refused; f != nil {
+			client := c.client
+			if client == nil {
+				client = &hooks.Client{RemoteAddr: c.nc.RemoteAddr(), LocalAddr: c.nc.LocalAddr()}
+			}
+			f(client, code, err)
+		}
+		b.stats.refused.Add(1)
+		b.log.Debug("connection refused", "client", c.id(), "remote", c.nc.RemoteAddr(), "code", code, "err", err)
+	}
+	b.mu.Lock()
+	delete(b.early, c)
+	delete(b.conns, c)
+	b.mu.Unlock()
+	b.serving.Done()
+}
+
+func (b *Broker) isClosed() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.closed
+}
+
+func (b *Broker) connections() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.conns)
+}
+
+// end makes a connection end with err.
+func (b *Broker) end(c *conn, err *packets.Error) {
+	b.mu.Lock()
+	_, accepted := b.conns[c]
+	if _, early := b.early[c]; early {
+		c.nc.Close()
+	}
+	b.mu.Unlock()
+	if accepted {
+		c.sess.mu.Lock()
+		c.stop(err)
+		c.sess.mu.Unlock()
+		c.flush(time.Now())
+	}
+}
+
+// shut takes no more connections and returns those that there are.
+func (b *Broker) shut() (early, conns []*conn) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closed = true
+	for l := range b.listeners {
+		l.Close()
+	}
+	for c := range b.early {
+		early = append(early, c)
+	}
+	for c := range b.conns {
+		conns = append(conns, c)
+	}
+	return early, conns
+}
+
+// Shutdown closes the listeners, sends every 5.0 client DISCONNECT with Server shutting down (0x8B), waits until what was queued for the wire is
+// written, and closes the connections. If ctx ends first it closes them at once and returns the cause of that. Wills are
+// published to in-process subscribers only. When Shutdown returns no goroutine of the Broker is left.
+func (b *Broker) Shutdown(ctx context.Context) error {
+	early, conns := b.shut()
+	for _, c := range early {
+		c.nc.Close()
+	}
+	for _, c := range conns {
+		b.end(c, packets.Errorf(packets.ServerShuttingDown, ""))
+	}
+	done := make(chan struct{})
+	go func() { // ends when the last reader does, which Close sees to
+		b.serving.Wait()
+		close(done)
+	}()
+	var err error
+	select {
+	case <-done:
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	}
+	b.Close()
+	<-done
+	return err
+}
+
+// Close closes listeners and connections at once and waits for their goroutines. It may be called several times, and after or during Shutdown. It
+// returns nil.
+func (b *Broker) Close() error {
+	early, conns := b.shut()
+	b.cancel()
+	for _, c := range append(early, conns...) {
+		c.nc.Close()
+	}
+	b.serving.Wait()
+	b.writers.Wait()
+	b.due.close()
+	b.closeLocal()
+	return nil
+}
+
+// getTurn takes a turn from the pool.
+func (b *Broker) getTurn() *turn {
+	if t, ok := b.turns.Get().(*turn); ok {
+		return t
+	}
+	return &turn{b: b}
+}
+
+func (b *Broker) putTurn(t *turn) { b.turns.Put(t) }
+
+// work runs f in a turn of its own.
+func (b *Broker) work(f func(t *turn)) {
+	t := b.getTurn()
+	t.now = time.Now()
+	f(t)
+	t.end()
+	for i := range t.congested {
+		t.congested[i] = nil
+	}
+	t.congested = t.congested[:0]
+	b.putTurn(t)
+}

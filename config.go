@@ -1,0 +1,263 @@
+package dunlin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"net"
+	"time"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// Config configures a Broker. New copies it; later changes have no effect.
+//
+// For every limit, zero means the default that its comment gives and a negative value means no limit (of what the
+// standard allows). Durations follow the same rule.
+type Config struct {
+	// Authenticator decides every CONNECT. Required: New fails without one. hooks.AllowAll accepts everybody.
+	Authenticator hooks.Authenticator
+	// Authorizer decides every publish, Wills included, and each Topic Filter of every SUBSCRIBE. If nil, a client
+	// that was accepted may publish and subscribe to everything but the topics that begin with "$" (which no client may
+	// publish to in any case).
+	Authorizer hooks.Authorizer
+	// EnhancedAuth holds the Authentication Methods that clients may use, by name (4.12). Any other is refused with
+	// Bad authentication method (0x8C).
+	EnhancedAuth map[string]hooks.EnhancedAuthenticator
+	// Interceptor, if not nil, sees each Application Message before it is routed.
+	Interceptor hooks.Interceptor
+	// Observer, if not nil, is told what happens.
+	Observer *hooks.Observer
+	// Logger receives what concerns the broker at Info, Warn and Error, and what concerns one client at Debug. If nil,
+	// slog.Default() is used.
+	Logger *slog.Logger
+	// ConnContext, if not nil, derives the context that hooks get for a connection.
+	ConnContext func(ctx context.Context, c net.Conn) context.Context
+
+	// Versions lists the protocol versions that are accepted. Empty: all of 3.1, 3.1.1 and 5.0.
+	Versions []packets.Version
+
+	// ConnectTimeout is how long after it was accepted a connection may take until its CONNECT has come and been
+	// decided. Default 10 s.
+	ConnectTimeout time.Duration
+	// WriteTimeout ends a connection whose client takes nothing for so long while there is something to send. Default 30 s.
+	WriteTimeout time.Duration
+	// MaxKeepAlive is the longest Keep Alive. A 5.0 client that asks for more, or for none, is told this one as Server Keep
+	// Alive (3.2.2.3.14); an older client is held to one and a half of it. Whole seconds. Default and negative: as clients ask.
+	MaxKeepAlive time.Duration
+
+	// MaxConnections bounds the Network Connections. Another one is refused with Server busy (0x89). Default 100,000.
+	MaxConnections int
+	// MaxSessions bounds the Sessions, connected or not. A new one is refused with Quota exceeded (0x97). Default
+	// 1,000,000.
+	MaxSessions int
+	// MaxPacketSize is the largest packet accepted, in bytes, fixed header included. 5.0 clients are told. A larger
+	// one ends the connection with Packet too large (0x95). Default 1 MiB; none: 256 MiB.
+	MaxPacketSize int
+	// MaxConnectSize is the same for everything before the client is accepted. Default 8 KiB.
+	MaxConnectSize int
+	// MaxTopicLength bounds Topic Names and Filters in bytes, MaxTopicLevels in levels. A longer name is refused with
+	// Topic Name invalid (0x90), a longer filter with Topic Filter invalid (0x8F). Defaults 65,535 and 128.
+	MaxTopicLength int
+	MaxTopicLevels int
+	// MaxFilters is the most Topic Filters in one SUBSCRIBE or UNSUBSCRIBE, MaxUserProperties the most User Properties in
+	// one packet. More end the connection with Quota exceeded (0x97). Defaults 10,000 and 1,000.
+	MaxFilters        int
+	MaxUserProperties int
+	// MaxSubscriptions bounds the subscriptions of one Session. Another one is refused in the SUBACK with Quota
+	// exceeded (0x97). Default 100,000.
+	MaxSubscriptions int
+	// ReceiveMaximum is how many QoS 1 and 2 publishes of one client may be unacknowledged (3.2.2.3.3). A 5.0 client
+	// that sends more is disconnected with Receive Maximum exceeded (0x93). Default 1,024; none: 65,535.
+	ReceiveMaximum int
+	// TopicAliasMaximum is the highest Topic Alias that clients may use, and the highest that is used towards clients
+	// which accept them (3.2.2.3.8). Default 32; none: 65,535. See DisableTopicAlias.
+	TopicAliasMaximum int
+	// MaxInflight is how many QoS 1 and 2 deliveries to one client are on their way at a time, if the client's own Receive
+	// Maximum is not lower. Default 256; none: 65,535.
+	MaxInflight int
+	// MaxQueuedMessages and MaxQueuedBytes bound the queue of one Session: what waits for the client to come back, or
+	// for room in its window. Overflow decides what happens beyond. Defaults 16,384 messages and 16 MiB.
+	MaxQueuedMessages int
+	MaxQueuedBytes    int
+	// Overflow is the policy for a full queue. Default: the oldest message makes room.
+	Overflow Overflow
+	// QueueQoS0 keeps QoS 0 messages, too, for Sessions whose client is away.
+	QueueQoS0 bool
+	// MaxOutboundBytes bounds what has been sent to one client but not yet taken by its socket. QoS 0 messages beyond
+	// are dropped and counted, QoS 1 and 2 wait in the queue. Default 2 MiB.
+	MaxOutboundBytes int
+	// MaxSessionExpiry is the longest a Session is kept for an absent client (3.1.2.11.2), and how long one
+	// without Clean Session of an older client is kept. Default 7 days; negative: for ever.
+	MaxSessionExpiry time.Duration
+	// MaxMessageExpiry is the longest that a message waits in a queue, also where its publisher set no limit. Default
+	// and negative: as publishers say. It adds no property to a message.
+	MaxMessageExpiry time.Duration
+	// MaxRetained and MaxRetainedBytes bound the retained messages. A publish that would exceed them is refused with
+	// Quota exceeded (0x97). Defaults 1,000,000 and 1 GiB.
+	MaxRetained      int
+	MaxRetainedBytes int
+
+	// MaxQoS is the highest QoS that clients may publish with; nil means 2. A lower one is announced to 5.0 clients, granted
+	// QoS are lowered to it, and a publish above it ends the connection with QoS not supported (0x9B).
+	MaxQoS *packets.QoS
+	// Switches for what clients may not use; 5.0 clients are told.
+	DisableRetain          bool
+	DisableWildcards       bool
+	DisableShared          bool
+	DisableSubscriptionIDs bool
+	DisableTopicAlias      bool
+	// Shared chooses the member of a shared subscription that gets a message. Default: round robin.
+	Shared SharedStrategy
+	// CheckPayloadFormat refuses, with Payload format invalid (0x99), publishes whose Payload Format Indicator says UTF-8 and
+	// whose payload is not.
+	CheckPayloadFormat bool
+	// ResponseInformation is given to 5.0 clients that ask for it (3.2.2.3.15). Empty: none.
+	ResponseInformation string
+	// SysInterval is how often the $SYS topics are published. Zero or negative: never.
+	SysInterval time.Duration
+}
+
+// Overflow says what happens when a message finds the queue of a Session full.
+type Overflow byte
+
+const (
+	// DropOldest removes messages from the front of the queue until the new one has room.
+	DropOldest Overflow = iota
+	// DropNewest drops the message that found the queue full.
+	DropNewest
+	// Disconnect drops it as well, and disconnects the client with Quota exceeded (0x97) if it is there: one that cannot
+	// keep up is told so.
+	Disconnect
+)
+
+// SharedStrategy chooses which member of a shared subscription gets a message (4.8.2). With each of them a member that is
+// away or full is passed over while there is another one.
+type SharedStrategy byte
+
+const (
+	// RoundRobin takes the members in turn.
+	RoundRobin SharedStrategy = iota
+	// Sticky stays with one member as long as it can take messages.
+	Sticky
+	// HashTopic sends equal topics to the same member.
+	HashTopic
+	// HashClient sends all messages of one publisher to the same member.
+	HashClient
+)
+
+const (
+	maxPacketSize = 268435460 // what the Remaining Length can say, fixed header included
+	noExpiry      = math.MaxUint32
+)
+
+// limit gives *n its default, or the largest value that makes sense where it is negative.
+func limit(n *int, def, most int) {
+	if *n == 0 {
+		*n = def
+	}
+	if *n < 0 || *n > most {
+		*n = most
+	}
+}
+
+func limitDuration(d *time.Duration, def time.Duration) {
+	if *d == 0 {
+		*d = def
+	}
+	if *d < 0 {
+		*d = 0
+	}
+}
+
+// check fills in the defaults and reports what makes no sense.
+func (c *Config) check() error {
+	if c.Authenticator == nil {
+		return errors.New("dunlin: Config.Authenticator is nil: name one, or hooks.AllowAll to accept everybody")
+	}
+	for _, v := range c.Versions {
+		if v < packets.V31 || v > packets.V5 {
+			return fmt.Errorf("dunlin: Config.Versions: %d is not a protocol version, use packets.V31, V311 and V5", v)
+		}
+	}
+	if c.MaxQoS != nil && *c.MaxQoS > packets.QoS2 {
+		return fmt.Errorf("dunlin: Config.MaxQoS: %d is not a QoS", *c.MaxQoS)
+	}
+	if c.Overflow > Disconnect || c.Shared > HashClient {
+		return errors.New("dunlin: Config.Overflow or Config.Shared is none of the defined constants")
+	}
+	if c.MaxKeepAlive > 65535*time.Second {
+		return fmt.Errorf("dunlin: Config.MaxKeepAlive is %v, the most that a Keep Alive can say is 65535 s", c.MaxKeepAlive)
+	}
+	if c.MaxKeepAlive%time.Second != 0 {
+		return fmt.Errorf("dunlin: Config.MaxKeepAlive is %v, a Keep Alive is in whole seconds", c.MaxKeepAlive)
+	}
+	if len(c.ResponseInformation) > math.MaxUint16 {
+		return errors.New("dunlin: Config.ResponseInformation is longer than 65535 bytes")
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	if c.Observer == nil {
+		c.Observer = new(hooks.Observer)
+	}
+	limitDuration(&c.ConnectTimeout, 10*time.Second)
+	limitDuration(&c.WriteTimeout, 30*time.Second)
+	limitDuration(&c.MaxKeepAlive, 0)
+	limitDuration(&c.MaxSessionExpiry, 7*24*time.Hour)
+	limitDuration(&c.MaxMessageExpiry, 0)
+	limitDuration(&c.SysInterval, 0)
+	limit(&c.MaxConnections, 100_000, math.MaxInt32)
+	limit(&c.MaxSessions, 1_000_000, math.MaxInt32)
+	limit(&c.MaxPacketSize, 1<<20, maxPacketSize)
+	limit(&c.MaxConnectSize, 8<<10, c.MaxPacketSize)
+	limit(&c.MaxTopicLength, math.MaxUint16, math.MaxUint16)
+	limit(&c.MaxTopicLevels, 128, math.MaxUint16+1)
+	limit(&c.MaxFilters, 10_000, math.MaxInt32)
+	limit(&c.MaxUserProperties, 1_000, math.MaxInt32)
+	limit(&c.MaxSubscriptions, 100_000, math.MaxInt32)
+	limit(&c.ReceiveMaximum, 1024, math.MaxUint16)
+	limit(&c.TopicAliasMaximum, 32, math.MaxUint16)
+	limit(&c.MaxInflight, 256, math.MaxUint16)
+	limit(&c.MaxQueuedMessages, 16_384, math.MaxInt32)
+	limit(&c.MaxQueuedBytes, 16<<20, math.MaxInt)
+	limit(&c.MaxOutboundBytes, 2<<20, math.MaxInt)
+	limit(&c.MaxRetained, 1_000_000, math.MaxInt32)
+	limit(&c.MaxRetainedBytes, 1<<30, math.MaxInt)
+	if c.DisableTopicAlias {
+		c.TopicAliasMaximum = 0
+	}
+	return nil
+}
+
+// accepts says whether clients may speak v.
+func (c *Config) accepts(v packets.Version) bool {
+	if len(c.Versions) == 0 {
+		return true
+	}
+	for _, x := range c.Versions {
+		if x == v {
+			return true
+		}
+	}
+	return false
+}
+
+// maxQoS is the highest QoS that clients may use.
+func (c *Config) maxQoS() packets.QoS {
+	if c.MaxQoS == nil {
+		return packets.QoS2
+	}
+	return *c.MaxQoS
+}
+
+// maxExpiry is MaxSessionExpiry as a Session Expiry Interval.
+func (c *Config) maxExpiry() uint32 {
+	if s := (c.MaxSessionExpiry + time.Second - 1) / time.Second; s > 0 && s < noExpiry {
+		return uint32(s)
+	}
+	return noExpiry
+}

@@ -1,0 +1,570 @@
+package dunlin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// A conn is one Network Connection. Its reader goroutine is all that it has while it is idle.
+type conn struct {
+	// Immutable after newConn.
+	b     *Broker
+	nc    net.Conn
+	raw   syscall.RawConn // nil: no readiness, reads go through a buffer of the reader's
+	try   tryWriter       // nil: writes may wait, so they are left to a writer goroutine
+	base  context.Context // what ServeConn was given
+	wfunc func(fd uintptr) bool
+
+	// Set when the CONNECT is accepted, immutable then.
+	sess      *session
+	client    *hooks.Client
+	version   packets.Version
+	noReasons bool // Request Problem Information was 0
+	window    int  // how many deliveries may be in flight
+	maxPacket int  // what the client accepts
+	aliasMax  uint16
+	mount     string
+	number    uint32 // of the session in the tree; 0 until it subscribes. Owned by the reader
+	limits    connLimits
+
+	// Owned by the reader.
+	accepted   bool
+	answered   bool          // a CONNACK has been written
+	keepAlive  time.Duration // one and a half times; 0: none
+	lastPacket time.Time     // when the last whole packet came
+	head       []byte        // the beginning of an incomplete packet, while no buffer is held
+	rest       *buffer       // the same for a long one, in the buffer that it grows in
+	readHint   int           // the buffer that the last large packet needed
+	aliases    []string      // by Topic Alias of the client
+	exchange   hooks.Exchange
+	connect    *packets.Connect // while its exchange is under way
+	grant      *hooks.Grant     // of the exchange
+	method     string           // Authentication Method
+	routes     routes
+	ctx        context.Context
+	cancel     context.CancelFunc
+	deep       bool // the stack has grown; the next wait is left to a fresh goroutine
+
+	// Owned by whoever has set out.writing.
+	wbuf []byte
+	wn   int
+	werr error
+
+	// Guarded by sess.mu.
+	out        out
+	touched    *turn
+	outAliases map[string]uint16 // nil: the client accepts none
+	stopping   *packets.Error    // why the broker ends the connection
+	expires    deadline          // when its authentication ends
+}
+
+// connLimits are those of the Config, lowered by the Authenticator.
+type connLimits struct {
+	packetSize     int
+	receiveMaximum int
+}
+
+func newConn(b *Broker, ctx context.Context, nc net.Conn) *conn {
+	c := &conn{b: b, nc: nc, base: ctx, version: packets.V311, maxPacket: maxPacketSize}
+	c.limits = connLimits{packetSize: b.cfg.MaxConnectSize, receiveMaximum: b.cfg.ReceiveMaximum}
+	switch x := nc.(type) {
+	case *net.TCPConn, *net.UnixConn:
+		if rawIO {
+			if raw, err := x.(syscall.Conn).SyscallConn(); err == nil {
+				c.raw = raw
+				c.wfunc = c.writeSome
+			}
+		}
+	case tryWriter:
+		c.try = x
+	}
+	return c
+}
+
+// id is the Client Identifier for log lines.
+func (c *conn) id() string {
+	if c.client == nil {
+		return ""
+	}
+	return c.client.ID
+}
+
+// context returns the context for hooks: it ends with the connection. It is made when the first hook needs it.
+func (c *conn) context() context.Context {
+	if c.ctx == nil {
+		base := c.base
+		if f := c.b.cfg.ConnContext; f != nil {
+			base = f(base, c.nc)
+		}
+		c.ctx, c.cancel = context.WithCancel(base)
+	}
+	return c.ctx
+}
+
+// errAgain ends serve so that a fresh goroutine, with a small stack, does the waiting.
+var errAgain = errors.New("wait on a fresh goroutine")
+
+// run serves the connection until it ends and returns why. fresh says that the caller may be left for a new goroutine;
+// run then returns errAgain.
+func (c *conn) run(fresh bool) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			c.b.stats.panics.Add(1)
+			c.b.log.Error("panic while serving a client", "client", c.id(), "remote", c.nc.RemoteAddr(), "panic", v, "stack", string(debug.Stack()))
+			if f := c.b.obs.Panicked; f != nil {
+				f(c.client, v)
+			}
+			err = &packets.Error{Code: packets.UnspecifiedError, Err: fmt.Errorf("panic: %v", v)}
+		}
+		if err != errAgain {
+			c.finish(err)
+			if err == errNormal {
+				err = nil
+			}
+		}
+	}()
+	for {
+		if c.raw != nil {
+			err = c.readRaw(fresh)
+		} else {
+			err = c.readPlain()
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return err
+		}
+		if err = c.expired(time.Now()); err != nil {
+			return err
+		}
+	}
+}
+
+// errNormal is a DISCONNECT from the client with Reason Code 0x00.
+var errNormal = errors.New("the client disconnected")
+
+// readRaw reads whenever there is something, and holds no buffer while there is nothing.
+func (c *conn) readRaw(fresh bool) (err error) {
+	var t *turn
+	raw := c.raw.Read(func(fd uintptr) bool {
+		for {
+			if t == nil {
+				t = c.b.getTurn()
+				c.unpark(t)
+			}
+			n, rerr := readFD(fd, t.read.b[len(t.read.b):cap(t.read.b)])
+			switch {
+			case rerr == syscall.EINTR:
+				continue
+			case rerr == syscall.EAGAIN:
+				c.park(t)
+				t = nil
+				return false
+			case rerr != nil:
+				err = rerr
+				return true
+			case n <= 0:
+				err = io.EOF
+				return true
+			}
+			t.read.b = t.read.b[:len(t.read.b)+n]
+			full := len(t.read.b) == cap(t.read.b)
+			if err = c.input(t); err != nil {
+				return true
+			}
+			if !full { // the socket is empty, or news of more comes by the poller
+				c.park(t)
+				t = nil
+				if c.deep && fresh {
+					err = errAgain
+					return true
+				}
+				return false
+			}
+			c.widen(t)
+		}
+	})
+	if t != nil {
+		c.park(t)
+	}
+	if err == nil {
+		err = raw
+	}
+	return err
+}
+
+// The read buffer of a turn, and how much of an incomplete packet is copied rather than kept in its buffer.
+const (
+	readSize = 64 << 10
+	keepSize = 4 << 10
+)
+
+// unpark gives the turn a read buffer that begins with what is there of an incomplete packet.
+func (c *conn) unpark(t *turn) {
+	if c.rest != nil {
+		t.read, c.rest = c.rest, nil
+	} else {
+		t.read = newBuffer(max(readSize, c.readHint))
+		t.read.b = append(t.read.b, c.head...)
+		c.head = nil
+	}
+	c.widen(t)
+}
+
+// widen makes room for more bytes. Memory follows what was received: a buffer that is full is followed by the next class.
+func (c *conn) widen(t *turn) {
+	if x := t.read; cap(x.b)-len(x.b) < cap(x.b)/4 {
+		t.read = newBuffer(2 * cap(x.b))
+		t.read.b = append(t.read.b, x.b...)
+		x.free()
+		c.readHint = cap(t.read.b)
+	}
+}
+
+// park gives the turn back. What is left of an incomplete packet is kept: a short one in a copy of its own, a long one in the buffer
+// that it grows in, so that it is not copied each time a little more comes.
+func (c *conn) park(t *turn) {
+	switch x := t.read; {
+	case len(x.b) > keepSize:
+		c.rest = x
+	default:
+		if len(x.b) > 0 {
+			c.head = append([]byte(nil), x.b...)
+		}
+		x.free()
+	}
+	t.read = nil
+	c.b.putTurn(t)
+}
+
+// readPlain reads through a buffer that stays with the connection: for a net.Conn that cannot be waited for without one.
+func (c *conn) readPlain() error {
+	if c.rest == nil {
+		c.rest = newBuffer(4 << 10)
+	}
+	for {
+		n, err := c.nc.Read(c.rest.b[len(c.rest.b):cap(c.rest.b)])
+		if n > 0 {
+			t := c.b.getTurn()
+			t.read = c.rest
+			t.read.b = t.read.b[:len(t.read.b)+n]
+			ierr := c.input(t)
+			c.widen(t)
+			c.rest, t.read = t.read, nil
+			c.b.putTurn(t)
+			if ierr != nil {
+				return ierr
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// input handles every whole packet in the read buffer, ends the turn, and leaves what remains at the front of the buffer.
+func (c *conn) input(t *turn) error {
+	t.now = time.Now()
+	b := t.read.b
+	used := 0
+	var err error
+	for used < len(b) && err == nil {
+		var n int
+		if n, err = c.packet(t, b[used:]); n == 0 {
+			break
+		}
+		used += n
+	}
+	if used > 0 {
+		c.lastPacket = t.now
+		t.receivedBytes += uint64(used)
+		if used < readSize/4 {
+			c.readHint = 0
+		}
+	}
+	t.read.b = b[:copy(b, b[used:])]
+	t.end()
+	c.easeOff(t)
+	if err == nil && c.accepted {
+		err = c.stopped()
+	}
+	return err
+}
+
+// easeOff waits a moment for those that this turn has congested, and does not read on while the client leaves our answers unread.
+func (c *conn) easeOff(t *turn) {
+	for i, d := range t.congested {
+		if d != c {
+			d.ease()
+		} else {
+			c.await(c.b.cfg.MaxOutboundBytes+64<<10, time.Time{})
+		}
+		t.congested[i] = nil
+	}
+	t.congested = t.congested[:0]
+}
+
+// packet handles the packet that b begins with and returns its length, 0 if it is not complete.
+func (c *conn) packet(t *turn, b []byte) (int, error) {
+	v := c.version
+	if !c.accepted && c.connect == nil {
+		v = 0
+		if b[0] != byte(packets.TypeConnect)<<4 {
+			return 0, packets.Errorf(packets.ProtocolError, "the first packet is no CONNECT")
+		}
+	}
+	h, err := packets.ParseHeader(b, v)
+	if err == packets.ErrShort {
+		return 0, nil
+	} else if err != nil {
+		return 0, err
+	}
+	n := h.Len + h.Remaining
+	if n > c.limits.packetSize {
+		return 0, packets.Errorf(packets.PacketTooLarge, "%v of %d bytes, %d are accepted", h.Type, n, c.limits.packetSize)
+	}
+	if n > len(b) {
+		return 0, nil
+	}
+	body := b[h.Len:n:n]
+	switch {
+	case !c.accepted:
+		err = c.early(t, h, body)
+	case h.Type == packets.TypePublish:
+		if err = t.pub.Decode(h, body, c.version); err == nil {
+			err = c.onPublish(t, &t.pub, b[:n:n])
+		}
+	case h.Type >= packets.TypePuback && h.Type <= packets.TypePubcomp:
+		if err = t.ack.Decode(h, body, c.version); err == nil {
+			err = c.onAck(t, &t.ack)
+		}
+	default:
+		c.deep = true
+		err = c.other(t, h, body)
+	}
+	return n, err
+}
+
+// onAck handles the four packets that carry a Packet Identifier and nothing else.
+func (c *conn) onAck(t *turn, a *packets.Ack) error {
+	if a.Kind == packets.TypePubrel {
+		return c.onPubrel(t, a)
+	}
+	err := c.sess.acked(c, a)
+	c.touchSelf(t)
+	return err
+}
+
+// other handles the packets that are rare.
+func (c *conn) other(t *turn, h packets.Header, body []byte) error {
+	limits := packets.Limits{Filters: c.b.cfg.MaxFilters, UserProperties: c.b.cfg.MaxUserProperties}
+	var p packets.Packet
+	switch h.Type {
+	case packets.TypePingreq:
+		c.reply(t, func(b []byte) []byte { return append(b, byte(packets.TypePingresp)<<4, 0) })
+		return nil
+	case packets.TypeSubscribe:
+		p = new(packets.Subscribe)
+	case packets.TypeUnsubscribe:
+		p = new(packets.Unsubscribe)
+	case packets.TypeDisconnect:
+		p = new(packets.Disconnect)
+	case packets.TypeAuth:
+		p = new(packets.Auth)
+	case packets.TypeConnect:
+		return packets.Errorf(packets.ProtocolError, "a second CONNECT")
+	default:
+		return packets.Errorf(packets.ProtocolError, "%v is not for a server", h.Type)
+	}
+	err := p.Decode(h, body, c.version)
+	if err == nil {
+		err = limits.Check(p)
+	}
+	if err != nil {
+		return err
+	}
+	switch p := p.(type) {
+	case *packets.Subscribe:
+		return c.onSubscribe(t, p)
+	case *packets.Unsubscribe:
+		return c.onUnsubscribe(t, p)
+	case *packets.Disconnect:
+		return c.onDisconnect(p)
+	default:
+		return c.onAuth(t, p.(*packets.Auth))
+	}
+}
+
+// onDisconnect ends the connection as the client says (3.14).
+func (c *conn) onDisconnect(p *packets.Disconnect) error {
+	if n, ok := p.Properties.Uint(packets.SessionExpiryInterval); ok {
+		s := c.sess
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.expiry == 0 && n != 0 {
+			return packets.Errorf(packets.ProtocolError, "Session Expiry Interval %d in DISCONNECT after 0 in CONNECT", n)
+		}
+		if s.conn == c {
+			s.expiry = min(n, c.b.cfg.maxExpiry())
+		}
+	}
+	if p.Code == packets.NormalDisconnection {
+		return errNormal
+	}
+	return &clientLeft{p.Code}
+}
+
+// clientLeft is a DISCONNECT from the client that asks for its Will.
+type clientLeft struct{ code packets.ReasonCode }
+
+func (e *clientLeft) Error() string { return "the client disconnected: " + e.code.String() }
+
+// reply appends to the output of the connection itself.
+func (c *conn) reply(t *turn, f func(b []byte) []byte) {
+	c.sess.mu.Lock()
+	if !c.out.dead && c.stopping == nil {
+		x := c.out.reserve(512)
+		x.b = f(x.b)
+		t.touch(c)
+	}
+	c.sess.mu.Unlock()
+}
+
+// ack appends PUBACK, PUBREC, PUBREL or PUBCOMP. The lock is held; the caller touches c.
+func (c *conn) ack(kind packets.Type, id uint16, code packets.ReasonCode) {
+	x := c.out.reserve(5)
+	first := byte(kind) << 4
+	if kind == packets.TypePubrel {
+		first |= 2
+	}
+	if c.version == packets.V5 && code != packets.Success {
+		x.b = append(x.b, first, 3, byte(id>>8), byte(id), byte(code))
+	} else {
+		x.b = append(x.b, first, 2, byte(id>>8), byte(id))
+	}
+}
+
+func (c *conn) touchSelf(t *turn) {
+	c.sess.mu.Lock()
+	t.touch(c)
+	c.sess.mu.Unlock()
+}
+
+// expired is called when the read deadline has passed: it moves it on if the client was heard of meanwhile, and otherwise says why the
+// connection ends. Keep Alive is one and a half times what the client named, counted from its last whole packet [MQTT-3.1.2-22].
+func (c *conn) expired(now time.Time) error {
+	if !c.accepted {
+		return packets.Errorf(packets.ProtocolError, "no CONNECT within %v", c.b.cfg.ConnectTimeout)
+	}
+	if err := c.stopped(); err != nil {
+		return err
+	}
+	if c.keepAlive == 0 {
+		return nil
+	}
+	due := c.lastPacket.Add(c.keepAlive)
+	if !due.After(now) {
+		return packets.Errorf(packets.KeepAliveTimeout, "nothing from the client for %v", c.keepAlive)
+	}
+	return c.setReadDeadline(due)
+}
+
+// setReadDeadline sets the deadline of the reader, unless the connection is being stopped: then it stays in the past.
+func (c *conn) setReadDeadline(at time.Time) error {
+	c.sess.mu.Lock()
+	defer c.sess.mu.Unlock()
+	if c.stopping != nil {
+		return c.stopping
+	}
+	if c.out.dead {
+		return io.ErrClosedPipe
+	}
+	return c.nc.SetReadDeadline(at)
+}
+
+// stop makes the connection end with err, which a 5.0 client is told in DISCONNECT. The lock is held; the caller flushes.
+// Only the first call counts.
+func (c *conn) stop(err *packets.Error) {
+	if c.stopping != nil || c.out.dead {
+		return
+	}
+	c.stopping = err
+	if c.version == packets.V5 {
+		d := packets.Disconnect{Code: err.Code, Properties: c.reason(err, 2)}
+		if d.Size(packets.V5) <= c.maxPacket {
+			x := c.out.reserve(d.Size(packets.V5))
+			x.b, _ = d.Append(x.b, packets.V5)
+		}
+	}
+	c.nc.SetReadDeadline(aLongTimeAgo)
+}
+
+// reason returns a Reason String property for err, if the client wants such and its packet, of used bytes without it, stays within what it accepts.
+func (c *conn) reason(err *packets.Error, used int) packets.Properties {
+	if c.noReasons || err.Reason == "" || used+len(err.Reason)+9 > c.maxPacket {
+		return nil
+	}
+	return packets.Properties(nil).AppendText(packets.ReasonString, err.Reason)
+}
+
+// stopped returns why the connection is being stopped, nil if it is not.
+func (c *conn) stopped() error {
+	c.sess.mu.Lock()
+	defer c.sess.mu.Unlock()
+	if c.stopping != nil {
+		return c.stopping
+	}
+	return nil
+}
+
+// finish ends the connection: the client is told why where the protocol can, the session goes on or ends, the socket is closed.
+func (c *conn) finish(err error) {
+	code := packets.CodeOf(err)
+	gentle := false
+	var pe *packets.Error
+	if c.accepted {
+		if errors.As(err, &pe) {
+			c.sess.mu.Lock()
+			c.stop(pe)
+			c.sess.mu.Unlock()
+			gentle = true
+		}
+		var left *clientLeft
+		if errors.As(err, &left) {
+			code = left.code
+		}
+		c.b.detach(c, err == errNormal)
+	} else {
+		gentle = c.answered
+	}
+	if gentle {
+		c.closeGently()
+	}
+	c.nc.Close()
+	if c.cancel != nil {
+		c.cancel()
+	}
+	if c.accepted {
+		c.sess.mu.Lock()
+		c.out.dead = true
+		c.wake()
+		if c.out.buf != nil && !c.out.writing {
+			c.out.buf.free()
+			c.out.buf = nil
+		}
+		c.sess.mu.Unlock()
+	}
+	if c.rest != nil {
+		c.rest.free()
+		c.rest = nil
+	}
+	c.b.leave(c, code, err)
+}

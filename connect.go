@@ -1,0 +1,484 @@
+package dunlin
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/hex"
+	"errors"
+	"time"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// This file is CONNECT: what a client asks for, what it is granted, and the exchange of AUTH packets where it wants one (3.1, 3.2, 4.12).
+
+// early handles what comes before the connection is accepted: CONNECT, then AUTH if an exchange is under way.
+func (c *conn) early(t *turn, h packets.Header, body []byte) error {
+	c.deep = true
+	if c.connect != nil {
+		var a packets.Auth
+		if h.Type != packets.TypeAuth {
+			return c.refuse(packets.Errorf(packets.ProtocolError, "%v during authentication", h.Type))
+		}
+		if err := a.Decode(h, body, c.version); err != nil {
+			return c.refuse(err)
+		}
+		return c.continueAuth(t, &a)
+	}
+	p := new(packets.Connect)
+	err := p.Decode(h, body, 0)
+	c.version = p.Version
+	switch {
+	case packets.CodeOf(err) == packets.UnsupportedProtocolVersion, err == nil && !c.b.cfg.accepts(p.Version):
+		return c.refuse(packets.Errorf(packets.UnsupportedProtocolVersion, "protocol version %d is not accepted", p.Version))
+	case err != nil && p.Version == packets.V5:
+		return c.refuse(err)
+	case err != nil:
+		return err // older clients are told nothing [v3.1.1 MQTT-3.1.4-1]
+	}
+	limits := packets.Limits{UserProperties: c.b.cfg.MaxUserProperties}
+	if err := limits.Check(p); err != nil {
+		return c.refuse(err)
+	}
+	if err := c.acceptable(p); err != nil {
+		return c.refuse(err)
+	}
+	return c.authenticate(t, p)
+}
+
+// acceptable checks what needs no hook. It gives the client an identifier if it sent none.
+func (c *conn) acceptable(p *packets.Connect) error {
+	cfg := &c.b.cfg
+	c.maxPacket = maxPacketSize
+	if n, ok := p.Properties.Uint(packets.MaximumPacketSize); ok {
+		c.maxPacket = int(min(n, maxPacketSize))
+	}
+	if n, ok := p.Properties.Uint(packets.RequestProblemInformation); ok {
+		c.noReasons = n == 0
+	}
+	if _, ok := p.Properties.Bytes(packets.AuthenticationData); ok && !p.Properties.Has(packets.AuthenticationMethod) {
+		return packets.Errorf(packets.ProtocolError, "Authentication Data without Authentication Method")
+	}
+	switch {
+	case p.ClientID == "" && (p.Version == packets.V31 || p.Version == packets.V311 && !p.CleanStart):
+		return packets.Errorf(packets.ClientIdentifierNotValid, "an empty Client Identifier needs Clean Session")
+	case c.b.connections() >= cfg.MaxConnections:
+		return packets.Errorf(packets.ServerBusy, "too many connections")
+	}
+	if w := p.Will; w != nil {
+		switch {
+		case w.QoS > cfg.maxQoS():
+			return packets.Errorf(packets.QoSNotSupported, "Will QoS %d, at most %d is accepted", w.QoS, cfg.maxQoS())
+		case w.Retain && cfg.DisableRetain:
+			return packets.Errorf(packets.RetainNotSupported, "retained messages are not accepted")
+		case len(w.Topic) > cfg.MaxTopicLength || packets.Levels(w.Topic) > cfg.MaxTopicLevels:
+			return packets.Errorf(packets.TopicNameInvalid, "the Will Topic has more bytes or levels than are accepted")
+		case w.Topic[0] == '$':
+			return packets.Errorf(packets.NotAuthorized, "topics that begin with $ belong to the server")
+		}
+	}
+	return nil
+}
+
+// authenticate asks the hooks: the one for the Authentication Method if there is one, else the Authenticator.
+func (c *conn) authenticate(t *turn, p *packets.Connect) error {
+	client := &hooks.Client{
+		ID: p.ClientID, Username: p.Username, HasUsername: p.HasUsername, Version: p.Version,
+		RemoteAddr: c.nc.RemoteAddr(), LocalAddr: c.nc.LocalAddr(),
+	}
+	if len(p.Properties) > 0 {
+		client.Properties = append(packets.Properties(nil), p.Properties...)
+	}
+	if client.ID == "" {
+		client.ID = newClientID()
+	}
+	if x, ok := c.nc.(interface{ ConnectionState() tls.ConnectionState }); ok {
+		st := x.ConnectionState()
+		client.TLS = &st
+	}
+	c.client = client
+	r := &hooks.ConnectRequest{Client: client, Connect: p, Grant: new(hooks.Grant)}
+	method, ok := p.Properties.Text(packets.AuthenticationMethod)
+	if !ok {
+		if c.b.cfg.Authenticator != hooks.Authenticator(hooks.AllowAll) {
+			if err := c.b.cfg.Authenticator.Authenticate(c.context(), r); err != nil {
+				return c.refuse(c.b.refusal(err, "client", client.ID))
+			}
+		}
+		return c.accept(t, p, r.Grant, nil)
+	}
+	auth := c.b.cfg.EnhancedAuth[method]
+	if auth == nil {
+		return c.refuse(packets.Errorf(packets.BadAuthenticationMethod, "Authentication Method %q is not known", method))
+	}
+	ex, err := auth.Start(c.context(), r)
+	if err != nil {
+		return c.refuse(c.b.refusal(err, "client", client.ID))
+	}
+	// The packet outlives the read buffer for as long as the exchange lasts.
+	c.connect, c.exchange, c.method, c.grant = cloneConnect(p), ex, method, r.Grant
+	data, _ := p.Properties.Bytes(packets.AuthenticationData)
+	return c.step(t, data)
+}
+
+// refusal makes a *packets.Error of what a hook returned; what is none is logged, and the client learns no more than Not authorized.
+func (b *Broker) refusal(err error, args ...any) error {
+	var pe *packets.Error
+	if errors.As(err, &pe) {
+		return err
+	}
+	if !errors.Is(err, hooks.ErrAbstain) {
+		b.log.Warn("a hook failed, and refused for that", append(args, "err", err)...)
+	}
+	return &packets.Error{Code: packets.NotAuthorized, Err: err}
+}
+
+func cloneConnect(p *packets.Connect) *packets.Connect {
+	q := *p
+	q.Properties = append(packets.Properties(nil), p.Properties...)
+	q.Password = append([]byte(nil), p.Password...)
+	if p.Will != nil {
+		w := *p.Will
+		w.Payload = append([]byte(nil), w.Payload...)
+		w.Properties = append(packets.Properties(nil), w.Properties...)
+		q.Will = &w
+	}
+	return &q
+}
+
+func newClientID() string {
+	var b [12]byte
+	rand.Read(b[:])
+	return "dunlin-" + hex.EncodeToString(b[:])
+}
+
+// continueAuth handles AUTH during CONNECT.
+func (c *conn) continueAuth(t *turn, a *packets.Auth) error {
+	if err := c.checkAuth(a, packets.ContinueAuthentication); err != nil {
+		return c.refuse(err)
+	}
+	data, _ := a.Properties.Bytes(packets.AuthenticationData)
+	return c.step(t, data)
+}
+
+func (c *conn) checkAuth(a *packets.Auth, want packets.ReasonCode) error {
+	switch m, ok := a.Properties.Text(packets.AuthenticationMethod); {
+	case !ok || m != c.method:
+		return packets.Errorf(packets.ProtocolError, "AUTH with Authentication Method %q, the CONNECT had %q", m, c.method)
+	case a.Code != want:
+		return packets.Errorf(packets.ProtocolError, "AUTH with Reason Code %v", a.Code)
+	}
+	return nil
+}
+
+// step takes the exchange of the CONNECT one further.
+func (c *conn) step(t *turn, data []byte) error {
+	reply, done, err := c.exchange.Next(c.context(), data)
+	switch {
+	case err != nil:
+		return c.refuse(c.b.refusal(err, "client", c.client.ID))
+	case done:
+		p := c.connect
+		c.exchange, c.connect = nil, nil
+		return c.accept(t, p, c.grant, reply)
+	}
+	return c.writeEarly(&packets.Auth{Code: packets.ContinueAuthentication, Properties: c.authProperties(reply)})
+}
+
+func (c *conn) authProperties(data []byte) packets.Properties {
+	p := packets.Properties(nil).AppendText(packets.AuthenticationMethod, c.method)
+	if data != nil {
+		p = p.AppendBytes(packets.AuthenticationData, data)
+	}
+	return p
+}
+
+// onAuth handles AUTH on an accepted connection: re-authentication (4.12.1).
+func (c *conn) onAuth(t *turn, a *packets.Auth) error {
+	if c.method == "" {
+		return packets.Errorf(packets.ProtocolError, "AUTH without Authentication Method in the CONNECT")
+	}
+	want := packets.ReAuthenticate
+	if c.exchange != nil {
+		want = packets.ContinueAuthentication
+	}
+	if err := c.checkAuth(a, want); err != nil {
+		return err
+	}
+	if c.exchange == nil {
+		c.grant = new(hooks.Grant)
+		ex, err := c.b.cfg.EnhancedAuth[c.method].Start(c.context(), &hooks.ConnectRequest{Client: c.client, Grant: c.grant})
+		if err != nil {
+			return c.b.refusal(err, "client", c.client.ID)
+		}
+		c.exchange = ex
+	}
+	data, _ := a.Properties.Bytes(packets.AuthenticationData)
+	reply, done, err := c.exchange.Next(c.context(), data)
+	if err != nil {
+		return c.b.refusal(err, "client", c.client.ID)
+	}
+	out := packets.Auth{Code: packets.ContinueAuthentication, Properties: c.authProperties(reply)}
+	if done {
+		out.Code, c.exchange = packets.Success, nil
+		if p := c.grant.Identity.Principal; p != "" && p != c.sess.principal {
+			return packets.Errorf(packets.NotAuthorized, "re-authentication as somebody else")
+		}
+		c.b.expireAuth(c, c.grant.Expires)
+	}
+	c.reply(t, func(b []byte) []byte {
+		b, _ = out.Append(b, packets.V5)
+		return b
+	})
+	return nil
+}
+
+// writeEarly writes a packet before the connection has its session. It may wait until the deadline of the CONNECT.
+func (c *conn) writeEarly(p packets.Packet) error {
+	if c.maxPacket < p.Size(c.version) {
+		return packets.Errorf(packets.PacketTooLarge, "%v would exceed what the client accepts", p.Type())
+	}
+	b, err := p.Append(nil, c.version)
+	if err == nil {
+		if d := c.b.cfg.ConnectTimeout; d > 0 {
+			c.nc.SetWriteDeadline(time.Now().Add(d))
+		}
+		_, err = c.nc.Write(b)
+		c.nc.SetWriteDeadline(time.Time{})
+	}
+	return err
+}
+
+// refuse answers the CONNECT with a Reason Code, or, where the version has none that fits, with silence, and returns err.
+func (c *conn) refuse(err error) error {
+	code := packets.CodeOf(err)
+	if c.version != packets.V5 {
+		v := c.version
+		if c.version = packets.V311; code.ReturnCode() != 0 {
+			c.answered = c.writeEarly(&packets.Connack{Code: code}) == nil
+		}
+		c.version = v
+		return err
+	}
+	a := packets.Connack{Code: code}
+	var pe *packets.Error
+	if errors.As(err, &pe) {
+		a.Properties = c.reason(pe, 5)
+	}
+	c.answered = c.writeEarly(&a) == nil
+	return err
+}
+
+// accept gives the client its session and its CONNACK.
+func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []byte) error {
+	b := c.b
+	c.client.Identity = g.Identity
+	if c.client.Identity.Principal == "" {
+		c.client.Identity.Principal = p.Username
+	}
+	c.mount = g.MountPoint
+	c.lower(&g.Limits)
+	w, err := c.newWill(t, p)
+	if err != nil {
+		return c.refuse(err)
+	}
+	expiry, askedExpiry := c.sessionExpiry(p, g)
+	c.window = b.cfg.MaxInflight
+	if n, ok := p.Properties.Uint(packets.ReceiveMaximum); ok {
+		c.window = min(c.window, int(n))
+	}
+	if n, ok := p.Properties.Uint(packets.TopicAliasMaximum); ok && n > 0 && b.cfg.TopicAliasMaximum > 0 {
+		c.aliasMax = uint16(min(int(n), b.cfg.TopicAliasMaximum))
+		c.outAliases = make(map[string]uint16)
+	}
+	keepAlive := c.negotiateKeepAlive(p, g)
+
+	a := packets.Connack{Properties: c.connackProperties(p, g, expiry != askedExpiry, expiry, keepAlive, authData)}
+	if c.version == packets.V5 && a.Size(packets.V5) > c.maxPacket {
+		return c.refuse(packets.Errorf(packets.PacketTooLarge, "the CONNACK would exceed the Maximum Packet Size"))
+	}
+	a.SessionPresent, err = b.attach(t, c, attachment{clean: p.CleanStart, expiry: expiry, will: w, quota: b.queueLimits(&g.Limits), connack: &a})
+	if err != nil {
+		return c.refuse(err)
+	}
+	c.accepted, c.answered = true, true
+	c.lastPacket = t.now
+	b.expireAuth(c, g.Expires)
+	if c.keepAlive > 0 {
+		err = c.setReadDeadline(t.now.Add(c.keepAlive))
+	} else {
+		err = c.setReadDeadline(time.Time{})
+	}
+	if f := b.obs.Connected; f != nil {
+		f(c.client, a.SessionPresent)
+	}
+	b.log.Debug("connected", "client", c.client.ID, "remote", c.client.RemoteAddr, "version", c.version, "resumed", a.SessionPresent)
+	return err
+}
+
+// lower applies the limits that the Authenticator set.
+func (c *conn) lower(l *hooks.Limits) {
+	c.limits = connLimits{packetSize: c.b.cfg.MaxPacketSize, receiveMaximum: c.b.cfg.ReceiveMaximum}
+	if l.PacketSize > 0 {
+		c.limits.packetSize = min(c.limits.packetSize, l.PacketSize)
+	}
+	if l.ReceiveMaximum > 0 {
+		c.limits.receiveMaximum = min(c.limits.receiveMaximum, int(l.ReceiveMaximum))
+	}
+}
+
+func (b *Broker) queueLimits(l *hooks.Limits) queueLimits {
+	q := queueLimits{b.cfg.MaxQueuedMessages, b.cfg.MaxQueuedBytes}
+	if l.QueuedMessages > 0 {
+		q.messages = min(q.messages, l.QueuedMessages)
+	}
+	if l.QueuedBytes > 0 {
+		q.bytes = min(q.bytes, l.QueuedBytes)
+	}
+	return q
+}
+
+// sessionExpiry returns the Session Expiry Interval in force and the one that was asked for (3.1.2.11.2).
+func (c *conn) sessionExpiry(p *packets.Connect, g *hooks.Grant) (granted, asked uint32) {
+	if p.Version == packets.V5 {
+		asked, _ = p.Properties.Uint(packets.SessionExpiryInterval)
+	} else if !p.CleanStart {
+		asked = noExpiry
+	}
+	granted = min(asked, c.b.cfg.maxExpiry())
+	if d := g.Limits.SessionExpiry; d > 0 {
+		granted = min(granted, uint32(min(d/time.Second, noExpiry)))
+	}
+	return granted, asked
+}
+
+// negotiateKeepAlive sets the time after which silence ends the connection and returns the Keep Alive in force, in seconds.
+func (c *conn) negotiateKeepAlive(p *packets.Connect, g *hooks.Grant) uint16 {
+	most := c.b.cfg.MaxKeepAlive
+	if d := g.Limits.KeepAlive; d > 0 && (most == 0 || d < most) {
+		most = d
+	}
+	k := time.Duration(p.KeepAlive) * time.Second
+	if most > 0 && (k == 0 || k > most) {
+		k = max(most.Truncate(time.Second), time.Second)
+	}
+	c.keepAlive = k + k/2
+	return uint16(k / time.Second)
+}
+
+// connackProperties says every limit that is in force and is not what its absence would mean (3.2.2.3).
+func (c *conn) connackProperties(p *packets.Connect, g *hooks.Grant, sayExpiry bool, expiry uint32, keepAlive uint16, authData []byte) (q packets.Properties) {
+	if c.version != packets.V5 {
+		return nil
+	}
+	cfg := &c.b.cfg
+	if sayExpiry {
+		q = q.AppendUint(packets.SessionExpiryInterval, expiry)
+	}
+	if c.limits.receiveMaximum < 65535 {
+		q = q.AppendUint(packets.ReceiveMaximum, uint32(c.limits.receiveMaximum))
+	}
+	if m := cfg.maxQoS(); m < packets.QoS2 {
+		q = q.AppendUint(packets.MaximumQoS, uint32(m))
+	}
+	if c.limits.packetSize < maxPacketSize {
+		q = q.AppendUint(packets.MaximumPacketSize, uint32(c.limits.packetSize))
+	}
+	if p.ClientID == "" {
+		q = q.AppendText(packets.AssignedClientIdentifier, c.client.ID)
+	}
+	if cfg.TopicAliasMaximum > 0 {
+		q = q.AppendUint(packets.TopicAliasMaximum, uint32(cfg.TopicAliasMaximum))
+	}
+	for _, f := range [...]struct {
+		off bool
+		id  packets.Property
+	}{
+		{cfg.DisableRetain, packets.RetainAvailable},
+		{cfg.DisableWildcards, packets.WildcardSubscriptionAvailable},
+		{cfg.DisableSubscriptionIDs, packets.SubscriptionIdentifierAvailable},
+		{cfg.DisableShared, packets.SharedSubscriptionAvailable},
+	} {
+		if f.off {
+			q = q.AppendUint(f.id, 0)
+		}
+	}
+	if keepAlive != p.KeepAlive {
+		q = q.AppendUint(packets.ServerKeepAlive, uint32(keepAlive))
+	}
+	if n, _ := p.Properties.Uint(packets.RequestResponseInformation); n == 1 && cfg.ResponseInformation != "" {
+		q = q.AppendText(packets.ResponseInformation, cfg.ResponseInformation)
+	}
+	if c.method != "" {
+		q = append(q, c.authProperties(authData)...)
+	}
+	return q
+}
+
+// newWill makes the Will of a CONNECT, past the Authorizer.
+func (c *conn) newWill(t *turn, p *packets.Connect) (*will, error) {
+	w := p.Will
+	if w == nil {
+		return nil, nil
+	}
+	if c.b.authorizer != nil {
+		t.access = hooks.AccessRequest{Client: c.client, Action: hooks.Publish, Topic: w.Topic, QoS: w.QoS, Retain: w.Retain, Will: true}
+		if err := c.b.authorize(c.context(), &t.access); err != nil {
+			return nil, err
+		}
+	}
+	m := &message{from: c.client.ID, Message: packets.Message{
+		Topic: c.mount + w.Topic, QoS: w.QoS, Retain: w.Retain, Payload: append([]byte(nil), w.Payload...),
+	}}
+	delay, _ := w.Properties.Uint(packets.WillDelayInterval)
+	if len(w.Properties) > 0 {
+		m.Properties = w.Properties.Without(nil, packets.WillDelayInterval)
+	}
+	return &will{msg: m, delay: time.Duration(delay) * time.Second, client: c.client}, nil
+}
+
+// authorize asks the Authorizer; a refusal is reported and comes back as a *packets.Error.
+func (b *Broker) authorize(ctx context.Context, r *hooks.AccessRequest) error {
+	err := b.authorizer.Authorize(ctx, r)
+	if err == nil {
+		return nil
+	}
+	err = b.refusal(err, "client", r.Client.ID, "action", r.Action, "topic", r.Topic)
+	b.denied(r.Client, r.Action, r.Topic, err)
+	return err
+}
+
+func (b *Broker) denied(c *hooks.Client, a hooks.Action, topic string, err error) {
+	if b.obs.Denied != nil {
+		b.obs.Denied(c, a, topic, err)
+	}
+}
+
+// intercept asks the Interceptor, and checks and authorizes what comes back if its topic is another one.
+func (b *Broker) intercept(ctx context.Context, r *hooks.AccessRequest, c *hooks.Client, mount string, m *message) (*message, error) {
+	pm, err := b.cfg.Interceptor.Intercept(ctx, c, &m.Message)
+	switch {
+	case errors.Is(err, hooks.ErrDrop):
+		return nil, err
+	case err != nil:
+		return nil, b.refusal(err, "client", c.ID, "topic", m.Topic)
+	case pm == &m.Message:
+		return m, nil
+	case pm == nil || !packets.ValidTopicName(pm.Topic) || pm.QoS > packets.QoS2:
+		return nil, b.refusal(errors.New("the Interceptor returned no valid message"), "client", c.ID, "topic", m.Topic)
+	}
+	out := &message{Message: *pm, expires: m.expires, from: m.from}
+	if pm.Topic != m.Topic && b.authorizer != nil {
+		topic := pm.Topic
+		if len(topic) >= len(mount) && topic[:len(mount)] == mount {
+			topic = topic[len(mount):]
+		}
+		*r = hooks.AccessRequest{Client: c, Action: hooks.Publish, Topic: topic, QoS: pm.QoS, Retain: pm.Retain}
+		if err := b.authorize(ctx, r); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}

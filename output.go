@@ -1,0 +1,361 @@
+package dunlin
+
+import (
+	"errors"
+	"io"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// This file is the way out: bytes for a client are appended to the buffer of its connection under the Session's lock, and
+// flushed once per turn by whoever appended them, without waiting. What the socket does not take is left to a writer goroutine that
+// lives as long as there is a backlog.
+
+// A buffer is a pooled byte slice. The pointer is what travels, so that giving it back costs no allocation.
+type buffer struct{ b []byte }
+
+// The classes are 1 KiB and fourfold up to 4 MiB. Larger ones are not kept.
+const (
+	minBuffer = 1 << 10
+	classes   = 7
+)
+
+var pools [classes]sync.Pool
+
+func class(n int) (k, size int) {
+	for k, size = 0, minBuffer; size < n && k < classes; k++ {
+		size <<= 2
+	}
+	return k, size
+}
+
+// newBuffer returns an empty buffer with room for n bytes.
+func newBuffer(n int) *buffer {
+	k, size := class(n)
+	if k == classes {
+		return &buffer{make([]byte, 0, n)}
+	}
+	if x, ok := pools[k].Get().(*buffer); ok {
+		return x
+	}
+	return &buffer{make([]byte, 0, size)}
+}
+
+// free gives the buffer back. Nobody may use it afterwards.
+func (x *buffer) free() {
+	if k, size := class(cap(x.b)); k < classes && size == cap(x.b) {
+		x.b = x.b[:0]
+		pools[k].Put(x)
+	}
+}
+
+// out is the output of one connection. Guarded by the Session's mu. Before the connection has a Session its reader writes
+// directly.
+type out struct {
+	buf     *buffer // appended to; nil: empty
+	hint    int     // how much the last flush took: what the next buffer starts with
+	backlog int     // bytes that are in the writer's hands
+	writing bool    // somebody is writing; he will look at buf again
+	dead    bool    // the connection is not written to any more
+	stalled bool    // the client made no progress while a publisher waited for it: nobody waits again until it does
+	congest time.Time
+	room    chan struct{} // not nil: somebody waits for the backlog to fall; closed by the writer
+}
+
+// size is how much is waiting for the socket.
+func (o *out) size() int {
+	if o.buf == nil {
+		return o.backlog
+	}
+	return o.backlog + len(o.buf.b)
+}
+
+// reserve returns the buffer with room for n more bytes.
+func (o *out) reserve(n int) *buffer {
+	if o.buf == nil {
+		o.buf = newBuffer(max(n, o.hint))
+		return o.buf
+	}
+	if b := o.buf; cap(b.b)-len(b.b) < n {
+		o.buf = newBuffer(max(len(b.b)+n, 2*len(b.b)))
+		o.buf.b = append(o.buf.b, b.b...)
+		b.free()
+	}
+	return o.buf
+}
+
+// take hands the buffer to the one who writes.
+func (o *out) take() *buffer {
+	x := o.buf
+	o.buf = nil
+	o.hint = len(x.b)
+	o.backlog = len(x.b)
+	return x
+}
+
+// tryWriter is implemented by connections without a file descriptor that can take bytes without waiting.
+type tryWriter interface {
+	TryWrite(b []byte) (n int, err error)
+}
+
+// maxRounds is how often in a row one goroutine flushes the same connection for others before a writer takes over.
+const maxRounds = 4
+
+// flush writes what is there, as far as the socket takes it at once. It may be called by any goroutine that holds no lock, once
+// the connection has its Session. It reports whether much is waiting for the socket.
+func (c *conn) flush(now time.Time) (congested bool) {
+	mu := &c.sess.mu
+	mu.Lock()
+	c.touched = nil
+	for round := 0; ; round++ {
+		if c.out.writing || c.out.dead {
+			break
+		}
+		c.sess.pump(c, now)
+		if c.out.buf == nil {
+			break
+		}
+		c.out.writing = true
+		if round == maxRounds || (c.raw == nil && c.try == nil) {
+			c.b.writers.Go(c.write) // Close waits for it
+			break
+		}
+		x := c.out.take()
+		mu.Unlock()
+		n, err := c.tryWrite(x.b)
+		mu.Lock()
+		c.out.backlog -= n
+		c.b.stats.sentBytes.Add(uint64(n))
+		if err != nil {
+			c.fail(x)
+			break
+		}
+		if n < len(x.b) {
+			c.b.writers.Go(func() { c.writeRest(x, n) }) // Close waits for it
+			break
+		}
+		x.free()
+		c.out.writing, c.out.stalled = false, false
+		c.wake()
+	}
+	congested = c.out.size() > c.b.cfg.MaxOutboundBytes/2
+	mu.Unlock()
+	return congested
+}
+
+// fail ends all writing after an error. The reader finds out by itself: its deadline is moved to now.
+func (c *conn) fail(x *buffer) {
+	x.free()
+	c.out.dead, c.out.writing, c.out.backlog = true, false, 0
+	if c.out.buf != nil {
+		c.out.buf.free()
+		c.out.buf = nil
+	}
+	c.wake()
+	c.nc.SetReadDeadline(aLongTimeAgo)
+}
+
+// wake lets those go on who wait for the backlog to fall. The lock is held.
+func (c *conn) wake() {
+	if c.out.room != nil {
+		close(c.out.room)
+		c.out.room = nil
+	}
+}
+
+// tryWrite writes what the socket takes without waiting. Only the one who has set writing calls it.
+func (c *conn) tryWrite(b []byte) (int, error) {
+	if c.raw == nil {
+		return c.try.TryWrite(b)
+	}
+	c.wbuf, c.wn, c.werr = b, 0, nil
+	err := c.raw.Write(c.wfunc)
+	c.wbuf = nil
+	if err == nil {
+		err = c.werr
+	}
+	return c.wn, err
+}
+
+// writeSome is the function for RawConn.Write: it never asks to wait.
+func (c *conn) writeSome(fd uintptr) bool {
+	for c.wn < len(c.wbuf) {
+		n, err := writeFD(fd, c.wbuf[c.wn:])
+		if n > 0 {
+			c.wn += n
+		}
+		switch {
+		case err == nil && n > 0 && c.wn == len(c.wbuf):
+		case err == nil && n >= 0, errors.Is(err, syscall.EAGAIN):
+			return true // a short write: the socket is full
+		case errors.Is(err, syscall.EINTR):
+		default:
+			c.werr = err
+			return true
+		}
+	}
+	return true
+}
+
+// write is the writer goroutine when nothing has been taken yet.
+func (c *conn) write() {
+	mu := &c.sess.mu
+	mu.Lock()
+	x := c.out.buf
+	if x == nil {
+		c.out.writing = false
+		mu.Unlock()
+		return
+	}
+	c.out.take()
+	mu.Unlock()
+	c.writeRest(x, 0)
+}
+
+// writeRest is the writer goroutine: it writes x.b[n:], then whatever has gathered, until nothing is left.
+func (c *conn) writeRest(x *buffer, n int) {
+	for {
+		err := c.writeAll(x.b[n:])
+		mu := &c.sess.mu
+		mu.Lock()
+		if err != nil {
+			c.fail(x)
+			mu.Unlock()
+			c.b.log.Debug("write failed", "client", c.id(), "err", err)
+			return
+		}
+		x.free()
+		c.out.backlog = 0
+		c.sess.pump(c, time.Now())
+		if c.out.size() <= c.b.cfg.MaxOutboundBytes/4 {
+			c.out.congest = time.Time{}
+			c.wake()
+		}
+		if c.out.buf == nil || c.out.dead {
+			c.out.writing = false
+			mu.Unlock()
+			return
+		}
+		x, n = c.out.take(), 0
+		mu.Unlock()
+	}
+}
+
+// writeAll writes b and waits as long as the client takes something within WriteTimeout.
+func (c *conn) writeAll(b []byte) error {
+	const piece = 64 << 10 // so that progress is seen
+	for len(b) > 0 {
+		if t := c.b.cfg.WriteTimeout; t > 0 {
+			c.nc.SetWriteDeadline(time.Now().Add(t))
+		}
+		n, err := c.nc.Write(b[:min(len(b), piece)])
+		b = b[n:]
+		if n > 0 {
+			c.b.stats.sentBytes.Add(uint64(n))
+			mu := &c.sess.mu
+			mu.Lock()
+			c.out.backlog -= n
+			c.out.stalled = false
+			mu.Unlock()
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				continue
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+const (
+	patience  = 5 * time.Millisecond   // a client that takes nothing for so long while it is waited for counts as stalled
+	maxWait   = 100 * time.Millisecond // and one that stays congested for longer than this is not waited for either
+	lingering = time.Second            // how long a closed connection is drained for the client to read our last words
+)
+
+// ease waits a bounded moment for the client of c, which this turn has published to, if it is congested but reading: a burst
+// that its socket would absorb is not lost. One that reads nothing costs its publishers a few milliseconds once.
+func (c *conn) ease() {
+	for {
+		mu := &c.sess.mu
+		mu.Lock()
+		o := &c.out
+		if o.dead || o.stalled || o.size() <= c.b.cfg.MaxOutboundBytes/2 {
+			mu.Unlock()
+			return
+		}
+		now := time.Now()
+		if o.congest.IsZero() {
+			o.congest = now
+		}
+		if now.Sub(o.congest) > maxWait {
+			mu.Unlock()
+			return
+		}
+		if o.room == nil {
+			o.room = make(chan struct{})
+		}
+		room, before := o.room, o.backlog
+		mu.Unlock()
+		t := time.NewTimer(patience)
+		select {
+		case <-room:
+		case <-t.C:
+			mu.Lock()
+			o.stalled = o.backlog == before
+			mu.Unlock()
+		}
+		t.Stop()
+	}
+}
+
+// closeGently ends a connection after our last words without a reset: it flushes within a bound, shuts down our
+// direction, and reads what the client still sends for a moment, because a close with unread input would destroy what is on its way.
+func (c *conn) closeGently() {
+	deadline := time.Now().Add(lingering)
+	c.nc.SetReadDeadline(deadline)
+	if c.sess != nil {
+		c.flush(time.Now())
+		if !c.await(0, deadline) {
+			return
+		}
+	}
+	if hc, ok := c.nc.(interface{ CloseWrite() error }); ok && hc.CloseWrite() == nil {
+		io.CopyN(io.Discard, c.nc, 1<<20) // ends at EOF or the deadline; nothing depends on it
+	}
+}
+
+// await waits until no more than most bytes are waiting for the socket, and says whether that came before the deadline (none if zero) and
+// the end of the connection. A client that takes nothing ends it by WriteTimeout.
+func (c *conn) await(most int, deadline time.Time) bool {
+	var expired <-chan time.Time
+	if !deadline.IsZero() {
+		t := time.NewTimer(time.Until(deadline))
+		defer t.Stop()
+		expired = t.C
+	}
+	for {
+		mu := &c.sess.mu
+		mu.Lock()
+		if c.out.dead || c.out.size() <= most {
+			ok := !c.out.dead
+			mu.Unlock()
+			return ok
+		}
+		if c.out.room == nil {
+			c.out.room = make(chan struct{})
+		}
+		room := c.out.room
+		mu.Unlock()
+		select {
+		case <-room:
+		case <-expired:
+			return false
+		}
+	}
+}
+
+var aLongTimeAgo = time.Unix(1, 0)

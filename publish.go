@@ -1,0 +1,232 @@
+package dunlin
+
+import (
+	"errors"
+	"time"
+	"unicode/utf8"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// This file is what a PUBLISH from a client goes through before it is routed, and PUBREL.
+
+// onPublish handles a PUBLISH. raw is the whole packet.
+func (c *conn) onPublish(t *turn, p *packets.Publish, raw []byte) error {
+	t.received++
+	plain := !p.Retain && !p.Dup
+	if len(p.Properties) > 0 {
+		aliased, err := c.inboundProperties(t, p)
+		if err != nil {
+			return err
+		}
+		plain = plain && !aliased
+	}
+	cfg := &c.b.cfg
+	switch {
+	case p.QoS > cfg.maxQoS():
+		return packets.Errorf(packets.QoSNotSupported, "QoS %d, at most %d is accepted", p.QoS, cfg.maxQoS())
+	case p.Retain && cfg.DisableRetain:
+		return packets.Errorf(packets.RetainNotSupported, "retained messages are not accepted")
+	case len(p.Topic) > cfg.MaxTopicLength || packets.Levels(p.Topic) > cfg.MaxTopicLevels:
+		return packets.Errorf(packets.TopicNameInvalid, "the topic name has more bytes or levels than are accepted")
+	}
+	if c.mount != "" {
+		t.mounted = append(append(t.mounted[:0], c.mount...), p.Topic...)
+	}
+	if p.QoS == packets.QoS2 {
+		fresh, err := c.received(t, p.PacketID)
+		if err != nil || !fresh {
+			return err
+		}
+	}
+	matched, err := c.route(t, p, raw, plain)
+	return c.answer(t, p, matched, err)
+}
+
+// inboundProperties resolves the Topic Alias and leaves only the properties that travel with the message (3.3.2.3).
+func (c *conn) inboundProperties(t *turn, p *packets.Publish) (aliased bool, err error) {
+	if p.Properties.Has(packets.SubscriptionIdentifier) {
+		return false, packets.Errorf(packets.ProtocolError, "a Subscription Identifier in a PUBLISH from a client")
+	}
+	a, ok := p.Properties.Uint(packets.TopicAlias)
+	if !ok {
+		return false, nil
+	}
+	if a == 0 || int(a) > c.b.cfg.TopicAliasMaximum {
+		return false, packets.Errorf(packets.TopicAliasInvalid, "Topic Alias %d, the maximum is %d", a, c.b.cfg.TopicAliasMaximum)
+	}
+	if len(p.Topic) > 0 {
+		for len(c.aliases) < int(a) {
+			c.aliases = append(c.aliases, "")
+		}
+		if c.aliases[a-1] != string(p.Topic) {
+			c.aliases[a-1] = string(p.Topic)
+		}
+	} else {
+		if int(a) > len(c.aliases) || c.aliases[a-1] == "" {
+			return false, packets.Errorf(packets.ProtocolError, "Topic Alias %d has no topic", a)
+		}
+		t.topic = append(t.topic[:0], c.aliases[a-1]...)
+		p.Topic = t.topic
+	}
+	t.props = p.Properties.Without(t.props[:0], packets.TopicAlias)
+	p.Properties = t.props
+	return true, nil
+}
+
+// received takes note of a QoS 2 message and says whether it is new. One that is not gets its PUBREC again [MQTT-4.3.3-10].
+func (c *conn) received(t *turn, id uint16) (fresh bool, err error) {
+	s := c.sess
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conn != c {
+		return false, nil
+	}
+	fresh = s.in.publish(id)
+	if !fresh {
+		c.ack(packets.TypePubrec, id, packets.Success)
+		t.touch(c)
+	} else if len(s.in.ids) > c.limits.receiveMaximum && c.version == packets.V5 {
+		s.in.pubrel(id)
+		return false, packets.Errorf(packets.ReceiveMaximumExceeded, "more than %d QoS 2 messages are not released", c.limits.receiveMaximum)
+	}
+	return fresh, nil
+}
+
+// route takes the message past the hooks and to its subscribers.
+func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (matched int, err error) {
+	b := c.b
+	if p.Topic[0] == '$' {
+		b.denied(c.client, hooks.Publish, string(p.Topic), nil)
+		return 0, packets.Errorf(packets.NotAuthorized, "topics that begin with $ belong to the server")
+	}
+	if b.cfg.CheckPayloadFormat && len(p.Properties) > 0 {
+		if n, ok := p.Properties.Uint(packets.PayloadFormatIndicator); ok && n == 1 && !utf8.Valid(p.Payload) {
+			return 0, packets.Errorf(packets.PayloadFormatInvalid, "the payload is not UTF-8")
+		}
+	}
+	if b.authorizer != nil {
+		t.access = hooks.AccessRequest{Client: c.client, Action: hooks.Publish, Topic: string(p.Topic), QoS: p.QoS, Retain: p.Retain}
+		if err := b.authorize(c.context(), &t.access); err != nil {
+			return 0, err
+		}
+	}
+	if c.mount != "" {
+		p.Topic, plain = t.mounted, false
+	}
+	o := &t.out
+	if b.cfg.Interceptor != nil {
+		m, err := c.intercept(t, p)
+		if err != nil {
+			return 0, err
+		}
+		return t.publishMessage(m, c.number)
+	}
+	o.reset(p, c.client.ID, t.now, b.cfg.MaxMessageExpiry)
+	if plain {
+		o.raw, o.rawV5 = raw, c.version == packets.V5
+	}
+	r := c.routes.find(t, p.Topic, c.number)
+	matched, err = t.publish(o, r)
+	if b.obs.Published != nil && err == nil {
+		b.obs.Published(c.client, &o.message().Message, matched)
+	}
+	return matched, err
+}
+
+// intercept asks the Interceptor, checks what it returns, and asks the Authorizer again if the topic is another one.
+func (c *conn) intercept(t *turn, p *packets.Publish) (*message, error) {
+	o := &t.out
+	o.reset(p, c.client.ID, t.now, c.b.cfg.MaxMessageExpiry)
+	return c.b.intercept(c.context(), &t.access, c.client, c.mount, o.message())
+}
+
+// answer sends the acknowledgement that the QoS of p asks for; an error is told in it where the version can.
+func (c *conn) answer(t *turn, p *packets.Publish, matched int, err error) error {
+	code := packets.Success
+	if err != nil {
+		if errors.Is(err, hooks.ErrDrop) {
+			err = nil
+		} else if code = packets.CodeOf(err); code == packets.UnspecifiedError {
+			code = packets.NotAuthorized
+		}
+	}
+	if err == nil && matched == 0 && p.QoS > packets.QoS0 {
+		code = packets.NoMatchingSubscribers
+	}
+	if p.QoS == packets.QoS0 {
+		return nil
+	}
+	kind := packets.TypePuback
+	if p.QoS == packets.QoS2 {
+		kind = packets.TypePubrec
+	}
+	s := c.sess
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if code.Failed() && c.version < packets.V5 {
+		code = packets.Success // there is no way to say it [v3.1.1 MQTT-3.3.5-2]
+	}
+	if kind == packets.TypePubrec && code.Failed() && s.conn == c {
+		s.in.pubrel(p.PacketID) // the exchange ends here [MQTT-4.3.3-9]
+	}
+	if c.out.dead {
+		return nil
+	}
+	var pe *packets.Error
+	if code.Failed() && errors.As(err, &pe) && !c.noReasons && pe.Reason != "" {
+		a := packets.Ack{Kind: kind, PacketID: p.PacketID, Code: code, Properties: c.reason(pe, 5)}
+		x := c.out.reserve(a.Size(c.version))
+		x.b, _ = a.Append(x.b, c.version)
+	} else {
+		c.ack(kind, p.PacketID, code)
+	}
+	t.touch(c)
+	return nil
+}
+
+// onPubrel releases the identifier of a QoS 2 message [MQTT-4.3.3-11].
+func (c *conn) onPubrel(t *turn, a *packets.Ack) error {
+	s := c.sess
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conn != c {
+		return nil
+	}
+	code := packets.Success
+	if !s.in.pubrel(a.PacketID) {
+		code = packets.PacketIdentifierNotFound
+	}
+	c.ack(packets.TypePubcomp, a.PacketID, code)
+	t.touch(c)
+	return nil
+}
+
+// publishWill publishes a Will whose time has come, authorized anew with the identity that it was stored with.
+func (b *Broker) publishWill(t *turn, w *will) {
+	if b.authorizer != nil {
+		t.access = hooks.AccessRequest{Client: w.client, Action: hooks.Publish, Topic: w.msg.Topic, QoS: w.msg.QoS, Retain: w.msg.Retain, Will: true}
+		if err := b.authorize(b.ctx, &t.access); err != nil {
+			return
+		}
+	}
+	m := *w.msg
+	if n, ok := m.Properties.Uint(packets.MessageExpiryInterval); ok { // it counts from the publication
+		m.expires = t.now.Add(time.Duration(n) * time.Second).UnixNano()
+	}
+	out := &m
+	if b.cfg.Interceptor != nil {
+		var err error
+		if out, err = b.intercept(b.ctx, &t.access, w.client, "", out); err != nil {
+			return
+		}
+	}
+	matched, err := t.publishMessage(out, 0)
+	if err != nil {
+		b.log.Debug("will not retained", "client", w.msg.from, "topic", w.msg.Topic, "err", err)
+	}
+	if b.obs.Published != nil {
+		b.obs.Published(w.client, &out.Message, matched)
+	}
+}

@@ -1,0 +1,333 @@
+package dunlin
+
+import "github.com/dunlin-mqtt/dunlin/packets"
+
+// This file is the two directions of QoS 1 and 2 (4.3) as plain data: no clock, no lock, no I/O. A Session has one sender
+// and one receiver; their Packet Identifiers have nothing to do with each other (2.2.1).
+
+// A delivery is one message on its way to one Session: first in its queue, then in flight.
+type delivery struct {
+	msg    *message // nil in flight where nobody can ask for it again
+	extra  *extra   // nil for most
+	id     uint16   // Packet Identifier, 0 while queued
+	qos    packets.QoS
+	state  flightState
+	retain bool
+	used   bool // it takes a place of the send quota of this connection
+}
+
+// extra is what few deliveries have.
+type extra struct {
+	ids   []uint32 // Subscription Identifiers
+	group *group   // the shared subscription that it came by
+}
+
+type flightState byte
+
+const (
+	waiting  flightState = iota // in the queue; or in flight from an earlier connection and not sent on this one
+	sent                        // PUBLISH is out, PUBACK or PUBREC is to come
+	toldRel                     // PUBREC came, in flight from an earlier connection: PUBREL is due
+	released                    // PUBREL is out, PUBCOMP is to come
+	done
+)
+
+func (d *delivery) group() *group {
+	if d.extra == nil {
+		return nil
+	}
+	return d.extra.group
+}
+
+func (d *delivery) ids() []uint32 {
+	if d.extra == nil {
+		return nil
+	}
+	return d.extra.ids
+}
+
+// size is what a queued delivery counts against MaxQueuedBytes.
+func (d *delivery) size() int {
+	return len(d.msg.Payload) + len(d.msg.Topic) + len(d.msg.Properties) + 64
+}
+
+// A sender is the outbound half: the queue, and in sending order what is in flight.
+type sender struct {
+	queue  fifo[delivery]
+	bytes  int // size of what is queued
+	qos0   int // how many of the queue are QoS 0
+	flight []delivery
+	head   int // flight[:head] is done
+	live   int // how many of flight[head:] are not
+	used   int // places of the send quota taken on this connection (4.9)
+	quota  int // the quota: the lower of the client's Receive Maximum and MaxInflight
+	resend int // flight[resend:] has not been sent on this connection; len(flight): all has
+	lastID uint16
+	count  int // identifiers given out since nothing was in flight
+}
+
+// begin starts a Network Connection: what is in flight has to be sent again, in its order, before anything else [MQTT-4.4.0-1].
+func (s *sender) begin(quota int) {
+	s.quota, s.used = quota, 0
+	s.compact()
+	s.resend = 0
+	for i := range s.flight {
+		d := &s.flight[i]
+		d.used = false
+		switch d.state {
+		case sent:
+			d.state = waiting
+		case released:
+			d.state = toldRel
+		}
+	}
+}
+
+// room says whether one more QoS 1 or 2 PUBLISH may go out.
+func (s *sender) room() bool { return s.used < s.quota }
+
+// direct says whether a new message may go out at once, overtaking nothing.
+func (s *sender) direct() bool {
+	return s.queue.n == 0 && s.resend == len(s.flight) && s.used < s.quota
+}
+
+// again returns the next delivery that has to be repeated on this connection, or nil: either there is none, or the quota is
+// used up. dup tells a PUBLISH that was sent before from a PUBREL.
+func (s *sender) again() *delivery {
+	for s.resend < len(s.flight) {
+		d := &s.flight[s.resend]
+		switch d.state {
+		case waiting:
+			if !s.room() {
+				return nil
+			}
+			d.state, d.used = sent, true
+			s.used++
+			s.resend++
+			return d
+		case toldRel:
+			d.state = released
+			s.resend++
+			return d
+		default:
+			s.resend++
+		}
+	}
+	return nil
+}
+
+// open puts d in flight and gives it its Packet Identifier. There must be room.
+func (s *sender) open(d delivery) uint16 {
+	if len(s.flight) == cap(s.flight) && len(s.flight) > 2*s.live+8 {
+		s.compact()
+	}
+	d.id, d.state, d.used = s.nextID(), sent, true
+	s.flight = append(s.flight, d)
+	s.live++
+	s.used++
+	s.resend = len(s.flight)
+	return d.id
+}
+
+// nextID takes the identifiers in turn and leaves out those in use [MQTT-2.2.1-4].
+func (s *sender) nextID() uint16 {
+	if s.live == 0 {
+		s.count = 0
+	}
+	for {
+		s.lastID++
+		if s.lastID == 0 {
+			s.lastID = 1
+		}
+		s.count++
+		// Within one round of identifiers none can come up twice.
+		if s.count <= 65535 || s.find(s.lastID) == nil {
+			return s.lastID
+		}
+	}
+}
+
+// find returns the live delivery with that identifier. Acknowledgements come in order [MQTT-4.6.0-2], so that the
+// first look is nearly always the last.
+func (s *sender) find(id uint16) *delivery {
+	for i := s.head; i < len(s.flight); i++ {
+		if d := &s.flight[i]; d.id == id && d.state != done {
+			return d
+		}
+	}
+	return nil
+}
+
+// finish ends a delivery and frees its identifier and its place.
+func (s *sender) finish(d *delivery) {
+	if d.used {
+		s.used--
+	}
+	*d = delivery{state: done}
+	s.live--
+	for s.head < len(s.flight) && s.flight[s.head].state == done {
+		s.head++
+	}
+	if s.head == len(s.flight) {
+		s.flight, s.head, s.resend = s.flight[:0], 0, 0
+	}
+}
+
+// compact moves the live deliveries to the front.
+func (s *sender) compact() {
+	n, resend := 0, len(s.flight)
+	for i := range s.flight {
+		if i == s.resend {
+			resend = n
+		}
+		if s.flight[i].state != done {
+			s.flight[n] = s.flight[i]
+			n++
+		}
+	}
+	clear(s.flight[n:])
+	s.flight, s.head, s.resend = s.flight[:n], 0, min(resend, n)
+}
+
+// push puts d at the end of the queue.
+func (s *sender) push(d delivery) {
+	s.bytes += d.size()
+	if d.qos == packets.QoS0 {
+		s.qos0++
+	}
+	s.queue.push(d)
+}
+
+// pop takes the front of the queue, which must not be empty.
+func (s *sender) pop() delivery {
+	d := s.queue.pop()
+	s.bytes -= d.size()
+	if d.qos == packets.QoS0 {
+		s.qos0--
+	}
+	return d
+}
+
+// A verdict is what an acknowledgement leads to.
+type verdict byte
+
+const (
+	ignored       verdict = iota // for nothing that is in flight
+	completed                    // the delivery is over
+	sendPubrel                   // PUBREL is due
+	unknownPubrec                // PUBREL with Packet Identifier not found is due
+	mismatched                   // an acknowledgement of the other QoS: Protocol Error
+)
+
+// ack handles PUBACK, PUBREC and PUBCOMP from the client.
+func (s *sender) ack(kind packets.Type, id uint16, code packets.ReasonCode) verdict {
+	d := s.find(id)
+	switch {
+	case d == nil || d.state == waiting:
+		if kind == packets.TypePubrec {
+			return unknownPubrec
+		}
+		return ignored
+	case (kind == packets.TypePuback) != (d.qos == packets.QoS1):
+		return mismatched
+	case kind == packets.TypePubrec && !code.Failed():
+		d.msg = nil // it will never be sent again [MQTT-4.3.3-5]
+		d.state = released
+		return sendPubrel // also when repeated
+	case kind == packets.TypePubcomp && d.state == sent:
+		return mismatched
+	default:
+		s.finish(d)
+		return completed
+	}
+}
+
+// A receiver is the inbound half: the Packet Identifiers of the QoS 2 messages that were received and not yet released. They live as
+// long as the Session; nothing times them out.
+type receiver struct {
+	ids map[uint16]struct{} // nil until the first
+}
+
+// publish takes note of a QoS 2 PUBLISH and says whether it is the first with its identifier: only then it is delivered
+// [MQTT-4.3.3-10].
+func (r *receiver) publish(id uint16) (fresh bool) {
+	if _, ok := r.ids[id]; ok {
+		return false
+	}
+	if r.ids == nil {
+		r.ids = make(map[uint16]struct{})
+	}
+	r.ids[id] = struct{}{}
+	return true
+}
+
+// pubrel forgets the identifier and says whether it was known.
+func (r *receiver) pubrel(id uint16) (known bool) {
+	_, known = r.ids[id]
+	delete(r.ids, id)
+	return known
+}
+
+// A fifo is a queue in chunks: it grows without copying, and one that was never used owns nothing.
+type fifo[T any] struct {
+	first, last *chunk[T]
+	n           int
+	from, to    uint8 // first.e[from:], last.e[:to]
+}
+
+type chunk[T any] struct {
+	e    [16]T
+	next *chunk[T]
+}
+
+func (q *fifo[T]) push(v T) {
+	if q.last == nil || int(q.to) == len(q.last.e) {
+		c := new(chunk[T])
+		if q.last == nil {
+			q.first, q.from = c, 0
+		} else {
+			q.last.next = c
+		}
+		q.last, q.to = c, 0
+	}
+	q.last.e[q.to] = v
+	q.to++
+	q.n++
+}
+
+// front is the oldest, nil if there is none. The pointer is good until the next call.
+func (q *fifo[T]) front() *T {
+	if q.n == 0 {
+		return nil
+	}
+	return &q.first.e[q.from]
+}
+
+func (q *fifo[T]) pop() T {
+	var zero T
+	v := q.first.e[q.from]
+	q.first.e[q.from] = zero
+	q.from++
+	q.n--
+	switch {
+	case q.n == 0:
+		q.from, q.to = 0, 0
+	case int(q.from) == len(q.first.e):
+		q.first, q.from = q.first.next, 0
+	}
+	return v
+}
+
+// all yields the elements, oldest first. f returns false to stop.
+func (q *fifo[T]) all(f func(*T) bool) {
+	i := int(q.from)
+	for c, n := q.first, q.n; n > 0; n-- {
+		if i == len(c.e) {
+			c, i = c.next, 0
+		}
+		if !f(&c.e[i]) {
+			return
+		}
+		i++
+	}
+}

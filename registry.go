@@ -1,0 +1,302 @@
+package dunlin
+
+import (
+	"time"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// This file is who owns which Session: connecting, takeover, leaving and the end of a Session. Each is one change under the
+// Session's lock; who lost a Session finds out because session.conn is not its connection any more.
+
+// An attachment is what a CONNECT brings to its Session.
+type attachment struct {
+	clean   bool
+	expiry  uint32
+	will    *will
+	quota   queueLimits
+	connack *packets.Connack
+}
+
+// attach gives c its Session, a new one or the one that is kept for its Client Identifier, and puts the CONNACK into its
+// output. A connection that has the Session is told that it is taken over and is out of it, its Will decided, before that (3.1.4).
+func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error) {
+	id, principal := c.client.ID, c.client.Identity.Principal
+	for {
+		b.mu.Lock()
+		if b.closed {
+			b.mu.Unlock()
+			return false, packets.Errorf(packets.ServerShuttingDown, "")
+		}
+		old := b.sessions[id]
+		if old != nil && old.principal != principal {
+			b.mu.Unlock()
+			return false, packets.Errorf(packets.ClientIdentifierNotValid, "the Client Identifier belongs to somebody else")
+		}
+		if old == nil && len(b.sessions) >= b.cfg.MaxSessions {
+			b.mu.Unlock()
+			return false, packets.Errorf(packets.QuotaExceeded, "too many sessions")
+		}
+		if old == nil {
+			b.begin(c, a, principal)
+			return false, nil
+		}
+		b.mu.Unlock()
+		switch b.takeOver(t, old, c, a) {
+		case resumed:
+			return true, nil
+		case over:
+			b.endSession(t, old, packets.Errorf(packets.SessionTakenOver, "another connection with the same Client Identifier"))
+		}
+	}
+}
+
+// A takeover is what became of an attempt to resume a Session.
+type takeover byte
+
+const (
+	resumed takeover = iota
+	over             // the Session ends, or has ended
+	vacated          // the connection that had it is out; try again
+)
+
+// begin makes a new Session for c. It unlocks b.mu.
+func (b *Broker) begin(c *conn, a attachment, principal string) {
+	s := &session{b: b, id: c.client.ID, principal: principal, expiry: a.expiry, will: a.will, quota: a.quota}
+	s.mu.Lock()
+	s.resume(c)
+	b.sessions[s.id] = s
+	b.move(c)
+	b.mu.Unlock()
+	c.welcome(a.connack)
+	s.mu.Unlock()
+	c.flush(time.Now())
+}
+
+// move makes c one of the accepted connections. b.mu is held.
+func (b *Broker) move(c *conn) {
+	delete(b.early, c)
+	b.conns[c] = struct{}{}
+	b.stats.accepted.Add(1)
+}
+
+// welcome puts the CONNACK at the front of the output. The lock is held.
+func (c *conn) welcome(a *packets.Connack) {
+	x := c.out.reserve(a.Size(c.version))
+	x.b, _ = a.Append(x.b, c.version)
+}
+
+// takeOver resumes s with c if nobody has it, and otherwise takes it from who has.
+func (b *Broker) takeOver(t *turn, s *session, c *conn, a attachment) takeover {
+	b.mu.Lock()
+	s.mu.Lock()
+	old := s.conn
+	switch {
+	case s.ended, a.clean, old != nil && s.expiry == 0:
+		s.mu.Unlock()
+		b.mu.Unlock()
+		return over
+	case old == nil && !b.closed: // a Will that still waited is not published [MQTT-3.1.3-9]
+		b.due.set(&s.due, time.Time{}, nil)
+		s.expiry, s.will, s.quota = a.expiry, a.will, a.quota
+		s.resume(c)
+		b.move(c)
+		c.number = s.num
+		b.mu.Unlock()
+		a.connack.SessionPresent = true
+		c.welcome(a.connack)
+		s.mu.Unlock()
+		c.flush(time.Now())
+		return resumed
+	}
+	b.mu.Unlock()
+	if old == nil {
+		s.mu.Unlock()
+		return vacated // the Broker is closed, as attach will find
+	}
+	w := s.will
+	if w != nil && w.delay > 0 {
+		w = nil // the Session goes on in time
+	}
+	s.conn, s.will = nil, nil
+	old.stop(packets.Errorf(packets.SessionTakenOver, "another connection with the same Client Identifier"))
+	s.mu.Unlock()
+	old.flush(t.now)
+	b.expireAuth(old, time.Time{})
+	if w != nil {
+		b.publishWill(t, w)
+	}
+	return vacated
+}
+
+// detach is the end of c's part in its Session, unless it was taken over. normal drops the Will.
+func (b *Broker) detach(c *conn, normal bool) {
+	s := c.sess
+	now := time.Now()
+	s.mu.Lock()
+	if s.conn != c {
+		s.mu.Unlock()
+		return
+	}
+	w, stays := s.leave(now, normal)
+	if stays {
+		at := s.endsAt
+		if s.will != nil && (at.IsZero() || s.will.at.Before(at)) {
+			at = s.will.at
+		}
+		b.due.set(&s.due, at, s.whenDue)
+	}
+	s.mu.Unlock()
+	b.expireAuth(c, time.Time{})
+	if !stays || w != nil {
+		b.work(func(t *turn) {
+			if w != nil {
+				b.publishWill(t, w)
+			}
+			if !stays {
+				b.endSession(t, s, nil)
+			}
+		})
+	}
+}
+
+// whenDue is called when the Will of an absent client is due, or its Session expires.
+func (s *session) whenDue(now time.Time) {
+	b := s.b
+	s.mu.Lock()
+	if s.conn != nil || s.ended || s.due.at.IsZero() || s.due.at.After(now) {
+		s.mu.Unlock()
+		return
+	}
+	w := s.will
+	if w == nil || w.at.After(now) || !s.endsAt.IsZero() && !s.endsAt.After(now) {
+		s.mu.Unlock()
+		b.work(func(t *turn) { b.endSession(t, s, nil) })
+		return
+	}
+	s.will = nil
+	b.due.set(&s.due, s.endsAt, s.whenDue)
+	s.mu.Unlock()
+	b.work(func(t *turn) { b.publishWill(t, w) })
+}
+
+// endSession ends s with all that belongs to it, in one step. A connection that still has it is told why.
+func (b *Broker) endSession(t *turn, s *session, why *packets.Error) {
+	s.mu.Lock()
+	if s.ended {
+		s.mu.Unlock()
+		b.forget(s)
+		return
+	}
+	c := s.conn
+	w, shared := s.end()
+	s.conn = nil
+	if c != nil && why != nil {
+		c.stop(why)
+	}
+	num := s.num
+	b.due.set(&s.due, time.Time{}, nil)
+	s.mu.Unlock()
+	if num != 0 {
+		b.tree.removeAll(num)
+		b.release(num)
+	}
+	b.forget(s)
+	if c != nil {
+		c.flush(t.now)
+	}
+	if w != nil {
+		b.publishWill(t, w)
+	}
+	for i := range shared {
+		b.passOn(t, &shared[i])
+	}
+	if f := b.obs.SessionEnded; f != nil {
+		f(s.id)
+	}
+}
+
+// passOn gives a message that the ended member of a shared subscription did not complete to another one.
+func (b *Broker) passOn(t *turn, d *delivery) {
+	t.own = packets.Publish{QoS: d.msg.QoS, Topic: []byte(d.msg.Topic), Properties: d.msg.Properties, Payload: d.msg.Payload}
+	o := &t.out
+	o.reset(&t.own, d.msg.from, t.now, 0)
+	o.msg, o.expires = d.msg, d.msg.expires
+	t.route.fill(t, t.own.Topic, 0)
+	for i := range t.route.shared {
+		if r := &t.route.shared[i]; r.group == d.group() {
+			t.deliverShared(o, r.group, r.members)
+			return
+		}
+	}
+}
+
+// forget takes s out of the registry, if it is still the one there.
+func (b *Broker) forget(s *session) {
+	b.mu.Lock()
+	if b.sessions[s.id] == s {
+		delete(b.sessions, s.id)
+	}
+	b.mu.Unlock()
+}
+
+// number gives a session its number in the tree.
+func (b *Broker) number(s *session) uint32 {
+	b.numbers.Lock()
+	defer b.numbers.Unlock()
+	if n := len(b.unused); n > 0 {
+		num := b.unused[n-1]
+		b.unused = b.unused[:n-1]
+		b.byNumber[num] = s
+		return num
+	}
+	b.byNumber = append(b.byNumber, s)
+	return uint32(len(b.byNumber) - 1)
+}
+
+func (b *Broker) release(num uint32) {
+	b.numbers.Lock()
+	defer b.numbers.Unlock()
+	b.byNumber[num] = nil
+	b.unused = append(b.unused, num)
+}
+
+// expireAuth ends the connection at the given time with Maximum connect time, unless it has authenticated anew by then. Zero: never.
+func (b *Broker) expireAuth(c *conn, at time.Time) {
+	if at.IsZero() && c.expires.at.IsZero() {
+		return
+	}
+	c.sess.mu.Lock()
+	b.due.set(&c.expires, at, func(time.Time) {
+		b.end(c, packets.Errorf(packets.MaximumConnectTime, "the authentication has expired"))
+	})
+	c.sess.mu.Unlock()
+}
+
+// expireRetained keeps the deadline of the retained message of a topic; m is nil or the one that is there now.
+func (b *Broker) expireRetained(topic string, m *message) {
+	b.expiryMu.Lock()
+	defer b.expiryMu.Unlock()
+	d := b.expiring[topic]
+	if m == nil || m.expires == 0 {
+		if d != nil {
+			b.due.set(d, time.Time{}, nil)
+			delete(b.expiring, topic)
+		}
+		return
+	}
+	if d == nil {
+		d = new(deadline)
+		b.expiring[topic] = d
+	}
+	b.due.set(d, time.Unix(0, m.expires), func(time.Time) {
+		if !b.retained.removeExactly(m) {
+			return
+		}
+		b.expireRetained(topic, nil)
+		if b.obs.Dropped != nil {
+			b.obs.Dropped("", &m.Message, hooks.DropExpired)
+		}
+	})
+}

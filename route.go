@@ -1,0 +1,485 @@
+package dunlin
+
+import (
+	"encoding/binary"
+	"hash/maphash"
+	"time"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// This file takes one Application Message to everybody who subscribes to it.
+
+// A turn is what a goroutine holds while it works on what one read of a connection brought, or on one message of its own: scratch
+// memory, the time, and the connections that have to be flushed at the end. Turns are pooled; an idle connection has none.
+type turn struct {
+	b         *Broker
+	now       time.Time
+	dirty     []*conn
+	read      *buffer // what was read; nil for turns that do not read
+	congested []*conn // those that the flush left congested
+
+	pub     packets.Publish
+	ack     packets.Ack
+	own     packets.Publish // what publishMessage routes
+	out     outgoing
+	topic   []byte // scratch: a topic
+	mounted []byte // scratch: a topic with its mount point
+	props   packets.Properties
+	access  hooks.AccessRequest
+	route   route // for routing without a connection's cache
+	matches matches
+
+	received, receivedBytes, sent uint64 // added to the Broker's counters at the end
+}
+
+// touch notes that c has something to write. The lock of its session is held.
+func (t *turn) touch(c *conn) {
+	if c.touched != t {
+		c.touched = t
+		t.dirty = append(t.dirty, c)
+	}
+}
+
+// end flushes what the turn has written to, each connection once.
+func (t *turn) end() {
+	for i, c := range t.dirty {
+		if c.flush(t.now) {
+			t.congested = append(t.congested, c)
+		}
+		t.dirty[i] = nil
+	}
+	t.dirty = t.dirty[:0]
+	st := &t.b.stats
+	if t.received > 0 {
+		st.received.Add(t.received)
+		t.received = 0
+	}
+	if t.sent > 0 {
+		st.sent.Add(t.sent)
+		t.sent = 0
+	}
+	if t.receivedBytes > 0 {
+		st.receivedBytes.Add(t.receivedBytes)
+		t.receivedBytes = 0
+	}
+}
+
+// An outgoing is one Application Message while it is routed. The frame that goes out is built once for each class of receivers, and
+// the message that queues share is made only if somebody needs it.
+type outgoing struct {
+	pub     *packets.Publish // topic complete, aliases resolved, properties only those that travel
+	raw     []byte           // the packet as it came, if it can go out as it is to receivers of the same kind
+	rawV5   bool
+	from    string
+	expires int64
+	msg     *message
+	frames  [4]frame // by version 5.0 or not, and with Packet Identifier or not
+}
+
+// A frame is a whole PUBLISH whose first byte and Packet Identifier are patched for each receiver.
+type frame struct {
+	b     []byte
+	idAt  int
+	ready bool
+	own   []byte // memory for b
+}
+
+// reset prepares o for another message.
+func (o *outgoing) reset(p *packets.Publish, from string, now time.Time, maxExpiry time.Duration) {
+	o.pub, o.raw, o.from, o.msg, o.expires = p, nil, from, nil, 0
+	for i := range o.frames {
+		o.frames[i].ready = false
+	}
+	if len(p.Properties) > 0 {
+		if n, ok := p.Properties.Uint(packets.MessageExpiryInterval); ok {
+			o.expires = now.Add(time.Duration(n) * time.Second).UnixNano()
+		}
+	}
+	if maxExpiry > 0 {
+		if most := now.Add(maxExpiry).UnixNano(); o.expires == 0 || o.expires > most {
+			o.expires = most
+		}
+	}
+}
+
+// message returns the shared, immutable form.
+func (o *outgoing) message() *message {
+	if o.msg == nil {
+		p := o.pub
+		o.msg = &message{Message: packets.Message{Topic: string(p.Topic), QoS: p.QoS, Retain: p.Retain}, expires: o.expires, from: o.from}
+		// One allocation for both, or none.
+		if n := len(p.Payload) + len(p.Properties); n > 0 {
+			b := make([]byte, n)
+			copy(b, p.Payload)
+			copy(b[len(p.Payload):], p.Properties)
+			o.msg.Payload = b[:len(p.Payload):len(p.Payload)]
+			if len(p.Properties) > 0 {
+				o.msg.Properties = b[len(p.Payload):]
+			}
+		}
+	}
+	return o.msg
+}
+
+// frame returns the frame for receivers of a version, with or without Packet Identifier.
+func (o *outgoing) frame(v5, id bool) *frame {
+	k := 0
+	if v5 {
+		k |= 1
+	}
+	if id {
+		k |= 2
+	}
+	f := &o.frames[k]
+	if f.ready {
+		return f
+	}
+	f.ready = true
+	if o.raw != nil && v5 == o.rawV5 && id == (o.pub.QoS > packets.QoS0) {
+		f.b = o.raw
+	} else {
+		w, v := wire{}, packets.V311
+		if id {
+			w.qos = packets.QoS1
+		}
+		if v5 {
+			v = packets.V5
+		}
+		f.own = appendPublish(f.own[:0], v, w, o.pub.Topic, 0, o.pub.Properties, o.pub.Payload)
+		f.b = f.own
+	}
+	if id {
+		f.idAt = 1
+		for f.b[f.idAt] >= 0x80 {
+			f.idAt++
+		}
+		f.idAt += 1 + 2 + len(o.pub.Topic)
+	}
+	return f
+}
+
+// A target is a session that a topic goes to, its matching subscriptions merged into one.
+type target struct {
+	s      *session
+	qos    packets.QoS
+	retain bool     // Retain As Published
+	ids    []uint32 // Subscription Identifiers
+	group  *group   // by a shared subscription
+}
+
+func (to *target) extra() *extra {
+	if len(to.ids) == 0 && to.group == nil {
+		return nil
+	}
+	return &extra{ids: append([]uint32(nil), to.ids...), group: to.group}
+}
+
+// A route is who gets the messages of one topic, valid as long as the part of the tree that it came from has not changed.
+type route struct {
+	topic   []byte
+	version uint64
+	valid   bool
+	targets []target
+	ids     []uint32 // of all targets
+	shared  []sharedRoute
+}
+
+// A sharedRoute is a shared subscription that the topic matches: one of the members gets the message.
+type sharedRoute struct {
+	group   *group
+	members []target
+}
+
+// fill resolves who gets messages of topic that come from the session with number from.
+func (r *route) fill(t *turn, topic []byte, from uint32) {
+	b, m := t.b, &t.matches
+	if string(r.topic) != string(topic) {
+		r.topic = append(r.topic[:0], topic...)
+	}
+	r.valid = true
+	for {
+		r.version = b.tree.version(topic)
+		b.tree.match(topic, from, m)
+		r.ids = append(r.ids[:0], m.ids...)
+		clear(r.targets)
+		r.targets = r.targets[:0]
+		clear(r.shared)
+		r.shared = r.shared[:0]
+		b.numbers.RLock()
+		for i := range m.subs {
+			x := &m.subs[i]
+			if s := b.byNumber[x.sub]; s != nil {
+				to := target{s: s, qos: x.qos, retain: x.retainAsPublished}
+				if x.nids > 0 {
+					to.ids = r.ids[x.ids : x.ids+x.nids]
+				}
+				r.targets = append(r.targets, to)
+			}
+		}
+		for i := range m.groups {
+			r.addGroup(b, &m.groups[i])
+		}
+		b.numbers.RUnlock()
+		// A number that was given to another session meanwhile would have changed the version.
+		if b.tree.version(topic) == r.version {
+			return
+		}
+	}
+}
+
+func (r *route) addGroup(b *Broker, g *sharedMatch) {
+	sr := sharedRoute{group: g.group, members: make([]target, 0, len(g.members))}
+	for i := range g.members {
+		m := &g.members[i]
+		s := b.byNumber[m.sub]
+		if s == nil {
+			continue
+		}
+		to := target{s: s, qos: m.opts.qos, retain: m.opts.retainAsPublished, group: g.group}
+		if m.opts.id != 0 {
+			to.ids = []uint32{m.opts.id}
+		}
+		sr.members = append(sr.members, to)
+	}
+	r.shared = append(r.shared, sr)
+}
+
+// routes is the cache of a connection: the last topic, and a small table for those that publish to many.
+type routes struct {
+	last  *route
+	table []*route // nil until a second topic
+}
+
+const routeSlots = 256
+
+// find returns the route for topic, from the cache if it is still good.
+func (rs *routes) find(t *turn, topic []byte, from uint32) *route {
+	r := rs.last
+	if r == nil {
+		r = new(route)
+	} else if string(r.topic) != string(topic) {
+		r = rs.slot(t.b, topic)
+	}
+	if string(r.topic) != string(topic) || !r.valid || r.version != t.b.tree.version(topic) {
+		r.fill(t, topic, from)
+	}
+	rs.last = r
+	return r
+}
+
+// slot returns the place of topic in the table.
+func (rs *routes) slot(b *Broker, topic []byte) *route {
+	if rs.table == nil {
+		rs.table = make([]*route, routeSlots)
+		rs.table[maphash.Bytes(b.seed, rs.last.topic)%routeSlots] = rs.last
+	}
+	p := &rs.table[maphash.Bytes(b.seed, topic)%routeSlots]
+	if *p == nil {
+		*p = new(route)
+	}
+	return *p
+}
+
+// deliver takes o to everybody in r and returns how many sessions took it.
+func (t *turn) deliver(o *outgoing, r *route) (n int) {
+	for i := range r.targets {
+		if r.targets[i].s.deliver(t, o, &r.targets[i]) {
+			n++
+		}
+	}
+	for i := range r.shared {
+		if t.deliverShared(o, r.shared[i].group, r.shared[i].members) {
+			n++
+		}
+	}
+	return n
+}
+
+// deliverShared gives o to one of the members: to the first from where the strategy starts that can send it on at once, otherwise to the first
+// that takes it at all.
+func (t *turn) deliverShared(o *outgoing, g *group, members []target) bool {
+	n := uint64(len(members))
+	if n == 0 {
+		return false
+	}
+	var start uint64
+	switch t.b.cfg.Shared {
+	case RoundRobin:
+		start = uint64(g.next.Add(1) - 1)
+	case Sticky:
+		start = uint64(g.next.Load())
+	case HashTopic:
+		start = maphash.Bytes(t.b.seed, o.pub.Topic)
+	case HashClient:
+		start = maphash.String(t.b.seed, o.from)
+	}
+	for i := range n {
+		to := &members[(start+i)%n]
+		if to.s.ready(min(o.pub.QoS, to.qos)) && to.s.deliver(t, o, to) {
+			if t.b.cfg.Shared == Sticky {
+				g.next.Store(uint32((start + i) % n))
+			}
+			return true
+		}
+	}
+	for i := range n {
+		if to := &members[(start+i)%n]; to.s.deliver(t, o, to) {
+			return true
+		}
+	}
+	return false
+}
+
+// publish routes o and takes care of its retained state. r is its route.
+func (t *turn) publish(o *outgoing, r *route) (matched int, err error) {
+	if o.pub.Retain {
+		if err := t.retain(o); err != nil {
+			return 0, err
+		}
+	}
+	return t.deliver(o, r), nil
+}
+
+// retain makes o the retained message of its topic, or, with no payload, removes that [MQTT-3.3.1-5] [MQTT-3.3.1-6].
+func (t *turn) retain(o *outgoing) error {
+	b := t.b
+	if len(o.pub.Payload) == 0 {
+		if old := b.retained.remove(string(o.pub.Topic)); old != nil && old.expires != 0 {
+			b.expireRetained(old.Topic, nil)
+		}
+		return nil
+	}
+	m := o.message()
+	if b.retained.len() >= b.cfg.MaxRetained || b.retained.bytes()+int64(len(m.Payload)+len(m.Topic)+len(m.Properties)) > int64(b.cfg.MaxRetainedBytes) {
+		if b.retained.get(m.Topic) == nil {
+			return packets.Errorf(packets.QuotaExceeded, "too many retained messages")
+		}
+	}
+	if old := b.retained.set(m); m.expires != 0 || (old != nil && old.expires != 0) {
+		b.expireRetained(m.Topic, m)
+	}
+	return nil
+}
+
+// publishMessage routes a message that comes from no connection: a Will, an in-process publish, $SYS.
+func (t *turn) publishMessage(m *message, from uint32) (matched int, err error) {
+	t.topic = append(t.topic[:0], m.Topic...)
+	t.own = packets.Publish{QoS: m.QoS, Retain: m.Retain, Topic: t.topic, Properties: m.Properties, Payload: m.Payload}
+	o := &t.out
+	o.reset(&t.own, m.from, t.now, t.b.cfg.MaxMessageExpiry)
+	if m.expires == 0 {
+		m.expires = o.expires
+	}
+	o.msg = m
+	t.route.fill(t, t.topic, from)
+	return t.publish(o, &t.route)
+}
+
+// send appends a PUBLISH for o to the output of c. The session's lock is held; there is room in the window if qos needs it.
+func (c *conn) send(t *turn, o *outgoing, to *target, qos packets.QoS, retain bool) bool {
+	s := c.sess
+	plain := len(to.ids) == 0 && c.outAliases == nil && c.mount == "" || c.version < packets.V5 && c.mount == ""
+	w := wire{qos: qos, retain: retain, ids: to.ids}
+	var f *frame
+	if plain {
+		f = o.frame(c.version == packets.V5, qos > packets.QoS0)
+		if len(f.b) > c.maxPacket {
+			s.dropped(o.msg, hooks.DropTooLarge)
+			return false
+		}
+	} else if c.tooLarge(o.message(), w) {
+		s.dropped(o.msg, hooks.DropTooLarge)
+		return false
+	}
+	if qos > packets.QoS0 {
+		d := delivery{extra: to.extra(), qos: qos, retain: retain}
+		if s.lasting(&d) {
+			d.msg = o.message()
+		}
+		w.id = s.out.open(d)
+	}
+	if plain {
+		x := c.out.reserve(len(f.b))
+		n := len(x.b)
+		x.b = append(x.b, f.b...)
+		x.b[n] = w.first()
+		if w.id != 0 {
+			binary.BigEndian.PutUint16(x.b[n+f.idAt:], w.id)
+		}
+		t.sent++
+		if c.b.obs.Delivered != nil {
+			c.b.obs.Delivered(s.id, &o.message().Message)
+		}
+	} else {
+		c.appendMessage(o.message(), w, t.now)
+	}
+	t.touch(c)
+	return true
+}
+
+// tooLarge says whether m exceeds what the client accepts. Such a message counts as delivered [MQTT-3.1.2-25].
+func (c *conn) tooLarge(m *message, w wire) bool {
+	if c.maxPacket == maxPacketSize {
+		return false
+	}
+	n, _ := publishSize(c.version, w, len(m.Topic)-len(c.mount), 0, len(m.Properties), len(m.Payload))
+	return 1+uvarintLen(n)+n > c.maxPacket
+}
+
+// appendMessage appends m to the output of c, which has room for it, and says whether the client accepts its size. The lock is held.
+func (c *conn) appendMessage(m *message, w wire, now time.Time) bool {
+	if c.tooLarge(m, w) {
+		return false
+	}
+	topic := m.Topic[len(c.mount):]
+	var alias uint16
+	if c.outAliases != nil {
+		topic, alias = c.outAlias(topic)
+	}
+	n, _ := publishSize(c.version, w, len(topic), alias, len(m.Properties), len(m.Payload))
+	x := c.out.reserve(n + 5)
+	at := len(x.b)
+	x.b = appendPublish(x.b, c.version, w, topic, alias, m.Properties, m.Payload)
+	if c.version == packets.V5 && m.expires != 0 {
+		patchExpiry(x.b[at:], w, len(topic), m, now)
+	}
+	c.b.stats.sent.Add(1)
+	if c.b.obs.Delivered != nil {
+		c.b.obs.Delivered(c.sess.id, &m.Message)
+	}
+	return true
+}
+
+// patchExpiry writes what remains of the Message Expiry Interval into a PUBLISH [MQTT-3.3.2-6].
+func patchExpiry(p []byte, w wire, topic int, m *message, now time.Time) {
+	at := m.Properties.Offset(packets.MessageExpiryInterval)
+	if at < 0 {
+		return
+	}
+	rest := max(0, (m.expires-now.UnixNano()+int64(time.Second)-1)/int64(time.Second))
+	i := 1
+	for ; p[i] >= 0x80; i++ {
+	}
+	i += 1 + 2 + topic
+	if w.qos > packets.QoS0 {
+		i += 2
+	}
+	for ; p[i] >= 0x80; i++ {
+	}
+	binary.BigEndian.PutUint32(p[i+1+at:], uint32(min(rest, noExpiry)))
+}
+
+// outAlias returns what to send in the place of a topic to a client that accepts Topic Aliases (3.3.2.3.4): the first topics get one each.
+func (c *conn) outAlias(topic string) (string, uint16) {
+	if a, ok := c.outAliases[topic]; ok {
+		return "", a
+	}
+	if len(c.outAliases) < int(c.aliasMax) {
+		a := uint16(len(c.outAliases) + 1)
+		c.outAliases[topic] = a
+		return topic, a
+	}
+	return topic, 0
+}

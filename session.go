@@ -1,0 +1,388 @@
+package dunlin
+
+import (
+	"encoding/binary"
+	"sync"
+	"time"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// A session is what outlives a Network Connection (4.1): subscriptions (in the tree, under num), queue, what is in flight in both
+// directions, the Will and the expiry. In-process subscribers are sessions as well, with local in the place of conn.
+type session struct {
+	b         *Broker
+	id        string // Client Identifier
+	principal string // who owns it
+
+	mu      sync.Mutex
+	conn    *conn         // nil while the client is away
+	local   *Subscription // in-process
+	num     uint32        // in the tree; 0 until the first subscription
+	subs    int           // subscriptions
+	expiry  uint32        // Session Expiry Interval, seconds; 0: ends with the connection
+	ended   bool          // nothing may be added to it any more
+	will    *will
+	out     sender
+	in      receiver
+	cursors []cursor // retained messages still to be sent, one for each new subscription
+	quota   queueLimits
+	endsAt  time.Time // when it expires, while the client is away; zero: never
+	due     deadline  // when it expires or its Will is due
+}
+
+type queueLimits struct{ messages, bytes int }
+
+// A will is a Will Message (3.1.2.5) with its delay. The identity that it was authorized with stays with it.
+type will struct {
+	msg    *message
+	delay  time.Duration
+	client *hooks.Client
+	at     time.Time // due, once the connection has ended; zero before
+}
+
+// A cursor walks the retained messages that match a new subscription, at the pace of the receiver.
+type cursor struct {
+	filter  string
+	after   string // the last topic that was looked at
+	qos     packets.QoS
+	noLocal bool
+	id      uint32 // Subscription Identifier
+}
+
+// pumpBytes is how full an output buffer is made from the queue before the socket has to take some.
+const pumpBytes = 64 << 10
+
+// deliver gives the session a message that it subscribes to and says whether it took it.
+func (s *session) deliver(t *turn, o *outgoing, to *target) bool {
+	qos := min(o.pub.QoS, to.qos)
+	retain := o.pub.Retain && to.retain
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return false
+	}
+	c := s.conn
+	switch {
+	case c == nil && s.local == nil && qos == packets.QoS0 && !s.b.cfg.QueueQoS0:
+		return false
+	case c == nil || (qos > packets.QoS0 && (!s.out.direct() || c.out.size() > s.b.cfg.MaxOutboundBytes/2)) || s.out.qos0 > 0:
+		return s.enqueue(t, delivery{msg: o.message(), extra: to.extra(), qos: qos, retain: retain})
+	case qos == packets.QoS0 && c.out.size() > s.b.cfg.MaxOutboundBytes:
+		s.dropped(o.msg, hooks.DropSlowClient)
+		return false
+	}
+	return c.send(t, o, to, qos, retain)
+}
+
+// ready says whether the session could send a message on at once; a member of a shared subscription that cannot is passed over while another can.
+func (s *session) ready(qos packets.QoS) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.ended:
+		return false
+	case s.local != nil:
+		return !s.full(0)
+	case s.conn == nil:
+		return false
+	}
+	return s.conn.out.size() <= s.b.cfg.MaxOutboundBytes/2 && (qos == packets.QoS0 || !s.full(0))
+}
+
+// full says whether the queue has no room for size more bytes.
+func (s *session) full(size int) bool {
+	return s.out.queue.n >= s.quota.messages || s.out.bytes+size > s.quota.bytes
+}
+
+// enqueue puts d into the queue, as the overflow policy has it.
+func (s *session) enqueue(t *turn, d delivery) bool {
+	policy := s.b.cfg.Overflow
+	if s.local != nil {
+		policy = s.local.overflow
+	}
+	for s.full(d.size()) {
+		if policy != DropOldest || s.out.queue.n == 0 {
+			s.dropped(d.msg, hooks.DropQueueFull)
+			if policy == Disconnect && s.conn != nil {
+				s.conn.stop(packets.Errorf(packets.QuotaExceeded, "the queue of the client is full"))
+				t.touch(s.conn)
+			}
+			return false
+		}
+		old := s.out.pop()
+		s.dropped(old.msg, hooks.DropQueueFull)
+	}
+	s.out.push(d)
+	if s.local != nil {
+		s.local.signal()
+	} else if s.conn != nil {
+		t.touch(s.conn) // its flush fills the window from the queue
+	}
+	return true
+}
+
+// dropped counts and reports a message that did not reach the client.
+func (s *session) dropped(m *message, why hooks.DropReason) {
+	s.b.stats.dropped.Add(1)
+	if s.local != nil {
+		s.local.dropped++
+	}
+	if s.b.obs.Dropped != nil {
+		var pm *packets.Message
+		if m != nil {
+			pm = &m.Message
+		}
+		s.b.obs.Dropped(s.id, pm, why)
+	}
+}
+
+// pump sends on c what waits for room, as far as there is room: first what is in flight from an earlier connection, then the queue,
+// then retained messages. The lock is held.
+func (s *session) pump(c *conn, now time.Time) {
+	if s.out.resend == len(s.out.flight) && s.out.queue.n == 0 && len(s.cursors) == 0 {
+		return
+	}
+	if s.conn != c || c.stopping != nil {
+		return
+	}
+	for c.out.size() < pumpBytes {
+		if d := s.out.again(); d != nil {
+			s.repeat(c, d, now)
+			continue
+		}
+		if s.out.resend < len(s.out.flight) {
+			return // the quota is used up
+		}
+		if d := s.out.queue.front(); d != nil {
+			if d.qos > packets.QoS0 && !s.out.room() {
+				return
+			}
+			s.sendQueued(c, s.out.pop(), now)
+			continue
+		}
+		if len(s.cursors) == 0 || !s.sendRetained(c, now) {
+			return
+		}
+	}
+}
+
+// repeat sends what was in flight when the last connection ended: PUBLISH with DUP, or PUBREL.
+func (s *session) repeat(c *conn, d *delivery, now time.Time) {
+	if d.state == released {
+		c.ack(packets.TypePubrel, d.id, packets.Success)
+		return
+	}
+	if !c.appendMessage(d.msg, wire{qos: d.qos, dup: true, retain: d.retain, id: d.id, ids: d.ids()}, now) {
+		s.dropped(d.msg, hooks.DropTooLarge)
+		s.out.finish(d)
+	}
+}
+
+// sendQueued sends what came off the front of the queue.
+func (s *session) sendQueued(c *conn, d delivery, now time.Time) {
+	if d.msg.expires != 0 && d.msg.expires <= now.UnixNano() {
+		s.dropped(d.msg, hooks.DropExpired)
+		return
+	}
+	w := wire{qos: d.qos, retain: d.retain, ids: d.ids()}
+	if c.tooLarge(d.msg, w) {
+		s.dropped(d.msg, hooks.DropTooLarge)
+		return
+	}
+	if d.qos > packets.QoS0 {
+		m := d.msg
+		if !s.lasting(&d) {
+			d.msg = nil
+		}
+		w.id = s.out.open(d)
+		d.msg = m
+	}
+	c.appendMessage(d.msg, w, now)
+}
+
+// lasting says whether d, once in flight, may be needed again: on a later connection, or by another member of its group.
+func (s *session) lasting(d *delivery) bool { return s.expiry > 0 || d.group() != nil }
+
+// sendRetained sends some of the retained messages that the first cursor has yet to see, and says whether to go on.
+func (s *session) sendRetained(c *conn, now time.Time) bool {
+	cur := &s.cursors[0]
+	var room [32]*message
+	found, next, over := s.b.retained.scan(cur.filter, cur.after, len(room), room[:0])
+	for _, m := range found {
+		if c.out.size() >= pumpBytes {
+			return false
+		}
+		qos := min(m.QoS, cur.qos)
+		expired := m.expires != 0 && m.expires <= now.UnixNano()
+		if !expired && (!cur.noLocal || m.from != s.id) {
+			if qos > packets.QoS0 && !s.out.room() {
+				return false
+			}
+			d := delivery{msg: m, qos: qos, retain: true}
+			if cur.id != 0 {
+				d.extra = &extra{ids: []uint32{cur.id}}
+			}
+			s.sendQueued(c, d, now)
+		}
+		cur.after = m.Topic
+	}
+	cur.after = next
+	if over {
+		s.cursors = s.cursors[1:]
+		if len(s.cursors) == 0 {
+			s.cursors = nil
+		}
+	}
+	return true
+}
+
+// acked handles PUBACK, PUBREC and PUBCOMP from the client.
+func (s *session) acked(c *conn, a *packets.Ack) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conn != c {
+		return nil
+	}
+	v := s.out.ack(a.Kind, a.PacketID, a.Code)
+	switch v {
+	case sendPubrel:
+		c.ack(packets.TypePubrel, a.PacketID, packets.Success)
+	case unknownPubrec:
+		c.ack(packets.TypePubrel, a.PacketID, packets.PacketIdentifierNotFound)
+	case mismatched:
+		return packets.Errorf(packets.ProtocolError, "%v for a message of another QoS", a.Kind)
+	case completed:
+		if a.Code.Failed() {
+			s.dropped(nil, hooks.DropRefused)
+		} else if s.b.obs.Acknowledged != nil {
+			s.b.obs.Acknowledged(s.id, a.PacketID)
+		}
+	}
+	return nil
+}
+
+// resume gives the session its new connection. Whatever the old one had of its own is gone. The lock is held.
+func (s *session) resume(c *conn) {
+	s.conn = c
+	s.out.begin(c.window)
+	c.sess = s
+}
+
+// leave is the end of connection c at now: the session waits for its client, or, with no expiry, is over. It returns the
+// Will if that is to be published now, and whether the session goes on. The lock is held.
+func (s *session) leave(now time.Time, normal bool) (w *will, stays bool) {
+	s.conn = nil
+	if normal {
+		s.will = nil
+	}
+	if s.expiry == 0 {
+		return nil, false
+	}
+	s.endsAt = time.Time{}
+	if s.expiry != noExpiry {
+		s.endsAt = now.Add(time.Duration(s.expiry) * time.Second)
+	}
+	if s.will != nil && s.will.delay == 0 {
+		w, s.will = s.will, nil
+	} else if s.will != nil {
+		s.will.at = now.Add(s.will.delay)
+	}
+	return w, true
+}
+
+// end takes everything out of the session, once. It returns the Will if one is still to be published, and the undelivered
+// messages that came by a shared subscription, which go to other members [MQTT-4.8.2-5]. The lock is held.
+func (s *session) end() (w *will, shared []delivery) {
+	s.ended = true
+	w, s.will = s.will, nil
+	collect := func(d *delivery) {
+		if d.group() != nil && d.msg != nil && (d.qos == packets.QoS1 || d.state == waiting) {
+			shared = append(shared, *d)
+		} else if d.msg != nil {
+			s.dropped(d.msg, hooks.DropSessionEnded)
+		}
+	}
+	for i := s.out.head; i < len(s.out.flight); i++ {
+		if s.out.flight[i].state != done {
+			collect(&s.out.flight[i])
+		}
+	}
+	s.out.queue.all(func(d *delivery) bool { collect(d); return true })
+	s.out, s.in, s.cursors, s.subs = sender{}, receiver{}, nil, 0
+	return w, shared
+}
+
+// wire is what a PUBLISH has of its own on one hop.
+type wire struct {
+	qos         packets.QoS
+	dup, retain bool
+	id          uint16
+	ids         []uint32 // Subscription Identifiers
+}
+
+func (w *wire) first() byte {
+	f := byte(packets.TypePublish)<<4 | byte(w.qos)<<1
+	if w.dup {
+		f |= 8
+	}
+	if w.retain {
+		f |= 1
+	}
+	return f
+}
+
+// appendPublish appends a whole PUBLISH. props are those that travel with the message.
+func appendPublish[T string | []byte](dst []byte, v packets.Version, w wire, topic T, alias uint16, props packets.Properties, payload []byte) []byte {
+	n, np := publishSize(v, w, len(topic), alias, len(props), len(payload))
+	dst = append(dst, w.first())
+	dst = binary.AppendUvarint(dst, uint64(n))
+	dst = binary.BigEndian.AppendUint16(dst, uint16(len(topic)))
+	dst = append(dst, topic...)
+	if w.qos > packets.QoS0 {
+		dst = binary.BigEndian.AppendUint16(dst, w.id)
+	}
+	if v == packets.V5 {
+		dst = binary.AppendUvarint(dst, uint64(np))
+		dst = append(dst, props...)
+		for _, id := range w.ids {
+			dst = packets.Properties(dst).AppendUint(packets.SubscriptionIdentifier, id)
+		}
+		if alias != 0 {
+			dst = packets.Properties(dst).AppendUint(packets.TopicAlias, uint32(alias))
+		}
+	}
+	return append(dst, payload...)
+}
+
+// publishSize returns the Remaining Length of that PUBLISH, and the length of its properties.
+func publishSize(v packets.Version, w wire, topic int, alias uint16, props, payload int) (n, np int) {
+	n = 2 + topic + payload
+	if w.qos > packets.QoS0 {
+		n += 2
+	}
+	if v == packets.V5 {
+		np = props
+		for _, id := range w.ids {
+			np += 1 + uvarintLen(int(id))
+		}
+		if alias != 0 {
+			np += 3
+		}
+		n += uvarintLen(np) + np
+	}
+	return n, np
+}
+
+func uvarintLen(n int) int {
+	switch {
+	case n < 1<<7:
+		return 1
+	case n < 1<<14:
+		return 2
+	case n < 1<<21:
+		return 3
+	}
+	return 4
+}

@@ -1,0 +1,156 @@
+package dunlin
+
+import (
+	"strings"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// onSubscribe handles SUBSCRIBE: each filter is decided by itself, in order (3.8).
+func (c *conn) onSubscribe(t *turn, p *packets.Subscribe) error {
+	id, ok := p.Properties.Uint(packets.SubscriptionIdentifier)
+	if ok && c.b.cfg.DisableSubscriptionIDs {
+		return packets.Errorf(packets.SubscriptionIdentifiersNotSupported, "Subscription Identifiers are not available")
+	}
+	ack := packets.Suback{PacketID: p.PacketID, Codes: make([]packets.ReasonCode, len(p.Subscriptions))}
+	var cursors []cursor
+	for i := range p.Subscriptions {
+		sub := &p.Subscriptions[i]
+		code, err := c.subscribe(sub, id, &cursors)
+		if err != nil {
+			code = packets.CodeOf(err)
+			if code == packets.UnspecifiedError {
+				code = packets.NotAuthorized
+			}
+			if len(ack.Properties) == 0 && c.version == packets.V5 {
+				if pe, ok := err.(*packets.Error); ok {
+					ack.Properties = c.reason(pe, ack.Size(packets.V5))
+				}
+			}
+		}
+		ack.Codes[i] = code
+	}
+	c.reply(t, func(b []byte) []byte {
+		b, _ = ack.Append(b, c.version)
+		return b
+	})
+	if len(cursors) > 0 { // after the SUBACK, so that the client knows what they are for
+		s := c.sess
+		s.mu.Lock()
+		if s.conn == c && !s.ended {
+			s.cursors = append(s.cursors, cursors...)
+		}
+		s.mu.Unlock()
+	}
+	return nil
+}
+
+// subscribe makes one subscription and returns the QoS that is granted.
+func (c *conn) subscribe(sub *packets.Subscription, id uint32, cursors *[]cursor) (packets.ReasonCode, error) {
+	cfg := &c.b.cfg
+	group, filter, err := packets.SplitShared(sub.Filter)
+	if err != nil {
+		return 0, err
+	}
+	shared := group != ""
+	switch {
+	case !packets.ValidTopicFilter(filter):
+		return 0, packets.Errorf(packets.TopicFilterInvalid, "%q is no Topic Filter", sub.Filter)
+	case len(sub.Filter) > cfg.MaxTopicLength || packets.Levels(filter) > cfg.MaxTopicLevels:
+		return 0, packets.Errorf(packets.TopicFilterInvalid, "a Topic Filter has more bytes or levels than are accepted")
+	case shared && cfg.DisableShared:
+		return 0, packets.Errorf(packets.SharedSubscriptionsNotSupported, "shared subscriptions are not available")
+	case cfg.DisableWildcards && strings.ContainsAny(filter, "+#"):
+		return 0, packets.Errorf(packets.WildcardSubscriptionsNotSupported, "wildcards are not available")
+	}
+	if c.b.authorizer != nil {
+		r := hooks.AccessRequest{Client: c.client, Action: hooks.Subscribe, Topic: filter, Group: group, QoS: sub.QoS}
+		if err := c.b.authorize(c.context(), &r); err != nil {
+			return 0, err
+		}
+	}
+	opts := subOptions{qos: min(sub.QoS, cfg.maxQoS()), noLocal: sub.NoLocal, retainAsPublished: sub.RetainAsPublished, retainHandling: sub.RetainHandling, id: id}
+	if c.version < packets.V5 {
+		opts.noLocal, opts.retainAsPublished, opts.retainHandling = false, false, 0
+	}
+	filter = c.mount + filter
+	existed, err := c.sess.subscribe(c, group, filter, opts)
+	if err != nil {
+		return 0, err
+	}
+	c.number = c.sess.num
+	if !shared && !cfg.DisableRetain && (opts.retainHandling == 0 || opts.retainHandling == 1 && !existed) {
+		*cursors = append(*cursors, cursor{filter: filter, qos: opts.qos, noLocal: opts.noLocal, id: id})
+	}
+	if f := c.b.obs.Subscribed; f != nil {
+		f(c.client, sub.Filter, opts.qos)
+	}
+	return packets.ReasonCode(opts.qos), nil
+}
+
+// subscribe puts a subscription into the tree. c is the connection that asked, nil for a program.
+func (s *session) subscribe(c *conn, group, filter string, o subOptions) (existed bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended || s.conn != c {
+		return false, packets.Errorf(packets.UnspecifiedError, "the connection has been taken over")
+	}
+	if s.num == 0 {
+		s.num = s.b.number(s)
+	}
+	if s.subs >= s.b.cfg.MaxSubscriptions {
+		if _, has := s.b.tree.get(s.num, group, filter); !has {
+			return false, packets.Errorf(packets.QuotaExceeded, "more than %d subscriptions", s.b.cfg.MaxSubscriptions)
+		}
+	}
+	if _, existed = s.b.tree.add(s.num, group, filter, o); !existed {
+		s.subs++
+	}
+	return existed, nil
+}
+
+// unsubscribe removes a subscription and says whether there was one. What it has put into the queue stays (3.10.4).
+func (s *session) unsubscribe(group, filter string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended || s.num == 0 || !s.b.tree.remove(s.num, group, filter) {
+		return false
+	}
+	s.subs--
+	s.cursors = dropCursors(s.cursors, filter)
+	return true
+}
+
+func dropCursors(cs []cursor, filter string) []cursor {
+	keep := cs[:0]
+	for _, c := range cs {
+		if c.filter != filter {
+			keep = append(keep, c)
+		}
+	}
+	return keep
+}
+
+// onUnsubscribe handles UNSUBSCRIBE (3.10).
+func (c *conn) onUnsubscribe(t *turn, p *packets.Unsubscribe) error {
+	ack := packets.Unsuback{PacketID: p.PacketID, Codes: make([]packets.ReasonCode, len(p.Filters))}
+	for i, f := range p.Filters {
+		group, filter, err := packets.SplitShared(f)
+		switch {
+		case err != nil || !packets.ValidTopicFilter(filter):
+			ack.Codes[i] = packets.TopicFilterInvalid
+		case !c.sess.unsubscribe(group, c.mount+filter):
+			ack.Codes[i] = packets.NoSubscriptionExisted
+		default:
+			if fn := c.b.obs.Unsubscribed; fn != nil {
+				fn(c.client, f)
+			}
+		}
+	}
+	c.reply(t, func(b []byte) []byte {
+		b, _ = ack.Append(b, c.version)
+		return b
+	})
+	return nil
+}

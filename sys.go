@@ -1,0 +1,292 @@
+package dunlin
+
+import (
+	"cmp"
+	"context"
+	"iter"
+	"maps"
+	"math"
+	"runtime"
+	"slices"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// This file is what the Broker tells of itself: Stats, Sessions, Retained, and the $SYS topics; and what a program can do to a Session.
+
+// counters only grow. What can be derived from state is not among them.
+type counters struct {
+	received, sent, dropped  atomic.Uint64 // messages
+	receivedBytes, sentBytes atomic.Uint64
+	accepted, refused        atomic.Uint64 // connections
+	panics                   atomic.Uint64
+}
+
+// Stats is a snapshot. Fields are added in minor releases.
+type Stats struct {
+	// Now.
+	Connections, Sessions, Subscriptions, Retained int
+	RetainedBytes                                  int64
+	Queued, Inflight                               int // messages, over all Sessions
+
+	// Since New.
+	Accepted, Refused                               uint64 // connections
+	MessagesReceived, MessagesSent, MessagesDropped uint64
+	BytesReceived, BytesSent                        uint64
+	Panics                                          uint64
+	Uptime                                          time.Duration
+}
+
+// Stats returns what there is and what has been. It looks at every Session.
+func (b *Broker) Stats() Stats {
+	st := b.stats.snapshot()
+	st.Uptime = time.Since(b.started)
+	b.mu.Lock()
+	st.Connections, st.Sessions = len(b.conns), len(b.sessions)
+	sessions := slices.Collect(maps.Values(b.sessions))
+	b.mu.Unlock()
+	st.Subscriptions = b.tree.len()
+	st.Retained, st.RetainedBytes = b.retained.len(), b.retained.bytes()
+	for _, s := range sessions {
+		s.mu.Lock()
+		st.Queued += s.out.queue.n
+		st.Inflight += s.out.live
+		s.mu.Unlock()
+	}
+	return st
+}
+
+func (c *counters) snapshot() Stats {
+	return Stats{
+		Accepted: c.accepted.Load(), Refused: c.refused.Load(),
+		MessagesReceived: c.received.Load(), MessagesSent: c.sent.Load(), MessagesDropped: c.dropped.Load(),
+		BytesReceived: c.receivedBytes.Load(), BytesSent: c.sentBytes.Load(), Panics: c.panics.Load(),
+	}
+}
+
+// SessionInfo is a copy of what the Broker knows of a Session.
+type SessionInfo struct {
+	ClientID  string
+	Principal string
+	// Client is nil while no Network Connection is open.
+	Client        *hooks.Client
+	Subscriptions []packets.Subscription
+	// Queued messages wait; Inflight ones are sent and not acknowledged.
+	Queued, QueuedBytes, Inflight int
+	// ExpiresAt is zero while connected, and for Sessions that never expire.
+	ExpiresAt time.Time
+}
+
+// Sessions yields all Sessions in the order of their Client Identifiers. What it yields are copies; no lock is held meanwhile.
+func (b *Broker) Sessions() iter.Seq[SessionInfo] {
+	return func(yield func(SessionInfo) bool) {
+		b.mu.Lock()
+		all := slices.Collect(maps.Values(b.sessions))
+		b.mu.Unlock()
+		slices.SortFunc(all, func(a, b *session) int { return cmp.Compare(a.id, b.id) })
+		for _, s := range all {
+			if info, ok := s.info(); ok && !yield(info) {
+				return
+			}
+		}
+	}
+}
+
+// Session returns the Session of a client. ok is false if there is none.
+func (b *Broker) Session(clientID string) (info SessionInfo, ok bool) {
+	b.mu.Lock()
+	s := b.sessions[clientID]
+	b.mu.Unlock()
+	if s == nil {
+		return info, false
+	}
+	return s.info()
+}
+
+func (s *session) info() (info SessionInfo, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return info, false
+	}
+	info = SessionInfo{ClientID: s.id, Principal: s.principal, Queued: s.out.queue.n, QueuedBytes: s.out.bytes, Inflight: s.out.live}
+	if s.conn != nil {
+		info.Client = s.conn.client
+	} else {
+		info.ExpiresAt = s.endsAt
+	}
+	if s.num != 0 {
+		s.b.tree.each(s.num, func(group, filter string, o subOptions) bool {
+			if group != "" {
+				filter = "$share/" + group + "/" + filter
+			}
+			info.Subscriptions = append(info.Subscriptions, packets.Subscription{
+				Filter: filter, QoS: o.qos, NoLocal: o.noLocal, RetainAsPublished: o.retainAsPublished, RetainHandling: o.retainHandling,
+			})
+			return true
+		})
+	}
+	return info, true
+}
+
+// Retained yields the retained messages whose topics match filter, in the order of their topics. They are shared: nobody may modify them.
+func (b *Broker) Retained(filter string) iter.Seq[*Message] {
+	return func(yield func(*Message) bool) {
+		after := ""
+		for {
+			found, next, over := b.retained.scan(filter, after, 64, nil)
+			now := time.Now().UnixNano()
+			for _, m := range found {
+				if (m.expires == 0 || m.expires > now) && !yield(&m.Message) {
+					return
+				}
+			}
+			if after = next; over {
+				return
+			}
+		}
+	}
+}
+
+// Disconnect ends the connection of a client with a Reason Code, which one of 5.0 is told. Its Will is published. It returns false if no
+// connection has that Client Identifier.
+func (b *Broker) Disconnect(clientID string, code ReasonCode) bool {
+	b.mu.Lock()
+	s := b.sessions[clientID]
+	b.mu.Unlock()
+	if s == nil {
+		return false
+	}
+	s.mu.Lock()
+	c := s.conn
+	if c != nil {
+		c.stop(&packets.Error{Code: code})
+	}
+	s.mu.Unlock()
+	if c == nil {
+		return false
+	}
+	c.flush(time.Now())
+	return true
+}
+
+// DeleteSession ends the Session of a client, with its subscriptions and queue, and disconnects it with Administrative action (0x98) if
+// it is there. A Will is published. It returns false if there was no Session.
+func (b *Broker) DeleteSession(ctx context.Context, clientID string) bool {
+	b.mu.Lock()
+	s := b.sessions[clientID]
+	b.mu.Unlock()
+	if s == nil || ctx.Err() != nil {
+		return false
+	}
+	b.work(func(t *turn) {
+		b.endSession(t, s, packets.Errorf(packets.AdministrativeAction, "the session was deleted"))
+	})
+	return true
+}
+
+// guarded returns the Observer of cfg with those functions made safe that are called with a lock held: a panic must not leave it locked.
+func guarded(cfg Config, panicked func(any)) *hooks.Observer {
+	o := *cfg.Observer
+	catch := func() {
+		if v := recover(); v != nil {
+			panicked(v)
+		}
+	}
+	if f := o.Dropped; f != nil {
+		o.Dropped = func(id string, m *packets.Message, why hooks.DropReason) { defer catch(); f(id, m, why) }
+	}
+	if f := o.Delivered; f != nil {
+		o.Delivered = func(id string, m *packets.Message) { defer catch(); f(id, m) }
+	}
+	if f := o.Acknowledged; f != nil {
+		o.Acknowledged = func(id string, pid uint16) { defer catch(); f(id, pid) }
+	}
+	return &o
+}
+
+// A load is an average over the last minutes that weighs the recent more, per minute.
+type load struct {
+	name string
+	get  func(*Stats) uint64
+	last uint64
+	avg  [3]float64 // 1, 5 and 15 minutes
+}
+
+// publishSys publishes the $SYS topics every SysInterval until the Broker ends.
+func (b *Broker) publishSys() {
+	loads := []*load{
+		{name: "messages/received", get: func(s *Stats) uint64 { return s.MessagesReceived }},
+		{name: "messages/sent", get: func(s *Stats) uint64 { return s.MessagesSent }},
+		{name: "bytes/received", get: func(s *Stats) uint64 { return s.BytesReceived }},
+		{name: "bytes/sent", get: func(s *Stats) uint64 { return s.BytesSent }},
+		{name: "connections", get: func(s *Stats) uint64 { return s.Accepted }},
+	}
+	tick := time.NewTicker(b.cfg.SysInterval)
+	defer tick.Stop()
+	most := 0
+	for {
+		st := b.Stats()
+		most = max(most, st.Connections)
+		b.publishStats(&st, most)
+		for _, l := range loads {
+			n := l.get(&st)
+			perMinute := float64(n-l.last) / b.cfg.SysInterval.Minutes()
+			l.last = n
+			for i, window := range [3]float64{1, 5, 15} {
+				k := math.Exp(-b.cfg.SysInterval.Minutes() / window)
+				l.avg[i] = perMinute + k*(l.avg[i]-perMinute)
+				b.sys("load/"+l.name+"/"+strconv.Itoa(int(window))+"min", strconv.FormatFloat(l.avg[i], 'f', 2, 64))
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-b.ctx.Done():
+			return
+		}
+	}
+}
+
+func (b *Broker) publishStats(st *Stats, most int) {
+	var mem runtime.MemStats
+	runtime.ReadMemStats(&mem)
+	b.sys("version", "dunlin "+Version)
+	b.sys("uptime", strconv.FormatInt(int64(st.Uptime/time.Second), 10)+" seconds")
+	for _, x := range []struct {
+		name string
+		n    uint64
+	}{
+		{"clients/connected", uint64(st.Connections)},
+		{"clients/disconnected", uint64(max(0, st.Sessions-st.Connections))},
+		{"clients/total", uint64(st.Sessions)},
+		{"clients/maximum", uint64(most)},
+		{"messages/received", st.MessagesReceived},
+		{"messages/sent", st.MessagesSent},
+		{"messages/dropped", st.MessagesDropped},
+		{"messages/inflight", uint64(st.Inflight)},
+		{"messages/stored", uint64(st.Queued + st.Retained)},
+		{"publish/messages/dropped", st.MessagesDropped},
+		{"bytes/received", st.BytesReceived},
+		{"bytes/sent", st.BytesSent},
+		{"retained messages/count", uint64(st.Retained)},
+		{"subscriptions/count", uint64(st.Subscriptions)},
+		{"heap/current", mem.HeapAlloc},
+		{"heap/maximum", mem.HeapSys},
+	} {
+		b.sys(x.name, strconv.FormatUint(x.n, 10))
+	}
+}
+
+// sys publishes one of the $SYS topics, retained.
+func (b *Broker) sys(name, value string) {
+	b.work(func(t *turn) {
+		m := &message{Message: packets.Message{Topic: "$SYS/broker/" + name, Payload: []byte(value), Retain: true}}
+		if _, err := t.publishMessage(m, 0); err != nil {
+			b.log.Debug("$SYS not retained", "topic", m.Topic, "err", err)
+		}
+	})
+}
