@@ -23,14 +23,16 @@ import (
 // once when all of that is over.
 type Store interface {
 	// Load yields operations that, applied in order to an empty state, rebuild what was committed. They need not be
-	// those that were given to Commit: what has been superseded may be missing. What is yielded may be kept by the caller.
-	// An error ends the sequence; the store is then not usable.
+	// those that were given to Commit: what has been superseded may be missing. A message stays one *Message however many
+	// queues it waits in. What is yielded may be kept by the caller, and is durable.
+	// An error ends the sequence; the store is then not usable, unless it is ctx's. Load may be called again before the
+	// first Commit, also after one that the caller broke off.
 	Load(ctx context.Context) iter.Seq2[Op, error]
 	// Commit applies ops in order and all together: after a crash either all of a batch or nothing of it is there, and a batch is there
 	// only if all before it are. It returns nil when the batch will survive what the store's [Durability] says.
 	// The store must not keep ops or what they point to after it returns.
-	// An error means that nothing of the batch may be relied on. If it is [ErrFull], a later Commit may succeed; after
-	// any other error every later Commit fails as well.
+	// An error means that nothing of the batch may be relied on. If it is [ErrFull], or ctx was done before the call, the batch
+	// is not there and the store goes on; after any other error every later Commit fails as well.
 	Commit(ctx context.Context, ops []Op) error
 	// Checkpoint lets the store make itself smaller: it may be called at any time between commits, may take long, and
 	// changes nothing that Load would yield. A store that needs none returns nil.
@@ -40,7 +42,8 @@ type Store interface {
 }
 
 // ErrFull is returned (wrapped) by Commit when there is no room. The batch has no effect, and the store goes on when there is
-// room again.
+// room again. A batch that only takes away (Done, DeleteSession and the like) may succeed where one that adds does not, and makes
+// room.
 var ErrFull = errors.New("store: no space left")
 
 // Durability says what a successful Commit survives.
@@ -69,8 +72,9 @@ func (d Durability) String() string {
 // An Op is one change to the state. The set is closed: *PutSession, *DeleteSession, *PutSubscription,
 // *DeleteSubscription, *Publish, *Sent, *Released, *Done, *Received, *Forget, *PutRetained, *DeleteRetained.
 //
-// Sessions are named by a number that the broker gives each new Session and never uses again. All instants are Unix nanoseconds, 0
-// meaning never or none.
+// Sessions are named by a number that no other Session has; it may come again after a restart, once its Session has been deleted.
+// An operation on a Session, subscription, Packet Identifier or entry of a queue that is not there has no effect: what it
+// names may have ended while the operation was on its way. All instants are Unix nanoseconds, 0 meaning never or none.
 type Op interface{ op() }
 
 // PutSession makes a Session, or replaces what was said of it here; its subscriptions, queue and identifiers stay.
@@ -114,7 +118,8 @@ type Message struct {
 	From    string // Client Identifier of the publisher
 }
 
-// A Delivery is one place in the queue of a Session. Within a Session, Seq grows and is never used twice.
+// A Delivery is one place in the queue of a Session. The order of a queue is that of Seq, in whatever order its entries come. No
+// two entries of a queue have the same Seq; that of one which is done may come again after a restart.
 type Delivery struct {
 	Session uint64
 	Seq     uint64
