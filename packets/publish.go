@@ -130,8 +130,11 @@ func (p *Publish) Decode(h Header, body []byte, v Version) error {
 			i = r.i
 		}
 	}
-	if len(p.Topic) == 0 && !p.Properties.Has(TopicAlias) {
-		return publishError(ProtocolError, "the topic name is empty")
+	if len(p.Topic) == 0 {
+		if !p.Properties.Has(TopicAlias) {
+			return publishError(ProtocolError, "the topic name is empty")
+		}
+		p.Topic = nil
 	}
 	if i < len(body) {
 		p.Payload = body[i:len(body):len(body)]

@@ -3,6 +3,7 @@ package packets
 import (
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -34,7 +35,8 @@ func samples(v Version) []sample {
 		return p
 	}
 	user := Properties(nil).AppendUser("k", "v").AppendUser("", "").AppendUser("k", "w")
-	reason := user.AppendText(ReasonString, "because")
+	user = slices.Clip(user) // so that each use appends to a copy
+	reason := slices.Clip(user.AppendText(ReasonString, "because"))
 	will := &Will{Topic: "gone", Payload: []byte("bye"), QoS: QoS2, Retain: true,
 		Properties: props(user.AppendUint(WillDelayInterval, 9).AppendText(ContentType, "text/plain"))}
 	s := []sample{
