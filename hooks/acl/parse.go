@@ -1,0 +1,275 @@
+package acl
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+)
+
+// A ParseError says why a file of rules is refused.
+type ParseError struct {
+	File string // as given to the parser
+	Line int    // beginning with 1
+	Err  error
+}
+
+// Error returns "file:line: reason".
+func (e *ParseError) Error() string { return fmt.Sprintf("%s:%d: %v", e.File, e.Line, e.Err) }
+
+// Unwrap returns e.Err.
+func (e *ParseError) Unwrap() error { return e.Err }
+
+// maxLine bounds the lines of a file. Nothing that makes sense in a rule is longer.
+const maxLine = 1 << 20
+
+// eachLine calls f with each line of r, without its end. An error of f becomes a *ParseError, one of r is returned as it is.
+func eachLine(r io.Reader, file string, f func(line, position string) error) error {
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, maxLine)
+	n := 1
+	for ; lines.Scan(); n++ {
+		line := lines.Text()
+		err := errors.New("not valid UTF-8")
+		if utf8.ValidString(line) && !strings.Contains(line, "\x00") {
+			err = f(line, fmt.Sprintf("%s:%d", file, n))
+		}
+		if err != nil {
+			return &ParseError{File: file, Line: n, Err: err}
+		}
+	}
+	if errors.Is(lines.Err(), bufio.ErrTooLong) {
+		return &ParseError{File: file, Line: n, Err: fmt.Errorf("longer than %d bytes", maxLine)}
+	}
+	return lines.Err()
+}
+
+// blanks are what Mosquitto trims.
+const blanks = " \t\v\f\r"
+
+// ParseMosquitto reads an acl_file as Mosquitto 2.0 does. file is its name in errors. There is no other error than a *ParseError and
+// those of r.
+//
+//	topic [read|write|readwrite|deny] <filter>
+//	pattern [read|write|readwrite|deny] <filter with %u and %c>
+//	user <user name>
+//	# comment
+//
+// Topics before the first user are for clients without a name, those after one for that user alone, patterns for everybody. For a
+// client its denied topics are looked at first, then its other topics, then the denied patterns, then the other patterns. What the
+// file does not allow is refused, so that an empty one refuses everything.
+//
+// It is stricter than Mosquitto where that is the safer side: a name with / gets nothing from a pattern that holds it, as is
+// already so for + and #; %u and %c do not reach topics that begin with $; and subscriptions are decided, as described at the
+// package, where Mosquitto grants them all and leaves out what the client may not read.
+func ParseMosquitto(r io.Reader, file string) (*List, error) {
+	var b builder
+	user := "" // of the topics that follow
+	err := eachLine(r, file, func(line, position string) error {
+		line = strings.TrimRight(line, blanks)
+		if line == "" || line[0] == '#' {
+			return nil
+		}
+		keyword, rest, _ := strings.Cut(strings.TrimLeft(line, " "), " ")
+		rest = strings.TrimLeft(rest, " ")
+		switch keyword {
+		case "user":
+			if rest == "" {
+				return errors.New("user without a name")
+			}
+			user = strings.TrimLeft(rest, blanks)
+			return nil
+		case "topic":
+			x := build{user: user, anonymous: user == ""}
+			return b.mosquitto(x, rest, position)
+		case "pattern":
+			x := build{section: 2}
+			x.plain = true
+			return b.mosquitto(x, rest, position)
+		}
+		return fmt.Errorf("%q is none of topic, pattern and user", keyword)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return b.list(), nil
+}
+
+// mosquitto adds x for what follows "topic" or "pattern", which is section 2.
+func (b *builder) mosquitto(x build, s, position string) error {
+	access, filter, found := strings.Cut(s, " ")
+	if !found {
+		access, filter = "readwrite", s
+	}
+	filter = strings.TrimLeft(filter, blanks)
+	effect := Allow
+	switch access {
+	case "read":
+		x.actions = 1 << hooks.Subscribe
+	case "write":
+		x.actions = 1 << hooks.Publish
+	case "readwrite":
+		x.actions = 1<<hooks.Publish | 1<<hooks.Subscribe
+	case "deny":
+		effect = Deny
+		x.actions = 1<<hooks.Publish | 1<<hooks.Subscribe
+	default:
+		return fmt.Errorf("%q is none of read, write, readwrite and deny", access)
+	}
+	switch {
+	case filter == "":
+		return errors.New("no topic filter")
+	case strings.ContainsFunc(filter, unicode.IsControl):
+		return fmt.Errorf("%q holds a control character", filter) // as where tabs stand for spaces
+	}
+	names := x.section == 2
+	if effect == Allow {
+		x.section++
+	}
+	b.rules++
+	return b.add(x, effect, filter, names, position)
+}
+
+// Parse reads rules, one in a line. file is its name in errors. There is no other error than a *ParseError and those of r.
+//
+//	allow|deny [user=<name>] [anonymous] [client=<id>] [role=<role>] [tenant=<tenant>] [addr=<address or prefix>]
+//	           publish|subscribe|all <filter> ...
+//
+// Each is a [Rule]. Without conditions it is for all clients. The words are separated by white space; one that holds some, or
+// begins with a double quote, is written as a Go string. Empty lines and those that begin with # are comments.
+//
+//	# The operators may do everything but forge readings.
+//	deny  role=operator publish sensors/#
+//	allow role=operator all #
+//	allow publish sensors/%c/#
+//	allow addr=10.0.0.0/8 "user=night shift" subscribe sensors/+/state alarms/#
+func Parse(r io.Reader, file string) (*List, error) {
+	var b builder
+	err := eachLine(r, file, func(line, position string) error {
+		line = strings.TrimSpace(line)
+		if line == "" || line[0] == '#' {
+			return nil
+		}
+		words, err := fields(line)
+		if err != nil {
+			return err
+		}
+		rule, err := parseRule(words)
+		if err != nil {
+			return err
+		}
+		return b.rule(rule, position)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return b.list(), nil
+}
+
+// fields splits a line into words.
+func fields(line string) (words []string, err error) {
+	for line != "" {
+		word := line
+		if i := strings.IndexFunc(line, unicode.IsSpace); i >= 0 {
+			word = line[:i]
+		}
+		rest := line[len(word):]
+		if line[0] == '"' {
+			quoted, err := strconv.QuotedPrefix(line)
+			if err != nil {
+				return nil, fmt.Errorf("%s is not a Go string", line)
+			}
+			rest = line[len(quoted):]
+			if rest != "" && !strings.ContainsAny(rest[:1], " \t") {
+				return nil, fmt.Errorf("no space after %s", quoted)
+			}
+			word, _ = strconv.Unquote(quoted)
+		}
+		words = append(words, word)
+		line = strings.TrimLeftFunc(rest, unicode.IsSpace)
+	}
+	return words, nil
+}
+
+// parseRule makes a Rule of the words of a line.
+func parseRule(words []string) (r Rule, err error) {
+	switch words[0] {
+	case "allow":
+		r.Effect = Allow
+	case "deny":
+		r.Effect = Deny
+	default:
+		return r, fmt.Errorf("%q is neither allow nor deny", words[0])
+	}
+	for i, word := range words[1:] {
+		switch word {
+		case "publish":
+			r.Action = hooks.Publish
+		case "subscribe":
+			r.Action = hooks.Subscribe
+		case "all":
+		default:
+			if err := r.Who.parse(word); err != nil {
+				return r, err
+			}
+			continue
+		}
+		r.Filters = words[1+i+1:]
+		return r, nil
+	}
+	return r, errors.New("none of publish, subscribe and all")
+}
+
+// parse sets the condition that a word says.
+func (w *Who) parse(word string) error {
+	key, value, _ := strings.Cut(word, "=")
+	var to *string
+	switch key {
+	case "user":
+		to = &w.User
+	case "client":
+		to = &w.ClientID
+	case "role":
+		to = &w.Role
+	case "tenant":
+		to = &w.Tenant
+	case "addr":
+		return w.parseAddr(value)
+	case "anonymous":
+		if word != key || w.Anonymous {
+			return fmt.Errorf("%q: anonymous stands alone, and once", word)
+		}
+		w.Anonymous = true
+		return nil
+	default:
+		return fmt.Errorf("%q is neither a condition nor one of publish, subscribe and all", word)
+	}
+	if value == "" || *to != "" {
+		return fmt.Errorf("%q: %s wants one value, once", word, key)
+	}
+	*to = value
+	return nil
+}
+
+func (w *Who) parseAddr(s string) error {
+	if w.Addr.IsValid() {
+		return errors.New("addr wants one value, once")
+	}
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		a, err := netip.ParseAddr(s)
+		if err != nil || a.Zone() != "" {
+			return fmt.Errorf("%q is neither an address nor a prefix", s)
+		}
+		p = netip.PrefixFrom(a, a.BitLen())
+	}
+	w.Addr = p
+	return nil
+}

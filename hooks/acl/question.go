@@ -1,0 +1,191 @@
+package acl
+
+import (
+	"strings"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+)
+
+// A name is what %u or %c stand for; also a set of them.
+type name byte
+
+const (
+	userName name = 1 << iota
+	clientID
+)
+
+// names are those that follow a % in a rule.
+var names = [256]name{'u': userName, 'c': clientID}
+
+// A question is one decision under way.
+type question struct {
+	client  *hooks.Client
+	user    string // of the client
+	hasUser bool
+	action  byte // one bit
+
+	known, usable name // of which names it is known whether they can be used, and which of these can
+	wild          answer
+
+	best  *entry // the first of those that decide, as far as the walk has come
+	least int32  // its order
+}
+
+// answer of a question that is asked at most once, or not with a plain no.
+type answer byte
+
+const (
+	unknown answer = iota
+	yes
+	no
+	unusable // yes or no, but for a name that must not be used
+)
+
+// walk looks for the entries that decide about the Topic Filter s, or about the Topic Name s, which is a filter that matches
+// just itself: those that deny something that s matches, and those that allow all of it.
+//
+// n is the node that the levels before s led to, and s what remains, nothing if more is false. first says that nothing came before.
+// whole says whether the way to n matches everything that the levels before s match; otherwise it matches some of it.
+func (q *question) walk(n *node, s string, more, first, whole bool) {
+	if n.leastDeny >= q.least && (!whole || n.least >= q.least) {
+		return
+	}
+	dollar := first && strings.HasPrefix(s, "$")
+	if !dollar {
+		q.try(n.below, whole)
+	}
+	if !more {
+		q.try(n.here, whole)
+		return
+	}
+	text, rest, more := next(s)
+	switch text {
+	case "#":
+		if first && whole && n.plus != nil {
+			q.try(n.plus.below, true) // +/# is #: there is no Topic Name without a level
+		}
+		q.denials(n, first)
+		return
+	case "+":
+		for text, c := range n.literals {
+			if !first || !strings.HasPrefix(text, "$") {
+				q.walk(c, rest, more, false, false)
+			}
+		}
+	default:
+		if c := n.literals[text]; c != nil {
+			q.walk(c, rest, more, false, whole)
+		}
+	}
+	if n.plus != nil && !dollar {
+		q.walk(n.plus, rest, more, false, whole)
+	}
+	for i := range n.named {
+		b := &n.named[i]
+		if first && b.level.dollar() != dollar {
+			continue
+		}
+		switch q.spells(b.level.parts, text) {
+		case yes:
+			q.walk(b.node, rest, more, false, whole && text != "+")
+		case unusable:
+			q.denials(b.node, false)
+		}
+	}
+}
+
+// try takes the first of the entries that applies, if it is the best so far. Without whole only those that deny do.
+func (q *question) try(entries []*entry, whole bool) {
+	for _, e := range entries {
+		if e.order >= q.least {
+			return
+		}
+		if (whole || e.deny) && q.applies(e) {
+			q.best, q.least = e, e.order
+			return
+		}
+	}
+}
+
+// denials tries the entries that deny, at n and further down. first says that n is a root, and leaves out filters that begin
+// with $.
+func (q *question) denials(n *node, first bool) {
+	if n.leastDeny >= q.least {
+		return
+	}
+	q.try(n.here, false)
+	q.try(n.below, false)
+	for text, c := range n.literals {
+		if !first || !strings.HasPrefix(text, "$") {
+			q.denials(c, false)
+		}
+	}
+	if n.plus != nil {
+		q.denials(n.plus, false)
+	}
+	for i := range n.named {
+		if !first || !n.named[i].level.dollar() {
+			q.denials(n.named[i].node, false)
+		}
+	}
+}
+
+// applies says whether e is for the client and action.
+func (q *question) applies(e *entry) bool {
+	return e.actions&q.action != 0 &&
+		(e.uses&userName == 0 || q.hasUser) &&
+		!(e.plain && q.hasWild()) &&
+		(e.who == nil || e.who.is(q.client))
+}
+
+// hasWild says whether one of the names holds + or #.
+func (q *question) hasWild() bool {
+	if q.wild == unknown {
+		q.wild = no
+		if strings.ContainsAny(q.user, "+#") || strings.ContainsAny(q.client.ID, "+#") {
+			q.wild = yes
+		}
+	}
+	return q.wild == yes
+}
+
+// spells says whether text is what the parts make of the client's names, or + is, which stands for anything.
+func (q *question) spells(parts []part, text string) answer {
+	anything := text == "+"
+	for _, p := range parts {
+		s := p.text
+		if p.name != 0 {
+			var ok bool
+			if s, ok = q.value(p.name); !ok {
+				return unusable
+			}
+		}
+		if anything {
+			continue
+		}
+		if !strings.HasPrefix(text, s) {
+			return no
+		}
+		text = text[len(s):]
+	}
+	if text != "" && !anything {
+		return no
+	}
+	return yes
+}
+
+// value returns what n stands for. ok is false if it must not become part of a filter, because it would not be a part of one
+// level there, or not the whole of what it says.
+func (q *question) value(n name) (s string, ok bool) {
+	s = q.client.ID
+	if n == userName {
+		s = q.user
+	}
+	if q.known&n == 0 {
+		q.known |= n
+		if s != "" && !strings.ContainsAny(s, "+#/\x00") {
+			q.usable |= n
+		}
+	}
+	return s, q.usable&n != 0
+}
