@@ -15,68 +15,93 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// A conn is one Network Connection. Its reader goroutine is all that it has while it is idle.
+// A conn is one Network Connection. Its reader goroutine is all that it has while it is idle, so its size counts.
 type conn struct {
 	// Immutable after newConn.
 	b     *Broker
 	nc    net.Conn
 	raw   syscall.RawConn // nil: no readiness, reads go through a buffer of the reader's
 	try   tryWriter       // nil: writes may wait, so they are left to a writer goroutine
-	base  context.Context // what ServeConn was given
 	wfunc func(fd uintptr) bool
 
 	// Set when the CONNECT is accepted, immutable then.
-	sess      *session
-	client    *hooks.Client
-	version   packets.Version
-	noReasons bool // Request Problem Information was 0
-	window    int  // how many deliveries may be in flight
-	maxPacket int  // what the client accepts
-	aliasMax  uint16
-	mount     string
-	number    uint32 // of the session in the tree; 0 until it subscribes. Owned by the reader
-	limits    connLimits
+	sess           *session
+	client         *hooks.Client
+	keepAlive      time.Duration // one and a half times; 0: none
+	window         int32         // how many deliveries may be in flight
+	maxPacket      int32         // the largest that the client accepts
+	packetSize     int32         // the largest that is accepted from the client
+	receiveMaximum int32
+	aliasMax       uint16 // the highest Topic Alias towards the client
+	version        packets.Version
+	noReasons      bool // Request Problem Information was 0
 
 	// Owned by the reader.
 	accepted   bool
-	answered   bool          // a CONNACK has been written
-	keepAlive  time.Duration // one and a half times; 0: none
-	lastPacket time.Time     // when the last whole packet came
-	head       []byte        // the beginning of an incomplete packet, while no buffer is held
-	rest       *buffer       // the same for a long one, in the buffer that it grows in
-	readHint   int           // the buffer that the last large packet needed
-	aliases    []string      // by Topic Alias of the client
-	exchange   hooks.Exchange
-	connect    *packets.Connect // while its exchange is under way
-	grant      *hooks.Grant     // of the exchange
-	method     string           // Authentication Method
+	answered   bool      // a CONNACK has been written
+	deep       bool      // the stack has grown; the next wait is left to a fresh goroutine
+	number     uint32    // of the session in the tree; 0 until it subscribes
+	readHint   int32     // the read buffer that the last large packet needed
+	lastPacket time.Time // when the last whole packet came
+	rest       *buffer   // the beginning of an incomplete packet, while the reader waits for more
 	routes     routes
-	ctx        context.Context
-	cancel     context.CancelFunc
-	deep       bool // the stack has grown; the next wait is left to a fresh goroutine
-
-	// Owned by whoever has set out.writing.
-	wbuf []byte
-	wn   int
-	werr error
+	rare       *rare // see there
 
 	// Guarded by sess.mu.
-	out        out
-	touched    *turn
+	out      out
+	touched  *turn
+	stopping *packets.Error // why the broker ends the connection
+}
+
+// rare is what few connections have. Made when it is first needed, by the reader.
+type rare struct {
+	// Immutable once the CONNECT is accepted.
+	base   context.Context // what ServeConn was given
+	mount  string
+	method string // Authentication Method
+
+	// Owned by the reader.
+	ctx      context.Context
+	cancel   context.CancelFunc
+	aliases  []string // by Topic Alias of the client
+	exchange hooks.Exchange
+	connect  *packets.Connect // while its exchange is under way
+	grant    *hooks.Grant     // of the exchange
+
+	// Guarded by sess.mu.
 	outAliases map[string]uint16 // nil: the client accepts none
-	stopping   *packets.Error    // why the broker ends the connection
 	expires    deadline          // when its authentication ends
 }
 
-// connLimits are those of the Config, lowered by the Authenticator.
-type connLimits struct {
-	packetSize     int
-	receiveMaximum int
+var noRare rare
+
+// few returns what c has of what is rare, for reading.
+func (c *conn) few() *rare {
+	if c.rare == nil {
+		return &noRare
+	}
+	return c.rare
+}
+
+// own returns it for writing. Only the reader calls it, before the connection is accepted or for what the reader owns.
+func (c *conn) own() *rare {
+	switch {
+	case c.rare != nil:
+	case c.sess == nil:
+		c.rare = new(rare)
+	default: // others look for it as well
+		c.sess.mu.Lock()
+		c.rare = new(rare)
+		c.sess.mu.Unlock()
+	}
+	return c.rare
 }
 
 func newConn(b *Broker, ctx context.Context, nc net.Conn) *conn {
-	c := &conn{b: b, nc: nc, base: ctx, version: packets.V311, maxPacket: maxPacketSize}
-	c.limits = connLimits{packetSize: b.cfg.MaxConnectSize, receiveMaximum: b.cfg.ReceiveMaximum}
+	c := &conn{b: b, nc: nc, version: packets.V311, maxPacket: maxPacketSize, packetSize: int32(b.cfg.MaxConnectSize)}
+	if ctx != b.ctx {
+		c.own().base = ctx
+	}
 	switch x := nc.(type) {
 	case *net.TCPConn, *net.UnixConn:
 		if rawIO {
@@ -101,14 +126,18 @@ func (c *conn) id() string {
 
 // context returns the context for hooks: it ends with the connection. It is made when the first hook needs it.
 func (c *conn) context() context.Context {
-	if c.ctx == nil {
-		base := c.base
+	r := c.own()
+	if r.ctx == nil {
+		base := r.base
+		if base == nil {
+			base = c.b.ctx
+		}
 		if f := c.b.cfg.ConnContext; f != nil {
 			base = f(base, c.nc)
 		}
-		c.ctx, c.cancel = context.WithCancel(base)
+		r.ctx, r.cancel = context.WithCancel(base)
 	}
-	return c.ctx
+	return r.ctx
 }
 
 // errAgain ends serve so that a fresh goroutine, with a small stack, does the waiting.
@@ -209,12 +238,12 @@ const (
 
 // unpark gives the turn a read buffer that begins with what is there of an incomplete packet.
 func (c *conn) unpark(t *turn) {
-	if c.rest != nil {
-		t.read, c.rest = c.rest, nil
-	} else {
-		t.read = newBuffer(max(readSize, c.readHint))
-		t.read.b = append(t.read.b, c.head...)
-		c.head = nil
+	t.read, c.rest = c.rest, nil
+	if x := t.read; x == nil || cap(x.b) <= keepSize {
+		t.read = newBuffer(max(readSize, int(c.readHint)))
+		if x != nil {
+			t.read.b = append(t.read.b, x.b...)
+		}
 	}
 	c.widen(t)
 }
@@ -225,19 +254,19 @@ func (c *conn) widen(t *turn) {
 		t.read = newBuffer(2 * cap(x.b))
 		t.read.b = append(t.read.b, x.b...)
 		x.free()
-		c.readHint = cap(t.read.b)
+		c.readHint = int32(cap(t.read.b))
 	}
 }
 
 // park gives the turn back. What is left of an incomplete packet is kept: a short one in a copy of its own, a long one in the buffer
 // that it grows in, so that it is not copied each time a little more comes.
 func (c *conn) park(t *turn) {
-	switch x := t.read; {
-	case len(x.b) > keepSize:
+	x := t.read
+	if len(x.b) > keepSize {
 		c.rest = x
-	default:
+	} else {
 		if len(x.b) > 0 {
-			c.head = append([]byte(nil), x.b...)
+			c.rest = &buffer{b: append([]byte(nil), x.b...)}
 		}
 		x.free()
 	}
@@ -315,7 +344,7 @@ func (c *conn) easeOff(t *turn) {
 // packet handles the packet that b begins with and returns its length, 0 if it is not complete.
 func (c *conn) packet(t *turn, b []byte) (int, error) {
 	v := c.version
-	if !c.accepted && c.connect == nil {
+	if !c.accepted && c.few().connect == nil {
 		v = 0
 		if b[0] != byte(packets.TypeConnect)<<4 {
 			return 0, packets.Errorf(packets.ProtocolError, "the first packet is no CONNECT")
@@ -328,8 +357,8 @@ func (c *conn) packet(t *turn, b []byte) (int, error) {
 		return 0, err
 	}
 	n := h.Len + h.Remaining
-	if n > c.limits.packetSize {
-		return 0, packets.Errorf(packets.PacketTooLarge, "%v of %d bytes, %d are accepted", h.Type, n, c.limits.packetSize)
+	if n > int(c.packetSize) {
+		return 0, packets.Errorf(packets.PacketTooLarge, "%v of %d bytes, %d are accepted", h.Type, n, c.packetSize)
 	}
 	if n > len(b) {
 		return 0, nil
@@ -369,6 +398,9 @@ func (c *conn) other(t *turn, h packets.Header, body []byte) error {
 	var p packets.Packet
 	switch h.Type {
 	case packets.TypePingreq:
+		if len(body) > 0 {
+			return packets.Errorf(packets.MalformedPacket, "PINGREQ with a body")
+		}
 		c.reply(t, func(b []byte) []byte { return append(b, byte(packets.TypePingresp)<<4, 0) })
 		return nil
 	case packets.TypeSubscribe:
@@ -499,7 +531,7 @@ func (c *conn) stop(err *packets.Error) {
 	c.stopping = err
 	if c.version == packets.V5 {
 		d := packets.Disconnect{Code: err.Code, Properties: c.reason(err, 2)}
-		if d.Size(packets.V5) <= c.maxPacket {
+		if d.Size(packets.V5) <= int(c.maxPacket) {
 			x := c.out.reserve(d.Size(packets.V5))
 			x.b, _ = d.Append(x.b, packets.V5)
 		}
@@ -509,7 +541,7 @@ func (c *conn) stop(err *packets.Error) {
 
 // reason returns a Reason String property for err, if the client wants such and its packet, of used bytes without it, stays within what it accepts.
 func (c *conn) reason(err *packets.Error, used int) packets.Properties {
-	if c.noReasons || err.Reason == "" || used+len(err.Reason)+9 > c.maxPacket {
+	if c.noReasons || err.Reason == "" || used+len(err.Reason)+9 > int(c.maxPacket) {
 		return nil
 	}
 	return packets.Properties(nil).AppendText(packets.ReasonString, err.Reason)
@@ -549,8 +581,8 @@ func (c *conn) finish(err error) {
 		c.closeGently()
 	}
 	c.nc.Close()
-	if c.cancel != nil {
-		c.cancel()
+	if cancel := c.few().cancel; cancel != nil {
+		cancel()
 	}
 	if c.accepted {
 		c.sess.mu.Lock()

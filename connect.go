@@ -17,7 +17,7 @@ import (
 // early handles what comes before the connection is accepted: CONNECT, then AUTH if an exchange is under way.
 func (c *conn) early(t *turn, h packets.Header, body []byte) error {
 	c.deep = true
-	if c.connect != nil {
+	if c.few().connect != nil {
 		var a packets.Auth
 		if h.Type != packets.TypeAuth {
 			return c.refuse(packets.Errorf(packets.ProtocolError, "%v during authentication", h.Type))
@@ -27,7 +27,7 @@ func (c *conn) early(t *turn, h packets.Header, body []byte) error {
 		}
 		return c.continueAuth(t, &a)
 	}
-	p := new(packets.Connect)
+	p := &t.connect
 	err := p.Decode(h, body, 0)
 	c.version = p.Version
 	switch {
@@ -53,7 +53,7 @@ func (c *conn) acceptable(p *packets.Connect) error {
 	cfg := &c.b.cfg
 	c.maxPacket = maxPacketSize
 	if n, ok := p.Properties.Uint(packets.MaximumPacketSize); ok {
-		c.maxPacket = int(min(n, maxPacketSize))
+		c.maxPacket = int32(min(n, maxPacketSize))
 	}
 	if n, ok := p.Properties.Uint(packets.RequestProblemInformation); ok {
 		c.noReasons = n == 0
@@ -99,13 +99,14 @@ func (c *conn) authenticate(t *turn, p *packets.Connect) error {
 		client.TLS = &st
 	}
 	c.client = client
-	r := &hooks.ConnectRequest{Client: client, Connect: p, Grant: new(hooks.Grant)}
 	method, ok := p.Properties.Text(packets.AuthenticationMethod)
+	if !ok && c.b.cfg.Authenticator == hooks.Authenticator(hooks.AllowAll) {
+		return c.accept(t, p, &noGrant, nil)
+	}
+	r := &hooks.ConnectRequest{Client: client, Connect: p, Grant: new(hooks.Grant)}
 	if !ok {
-		if c.b.cfg.Authenticator != hooks.Authenticator(hooks.AllowAll) {
-			if err := c.b.cfg.Authenticator.Authenticate(c.context(), r); err != nil {
-				return c.refuse(c.b.refusal(err, "client", client.ID))
-			}
+		if err := c.b.cfg.Authenticator.Authenticate(c.context(), r); err != nil {
+			return c.refuse(c.b.refusal(err, "client", client.ID))
 		}
 		return c.accept(t, p, r.Grant, nil)
 	}
@@ -118,10 +119,13 @@ func (c *conn) authenticate(t *turn, p *packets.Connect) error {
 		return c.refuse(c.b.refusal(err, "client", client.ID))
 	}
 	// The packet outlives the read buffer for as long as the exchange lasts.
-	c.connect, c.exchange, c.method, c.grant = cloneConnect(p), ex, method, r.Grant
+	own := c.own()
+	own.connect, own.exchange, own.method, own.grant = cloneConnect(p), ex, method, r.Grant
 	data, _ := p.Properties.Bytes(packets.AuthenticationData)
 	return c.step(t, data)
 }
+
+var noGrant hooks.Grant // read only
 
 // refusal makes a *packets.Error of what a hook returned; what is none is logged, and the client learns no more than Not authorized.
 func (b *Broker) refusal(err error, args ...any) error {
@@ -165,8 +169,8 @@ func (c *conn) continueAuth(t *turn, a *packets.Auth) error {
 
 func (c *conn) checkAuth(a *packets.Auth, want packets.ReasonCode) error {
 	switch m, ok := a.Properties.Text(packets.AuthenticationMethod); {
-	case !ok || m != c.method:
-		return packets.Errorf(packets.ProtocolError, "AUTH with Authentication Method %q, the CONNECT had %q", m, c.method)
+	case !ok || m != c.few().method:
+		return packets.Errorf(packets.ProtocolError, "AUTH with Authentication Method %q, the CONNECT had %q", m, c.few().method)
 	case a.Code != want:
 		return packets.Errorf(packets.ProtocolError, "AUTH with Reason Code %v", a.Code)
 	}
@@ -175,20 +179,21 @@ func (c *conn) checkAuth(a *packets.Auth, want packets.ReasonCode) error {
 
 // step takes the exchange of the CONNECT one further.
 func (c *conn) step(t *turn, data []byte) error {
-	reply, done, err := c.exchange.Next(c.context(), data)
+	own := c.own()
+	reply, done, err := own.exchange.Next(c.context(), data)
 	switch {
 	case err != nil:
 		return c.refuse(c.b.refusal(err, "client", c.client.ID))
 	case done:
-		p := c.connect
-		c.exchange, c.connect = nil, nil
-		return c.accept(t, p, c.grant, reply)
+		p := own.connect
+		own.exchange, own.connect = nil, nil
+		return c.accept(t, p, own.grant, reply)
 	}
 	return c.writeEarly(&packets.Auth{Code: packets.ContinueAuthentication, Properties: c.authProperties(reply)})
 }
 
 func (c *conn) authProperties(data []byte) packets.Properties {
-	p := packets.Properties(nil).AppendText(packets.AuthenticationMethod, c.method)
+	p := packets.Properties(nil).AppendText(packets.AuthenticationMethod, c.few().method)
 	if data != nil {
 		p = p.AppendBytes(packets.AuthenticationData, data)
 	}
@@ -197,36 +202,37 @@ func (c *conn) authProperties(data []byte) packets.Properties {
 
 // onAuth handles AUTH on an accepted connection: re-authentication (4.12.1).
 func (c *conn) onAuth(t *turn, a *packets.Auth) error {
-	if c.method == "" {
+	own := c.own()
+	if own.method == "" {
 		return packets.Errorf(packets.ProtocolError, "AUTH without Authentication Method in the CONNECT")
 	}
 	want := packets.ReAuthenticate
-	if c.exchange != nil {
+	if own.exchange != nil {
 		want = packets.ContinueAuthentication
 	}
 	if err := c.checkAuth(a, want); err != nil {
 		return err
 	}
-	if c.exchange == nil {
-		c.grant = new(hooks.Grant)
-		ex, err := c.b.cfg.EnhancedAuth[c.method].Start(c.context(), &hooks.ConnectRequest{Client: c.client, Grant: c.grant})
+	if own.exchange == nil {
+		own.grant = new(hooks.Grant)
+		ex, err := c.b.cfg.EnhancedAuth[own.method].Start(c.context(), &hooks.ConnectRequest{Client: c.client, Grant: own.grant})
 		if err != nil {
 			return c.b.refusal(err, "client", c.client.ID)
 		}
-		c.exchange = ex
+		own.exchange = ex
 	}
 	data, _ := a.Properties.Bytes(packets.AuthenticationData)
-	reply, done, err := c.exchange.Next(c.context(), data)
+	reply, done, err := own.exchange.Next(c.context(), data)
 	if err != nil {
 		return c.b.refusal(err, "client", c.client.ID)
 	}
 	out := packets.Auth{Code: packets.ContinueAuthentication, Properties: c.authProperties(reply)}
 	if done {
-		out.Code, c.exchange = packets.Success, nil
-		if p := c.grant.Identity.Principal; p != "" && p != c.sess.principal {
+		out.Code, own.exchange = packets.Success, nil
+		if p := own.grant.Identity.Principal; p != "" && p != c.sess.principal {
 			return packets.Errorf(packets.NotAuthorized, "re-authentication as somebody else")
 		}
-		c.b.expireAuth(c, c.grant.Expires)
+		c.b.expireAuth(c, own.grant.Expires)
 	}
 	c.reply(t, func(b []byte) []byte {
 		b, _ = out.Append(b, packets.V5)
@@ -237,7 +243,7 @@ func (c *conn) onAuth(t *turn, a *packets.Auth) error {
 
 // writeEarly writes a packet before the connection has its session. It may wait until the deadline of the CONNECT.
 func (c *conn) writeEarly(p packets.Packet) error {
-	if c.maxPacket < p.Size(c.version) {
+	if int(c.maxPacket) < p.Size(c.version) {
 		return packets.Errorf(packets.PacketTooLarge, "%v would exceed what the client accepts", p.Type())
 	}
 	b, err := p.Append(nil, c.version)
@@ -278,25 +284,30 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 	if c.client.Identity.Principal == "" {
 		c.client.Identity.Principal = p.Username
 	}
-	c.mount = g.MountPoint
+	if g.MountPoint != "" {
+		c.own().mount = g.MountPoint
+	}
+	if !g.Expires.IsZero() {
+		c.own() // has the deadline
+	}
 	c.lower(&g.Limits)
 	w, err := c.newWill(t, p)
 	if err != nil {
 		return c.refuse(err)
 	}
 	expiry, askedExpiry := c.sessionExpiry(p, g)
-	c.window = b.cfg.MaxInflight
+	c.window = int32(b.cfg.MaxInflight)
 	if n, ok := p.Properties.Uint(packets.ReceiveMaximum); ok {
-		c.window = min(c.window, int(n))
+		c.window = min(c.window, int32(n))
 	}
 	if n, ok := p.Properties.Uint(packets.TopicAliasMaximum); ok && n > 0 && b.cfg.TopicAliasMaximum > 0 {
 		c.aliasMax = uint16(min(int(n), b.cfg.TopicAliasMaximum))
-		c.outAliases = make(map[string]uint16)
+		c.own().outAliases = make(map[string]uint16)
 	}
 	keepAlive := c.negotiateKeepAlive(p, g)
 
 	a := packets.Connack{Properties: c.connackProperties(p, g, expiry != askedExpiry, expiry, keepAlive, authData)}
-	if c.version == packets.V5 && a.Size(packets.V5) > c.maxPacket {
+	if c.version == packets.V5 && a.Size(packets.V5) > int(c.maxPacket) {
 		return c.refuse(packets.Errorf(packets.PacketTooLarge, "the CONNACK would exceed the Maximum Packet Size"))
 	}
 	a.SessionPresent, err = b.attach(t, c, attachment{clean: p.CleanStart, expiry: expiry, will: w, quota: b.queueLimits(&g.Limits), connack: &a})
@@ -320,12 +331,12 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 
 // lower applies the limits that the Authenticator set.
 func (c *conn) lower(l *hooks.Limits) {
-	c.limits = connLimits{packetSize: c.b.cfg.MaxPacketSize, receiveMaximum: c.b.cfg.ReceiveMaximum}
+	c.packetSize, c.receiveMaximum = int32(c.b.cfg.MaxPacketSize), int32(c.b.cfg.ReceiveMaximum)
 	if l.PacketSize > 0 {
-		c.limits.packetSize = min(c.limits.packetSize, l.PacketSize)
+		c.packetSize = min(c.packetSize, int32(min(l.PacketSize, maxPacketSize)))
 	}
 	if l.ReceiveMaximum > 0 {
-		c.limits.receiveMaximum = min(c.limits.receiveMaximum, int(l.ReceiveMaximum))
+		c.receiveMaximum = min(c.receiveMaximum, int32(l.ReceiveMaximum))
 	}
 }
 
@@ -377,14 +388,14 @@ func (c *conn) connackProperties(p *packets.Connect, g *hooks.Grant, sayExpiry b
 	if sayExpiry {
 		q = q.AppendUint(packets.SessionExpiryInterval, expiry)
 	}
-	if c.limits.receiveMaximum < 65535 {
-		q = q.AppendUint(packets.ReceiveMaximum, uint32(c.limits.receiveMaximum))
+	if c.receiveMaximum < 65535 {
+		q = q.AppendUint(packets.ReceiveMaximum, uint32(c.receiveMaximum))
 	}
 	if m := cfg.maxQoS(); m < packets.QoS2 {
 		q = q.AppendUint(packets.MaximumQoS, uint32(m))
 	}
-	if c.limits.packetSize < maxPacketSize {
-		q = q.AppendUint(packets.MaximumPacketSize, uint32(c.limits.packetSize))
+	if c.packetSize < maxPacketSize {
+		q = q.AppendUint(packets.MaximumPacketSize, uint32(c.packetSize))
 	}
 	if p.ClientID == "" {
 		q = q.AppendText(packets.AssignedClientIdentifier, c.client.ID)
@@ -411,7 +422,7 @@ func (c *conn) connackProperties(p *packets.Connect, g *hooks.Grant, sayExpiry b
 	if n, _ := p.Properties.Uint(packets.RequestResponseInformation); n == 1 && cfg.ResponseInformation != "" {
 		q = q.AppendText(packets.ResponseInformation, cfg.ResponseInformation)
 	}
-	if c.method != "" {
+	if c.few().method != "" {
 		q = append(q, c.authProperties(authData)...)
 	}
 	return q
@@ -430,7 +441,7 @@ func (c *conn) newWill(t *turn, p *packets.Connect) (*will, error) {
 		}
 	}
 	m := &message{from: c.client.ID, Message: packets.Message{
-		Topic: c.mount + w.Topic, QoS: w.QoS, Retain: w.Retain, Payload: append([]byte(nil), w.Payload...),
+		Topic: c.few().mount + w.Topic, QoS: w.QoS, Retain: w.Retain, Payload: append([]byte(nil), w.Payload...),
 	}}
 	delay, _ := w.Properties.Uint(packets.WillDelayInterval)
 	if len(w.Properties) > 0 {

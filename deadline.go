@@ -58,6 +58,13 @@ func (ds *deadlines) set(d *deadline, at time.Time, do func(now time.Time)) {
 	}
 }
 
+// cancel takes d, which may be nil, out of the index.
+func (ds *deadlines) cancel(d *deadline) {
+	if d != nil {
+		ds.set(d, time.Time{}, nil)
+	}
+}
+
 func (ds *deadlines) arm(d time.Duration) {
 	if ds.timer == nil {
 		ds.timer = time.AfterFunc(max(d, 0), ds.run)

@@ -14,7 +14,10 @@ import (
 // lives as long as there is a backlog.
 
 // A buffer is a pooled byte slice. The pointer is what travels, so that giving it back costs no allocation.
-type buffer struct{ b []byte }
+type buffer struct {
+	b []byte
+	n int // how much of b has been written
+}
 
 // The classes are 1 KiB and fourfold up to 4 MiB. Larger ones are not kept.
 const (
@@ -35,12 +38,12 @@ func class(n int) (k, size int) {
 func newBuffer(n int) *buffer {
 	k, size := class(n)
 	if k == classes {
-		return &buffer{make([]byte, 0, n)}
+		return &buffer{b: make([]byte, 0, n)}
 	}
 	if x, ok := pools[k].Get().(*buffer); ok {
 		return x
 	}
-	return &buffer{make([]byte, 0, size)}
+	return &buffer{b: make([]byte, 0, size)}
 }
 
 // free gives the buffer back. Nobody may use it afterwards.
@@ -54,13 +57,14 @@ func (x *buffer) free() {
 // out is the output of one connection. Guarded by the Session's mu. Before the connection has a Session its reader writes
 // directly.
 type out struct {
-	buf     *buffer // appended to; nil: empty
-	hint    int     // how much the last flush took: what the next buffer starts with
-	backlog int     // bytes that are in the writer's hands
-	writing bool    // somebody is writing; he will look at buf again
-	dead    bool    // the connection is not written to any more
-	stalled bool    // the client made no progress while a publisher waited for it: nobody waits again until it does
-	congest time.Time
+	buf     *buffer       // appended to; nil: empty
+	writer  *buffer       // what is being written; owned by whoever has set writing
+	hint    int32         // how much the last flush took: what the next buffer starts with
+	writing bool          // somebody is writing; he will look at buf again
+	dead    bool          // the connection is not written to any more
+	stalled bool          // the client made no progress while a publisher waited for it: nobody waits again until it does
+	backlog int           // bytes that are in the writer's hands
+	congest time.Time     // since when publishers have waited for it
 	room    chan struct{} // not nil: somebody waits for the backlog to fall; closed by the writer
 }
 
@@ -75,7 +79,7 @@ func (o *out) size() int {
 // reserve returns the buffer with room for n more bytes.
 func (o *out) reserve(n int) *buffer {
 	if o.buf == nil {
-		o.buf = newBuffer(max(n, o.hint))
+		o.buf = newBuffer(max(n, int(o.hint)))
 		return o.buf
 	}
 	if b := o.buf; cap(b.b)-len(b.b) < n {
@@ -90,7 +94,8 @@ func (o *out) reserve(n int) *buffer {
 func (o *out) take() *buffer {
 	x := o.buf
 	o.buf = nil
-	o.hint = len(x.b)
+	o.hint = int32(min(len(x.b), readSize))
+	x.n = 0
 	o.backlog = len(x.b)
 	return x
 }
@@ -124,16 +129,16 @@ func (c *conn) flush(now time.Time) (congested bool) {
 		}
 		x := c.out.take()
 		mu.Unlock()
-		n, err := c.tryWrite(x.b)
+		err := c.tryWrite(x)
 		mu.Lock()
-		c.out.backlog -= n
-		c.b.stats.sentBytes.Add(uint64(n))
+		c.out.backlog -= x.n
+		c.b.stats.sentBytes.Add(uint64(x.n))
 		if err != nil {
 			c.fail(x)
 			break
 		}
-		if n < len(x.b) {
-			c.b.writers.Go(func() { c.writeRest(x, n) }) // Close waits for it
+		if x.n < len(x.b) {
+			c.b.writers.Go(func() { c.writeRest(x) }) // Close waits for it
 			break
 		}
 		x.free()
@@ -165,34 +170,37 @@ func (c *conn) wake() {
 	}
 }
 
-// tryWrite writes what the socket takes without waiting. Only the one who has set writing calls it.
-func (c *conn) tryWrite(b []byte) (int, error) {
+// tryWrite writes what the socket takes of x without waiting. Only the one who has set writing calls it.
+func (c *conn) tryWrite(x *buffer) (err error) {
 	if c.raw == nil {
-		return c.try.TryWrite(b)
+		x.n, err = c.try.TryWrite(x.b)
+		return err
 	}
-	c.wbuf, c.wn, c.werr = b, 0, nil
-	err := c.raw.Write(c.wfunc)
-	c.wbuf = nil
-	if err == nil {
-		err = c.werr
+	c.out.writer = x
+	err = c.raw.Write(c.wfunc)
+	if c.out.writer == nil {
+		return errWrite
 	}
-	return c.wn, err
+	c.out.writer = nil
+	return err
 }
+
+var errWrite = errors.New("the socket refused a write")
 
 // writeSome is the function for RawConn.Write: it never asks to wait.
 func (c *conn) writeSome(fd uintptr) bool {
-	for c.wn < len(c.wbuf) {
-		n, err := writeFD(fd, c.wbuf[c.wn:])
+	x := c.out.writer
+	for x.n < len(x.b) {
+		n, err := writeFD(fd, x.b[x.n:])
 		if n > 0 {
-			c.wn += n
+			x.n += n
 		}
 		switch {
-		case err == nil && n > 0 && c.wn == len(c.wbuf):
-		case err == nil && n >= 0, errors.Is(err, syscall.EAGAIN):
+		case err == syscall.EINTR, err == nil && x.n == len(x.b):
+		case err == nil, err == syscall.EAGAIN:
 			return true // a short write: the socket is full
-		case errors.Is(err, syscall.EINTR):
 		default:
-			c.werr = err
+			c.out.writer = nil // says that it failed
 			return true
 		}
 	}
@@ -211,13 +219,13 @@ func (c *conn) write() {
 	}
 	c.out.take()
 	mu.Unlock()
-	c.writeRest(x, 0)
+	c.writeRest(x)
 }
 
-// writeRest is the writer goroutine: it writes x.b[n:], then whatever has gathered, until nothing is left.
-func (c *conn) writeRest(x *buffer, n int) {
+// writeRest is the writer goroutine: it writes what is left of x, then whatever has gathered, until nothing is left.
+func (c *conn) writeRest(x *buffer) {
 	for {
-		err := c.writeAll(x.b[n:])
+		err := c.writeAll(x.b[x.n:])
 		mu := &c.sess.mu
 		mu.Lock()
 		if err != nil {
@@ -238,7 +246,7 @@ func (c *conn) writeRest(x *buffer, n int) {
 			mu.Unlock()
 			return
 		}
-		x, n = c.out.take(), 0
+		x = c.out.take()
 		mu.Unlock()
 	}
 }

@@ -31,8 +31,8 @@ func (c *conn) onPublish(t *turn, p *packets.Publish, raw []byte) error {
 	case len(p.Topic) > cfg.MaxTopicLength || packets.Levels(p.Topic) > cfg.MaxTopicLevels:
 		return packets.Errorf(packets.TopicNameInvalid, "the topic name has more bytes or levels than are accepted")
 	}
-	if c.mount != "" {
-		t.mounted = append(append(t.mounted[:0], c.mount...), p.Topic...)
+	if m := c.few().mount; m != "" {
+		t.mounted = append(append(t.mounted[:0], m...), p.Topic...)
 	}
 	if p.QoS == packets.QoS2 {
 		fresh, err := c.received(t, p.PacketID)
@@ -56,18 +56,19 @@ func (c *conn) inboundProperties(t *turn, p *packets.Publish) (aliased bool, err
 	if a == 0 || int(a) > c.b.cfg.TopicAliasMaximum {
 		return false, packets.Errorf(packets.TopicAliasInvalid, "Topic Alias %d, the maximum is %d", a, c.b.cfg.TopicAliasMaximum)
 	}
+	own := c.own()
 	if len(p.Topic) > 0 {
-		for len(c.aliases) < int(a) {
-			c.aliases = append(c.aliases, "")
+		for len(own.aliases) < int(a) {
+			own.aliases = append(own.aliases, "")
 		}
-		if c.aliases[a-1] != string(p.Topic) {
-			c.aliases[a-1] = string(p.Topic)
+		if own.aliases[a-1] != string(p.Topic) {
+			own.aliases[a-1] = string(p.Topic)
 		}
 	} else {
-		if int(a) > len(c.aliases) || c.aliases[a-1] == "" {
+		if int(a) > len(own.aliases) || own.aliases[a-1] == "" {
 			return false, packets.Errorf(packets.ProtocolError, "Topic Alias %d has no topic", a)
 		}
-		t.topic = append(t.topic[:0], c.aliases[a-1]...)
+		t.topic = append(t.topic[:0], own.aliases[a-1]...)
 		p.Topic = t.topic
 	}
 	t.props = p.Properties.Without(t.props[:0], packets.TopicAlias)
@@ -87,9 +88,9 @@ func (c *conn) received(t *turn, id uint16) (fresh bool, err error) {
 	if !fresh {
 		c.ack(packets.TypePubrec, id, packets.Success)
 		t.touch(c)
-	} else if len(s.in.ids) > c.limits.receiveMaximum && c.version == packets.V5 {
+	} else if len(s.in.ids) > int(c.receiveMaximum) && c.version == packets.V5 {
 		s.in.pubrel(id)
-		return false, packets.Errorf(packets.ReceiveMaximumExceeded, "more than %d QoS 2 messages are not released", c.limits.receiveMaximum)
+		return false, packets.Errorf(packets.ReceiveMaximumExceeded, "more than %d QoS 2 messages are not released", c.receiveMaximum)
 	}
 	return fresh, nil
 }
@@ -112,7 +113,7 @@ func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (match
 			return 0, err
 		}
 	}
-	if c.mount != "" {
+	if c.few().mount != "" {
 		p.Topic, plain = t.mounted, false
 	}
 	o := &t.out
@@ -139,7 +140,7 @@ func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (match
 func (c *conn) intercept(t *turn, p *packets.Publish) (*message, error) {
 	o := &t.out
 	o.reset(p, c.client.ID, t.now, c.b.cfg.MaxMessageExpiry)
-	return c.b.intercept(c.context(), &t.access, c.client, c.mount, o.message())
+	return c.b.intercept(c.context(), &t.access, c.client, c.few().mount, o.message())
 }
 
 // answer sends the acknowledgement that the QoS of p asks for; an error is told in it where the version can.

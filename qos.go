@@ -54,21 +54,21 @@ func (d *delivery) size() int {
 // A sender is the outbound half: the queue, and in sending order what is in flight.
 type sender struct {
 	queue  fifo[delivery]
-	bytes  int // size of what is queued
-	qos0   int // how many of the queue are QoS 0
-	flight []delivery
-	head   int // flight[:head] is done
-	live   int // how many of flight[head:] are not
-	used   int // places of the send quota taken on this connection (4.9)
-	quota  int // the quota: the lower of the client's Receive Maximum and MaxInflight
-	resend int // flight[resend:] has not been sent on this connection; len(flight): all has
+	bytes  int        // size of what is queued
+	flight []delivery // flight[:head] is done
+	head   int32
+	live   int32 // how many of flight[head:] are not
+	used   int32 // places of the send quota taken on this connection (4.9)
+	quota  int32 // the quota: the lower of the client's Receive Maximum and MaxInflight
+	resend int32 // flight[resend:] has not been sent on this connection; len(flight): all has
+	qos0   int32 // how many of the queue are QoS 0
+	count  int32 // identifiers given out since nothing was in flight
 	lastID uint16
-	count  int // identifiers given out since nothing was in flight
 }
 
 // begin starts a Network Connection: what is in flight has to be sent again, in its order, before anything else [MQTT-4.4.0-1].
 func (s *sender) begin(quota int) {
-	s.quota, s.used = quota, 0
+	s.quota, s.used = int32(quota), 0
 	s.compact()
 	s.resend = 0
 	for i := range s.flight {
@@ -88,13 +88,13 @@ func (s *sender) room() bool { return s.used < s.quota }
 
 // direct says whether a new message may go out at once, overtaking nothing.
 func (s *sender) direct() bool {
-	return s.queue.n == 0 && s.resend == len(s.flight) && s.used < s.quota
+	return s.queue.n == 0 && int(s.resend) == len(s.flight) && s.used < s.quota
 }
 
 // again returns the next delivery that has to be repeated on this connection, or nil: either there is none, or the quota is
 // used up. dup tells a PUBLISH that was sent before from a PUBREL.
 func (s *sender) again() *delivery {
-	for s.resend < len(s.flight) {
+	for int(s.resend) < len(s.flight) {
 		d := &s.flight[s.resend]
 		switch d.state {
 		case waiting:
@@ -118,14 +118,14 @@ func (s *sender) again() *delivery {
 
 // open puts d in flight and gives it its Packet Identifier. There must be room.
 func (s *sender) open(d delivery) uint16 {
-	if len(s.flight) == cap(s.flight) && len(s.flight) > 2*s.live+8 {
+	if len(s.flight) == cap(s.flight) && len(s.flight) > 2*int(s.live)+8 {
 		s.compact()
 	}
 	d.id, d.state, d.used = s.nextID(), sent, true
 	s.flight = append(s.flight, d)
 	s.live++
 	s.used++
-	s.resend = len(s.flight)
+	s.resend = int32(len(s.flight))
 	return d.id
 }
 
@@ -150,7 +150,7 @@ func (s *sender) nextID() uint16 {
 // find returns the live delivery with that identifier. Acknowledgements come in order [MQTT-4.6.0-2], so that the
 // first look is nearly always the last.
 func (s *sender) find(id uint16) *delivery {
-	for i := s.head; i < len(s.flight); i++ {
+	for i := int(s.head); i < len(s.flight); i++ {
 		if d := &s.flight[i]; d.id == id && d.state != done {
 			return d
 		}
@@ -165,10 +165,10 @@ func (s *sender) finish(d *delivery) {
 	}
 	*d = delivery{state: done}
 	s.live--
-	for s.head < len(s.flight) && s.flight[s.head].state == done {
+	for int(s.head) < len(s.flight) && s.flight[s.head].state == done {
 		s.head++
 	}
-	if s.head == len(s.flight) {
+	if int(s.head) == len(s.flight) {
 		s.flight, s.head, s.resend = s.flight[:0], 0, 0
 	}
 }
@@ -177,7 +177,7 @@ func (s *sender) finish(d *delivery) {
 func (s *sender) compact() {
 	n, resend := 0, len(s.flight)
 	for i := range s.flight {
-		if i == s.resend {
+		if i == int(s.resend) {
 			resend = n
 		}
 		if s.flight[i].state != done {
@@ -186,7 +186,7 @@ func (s *sender) compact() {
 		}
 	}
 	clear(s.flight[n:])
-	s.flight, s.head, s.resend = s.flight[:n], 0, min(resend, n)
+	s.flight, s.head, s.resend = s.flight[:n], 0, int32(min(resend, n))
 }
 
 // push puts d at the end of the queue.

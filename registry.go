@@ -98,7 +98,7 @@ func (b *Broker) takeOver(t *turn, s *session, c *conn, a attachment) takeover {
 		b.mu.Unlock()
 		return over
 	case old == nil && !b.closed: // a Will that still waited is not published [MQTT-3.1.3-9]
-		b.due.set(&s.due, time.Time{}, nil)
+		b.due.cancel(s.due)
 		s.expiry, s.will, s.quota = a.expiry, a.will, a.quota
 		s.resume(c)
 		b.move(c)
@@ -141,11 +141,14 @@ func (b *Broker) detach(c *conn, normal bool) {
 	}
 	w, stays := s.leave(now, normal)
 	if stays {
-		at := s.endsAt
+		at := s.expiresAt()
 		if s.will != nil && (at.IsZero() || s.will.at.Before(at)) {
 			at = s.will.at
 		}
-		b.due.set(&s.due, at, s.whenDue)
+		if s.due == nil {
+			s.due = new(deadline)
+		}
+		b.due.set(s.due, at, s.whenDue)
 	}
 	s.mu.Unlock()
 	b.expireAuth(c, time.Time{})
@@ -165,18 +168,18 @@ func (b *Broker) detach(c *conn, normal bool) {
 func (s *session) whenDue(now time.Time) {
 	b := s.b
 	s.mu.Lock()
-	if s.conn != nil || s.ended || s.due.at.IsZero() || s.due.at.After(now) {
+	if s.conn != nil || s.ended || s.due == nil || s.due.at.IsZero() || s.due.at.After(now) {
 		s.mu.Unlock()
 		return
 	}
 	w := s.will
-	if w == nil || w.at.After(now) || !s.endsAt.IsZero() && !s.endsAt.After(now) {
+	if w == nil || w.at.After(now) || s.endsAt != 0 && s.endsAt <= now.UnixNano() {
 		s.mu.Unlock()
 		b.work(func(t *turn) { b.endSession(t, s, nil) })
 		return
 	}
 	s.will = nil
-	b.due.set(&s.due, s.endsAt, s.whenDue)
+	b.due.set(s.due, s.expiresAt(), s.whenDue)
 	s.mu.Unlock()
 	b.work(func(t *turn) { b.publishWill(t, w) })
 }
@@ -196,7 +199,7 @@ func (b *Broker) endSession(t *turn, s *session, why *packets.Error) {
 		c.stop(why)
 	}
 	num := s.num
-	b.due.set(&s.due, time.Time{}, nil)
+	b.due.cancel(s.due)
 	s.mu.Unlock()
 	if num != 0 {
 		b.tree.removeAll(num)
@@ -264,11 +267,11 @@ func (b *Broker) release(num uint32) {
 
 // expireAuth ends the connection at the given time with Maximum connect time, unless it has authenticated anew by then. Zero: never.
 func (b *Broker) expireAuth(c *conn, at time.Time) {
-	if at.IsZero() && c.expires.at.IsZero() {
+	if c.rare == nil {
 		return
 	}
 	c.sess.mu.Lock()
-	b.due.set(&c.expires, at, func(time.Time) {
+	b.due.set(&c.rare.expires, at, func(time.Time) {
 		b.end(c, packets.Errorf(packets.MaximumConnectTime, "the authentication has expired"))
 	})
 	c.sess.mu.Unlock()

@@ -22,6 +22,7 @@ type turn struct {
 
 	pub     packets.Publish
 	ack     packets.Ack
+	connect packets.Connect
 	own     packets.Publish // what publishMessage routes
 	out     outgoing
 	topic   []byte // scratch: a topic
@@ -249,7 +250,7 @@ func (r *route) addGroup(b *Broker, g *sharedMatch) {
 // routes is the cache of a connection: the last topic, and a small table for those that publish to many.
 type routes struct {
 	last  *route
-	table []*route // nil until a second topic
+	table *[routeSlots]*route // nil until a second topic
 }
 
 const routeSlots = 256
@@ -272,7 +273,7 @@ func (rs *routes) find(t *turn, topic []byte, from uint32) *route {
 // slot returns the place of topic in the table.
 func (rs *routes) slot(b *Broker, topic []byte) *route {
 	if rs.table == nil {
-		rs.table = make([]*route, routeSlots)
+		rs.table = new([routeSlots]*route)
 		rs.table[maphash.Bytes(b.seed, rs.last.topic)%routeSlots] = rs.last
 	}
 	p := &rs.table[maphash.Bytes(b.seed, topic)%routeSlots]
@@ -380,12 +381,13 @@ func (t *turn) publishMessage(m *message, from uint32) (matched int, err error) 
 // send appends a PUBLISH for o to the output of c. The session's lock is held; there is room in the window if qos needs it.
 func (c *conn) send(t *turn, o *outgoing, to *target, qos packets.QoS, retain bool) bool {
 	s := c.sess
-	plain := len(to.ids) == 0 && c.outAliases == nil && c.mount == "" || c.version < packets.V5 && c.mount == ""
+	r := c.few()
+	plain := r.mount == "" && (c.version < packets.V5 || len(to.ids) == 0 && r.outAliases == nil)
 	w := wire{qos: qos, retain: retain, ids: to.ids}
 	var f *frame
 	if plain {
 		f = o.frame(c.version == packets.V5, qos > packets.QoS0)
-		if len(f.b) > c.maxPacket {
+		if len(f.b) > int(c.maxPacket) {
 			s.dropped(o.msg, hooks.DropTooLarge)
 			return false
 		}
@@ -424,8 +426,8 @@ func (c *conn) tooLarge(m *message, w wire) bool {
 	if c.maxPacket == maxPacketSize {
 		return false
 	}
-	n, _ := publishSize(c.version, w, len(m.Topic)-len(c.mount), 0, len(m.Properties), len(m.Payload))
-	return 1+uvarintLen(n)+n > c.maxPacket
+	n, _ := publishSize(c.version, w, len(m.Topic)-len(c.few().mount), 0, len(m.Properties), len(m.Payload))
+	return 1+uvarintLen(n)+n > int(c.maxPacket)
 }
 
 // appendMessage appends m to the output of c, which has room for it, and says whether the client accepts its size. The lock is held.
@@ -433,9 +435,9 @@ func (c *conn) appendMessage(m *message, w wire, now time.Time) bool {
 	if c.tooLarge(m, w) {
 		return false
 	}
-	topic := m.Topic[len(c.mount):]
+	topic := m.Topic[len(c.few().mount):]
 	var alias uint16
-	if c.outAliases != nil {
+	if c.few().outAliases != nil {
 		topic, alias = c.outAlias(topic)
 	}
 	n, _ := publishSize(c.version, w, len(topic), alias, len(m.Properties), len(m.Payload))
@@ -473,12 +475,13 @@ func patchExpiry(p []byte, w wire, topic int, m *message, now time.Time) {
 
 // outAlias returns what to send in the place of a topic to a client that accepts Topic Aliases (3.3.2.3.4): the first topics get one each.
 func (c *conn) outAlias(topic string) (string, uint16) {
-	if a, ok := c.outAliases[topic]; ok {
+	known := c.rare.outAliases
+	if a, ok := known[topic]; ok {
 		return "", a
 	}
-	if len(c.outAliases) < int(c.aliasMax) {
-		a := uint16(len(c.outAliases) + 1)
-		c.outAliases[topic] = a
+	if len(known) < int(c.aliasMax) {
+		a := uint16(len(known) + 1)
+		known[topic] = a
 		return topic, a
 	}
 	return topic, 0

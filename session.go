@@ -28,8 +28,8 @@ type session struct {
 	in      receiver
 	cursors []cursor // retained messages still to be sent, one for each new subscription
 	quota   queueLimits
-	endsAt  time.Time // when it expires, while the client is away; zero: never
-	due     deadline  // when it expires or its Will is due
+	endsAt  int64     // when it expires, while the client is away, in Unix nanoseconds; 0: never
+	due     *deadline // when it expires or its Will is due; nil until the client first leaves
 }
 
 type queueLimits struct{ messages, bytes int }
@@ -141,7 +141,7 @@ func (s *session) dropped(m *message, why hooks.DropReason) {
 // pump sends on c what waits for room, as far as there is room: first what is in flight from an earlier connection, then the queue,
 // then retained messages. The lock is held.
 func (s *session) pump(c *conn, now time.Time) {
-	if s.out.resend == len(s.out.flight) && s.out.queue.n == 0 && len(s.cursors) == 0 {
+	if int(s.out.resend) == len(s.out.flight) && s.out.queue.n == 0 && len(s.cursors) == 0 {
 		return
 	}
 	if s.conn != c || c.stopping != nil {
@@ -152,7 +152,7 @@ func (s *session) pump(c *conn, now time.Time) {
 			s.repeat(c, d, now)
 			continue
 		}
-		if s.out.resend < len(s.out.flight) {
+		if int(s.out.resend) < len(s.out.flight) {
 			return // the quota is used up
 		}
 		if d := s.out.queue.front(); d != nil {
@@ -266,7 +266,7 @@ func (s *session) acked(c *conn, a *packets.Ack) error {
 // resume gives the session its new connection. Whatever the old one had of its own is gone. The lock is held.
 func (s *session) resume(c *conn) {
 	s.conn = c
-	s.out.begin(c.window)
+	s.out.begin(int(c.window))
 	c.sess = s
 }
 
@@ -280,9 +280,9 @@ func (s *session) leave(now time.Time, normal bool) (w *will, stays bool) {
 	if s.expiry == 0 {
 		return nil, false
 	}
-	s.endsAt = time.Time{}
+	s.endsAt = 0
 	if s.expiry != noExpiry {
-		s.endsAt = now.Add(time.Duration(s.expiry) * time.Second)
+		s.endsAt = now.Add(time.Duration(s.expiry) * time.Second).UnixNano()
 	}
 	if s.will != nil && s.will.delay == 0 {
 		w, s.will = s.will, nil
@@ -290,6 +290,14 @@ func (s *session) leave(now time.Time, normal bool) (w *will, stays bool) {
 		s.will.at = now.Add(s.will.delay)
 	}
 	return w, true
+}
+
+// expiresAt is endsAt as a time, zero for never.
+func (s *session) expiresAt() time.Time {
+	if s.endsAt == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, s.endsAt)
 }
 
 // end takes everything out of the session, once. It returns the Will if one is still to be published, and the undelivered
@@ -304,7 +312,7 @@ func (s *session) end() (w *will, shared []delivery) {
 			s.dropped(d.msg, hooks.DropSessionEnded)
 		}
 	}
-	for i := s.out.head; i < len(s.out.flight); i++ {
+	for i := int(s.out.head); i < len(s.out.flight); i++ {
 		if s.out.flight[i].state != done {
 			collect(&s.out.flight[i])
 		}

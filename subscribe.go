@@ -74,7 +74,7 @@ func (c *conn) subscribe(sub *packets.Subscription, id uint32, cursors *[]cursor
 	if c.version < packets.V5 {
 		opts.noLocal, opts.retainAsPublished, opts.retainHandling = false, false, 0
 	}
-	filter = c.mount + filter
+	filter = c.few().mount + filter
 	existed, err := c.sess.subscribe(c, group, filter, opts)
 	if err != nil {
 		return 0, err
@@ -140,7 +140,7 @@ func (c *conn) onUnsubscribe(t *turn, p *packets.Unsubscribe) error {
 		switch {
 		case err != nil || !packets.ValidTopicFilter(filter):
 			ack.Codes[i] = packets.TopicFilterInvalid
-		case !c.sess.unsubscribe(group, c.mount+filter):
+		case !c.sess.unsubscribe(group, c.few().mount+filter):
 			ack.Codes[i] = packets.NoSubscriptionExisted
 		default:
 			if fn := c.b.obs.Unsubscribed; fn != nil {

@@ -54,7 +54,7 @@ func (b *Broker) Stats() Stats {
 	for _, s := range sessions {
 		s.mu.Lock()
 		st.Queued += s.out.queue.n
-		st.Inflight += s.out.live
+		st.Inflight += int(s.out.live)
 		s.mu.Unlock()
 	}
 	return st
@@ -113,11 +113,11 @@ func (s *session) info() (info SessionInfo, ok bool) {
 	if s.ended {
 		return info, false
 	}
-	info = SessionInfo{ClientID: s.id, Principal: s.principal, Queued: s.out.queue.n, QueuedBytes: s.out.bytes, Inflight: s.out.live}
+	info = SessionInfo{ClientID: s.id, Principal: s.principal, Queued: s.out.queue.n, QueuedBytes: s.out.bytes, Inflight: int(s.out.live)}
 	if s.conn != nil {
 		info.Client = s.conn.client
 	} else {
-		info.ExpiresAt = s.endsAt
+		info.ExpiresAt = s.expiresAt()
 	}
 	if s.num != 0 {
 		s.b.tree.each(s.num, func(group, filter string, o subOptions) bool {
