@@ -180,12 +180,13 @@ func (s *retainedScan) compare(topic string) (match bool, seek string) {
 
 // mismatch returns where to go on after topic, which has prefix and then not the level want.
 func (s *retainedScan) mismatch(prefix, topic, want string, filterMore, plus bool) string {
-	// There may be a topic with that level further on: it can only end there or go on with a slash.
-	if at := prefix + want; at > topic {
-		return at
+	// There may be a topic with that level further on: it ends there or goes on with a slash.
+	have := topic[len(prefix):]
+	if want > have {
+		return prefix + want
 	}
-	if at := prefix + want + "/"; filterMore && at > topic {
-		return at
+	if filterMore && strings.HasPrefix(have, want) && have[len(want)] < '/' {
+		return prefix + want + "/"
 	}
 	if !plus {
 		return noMore

@@ -1,198 +1,22 @@
 package dunlin
 
 import (
-	"bytes"
 	"fmt"
-	"hash/maphash"
-	"math/rand/v2"
+	"runtime"
 	"slices"
-	"sort"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"unsafe"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/stretchr/testify/require"
 
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// check fails the test if the parts of t contradict one another.
-func (t *tree) check(tb testing.TB) {
-	tb.Helper()
-	r := require.New(tb)
-	t.lock()
-	defer t.unlock()
-
-	// Every node that is taken is found from its parent, is needed, and is counted there.
-	free := map[uint32]bool{}
-	for _, i := range t.nodes.free {
-		r.False(free[i], "node %d is free twice", i)
-		r.Zero(*t.nodes.at(i), "node %d is free but not empty", i)
-		free[i] = true
-	}
-	kids := map[uint32]uint32{}
-	edges, entries, groups := 0, 0, 0
-	for i := uint32(wildRoot + 1); i < t.nodes.fresh; i++ {
-		if free[i] {
-			continue
-		}
-		n := t.nodes.at(i)
-		switch n.kind {
-		case nodePlus:
-			r.Equal(i, t.nodes.at(n.parent).plus, "the + of node %d", n.parent)
-		case nodeHash:
-			r.Equal(i, t.nodes.at(n.parent).hash, "the # of node %d", n.parent)
-		default:
-			label := n.label[:n.size]
-			x := edgeHash(n.parent, n.kind, maphash.Bytes(t.seed, label))
-			r.Equal(i, t.child(n.parent, n.kind, label, x), "node %d is not found by its label", i)
-			kids[n.parent]++
-			edges++
-		}
-		r.False(n.list.n == 0 && n.groups == 0 && n.kids == 0 && n.plus == 0 && n.hash == 0, "node %d is of no use", i)
-		entries += t.checkList(tb, nodeOwner(i))
-		for g := t.groups[n.groups]; g != nil; g = g.after {
-			r.Equal(i, g.node)
-			r.NotZero(g.list.n, "group %s is empty", g.name)
-			r.Same(g, t.byName[groupKey{i, g.name}])
-			entries += t.checkList(tb, g.owner())
-			groups++
-		}
-	}
-	for i := uint32(wildRoot); i < t.nodes.fresh; i++ {
-		r.Equal(kids[i], t.nodes.at(i).kids, "how many children node %d has", i)
-	}
-	r.Equal(t.total, entries, "entries in the lists")
-	r.Equal(t.total, t.entries.used(), "entries in use")
-	r.Len(t.byName, groups)
-	r.Equal(groups, len(t.groups)-1-len(t.free))
-
-	inEdges := 0
-	for i, s := range t.edges.dir {
-		if i == 0 || s != t.edges.dir[i-1] {
-			inEdges += int(s.n)
-		}
-	}
-	r.Equal(edges, inEdges, "edges in the table")
-
-	inRings := 0
-	for sub, s := range t.subs {
-		i := s.newest
-		for range s.n {
-			e := t.entries.at(i)
-			r.EqualValues(sub, e.sub)
-			r.Equal(i, t.entries.at(e.older).newer)
-			i = e.older
-			inRings++
-		}
-		r.Equal(s.newest, i, "the ring of subscriber %d closes", sub)
-	}
-	r.Equal(t.total, inRings, "entries in the rings")
-}
-
-func (t *tree) checkList(tb testing.TB, ow owner) int {
-	n, prev := 0, uint32(0)
-	l := t.ownerList(ow)
-	for i := l.first; i != 0; i = t.entries.at(i).next {
-		e := t.entries.at(i)
-		require.Equal(tb, ow, e.owner)
-		require.Equal(tb, prev, e.prev)
-		require.Equal(tb, i, t.find(ow, e.sub), "the entry of subscriber %d is not found", e.sub)
-		prev = i
-		n++
-	}
-	require.EqualValues(tb, n, l.n, "length of a list")
-	return n
-}
-
-// A subscriptionKey names a subscription in the model.
-type subscriptionKey struct {
-	sub           uint32
-	group, filter string
-}
-
-// A treeModel does what a tree does, slowly.
-type treeModel map[subscriptionKey]subOptions
-
-type modelMatch struct {
-	QoS packets.QoS
-	RAP bool
-	IDs []uint32
-}
-
-type modelResult struct {
-	Subs   map[uint32]modelMatch
-	Groups map[string]map[uint32]subOptions // by "name filter"
-}
-
-func (m treeModel) match(topic string, from uint32) modelResult {
-	r := modelResult{map[uint32]modelMatch{}, map[string]map[uint32]subOptions{}}
-	for k, o := range m {
-		if !packets.MatchTopic(k.filter, topic) {
-			continue
-		}
-		if k.group != "" {
-			g := k.group + " " + k.filter
-			if r.Groups[g] == nil {
-				r.Groups[g] = map[uint32]subOptions{}
-			}
-			r.Groups[g][k.sub] = o
-			continue
-		}
-		if o.noLocal && k.sub == from {
-			continue
-		}
-		x := r.Subs[k.sub]
-		x.QoS, x.RAP = max(x.QoS, o.qos), x.RAP || o.retainAsPublished
-		if o.id != 0 {
-			x.IDs = append(x.IDs, o.id)
-			slices.Sort(x.IDs)
-		}
-		r.Subs[k.sub] = x
-	}
-	return r
-}
-
-// result brings what a tree found into the form of the model.
-func (m *matches) result(tb testing.TB, t *tree) modelResult {
-	r := modelResult{map[uint32]modelMatch{}, map[string]map[uint32]subOptions{}}
-	for _, x := range m.subs {
-		require.NotContains(tb, r.Subs, x.sub, "a subscriber is there twice")
-		ids := slices.Clone(m.ids[x.ids : x.ids+x.nids])
-		slices.Sort(ids)
-		r.Subs[x.sub] = modelMatch{x.qos, x.retainAsPublished, ids}
-	}
-	for _, g := range m.groups {
-		name := g.group.name + " " + string(t.appendFilter(nil, g.group.node))
-		require.NotContains(tb, r.Groups, name, "a group is there twice")
-		r.Groups[name] = map[uint32]subOptions{}
-		for _, x := range g.members {
-			r.Groups[name][x.sub] = x.opts
-		}
-	}
-	return r
-}
-
-func diffResults(want, got modelResult) string {
-	for k, x := range want.Subs {
-		if len(x.IDs) == 0 {
-			x.IDs = nil
-			want.Subs[k] = x
-		}
-	}
-	for k, x := range got.Subs {
-		if len(x.IDs) == 0 {
-			x.IDs = nil
-			got.Subs[k] = x
-		}
-	}
-	return cmp.Diff(want, got, cmp.AllowUnexported(subOptions{}))
-}
-
 func TestTreeMatch(t *testing.T) {
+	xs := func(n int) string { return strings.Repeat("x", n) }
 	for _, tt := range []struct {
 		name    string
 		filter  string
@@ -216,10 +40,10 @@ func TestTreeMatch(t *testing.T) {
 		{"a named $ level is matched", "$SYS/#", "$SYS $SYS/a", "SYS/a $SYSX"},
 		{"a named $ level may be followed by +", "$SYS/+", "$SYS/a $SYS/$a", "$SYS"},
 		{"$ means nothing in later levels", "a/+/c", "a/$b/c", ""},
-		{"a label of one node's length", strings.Repeat("x", labelMax), strings.Repeat("x", labelMax), strings.Repeat("x", labelMax-1) + " " + strings.Repeat("x", labelMax+1)},
-		{"a label longer than a node", strings.Repeat("x", 100) + "/+", strings.Repeat("x", 100) + "/a", strings.Repeat("x", 68) + "/a " + strings.Repeat("x", 99) + "/a " + strings.Repeat("x", 102) + "/a"},
-		{"a level of a node's length with levels below", strings.Repeat("x", labelMax) + "/y/#", strings.Repeat("x", labelMax) + "/y", strings.Repeat("x", labelMax) + "y " + strings.Repeat("x", labelMax) + "yy"},
-		{"a filter without wildcards longer than a node", "a/" + strings.Repeat("b/", 50) + "c", "a/" + strings.Repeat("b/", 50) + "c", "a/" + strings.Repeat("b/", 50) + "d a/" + strings.Repeat("b/", 49) + "c"},
+		{"a label of one node's length", xs(labelMax), xs(labelMax), xs(labelMax-1) + " " + xs(labelMax+1)},
+		{"a label longer than a node", xs(100) + "/+", xs(100) + "/a", xs(68) + "/a " + xs(99) + "/a " + xs(102) + "/a"},
+		{"a level of a node's length with levels below", xs(labelMax) + "/y/#", xs(labelMax) + "/y", xs(labelMax) + "y " + xs(labelMax) + "yy"},
+		{"a filter without wildcards longer than a node", "a/" + xs(50) + "/c", "a/" + xs(50) + "/c", "a/" + xs(50) + "/d a/" + xs(49) + "/c"},
 		{"letters beyond ASCII are bytes", "ä/+", "ä/ö", "a/ö"},
 	} {
 		for _, group := range []string{"", "g"} {
@@ -268,7 +92,8 @@ func TestTreeMerging(t *testing.T) {
 			[]sub{{1, "", "a", subOptions{}}, {1, "", "#", subOptions{retainAsPublished: true}}}, 0,
 			map[uint32]modelMatch{1: {RAP: true}}},
 		{"all Subscription Identifiers are kept, also equal ones",
-			[]sub{{1, "", "a", subOptions{id: 7}}, {1, "", "+", subOptions{}}, {1, "", "#", subOptions{id: 7}}, {2, "", "#", subOptions{id: 9}}}, 0,
+			[]sub{{1, "", "a", subOptions{id: 7}}, {1, "", "+", subOptions{}}, {1, "", "#", subOptions{id: 7}},
+				{2, "", "#", subOptions{id: 9}}}, 0,
 			map[uint32]modelMatch{1: {IDs: []uint32{7, 7}}, 2: {IDs: []uint32{9}}}},
 		{"identifiers of subscribers of one filter do not mix",
 			[]sub{{1, "", "a", subOptions{id: 1}}, {2, "", "a", subOptions{}}, {3, "", "a", subOptions{id: 268435455}}}, 0,
@@ -300,6 +125,30 @@ func TestTreeMerging(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestMatchesAreUsedAgain(t *testing.T) {
+	tr := newTree()
+	for i := range uint32(50) {
+		tr.add(i+1, "", "a/b", subOptions{id: i})
+		tr.add(i+1, "", "a/+", subOptions{id: i})
+		tr.add(i+1, "g", "a/+", subOptions{})
+	}
+	tr.add(7, "", "c", subOptions{})
+	m := matches{table: make([]uint64, 256), gen: 1<<32 - 3}
+	for range 6 { // the generation wraps around
+		tr.match([]byte("a/b"), 0, &m)
+		require.Len(t, m.subs, 50)
+		require.Len(t, m.ids, 2*49)
+		require.Len(t, m.groups, 1)
+	}
+	require.EqualValues(t, 4, m.gen)
+	tr.match([]byte("c"), 0, &m)
+	require.Equal(t, []match{{sub: 7}}, m.subs)
+	require.Empty(t, m.ids)
+	require.Empty(t, m.groups)
+	tr.match(nil, 0, &m)
+	require.Empty(t, m.subs, "no topic matches nothing")
 }
 
 func TestTreeGroups(t *testing.T) {
@@ -395,7 +244,9 @@ func TestTreeSubscriptions(t *testing.T) {
 	o, ok := tr.get(3, "g", "a")
 	require.True(t, ok)
 	require.Equal(t, want[1].o, o)
-	for _, k := range []subscriptionKey{{3, "h", "a"}, {4, "g", "a"}, {3, "", "b"}, {3, "", "a/+"}, {3, "", "a/+/b/#"}, {9, "", "a"}, {0, "", "a"}} {
+	for _, k := range []subscriptionKey{
+		{3, "h", "a"}, {4, "g", "a"}, {3, "", "b"}, {3, "", "a/+"}, {3, "", "a/+/b/#"}, {9, "", "a"}, {0, "", "a"},
+	} {
 		_, ok = tr.get(k.sub, k.group, k.filter)
 		require.False(t, ok, "%v is not there", k)
 		require.False(t, tr.remove(k.sub, k.group, k.filter))
@@ -462,7 +313,8 @@ func TestTreeGivesMemoryBack(t *testing.T) {
 func TestTreeVersion(t *testing.T) {
 	// The tables of counters may collide, so nothing is said of what does not match.
 	for _, tt := range []struct{ filter, topic string }{
-		{"a", "a"}, {"a/b/c", "a/b/c"}, {"a/+", "a/b"}, {"a/#", "a"}, {"+", "a"}, {"#", "a/b"}, {"+/b", "/b"}, {"/+", "/b"}, {"$SYS/#", "$SYS/a"},
+		{"a", "a"}, {"a/b/c", "a/b/c"}, {"a/+", "a/b"}, {"a/#", "a"}, {"+", "a"}, {"#", "a/b"},
+		{"+/b", "/b"}, {"/+", "/b"}, {"$SYS/#", "$SYS/a"},
 	} {
 		for _, group := range []string{"", "g"} {
 			tr := newTree()
@@ -495,73 +347,88 @@ func TestTreeVersion(t *testing.T) {
 	}
 }
 
-// A cache that is valid for one version must never hold less than what writers finished before it was looked at.
+// A versionedCache is what a connection does with the tree.
+type versionedCache struct {
+	version uint64
+	m       matches
+	there   map[uint32]bool
+}
+
+func (c *versionedCache) has(t *tree, topic []byte) map[uint32]bool {
+	if v := t.version(topic); c.there == nil || v != c.version {
+		c.version, c.there = v, map[uint32]bool{}
+		t.match(topic, 0, &c.m)
+		for _, x := range c.m.subs {
+			c.there[x.sub] = true
+		}
+		for _, g := range c.m.groups {
+			for _, x := range g.members {
+				c.there[x.sub] = true
+			}
+		}
+	}
+	return c.there
+}
+
 func TestTreeVersionWithWriters(t *testing.T) {
 	tr := newTree()
 	topic := []byte("a/b")
 	filters := []string{"a/b", "a/+", "+/b", "#"}
-	var finished [8]atomic.Uint32 // generation of the subscription of each writer, even: there, odd: not
-	var wg, readers sync.WaitGroup
+	// The steps of each writer. After an odd one its subscription is there, after an even one it is not.
+	var started, finished [8]atomic.Uint32
+	var writers, readers sync.WaitGroup
 	var stop atomic.Bool
 	for w := range finished {
-		wg.Add(1)
+		writers.Add(1)
 		go func() { // waited for below
-			defer wg.Done()
+			defer writers.Done()
 			filter, sub := filters[w%len(filters)], uint32(w+1)
 			group := []string{"", "g"}[w/len(filters)]
-			for range 500 {
-				tr.add(sub, group, filter, subOptions{id: finished[w].Load()})
-				finished[w].Add(1)
-				if w%2 == 0 {
+			for i := range uint32(400) {
+				started[w].Add(1)
+				switch {
+				case i%2 == 0:
+					tr.add(sub, group, filter, subOptions{id: i})
+				case i%4 == 1:
 					tr.remove(sub, group, filter)
-				} else {
+				default:
 					tr.removeAll(sub)
 				}
 				finished[w].Add(1)
+				runtime.Gosched()
 			}
 		}()
 	}
-	for r := range 2 {
+	var checks atomic.Uint32
+	for range 2 {
 		readers.Add(1)
 		go func() { // waited for below
 			defer readers.Done()
-			var m matches
-			var version uint64
-			there := map[uint32]bool{}
-			for !stop.Load() {
-				var before, after [len(finished)]uint32
+			var cache versionedCache
+			for ; !stop.Load(); runtime.Gosched() {
+				var before [len(finished)]uint32
 				for w := range before {
 					before[w] = finished[w].Load()
 				}
-				if v := tr.version(topic); v != version || len(there) == 0 {
-					version = v
-					tr.match(topic, uint32(r), &m)
-					clear(there)
-					for _, x := range m.subs {
-						there[x.sub] = true
-					}
-					for _, g := range m.groups {
-						for _, x := range g.members {
-							there[x.sub] = true
-						}
-					}
-				}
-				for w := range after {
-					after[w] = finished[w].Load()
-				}
+				there := cache.has(tr, topic)
 				for w := range before {
-					// Between two steps of its writer, nothing is said. One that stands still must be seen as it is:
-					// 'before' counts finished steps, so the next one may already be under way.
-					if before[w] == after[w] && before[w] == 2*500 && there[uint32(w+1)] {
-						t.Errorf("subscriber %d is still in a cache that counts as fresh", w+1)
+					// Where no step was under way meanwhile, the cache must show what the last one did.
+					if before[w] == started[w].Load() {
+						checks.Add(1)
+						if there[uint32(w+1)] != (before[w]%2 == 1) {
+							t.Errorf("after step %d of its writer, the cache has subscriber %d: %v", before[w], w+1, there[uint32(w+1)])
+							return
+						}
 					}
 				}
 			}
 		}()
 	}
-	wg.Wait()
+	writers.Wait()
 	stop.Store(true)
 	readers.Wait()
+	require.NotZero(t, checks.Load())
+	t.Logf("%d checks", checks.Load())
 	tr.check(t)
 	require.Zero(t, tr.len())
 }
@@ -591,160 +458,55 @@ func TestTreeMatchDoesNotAllocate(t *testing.T) {
 	}), "neither do add and remove where there is room")
 }
 
+func TestTreeDeepTopics(t *testing.T) {
+	const levels = 32_000
+	deep := strings.Repeat("/", levels)
+	tr := newTree()
+	filters := []string{deep, strings.Repeat("+/", levels) + "+", strings.Repeat("/", levels-1) + "/#", "/+" + strings.Repeat("/", levels-1)}
+	for i, f := range filters {
+		tr.add(uint32(i+1), "", f, subOptions{})
+		tr.each(uint32(i+1), func(_, filter string, _ subOptions) bool {
+			require.True(t, f == filter, "the filter comes back as it was")
+			return true
+		})
+	}
+	var m matches
+	tr.match([]byte(deep), 0, &m)
+	require.Len(t, m.subs, len(filters))
+	tr.match([]byte(deep+"/"), 0, &m)
+	require.Len(t, m.subs, 1, "one level more is for # only")
+	tr.check(t)
+	for i, f := range filters {
+		require.True(t, tr.remove(uint32(i+1), "", f))
+	}
+	tr.check(t)
+	require.Equal(t, 1, tr.nodes.used())
+}
+
+func TestTreeManyFiltersForOneTopic(t *testing.T) {
+	const levels = 10
+	tr := newTree()
+	for i := range 1 << levels {
+		var f []string
+		for l := range levels {
+			f = append(f, []string{"a", "+"}[i>>l&1])
+		}
+		tr.add(1, "", strings.Join(f, "/"), subOptions{id: uint32(i + 1)})
+	}
+	var m matches
+	topic := strings.TrimSuffix(strings.Repeat("a/", levels), "/")
+	tr.match([]byte(topic), 0, &m)
+	require.Len(t, m.subs, 1)
+	slices.Sort(m.ids)
+	require.EqualValues(t, 1, m.ids[0])
+	require.Len(t, slices.Compact(m.ids), 1<<levels, "each identifier is there once")
+	tr.check(t)
+	require.Equal(t, 1<<levels, tr.removeAll(1))
+	require.Equal(t, 1, tr.nodes.used())
+}
+
 func TestTreeNodeIsACacheLine(t *testing.T) {
 	require.EqualValues(t, 64, unsafe.Sizeof(node{}))
 	require.EqualValues(t, 32, unsafe.Sizeof(subEntry{}))
 	require.EqualValues(t, 8192, unsafe.Sizeof(edgeSegment{}))
-}
-
-// FuzzTree drives a tree and a model with the same steps.
-func FuzzTree(f *testing.F) {
-	for i := range 8 {
-		r := rand.New(rand.NewPCG(uint64(i), 1))
-		b := make([]byte, 400)
-		for j := range b {
-			b[j] = byte(r.Uint32())
-		}
-		f.Add(b)
-	}
-	f.Fuzz(func(t *testing.T, steps []byte) { runTree(t, steps) })
-}
-
-func TestTreeAgainstModel(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	r := rand.New(rand.NewPCG(seed, 0))
-	for range 60 {
-		b := make([]byte, 3000)
-		for j := range b {
-			b[j] = byte(r.Uint32())
-		}
-		runTree(t, b)
-	}
-}
-
-var fuzzLevels = []string{"a", "b", "", "$x", "+", "+", "#", strings.Repeat("y", labelMax), strings.Repeat("y", labelMax+3)}
-
-// runTree reads steps of four bytes.
-func runTree(tb testing.TB, steps []byte) {
-	tr, model := newTree(), treeModel{}
-	var m matches
-	name := func(a, b byte, wild bool) string {
-		x := int(a)<<8 | int(b)
-		var levels []string
-		for n := x%4 + 1; n > 0; n-- {
-			x = x/4*31 + 7
-			l := fuzzLevels[x%len(fuzzLevels)]
-			if !wild && (l == "+" || l == "#") {
-				l = "a"
-			}
-			levels = append(levels, l)
-			if l == "#" {
-				break
-			}
-		}
-		if s := strings.Join(levels, "/"); s != "" {
-			return s
-		}
-		return "a"
-	}
-	for len(steps) >= 4 {
-		op, who, a, b := steps[0], steps[1], steps[2], steps[3]
-		steps = steps[4:]
-		sub := uint32(who%16) + 1
-		group := []string{"", "", "g", "h"}[who>>4&3]
-		k := subscriptionKey{sub, group, name(a, b, true)}
-		o := subOptions{qos: packets.QoS(op >> 4 % 3), noLocal: group == "" && op&64 != 0, retainAsPublished: op&128 != 0, retainHandling: who >> 6 % 3, id: uint32(who >> 5)}
-		old, existed := model[k]
-		got, ok := tr.get(k.sub, k.group, k.filter)
-		if got != old || ok != existed {
-			tb.Fatalf("get of %v: %v %v, want %v %v", k, got, ok, old, existed)
-		}
-		switch op % 16 {
-		case 0, 1, 2, 3, 4, 5, 6, 7:
-			if gotOld, got := tr.add(k.sub, k.group, k.filter, o); gotOld != old || got != existed {
-				tb.Fatalf("add of %v: %v %v, want %v %v", k, gotOld, got, old, existed)
-			}
-			model[k] = o
-		case 8, 9, 10, 11, 12:
-			if got := tr.remove(k.sub, k.group, k.filter); got != existed {
-				tb.Fatalf("remove of %v: %v, want %v", k, got, existed)
-			}
-			delete(model, k)
-		case 13:
-			n := 0
-			for k := range model {
-				if k.sub == sub {
-					delete(model, k)
-					n++
-				}
-			}
-			if got := tr.removeAll(sub); got != n {
-				tb.Fatalf("removeAll of %d: %d, want %d", sub, got, n)
-			}
-		default:
-			var got, want []string
-			tr.each(sub, func(group, filter string, o subOptions) bool {
-				got = append(got, fmt.Sprint(group, " ", filter, o))
-				return true
-			})
-			for k, o := range model {
-				if k.sub == sub {
-					want = append(want, fmt.Sprint(k.group, " ", k.filter, o))
-				}
-			}
-			sort.Strings(got)
-			sort.Strings(want)
-			if d := cmp.Diff(want, got); d != "" || tr.count(sub) != len(want) {
-				tb.Fatalf("subscriptions of %d (%d of them): %s", sub, tr.count(sub), d)
-			}
-		}
-		topic := name(b, a, false)
-		tr.match([]byte(topic), sub, &m)
-		if d := diffResults(model.match(topic, sub), m.result(tb, tr)); d != "" {
-			tb.Fatalf("match of %s: %s", topic, d)
-		}
-		if tr.len() != len(model) {
-			tb.Fatalf("%d subscriptions, want %d", tr.len(), len(model))
-		}
-	}
-	tr.check(tb)
-	for sub := range uint32(16) {
-		tr.removeAll(sub + 1)
-	}
-	tr.check(tb)
-	if n := tr.nodes.used(); n != 1 {
-		tb.Fatalf("%d nodes in an empty tree", n)
-	}
-}
-
-// wildFilter and wildTopic: topic k matches filter k and, of that shape, no other.
-func wildFilter(k int) string {
-	a, d := k%1000, k/1000
-	switch m := k / 7 % 20; {
-	case m < 12:
-		return fmt.Sprintf("w/s%d/d%d/t", a, d)
-	case m < 15:
-		return fmt.Sprintf("w/s%d/d%d/+/v", a, d)
-	case m < 18:
-		return fmt.Sprintf("w/+/e%d/q%d", d, a)
-	default:
-		return fmt.Sprintf("w/s%d/d%d/x/#", a, d)
-	}
-}
-
-func wildTopic(k int, r *rand.Rand) []byte {
-	a, d := k%1000, k/1000
-	var b bytes.Buffer
-	switch m := k / 7 % 20; {
-	case m < 12:
-		fmt.Fprintf(&b, "w/s%d/d%d/t", a, d)
-	case m < 15:
-		fmt.Fprintf(&b, "w/s%d/d%d/%d/v", a, d, r.IntN(10))
-	case m < 18:
-		fmt.Fprintf(&b, "w/s%d/e%d/q%d", r.IntN(1000), d, a)
-	default:
-		fmt.Fprintf(&b, "w/s%d/d%d/x/%d/y", a, d, r.IntN(10))
-	}
-	return b.Bytes()
 }

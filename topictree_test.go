@@ -1,0 +1,304 @@
+package dunlin
+
+import (
+	"hash/maphash"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/stretchr/testify/require"
+
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// This file checks the subscription tree from inside and against a model.
+
+// check fails the test if the parts of t contradict one another.
+func (t *tree) check(tb testing.TB) {
+	tb.Helper()
+	r := require.New(tb)
+	t.lock()
+	defer t.unlock()
+
+	// Every node that is taken is found from its parent, is needed, and is counted there.
+	free := map[uint32]bool{}
+	for _, i := range t.nodes.free {
+		r.False(free[i], "node %d is free twice", i)
+		r.Zero(*t.nodes.at(i), "node %d is free but not empty", i)
+		free[i] = true
+	}
+	kids := map[uint32]uint32{}
+	edges, entries, groups := 0, 0, 0
+	for i := uint32(wildRoot + 1); i < t.nodes.fresh; i++ {
+		if free[i] {
+			continue
+		}
+		n := t.nodes.at(i)
+		switch n.kind {
+		case nodePlus:
+			r.Equal(i, t.nodes.at(n.parent).plus, "the + of node %d", n.parent)
+		case nodeHash:
+			r.Equal(i, t.nodes.at(n.parent).hash, "the # of node %d", n.parent)
+		default:
+			label := n.label[:n.size]
+			x := edgeHash(n.parent, n.kind, maphash.Bytes(t.seed, label))
+			r.Equal(i, t.child(n.parent, n.kind, label, x), "node %d is not found by its label", i)
+			kids[n.parent]++
+			edges++
+		}
+		r.False(n.list.n == 0 && n.groups == 0 && n.kids == 0 && n.plus == 0 && n.hash == 0, "node %d is of no use", i)
+		entries += t.checkList(tb, nodeOwner(i))
+		for g := t.groups[n.groups]; g != nil; g = g.after {
+			r.Equal(i, g.node)
+			r.NotZero(g.list.n, "group %s is empty", g.name)
+			r.Same(g, t.byName[groupKey{i, g.name}])
+			entries += t.checkList(tb, g.owner())
+			groups++
+		}
+	}
+	for i := uint32(wildRoot); i < t.nodes.fresh; i++ {
+		r.Equal(kids[i], t.nodes.at(i).kids, "how many children node %d has", i)
+	}
+	r.Equal(t.total, entries, "entries in the lists")
+	r.Equal(t.total, t.entries.used(), "entries in use")
+	r.Len(t.byName, groups)
+	r.Equal(groups, len(t.groups)-1-len(t.free))
+
+	inEdges := 0
+	for i, s := range t.edges.dir {
+		if i == 0 || s != t.edges.dir[i-1] {
+			inEdges += int(s.n)
+		}
+	}
+	r.Equal(edges, inEdges, "edges in the table")
+
+	inRings := 0
+	for sub, s := range t.subs {
+		i := s.newest
+		for range s.n {
+			e := t.entries.at(i)
+			r.EqualValues(sub, e.sub)
+			r.Equal(i, t.entries.at(e.older).newer)
+			i = e.older
+			inRings++
+		}
+		r.Equal(s.newest, i, "the ring of subscriber %d closes", sub)
+	}
+	r.Equal(t.total, inRings, "entries in the rings")
+}
+
+func (t *tree) checkList(tb testing.TB, ow owner) int {
+	n, prev := 0, uint32(0)
+	l := t.ownerList(ow)
+	for i := l.first; i != 0; i = t.entries.at(i).next {
+		e := t.entries.at(i)
+		require.Equal(tb, ow, e.owner)
+		require.Equal(tb, prev, e.prev)
+		require.Equal(tb, i, t.find(ow, e.sub), "the entry of subscriber %d is not found", e.sub)
+		prev = i
+		n++
+	}
+	require.EqualValues(tb, n, l.n, "length of a list")
+	return n
+}
+
+// A subscriptionKey names a subscription in the model.
+type subscriptionKey struct {
+	sub           uint32
+	group, filter string
+}
+
+// A treeModel does what a tree does, slowly.
+type treeModel map[subscriptionKey]subOptions
+
+type modelMatch struct {
+	QoS packets.QoS
+	RAP bool
+	IDs []uint32
+}
+
+type modelResult struct {
+	Subs   map[uint32]modelMatch
+	Groups map[string]map[uint32]subOptions // by "name filter"
+}
+
+func (m treeModel) match(topic string, from uint32) modelResult {
+	r := modelResult{map[uint32]modelMatch{}, map[string]map[uint32]subOptions{}}
+	for k, o := range m {
+		if !packets.MatchTopic(k.filter, topic) {
+			continue
+		}
+		if k.group != "" {
+			g := k.group + " " + k.filter
+			if r.Groups[g] == nil {
+				r.Groups[g] = map[uint32]subOptions{}
+			}
+			r.Groups[g][k.sub] = o
+			continue
+		}
+		if o.noLocal && k.sub == from {
+			continue
+		}
+		x := r.Subs[k.sub]
+		x.QoS, x.RAP = max(x.QoS, o.qos), x.RAP || o.retainAsPublished
+		if o.id != 0 {
+			x.IDs = append(x.IDs, o.id)
+			slices.Sort(x.IDs)
+		}
+		r.Subs[k.sub] = x
+	}
+	return r
+}
+
+// result brings what a tree found into the form of the model.
+func (m *matches) result(tb testing.TB, t *tree) modelResult {
+	r := modelResult{map[uint32]modelMatch{}, map[string]map[uint32]subOptions{}}
+	for _, x := range m.subs {
+		require.NotContains(tb, r.Subs, x.sub, "a subscriber is there twice")
+		ids := slices.Clone(m.ids[x.ids : x.ids+x.nids])
+		slices.Sort(ids)
+		r.Subs[x.sub] = modelMatch{x.qos, x.retainAsPublished, ids}
+	}
+	for _, g := range m.groups {
+		name := g.group.name + " " + string(t.appendFilter(nil, g.group.node))
+		require.NotContains(tb, r.Groups, name, "a group is there twice")
+		r.Groups[name] = map[uint32]subOptions{}
+		for _, x := range g.members {
+			r.Groups[name][x.sub] = x.opts
+		}
+	}
+	return r
+}
+
+func diffResults(want, got modelResult) string {
+	for k, x := range want.Subs {
+		if len(x.IDs) == 0 {
+			x.IDs = nil
+			want.Subs[k] = x
+		}
+	}
+	for k, x := range got.Subs {
+		if len(x.IDs) == 0 {
+			x.IDs = nil
+			got.Subs[k] = x
+		}
+	}
+	return cmp.Diff(want, got, cmp.AllowUnexported(subOptions{}))
+}
+
+// FuzzTree drives a tree and a model with the same steps. The tree hashes with a new seed each time, so that coverage is never the
+// same twice: fuzz with -fuzzminimizetime 1x.
+func FuzzTree(f *testing.F) {
+	for i := range 8 {
+		r := rand.New(rand.NewPCG(uint64(i), 1))
+		b := make([]byte, 400)
+		for j := range b {
+			b[j] = byte(r.Uint32())
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, steps []byte) {
+		runTree(t, steps[:min(len(steps), 2000)]) // the model is quadratic
+	})
+}
+
+func TestTreeAgainstModel(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
+	for range 40 {
+		b := make([]byte, 2000)
+		for j := range b {
+			b[j] = byte(r.Uint32())
+		}
+		runTree(t, b)
+	}
+}
+
+var fuzzLevels = []string{"a", "b", "", "$x", "+", "+", "#", strings.Repeat("y", labelMax), strings.Repeat("y", labelMax+3)}
+
+// fuzzName makes a topic of two bytes, or with wild a filter.
+func fuzzName(a, b byte, wild bool) string {
+	x := int(a)<<8 | int(b)
+	var levels []string
+	for n := x%4 + 1; n > 0; n-- {
+		x = x/4*31 + 7
+		l := fuzzLevels[x%len(fuzzLevels)]
+		if !wild && (l == "+" || l == "#") {
+			l = "a"
+		}
+		levels = append(levels, l)
+		if l == "#" {
+			break
+		}
+	}
+	if s := strings.Join(levels, "/"); s != "" {
+		return s
+	}
+	return "a"
+}
+
+// runTree reads steps of four bytes and compares after each.
+func runTree(tb testing.TB, steps []byte) {
+	tr, model := newTree(), treeModel{}
+	var m matches
+	for ; len(steps) >= 4; steps = steps[4:] {
+		op, who, a, b := steps[0], steps[1], steps[2], steps[3]
+		sub := uint32(who%16) + 1
+		k := subscriptionKey{sub, []string{"", "", "g", "h"}[who>>4&3], fuzzName(a, b, true)}
+		old, existed := model[k]
+		if got, ok := tr.get(k.sub, k.group, k.filter); got != old || ok != existed {
+			tb.Fatalf("get of %v: %v %v, want %v %v", k, got, ok, old, existed)
+		}
+		switch op % 16 {
+		case 0, 1, 2, 3, 4, 5, 6, 7:
+			o := subOptions{packets.QoS(op >> 4 % 3), k.group == "" && op&64 != 0, op&128 != 0, who >> 6 % 3, uint32(who >> 5)}
+			if gotOld, got := tr.add(k.sub, k.group, k.filter, o); gotOld != old || got != existed {
+				tb.Fatalf("add of %v: %v %v, want %v %v", k, gotOld, got, old, existed)
+			}
+			model[k] = o
+		case 8, 9, 10, 11, 12:
+			if got := tr.remove(k.sub, k.group, k.filter); got != existed {
+				tb.Fatalf("remove of %v: %v, want %v", k, got, existed)
+			}
+			delete(model, k)
+		case 13:
+			want := len(model)
+			maps.DeleteFunc(model, func(k subscriptionKey, _ subOptions) bool { return k.sub == sub })
+			if got := tr.removeAll(sub); got != want-len(model) {
+				tb.Fatalf("removeAll of %d: %d, want %d", sub, got, want-len(model))
+			}
+		default:
+			want := treeModel{}
+			maps.Copy(want, model)
+			maps.DeleteFunc(want, func(k subscriptionKey, _ subOptions) bool { return k.sub != sub })
+			got := treeModel{}
+			tr.each(sub, func(group, filter string, o subOptions) bool {
+				got[subscriptionKey{sub, group, filter}] = o
+				return true
+			})
+			if !maps.Equal(want, got) || tr.count(sub) != len(want) {
+				tb.Fatalf("subscriptions of %d (%d of them): %v, want %v", sub, tr.count(sub), got, want)
+			}
+		}
+		topic := fuzzName(b, a, false)
+		tr.match([]byte(topic), sub, &m)
+		if d := diffResults(model.match(topic, sub), m.result(tb, tr)); d != "" {
+			tb.Fatalf("match of %s: %s", topic, d)
+		}
+		if tr.len() != len(model) {
+			tb.Fatalf("%d subscriptions, want %d", tr.len(), len(model))
+		}
+	}
+	tr.check(tb)
+	for sub := range uint32(16) {
+		tr.removeAll(sub + 1)
+	}
+	tr.check(tb)
+	if n := tr.nodes.used(); n != 1 {
+		tb.Fatalf("%d nodes in an empty tree", n)
+	}
+}
