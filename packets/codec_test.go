@@ -139,7 +139,8 @@ func TestNoPrefixOfAPacketIsAPacket(t *testing.T) {
 	}
 }
 
-// decodeEncodeDecode checks that what can be decoded can be encoded, is not longer then, and decodes to the same packet.
+// decodeEncodeDecode checks that what can be decoded can be encoded, is not longer then, and decodes to the same
+// packet.
 func decodeEncodeDecode(t *testing.T, b []byte, v Version) {
 	t.Helper()
 	first, n, err := Decode(b, v, Limits{})
@@ -299,6 +300,33 @@ func TestDecodedSlicesAliasTheBytesAndCannotGrowIntoThem(t *testing.T) {
 	before := bytes.Clone(b)
 	_, _, _ = append(p.Topic, 'x'), append(p.Payload, 'x'), p.Properties.AppendUint(TopicAlias, 1)
 	require.Equal(t, before, b, "appending to a slice of a packet must not change its neighbours")
+}
+
+func TestPublishChecksTheFlagsOfAHeaderThatWasNotParsed(t *testing.T) {
+	body := []byte("\x00\x01a\x00\x01")
+	var p Publish
+	requireCode(t, MalformedPacket, p.Decode(Header{Type: TypePublish, Flags: 0x6}, body, V311), "QoS 3")
+	requireCode(t, MalformedPacket, p.Decode(Header{Type: TypePublish, Flags: 0x8}, body, V311), "DUP with QoS 0")
+	require.PanicsWithValue(t, "BUG: no packet has type 16", func() { newPacket(TypeWill) })
+}
+
+func TestAuthWithoutAnythingIsTwoBytes(t *testing.T) {
+	b := encode(t, &Auth{}, V5)
+	require.Equal(t, []byte{0xF0, 0}, b)
+	require.Equal(t, 2, (&Auth{}).Size(V5))
+	_, _, err := Decode(b, V5, Limits{})
+	requireCode(t, ProtocolError, err, "it has no Authentication Method")
+}
+
+func TestSizesAtTheEndsOfRemainingLength(t *testing.T) {
+	for _, n := range []int{127, 128, 16383, 16384, 2097151, 2097152} {
+		p := &Publish{Topic: []byte("a"), Payload: make([]byte, n-3)}
+		b := encode(t, p, V311)
+		require.Len(t, b, p.Size(V311))
+		h, body := split(t, b, V311)
+		require.Equal(t, n, h.Remaining)
+		require.Len(t, body, n)
+	}
 }
 
 func TestAnotherProtocolLevelIsKept(t *testing.T) {

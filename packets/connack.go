@@ -22,8 +22,8 @@ func (c *Connack) remaining(v Version) int {
 	return 2 + propertiesLen(c.Properties)
 }
 
-// Append appends the whole packet: see Packet. It also returns an error if Code is a failure that 3.1 and 3.1.1 have no
-// return code for; the connection is then closed without CONNACK [v3.1.1 MQTT-3.2.2-6].
+// Append appends the whole packet: see Packet. It also returns an error if Code is a failure that 3.1 and 3.1.1 have
+// no return code for; the connection is then closed without CONNACK [v3.1.1 MQTT-3.2.2-6].
 func (c *Connack) Append(dst []byte, v Version) ([]byte, error) {
 	n := c.remaining(v)
 	code := byte(c.Code)

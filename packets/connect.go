@@ -145,8 +145,9 @@ func (c *Connect) Append(dst []byte, _ Version) ([]byte, error) {
 
 // Decode decodes the body: see Packet. The version is that of the packet and the parameter is ignored. The error is
 // UnsupportedProtocolVersion for a Protocol Name or Protocol Level that is not one of the three versions,
-// TopicNameInvalid for a Will Topic that is empty or has wildcards, and otherwise MalformedPacket or ProtocolError. c.Version is set to
-// the Protocol Level whenever there was one to read, so that a refusal can be told in the form that the client understands.
+// TopicNameInvalid for a Will Topic that is empty or has wildcards, and otherwise MalformedPacket or ProtocolError.
+// c.Version is set to the Protocol Level whenever there was one to read, so that a refusal can be told in the form
+// that the client understands.
 func (c *Connect) Decode(_ Header, body []byte, _ Version) error {
 	*c = Connect{}
 	r := cursor{t: TypeConnect, b: body}

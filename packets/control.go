@@ -128,8 +128,8 @@ func (a *Auth) Append(dst []byte, _ Version) ([]byte, error) {
 	return b, nil
 }
 
-// Decode decodes the body: see Packet. Without Authentication Method the error is ProtocolError (3.15.2.2.2), which makes the
-// form with Remaining Length 0 one.
+// Decode decodes the body: see Packet. Without Authentication Method the error is ProtocolError (3.15.2.2.2), which
+// makes the form with Remaining Length 0 one.
 func (a *Auth) Decode(_ Header, body []byte, _ Version) error {
 	*a = Auth{}
 	r := cursor{t: TypeAuth, b: body}

@@ -32,8 +32,8 @@ func (m *Message) CorrelationData() []byte {
 	return b
 }
 
-// Expiry returns the Message Expiry Interval (3.3.2.3.3), counted from when the message was received. ok is false if it never
-// expires.
+// Expiry returns the Message Expiry Interval (3.3.2.3.3), counted from when the message was received. ok is false if
+// it never expires.
 func (m *Message) Expiry() (d time.Duration, ok bool) {
 	n, ok := m.Properties.Uint(MessageExpiryInterval)
 	return time.Duration(n) * time.Second, ok

@@ -1,10 +1,11 @@
-// Package packets encodes and decodes the packets of MQTT 3.1, 3.1.1 and 5.0. It needs nothing but the standard library, starts
-// no goroutine, and is of use to brokers, clients, proxies and tests alike.
+// Package packets encodes and decodes the packets of MQTT 3.1, 3.1.1 and 5.0. It needs nothing but the standard
+// library, starts no goroutine, and is of use to brokers, clients, proxies and tests alike.
 //
-// Each packet is a struct that is a [Packet]. Encoding appends to a slice of the caller; decoding is in place, with slices of
-// the packet aliasing the bytes it came from. What a peer did wrong is an [*Error] with the Reason Code that the standard
-// wants as the answer; in 3.1 and 3.1.1 the answer to each of them is to close. What the codec cannot know is left to the caller:
-// which side may send a packet, Topic Aliases, Packet Identifiers in use, and all else that needs a Session.
+// Each packet is a struct that is a [Packet]. Encoding appends to a slice of the caller; decoding is in place, with
+// slices of the packet aliasing the bytes it came from. What a peer did wrong is an [*Error] with the Reason Code
+// that the standard wants as the answer; in 3.1 and 3.1.1 the answer to each of them is to close. What the codec
+// cannot know is left to the caller: which side may send a packet, Topic Aliases, Packet Identifiers in use, and all
+// else that needs a Session.
 //
 // A client writes packets and reads the answers with a [Reader], which bounds what it takes from the other side:
 //
@@ -19,8 +20,8 @@
 //		...
 //	}
 //
-// A proxy looks at packets and passes their bytes on. It decodes in place and only what it has to; here it logs all but the
-// messages, of which it looks at the topic:
+// A proxy looks at packets and passes their bytes on. It decodes in place and only what it has to; here it logs all
+// but the messages, of which it looks at the topic:
 //
 //	for {
 //		h, err := packets.ParseHeader(buf, version)
@@ -45,8 +46,8 @@
 //	require.NoError(t, err)
 //	require.Equal(t, "SUBACK id=1 codes=00,87", packets.Trace(p))
 //
-// and sends what no well-behaved program would, for Append writes what the fields say: a Publish with QoS 3, a Subscribe
-// without filters, Properties that do not belong there.
+// and sends what no well-behaved program would, for Append writes what the fields say: a Publish with QoS 3, a
+// Subscribe without filters, Properties that do not belong there.
 package packets
 
 import (
@@ -138,8 +139,9 @@ type Packet interface {
 	// not fit the wire: a string or binary data over 65,535 bytes, a packet over 268,435,460, a QoS over 3.
 	// It allocates nothing if dst has room for Size(v) bytes.
 	Append(dst []byte, v Version) ([]byte, error)
-	// Decode replaces all of the packet by what body holds, the h.Remaining bytes after the fixed header. Slices alias body,
-	// and are nil where they are empty; strings are copies. The error is an *Error, and the packet is then incomplete.
+	// Decode replaces all of the packet by what body holds, the h.Remaining bytes after the fixed header. Slices
+	// alias body, and are nil where they are empty; strings are copies. The error is an *Error, and the packet is
+	// then incomplete.
 	Decode(h Header, body []byte, v Version) error
 }
 
@@ -154,11 +156,11 @@ type Header struct {
 // ErrShort says that the bytes end before the packet does: more are needed. It is no *Error.
 var ErrShort = errors.New("packets: the packet is not complete")
 
-// firstBytes holds, for each first byte, the set of versions that allow it, as bits 1<<Version. Bit 0 stands for the version
-// that is not known.
+// firstBytes holds, for each first byte, the set of versions that allow it, as bits 1<<Version. Bit 0 stands for the
+// version that is not known.
 var firstBytes = func() (set [256]byte) {
 	const all = 1<<0 | 1<<V31 | 1<<V311 | 1<<V5
-	for t := TypeConnect; t <= TypePingresp+1; t++ {
+	for t := TypeConnect; t <= TypeDisconnect; t++ {
 		switch t {
 		case TypePublish:
 			// QoS 3 [MQTT-3.3.1-4] and DUP with QoS 0 [MQTT-3.3.1-2] are left out.
@@ -176,10 +178,10 @@ var firstBytes = func() (set [256]byte) {
 	return set
 }()
 
-// ParseHeader decodes the fixed header at the start of b (2.1). The error is ErrShort if b ends inside of it, and otherwise
-// an *Error with MalformedPacket: for a type or flags that v does not have, for a Remaining Length of more than four bytes, and, but in
-// 3.1 and 3.1.1, for one that is not in its shortest form. A zero v, before the CONNECT, is as strict as 5.0. It
-// looks at no more than the fixed header, and does not allocate unless it fails.
+// ParseHeader decodes the fixed header at the start of b (2.1). The error is ErrShort if b ends inside of it, and
+// otherwise an *Error with MalformedPacket: for a type or flags that v does not have, for a Remaining Length of more
+// than four bytes, and, but in 3.1 and 3.1.1, for one that is not in its shortest form. A zero v, before the CONNECT,
+// is as strict as 5.0. It looks at no more than the fixed header, and does not allocate unless it fails.
 func ParseHeader(b []byte, v Version) (h Header, err error) {
 	if len(b) >= 2 && b[1] < 0x80 && firstBytes[b[0]]>>(v&7)&1 != 0 {
 		return Header{Type(b[0] >> 4), b[0] & 0xF, int(b[1]), 2}, nil
@@ -276,10 +278,10 @@ func (l Limits) checkFilters(n int) error {
 	return nil
 }
 
-// Decode decodes the packet at the start of b and returns it with the number of bytes it took. Slices of the packet alias
-// b. If b ends inside the packet, n is 0 and err is ErrShort; a packet that is not allowed is refused as early as its
-// header. Any other error is an *Error. For v, the zero value means that CONNECT is expected; what is not CONNECT is then
-// decoded as 3.1.1.
+// Decode decodes the packet at the start of b and returns it with the number of bytes it took. Slices of the packet
+// alias b. If b ends inside the packet, n is 0 and err is ErrShort; a packet that is not allowed is refused as early
+// as its header. Any other error is an *Error. For v, the zero value means that CONNECT is expected; what is not
+// CONNECT is then decoded as 3.1.1.
 func Decode(b []byte, v Version, l Limits) (p Packet, n int, err error) {
 	h, err := ParseHeader(b, v)
 	if err != nil {

@@ -118,10 +118,10 @@ func (id Property) String() string {
 	return fmt.Sprintf("property-%d", byte(id))
 }
 
-// Properties are the properties of one packet in their wire form, without the length in front. Nil means none. Decoding a
-// packet checks them and lets them alias its bytes; the Append methods build them, and extend the slice as the append function
-// does. Getters read from the front and allocate only the strings that they return; on bytes that are not properties they stop
-// where these begin.
+// Properties are the properties of one packet in their wire form, without the length in front. Nil means none.
+// Decoding a packet checks them and lets them alias its bytes; the Append methods build them, and extend the slice as
+// the append function does. Getters read from the front and allocate only the strings that they return; on bytes that
+// are not properties they stop where these begin.
 type Properties []byte
 
 // next returns the first property of p, its value, and what follows. ok is false at the end and where p is no longer
@@ -205,8 +205,8 @@ func (p Properties) find(id Property) (value []byte, ok bool) {
 	}
 }
 
-// Uint returns the value of the first property id if it is an integer of one, two or four bytes or a Variable Byte Integer. ok is
-// false if there is none.
+// Uint returns the value of the first property id if it is an integer of one, two or four bytes or a Variable Byte
+// Integer. ok is false if there is none.
 func (p Properties) Uint(id Property) (n uint32, ok bool) {
 	value, ok := p.find(id)
 	if !ok {
@@ -215,7 +215,8 @@ func (p Properties) Uint(id Property) (n uint32, ok bool) {
 	return uintValue(value, propertyTable[id].kind)
 }
 
-// Bytes returns the value of the first property id if it is a string or binary data. It aliases p. ok is false if there is none.
+// Bytes returns the value of the first property id if it is a string or binary data. It aliases p. ok is false if
+// there is none.
 func (p Properties) Bytes(id Property) (b []byte, ok bool) {
 	if k := propertyTable[id].kind; k != kindText && k != kindBinary {
 		return nil, false
@@ -249,8 +250,8 @@ func (p Properties) count(id Property) (n int) {
 	return n
 }
 
-// Offset returns the index of the first byte of the value of the first property id, so that an integer can be changed in
-// place, or -1 if there is none.
+// Offset returns the index of the first byte of the value of the first property id, so that an integer can be changed
+// in place, or -1 if there is none.
 func (p Properties) Offset(id Property) int {
 	i := 0
 	for rest := p; ; {
@@ -306,8 +307,8 @@ func (p Properties) SubscriptionIDs() iter.Seq[uint32] {
 	}
 }
 
-// AppendUint appends an integer property and returns the extended slice. It panics if id is not an integer. If n does not
-// fit its wire type, the result cannot be encoded: the packet's Append returns an error.
+// AppendUint appends an integer property and returns the extended slice. It panics if id is not an integer. If n does
+// not fit its wire type, the result cannot be encoded: the packet's Append returns an error.
 func (p Properties) AppendUint(id Property, n uint32) Properties {
 	switch k := propertyTable[id].kind; {
 	case k == kindByte && n <= 0xFF:
@@ -324,8 +325,8 @@ func (p Properties) AppendUint(id Property, n uint32) Properties {
 	return noWireForm()
 }
 
-// AppendText appends a property that is a string or binary data and returns the extended slice. It panics if id is neither. If
-// s has more than 65,535 bytes, the result cannot be encoded: the packet's Append returns an error.
+// AppendText appends a property that is a string or binary data and returns the extended slice. It panics if id is
+// neither. If s has more than 65,535 bytes, the result cannot be encoded: the packet's Append returns an error.
 func (p Properties) AppendText(id Property, s string) Properties { return appendBytes(p, id, s) }
 
 // AppendBytes is AppendText for bytes. It copies b.
@@ -350,8 +351,8 @@ func (p Properties) AppendUser(key, value string) Properties {
 	return appendField(appendField(append(p, byte(UserProperty)), key), value)
 }
 
-// noWireForm returns what stands for properties that cannot be encoded: 0 is not a Property, and whatever is appended later
-// leaves it in front.
+// noWireForm returns what stands for properties that cannot be encoded: 0 is not a Property, and whatever is appended
+// later leaves it in front.
 func noWireForm() Properties { return Properties{0} }
 
 // unencodable reports whether p comes from noWireForm.
@@ -372,9 +373,9 @@ func (p Properties) Without(dst Properties, ids ...Property) Properties {
 }
 
 // Check returns an *Error if p is not a valid set of properties for packets of type in, or TypeWill (2.2.2.2):
-// MalformedPacket if it is cut short, has a property that is not defined or not allowed there, or a string that is not
-// UTF-8; ProtocolError if one occurs twice that may not, has a value outside of its range, or is a Response Topic with
-// wildcards; TopicAliasInvalid if a Topic Alias is 0.
+// MalformedPacket if it is cut short, has a property that is not defined or not allowed there, or a string that is
+// not UTF-8; ProtocolError if one occurs twice that may not, has a value outside of its range, or is a Response Topic
+// with wildcards; TopicAliasInvalid if a Topic Alias is 0.
 func (p Properties) Check(in Type) error {
 	var seen [256 / 64]uint64
 	for len(p) > 0 {

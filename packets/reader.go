@@ -8,8 +8,8 @@ import (
 
 // A Reader reads packets from a stream. It is not for use by several goroutines at once.
 //
-// It needs memory only for bytes that have come, whatever length a packet declares. If a read fails for a while, as by a
-// deadline, the next ReadPacket goes on where it stopped.
+// It needs memory only for bytes that have come, whatever length a packet declares. If a read fails for a while, as
+// by a deadline, the next ReadPacket goes on where it stopped.
 type Reader struct {
 	r      *bufio.Reader
 	limits Limits
@@ -31,9 +31,10 @@ func NewReader(r io.Reader, l Limits) *Reader {
 // own version.
 func (r *Reader) SetVersion(v Version) { r.v = v }
 
-// ReadPacket reads the next packet and blocks until it is there. The packet owns its memory. The error is an *Error if the
-// packet is not allowed, and is then the answer of all later calls, for the stream cannot be followed any further; io.EOF if the
-// stream ends between packets, io.ErrUnexpectedEOF if it ends inside of one; and otherwise that of the underlying reader.
+// ReadPacket reads the next packet and blocks until it is there. The packet owns its memory. The error is an *Error
+// if the packet is not allowed, and is then the answer of all later calls, for the stream cannot be followed any
+// further; io.EOF if the stream ends between packets, io.ErrUnexpectedEOF if it ends inside of one; and otherwise
+// that of the underlying reader.
 func (r *Reader) ReadPacket() (Packet, error) {
 	if r.err != nil {
 		return nil, r.err

@@ -120,7 +120,8 @@ var reasons = [256]struct {
 	WildcardSubscriptionsNotSupported:   {"Wildcard Subscriptions not supported", inSuback | inDisconnect},
 }
 
-// String returns the standard's name for the code, "Success" for 0x00, and a number for a code that it does not define.
+// String returns the standard's name for the code, "Success" for 0x00, and a number for a code that it does not
+// define.
 func (c ReasonCode) String() string {
 	if s := reasons[c].name; s != "" {
 		return s
@@ -135,8 +136,8 @@ func (c ReasonCode) Failed() bool { return c >= 0x80 }
 // a Reason Code.
 func (c ReasonCode) ValidIn(t Type) bool { return t <= TypeAuth && reasons[c].in>>t&1 != 0 }
 
-// ReturnCode returns the 3.1.1 CONNACK return code that is nearest to the code (3.1.1, 3.2.2.3). 0 for a code that has
-// failed means that none fits: the connection is then closed without CONNACK [v3.1.1 MQTT-3.2.2-6].
+// ReturnCode returns the 3.1.1 CONNACK return code that is nearest to the code (3.1.1, 3.2.2.3). 0 for a code that
+// has failed means that none fits: the connection is then closed without CONNACK [v3.1.1 MQTT-3.2.2-6].
 func (c ReasonCode) ReturnCode() byte {
 	switch c {
 	case UnsupportedProtocolVersion:
@@ -183,8 +184,8 @@ func (e *Error) Error() string {
 // Unwrap returns Err.
 func (e *Error) Unwrap() error { return e.Err }
 
-// CodeOf returns the Reason Code of the first *Error in err's tree, UnspecifiedError if there is none, and Success if err
-// is nil.
+// CodeOf returns the Reason Code of the first *Error in err's tree, UnspecifiedError if there is none, and Success if
+// err is nil.
 func CodeOf(err error) ReasonCode {
 	if err == nil {
 		return Success

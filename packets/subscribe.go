@@ -81,8 +81,8 @@ func (s *Subscription) options(v Version) byte {
 	return o | s.RetainHandling<<4
 }
 
-// Decode decodes the body: see Packet. A Topic Filter that is UTF-8 but not valid as a filter is no error here, for SUBACK
-// refuses it alone.
+// Decode decodes the body: see Packet. A Topic Filter that is UTF-8 but not valid as a filter is no error here, for
+// SUBACK refuses it alone.
 func (s *Subscribe) Decode(_ Header, body []byte, v Version) error {
 	return s.decode(body, v, Limits{})
 }
@@ -107,8 +107,8 @@ func (s *Subscribe) decode(body []byte, v Version, l Limits) error {
 	return r.end()
 }
 
-// countFilters counts the fields that are left, each with extra bytes behind it, so that nothing is allocated for a packet
-// that is not allowed.
+// countFilters counts the fields that are left, each with extra bytes behind it, so that nothing is allocated for a
+// packet that is not allowed.
 func countFilters(r *cursor, extra int, l Limits) (n int) {
 	if r.err != nil {
 		return 0

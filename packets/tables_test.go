@@ -15,8 +15,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A protocolTable is what testdata/tables.json says about the packets. The tests of this file are generated from it and
-// know nothing of the tables in the code.
+// A protocolTable is what testdata/tables.json says about the packets. The tests of this file are generated from it
+// and know nothing of the tables in the code.
 type protocolTable struct {
 	PacketTypes []struct {
 		Value           byte                       `json:"value"`

@@ -10,15 +10,15 @@ import (
 // tracePayload is the longest payload that a trace shows.
 const tracePayload = 64
 
-// Trace returns one line that describes p: its type and what it holds as "key=value", and as bare words what is true. It is meant
-// for logs and tests, is stable, and never shows a password or authentication data.
+// Trace returns one line that describes p: its type and what it holds as "key=value", and as bare words what is true.
+// It is meant for logs and tests, is stable, and never shows a password or authentication data.
 //
 //	PUBLISH dup qos=1 id=5 retain topic=a/b payload="x y" message-expiry-interval=60 user.key=value
 //	SUBSCRIBE id=1 filter=a/b:1 filter=c/#:2,nl,rap,rh=1
 //	PUBACK id=5 code=0x10
 //
-// A value is in Go syntax with quotes if it has a quote or anything that is not printable ASCII. Binary data that is not UTF-8
-// is written as "hex:" and its digits, a payload of more than 64 bytes as "<65 bytes>".
+// A value is in Go syntax with quotes if it has a quote or anything that is not printable ASCII. Binary data that is
+// not UTF-8 is written as "hex:" and its digits, a payload of more than 64 bytes as "<65 bytes>".
 func Trace(p Packet) string { return string(AppendTrace(nil, p)) }
 
 // AppendTrace appends what Trace returns to dst and returns the extended slice.

@@ -35,8 +35,8 @@ func varintLen(n int) int {
 	}
 }
 
-// consumeVarint reads a Variable Byte Integer at the start of b. size is the number of its bytes, 0 if b ends inside it, and -1
-// if it has more than four. minimal is false if fewer bytes would have done.
+// consumeVarint reads a Variable Byte Integer at the start of b. size is the number of its bytes, 0 if b ends inside
+// it, and -1 if it has more than four. minimal is false if fewer bytes would have done.
 func consumeVarint(b []byte) (n, size int, minimal bool) {
 	for i, c := range b[:min(len(b), 4)] {
 		n |= int(c&0x7F) << (7 * i)
@@ -50,8 +50,8 @@ func consumeVarint(b []byte) (n, size int, minimal bool) {
 	return 0, -1, true
 }
 
-// appendField appends a UTF-8 string or binary data: its length in two bytes, and itself (1.5.4, 1.5.6). The caller has
-// made sure that it is not too long.
+// appendField appends a UTF-8 string or binary data: its length in two bytes, and itself (1.5.4, 1.5.6). The caller
+// has made sure that it is not too long.
 func appendField[T ~string | ~[]byte](dst []byte, s T) []byte {
 	dst = binary.BigEndian.AppendUint16(dst, uint16(len(s)))
 	return append(dst, s...)
