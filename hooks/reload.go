@@ -1,6 +1,7 @@
 package hooks
 
 import (
+	"fmt"
 	"slices"
 	"sync"
 )
@@ -53,3 +54,16 @@ func (r *Reloads) Reloaded() {
 		(*f)()
 	}
 }
+
+// A ParseError says why a file of rules or users is refused.
+type ParseError struct {
+	File string // as given to what read it
+	Line int    // beginning with 1
+	Err  error
+}
+
+// Error returns "file:line: reason".
+func (e *ParseError) Error() string { return fmt.Sprintf("%s:%d: %v", e.File, e.Line, e.Err) }
+
+// Unwrap returns e.Err.
+func (e *ParseError) Unwrap() error { return e.Err }

@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/hooks/acl"
 	"github.com/stretchr/testify/require"
 )
@@ -31,7 +32,7 @@ func TestReloadIsAllOrNothing(t *testing.T) {
 
 	write("allow all b\nallow all a/#/\n")
 	err = f.Reload()
-	e, ok := errors.AsType[*acl.ParseError](err)
+	e, ok := errors.AsType[*hooks.ParseError](err)
 	require.True(t, ok, "%v", err)
 	require.Equal(t, 2, e.Line)
 	require.True(t, allowed("pub a"), "the rules in force stay")

@@ -1,7 +1,6 @@
 package acl
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -9,52 +8,15 @@ import (
 	"strconv"
 	"strings"
 	"unicode"
-	"unicode/utf8"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/hooks/internal/files"
 )
-
-// A ParseError says why a file of rules is refused.
-type ParseError struct {
-	File string // as given to the parser
-	Line int    // beginning with 1
-	Err  error
-}
-
-// Error returns "file:line: reason".
-func (e *ParseError) Error() string { return fmt.Sprintf("%s:%d: %v", e.File, e.Line, e.Err) }
-
-// Unwrap returns e.Err.
-func (e *ParseError) Unwrap() error { return e.Err }
-
-// maxLine bounds the lines of a file. Nothing that makes sense in a rule is longer.
-const maxLine = 1 << 20
-
-// eachLine calls f with each line of r, without its end. An error of f becomes a *ParseError, one of r is returned as it is.
-func eachLine(r io.Reader, file string, f func(line, position string) error) error {
-	lines := bufio.NewScanner(r)
-	lines.Buffer(nil, maxLine)
-	n := 1
-	for ; lines.Scan(); n++ {
-		line := lines.Text()
-		err := errors.New("not valid UTF-8")
-		if utf8.ValidString(line) && !strings.Contains(line, "\x00") {
-			err = f(line, fmt.Sprintf("%s:%d", file, n))
-		}
-		if err != nil {
-			return &ParseError{File: file, Line: n, Err: err}
-		}
-	}
-	if errors.Is(lines.Err(), bufio.ErrTooLong) {
-		return &ParseError{File: file, Line: n, Err: fmt.Errorf("longer than %d bytes", maxLine)}
-	}
-	return lines.Err()
-}
 
 // blanks are what Mosquitto trims.
 const blanks = " \t\v\f\r"
 
-// ParseMosquitto reads an acl_file as Mosquitto 2.0 does. file is its name in errors. There is no other error than a *ParseError and
+// ParseMosquitto reads an acl_file as Mosquitto 2.0 does. file is its name in errors. There is no other error than a *hooks.ParseError and
 // those of r.
 //
 //	topic [read|write|readwrite|deny] <filter>
@@ -72,7 +34,8 @@ const blanks = " \t\v\f\r"
 func ParseMosquitto(r io.Reader, file string) (*List, error) {
 	var b builder
 	user := "" // of the topics that follow
-	err := eachLine(r, file, func(line, position string) error {
+	err := files.EachLine(r, file, func(line string, n int) error {
+		position := fmt.Sprintf("%s:%d", file, n)
 		line = strings.TrimRight(line, blanks)
 		if line == "" || line[0] == '#' {
 			return nil
@@ -137,7 +100,7 @@ func (b *builder) mosquitto(x build, s, position string) error {
 	return b.add(x, effect, filter, names, position)
 }
 
-// Parse reads rules, one in a line. file is its name in errors. There is no other error than a *ParseError and those of r.
+// Parse reads rules, one in a line. file is its name in errors. There is no other error than a *hooks.ParseError and those of r.
 //
 //	allow|deny [user=<name>] [anonymous] [client=<id>] [role=<role>] [tenant=<tenant>] [addr=<address or prefix>]
 //	           publish|subscribe|all <filter> ...
@@ -152,7 +115,8 @@ func (b *builder) mosquitto(x build, s, position string) error {
 //	allow addr=10.0.0.0/8 "user=night shift" subscribe sensors/+/state alarms/#
 func Parse(r io.Reader, file string) (*List, error) {
 	var b builder
-	err := eachLine(r, file, func(line, position string) error {
+	err := files.EachLine(r, file, func(line string, n int) error {
+		position := fmt.Sprintf("%s:%d", file, n)
 		line = strings.TrimSpace(line)
 		if line == "" || line[0] == '#' {
 			return nil

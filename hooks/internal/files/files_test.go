@@ -1,4 +1,4 @@
-package reload_test
+package files_test
 
 import (
 	"context"
@@ -11,7 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/dunlin-mqtt/dunlin/hooks/internal/reload"
+	"github.com/dunlin-mqtt/dunlin/hooks/internal/files"
 	"github.com/stretchr/testify/require"
 )
 
@@ -28,7 +28,7 @@ func TestWatch(t *testing.T) {
 			return slices.Clone(loaded)
 		}
 		last := func() string { return seen()[len(seen())-1] }
-		f, err := reload.New(func() error {
+		f, err := files.New(func() error {
 			b, err := os.ReadFile(name)
 			mu.Lock()
 			defer mu.Unlock()
@@ -95,13 +95,13 @@ func TestWatch(t *testing.T) {
 
 func TestNewReturnsTheErrorOfTheFirstLoad(t *testing.T) {
 	want := errors.New("no")
-	_, err := reload.New(func() error { return want })
+	_, err := files.New(func() error { return want })
 	require.Equal(t, want, err)
 }
 
 func TestWatchWithoutInterval(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f, err := reload.New(func() error { return nil }, "does not exist")
+		f, err := files.New(func() error { return nil }, "does not exist")
 		require.NoError(t, err)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()

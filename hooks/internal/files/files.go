@@ -1,5 +1,5 @@
-// Package reload reads files again when they change.
-package reload
+// Package files reads files of settings, and reads them again when they change.
+package files
 
 import (
 	"context"
@@ -12,8 +12,8 @@ import (
 // Interval is how often Watch looks where its caller does not say.
 const Interval = 2 * time.Second
 
-// Files are files that something was loaded from.
-type Files struct {
+// A Set is one or several files that something was loaded from.
+type Set struct {
 	names []string
 	load  func() error
 
@@ -23,29 +23,29 @@ type Files struct {
 
 // New calls load for the first time and returns its error. load reads the named files anew and puts what they hold in
 // force, or returns an error and changes nothing. It is never called twice at the same time.
-func New(load func() error, names ...string) (*Files, error) {
-	f := &Files{names: names, load: load}
-	return f, f.Reload()
+func New(load func() error, names ...string) (*Set, error) {
+	s := &Set{names: names, load: load}
+	return s, s.Reload()
 }
 
 // Reload calls load.
-func (f *Files) Reload() error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.seen = stampOf(f.names)
-	return f.load()
+func (s *Set) Reload() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen = stampOf(s.names)
+	return s.load()
 }
 
 // Watch looks at the files every interval (zero: Interval) until ctx ends, and calls Reload and then report, if it is not
 // nil, with the result, when they have changed since the last load. A file that is being written is left alone: it must
 // have been the same for one interval.
-func (f *Files) Watch(ctx context.Context, interval time.Duration, report func(error)) {
+func (s *Set) Watch(ctx context.Context, interval time.Duration, report func(error)) {
 	if interval <= 0 {
 		interval = Interval
 	}
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	last := stampOf(f.names)
+	last := stampOf(s.names)
 	for {
 		select {
 		case <-ctx.Done():
@@ -53,14 +53,14 @@ func (f *Files) Watch(ctx context.Context, interval time.Duration, report func(e
 		case <-tick.C:
 		}
 		before := last
-		last = stampOf(f.names)
-		f.mu.Lock()
-		loaded := last.equal(f.seen)
-		f.mu.Unlock()
+		last = stampOf(s.names)
+		s.mu.Lock()
+		loaded := last.equal(s.seen)
+		s.mu.Unlock()
 		if loaded || !last.equal(before) {
 			continue
 		}
-		if err := f.Reload(); report != nil {
+		if err := s.Reload(); report != nil {
 			report(err)
 		}
 	}

@@ -1,0 +1,297 @@
+package auth
+
+import (
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/pbkdf2"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// SCRAMSHA256 is the name of the Authentication Method.
+const SCRAMSHA256 = "SCRAM-SHA-256"
+
+// scramIterations is what HashSCRAM does where its caller does not say. It is the client, often a small one, that has to do
+// them. (RFC 7677 section 4 wants 4096 at least.)
+const scramIterations = 15_000
+
+// HashSCRAM returns the hash of a password for SCRAM-SHA-256, which also serves clients that send the password itself. It begins
+// with SCRAM-SHA-256$ and is what PostgreSQL stores. iterations is how often clients hash the password each time; zero means
+// 15,000. The password is taken as it is, not brought into a normal form (SASLprep): with characters beyond ASCII, clients have to use the
+// same form.
+func HashSCRAM(password string, iterations int) string {
+	if iterations <= 0 {
+		iterations = scramIterations
+	}
+	k := scramKeysOf(password, randomBytes(saltSize), iterations)
+	return fmt.Sprintf("%s$%d:%s$%s:%s", SCRAMSHA256, k.iterations, encode(k.salt), encode(k.stored), encode(k.server))
+}
+
+// scramKeys are what a server keeps of a password (RFC 5802 section 3).
+type scramKeys struct {
+	iterations     int
+	salt           []byte
+	stored, server []byte // StoredKey and ServerKey
+}
+
+func scramKeysOf(password string, salt []byte, iterations int) *scramKeys {
+	salted, err := pbkdf2.Key(sha256.New, password, salt, iterations, sha256.Size)
+	if err != nil {
+		panic("BUG: " + err.Error()) // only for parameters that the callers do not use
+	}
+	stored := sha256.Sum256(mac(salted, "Client Key"))
+	return &scramKeys{iterations, salt, stored[:], mac(salted, "Server Key")}
+}
+
+func mac(key []byte, message string) []byte {
+	h := hmac.New(sha256.New, key)
+	h.Write([]byte(message))
+	return h.Sum(nil)
+}
+
+// parseSCRAM takes apart what HashSCRAM returned. It returns nil, and no error, for something else.
+func parseSCRAM(hash string) (*scramKeys, error) {
+	fields, found := strings.CutPrefix(hash, SCRAMSHA256+"$")
+	if !found {
+		return nil, nil
+	}
+	first, second, _ := strings.Cut(fields, "$")
+	n, salt, _ := strings.Cut(first, ":")
+	stored, server, _ := strings.Cut(second, ":")
+	iterations, err := parseIterations(n)
+	if err != nil {
+		return nil, err
+	}
+	k := &scramKeys{iterations: iterations}
+	for _, f := range []struct {
+		to   *[]byte
+		text string
+	}{{&k.salt, salt}, {&k.stored, stored}, {&k.server, server}} {
+		if *f.to, err = base64.StdEncoding.DecodeString(f.text); err != nil {
+			return nil, errors.New("the hash is not base64")
+		}
+	}
+	if len(k.salt) == 0 || len(k.stored) != sha256.Size || len(k.server) != sha256.Size {
+		return nil, errors.New("the hash has not the length of a SHA-256")
+	}
+	return k, nil
+}
+
+// scramScheme is the Scheme for clients that send the password itself.
+func scramScheme(hash string) (Verifier, error) {
+	k, err := parseSCRAM(hash)
+	if k == nil || err != nil {
+		return nil, err
+	}
+	return func(password []byte) bool {
+		return subtle.ConstantTimeCompare(scramKeysOf(string(password), k.salt, k.iterations).stored, k.stored) == 1
+	}, nil
+}
+
+// SCRAM returns the Authentication Method SCRAM-SHA-256 (RFC 5802, RFC 7677), without channel binding, for the users that find
+// returns: Passwords.Find is one. It returns nil for a user that does not exist; an error ends the authentication. Their hashes
+// must be those of HashSCRAM; a user with another one cannot authenticate in this way.
+//
+// The client sends its first message as the Authentication Data of the CONNECT, or in answer to an empty one if it had none there. A
+// client whose authentication fails is refused with Not authorized (0x87), whatever the reason: that its user does not exist it learns no
+// sooner, and in no other way, than that its password is wrong. On re-authentication the client must be who it was.
+func SCRAM(find func(ctx context.Context, name string) (*User, error)) hooks.EnhancedAuthenticator {
+	s := &scram{find: find, secret: randomBytes(sha256.Size)}
+	s.iterations.Store(scramIterations)
+	return s
+}
+
+type scram struct {
+	find       func(ctx context.Context, name string) (*User, error)
+	secret     []byte       // makes the salts of users that do not exist
+	iterations atomic.Int64 // of the last user that does
+}
+
+func (s *scram) Start(_ context.Context, r *hooks.ConnectRequest) (hooks.Exchange, error) {
+	return &scramExchange{
+		scram:  s,
+		client: r.Client,
+		grant:  r.Grant,
+		again:  r.Connect == nil,
+		nonce:  base64.RawStdEncoding.EncodeToString(randomBytes(18)),
+	}, nil
+}
+
+// A scramExchange is one authentication.
+type scramExchange struct {
+	*scram
+	client *hooks.Client
+	grant  *hooks.Grant
+	again  bool // the client has been accepted before
+	state  scramState
+	nonce  string // the server's part, later the whole
+
+	gs2    string // header of the client's first message
+	signed string // as much of the AuthMessage as is known
+	user   *User  // nil: there is none
+	keys   *scramKeys
+}
+
+// scramState is what the client has to send next.
+type scramState byte
+
+const (
+	scramStart scramState = iota // the first message, or nothing
+	scramFirst                   // the first message
+	scramFinal                   // the final message
+	scramEnd                     // nothing
+)
+
+// errSCRAM is what a client is told when its authentication fails.
+func errSCRAM(why string) error {
+	return &packets.Error{Code: packets.NotAuthorized, Reason: "authentication failed", Err: errors.New("auth: " + SCRAMSHA256 + ": " + why)}
+}
+
+// Next takes a message of the client.
+func (x *scramExchange) Next(ctx context.Context, data []byte) (reply []byte, done bool, err error) {
+	state := x.state
+	x.state = scramEnd
+	switch {
+	case !utf8.Valid(data) || bytes.IndexByte(data, 0) >= 0:
+		return nil, false, errSCRAM("a message that is not text")
+	case state == scramStart && len(data) == 0:
+		x.state = scramFirst
+		return []byte{}, false, nil
+	case state <= scramFirst:
+		reply, err = x.first(ctx, string(data))
+		if err == nil {
+			x.state = scramFinal
+		}
+		return reply, false, err
+	case state == scramFinal:
+		reply, err = x.final(string(data))
+		return reply, err == nil, err
+	}
+	return nil, false, errSCRAM("a message too many")
+}
+
+// first answers client-first-message with server-first-message.
+func (x *scramExchange) first(ctx context.Context, message string) ([]byte, error) {
+	bare, name, clientNonce, err := x.parseFirst(message)
+	if err != nil {
+		return nil, err
+	}
+	u, err := x.find(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("auth: %s: %w", SCRAMSHA256, err)
+	}
+	if u != nil {
+		if x.keys, err = parseSCRAM(u.Hash); err != nil {
+			return nil, fmt.Errorf("auth: %s: user %q: %w", SCRAMSHA256, name, err)
+		}
+	}
+	if x.keys != nil {
+		x.user = u
+		x.iterations.Store(int64(x.keys.iterations))
+	} else {
+		x.keys = &scramKeys{iterations: int(x.iterations.Load()), salt: mac(x.secret, name)[:saltSize], stored: x.secret, server: x.secret}
+	}
+	x.nonce = clientNonce + x.nonce
+	reply := "r=" + x.nonce + ",s=" + encode(x.keys.salt) + ",i=" + strconv.Itoa(x.keys.iterations)
+	x.signed = bare + "," + reply + ","
+	return []byte(reply), nil
+}
+
+// parseFirst takes apart a client-first-message (RFC 5802 section 7).
+func (x *scramExchange) parseFirst(message string) (bare, name, nonce string, err error) {
+	binding, rest, _ := strings.Cut(message, ",")
+	authzid, bare, found := strings.Cut(rest, ",")
+	switch {
+	case !found:
+		return "", "", "", errSCRAM("an incomplete first message")
+	case strings.HasPrefix(binding, "p="):
+		return "", "", "", errSCRAM("channel binding is not supported")
+	case binding != "n" && binding != "y":
+		return "", "", "", errSCRAM("a first message without a binding flag")
+	}
+	x.gs2 = message[:len(message)-len(bare)]
+	nameField, rest, _ := strings.Cut(bare, ",")
+	nonceField, _, _ := strings.Cut(rest, ",")
+	name, ok := saslName(nameField, "n=")
+	if !ok {
+		return "", "", "", errSCRAM("a first message without a valid user name") // or with an extension that must be understood
+	}
+	if authzid != "" {
+		if as, ok := saslName(authzid, "a="); !ok || as != name {
+			return "", "", "", errSCRAM("a client that wants to be somebody else")
+		}
+	}
+	nonce, ok = strings.CutPrefix(nonceField, "r=")
+	if !ok || nonce == "" || strings.ContainsFunc(nonce, func(r rune) bool { return r < '!' || r > '~' }) {
+		return "", "", "", errSCRAM("a first message without a valid nonce")
+	}
+	return bare, name, nonce, nil
+}
+
+// saslName decodes a field that holds a saslname.
+func saslName(field, prefix string) (name string, ok bool) {
+	s, ok := strings.CutPrefix(field, prefix)
+	if !ok || s == "" || strings.ContainsFunc(s, unicode.IsControl) {
+		return "", false
+	}
+	var b strings.Builder
+	for {
+		before, after, found := strings.Cut(s, "=")
+		b.WriteString(before)
+		switch {
+		case !found:
+			return b.String(), true
+		case strings.HasPrefix(after, "2C"):
+			b.WriteByte(',')
+		case strings.HasPrefix(after, "3D"):
+			b.WriteByte('=')
+		default:
+			return "", false
+		}
+		s = after[2:]
+	}
+}
+
+// final checks client-final-message, and answers it with server-final-message.
+func (x *scramExchange) final(message string) ([]byte, error) {
+	i := strings.LastIndex(message, ",p=")
+	if i < 0 {
+		return nil, errSCRAM("a final message without a proof")
+	}
+	proof, err := base64.StdEncoding.DecodeString(message[i+len(",p="):])
+	if err != nil || len(proof) != sha256.Size {
+		return nil, errSCRAM("a proof that is none")
+	}
+	binding, rest, _ := strings.Cut(message[:i], ",")
+	nonce, _, _ := strings.Cut(rest, ",")
+	if binding != "c="+encode([]byte(x.gs2)) {
+		return nil, errSCRAM("a final message that does not go with the first")
+	}
+	if nonce != "r="+x.nonce {
+		return nil, errSCRAM("the nonce of another authentication")
+	}
+	x.signed += message[:i]
+	key := mac(x.keys.stored, x.signed)
+	subtle.XORBytes(key, key, proof)
+	stored := sha256.Sum256(key)
+	if right := subtle.ConstantTimeCompare(stored[:], x.keys.stored) == 1; !right || x.user == nil {
+		return nil, errSCRAM("wrong user name or password")
+	}
+	if x.again && x.user.principal() != x.client.Identity.Principal {
+		return nil, errSCRAM("a client that has become somebody else")
+	}
+	x.user.grantTo(x.grant)
+	return []byte("v=" + encode(mac(x.keys.server, x.signed))), nil
+}

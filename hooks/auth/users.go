@@ -1,0 +1,127 @@
+package auth
+
+import (
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"io"
+	"strings"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/hooks/internal/files"
+)
+
+// A User is somebody who has a password.
+type User struct {
+	// Name is the User Name, not empty.
+	Name string
+	// Hash is made from the password, for instance by [Hash]. It begins with what says how.
+	Hash string
+	// Grant is what the User's connections get. Nil: nothing but the Principal, which is Name where the Grant has none.
+	Grant *hooks.Grant
+}
+
+// A Verifier says whether a password is the one that a Hash was made from. It may be called concurrently, must take the same time
+// whatever the password is, and must not keep it.
+type Verifier func(password []byte) bool
+
+// A Scheme is a way to make hashes from passwords. It returns nil, and no error, for a hash that was made in another way, and
+// an error for one that was made in this way but makes no sense.
+type Scheme func(hash string) (Verifier, error)
+
+// builtin are the Schemes that need nothing but the standard library.
+var builtin = []Scheme{pbkdf2SHA512, saltedSHA512, scramScheme}
+
+// Users are a set of users. It is immutable.
+type Users struct {
+	byName map[string]*entry
+	all    []*entry
+	seed   maphash.Seed
+}
+
+type entry struct {
+	User
+	verify Verifier
+}
+
+// NewUsers returns the set of the given users, whose names must differ. Their hashes may be those of Mosquitto's password
+// files ($7$, which [Hash] makes, and $6$), of SCRAM-SHA-256 (which [HashSCRAM] makes), and of the further schemes.
+func NewUsers(users []User, schemes ...Scheme) (*Users, error) {
+	us := &Users{byName: map[string]*entry{}, seed: maphash.MakeSeed()}
+	for _, u := range users {
+		if err := us.add(u, schemes); err != nil {
+			return nil, fmt.Errorf("auth: user %q: %w", u.Name, err)
+		}
+	}
+	return us, nil
+}
+
+// ParseUsers reads a password file as mosquitto_passwd writes it: lines of a User Name, a colon and a hash, as at NewUsers. Empty
+// lines and those that begin with # are comments. file is its name in errors. There is no other error than a *hooks.ParseError
+// and those of r: one line that makes no sense is reason to refuse the file.
+func ParseUsers(r io.Reader, file string, schemes ...Scheme) (*Users, error) {
+	us := &Users{byName: map[string]*entry{}, seed: maphash.MakeSeed()}
+	err := files.EachLine(r, file, func(line string, _ int) error {
+		if strings.TrimSpace(line) == "" || line[0] == '#' {
+			return nil
+		}
+		name, hash, found := strings.Cut(line, ":")
+		if !found {
+			return errors.New("no colon after the user name")
+		}
+		return us.add(User{Name: strings.TrimSpace(name), Hash: strings.TrimSpace(hash)}, schemes)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return us, nil
+}
+
+func (us *Users) add(u User, schemes []Scheme) error {
+	if u.Name == "" {
+		return errors.New("an empty user name")
+	}
+	if us.byName[u.Name] != nil {
+		return errors.New("this user name is there already")
+	}
+	verify, err := verifier(u.Hash, schemes)
+	if err != nil {
+		return err
+	}
+	e := &entry{u, verify}
+	us.byName[u.Name] = e
+	us.all = append(us.all, e)
+	return nil
+}
+
+// verifier asks the schemes.
+func verifier(hash string, schemes []Scheme) (Verifier, error) {
+	for _, of := range [][]Scheme{builtin, schemes} {
+		for _, s := range of {
+			if v, err := s(hash); v != nil || err != nil {
+				return v, err
+			}
+		}
+	}
+	return nil, errors.New("the password is in no known form; mosquitto_passwd -U hashes plain ones")
+}
+
+// Len returns the number of users.
+func (us *Users) Len() int {
+	if us == nil {
+		return 0
+	}
+	return len(us.all)
+}
+
+// find returns the user, or else another one, always the same, whose password can be checked in place of one that there is not. It
+// returns nil if there is nobody.
+func (us *Users) find(name string) (e *entry, known bool) {
+	if us.Len() == 0 {
+		return nil, false
+	}
+	if e := us.byName[name]; e != nil {
+		return e, true
+	}
+	return us.all[maphash.String(us.seed, name)%uint64(len(us.all))], false
+}
