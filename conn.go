@@ -517,7 +517,7 @@ func (c *conn) setReadDeadline(at time.Time) error {
 		return c.stopping
 	}
 	if c.out.dead {
-		return io.ErrClosedPipe
+		return errWrite
 	}
 	return c.nc.SetReadDeadline(at)
 }
@@ -551,8 +551,11 @@ func (c *conn) reason(err *packets.Error, used int) packets.Properties {
 func (c *conn) stopped() error {
 	c.sess.mu.Lock()
 	defer c.sess.mu.Unlock()
-	if c.stopping != nil {
+	switch {
+	case c.stopping != nil:
 		return c.stopping
+	case c.out.dead:
+		return errWrite
 	}
 	return nil
 }

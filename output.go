@@ -185,7 +185,7 @@ func (c *conn) tryWrite(x *buffer) (err error) {
 	return err
 }
 
-var errWrite = errors.New("the socket refused a write")
+var errWrite = errors.New("a write to the client failed or took longer than WriteTimeout")
 
 // writeSome is the function for RawConn.Write: it never asks to wait.
 func (c *conn) writeSome(fd uintptr) bool {
