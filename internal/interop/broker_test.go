@@ -17,15 +17,18 @@ import (
 // brokerVariable names the environment variable with the address of a running broker to test instead of our own.
 const brokerVariable = "DUNLIN_INTEROP_BROKER"
 
-// startBroker gives the address of the broker to test. Unless one was named it builds and starts the example server, and
+// forbidden is the root of the Topic Names that nobody may subscribe to at our own broker.
+const forbidden = "forbidden"
+
+// startBroker gives the address of the broker to test, and whether it is our own. Unless one was named it builds and starts the example server, and
 // demands of it that it ends well at the end of the test.
-func startBroker(t *testing.T) (address string) {
+func startBroker(t *testing.T) (address string, own bool) {
 	t.Helper()
 	if address = os.Getenv(brokerVariable); address != "" {
 		if err := reach(t.Context(), address, nil); err != nil {
 			t.Fatalf("the broker that %s names: %v", brokerVariable, err)
 		}
-		return address
+		return address, false
 	}
 	program := filepath.Join(t.TempDir(), "server")
 	build := exec.CommandContext(t.Context(), "go", "build", "-o", program)
@@ -40,7 +43,7 @@ func startBroker(t *testing.T) (address string) {
 
 	address = freeAddress(t)
 	output := &tail{}
-	server := exec.Command(program, "-listen", address)
+	server := exec.Command(program, "-listen", address, "-deny-subscribe", forbidden+"/#")
 	server.Stdout, server.Stderr = output, output
 	if err := server.Start(); err != nil {
 		t.Fatalf("%s: %v", server, err)
@@ -70,7 +73,7 @@ func startBroker(t *testing.T) (address string) {
 	if err := reach(t.Context(), address, ended); err != nil {
 		t.Fatalf("the broker does not come up: %v", err)
 	}
-	return address
+	return address, true
 }
 
 // reach waits until something accepts connections at address.

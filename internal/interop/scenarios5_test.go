@@ -85,7 +85,9 @@ func playExpiry(s *stage) {
 
 // awaitExpiry subscribes again and again until only one of two retained messages comes.
 func awaitExpiry(s *stage, marker, constant message) {
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
+	again := time.NewTicker(quiet)
+	defer again.Stop()
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); <-again.C {
 		p := s.connect("look")
 		p.subscribe(1, marker.topic, constant.topic)
 		got := p.in.take(1, patience)

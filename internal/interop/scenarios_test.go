@@ -13,6 +13,7 @@ type scenario struct {
 	name  string
 	since version // 0 for all
 	needs feature // "" for none
+	own   bool    // only with our own broker
 	play  func(*stage)
 }
 
@@ -28,6 +29,7 @@ var scenarios = []scenario{
 	{name: "wildcards + and #", play: playWildcards},
 	{name: "shared subscription", play: playShared},
 	{name: "unsubscribes", needs: canUnsubscribe, play: playUnsubscribe},
+	{name: "refused subscription beside a granted one", own: true, play: playRefused},
 	{name: "session keeps a queue while offline", play: playOffline},
 	{name: "reconnects by itself into its session", needs: canReconnect, play: playReconnect},
 	{name: "takeover of the Client Identifier", needs: canAwaitLoss, play: playTakeover},
@@ -216,6 +218,32 @@ func playUnsubscribe(s *stage) {
 	pub.publish(ms...)
 	sub.expect("only the subscription that is left", ms[1])
 	sub.expectSilence("only the subscription that is left")
+}
+
+func playRefused(s *stage) {
+	sub := s.connect("sub")
+	ctx, cancel := context.WithTimeout(s.Context(), patience)
+	defer cancel()
+	codes, err := sub.client.subscribe(ctx, subscription{filter: forbidden + "/" + s.topic, qos: 1}, subscription{filter: s.topic, qos: 1})
+	refusal := byte(0x80)
+	if s.version == v5 {
+		refusal = 0x87 // Not authorized
+	}
+	want := []byte{1, refusal}
+	suback := subackCodes(sub.sees("a SUBACK", func(k packet) bool { return k.kind() == typeSuback }), s.version)
+	slices.Sort(suback) // paho.mqtt.golang sends the filters in any order
+	if !slices.Equal(suback, want) {
+		s.Fatalf("SUBACK has Reason Codes % x, want % x in any order", suback, want)
+	}
+	// A client may tell of a refusal as of an error, but if it gives the codes they must be those.
+	slices.Sort(codes)
+	if err == nil && !slices.Equal(codes, want) {
+		s.Errorf("the client tells of Reason Codes % x, but the packet has % x", codes, want)
+	}
+	m := message{topic: s.topic, payload: "granted", qos: 1}
+	s.connect("pub").publish(message{topic: forbidden + "/" + s.topic, payload: "secret", qos: 1}, m)
+	sub.expect("only what it may hear", m)
+	sub.expectSilence("only what it may hear")
 }
 
 func playOffline(s *stage) {

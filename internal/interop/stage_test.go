@@ -111,7 +111,7 @@ func (p *peer) publish(ms ...message) {
 	}
 }
 
-// disconnect leaves orderly, and gives the DISCONNECT that the client sent.
+// disconnect leaves orderly, waits until the broker has noticed, and gives the DISCONNECT that the client sent.
 func (p *peer) disconnect() packet {
 	p.Helper()
 	ctx, cancel := context.WithTimeout(p.Context(), patience)
@@ -119,7 +119,11 @@ func (p *peer) disconnect() packet {
 	if err := p.client.disconnect(ctx); err != nil {
 		p.Fatalf("%s cannot disconnect: %v", p.role, err)
 	}
-	return p.sees("the client's DISCONNECT", func(k packet) bool { return !k.fromBroker && k.kind() == typeDisconnect })
+	d := p.sees("the client's DISCONNECT", func(k packet) bool { return !k.fromBroker && k.kind() == typeDisconnect })
+	if !p.taps[0].waitLost(ctx.Done(), d.conn) {
+		p.Fatalf("the broker does not close the connection of %s after DISCONNECT", p.role)
+	}
+	return d
 }
 
 // cut breaks the Network Connection.

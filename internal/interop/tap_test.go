@@ -2,9 +2,7 @@ package interop
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
-	"io"
 	"net"
 	"slices"
 	"strings"
@@ -127,7 +125,8 @@ func (p *tap) accept() {
 	}
 }
 
-// relay carries one direction of a connection until it ends, and then ends it on the other side in the same way.
+// relay carries one direction of a connection until the sender ends it, and then ends it towards the receiver. If the receiver has
+// gone it still reads on, so that what the sender does is seen.
 func (p *tap) relay(n int, from, to net.Conn, fromBroker bool) {
 	s := splitter{emit: func(header, body []byte, size int) {
 		p.note(func() {
@@ -138,25 +137,15 @@ func (p *tap) relay(n int, from, to net.Conn, fromBroker bool) {
 	for {
 		k, err := from.Read(buf)
 		s.write(buf[:k])
-		if k > 0 {
-			if _, werr := to.Write(buf[:k]); werr != nil {
-				err = werr
-			}
+		_, _ = to.Write(buf[:k])
+		if err != nil {
+			break
 		}
-		if err == nil {
-			continue
-		}
-		if fromBroker {
-			p.note(func() { p.lost = append(p.lost, n) })
-		}
-		if errors.Is(err, io.EOF) {
-			_ = to.(*net.TCPConn).CloseWrite()
-			return
-		}
-		from.Close()
-		to.Close()
-		return
 	}
+	if fromBroker {
+		p.note(func() { p.lost = append(p.lost, n) })
+	}
+	_ = to.(*net.TCPConn).CloseWrite()
 }
 
 // note changes what the tap remembers and wakes who waits for that.
