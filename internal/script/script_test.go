@@ -76,6 +76,9 @@ func (l *fakeLink) Send(b []byte) error {
 	l.in = append(l.in, b...)
 	for {
 		p, n, err := packets.Decode(l.in, l.version, packets.Limits{})
+		if packets.CodeOf(err) == packets.UnsupportedProtocolVersion {
+			l.b.say(l.name, "raw 20 02 00 01")
+		}
 		if n == 0 || err != nil {
 			return nil
 		}
@@ -159,6 +162,7 @@ func TestRun(t *testing.T) {
 		{"an optional packet comes", hello + "c1> PUBLISH topic=a\nc1< DISCONNECT? code=0x81\nc1< closed", acks("DISCONNECT code=0x81", "close"), ""},
 		{"an optional packet does not come", hello + "c1> PUBLISH topic=a\nc1< DISCONNECT? code=0x81\nc1< closed", acks("close"), ""},
 		{"an optional packet is another one", hello + "c1> PUBLISH topic=a\nc1< DISCONNECT? code=0x81\nc1< closed", acks("DISCONNECT code=0x82", "close"), "(code is 0x82)"},
+		{"an optional packet that cannot be decoded", "c1> raw 10 [ (\"MQTT\") 06 02 0000 00 () ]\nc1< CONNACK?\nc1< idle", nil, ""},
 		{"a name is used again after closed", hello + "c1> PUBLISH topic=a\nc1< closed\n" + hello, acks("close"), ""},
 		{"a name is used again after close", hello + "c1> close\n" + hello, nil, ""},
 		{"a group in another order", hello + "c1> PUBLISH topic=a\n{\nc1< PUBLISH topic=b\nc1< PUBLISH topic=*\nc1< PUBLISH topic=c\n}", acks("PUBLISH topic=c", "PUBLISH topic=b", "PUBLISH topic=d"), ""},

@@ -61,8 +61,8 @@ func guess(b []byte, otherwise packets.Version) packets.Version {
 // received checks what the broker sent.
 func (w *watch) received(m received) error {
 	if w.connect == nil { // a malformed CONNECT: all that may come is a refusal
-		if t := packets.Type(m.raw[0] >> 4); t != packets.TypeConnack {
-			return fmt.Errorf("MQTT-3.2.0-1: %v before a CONNECT that is well-formed", t)
+		if m.kind() != packets.TypeConnack {
+			return fmt.Errorf("MQTT-3.2.0-1: %v before a CONNECT that is well-formed", m.kind())
 		}
 		return nil
 	}
