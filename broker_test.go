@@ -1,0 +1,591 @@
+package dunlin
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"runtime"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/listeners"
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+func newTestBroker(t testing.TB, edit func(*Config)) *Broker {
+	t.Helper()
+	cfg := Config{Authenticator: hooks.AllowAll, Logger: quiet}
+	if edit != nil {
+		edit(&cfg)
+	}
+	b, err := New(cfg)
+	require.NoError(t, err)
+	return b
+}
+
+// A testClient speaks packets over any net.Conn.
+type testClient struct {
+	t  testing.TB
+	nc net.Conn
+	r  *packets.Reader
+	v  packets.Version
+}
+
+func newTestClient(t testing.TB, nc net.Conn, p *packets.Connect) (*testClient, *packets.Connack) {
+	t.Helper()
+	c := &testClient{t: t, nc: nc, r: packets.NewReader(nc, packets.Limits{}), v: p.Version}
+	c.r.SetVersion(p.Version)
+	c.send(p)
+	ack, ok := c.recv().(*packets.Connack)
+	require.True(t, ok, "the answer to CONNECT is no CONNACK")
+	return c, ack
+}
+
+func (c *testClient) send(p packets.Packet) {
+	c.t.Helper()
+	b, err := p.Append(nil, c.v)
+	require.NoError(c.t, err)
+	_, err = c.nc.Write(b)
+	require.NoError(c.t, err)
+}
+
+func (c *testClient) recv() packets.Packet {
+	c.t.Helper()
+	c.nc.SetReadDeadline(time.Now().Add(10 * time.Second))
+	p, err := c.r.ReadPacket()
+	require.NoError(c.t, err)
+	return p
+}
+
+func connect(id string) *packets.Connect {
+	return &packets.Connect{Version: packets.V5, CleanStart: true, ClientID: id}
+}
+
+// serveMemory serves b on an in-memory listener. The function ends that and waits.
+func serveMemory(t testing.TB, b *Broker) (*listeners.Memory, func()) {
+	l := listeners.NewMemory()
+	served := make(chan error, 1)
+	go func() { served <- b.Serve(l) }()
+	return l, func() {
+		b.Close()
+		require.ErrorIs(t, <-served, ErrBrokerClosed)
+	}
+}
+
+func dial(t testing.TB, l *listeners.Memory) net.Conn {
+	t.Helper()
+	nc, err := l.Dial()
+	require.NoError(t, err)
+	return nc
+}
+
+func TestNewRefusesWhatMakesNoSense(t *testing.T) {
+	three := packets.QoS(3)
+	for name, edit := range map[string]func(*Config){
+		"no Authenticator":              func(c *Config) { c.Authenticator = nil },
+		"a version that is none":        func(c *Config) { c.Versions = []packets.Version{6} },
+		"QoS 3":                         func(c *Config) { c.MaxQoS = &three },
+		"a Keep Alive over 18 h":        func(c *Config) { c.MaxKeepAlive = 24 * time.Hour },
+		"a Keep Alive of 1.5 s":         func(c *Config) { c.MaxKeepAlive = 1500 * time.Millisecond },
+		"an unknown overflow":           func(c *Config) { c.Overflow = 9 },
+		"too long response information": func(c *Config) { c.ResponseInformation = string(make([]byte, 70000)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := Config{Authenticator: hooks.AllowAll}
+			edit(&cfg)
+			_, err := New(cfg)
+			require.Error(t, err)
+		})
+	}
+}
+
+func TestServeAfterTheEndReturnsErrBrokerClosed(t *testing.T) {
+	for name, end := range map[string]func(*Broker) error{
+		"Close":    (*Broker).Close,
+		"Shutdown": func(b *Broker) error { return b.Shutdown(context.Background()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newTestBroker(t, nil)
+				l1, l2 := listeners.NewMemory(), listeners.NewMemory()
+				served := make(chan error, 2)
+				go func() { served <- b.Serve(l1) }()
+				go func() { served <- b.Serve(l2) }()
+				synctest.Wait()
+				require.NoError(t, end(b))
+				require.ErrorIs(t, <-served, ErrBrokerClosed)
+				require.ErrorIs(t, <-served, ErrBrokerClosed)
+				require.NoError(t, end(b), "a second time")
+				require.NoError(t, b.Close())
+				require.NoError(t, b.Shutdown(context.Background()))
+				l3 := listeners.NewMemory()
+				require.ErrorIs(t, b.Serve(l3), ErrBrokerClosed)
+				_, err := l3.Dial()
+				require.Error(t, err, "the listener of a late Serve is closed")
+				c1, c2 := net.Pipe()
+				defer c1.Close()
+				require.ErrorIs(t, b.ServeConn(context.Background(), c2), ErrBrokerClosed)
+				require.ErrorIs(t, b.Publish(context.Background(), &Message{Topic: "a"}), ErrBrokerClosed)
+				_, err = b.Subscribe(context.Background(), "a", nil)
+				require.ErrorIs(t, err, ErrBrokerClosed)
+			})
+		})
+	}
+}
+
+func TestCloseAndShutdownFromManyGoroutines(t *testing.T) {
+	for range 50 {
+		synctest.Test(t, func(t *testing.T) {
+			b := newTestBroker(t, nil)
+			l := listeners.NewMemory()
+			var all sync.WaitGroup
+			all.Go(func() { b.Serve(l) })
+			for i := range 4 {
+				all.Go(func() {
+					if nc, err := l.Dial(); err == nil {
+						nc.Write([]byte("\x10\x0c\x00\x04MQTT\x04\x02\x00\x00\x00\x00"))
+						io.Copy(io.Discard, nc)
+					}
+				})
+				all.Go(func() {
+					if i%2 == 0 {
+						b.Close()
+					} else {
+						b.Shutdown(context.Background())
+					}
+				})
+			}
+			all.Wait() // and synctest fails if a goroutine is left
+		})
+	}
+}
+
+func TestShutdownTellsClientsAndFlushes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newTestBroker(t, nil)
+		l, done := serveMemory(t, b)
+		c, _ := newTestClient(t, dial(t, l), connect("c"))
+		go func() {
+			require.NoError(t, b.Shutdown(context.Background()))
+		}()
+		d, ok := c.recv().(*packets.Disconnect)
+		require.True(t, ok)
+		require.Equal(t, packets.ServerShuttingDown, d.Code)
+		_, err := c.r.ReadPacket()
+		require.ErrorIs(t, err, io.EOF)
+		c.nc.Close()
+		done()
+	})
+}
+
+func TestShutdownGivesUpWhenItsContextEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newTestBroker(t, nil)
+		l, done := serveMemory(t, b)
+		c, _ := newTestClient(t, dial(t, l), connect("c")) // never closes
+		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+		defer cancel()
+		require.ErrorIs(t, b.Shutdown(ctx), context.DeadlineExceeded)
+		c.nc.Close()
+		done()
+	})
+}
+
+func TestServeConnReturnsWhyItEnded(t *testing.T) {
+	for name, c := range map[string]struct {
+		do   func(*testClient, context.CancelFunc)
+		want func(*testing.T, error)
+	}{
+		"DISCONNECT is no error": {
+			func(c *testClient, _ context.CancelFunc) { c.send(&packets.Disconnect{}) },
+			func(t *testing.T, err error) { require.NoError(t, err) },
+		},
+		"a cut": {
+			func(c *testClient, _ context.CancelFunc) { c.nc.Close() },
+			func(t *testing.T, err error) { require.ErrorIs(t, err, io.EOF) },
+		},
+		"an error of the client": {
+			func(c *testClient, _ context.CancelFunc) { c.send(&packets.Pingresp{}); c.recv(); c.nc.Close() },
+			func(t *testing.T, err error) { require.Equal(t, packets.ProtocolError, packets.CodeOf(err)) },
+		},
+		"its context": {
+			func(c *testClient, cancel context.CancelFunc) {
+				cancel()
+				d := c.recv().(*packets.Disconnect)
+				require.Equal(c.t, packets.AdministrativeAction, d.Code)
+				c.nc.Close()
+			},
+			func(t *testing.T, err error) { require.Equal(t, packets.AdministrativeAction, packets.CodeOf(err)) },
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newTestBroker(t, nil)
+				defer b.Close()
+				ctx, cancel := context.WithCancel(context.Background())
+				defer cancel()
+				client, server := net.Pipe()
+				served := make(chan error, 1)
+				go func() { served <- b.ServeConn(ctx, server) }()
+				tc, _ := newTestClient(t, client, connect("c"))
+				c.do(tc, cancel)
+				c.want(t, <-served)
+				client.Close()
+			})
+		})
+	}
+}
+
+// panicking is a hook that panics for one topic.
+type panicking struct{}
+
+func (panicking) Authorize(_ context.Context, r *hooks.AccessRequest) error {
+	if r.Topic == "panic" {
+		panic("on purpose")
+	}
+	return nil
+}
+
+func TestAPanicInAHookEndsOneConnectionOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		told := 0
+		b := newTestBroker(t, func(c *Config) {
+			c.Authorizer = panicking{}
+			c.Observer = &hooks.Observer{Panicked: func(*hooks.Client, any) { told++ }}
+		})
+		l, done := serveMemory(t, b)
+		bad, _ := newTestClient(t, dial(t, l), connect("bad"))
+		good, _ := newTestClient(t, dial(t, l), connect("good"))
+		bad.send(&packets.Publish{Topic: []byte("panic")})
+		_, ok := bad.recv().(*packets.Disconnect)
+		require.True(t, ok)
+		bad.nc.Close()
+		good.send(&packets.Pingreq{})
+		require.IsType(t, &packets.Pingresp{}, good.recv())
+		good.nc.Close()
+		require.EqualValues(t, 1, b.Stats().Panics)
+		require.Equal(t, 1, told)
+		done()
+	})
+}
+
+// A connection that announces 256 MiB must not cost them.
+func TestMemoryFollowsWhatWasReceived(t *testing.T) {
+	b := newTestBroker(t, func(c *Config) { c.MaxConnectSize, c.MaxPacketSize = -1, -1 })
+	defer b.Close()
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	client, server := net.Pipe()
+	served := make(chan error, 1)
+	go func() { served <- b.ServeConn(context.Background(), server) }()
+	_, err := client.Write([]byte{0x10, 0xff, 0xff, 0xff, 0x7f, 0})
+	require.NoError(t, err)
+	runtime.ReadMemStats(&after)
+	require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(1<<20), "bytes allocated for six that came")
+	client.Close()
+	require.Error(t, <-served)
+}
+
+func TestConnectHasOneDeadlineAndKeepAliveIsExact(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newTestBroker(t, func(c *Config) { c.ConnectTimeout = 3 * time.Second })
+		l, done := serveMemory(t, b)
+		start := time.Now()
+		slow := dial(t, l)
+		for range 5 { // bytes do not prolong it
+			slow.Write([]byte{0x10, 0x7f, 0, 4, 'M'}[:1])
+			time.Sleep(500 * time.Millisecond)
+		}
+		_, err := slow.Read(make([]byte, 1))
+		require.ErrorIs(t, err, io.EOF)
+		require.LessOrEqual(t, time.Since(start), 3*time.Second)
+		slow.Close()
+
+		for _, keepAlive := range []uint16{1, 3, 43691, 65535} { // 43691 * 3 / 2 is more than 16 bits
+			p := connect("c")
+			p.KeepAlive = keepAlive
+			c, _ := newTestClient(t, dial(t, l), p)
+			limit := time.Duration(keepAlive) * time.Second * 3 / 2
+			time.Sleep(limit - time.Millisecond)
+			c.send(&packets.Pingreq{}) // a whole packet in the last moment
+			require.IsType(t, &packets.Pingresp{}, c.recv())
+			last := time.Now()
+			time.Sleep(limit / 2)
+			c.nc.Write([]byte{0xc0}) // a byte is no packet
+			c.nc.SetReadDeadline(time.Time{})
+			d, err := c.r.ReadPacket()
+			require.NoError(t, err)
+			require.Equal(t, packets.KeepAliveTimeout, d.(*packets.Disconnect).Code)
+			require.Equal(t, limit, time.Since(last))
+			c.nc.Close()
+		}
+		done()
+	})
+}
+
+func TestAFrozenSubscriberCostsTheOthersNothingAndStaysInBounds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const bound = 256 << 10
+		b := newTestBroker(t, func(c *Config) { c.MaxOutboundBytes = bound; c.MaxQueuedMessages = 100; c.WriteTimeout = time.Hour })
+		l, done := serveMemory(t, b)
+		frozen, _ := newTestClient(t, dial(t, l), connect("frozen"))
+		live, _ := newTestClient(t, dial(t, l), connect("live"))
+		for _, c := range []*testClient{frozen, live} {
+			c.send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "#", QoS: 1}}})
+			c.recv()
+		}
+		pub, _ := newTestClient(t, dial(t, l), connect("pub"))
+		payload := make([]byte, 1000)
+		start := time.Now()
+		for i := range 2000 {
+			qos := packets.QoS(i % 2)
+			pub.send(&packets.Publish{Topic: []byte("t"), QoS: qos, PacketID: 1, Payload: payload})
+			if qos > 0 {
+				require.Equal(t, packets.Success, pub.recv().(*packets.Ack).Code)
+			}
+			p := live.recv().(*packets.Publish)
+			if p.QoS > 0 {
+				live.send(&packets.Ack{Kind: packets.TypePuback, PacketID: p.PacketID})
+			}
+		}
+		require.Less(t, time.Since(start), 200*time.Millisecond, "virtual time that a publisher waited for the frozen one")
+		s, _ := b.Session("frozen")
+		require.LessOrEqual(t, s.Queued, 100)
+		require.Greater(t, b.Stats().MessagesDropped, uint64(500))
+		b.mu.Lock()
+		c := b.sessions["frozen"].conn
+		b.mu.Unlock()
+		require.LessOrEqual(t, c.out.size(), bound+2000)
+		for _, c := range []*testClient{frozen, live, pub} {
+			c.nc.Close()
+		}
+		done()
+	})
+}
+
+func TestAClientThatTakesNothingIsEndedByWriteTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		why := make(chan error, 2)
+		b := newTestBroker(t, func(c *Config) {
+			c.WriteTimeout = 5 * time.Second
+			c.Observer = &hooks.Observer{Disconnected: func(_ *hooks.Client, _ packets.ReasonCode, err error) { why <- err }}
+		})
+		l, done := serveMemory(t, b)
+		frozen, _ := newTestClient(t, dial(t, l), connect("frozen"))
+		frozen.send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "#"}}})
+		frozen.recv()
+		start := time.Now()
+		for range 100 {
+			require.NoError(t, b.Publish(context.Background(), &Message{Topic: "t", Payload: make([]byte, 10_000)}))
+		}
+		require.Error(t, <-why)
+		require.Equal(t, 5*time.Second, time.Since(start))
+		frozen.nc.Close()
+		done()
+	})
+}
+
+func TestSharedMessagesOfAnEndedSessionGoToAnotherMember(t *testing.T) { // [5.0 MQTT5-NOID-4.8.2-1]
+	synctest.Test(t, func(t *testing.T) {
+		b := newTestBroker(t, nil)
+		l, done := serveMemory(t, b)
+		first, _ := newTestClient(t, dial(t, l), connect("first"))
+		first.send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "$share/g/t", QoS: 1}}})
+		first.recv()
+		for i := range 3 {
+			require.NoError(t, b.Publish(context.Background(), &Message{Topic: "t", QoS: 1, Payload: []byte{byte('0' + i)}}))
+			first.recv()
+		}
+		second, _ := newTestClient(t, dial(t, l), connect("second"))
+		second.send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "$share/g/t", QoS: 1}}})
+		second.recv()
+		first.nc.Close() // without an acknowledgement, and without Session Expiry
+		for i := range 3 {
+			p := second.recv().(*packets.Publish)
+			require.Equal(t, string(rune('0'+i)), string(p.Payload))
+		}
+		second.nc.Close()
+		done()
+	})
+}
+
+var churnTime = flag.Duration("churn", 2*time.Second, "how long TestChurn runs")
+
+// TestChurn lets 50 clients connect, take one another over, subscribe, publish and leave, then compares every counter with a walk over state.
+func TestChurn(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	before := runtime.NumGoroutine()
+	b := newTestBroker(t, nil)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	served := make(chan error, 1)
+	go func() { served <- b.Serve(l) }()
+	stop := time.Now().Add(*churnTime)
+	var all sync.WaitGroup
+	for n := range 50 {
+		all.Go(func() {
+			rnd := rand.New(rand.NewPCG(seed, uint64(n)))
+			for time.Now().Before(stop) {
+				churn(rnd, l.Addr().String())
+			}
+		})
+	}
+	all.Wait()
+	// Everybody has left; sessions with an expiry stay.
+	require.Eventually(t, func() bool { return b.Stats().Connections == 0 }, 10*time.Second, 5*time.Millisecond)
+	st := b.Stats()
+	subs := 0
+	n := 0
+	for s := range b.Sessions() {
+		subs += len(s.Subscriptions)
+		require.Nil(t, s.Client)
+		require.False(t, s.ExpiresAt.IsZero())
+		n++
+	}
+	require.Equal(t, n, st.Sessions)
+	require.Equal(t, subs, st.Subscriptions)
+	retained := 0
+	for range b.Retained("#") {
+		retained++
+	}
+	require.Equal(t, retained, st.Retained)
+	for s := range b.Sessions() {
+		b.DeleteSession(context.Background(), s.ClientID)
+	}
+	st = b.Stats()
+	require.Zero(t, st.Sessions+st.Subscriptions+st.Queued+st.Inflight)
+	b.numbers.RLock()
+	require.Len(t, b.unused, len(b.byNumber)-1, "numbers that were not given back")
+	b.numbers.RUnlock()
+	require.NoError(t, b.Shutdown(context.Background()))
+	require.ErrorIs(t, <-served, ErrBrokerClosed)
+	require.Eventually(t, func() bool { return runtime.NumGoroutine() <= before }, 5*time.Second, 5*time.Millisecond,
+		"goroutines are left")
+}
+
+// churn is the life of one connection, with one of few Client Identifiers.
+func churn(rnd *rand.Rand, addr string) {
+	nc, err := net.Dial("tcp", addr)
+	if err != nil {
+		return
+	}
+	defer nc.Close()
+	nc.SetDeadline(time.Now().Add(5 * time.Second))
+	p := &packets.Connect{Version: packets.Version(3 + rnd.IntN(3)), CleanStart: rnd.IntN(2) == 0, ClientID: fmt.Sprint("c", rnd.IntN(20))}
+	if p.Version == packets.V5 && rnd.IntN(2) == 0 {
+		p.Properties = p.Properties.AppendUint(packets.SessionExpiryInterval, 1000)
+	}
+	if rnd.IntN(2) == 0 {
+		p.Will = &packets.Will{Topic: "will", Payload: []byte("gone"), QoS: packets.QoS(rnd.IntN(3)), Retain: rnd.IntN(2) == 0}
+	}
+	go func() { // acknowledges what comes, ends with the connection
+		r := packets.NewReader(nc, packets.Limits{})
+		r.SetVersion(p.Version)
+		for {
+			in, err := r.ReadPacket()
+			if err != nil {
+				return
+			}
+			var a packets.Ack
+			switch in := in.(type) {
+			case *packets.Publish:
+				if in.QoS == 0 {
+					continue
+				}
+				a = packets.Ack{Kind: packets.TypePuback + packets.Type(in.QoS) - 1, PacketID: in.PacketID}
+			case *packets.Ack:
+				switch in.Kind {
+				case packets.TypePubrec:
+					a = packets.Ack{Kind: packets.TypePubrel, PacketID: in.PacketID}
+				case packets.TypePubrel:
+					a = packets.Ack{Kind: packets.TypePubcomp, PacketID: in.PacketID}
+				default:
+					continue
+				}
+			default:
+				continue
+			}
+			b, _ := a.Append(nil, p.Version)
+			nc.Write(b)
+		}
+	}()
+	write := func(p packets.Packet, v packets.Version) error {
+		b, err := p.Append(nil, v)
+		if err == nil {
+			_, err = nc.Write(b)
+		}
+		return err
+	}
+	if err := write(p, p.Version); err != nil {
+		return
+	}
+	for i := range rnd.IntN(20) {
+		var q packets.Packet
+		topic := fmt.Sprint("t/", rnd.IntN(5))
+		switch rnd.IntN(4) {
+		case 0:
+			q = &packets.Subscribe{PacketID: uint16(i + 1), Subscriptions: []packets.Subscription{
+				{Filter: []string{"t/+", "#", topic, "$share/g/t/+"}[rnd.IntN(4)], QoS: packets.QoS(rnd.IntN(3))}}}
+		case 1:
+			q = &packets.Unsubscribe{PacketID: uint16(i + 1), Filters: []string{"t/+", topic}}
+		default:
+			q = &packets.Publish{Topic: []byte(topic), QoS: packets.QoS(rnd.IntN(3)), PacketID: uint16(i + 1), Retain: rnd.IntN(4) == 0, Payload: []byte("x")}
+		}
+		if write(q, p.Version) != nil {
+			return
+		}
+	}
+	if rnd.IntN(2) == 0 {
+		write(&packets.Disconnect{}, p.Version)
+	}
+}
+
+func TestManyBrokersInOneProcess(t *testing.T) {
+	before := runtime.NumGoroutine()
+	for range 100 {
+		b := newTestBroker(t, nil)
+		l, done := serveMemory(t, b)
+		c, _ := newTestClient(t, dial(t, l), connect("c"))
+		c.nc.Close()
+		done()
+	}
+	require.Eventually(t, func() bool { return runtime.NumGoroutine() <= before }, 5*time.Second, time.Millisecond)
+}
+
+func TestSerialAcceptErrorsAreRetriedAndOthersReturned(t *testing.T) {
+	b := newTestBroker(t, nil)
+	defer b.Close()
+	boom := errors.New("boom")
+	require.ErrorIs(t, b.Serve(&failing{err: boom}), boom)
+}
+
+type failing struct {
+	net.Listener
+	err   error
+	times int
+}
+
+func (f *failing) Accept() (net.Conn, error) {
+	f.times++
+	if f.times < 3 {
+		return nil, temporary{}
+	}
+	return nil, f.err
+}
+func (f *failing) Close() error { return nil }
+
+type temporary struct{}
+
+func (temporary) Error() string   { return "too many open files" }
+func (temporary) Temporary() bool { return true }

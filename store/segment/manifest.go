@@ -1,0 +1,180 @@
+package segment
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/dunlin-mqtt/dunlin/internal/disk"
+)
+
+const (
+	manifestName = "manifest"
+	manifestNext = "manifest.new"
+	lockName     = "lock"
+	suffix       = ".log"
+)
+
+// A manifest says which files make up the store, in the order of the log.
+type manifest struct {
+	store  uint64
+	sealed []sealed
+	active uint64 // the segment that is written to; 0: none
+	first  uint64 // of the commits that it may hold
+	next   uint64 // the number of the next segment
+	live   int64  // bytes that were neither queued nor garbage when the log was last cleaned
+}
+
+// A sealed segment is never written again.
+type sealed struct {
+	number      uint64
+	size        int64
+	first, last uint64 // commits
+}
+
+// newManifest makes the manifest of an empty store.
+func newManifest() manifest {
+	var b [8]byte
+	rand.Read(b[:]) // never fails
+	return manifest{store: binary.LittleEndian.Uint64(b[:]), next: 1}
+}
+
+func (m manifest) clone() manifest {
+	m.sealed = slices.Clone(m.sealed)
+	return m
+}
+
+// last returns the last commit of the sealed segments.
+func (m *manifest) last() uint64 {
+	if len(m.sealed) == 0 {
+		return 0
+	}
+	return m.sealed[len(m.sealed)-1].last
+}
+
+// bytes returns the size of the sealed segments.
+func (m *manifest) bytes() (n int64) {
+	for _, s := range m.sealed {
+		n += s.size
+	}
+	return n
+}
+
+func segmentName(number uint64) string { return fmt.Sprintf("%08d%s", number, suffix) }
+
+// segmentNumber returns the number that a file name stands for.
+func segmentNumber(name string) (uint64, bool) {
+	digits, ok := strings.CutSuffix(name, suffix)
+	n, err := strconv.ParseUint(digits, 10, 64)
+	return n, ok && err == nil && segmentName(n) == name
+}
+
+func (m *manifest) append(dst []byte) []byte {
+	at := len(dst)
+	dst = fmt.Appendf(dst, "dunlin segment store %d\n", version)
+	dst = fmt.Appendf(dst, "store %016x\n", m.store)
+	for _, s := range m.sealed {
+		dst = fmt.Appendf(dst, "sealed %d bytes %d commits %d %d\n", s.number, s.size, s.first, s.last)
+	}
+	if m.active != 0 {
+		dst = fmt.Appendf(dst, "active %d commits %d\n", m.active, m.first)
+	}
+	dst = fmt.Appendf(dst, "next %d live %d\n", m.next, m.live)
+	return fmt.Appendf(dst, "crc32c %08x\n", checksum(0, dst[at:]))
+}
+
+// parseManifest reads what append has written, to the byte.
+func parseManifest(b []byte) (manifest, error) {
+	damaged := func(offset int, reason string) (manifest, error) {
+		return manifest{}, &CorruptError{manifestName, int64(offset), reason}
+	}
+	if first, _, _ := bytes.Cut(b, []byte("\n")); string(first) != fmt.Sprintf("dunlin segment store %d", version) {
+		var v uint64
+		if n, err := fmt.Sscanf(string(first), "dunlin segment store %d", &v); n == 1 && err == nil && v > version {
+			return manifest{}, fmt.Errorf("%s has format %d: this program reads format %d", manifestName, v, version)
+		}
+		return damaged(0, "it is not that of a Dunlin store")
+	}
+	end := bytes.LastIndex(b, []byte("crc32c "))
+	if end < 0 {
+		return damaged(len(b), "the file ends too early")
+	}
+	if string(b[end:]) != fmt.Sprintf("crc32c %08x\n", checksum(0, b[:end])) {
+		return damaged(end, "the checksum does not match")
+	}
+	var m manifest
+	for line := range strings.Lines(string(b[:end])) {
+		m.line(line)
+	}
+	if again := m.append(nil); !bytes.Equal(again, b) {
+		at := 0
+		for at < min(len(again), len(b)) && again[at] == b[at] {
+			at++
+		}
+		return damaged(at, "a line is not understood")
+	}
+	return m, nil
+}
+
+// line reads one line; parseManifest finds out whether it was one.
+func (m *manifest) line(line string) {
+	var s sealed
+	if n, _ := fmt.Sscanf(line, "sealed %d bytes %d commits %d %d\n", &s.number, &s.size, &s.first, &s.last); n == 4 {
+		m.sealed = append(m.sealed, s)
+	}
+	fmt.Sscanf(line, "store %x\n", &m.store)
+	fmt.Sscanf(line, "active %d commits %d\n", &m.active, &m.first)
+	fmt.Sscanf(line, "next %d live %d\n", &m.next, &m.live)
+}
+
+// readManifest returns fs.ErrNotExist if there is none.
+func readManifest(dir disk.Dir) (manifest, error) {
+	f, err := dir.Open(manifestName)
+	if err != nil {
+		return manifest{}, err
+	}
+	defer f.Close()
+	size, err := f.Size()
+	if err != nil {
+		return manifest{}, err
+	}
+	const limit = 64 << 20 // a million segments
+	if size > limit {
+		return manifest{}, &CorruptError{manifestName, limit, "it is too long"}
+	}
+	b := make([]byte, size)
+	if n, err := f.ReadAt(b, 0); int64(n) < size {
+		return manifest{}, fmt.Errorf("%s: %w", manifestName, err)
+	}
+	return parseManifest(b)
+}
+
+// writeManifest replaces the manifest in one step and makes that durable. If renamed is false, the old one is still in
+// place for sure.
+func writeManifest(dir disk.Dir, m *manifest) (renamed bool, err error) {
+	if err := dir.Remove(manifestNext); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false, err
+	}
+	f, err := dir.Create(manifestNext)
+	if err != nil {
+		return false, err
+	}
+	_, err = f.WriteAt(m.append(nil), 0)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		dir.Remove(manifestNext)
+		return false, err
+	}
+	if err := dir.Rename(manifestNext, manifestName); err != nil {
+		return true, err
+	}
+	return true, dir.Sync()
+}
