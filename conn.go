@@ -41,6 +41,7 @@ type conn struct {
 	answered   bool      // a CONNACK has been written
 	deep       bool      // the stack has grown; the next wait is left to a fresh goroutine
 	number     uint32    // of the session in the tree; 0 until it subscribes
+	open       int32     // QoS 2 messages that came on this connection and are not released
 	readHint   int32     // the read buffer that the last large packet needed
 	lastPacket time.Time // when the last whole packet came
 	rest       *buffer   // the beginning of an incomplete packet, while the reader waits for more

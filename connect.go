@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"time"
+	"unicode/utf8"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/packets"
@@ -77,6 +78,8 @@ func (c *conn) acceptable(p *packets.Connect) error {
 			return packets.Errorf(packets.TopicNameInvalid, "the Will Topic has more bytes or levels than are accepted")
 		case w.Topic[0] == '$':
 			return packets.Errorf(packets.NotAuthorized, "topics that begin with $ belong to the server")
+		case cfg.CheckPayloadFormat && saysText(w.Properties) && !utf8.Valid(w.Payload):
+			return packets.Errorf(packets.PayloadFormatInvalid, "the Will Payload is not UTF-8")
 		}
 	}
 	return nil

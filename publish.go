@@ -39,6 +39,8 @@ func (c *conn) onPublish(t *turn, p *packets.Publish, raw []byte) error {
 		if err != nil || !fresh {
 			return err
 		}
+	} else if p.QoS == packets.QoS1 && c.open >= c.receiveMaximum && c.version == packets.V5 {
+		return c.tooManyOpen()
 	}
 	matched, err := c.route(t, p, raw, plain)
 	return c.answer(t, p, matched, err)
@@ -84,15 +86,34 @@ func (c *conn) received(t *turn, id uint16) (fresh bool, err error) {
 	if s.conn != c {
 		return false, nil
 	}
-	fresh = s.in.publish(id)
+	fresh, counts := s.in.publish(id)
+	if counts {
+		if c.open++; c.open > c.receiveMaximum && c.version == packets.V5 {
+			if fresh { // it was not delivered
+				c.released(id)
+			}
+			return false, c.tooManyOpen()
+		}
+	}
 	if !fresh {
 		c.ack(packets.TypePubrec, id, packets.Success)
 		t.touch(c)
-	} else if len(s.in.ids) > int(c.receiveMaximum) && c.version == packets.V5 {
-		s.in.pubrel(id)
-		return false, packets.Errorf(packets.ReceiveMaximumExceeded, "more than %d QoS 2 messages are not released", c.receiveMaximum)
 	}
 	return fresh, nil
+}
+
+// released forgets the identifier of a QoS 2 message and says whether it was known. The lock is held.
+func (c *conn) released(id uint16) bool {
+	known, counted := c.sess.in.pubrel(id)
+	if counted {
+		c.open--
+	}
+	return known
+}
+
+// tooManyOpen is the error of a client that goes beyond our Receive Maximum, QoS 1 and 2 counted together [MQTT-3.3.4-7].
+func (c *conn) tooManyOpen() error {
+	return packets.Errorf(packets.ReceiveMaximumExceeded, "more than %d QoS 1 and 2 messages are open", c.receiveMaximum)
 }
 
 // route takes the message past the hooks and to its subscribers.
@@ -102,10 +123,8 @@ func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (match
 		b.denied(c.client, hooks.Publish, string(p.Topic), nil)
 		return 0, packets.Errorf(packets.NotAuthorized, "topics that begin with $ belong to the server")
 	}
-	if b.cfg.CheckPayloadFormat && len(p.Properties) > 0 {
-		if n, ok := p.Properties.Uint(packets.PayloadFormatIndicator); ok && n == 1 && !utf8.Valid(p.Payload) {
-			return 0, packets.Errorf(packets.PayloadFormatInvalid, "the payload is not UTF-8")
-		}
+	if b.cfg.CheckPayloadFormat && saysText(p.Properties) && !utf8.Valid(p.Payload) {
+		return 0, packets.Errorf(packets.PayloadFormatInvalid, "the payload is not UTF-8")
 	}
 	if b.authorizer != nil {
 		t.access = hooks.AccessRequest{Client: c.client, Action: hooks.Publish, Topic: string(p.Topic), QoS: p.QoS, Retain: p.Retain}
@@ -134,6 +153,15 @@ func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (match
 		b.obs.Published(c.client, &o.message().Message, matched)
 	}
 	return matched, err
+}
+
+// saysText says whether the Payload Format Indicator promises UTF-8 (3.3.2.3.2).
+func saysText(p packets.Properties) bool {
+	if len(p) == 0 {
+		return false
+	}
+	n, _ := p.Uint(packets.PayloadFormatIndicator)
+	return n == 1
 }
 
 // intercept asks the Interceptor, checks what it returns, and asks the Authorizer again if the topic is another one.
@@ -170,7 +198,7 @@ func (c *conn) answer(t *turn, p *packets.Publish, matched int, err error) error
 		code = packets.Success // there is no way to say it [v3.1.1 MQTT-3.3.5-2]
 	}
 	if kind == packets.TypePubrec && code.Failed() && s.conn == c {
-		s.in.pubrel(p.PacketID) // the exchange ends here [MQTT-4.3.3-9]
+		c.released(p.PacketID) // the exchange ends here [MQTT-4.3.3-9]
 	}
 	if c.out.dead {
 		return nil
@@ -196,7 +224,7 @@ func (c *conn) onPubrel(t *turn, a *packets.Ack) error {
 		return nil
 	}
 	code := packets.Success
-	if !s.in.pubrel(a.PacketID) {
+	if !c.released(a.PacketID) {
 		code = packets.PacketIdentifierNotFound
 	}
 	c.ack(packets.TypePubcomp, a.PacketID, code)
@@ -223,7 +251,7 @@ func (b *Broker) publishWill(t *turn, w *will) {
 			return
 		}
 	}
-	matched, err := t.publishMessage(out, 0)
+	matched, err := t.publishMessage(out, b.numberOf(w.msg.from)) // No Local goes by the Client Identifier [MQTT-3.8.3-3]
 	if err != nil {
 		b.log.Debug("will not retained", "client", w.msg.from, "topic", w.msg.Topic, "err", err)
 	}

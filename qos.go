@@ -83,12 +83,13 @@ func (s *sender) begin(quota int) {
 	}
 }
 
-// room says whether one more QoS 1 or 2 PUBLISH may go out.
-func (s *sender) room() bool { return s.used < s.quota }
+// room says whether one more QoS 1 or 2 PUBLISH may go out: the quota allows it, and there is an identifier that is free. (Those of PUBRELs from
+// earlier connections take no place of the quota.)
+func (s *sender) room() bool { return s.used < s.quota && s.live < 65535 }
 
 // direct says whether a new message may go out at once, overtaking nothing.
 func (s *sender) direct() bool {
-	return s.queue.n == 0 && int(s.resend) == len(s.flight) && s.used < s.quota
+	return s.queue.n == 0 && int(s.resend) == len(s.flight) && s.room()
 }
 
 // again returns the next delivery that has to be repeated on this connection, or nil: either there is none, or the quota is
@@ -245,27 +246,32 @@ func (s *sender) ack(kind packets.Type, id uint16, code packets.ReasonCode) verd
 // A receiver is the inbound half: the Packet Identifiers of the QoS 2 messages that were received and not yet released. They live as
 // long as the Session; nothing times them out.
 type receiver struct {
-	ids map[uint16]struct{} // nil until the first
+	ids map[uint16]bool // nil until the first; true: it came on this connection, and takes a place of its receive quota (4.9)
 }
 
-// publish takes note of a QoS 2 PUBLISH and says whether it is the first with its identifier: only then it is delivered
-// [MQTT-4.3.3-10].
-func (r *receiver) publish(id uint16) (fresh bool) {
-	if _, ok := r.ids[id]; ok {
-		return false
+// begin starts a Network Connection, with a quota of its own.
+func (r *receiver) begin() {
+	for id := range r.ids {
+		r.ids[id] = false
 	}
+}
+
+// publish takes note of a QoS 2 PUBLISH. fresh: it is the first with its identifier, and only then it is delivered [MQTT-4.3.3-10]. counts: it is
+// the first on this connection.
+func (r *receiver) publish(id uint16) (fresh, counts bool) {
+	counted, known := r.ids[id]
 	if r.ids == nil {
-		r.ids = make(map[uint16]struct{})
+		r.ids = make(map[uint16]bool)
 	}
-	r.ids[id] = struct{}{}
-	return true
+	r.ids[id] = true
+	return !known, !counted
 }
 
-// pubrel forgets the identifier and says whether it was known.
-func (r *receiver) pubrel(id uint16) (known bool) {
-	_, known = r.ids[id]
+// pubrel forgets the identifier and says whether it was known, and counted on this connection.
+func (r *receiver) pubrel(id uint16) (known, counted bool) {
+	counted, known = r.ids[id]
 	delete(r.ids, id)
-	return known
+	return known, counted
 }
 
 // A fifo is a queue in chunks: it grows without copying, and one that was never used owns nothing.

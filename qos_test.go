@@ -73,7 +73,7 @@ func (p *peer) receive(k simPacket) error {
 			reply(packets.TypePuback)
 			return nil
 		}
-		if p.in.publish(k.id) {
+		if fresh, _ := p.in.publish(k.id); fresh {
 			p.seen[2] = append(p.seen[2], k.n)
 		}
 		reply(packets.TypePubrec)

@@ -258,6 +258,19 @@ func (b *Broker) number(s *session) uint32 {
 	return uint32(len(b.byNumber) - 1)
 }
 
+// numberOf returns the number of the session of a client, 0 if it has none.
+func (b *Broker) numberOf(clientID string) uint32 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := b.sessions[clientID]
+	if s == nil {
+		return 0
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.num
+}
+
 func (b *Broker) release(num uint32) {
 	b.numbers.Lock()
 	defer b.numbers.Unlock()

@@ -267,6 +267,7 @@ func (s *session) acked(c *conn, a *packets.Ack) error {
 func (s *session) resume(c *conn) {
 	s.conn = c
 	s.out.begin(int(c.window))
+	s.in.begin()
 	c.sess = s
 }
 

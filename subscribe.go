@@ -9,9 +9,9 @@ import (
 
 // onSubscribe handles SUBSCRIBE: each filter is decided by itself, in order (3.8).
 func (c *conn) onSubscribe(t *turn, p *packets.Subscribe) error {
-	id, ok := p.Properties.Uint(packets.SubscriptionIdentifier)
-	if ok && c.b.cfg.DisableSubscriptionIDs {
-		return packets.Errorf(packets.SubscriptionIdentifiersNotSupported, "Subscription Identifiers are not available")
+	id, err := c.available(p)
+	if err != nil {
+		return err
 	}
 	ack := packets.Suback{PacketID: p.PacketID, Codes: make([]packets.ReasonCode, len(p.Subscriptions))}
 	var cursors []cursor
@@ -46,6 +46,40 @@ func (c *conn) onSubscribe(t *turn, p *packets.Subscribe) error {
 	return nil
 }
 
+// available returns the Subscription Identifier, 0 if there is none. It is a Protocol Error for a 5.0 client to use what the CONNACK has said is not
+// available (3.2.2.3.11 to 3.2.2.3.13); older clients are refused that one subscription.
+func (c *conn) available(p *packets.Subscribe) (id uint32, err error) {
+	id, ok := p.Properties.Uint(packets.SubscriptionIdentifier)
+	cfg := &c.b.cfg
+	if ok && cfg.DisableSubscriptionIDs {
+		return 0, packets.Errorf(packets.SubscriptionIdentifiersNotSupported, "Subscription Identifiers are not available")
+	}
+	if c.version < packets.V5 || !cfg.DisableShared && !cfg.DisableWildcards {
+		return id, nil
+	}
+	for i := range p.Subscriptions {
+		group, filter, err := packets.SplitShared(p.Subscriptions[i].Filter)
+		if err != nil {
+			continue // is refused by itself
+		}
+		if err := c.b.switchedOff(group, filter); err != nil {
+			return 0, err
+		}
+	}
+	return id, nil
+}
+
+// switchedOff refuses the kinds of subscriptions that Config has switched off.
+func (b *Broker) switchedOff(group, filter string) error {
+	switch {
+	case group != "" && b.cfg.DisableShared:
+		return packets.Errorf(packets.SharedSubscriptionsNotSupported, "shared subscriptions are not available")
+	case b.cfg.DisableWildcards && strings.ContainsAny(filter, "+#"):
+		return packets.Errorf(packets.WildcardSubscriptionsNotSupported, "wildcards are not available")
+	}
+	return nil
+}
+
 // subscribe makes one subscription and returns the QoS that is granted.
 func (c *conn) subscribe(sub *packets.Subscription, id uint32, cursors *[]cursor) (packets.ReasonCode, error) {
 	cfg := &c.b.cfg
@@ -59,10 +93,9 @@ func (c *conn) subscribe(sub *packets.Subscription, id uint32, cursors *[]cursor
 		return 0, packets.Errorf(packets.TopicFilterInvalid, "%q is no Topic Filter", sub.Filter)
 	case len(sub.Filter) > cfg.MaxTopicLength || packets.Levels(filter) > cfg.MaxTopicLevels:
 		return 0, packets.Errorf(packets.TopicFilterInvalid, "a Topic Filter has more bytes or levels than are accepted")
-	case shared && cfg.DisableShared:
-		return 0, packets.Errorf(packets.SharedSubscriptionsNotSupported, "shared subscriptions are not available")
-	case cfg.DisableWildcards && strings.ContainsAny(filter, "+#"):
-		return 0, packets.Errorf(packets.WildcardSubscriptionsNotSupported, "wildcards are not available")
+	}
+	if err := c.b.switchedOff(group, filter); err != nil {
+		return 0, err
 	}
 	if c.b.authorizer != nil {
 		r := hooks.AccessRequest{Client: c.client, Action: hooks.Subscribe, Topic: filter, Group: group, QoS: sub.QoS}
