@@ -93,7 +93,7 @@ func (b *Broker) takeOver(t *turn, s *session, c *conn, a attachment) takeover {
 	s.mu.Lock()
 	old := s.conn
 	switch {
-	case s.ended, a.clean, old != nil && s.expiry == 0:
+	case s.ended, a.clean, s.expiry == 0: // with no expiry it ends with its connection, which may have gone this moment
 		s.mu.Unlock()
 		b.mu.Unlock()
 		return over
@@ -174,6 +174,7 @@ func (s *session) whenDue(now time.Time) {
 	}
 	w := s.will
 	if w == nil || w.at.After(now) || s.endsAt != 0 && s.endsAt <= now.UnixNano() {
+		s.expiry = 0 // nobody resumes it any more
 		s.mu.Unlock()
 		b.work(func(t *turn) { b.endSession(t, s, nil) })
 		return
