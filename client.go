@@ -46,7 +46,7 @@ func (b *Broker) Publish(ctx context.Context, m *Message) error {
 	b.work(func(t *turn) {
 		sm := &message{Message: *m}
 		if n, ok := m.Properties.Uint(packets.MessageExpiryInterval); ok {
-			sm.expires = t.now.Add(time.Duration(n) * time.Second).UnixNano()
+			sm.Expires = t.now.Add(time.Duration(n) * time.Second).UnixNano()
 		}
 		_, err = t.publishMessage(sm, 0)
 	})
@@ -235,7 +235,7 @@ func (s *session) next(now time.Time) (d delivery, ok bool) {
 		} else {
 			return d, false
 		}
-		if d.msg.expires == 0 || d.msg.expires > now.UnixNano() {
+		if d.msg.Expires == 0 || d.msg.Expires > now.UnixNano() {
 			return d, true
 		}
 	}

@@ -443,7 +443,7 @@ func (c *conn) newWill(t *turn, p *packets.Connect) (*will, error) {
 			return nil, err
 		}
 	}
-	m := &message{from: c.client.ID, Message: packets.Message{
+	m := &message{From: c.client.ID, Message: packets.Message{
 		Topic: c.few().mount + w.Topic, QoS: w.QoS, Retain: w.Retain, Payload: append([]byte(nil), w.Payload...),
 	}}
 	delay, _ := w.Properties.Uint(packets.WillDelayInterval)
@@ -483,7 +483,7 @@ func (b *Broker) intercept(ctx context.Context, r *hooks.AccessRequest, c *hooks
 	case pm == nil || !packets.ValidTopicName(pm.Topic) || pm.QoS > packets.QoS2:
 		return nil, b.refusal(errors.New("the Interceptor returned no valid message"), "client", c.ID, "topic", m.Topic)
 	}
-	out := &message{Message: *pm, expires: m.expires, from: m.from}
+	out := &message{Message: *pm, Expires: m.Expires, From: m.From}
 	if pm.Topic != m.Topic && b.authorizer != nil {
 		topic := pm.Topic
 		if len(topic) >= len(mount) && topic[:len(mount)] == mount {

@@ -242,7 +242,7 @@ func (b *Broker) publishWill(t *turn, w *will) {
 	}
 	m := *w.msg
 	if n, ok := m.Properties.Uint(packets.MessageExpiryInterval); ok { // it counts from the publication
-		m.expires = t.now.Add(time.Duration(n) * time.Second).UnixNano()
+		m.Expires = t.now.Add(time.Duration(n) * time.Second).UnixNano()
 	}
 	out := &m
 	if b.cfg.Interceptor != nil {
@@ -251,9 +251,9 @@ func (b *Broker) publishWill(t *turn, w *will) {
 			return
 		}
 	}
-	matched, err := t.publishMessage(out, b.numberOf(w.msg.from)) // No Local goes by the Client Identifier [MQTT-3.8.3-3]
+	matched, err := t.publishMessage(out, b.numberOf(w.msg.From)) // No Local goes by the Client Identifier [MQTT-3.8.3-3]
 	if err != nil {
-		b.log.Debug("will not retained", "client", w.msg.from, "topic", w.msg.Topic, "err", err)
+		b.log.Debug("will not retained", "client", w.msg.From, "topic", w.msg.Topic, "err", err)
 	}
 	if b.obs.Published != nil {
 		b.obs.Published(w.client, &out.Message, matched)

@@ -37,7 +37,7 @@ type simulation struct {
 
 // publish hands the peer a new message, as session.deliver does.
 func (p *peer) publish(qos packets.QoS) {
-	m := &message{Message: packets.Message{Topic: "t", Payload: []byte{byte(qos)}}, expires: int64(p.next[qos])}
+	m := &message{Message: packets.Message{Topic: "t", Payload: []byte{byte(qos)}}, Expires: int64(p.next[qos])}
 	p.next[qos]++
 	p.out.push(delivery{msg: m, qos: qos})
 	p.pump()
@@ -50,7 +50,7 @@ func (p *peer) pump() {
 			if d.state == released {
 				p.wire = append(p.wire, simPacket{kind: packets.TypePubrel, id: d.id})
 			} else {
-				p.wire = append(p.wire, simPacket{kind: packets.TypePublish, id: d.id, qos: d.qos, n: int(d.msg.expires), dup: true})
+				p.wire = append(p.wire, simPacket{kind: packets.TypePublish, id: d.id, qos: d.qos, n: int(d.msg.Expires), dup: true})
 			}
 			continue
 		}
@@ -59,7 +59,7 @@ func (p *peer) pump() {
 		}
 		d := p.out.pop()
 		id := p.out.open(d)
-		p.wire = append(p.wire, simPacket{kind: packets.TypePublish, id: id, qos: d.qos, n: int(d.msg.expires)})
+		p.wire = append(p.wire, simPacket{kind: packets.TypePublish, id: id, qos: d.qos, n: int(d.msg.Expires)})
 	}
 }
 

@@ -225,8 +225,8 @@ func (b *Broker) endSession(t *turn, s *session, why *packets.Error) {
 func (b *Broker) passOn(t *turn, d *delivery) {
 	t.own = packets.Publish{QoS: d.msg.QoS, Topic: []byte(d.msg.Topic), Properties: d.msg.Properties, Payload: d.msg.Payload}
 	o := &t.out
-	o.reset(&t.own, d.msg.from, t.now, 0)
-	o.msg, o.expires = d.msg, d.msg.expires
+	o.reset(&t.own, d.msg.From, t.now, 0)
+	o.msg, o.expires = d.msg, d.msg.Expires
 	t.route.fill(t, t.own.Topic, 0)
 	for i := range t.route.shared {
 		if r := &t.route.shared[i]; r.group == d.group() {
@@ -296,7 +296,7 @@ func (b *Broker) expireRetained(topic string, m *message) {
 	b.expiryMu.Lock()
 	defer b.expiryMu.Unlock()
 	d := b.expiring[topic]
-	if m == nil || m.expires == 0 {
+	if m == nil || m.Expires == 0 {
 		if d != nil {
 			b.due.set(d, time.Time{}, nil)
 			delete(b.expiring, topic)
@@ -307,7 +307,7 @@ func (b *Broker) expireRetained(topic string, m *message) {
 		d = new(deadline)
 		b.expiring[topic] = d
 	}
-	b.due.set(d, time.Unix(0, m.expires), func(time.Time) {
+	b.due.set(d, time.Unix(0, m.Expires), func(time.Time) {
 		if !b.retained.removeExactly(m) {
 			return
 		}

@@ -109,7 +109,7 @@ func (o *outgoing) reset(p *packets.Publish, from string, now time.Time, maxExpi
 func (o *outgoing) message() *message {
 	if o.msg == nil {
 		p := o.pub
-		o.msg = &message{Message: packets.Message{Topic: string(p.Topic), QoS: p.QoS, Retain: p.Retain}, expires: o.expires, from: o.from}
+		o.msg = &message{Message: packets.Message{Topic: string(p.Topic), QoS: p.QoS, Retain: p.Retain}, Expires: o.expires, From: o.from}
 		// One allocation for both, or none.
 		if n := len(p.Payload) + len(p.Properties); n > 0 {
 			b := make([]byte, n)
@@ -347,7 +347,7 @@ func (t *turn) publish(o *outgoing, r *route) (matched int, err error) {
 func (t *turn) retain(o *outgoing) error {
 	b := t.b
 	if len(o.pub.Payload) == 0 {
-		if old := b.retained.remove(string(o.pub.Topic)); old != nil && old.expires != 0 {
+		if old := b.retained.remove(string(o.pub.Topic)); old != nil && old.Expires != 0 {
 			b.expireRetained(old.Topic, nil)
 		}
 		return nil
@@ -358,7 +358,7 @@ func (t *turn) retain(o *outgoing) error {
 			return packets.Errorf(packets.QuotaExceeded, "too many retained messages")
 		}
 	}
-	if old := b.retained.set(m); m.expires != 0 || (old != nil && old.expires != 0) {
+	if old := b.retained.set(m); m.Expires != 0 || (old != nil && old.Expires != 0) {
 		b.expireRetained(m.Topic, m)
 	}
 	return nil
@@ -369,9 +369,9 @@ func (t *turn) publishMessage(m *message, from uint32) (matched int, err error) 
 	t.topic = append(t.topic[:0], m.Topic...)
 	t.own = packets.Publish{QoS: m.QoS, Retain: m.Retain, Topic: t.topic, Properties: m.Properties, Payload: m.Payload}
 	o := &t.out
-	o.reset(&t.own, m.from, t.now, t.b.cfg.MaxMessageExpiry)
-	if m.expires == 0 {
-		m.expires = o.expires
+	o.reset(&t.own, m.From, t.now, t.b.cfg.MaxMessageExpiry)
+	if m.Expires == 0 {
+		m.Expires = o.expires
 	}
 	o.msg = m
 	t.route.fill(t, t.topic, from)
@@ -444,7 +444,7 @@ func (c *conn) appendMessage(m *message, w wire, now time.Time) bool {
 	x := c.out.reserve(n + 5)
 	at := len(x.b)
 	x.b = appendPublish(x.b, c.version, w, topic, alias, m.Properties, m.Payload)
-	if c.version == packets.V5 && m.expires != 0 {
+	if c.version == packets.V5 && m.Expires != 0 {
 		patchExpiry(x.b[at:], w, len(topic), m, now)
 	}
 	c.b.stats.sent.Add(1)
@@ -460,7 +460,7 @@ func patchExpiry(p []byte, w wire, topic int, m *message, now time.Time) {
 	if at < 0 {
 		return
 	}
-	rest := max(0, (m.expires-now.UnixNano()+int64(time.Second)-1)/int64(time.Second))
+	rest := max(0, (m.Expires-now.UnixNano()+int64(time.Second)-1)/int64(time.Second))
 	i := 1
 	for ; p[i] >= 0x80; i++ {
 	}

@@ -182,7 +182,7 @@ func (s *session) repeat(c *conn, d *delivery, now time.Time) {
 
 // sendQueued sends what came off the front of the queue.
 func (s *session) sendQueued(c *conn, d delivery, now time.Time) {
-	if d.msg.expires != 0 && d.msg.expires <= now.UnixNano() {
+	if d.msg.Expires != 0 && d.msg.Expires <= now.UnixNano() {
 		s.dropped(d.msg, hooks.DropExpired)
 		return
 	}
@@ -215,8 +215,8 @@ func (s *session) sendRetained(c *conn, now time.Time) bool {
 			return false
 		}
 		qos := min(m.QoS, cur.qos)
-		expired := m.expires != 0 && m.expires <= now.UnixNano()
-		if !expired && (!cur.noLocal || m.from != s.id) {
+		expired := m.Expires != 0 && m.Expires <= now.UnixNano()
+		if !expired && (!cur.noLocal || m.From != s.id) {
 			if qos > packets.QoS0 && !s.out.room() {
 				return false
 			}

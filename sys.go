@@ -141,7 +141,7 @@ func (b *Broker) Retained(filter string) iter.Seq[*Message] {
 			found, next, over := b.retained.scan(filter, after, 64, nil)
 			now := time.Now().UnixNano()
 			for _, m := range found {
-				if (m.expires == 0 || m.expires > now) && !yield(&m.Message) {
+				if (m.Expires == 0 || m.Expires > now) && !yield(&m.Message) {
 					return
 				}
 			}
