@@ -2,11 +2,18 @@ module github.com/dunlin-mqtt/dunlin/examples/server
 
 go 1.26.0
 
-require github.com/dunlin-mqtt/dunlin v0.0.0
+require (
+	github.com/dunlin-mqtt/dunlin v0.0.0
+	github.com/dunlin-mqtt/dunlin/hooks/auth/crypt v0.0.0
+	github.com/pires/go-proxyproto v0.15.0
+)
 
 require (
 	github.com/google/btree v1.1.3 // indirect
-	go.yaml.in/yaml/v3 v3.0.6 // indirect
+	golang.org/x/crypto v0.58.0 // indirect
+	golang.org/x/sys v0.49.0 // indirect
 )
 
 replace github.com/dunlin-mqtt/dunlin => ../..
+
+replace github.com/dunlin-mqtt/dunlin/hooks/auth/crypt => ../../hooks/auth/crypt

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -16,6 +17,7 @@ import (
 	"os/signal"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -25,7 +27,7 @@ import (
 )
 
 func main() {
-	if err := run(os.Args[1:], os.Stderr); err != nil && !errors.Is(err, flag.ErrHelp) {
+	if err := run(os.Args[1:]); err != nil && !errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintln(os.Stderr, "server:", err)
 		os.Exit(1)
 	}
@@ -43,18 +45,24 @@ func (l *list) Set(s string) error {
 
 // options are the flags.
 type options struct {
-	listen, denySubscribe list
-	maxPayload            int
-	maxQoS, logLevel      string
-	versions, config      string
-	pprof                 string
-	cfg                   dunlin.Config
+	access
+	transport
+	denySubscribe    list
+	maxPayload       int
+	maxQoS, logLevel string
+	level            slog.Level
+	versions, config string
+	pprof            string
+	cfg              dunlin.Config
+	reloads          reloads
+	listening        func(net.Addr) // if not nil, is told each address that is listened on
 }
 
 func (o *options) flags() *flag.FlagSet {
 	fs := flag.NewFlagSet("server", flag.ContinueOnError)
 	c := &o.cfg
-	fs.Var(&o.listen, "listen", "`address` to listen on, repeatable: host:port, or unix:path (default 127.0.0.1:1883)")
+	o.transport.flags(fs)
+	o.access.flags(fs)
 	fs.IntVar(&c.ReceiveMaximum, "receive-maximum", 0, "unacknowledged QoS 1 and 2 publishes per client (default 1024)")
 	fs.StringVar(&o.maxQoS, "max-qos", "2", "highest QoS that clients may use")
 	fs.BoolVar(&c.DisableRetain, "no-retain", false, "do not accept retained messages")
@@ -138,8 +146,8 @@ func readConfig(name string) (args []string, err error) {
 
 // finish checks the flags and sets what takes more than a variable.
 func (o *options) finish(fs *flag.FlagSet) error {
-	if len(o.listen) == 0 {
-		o.listen = list{"127.0.0.1:1883"}
+	if err := o.transport.check(); err != nil {
+		return err
 	}
 	q, err := strconv.ParseUint(o.maxQoS, 10, 8)
 	if err != nil || q > 2 {
@@ -159,14 +167,16 @@ func (o *options) finish(fs *flag.FlagSet) error {
 			o.cfg.DisableTopicAlias = true
 		}
 	})
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
+	if err := o.level.UnmarshalText([]byte(o.logLevel)); err != nil {
 		return fmt.Errorf("-log-level %q is not debug, info, warn or error", o.logLevel)
 	}
-	o.cfg.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-	o.cfg.Authenticator = hooks.AllowAll
+	o.logTo(os.Stderr)
 	if len(o.denySubscribe) > 0 {
 		o.cfg.Authorizer = hooks.AuthorizerFunc(o.authorize)
+	}
+	o.reloads = reloads{}
+	if err := o.access.set(&o.cfg, o.identity, o.reloads); err != nil {
+		return err
 	}
 	if o.maxPayload > 0 {
 		o.cfg.Interceptor = hooks.InterceptorFunc(func(_ context.Context, _ *hooks.Client, m *packets.Message) (*packets.Message, error) {
@@ -177,6 +187,10 @@ func (o *options) finish(fs *flag.FlagSet) error {
 		})
 	}
 	return nil
+}
+
+func (o *options) logTo(w io.Writer) {
+	o.cfg.Logger = slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: o.level}))
 }
 
 // authorize refuses the filters of -deny-subscribe.
@@ -198,27 +212,43 @@ func listen(addr string) (net.Listener, error) {
 	return net.Listen("tcp", addr)
 }
 
-func run(args []string, _ *os.File) error {
+func run(args []string) error {
 	o, err := parse(args)
 	if err != nil {
 		return err
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	return o.serve(ctx)
+}
+
+// serve is the broker until ctx ends.
+func (o *options) serve(ctx context.Context) error {
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
 	b, err := dunlin.New(o.cfg)
 	if err != nil {
 		return err
 	}
 	defer b.Close()
-	errs := make(chan error, len(o.listen))
-	for _, addr := range o.listen {
-		l, err := listen(addr)
-		if err != nil {
-			return err
-		}
+	listeners, err := o.transport.open(o.reloads)
+	if err != nil {
+		return err
+	}
+	errs := make(chan error, len(listeners))
+	for _, l := range listeners {
 		o.cfg.Logger.Info("listening", "addr", l.Addr().String())
 		go func() { errs <- b.Serve(l) }() // ends with b
+		if o.listening != nil {
+			o.listening(l.Addr())
+		}
 	}
+	watching.Go(func() { o.reloads.run(ctx, hangup, o.cfg.Logger) }) // ends with ctx; waited for above
 	if o.pprof != "" {
 		go http.ListenAndServe(o.pprof, nil) // for profiles; ends with the program
 	}
@@ -228,9 +258,9 @@ func run(args []string, _ *os.File) error {
 	case <-ctx.Done():
 	}
 	o.cfg.Logger.Info("shutting down")
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	patient, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	if err := b.Shutdown(ctx); err != nil {
+	if err := b.Shutdown(patient); err != nil {
 		o.cfg.Logger.Warn("clients were cut off", "err", err)
 	}
 	return nil

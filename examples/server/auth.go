@@ -1,0 +1,111 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/dunlin-mqtt/dunlin"
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/hooks/acl"
+	"github.com/dunlin-mqtt/dunlin/hooks/auth"
+	"github.com/dunlin-mqtt/dunlin/hooks/auth/crypt"
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// This file is who may connect, and what for: -allow-anonymous, -password-file and -acl-file, which mean what the settings of
+// those names mean in mosquitto.conf and read the same files.
+
+// access are the flags.
+type access struct {
+	allowAnonymous        bool
+	passwordFile, aclFile string
+}
+
+func (a *access) flags(fs *flag.FlagSet) {
+	fs.BoolVar(&a.allowAnonymous, "allow-anonymous", true, "accept clients without a User Name; without -password-file, all clients")
+	fs.StringVar(&a.passwordFile, "password-file", "", "`file` of users and passwords as mosquitto_passwd makes it; bcrypt and Argon2id are known, too")
+	fs.StringVar(&a.aclFile, "acl-file", "", "`file` of topics that may be read and written, in the form of Mosquitto's acl_file")
+}
+
+// set sets what decides in cfg, and adds what can be reloaded to r. byCertificate has clients on TLS take their name from it.
+func (a *access) set(cfg *dunlin.Config, byCertificate bool, r reloads) error {
+	cfg.Authenticator = hooks.AuthenticatorFunc(refuseAll)
+	switch {
+	case a.passwordFile != "":
+		file, err := auth.Open(a.passwordFile, crypt.Bcrypt, crypt.Argon2id)
+		if err != nil {
+			return err
+		}
+		r["password file"] = file
+		cfg.Authenticator = hooks.ChainAuthenticators(file, auth.Anonymous(a.allowAnonymous))
+		cfg.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{auth.SCRAMSHA256: auth.SCRAM(file.Find)}
+	case a.allowAnonymous:
+		cfg.Authenticator = hooks.AllowAll
+	}
+	if byCertificate {
+		certificate := auth.Certificate(auth.CommonName)
+		rest := cfg.Authenticator
+		cfg.Authenticator = hooks.AuthenticatorFunc(func(ctx context.Context, r *hooks.ConnectRequest) error {
+			if r.Client.TLS != nil {
+				return certificate.Authenticate(ctx, r) // without a certificate it abstains, which refuses
+			}
+			return rest.Authenticate(ctx, r)
+		})
+	}
+	if a.aclFile != "" {
+		file, err := acl.Open(a.aclFile, acl.ParseMosquitto)
+		if err != nil {
+			return err
+		}
+		r["acl file"] = file
+		if cfg.Authorizer == nil {
+			cfg.Authorizer = file
+		} else {
+			cfg.Authorizer = hooks.AllAuthorizers(cfg.Authorizer, file)
+		}
+	}
+	return nil
+}
+
+func refuseAll(context.Context, *hooks.ConnectRequest) error {
+	return packets.Errorf(packets.NotAuthorized, "-allow-anonymous=false without -password-file accepts nobody")
+}
+
+// A file is what is read again when it changes, and on SIGHUP.
+type file interface {
+	Reload() error
+	Watch(ctx context.Context, interval time.Duration, report func(error))
+}
+
+// reloads are the files, by what they are.
+type reloads map[string]file
+
+// run reads the files again where they change, and all of them on hangup, until ctx ends.
+func (r reloads) run(ctx context.Context, hangup <-chan os.Signal, log *slog.Logger) {
+	var watches sync.WaitGroup
+	defer watches.Wait()
+	report := func(what string, err error) {
+		if err != nil {
+			log.Error("not reloaded, what was in force stays", "what", what, "err", err)
+			return
+		}
+		log.Info("reloaded", "what", what)
+	}
+	for what, f := range r {
+		watches.Go(func() { f.Watch(ctx, 0, func(err error) { report(what, err) }) }) // waited for above
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangup:
+			for what, f := range r {
+				report(what, f.Reload())
+			}
+		}
+	}
+}

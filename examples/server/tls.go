@@ -1,0 +1,97 @@
+package main
+
+import (
+	"crypto/tls"
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+
+	"github.com/dunlin-mqtt/dunlin/hooks/auth/tlsfiles"
+)
+
+// This file is the listeners, with TLS and the PROXY protocol: -tls-listen, -tls-cert and so on, -proxy-protocol.
+
+// transport are the flags.
+type transport struct {
+	listen, tlsListen, proxyFrom list
+	files                        tlsfiles.Options
+	identity                     bool
+	proxyProtocol                int
+}
+
+func (tr *transport) flags(fs *flag.FlagSet) {
+	fs.Var(&tr.listen, "listen", "`address` to listen on, repeatable: host:port, or unix:path (default 127.0.0.1:1883 unless there is a -tls-listen)")
+	fs.Var(&tr.tlsListen, "tls-listen", "`address` to listen on with TLS, repeatable; needs -tls-cert and -tls-key")
+	fs.StringVar(&tr.files.Certificate, "tls-cert", "", "PEM `file` with the server's certificate and its intermediate ones")
+	fs.StringVar(&tr.files.Key, "tls-key", "", "PEM `file` with the server's private key")
+	fs.StringVar(&tr.files.ClientCAs, "tls-client-ca", "", "PEM `file` with the authorities of client certificates; clients are then asked for one")
+	fs.BoolVar(&tr.files.RequireClient, "tls-require-cert", false, "refuse clients without a certificate")
+	fs.StringVar(&tr.files.CRL, "tls-crl", "", "`file` with the certificate revocation lists of the authorities in -tls-client-ca")
+	fs.BoolVar(&tr.identity, "tls-identity-as-username", false, "on TLS the Common Name of the client's certificate is its user name, and no password is asked for")
+	fs.IntVar(&tr.proxyProtocol, "proxy-protocol", 0, "`version`, 1 or 2, of the PROXY protocol that has to begin every connection over TCP (default none)")
+	fs.Var(&tr.proxyFrom, "proxy-from", "address or `prefix` of the proxies, repeatable; connections from elsewhere are closed (default 127.0.0.0/8 and ::1)")
+}
+
+// check says what does not go together.
+func (tr *transport) check() error {
+	switch {
+	case len(tr.tlsListen) > 0 && (tr.files.Certificate == "" || tr.files.Key == ""):
+		return errors.New("-tls-listen needs -tls-cert and -tls-key")
+	case len(tr.tlsListen) == 0 && (tr.identity || tr.files != tlsfiles.Options{}):
+		return errors.New("the flags that begin with -tls need -tls-listen")
+	case tr.files.ClientCAs == "" && (tr.files.RequireClient || tr.files.CRL != "" || tr.identity):
+		return errors.New("-tls-require-cert, -tls-crl and -tls-identity-as-username need -tls-client-ca")
+	case tr.proxyProtocol < 0 || tr.proxyProtocol > 2:
+		return fmt.Errorf("-proxy-protocol %d is not 1 or 2", tr.proxyProtocol)
+	case tr.proxyProtocol == 0 && len(tr.proxyFrom) > 0:
+		return errors.New("-proxy-from needs -proxy-protocol")
+	}
+	if len(tr.listen)+len(tr.tlsListen) == 0 {
+		tr.listen = list{"127.0.0.1:1883"}
+	}
+	return nil
+}
+
+// open opens all listeners, or none. What can be reloaded is added to r.
+func (tr *transport) open(r reloads) (ls []net.Listener, err error) {
+	defer func() {
+		if err != nil {
+			for _, l := range ls {
+				l.Close()
+			}
+			ls = nil
+		}
+	}()
+	for _, addr := range tr.listen {
+		l, err := tr.openOne(addr)
+		if err != nil {
+			return ls, err
+		}
+		ls = append(ls, l)
+	}
+	if len(tr.tlsListen) == 0 {
+		return ls, nil
+	}
+	files, err := tlsfiles.Open(tr.files)
+	if err != nil {
+		return ls, err
+	}
+	r["TLS files"] = files
+	for _, addr := range tr.tlsListen {
+		l, err := tr.openOne(addr)
+		if err != nil {
+			return ls, err
+		}
+		ls = append(ls, tls.NewListener(l, files.Config()))
+	}
+	return ls, nil
+}
+
+func (tr *transport) openOne(addr string) (net.Listener, error) {
+	l, err := listen(addr)
+	if err != nil || tr.proxyProtocol == 0 || l.Addr().Network() == "unix" {
+		return l, err
+	}
+	return newProxied(l, byte(tr.proxyProtocol), tr.proxyFrom)
+}
