@@ -77,6 +77,8 @@ type Broker struct {
 	seed       maphash.Seed
 	started    time.Time
 
+	rules rules
+
 	tree     *tree
 	retained *retainedStore
 	due      *deadlines
@@ -85,7 +87,7 @@ type Broker struct {
 
 	mu        sync.Mutex
 	closed    bool                      // no new listeners and connections. Guarded by mu, as are the next four
-	sessions  map[string]*session       // by Client Identifier
+	sessions  map[string]*session       // by session.key
 	listeners map[net.Listener]struct{} // being served
 	early     map[*conn]struct{}        // connections before they are accepted
 	conns     map[*conn]struct{}        // and after
@@ -124,6 +126,7 @@ func New(cfg Config) (*Broker, error) {
 	if cfg.Authorizer == hooks.Authorizer(hooks.AllowAll) {
 		b.authorizer = nil
 	}
+	b.learnRules()
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	if cfg.SysInterval > 0 {
 		b.writers.Go(b.publishSys) // ended by ctx
@@ -323,6 +326,9 @@ func (b *Broker) Shutdown(ctx context.Context) error {
 func (b *Broker) Close() error {
 	early, conns := b.shut()
 	b.cancel()
+	if b.rules.stop != nil {
+		b.rules.stop()
+	}
 	for _, c := range append(early, conns...) {
 		c.nc.Close()
 	}

@@ -27,6 +27,10 @@ type Config struct {
 	// EnhancedAuth holds the Authentication Methods that clients may use, by name (4.12). Any other is refused with
 	// Bad authentication method (0x8C).
 	EnhancedAuth map[string]hooks.EnhancedAuthenticator
+	// SessionPerPrincipal gives each principal Sessions of its own: two that use the same Client Identifier do not meet. Without it a
+	// Client Identifier belongs to the first principal that uses it, as long as there is a Session, and others are refused with Client
+	// Identifier not valid (0x85). Clients without Principal and User Name count as one principal.
+	SessionPerPrincipal bool
 	// Interceptor, if not nil, sees each Application Message before it is routed.
 	Interceptor hooks.Interceptor
 	// Observer, if not nil, is told what happens.

@@ -61,9 +61,11 @@ type rare struct {
 	mount  string
 	method string // Authentication Method
 
+	// Made by the reader, then immutable. Guarded by sess.mu once there is a Session.
+	ctx    context.Context
+	cancel context.CancelFunc
+
 	// Owned by the reader.
-	ctx      context.Context
-	cancel   context.CancelFunc
 	aliases  []string // by Topic Alias of the client
 	exchange hooks.Exchange
 	connect  *packets.Connect // while its exchange is under way
@@ -119,10 +121,13 @@ func newConn(b *Broker, ctx context.Context, nc net.Conn) *conn {
 
 // id is the Client Identifier for log lines.
 func (c *conn) id() string {
-	if c.client == nil {
-		return ""
+	switch {
+	case c.sess != nil:
+		return c.sess.id
+	case c.client != nil:
+		return c.client.ID
 	}
-	return c.client.ID
+	return ""
 }
 
 // context returns the context for hooks: it ends with the connection. It is made when the first hook needs it.
@@ -136,7 +141,14 @@ func (c *conn) context() context.Context {
 		if f := c.b.cfg.ConnContext; f != nil {
 			base = f(base, c.nc)
 		}
-		r.ctx, r.cancel = context.WithCancel(base)
+		ctx, cancel := context.WithCancel(base)
+		if c.sess == nil {
+			r.ctx, r.cancel = ctx, cancel
+		} else { // others look for it as well
+			c.sess.mu.Lock()
+			r.ctx, r.cancel = ctx, cancel
+			c.sess.mu.Unlock()
+		}
 	}
 	return r.ctx
 }
@@ -530,8 +542,11 @@ func (c *conn) stop(err *packets.Error) {
 		return
 	}
 	c.stopping = err
+	if cancel := c.few().cancel; cancel != nil {
+		cancel() // a hook may be waiting
+	}
 	if c.version == packets.V5 {
-		d := packets.Disconnect{Code: err.Code, Properties: c.reason(err, 2)}
+		d := packets.Disconnect{Code: fitting(err.Code, packets.TypeDisconnect), Properties: c.reason(err, 2)}
 		if d.Size(packets.V5) <= int(c.maxPacket) {
 			x := c.out.reserve(d.Size(packets.V5))
 			x.b, _ = d.Append(x.b, packets.V5)

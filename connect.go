@@ -6,6 +6,8 @@ import (
 	"crypto/tls"
 	"encoding/hex"
 	"errors"
+	"fmt"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -77,7 +79,7 @@ func (c *conn) acceptable(p *packets.Connect) error {
 		case len(w.Topic) > cfg.MaxTopicLength || packets.Levels(w.Topic) > cfg.MaxTopicLevels:
 			return packets.Errorf(packets.TopicNameInvalid, "the Will Topic has more bytes or levels than are accepted")
 		case w.Topic[0] == '$':
-			return packets.Errorf(packets.NotAuthorized, "topics that begin with $ belong to the server")
+			return errReserved
 		case cfg.CheckPayloadFormat && saysText(w.Properties) && !utf8.Valid(w.Payload):
 			return packets.Errorf(packets.PayloadFormatInvalid, "the Will Payload is not UTF-8")
 		}
@@ -108,7 +110,7 @@ func (c *conn) authenticate(t *turn, p *packets.Connect) error {
 	}
 	r := &hooks.ConnectRequest{Client: client, Connect: p, Grant: new(hooks.Grant)}
 	if !ok {
-		if err := c.b.cfg.Authenticator.Authenticate(c.context(), r); err != nil {
+		if err := c.decideConnect(r); err != nil {
 			return c.refuse(c.b.refusal(err, "client", client.ID))
 		}
 		return c.accept(t, p, r.Grant, nil)
@@ -126,6 +128,17 @@ func (c *conn) authenticate(t *turn, p *packets.Connect) error {
 	own.connect, own.exchange, own.method, own.grant = cloneConnect(p), ex, method, r.Grant
 	data, _ := p.Properties.Bytes(packets.AuthenticationData)
 	return c.step(t, data)
+}
+
+// decideConnect asks the Authenticator, within ConnectTimeout.
+func (c *conn) decideConnect(r *hooks.ConnectRequest) error {
+	ctx := c.context()
+	if d := c.b.cfg.ConnectTimeout; d > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, d)
+		defer cancel()
+	}
+	return c.b.cfg.Authenticator.Authenticate(ctx, r)
 }
 
 var noGrant hooks.Grant // read only
@@ -232,8 +245,8 @@ func (c *conn) onAuth(t *turn, a *packets.Auth) error {
 	out := packets.Auth{Code: packets.ContinueAuthentication, Properties: c.authProperties(reply)}
 	if done {
 		out.Code, own.exchange = packets.Success, nil
-		if p := own.grant.Identity.Principal; p != "" && p != c.sess.principal {
-			return packets.Errorf(packets.NotAuthorized, "re-authentication as somebody else")
+		if err := c.identify(&own.grant.Identity); err != nil {
+			return err
 		}
 		c.b.expireAuth(c, own.grant.Expires)
 	}
@@ -241,6 +254,32 @@ func (c *conn) onAuth(t *turn, a *packets.Auth) error {
 		b, _ = out.Append(b, packets.V5)
 		return b
 	})
+	return nil
+}
+
+// identify takes over what a re-authentication has found out: the same Principal, with what else is known of it. Then all decisions are due
+// again.
+func (c *conn) identify(id *hooks.Identity) error {
+	s := c.sess
+	switch {
+	case id.Principal != "" && id.Principal != s.principal:
+		return packets.Errorf(packets.NotAuthorized, "re-authentication as somebody else")
+	case id.Principal == "" && id.Roles == nil && id.Tenant == "" && id.Attributes == nil:
+		return nil
+	}
+	client := *c.client
+	client.Identity = *id
+	client.Identity.Principal = s.principal
+	s.mu.Lock()
+	if s.conn == c {
+		s.client = &client
+	}
+	c.client, s.reads = &client, nil
+	s.mu.Unlock()
+	c.routes = routes{}
+	if c.b.authorizer != nil {
+		c.b.reviewSession(s)
+	}
 	return nil
 }
 
@@ -262,7 +301,7 @@ func (c *conn) writeEarly(p packets.Packet) error {
 
 // refuse answers the CONNECT with a Reason Code, or, where the version has none that fits, with silence, and returns err.
 func (c *conn) refuse(err error) error {
-	code := packets.CodeOf(err)
+	code := fitting(packets.CodeOf(err), packets.TypeConnack)
 	if c.version != packets.V5 {
 		v := c.version
 		if c.version = packets.V311; code.ReturnCode() != 0 {
@@ -288,7 +327,14 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 		c.client.Identity.Principal = p.Username
 	}
 	if g.MountPoint != "" {
+		if !packets.ValidTopicName(g.MountPoint) || len(g.MountPoint) > c.b.cfg.MaxTopicLength/2 {
+			err := fmt.Errorf("the Authenticator granted the mount point %q, which no Topic Name can begin with", g.MountPoint)
+			return c.refuse(b.refusal(err, "client", c.client.ID))
+		}
 		c.own().mount = g.MountPoint
+	}
+	if b.authorizer != nil {
+		c.context() // so that it is there for decisions that others ask for
 	}
 	if !g.Expires.IsZero() {
 		c.own() // has the deadline
@@ -443,14 +489,14 @@ func (c *conn) newWill(t *turn, p *packets.Connect) (*will, error) {
 			return nil, err
 		}
 	}
-	m := &message{From: c.client.ID, Message: packets.Message{
+	m := &message{From: c.sessionKey(), Message: packets.Message{
 		Topic: c.few().mount + w.Topic, QoS: w.QoS, Retain: w.Retain, Payload: append([]byte(nil), w.Payload...),
 	}}
 	delay, _ := w.Properties.Uint(packets.WillDelayInterval)
 	if len(w.Properties) > 0 {
 		m.Properties = w.Properties.Without(nil, packets.WillDelayInterval)
 	}
-	return &will{msg: m, delay: time.Duration(delay) * time.Second, client: c.client}, nil
+	return &will{msg: m, mount: c.few().mount, delay: time.Duration(delay) * time.Second, client: c.client}, nil
 }
 
 // authorize asks the Authorizer; a refusal is reported and comes back as a *packets.Error.
@@ -482,13 +528,19 @@ func (b *Broker) intercept(ctx context.Context, r *hooks.AccessRequest, c *hooks
 		return m, nil
 	case pm == nil || !packets.ValidTopicName(pm.Topic) || pm.QoS > packets.QoS2:
 		return nil, b.refusal(errors.New("the Interceptor returned no valid message"), "client", c.ID, "topic", m.Topic)
+	case len(pm.Topic) > b.cfg.MaxTopicLength || packets.Levels(pm.Topic) > b.cfg.MaxTopicLevels:
+		return nil, b.refusal(errors.New("the Interceptor returned a topic with more bytes or levels than are accepted"), "client", c.ID, "topic", m.Topic)
 	}
 	out := &message{Message: *pm, Expires: m.Expires, From: m.From}
-	if pm.Topic != m.Topic && b.authorizer != nil {
-		topic := pm.Topic
-		if len(topic) >= len(mount) && topic[:len(mount)] == mount {
-			topic = topic[len(mount):]
-		}
+	topic, inside := strings.CutPrefix(pm.Topic, mount)
+	switch {
+	case !inside || topic == "":
+		return nil, b.refusal(errors.New("the Interceptor took the message out of the mount point"), "client", c.ID, "topic", pm.Topic)
+	case topic[0] == '$':
+		b.denied(c, hooks.Publish, topic, errReserved)
+		return nil, errReserved
+	}
+	if (pm.Topic != m.Topic || pm.Retain != m.Retain) && b.authorizer != nil {
 		*r = hooks.AccessRequest{Client: c, Action: hooks.Publish, Topic: topic, QoS: pm.QoS, Retain: pm.Retain}
 		if err := b.authorize(ctx, r); err != nil {
 			return nil, err

@@ -118,8 +118,8 @@ func (c *conn) flush(now time.Time) (congested bool) {
 		if c.out.writing || c.out.dead {
 			break
 		}
-		c.sess.pump(c, now)
-		if c.out.buf == nil {
+		c.fill(now)
+		if c.out.buf == nil || c.out.writing || c.out.dead {
 			break
 		}
 		c.out.writing = true
@@ -236,7 +236,7 @@ func (c *conn) writeRest(x *buffer) {
 		}
 		x.free()
 		c.out.backlog = 0
-		c.sess.pump(c, time.Now())
+		c.fill(time.Now())
 		if c.out.size() <= c.b.cfg.MaxOutboundBytes/4 {
 			c.out.congest = time.Time{}
 			c.wake()

@@ -120,15 +120,14 @@ func (c *conn) tooManyOpen() error {
 func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (matched int, err error) {
 	b := c.b
 	if p.Topic[0] == '$' {
-		b.denied(c.client, hooks.Publish, string(p.Topic), nil)
-		return 0, packets.Errorf(packets.NotAuthorized, "topics that begin with $ belong to the server")
+		b.denied(c.client, hooks.Publish, string(p.Topic), errReserved)
+		return 0, errReserved
 	}
 	if b.cfg.CheckPayloadFormat && saysText(p.Properties) && !utf8.Valid(p.Payload) {
 		return 0, packets.Errorf(packets.PayloadFormatInvalid, "the payload is not UTF-8")
 	}
 	if b.authorizer != nil {
-		t.access = hooks.AccessRequest{Client: c.client, Action: hooks.Publish, Topic: string(p.Topic), QoS: p.QoS, Retain: p.Retain}
-		if err := b.authorize(c.context(), &t.access); err != nil {
+		if err := c.mayPublish(t, p); err != nil {
 			return 0, err
 		}
 	}
@@ -141,9 +140,13 @@ func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (match
 		if err != nil {
 			return 0, err
 		}
-		return t.publishMessage(m, c.number)
+		matched, err = t.publishMessage(m, c.number)
+		if b.obs.Published != nil && err == nil {
+			b.obs.Published(c.client, &m.Message, matched)
+		}
+		return matched, err
 	}
-	o.reset(p, c.client.ID, t.now, b.cfg.MaxMessageExpiry)
+	o.reset(p, c.sess.key, t.now, b.cfg.MaxMessageExpiry)
 	if plain {
 		o.raw, o.rawV5 = raw, c.version == packets.V5
 	}
@@ -164,10 +167,13 @@ func saysText(p packets.Properties) bool {
 	return n == 1
 }
 
+// errReserved refuses topics that no client may publish to.
+var errReserved = packets.Errorf(packets.NotAuthorized, "topics that begin with $ belong to the server")
+
 // intercept asks the Interceptor, checks what it returns, and asks the Authorizer again if the topic is another one.
 func (c *conn) intercept(t *turn, p *packets.Publish) (*message, error) {
 	o := &t.out
-	o.reset(p, c.client.ID, t.now, c.b.cfg.MaxMessageExpiry)
+	o.reset(p, c.sess.key, t.now, c.b.cfg.MaxMessageExpiry)
 	return c.b.intercept(c.context(), &t.access, c.client, c.few().mount, o.message())
 }
 
@@ -191,6 +197,7 @@ func (c *conn) answer(t *turn, p *packets.Publish, matched int, err error) error
 	if p.QoS == packets.QoS2 {
 		kind = packets.TypePubrec
 	}
+	code = fitting(code, kind)
 	s := c.sess
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -235,8 +242,9 @@ func (c *conn) onPubrel(t *turn, a *packets.Ack) error {
 // publishWill publishes a Will whose time has come, authorized anew with the identity that it was stored with.
 func (b *Broker) publishWill(t *turn, w *will) {
 	if b.authorizer != nil {
-		t.access = hooks.AccessRequest{Client: w.client, Action: hooks.Publish, Topic: w.msg.Topic, QoS: w.msg.QoS, Retain: w.msg.Retain, Will: true}
-		if err := b.authorize(b.ctx, &t.access); err != nil {
+		topic := w.msg.Topic[len(w.mount):]
+		t.access = hooks.AccessRequest{Client: w.client, Action: hooks.Publish, Topic: topic, QoS: w.msg.QoS, Retain: w.msg.Retain, Will: true}
+		if err := b.authorizeSafely(b.ctx, &t.access); err != nil {
 			return
 		}
 	}
@@ -247,7 +255,7 @@ func (b *Broker) publishWill(t *turn, w *will) {
 	out := &m
 	if b.cfg.Interceptor != nil {
 		var err error
-		if out, err = b.intercept(b.ctx, &t.access, w.client, "", out); err != nil {
+		if out, err = b.interceptSafely(t, w, out); err != nil {
 			return
 		}
 	}
@@ -258,4 +266,10 @@ func (b *Broker) publishWill(t *turn, w *will) {
 	if b.obs.Published != nil {
 		b.obs.Published(w.client, &out.Message, matched)
 	}
+}
+
+// interceptSafely asks the Interceptor about a Will, on a goroutine that must outlive a panic of it.
+func (b *Broker) interceptSafely(t *turn, w *will, m *message) (out *message, err error) {
+	defer b.survive(w.client, &err)
+	return b.intercept(b.ctx, &t.access, w.client, w.mount, m)
 }

@@ -74,10 +74,12 @@ func (s *sender) begin(quota int) {
 	for i := range s.flight {
 		d := &s.flight[i]
 		d.used = false
-		switch d.state {
-		case sent:
-			d.state = waiting
-		case released:
+		switch {
+		case d.state == sent:
+			if d.state = waiting; d.msg == nil { // it must not be sent again
+				s.forget(d)
+			}
+		case d.state == released:
 			d.state = toldRel
 		}
 	}
@@ -90,6 +92,16 @@ func (s *sender) room() bool { return s.used < s.quota && s.live < 65535 }
 // direct says whether a new message may go out at once, overtaking nothing.
 func (s *sender) direct() bool {
 	return s.queue.n == 0 && int(s.resend) == len(s.flight) && s.room()
+}
+
+// next returns the delivery that has to be repeated next on this connection, nil if there is none.
+func (s *sender) next() *delivery {
+	for ; int(s.resend) < len(s.flight); s.resend++ {
+		if d := &s.flight[s.resend]; d.state == waiting || d.state == toldRel {
+			return d
+		}
+	}
+	return nil
 }
 
 // again returns the next delivery that has to be repeated on this connection, or nil: either there is none, or the quota is
@@ -171,6 +183,19 @@ func (s *sender) finish(d *delivery) {
 	}
 	if int(s.head) == len(s.flight) {
 		s.flight, s.head, s.resend = s.flight[:0], 0, 0
+	}
+}
+
+// forget takes the message out of a delivery in flight that must not be sent (again). What is on its way is still acknowledged. QoS 2 goes on
+// with PUBREL, so that the client does not take the next message with that Packet Identifier for this one.
+func (s *sender) forget(d *delivery) {
+	d.msg = nil
+	switch {
+	case d.state != waiting:
+	case d.qos == packets.QoS1:
+		s.finish(d)
+	default:
+		d.state = toldRel
 	}
 }
 

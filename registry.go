@@ -17,20 +17,32 @@ type attachment struct {
 	will    *will
 	quota   queueLimits
 	connack *packets.Connack
+	vetting vetting // what attach knows of the subscriptions that are kept
 }
+
+// sessionKey is the place of c's Session in the registry: its Client Identifier, and with SessionPerPrincipal also who it belongs to.
+func (c *conn) sessionKey() string {
+	if !c.b.cfg.SessionPerPrincipal || !c.named() {
+		return c.client.ID
+	}
+	return c.client.ID + "\x00" + c.client.Identity.Principal
+}
+
+// named says whether c belongs to somebody with a name, be it an empty one.
+func (c *conn) named() bool { return c.client.Identity.Principal != "" || c.client.HasUsername }
 
 // attach gives c its Session, a new one or the one that is kept for its Client Identifier, and puts the CONNACK into its
 // output. A connection that has the Session is told that it is taken over and is out of it, its Will decided, before that (3.1.4).
 func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error) {
-	id, principal := c.client.ID, c.client.Identity.Principal
+	key, named, principal := c.sessionKey(), c.named(), c.client.Identity.Principal
 	for {
 		b.mu.Lock()
 		if b.closed {
 			b.mu.Unlock()
 			return false, packets.Errorf(packets.ServerShuttingDown, "")
 		}
-		old := b.sessions[id]
-		if old != nil && old.principal != principal {
+		old := b.sessions[key]
+		if old != nil && (old.principal != principal || old.named != named) {
 			b.mu.Unlock()
 			return false, packets.Errorf(packets.ClientIdentifierNotValid, "the Client Identifier belongs to somebody else")
 		}
@@ -39,13 +51,15 @@ func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error
 			return false, packets.Errorf(packets.QuotaExceeded, "too many sessions")
 		}
 		if old == nil {
-			b.begin(c, a, principal)
+			b.begin(c, a, key)
 			return false, nil
 		}
 		b.mu.Unlock()
 		switch b.takeOver(t, old, c, a) {
 		case resumed:
 			return true, nil
+		case unvetted:
+			a.vetting = b.vet(old, c)
 		case over:
 			b.endSession(t, old, packets.Errorf(packets.SessionTakenOver, "another connection with the same Client Identifier"))
 		}
@@ -56,17 +70,21 @@ func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error
 type takeover byte
 
 const (
-	resumed takeover = iota
-	over             // the Session ends, or has ended
-	vacated          // the connection that had it is out; try again
+	resumed  takeover = iota
+	over              // the Session ends, or has ended
+	vacated           // the connection that had it is out; try again
+	unvetted          // its subscriptions have to be decided first
 )
 
 // begin makes a new Session for c. It unlocks b.mu.
-func (b *Broker) begin(c *conn, a attachment, principal string) {
-	s := &session{b: b, id: c.client.ID, principal: principal, expiry: a.expiry, will: a.will, quota: a.quota}
+func (b *Broker) begin(c *conn, a attachment, key string) {
+	s := &session{
+		b: b, id: c.client.ID, key: key, principal: c.client.Identity.Principal, named: c.named(), mount: c.few().mount,
+		expiry: a.expiry, will: a.will, quota: a.quota,
+	}
 	s.mu.Lock()
 	s.resume(c)
-	b.sessions[s.id] = s
+	b.sessions[s.key] = s
 	b.move(c)
 	b.mu.Unlock()
 	c.welcome(a.connack)
@@ -93,10 +111,15 @@ func (b *Broker) takeOver(t *turn, s *session, c *conn, a attachment) takeover {
 	s.mu.Lock()
 	old := s.conn
 	switch {
-	case s.ended, a.clean, s.expiry == 0: // with no expiry it ends with its connection, which may have gone this moment
+	case s.ended, a.clean, s.expiry == 0, // with no expiry it ends with its connection, which may have gone this moment
+		s.mount != c.few().mount: // another mount point is another world
 		s.mu.Unlock()
 		b.mu.Unlock()
 		return over
+	case old == nil && !b.vetted(s, a.vetting):
+		s.mu.Unlock()
+		b.mu.Unlock()
+		return unvetted
 	case old == nil && !b.closed: // a Will that still waited is not published [MQTT-3.1.3-9]
 		b.due.cancel(s.due)
 		s.expiry, s.will, s.quota = a.expiry, a.will, a.quota
@@ -239,8 +262,8 @@ func (b *Broker) passOn(t *turn, d *delivery) {
 // forget takes s out of the registry, if it is still the one there.
 func (b *Broker) forget(s *session) {
 	b.mu.Lock()
-	if b.sessions[s.id] == s {
-		delete(b.sessions, s.id)
+	if b.sessions[s.key] == s {
+		delete(b.sessions, s.key)
 	}
 	b.mu.Unlock()
 }

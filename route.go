@@ -182,6 +182,8 @@ type route struct {
 	topic   []byte
 	version uint64
 	valid   bool
+	decided uint64 // the epoch of the rules in which refused was said to the connection that has this route; 0: never
+	refused error
 	targets []target
 	ids     []uint32 // of all targets
 	shared  []sharedRoute
@@ -197,7 +199,7 @@ type sharedRoute struct {
 func (r *route) fill(t *turn, topic []byte, from uint32) {
 	b, m := t.b, &t.matches
 	if string(r.topic) != string(topic) {
-		r.topic = append(r.topic[:0], topic...)
+		r.topic, r.decided = append(r.topic[:0], topic...), 0
 	}
 	r.valid = true
 	for {
@@ -255,18 +257,22 @@ type routes struct {
 
 const routeSlots = 256
 
+// at returns the place for the route of topic. It may hold that of another one.
+func (rs *routes) at(b *Broker, topic []byte) *route {
+	if rs.last == nil {
+		rs.last = new(route)
+	} else if string(rs.last.topic) != string(topic) {
+		rs.last = rs.slot(b, topic)
+	}
+	return rs.last
+}
+
 // find returns the route for topic, from the cache if it is still good.
 func (rs *routes) find(t *turn, topic []byte, from uint32) *route {
-	r := rs.last
-	if r == nil {
-		r = new(route)
-	} else if string(r.topic) != string(topic) {
-		r = rs.slot(t.b, topic)
-	}
+	r := rs.at(t.b, topic)
 	if string(r.topic) != string(topic) || !r.valid || r.version != t.b.tree.version(topic) {
 		r.fill(t, topic, from)
 	}
-	rs.last = r
 	return r
 }
 
@@ -318,6 +324,9 @@ func (t *turn) deliverShared(o *outgoing, g *group, members []target) bool {
 	}
 	for i := range n {
 		to := &members[(start+i)%n]
+		if t.b.rules.deliveries != nil && !t.b.permits(to.s, string(o.pub.Topic)) {
+			continue
+		}
 		if to.s.ready(min(o.pub.QoS, to.qos)) && to.s.deliver(t, o, to) {
 			if t.b.cfg.Shared == Sticky {
 				g.next.Store(uint32((start + i) % n))
@@ -326,7 +335,11 @@ func (t *turn) deliverShared(o *outgoing, g *group, members []target) bool {
 		}
 	}
 	for i := range n {
-		if to := &members[(start+i)%n]; to.s.deliver(t, o, to) {
+		to := &members[(start+i)%n]
+		if t.b.rules.deliveries != nil && !t.b.permits(to.s, string(o.pub.Topic)) {
+			continue
+		}
+		if to.s.deliver(t, o, to) {
 			return true
 		}
 	}

@@ -14,7 +14,10 @@ import (
 type session struct {
 	b         *Broker
 	id        string // Client Identifier
+	key       string // in Broker.sessions
 	principal string // who owns it
+	named     bool   // by somebody with a name, be it an empty one
+	mount     string // its mount point
 
 	mu      sync.Mutex
 	conn    *conn         // nil while the client is away
@@ -28,15 +31,19 @@ type session struct {
 	in      receiver
 	cursors []cursor // retained messages still to be sent, one for each new subscription
 	quota   queueLimits
-	endsAt  int64     // when it expires, while the client is away, in Unix nanoseconds; 0: never
-	due     *deadline // when it expires or its Will is due; nil until the client first leaves
+	endsAt  int64         // when it expires, while the client is away, in Unix nanoseconds; 0: never
+	client  *hooks.Client // who has it, or had it last; nil in-process
+	gen     uint32        // how many connections have had it
+	reads   *readings     // kept decisions about deliveries; nil: none
+	due     *deadline     // when it expires or its Will is due; nil until the client first leaves
 }
 
 type queueLimits struct{ messages, bytes int }
 
 // A will is a Will Message (3.1.2.5) with its delay. The identity that it was authorized with stays with it.
 type will struct {
-	msg    *message
+	msg    *message // its topic with the mount point
+	mount  string
 	delay  time.Duration
 	client *hooks.Client
 	at     time.Time // due, once the connection has ended; zero before
@@ -60,14 +67,23 @@ func (s *session) deliver(t *turn, o *outgoing, to *target) bool {
 	retain := o.pub.Retain && to.retain
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ended {
+	if s.ended || len(o.pub.Topic) < len(s.mount) { // a/# matches a, which is outside of a/
 		return false
 	}
 	c := s.conn
+	undecided := false
+	if s.b.rules.deliveries != nil && c != nil {
+		may, known := s.reading(string(o.pub.Topic))
+		if known && !may {
+			s.dropped(o.msg, hooks.DropNotAuthorized)
+			return false
+		}
+		undecided = !known // it takes the way through the queue
+	}
 	switch {
 	case c == nil && s.local == nil && qos == packets.QoS0 && !s.b.cfg.QueueQoS0:
 		return false
-	case c == nil || (qos > packets.QoS0 && (!s.out.direct() || c.out.size() > s.b.cfg.MaxOutboundBytes/2)) || s.out.qos0 > 0:
+	case c == nil || undecided || (qos > packets.QoS0 && (!s.out.direct() || c.out.size() > s.b.cfg.MaxOutboundBytes/2)) || s.out.qos0 > 0:
 		return s.enqueue(t, delivery{msg: o.message(), extra: to.extra(), qos: qos, retain: retain})
 	case qos == packets.QoS0 && c.out.size() > s.b.cfg.MaxOutboundBytes:
 		s.dropped(o.msg, hooks.DropSlowClient)
@@ -148,6 +164,9 @@ func (s *session) pump(c *conn, now time.Time) {
 		return
 	}
 	for c.out.size() < pumpBytes {
+		if s.b.rules.deliveries != nil && !s.permitNext() {
+			return // fill asks
+		}
 		if d := s.out.again(); d != nil {
 			s.repeat(c, d, now)
 			continue
@@ -215,8 +234,16 @@ func (s *session) sendRetained(c *conn, now time.Time) bool {
 			return false
 		}
 		qos := min(m.QoS, cur.qos)
-		expired := m.Expires != 0 && m.Expires <= now.UnixNano()
-		if !expired && (!cur.noLocal || m.From != s.id) {
+		skip := m.Expires != 0 && m.Expires <= now.UnixNano() || len(m.Topic) < len(s.mount)
+		if s.b.rules.deliveries != nil && !skip {
+			may, known := s.reading(m.Topic)
+			if !known {
+				s.reads.asked = append(s.reads.asked, m.Topic)
+				return false // fill asks
+			}
+			skip = !may
+		}
+		if !skip && (!cur.noLocal || m.From != s.key) {
 			if qos > packets.QoS0 && !s.out.room() {
 				return false
 			}
@@ -265,7 +292,9 @@ func (s *session) acked(c *conn, a *packets.Ack) error {
 
 // resume gives the session its new connection. Whatever the old one had of its own is gone. The lock is held.
 func (s *session) resume(c *conn) {
-	s.conn = c
+	s.conn, s.client = c, c.client
+	s.gen++
+	s.reads = nil
 	s.out.begin(int(c.window))
 	s.in.begin()
 	c.sess = s

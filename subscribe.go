@@ -23,6 +23,7 @@ func (c *conn) onSubscribe(t *turn, p *packets.Subscribe) error {
 			if code == packets.UnspecifiedError {
 				code = packets.NotAuthorized
 			}
+			code = fitting(code, packets.TypeSuback)
 			if len(ack.Properties) == 0 && c.version == packets.V5 {
 				if pe, ok := err.(*packets.Error); ok {
 					ack.Properties = c.reason(pe, ack.Size(packets.V5))
@@ -97,6 +98,7 @@ func (c *conn) subscribe(sub *packets.Subscription, id uint32, cursors *[]cursor
 	if err := c.b.switchedOff(group, filter); err != nil {
 		return 0, err
 	}
+	epoch := c.b.rules.epoch.Load()
 	if c.b.authorizer != nil {
 		r := hooks.AccessRequest{Client: c.client, Action: hooks.Subscribe, Topic: filter, Group: group, QoS: sub.QoS}
 		if err := c.b.authorize(c.context(), &r); err != nil {
@@ -113,6 +115,12 @@ func (c *conn) subscribe(sub *packets.Subscription, id uint32, cursors *[]cursor
 		return 0, err
 	}
 	c.number = c.sess.num
+	if c.b.rules.epoch.Load() != epoch { // the review of the change may have come too early for this one
+		subs := c.b.refused(c.context(), c.client, c.sess.mount, []heldSub{{group: group, filter: filter, qos: opts.qos}})
+		if c.b.revoke(c.sess, c.sess.gen, subs) > 0 {
+			return 0, subs[0].err
+		}
+	}
 	if !shared && !cfg.DisableRetain && (opts.retainHandling == 0 || opts.retainHandling == 1 && !existed) {
 		*cursors = append(*cursors, cursor{filter: filter, qos: opts.qos, noLocal: opts.noLocal, id: id})
 	}
@@ -147,6 +155,11 @@ func (s *session) subscribe(c *conn, group, filter string, o subOptions) (existe
 func (s *session) unsubscribe(group, filter string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.drop(group, filter)
+}
+
+// drop is unsubscribe with the lock held.
+func (s *session) drop(group, filter string) bool {
 	if s.ended || s.num == 0 || !s.b.tree.remove(s.num, group, filter) {
 		return false
 	}

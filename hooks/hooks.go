@@ -149,12 +149,17 @@ const (
 	Publish Action = iota + 1
 	// Subscribe: AccessRequest.Topic is a Topic Filter, of a shared subscription the inner one.
 	Subscribe
+	// Deliver: AccessRequest.Topic is a Topic Name. Only a DeliveryAuthorizer is asked about it.
+	Deliver
 )
 
-// String returns "publish" or "subscribe".
+// String returns "publish", "subscribe" or "deliver".
 func (a Action) String() string {
-	if a == Subscribe {
+	switch a {
+	case Subscribe:
 		return "subscribe"
+	case Deliver:
+		return "deliver"
 	}
 	return "publish"
 }
@@ -178,6 +183,18 @@ type Authorizer interface {
 	Authorize(ctx context.Context, r *AccessRequest) error
 }
 
+// A DeliveryAuthorizer is an Authorizer that decides each delivery as well: for rules that Topic Filters cannot be held
+// against. The broker asks before it sends a message to a client, retained and queued ones included, and keeps the decision for that
+// Session and topic until the client connects anew, authenticates anew, or the rules change (see [Reloader]). What is refused is dropped
+// with DropNotAuthorized; of a shared subscription another member gets it.
+//
+// AuthorizeDelivery is called on the goroutine of whoever publishes, with Action Deliver and no QoS or Retain: it must answer from
+// memory. A panic of it refuses. Combinations of Authorizers do not pass it on.
+type DeliveryAuthorizer interface {
+	Authorizer
+	AuthorizeDelivery(ctx context.Context, r *AccessRequest) error
+}
+
 // AuthorizerFunc is a function that is an Authorizer.
 type AuthorizerFunc func(ctx context.Context, r *AccessRequest) error
 
@@ -190,7 +207,8 @@ var ErrDrop = errors.New("hooks: message dropped")
 
 // An Interceptor sees each Application Message, Wills included, before it is routed or retained. It returns m, another
 // message in its place, or an error that refuses it: the publisher is told in the packet that its QoS has for that. It must
-// not modify m. What it returns is checked and authorized again if its topic differs.
+// not modify m. Topics are with the mount point, under which they must stay. What it returns is checked, may not begin with "$", and is
+// authorized again if its topic or Retain differs.
 type Interceptor interface {
 	Intercept(ctx context.Context, c *Client, m *packets.Message) (*packets.Message, error)
 }

@@ -20,9 +20,13 @@ const (
 	DropSessionEnded
 	// DropRefused: the client refused it with a PUBACK or PUBREC of 0x80 or more.
 	DropRefused
+	// DropNotAuthorized: what would have brought it to the client is no longer allowed.
+	DropNotAuthorized
+	// DropMemory: the broker was at its limit of memory.
+	DropMemory
 )
 
-var dropNames = [...]string{"", "queue full", "slow client", "too large", "expired", "session ended", "refused"}
+var dropNames = [...]string{"", "queue full", "slow client", "too large", "expired", "session ended", "refused", "not authorized", "out of memory"}
 
 // String returns the reason in words.
 func (r DropReason) String() string {
@@ -49,6 +53,9 @@ type Observer struct {
 	Unsubscribed func(c *Client, filter string)
 	// Denied: the Authorizer refused, with its error.
 	Denied func(c *Client, action Action, topic string, err error)
+	// Revoked: a subscription was taken away because it is no longer allowed: the rules have changed, or the client came back as one
+	// that may not have it. filter is as the client wrote it.
+	Revoked func(c *Client, filter string, err error)
 	// Published: a message was accepted and handed to as many sessions as matched; 0 means nobody subscribes to it.
 	Published func(c *Client, m *packets.Message, matched int)
 	// Delivered: a message was written to the buffer of a connection.
@@ -85,6 +92,9 @@ func Join(obs ...*Observer) *Observer {
 		join2(&j.Denied, o.Denied, func(a, b func(*Client, Action, string, error)) func(*Client, Action, string, error) {
 			return func(c *Client, act Action, t string, err error) { a(c, act, t, err); b(c, act, t, err) }
 		})
+		join2(&j.Revoked, o.Revoked, func(a, b func(*Client, string, error)) func(*Client, string, error) {
+			return func(c *Client, f string, err error) { a(c, f, err); b(c, f, err) }
+		})
 		join2(&j.Published, o.Published, func(a, b func(*Client, *packets.Message, int)) func(*Client, *packets.Message, int) {
 			return func(c *Client, m *packets.Message, n int) { a(c, m, n); b(c, m, n) }
 		})
@@ -111,7 +121,7 @@ func joinCode(a, b func(*Client, packets.ReasonCode, error)) func(*Client, packe
 // join2 makes *dst call b after what it calls already. The constraint lists the types of Observer's fields, so that F can be
 // compared with nil.
 func join2[F func(*Client, bool) | func(*Client, packets.ReasonCode, error) | func(string) |
-	func(*Client, string, packets.QoS) | func(*Client, string) | func(*Client, Action, string, error) |
+	func(*Client, string, packets.QoS) | func(*Client, string) | func(*Client, string, error) | func(*Client, Action, string, error) |
 	func(*Client, *packets.Message, int) | func(string, *packets.Message) | func(string, uint16) |
 	func(string, *packets.Message, DropReason) | func(*Client, any)](dst *F, b F, both func(a, b F) F) {
 	switch {

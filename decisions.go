@@ -1,0 +1,402 @@
+package dunlin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// This file is how long a decision of the Authorizer holds. That of a publish is kept by connection and topic, where the Authorizer is
+// hooks.Stable; that of a subscription until the rules change or its Session is resumed; that of a delivery, where the Authorizer
+// makes such, by Session and topic. A change of the rules ends them all: it starts a new epoch.
+//
+// What a subscription that is no longer allowed has brought into the Session is taken out with it: the queued messages that it matches and no
+// subscription that is left does. Of those on their way to the client the content is forgotten, so that nothing is sent again.
+
+// rules is what the Broker knows of its Authorizer.
+type rules struct {
+	// Immutable after New.
+	stable     bool                     // the decision of a publish can be kept
+	deliveries hooks.DeliveryAuthorizer // nil: no decision for each delivery
+	stop       func()                   // ends the calls of reloaded; nil: there are none
+
+	epoch atomic.Uint64 // how often the rules have changed, and one
+
+	reviewing, again bool // a review is under way; another one is due. Guarded by Broker.mu
+}
+
+// learnRules finds out what the Authorizer can do.
+func (b *Broker) learnRules() {
+	b.rules.epoch.Store(1)
+	if x, ok := b.authorizer.(hooks.Stable); ok {
+		b.rules.stable = x.Stable()
+	}
+	b.rules.deliveries, _ = b.authorizer.(hooks.DeliveryAuthorizer)
+	if x, ok := b.authorizer.(hooks.Reloader); ok {
+		b.rules.stop = x.OnReload(b.reloaded)
+	}
+}
+
+// reloaded is called when the rules have changed. From then on no kept decision counts, and the subscriptions are decided again.
+func (b *Broker) reloaded() {
+	b.rules.epoch.Add(1)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.closed:
+	case b.rules.reviewing:
+		b.rules.again = true
+	default:
+		b.rules.reviewing = true
+		b.writers.Go(b.review) // Close waits for it
+	}
+}
+
+// review decides the subscriptions of all Sessions anew.
+func (b *Broker) review() {
+	for again := true; again; {
+		b.mu.Lock()
+		sessions := make([]*session, 0, len(b.sessions))
+		for _, s := range b.sessions {
+			sessions = append(sessions, s)
+		}
+		b.mu.Unlock()
+		n := 0
+		for _, s := range sessions {
+			if b.ctx.Err() != nil {
+				return
+			}
+			n += b.reviewSession(s)
+		}
+		b.log.Info("the rules have changed", "sessions", len(sessions), "subscriptions revoked", n)
+		b.mu.Lock()
+		again, b.rules.again = b.rules.again, false
+		b.rules.reviewing = again
+		b.mu.Unlock()
+	}
+}
+
+// A heldSub is a subscription of a Session, to be decided.
+type heldSub struct {
+	group, filter string // as in the tree
+	qos           packets.QoS
+	err           error // why it is revoked
+}
+
+// who is the client that decisions about s are made for: who has it, or had it last. The lock is held.
+func (s *session) who() *hooks.Client {
+	if s.client == nil { // nobody since the Session was loaded
+		s.client = &hooks.Client{ID: s.id, HasUsername: s.named, Identity: hooks.Identity{Principal: s.principal}}
+	}
+	return s.client
+}
+
+// held lists the subscriptions. The lock is held.
+func (s *session) held() (subs []heldSub) {
+	if s.num != 0 {
+		s.b.tree.each(s.num, func(group, filter string, o subOptions) bool {
+			subs = append(subs, heldSub{group: group, filter: filter, qos: o.qos})
+			return true
+		})
+	}
+	return subs
+}
+
+// reviewSession decides the subscriptions of s anew, for who made them, and returns how many were revoked.
+func (b *Broker) reviewSession(s *session) int {
+	s.mu.Lock()
+	client, ctx, gen := s.who(), b.ctx, s.gen
+	if s.conn != nil && s.conn.few().ctx != nil {
+		ctx = s.conn.rare.ctx
+	}
+	subs := s.held()
+	s.mu.Unlock()
+	return b.revoke(s, gen, b.refused(ctx, client, s.mount, subs))
+}
+
+// refused asks the Authorizer about subs and returns those that it refuses.
+func (b *Broker) refused(ctx context.Context, client *hooks.Client, mount string, subs []heldSub) []heldSub {
+	out := subs[:0]
+	for _, sub := range subs {
+		r := hooks.AccessRequest{Client: client, Action: hooks.Subscribe, Topic: sub.filter[len(mount):], Group: sub.group, QoS: sub.qos}
+		if sub.err = b.authorizeSafely(ctx, &r); sub.err != nil {
+			out = append(out, sub)
+		}
+	}
+	return out
+}
+
+// revoke takes refused subscriptions away from s, with what they have brought, unless s has got another connection since gen. What came by a
+// shared subscription goes to another member.
+func (b *Broker) revoke(s *session, gen uint32, subs []heldSub) (n int) {
+	if len(subs) == 0 {
+		return 0
+	}
+	s.mu.Lock()
+	if s.ended || s.gen != gen {
+		s.mu.Unlock()
+		return 0
+	}
+	client := s.who()
+	out := subs[:0]
+	for _, sub := range subs {
+		if s.drop(sub.group, sub.filter) {
+			out = append(out, sub)
+		}
+	}
+	orphans := s.purge(out)
+	s.mu.Unlock()
+	for _, sub := range out {
+		filter := sub.filter[len(s.mount):]
+		if sub.group != "" {
+			filter = "$share/" + sub.group + "/" + filter
+		}
+		b.log.Info("a subscription is no longer allowed", "client", s.id, "filter", filter, "err", sub.err)
+		if f := b.obs.Revoked; f != nil {
+			f(client, filter, sub.err)
+		}
+	}
+	if len(orphans) > 0 {
+		b.work(func(t *turn) {
+			for i := range orphans {
+				b.passOn(t, &orphans[i])
+			}
+		})
+	}
+	return len(out)
+}
+
+// purge takes out what revoked subscriptions have brought and no other one matches. It returns what came by shared ones. The lock is held.
+func (s *session) purge(revoked []heldSub) (orphans []delivery) {
+	const left, gone = 1, 2
+	tr := newTree()
+	for _, sub := range s.held() {
+		tr.add(left, "", sub.filter, subOptions{})
+	}
+	for _, sub := range revoked {
+		tr.add(gone, "", sub.filter, subOptions{})
+	}
+	var m matches
+	lost := func(topic string) bool {
+		var a, b bool
+		tr.match([]byte(topic), 0, &m)
+		for i := range m.subs {
+			a, b = a || m.subs[i].sub == left, b || m.subs[i].sub == gone
+		}
+		return b && !a
+	}
+	for n := s.out.queue.n; n > 0; n-- {
+		d := s.out.pop()
+		switch {
+		case !lost(d.msg.Topic):
+			s.out.push(d)
+		case d.group() != nil:
+			orphans = append(orphans, d)
+		default:
+			s.dropped(d.msg, hooks.DropNotAuthorized)
+		}
+	}
+	for i := int(s.out.head); i < len(s.out.flight); i++ {
+		if d := &s.out.flight[i]; d.state != done && d.msg != nil && lost(d.msg.Topic) {
+			if s.conn == nil || d.state == waiting {
+				s.dropped(d.msg, hooks.DropNotAuthorized)
+			}
+			s.out.forget(d)
+		}
+	}
+	return orphans
+}
+
+// A vetting says for which state of a Session its subscriptions have been decided.
+type vetting struct {
+	gen   uint32
+	epoch uint64
+}
+
+// vetted says whether v still holds for s, whose lock is held.
+func (b *Broker) vetted(s *session, v vetting) bool {
+	return b.authorizer == nil || s.num == 0 || v == vetting{s.gen, b.rules.epoch.Load()}
+}
+
+// vet decides the subscriptions of s, which waits for its client, for c, which wants to resume it: whoever that is now.
+func (b *Broker) vet(s *session, c *conn) vetting {
+	epoch := b.rules.epoch.Load()
+	s.mu.Lock()
+	v := vetting{s.gen, epoch}
+	subs := s.held()
+	s.mu.Unlock()
+	b.revoke(s, v.gen, b.refused(c.context(), c.client, s.mount, subs))
+	return v
+}
+
+// mayPublish asks the Authorizer about a PUBLISH, or remembers what it said.
+func (c *conn) mayPublish(t *turn, p *packets.Publish) error {
+	b := c.b
+	topic := p.Topic
+	if c.few().mount != "" {
+		topic = t.mounted
+	}
+	epoch := b.rules.epoch.Load()
+	var r *route
+	if b.rules.stable {
+		r = c.routes.at(b, topic)
+		if r.decided == epoch && string(r.topic) == string(topic) {
+			if r.refused != nil && b.obs.Denied != nil {
+				b.obs.Denied(c.client, hooks.Publish, string(p.Topic), r.refused)
+			}
+			return r.refused
+		}
+	}
+	t.access = hooks.AccessRequest{Client: c.client, Action: hooks.Publish, Topic: string(p.Topic), QoS: p.QoS, Retain: p.Retain}
+	err := b.authorize(c.context(), &t.access)
+	var pe *packets.Error
+	if r != nil && (err == nil || errors.As(err, &pe) && pe.Err == nil || errors.Is(err, hooks.ErrAbstain)) {
+		r.decide(topic, epoch, err)
+	}
+	return err
+}
+
+// decide keeps a decision with the route of its topic.
+func (r *route) decide(topic []byte, epoch uint64, err error) {
+	if string(r.topic) != string(topic) {
+		r.topic, r.valid = append(r.topic[:0], topic...), false
+	}
+	r.decided, r.refused = epoch, err
+}
+
+// fitting returns code, or Not authorized if a hook gave one that no packet of that type may have (2.4).
+func fitting(code packets.ReasonCode, t packets.Type) packets.ReasonCode {
+	if code.ValidIn(t) {
+		return code
+	}
+	return packets.NotAuthorized
+}
+
+// authorizeSafely asks the Authorizer on a goroutine that must outlive a panic of it, which refuses.
+func (b *Broker) authorizeSafely(ctx context.Context, r *hooks.AccessRequest) (err error) {
+	defer b.survive(r.Client, &err)
+	return b.authorize(ctx, r)
+}
+
+// survive, deferred, makes an error of a panic.
+func (b *Broker) survive(c *hooks.Client, err *error) {
+	if v := recover(); v != nil {
+		b.stats.panics.Add(1)
+		b.log.Error("panic in a hook", "client", c.ID, "panic", v, "stack", string(debug.Stack()))
+		if f := b.obs.Panicked; f != nil {
+			f(c, v)
+		}
+		*err = &packets.Error{Code: packets.NotAuthorized, Err: fmt.Errorf("panic in a hook: %v", v)}
+	}
+}
+
+// readings are the decisions about deliveries to one Session. Guarded by its mu.
+type readings struct {
+	epoch uint64
+	gen   uint32
+	may   map[string]bool
+	asked []string // topics that a decision is wanted for
+}
+
+// maxReadings is how many topics a Session keeps decisions for.
+const maxReadings = 1024
+
+// reading returns what is known about delivering a topic to s. The lock is held.
+func (s *session) reading(topic string) (may, known bool) {
+	if s.local != nil {
+		return true, true
+	}
+	epoch := s.b.rules.epoch.Load()
+	if r := s.reads; r == nil || r.epoch != epoch || r.gen != s.gen {
+		s.reads = &readings{epoch: epoch, gen: s.gen, may: make(map[string]bool)}
+	}
+	may, known = s.reads.may[topic]
+	return may, known
+}
+
+// permitNext sees to it that what comes next is allowed: what is not is dropped. It returns false if that has to be asked first. The lock is
+// held.
+func (s *session) permitNext() bool {
+	for {
+		var d *delivery
+		again := s.out.next()
+		if again != nil {
+			if d = again; d.state == toldRel {
+				return true
+			}
+		} else if d = s.out.queue.front(); d == nil {
+			return true
+		}
+		may, known := s.reading(d.msg.Topic)
+		switch {
+		case !known:
+			s.reads.asked = append(s.reads.asked, d.msg.Topic)
+			return false
+		case may:
+			return true
+		}
+		s.dropped(d.msg, hooks.DropNotAuthorized)
+		if again != nil {
+			s.out.forget(d)
+		} else {
+			s.out.pop()
+		}
+	}
+}
+
+// fill pumps the queue of the Session into the output, and asks for the decisions that this wants, the lock released meanwhile. The lock is
+// held before and after.
+func (c *conn) fill(now time.Time) {
+	s := c.sess
+	for s.pump(c, now); s.reads != nil && len(s.reads.asked) > 0; s.pump(c, now) {
+		topics := s.reads.asked
+		s.reads.asked = nil
+		s.mu.Unlock()
+		for _, topic := range topics {
+			s.b.permits(s, topic)
+		}
+		s.mu.Lock()
+	}
+}
+
+// permits says whether the topic may be delivered to s, and asks if that is not known. No lock is held.
+func (b *Broker) permits(s *session, topic string) bool {
+	s.mu.Lock()
+	may, known := s.reading(topic)
+	if known {
+		s.mu.Unlock()
+		return may
+	}
+	reads, client, ctx := s.reads, s.who(), b.ctx
+	if s.conn != nil && s.conn.few().ctx != nil {
+		ctx = s.conn.rare.ctx
+	}
+	s.mu.Unlock()
+	may = false
+	if len(topic) >= len(s.mount) {
+		r := hooks.AccessRequest{Client: client, Action: hooks.Deliver, Topic: topic[len(s.mount):]}
+		may = b.authorizeDelivery(ctx, &r) == nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(reads.may) >= maxReadings {
+		clear(reads.may)
+	}
+	reads.may[topic] = may
+	return may
+}
+
+func (b *Broker) authorizeDelivery(ctx context.Context, r *hooks.AccessRequest) (err error) {
+	defer b.survive(r.Client, &err)
+	if err = b.rules.deliveries.AuthorizeDelivery(ctx, r); err != nil {
+		err = b.refusal(err, "client", r.Client.ID, "action", r.Action, "topic", r.Topic)
+		b.denied(r.Client, r.Action, r.Topic, err)
+	}
+	return err
+}
