@@ -21,28 +21,28 @@ const (
 	suffix       = ".log"
 )
 
-// A manifest says which files make up the store, in the order of the log.
+// A manifest says which files make up the store, in the order of the log: the folded segment, if there is one, those that are
+// sealed, and the active one.
 type manifest struct {
 	store  uint64
+	folded sealed // number 0: none. Its records count from 1
+	upTo   uint64 // the last commit that is in folded
 	sealed []sealed
 	active uint64 // the segment that is written to; 0: none
-	first  uint64 // of the commits that it may hold
-	next   uint64 // the number of the next segment
-	live   int64  // bytes that were neither queued nor garbage when the log was last cleaned
 }
 
 // A sealed segment is never written again.
 type sealed struct {
 	number      uint64
 	size        int64
-	first, last uint64 // commits
+	first, last uint64 // records
 }
 
 // newManifest makes the manifest of an empty store.
 func newManifest() manifest {
 	var b [8]byte
 	rand.Read(b[:]) // never fails
-	return manifest{store: binary.LittleEndian.Uint64(b[:]), next: 1}
+	return manifest{store: binary.LittleEndian.Uint64(b[:])}
 }
 
 func (m manifest) clone() manifest {
@@ -50,20 +50,34 @@ func (m manifest) clone() manifest {
 	return m
 }
 
-// last returns the last commit of the sealed segments.
+// last returns the last commit of the folded and the sealed segments.
 func (m *manifest) last() uint64 {
 	if len(m.sealed) == 0 {
-		return 0
+		return m.upTo
 	}
 	return m.sealed[len(m.sealed)-1].last
 }
 
-// bytes returns the size of the sealed segments.
-func (m *manifest) bytes() (n int64) {
+// grown returns the size of the sealed segments.
+func (m *manifest) grown() (n int64) {
 	for _, s := range m.sealed {
 		n += s.size
 	}
 	return n
+}
+
+// numbers returns those of all segments.
+func (m *manifest) numbers() (all []uint64) {
+	if m.folded.number != 0 {
+		all = append(all, m.folded.number)
+	}
+	for _, s := range m.sealed {
+		all = append(all, s.number)
+	}
+	if m.active != 0 {
+		all = append(all, m.active)
+	}
+	return all
 }
 
 func segmentName(number uint64) string { return fmt.Sprintf("%08d%s", number, suffix) }
@@ -79,13 +93,15 @@ func (m *manifest) append(dst []byte) []byte {
 	at := len(dst)
 	dst = fmt.Appendf(dst, "dunlin segment store %d\n", version)
 	dst = fmt.Appendf(dst, "store %016x\n", m.store)
+	if f := m.folded; f.number != 0 {
+		dst = fmt.Appendf(dst, "folded %d bytes %d records %d commits %d\n", f.number, f.size, f.last, m.upTo)
+	}
 	for _, s := range m.sealed {
 		dst = fmt.Appendf(dst, "sealed %d bytes %d commits %d %d\n", s.number, s.size, s.first, s.last)
 	}
 	if m.active != 0 {
-		dst = fmt.Appendf(dst, "active %d commits %d\n", m.active, m.first)
+		dst = fmt.Appendf(dst, "active %d\n", m.active)
 	}
-	dst = fmt.Appendf(dst, "next %d live %d\n", m.next, m.live)
 	return fmt.Appendf(dst, "crc32c %08x\n", checksum(0, dst[at:]))
 }
 
@@ -94,10 +110,11 @@ func parseManifest(b []byte) (manifest, error) {
 	damaged := func(offset int, reason string) (manifest, error) {
 		return manifest{}, &CorruptError{manifestName, int64(offset), reason}
 	}
-	if first, _, _ := bytes.Cut(b, []byte("\n")); string(first) != fmt.Sprintf("dunlin segment store %d", version) {
+	first, _, _ := bytes.Cut(b, []byte("\n"))
+	if string(first) != fmt.Sprintf("dunlin segment store %d", version) {
 		var v uint64
 		if n, err := fmt.Sscanf(string(first), "dunlin segment store %d", &v); n == 1 && err == nil && v > version {
-			return manifest{}, fmt.Errorf("%s has format %d: this program reads format %d", manifestName, v, version)
+			return damaged(len(first)-1, newer(v))
 		}
 		return damaged(0, "it is not that of a Dunlin store")
 	}
@@ -122,15 +139,22 @@ func parseManifest(b []byte) (manifest, error) {
 	return m, nil
 }
 
+func newer(v uint64) string {
+	return fmt.Sprintf("it has format %d, and this program reads format %d: use the newer Dunlin that wrote it", v, version)
+}
+
 // line reads one line; parseManifest finds out whether it was one.
 func (m *manifest) line(line string) {
 	var s sealed
 	if n, _ := fmt.Sscanf(line, "sealed %d bytes %d commits %d %d\n", &s.number, &s.size, &s.first, &s.last); n == 4 {
 		m.sealed = append(m.sealed, s)
 	}
+	if n, _ := fmt.Sscanf(line, "folded %d bytes %d records %d commits %d\n", &s.number, &s.size, &s.last, &m.upTo); n == 4 {
+		s.first = 1
+		m.folded = s
+	}
 	fmt.Sscanf(line, "store %x\n", &m.store)
-	fmt.Sscanf(line, "active %d commits %d\n", &m.active, &m.first)
-	fmt.Sscanf(line, "next %d live %d\n", &m.next, &m.live)
+	fmt.Sscanf(line, "active %d\n", &m.active)
 }
 
 // readManifest returns fs.ErrNotExist if there is none.

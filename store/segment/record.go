@@ -1,6 +1,7 @@
 package segment
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
@@ -11,7 +12,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/disk"
 )
 
-// A CorruptError says that a file does not hold what was written to it. Nothing has been changed.
+// A CorruptError says that a file does not hold what was written to it, or holds what this program cannot read. Nothing has
+// been changed.
 type CorruptError struct {
 	File   string // in the directory of the store
 	Offset int64  // where in the file
@@ -28,13 +30,15 @@ const (
 	version    = 1
 	magic      = "DunlinSG"
 	headerSize = 64
-	recordSize = 28      // of the header of a record
-	maxBody    = 1 << 30 // of a record
+	recordSize = 28                    // of the header of a record
+	maxBody    = 1<<31 - 1 - (1 << 20) // of a record
 
 	// flagSynced says that every record before this one was synced when this one was written.
 	flagSynced = 1 << 0
-	// flagFolded says that the record holds what is left of all commits up to its own.
-	flagFolded = 1 << 1
+
+	// Kinds of segments.
+	kindLog    = 0
+	kindFolded = 1
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -45,17 +49,18 @@ func checksum(seed uint32, b []byte) uint32 { return crc32.Update(seed, castagno
 type header struct {
 	number uint64
 	store  uint64 // which store it belongs to
+	kind   uint32
 	marker uint32 // begins each record
 	seed   uint32 // of the checksums of records
-	first  uint64 // the lowest number that a commit in it can have
+	first  uint64 // the number of the first record
 }
 
 // newHeader draws marker and seed, so that nobody who sends payloads can know what a record looks like.
-func newHeader(number, store, first uint64) header {
+func newHeader(number, store uint64, kind uint32, first uint64) header {
 	var b [8]byte
 	rand.Read(b[:]) // never fails
 	return header{
-		number: number, store: store, first: first,
+		number: number, store: store, kind: kind, first: first,
 		marker: binary.LittleEndian.Uint32(b[:]) | 1, // not 0, as is what was not written
 		seed:   binary.LittleEndian.Uint32(b[4:]),
 	}
@@ -65,7 +70,7 @@ func (h *header) append(dst []byte) []byte {
 	at := len(dst)
 	dst = append(dst, magic...)
 	dst = binary.LittleEndian.AppendUint32(dst, version)
-	dst = binary.LittleEndian.AppendUint32(dst, 0)
+	dst = binary.LittleEndian.AppendUint32(dst, h.kind)
 	dst = binary.LittleEndian.AppendUint64(dst, h.number)
 	dst = binary.LittleEndian.AppendUint64(dst, h.store)
 	dst = binary.LittleEndian.AppendUint32(dst, h.marker)
@@ -89,9 +94,10 @@ func parseHeader(name string, b []byte, number, store uint64) (header, error) {
 		return damaged(0, "the checksum of the header does not match")
 	}
 	if v := binary.LittleEndian.Uint32(b[8:]); v != version {
-		return header{}, fmt.Errorf("%s has format %d: this program reads format %d", name, v, version)
+		return damaged(8, "%s", newer(uint64(v)))
 	}
 	h := header{
+		kind:   binary.LittleEndian.Uint32(b[12:]),
 		number: binary.LittleEndian.Uint64(b[16:]),
 		store:  binary.LittleEndian.Uint64(b[24:]),
 		marker: binary.LittleEndian.Uint32(b[32:]),
@@ -105,20 +111,20 @@ func parseHeader(name string, b []byte, number, store uint64) (header, error) {
 }
 
 // frame fills the header of a record in the first recordSize bytes of b; the body is the rest.
-func (h *header) frame(b []byte, commit uint64, flags uint32) {
+func (h *header) frame(b []byte, number uint64, flags uint32) {
 	body := b[recordSize:]
 	binary.LittleEndian.PutUint32(b, h.marker)
 	binary.LittleEndian.PutUint32(b[4:], uint32(len(body)))
-	binary.LittleEndian.PutUint64(b[8:], commit)
+	binary.LittleEndian.PutUint64(b[8:], number)
 	binary.LittleEndian.PutUint32(b[16:], flags)
 	binary.LittleEndian.PutUint32(b[20:], checksum(h.seed, body))
 	binary.LittleEndian.PutUint32(b[24:], checksum(h.seed, b[:24]))
 }
 
-// A record is one commit, or what is left of several.
+// A record is one commit, or a part of a folded segment.
 type record struct {
 	offset int64
-	commit uint64
+	number uint64
 	flags  uint32
 	body   []byte
 }
@@ -128,7 +134,7 @@ func (h *header) parse(b []byte) (r record, length int64, sum uint32, ok bool) {
 	if binary.LittleEndian.Uint32(b) != h.marker || checksum(h.seed, b[:24]) != binary.LittleEndian.Uint32(b[24:]) {
 		return record{}, 0, 0, false
 	}
-	r = record{commit: binary.LittleEndian.Uint64(b[8:]), flags: binary.LittleEndian.Uint32(b[16:])}
+	r = record{number: binary.LittleEndian.Uint64(b[8:]), flags: binary.LittleEndian.Uint32(b[16:])}
 	return r, int64(binary.LittleEndian.Uint32(b[4:])), binary.LittleEndian.Uint32(b[20:]), true
 }
 
@@ -139,9 +145,9 @@ type reader struct {
 	name string
 	off  int64  // of the next record
 	end  int64  // where records end, or the file
-	last uint64 // the commit before
+	last uint64 // the record before
 
-	window []byte // what was read of the file, from windowOff on
+	window []byte // what was read of the file, from at on
 	at     int64
 }
 
@@ -188,7 +194,7 @@ func (r *reader) damaged(offset int64, format string, args ...any) error {
 // next returns the next record, valid until the call after, or io.EOF, or a CorruptError, after which the reader stays where
 // it is.
 func (r *reader) next() (record, error) {
-	if r.off == r.end {
+	if r.off >= r.end {
 		return record{}, io.EOF
 	}
 	if r.end-r.off < recordSize {
@@ -204,38 +210,56 @@ func (r *reader) next() (record, error) {
 		return record{}, r.damaged(r.off, "the header of a record does not match its checksum")
 	case length > r.end-r.off-recordSize:
 		return record{}, r.damaged(r.off, "a record of %d bytes does not fit the file", length)
-	case rec.commit <= r.last, rec.commit != r.last+1 && rec.flags&flagFolded == 0:
-		return record{}, r.damaged(r.off, "commit %d follows commit %d", rec.commit, r.last)
+	case rec.number != r.last+1:
+		return record{}, r.damaged(r.off, "record %d follows record %d", rec.number, r.last)
 	}
 	if rec.body, err = r.bytes(r.off+recordSize, length); err != nil {
 		return record{}, err
 	}
 	if checksum(r.seed, rec.body) != sum {
-		return record{}, r.damaged(r.off, "commit %d does not match its checksum", rec.commit)
+		return record{}, r.damaged(r.off, "record %d does not match its checksum", rec.number)
 	}
 	rec.offset = r.off
 	r.off += recordSize + length
-	r.last = rec.commit
+	r.last = rec.number
 	return rec, nil
 }
 
-// skip goes on behind what is damaged, at the next header of a record, and tells whether there is one.
-func (r *reader) skip() (found bool, err error) {
+// skip goes on behind what is damaged, at the next header of a record that has all of the flags, and tells whether there is one.
+func (r *reader) skip(flags uint32) (found bool, err error) {
+	marker := binary.LittleEndian.AppendUint32(nil, r.marker)
 	for off := r.off + 1; off+recordSize <= r.end; {
 		b, err := r.bytes(off, min(windowSize, r.end-off))
 		if err != nil {
 			return false, err
 		}
 		for i := 0; i+recordSize <= len(b); i++ {
-			if binary.LittleEndian.Uint32(b[i:]) != r.marker {
-				continue
+			k := bytes.Index(b[i:], marker)
+			if k < 0 || i+k+recordSize > len(b) {
+				break
 			}
-			if rec, _, _, ok := r.parse(b[i:]); ok && rec.commit > r.last {
-				r.off, r.last = off+int64(i), rec.commit-1
+			i += k
+			if rec, _, _, ok := r.parse(b[i:]); ok && rec.number > r.last && rec.flags&flags == flags {
+				r.off, r.last = off+int64(i), rec.number-1
 				return true, nil
 			}
 		}
 		off += int64(len(b)) - recordSize + 1
 	}
 	return false, nil
+}
+
+// blank tells whether nothing but zeros is left of the file.
+func (r *reader) blank() (bool, error) {
+	for off := r.off; off < r.end; {
+		b, err := r.bytes(off, min(windowSize, r.end-off))
+		if err != nil {
+			return false, err
+		}
+		if len(bytes.Trim(b, "\x00")) > 0 {
+			return false, nil
+		}
+		off += int64(len(b))
+	}
+	return true, nil
 }

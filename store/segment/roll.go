@@ -1,0 +1,210 @@
+package segment
+
+import (
+	"errors"
+	"io/fs"
+
+	"github.com/dunlin-mqtt/dunlin/internal/disk"
+)
+
+// roll makes a new segment the active one, with room for a record of so many bytes. Nothing waits in buf. s.mu is held.
+func (s *Store) roll(need int64, adds bool) error {
+	if err := s.clean(); err != nil {
+		return s.refuse(err)
+	}
+	if s.file != nil {
+		if err := s.sync(); err != nil {
+			return err
+		}
+	}
+	number := s.take()
+	f, h, size, err := s.create(number, headerSize+need, adds)
+	if err != nil {
+		return s.refuse(err)
+	}
+	m := s.afterSealing()
+	m.active = number
+	if err := s.install(m); err != nil {
+		f.Close()
+		if s.err == nil {
+			s.dir.Remove(segmentName(number))
+		}
+		return s.refuse(err)
+	}
+	s.file, s.head, s.size, s.off, s.unsynced = f, h, size, headerSize, false
+	return nil
+}
+
+// refuse ends a commit for which no segment could be made.
+func (s *Store) refuse(err error) error {
+	switch {
+	case s.err != nil:
+		return s.err
+	case disk.IsFull(err):
+		return s.full(err)
+	}
+	return s.fail(err)
+}
+
+// seal ends the active segment, if there is one. Nothing waits in buf. s.mu is held.
+func (s *Store) seal() error {
+	if s.man.active == 0 {
+		return nil
+	}
+	if s.file != nil {
+		if err := s.sync(); err != nil {
+			return err
+		}
+	}
+	return s.install(s.afterSealing())
+}
+
+// afterSealing returns the manifest in which the active segment is sealed.
+func (s *Store) afterSealing() manifest {
+	m := s.man.clone()
+	if m.active != 0 && s.last > m.last() {
+		m.sealed = append(m.sealed, sealed{number: m.active, size: s.off, first: m.last() + 1, last: s.last})
+	}
+	m.active = 0
+	return m
+}
+
+// install makes m the manifest. If that fails, and s goes on, the manifest is still the old one. A segment that is not active
+// any more is closed, and its reserved room given back.
+func (s *Store) install(m manifest) error {
+	renamed, err := writeManifest(s.dir, &m)
+	if err != nil {
+		if renamed {
+			return s.fail(err)
+		}
+		return err
+	}
+	old := s.man
+	s.man = m
+	if s.file != nil && m.active != old.active {
+		s.file.Truncate(s.off) // what is behind it is not read
+		s.file.Close()
+		s.file = nil
+	}
+	if old.active != 0 && m.active != old.active && m.last() == old.last() {
+		s.discard(old.active)
+	}
+	return nil
+}
+
+// create makes a segment of at least need bytes. A commit that adds leaves some room free for those that do not.
+func (s *Store) create(number uint64, need int64, adds bool) (f disk.File, h header, size int64, err error) {
+	if f, err = s.dir.Create(segmentName(number)); err != nil {
+		return nil, header{}, 0, err
+	}
+	h = newHeader(number, s.man.store, kindLog, s.last+1)
+	if size, err = s.reserve(f, need, adds); err == nil {
+		_, err = f.WriteAt(h.append(nil), 0)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err == nil {
+		err = s.dir.Sync()
+	}
+	if err != nil {
+		f.Close()
+		s.dir.Remove(segmentName(number))
+		return nil, header{}, 0, err
+	}
+	return f, h, size, nil
+}
+
+// reserve finds out how long a segment can get, and reserves the room.
+func (s *Store) reserve(f disk.File, need int64, adds bool) (size int64, err error) {
+	spare := s.opts.SegmentSize / 16
+	try := func() error {
+		err := f.Allocate(size + spare)
+		if err == nil && spare > 0 {
+			err = f.Truncate(size)
+		}
+		if err != nil {
+			err = errors.Join(err, f.Truncate(0)) // some of it may have been reserved
+		}
+		return err
+	}
+	size = max(s.opts.SegmentSize, need)
+	for err = try(); disk.IsFull(err) && size > need; err = try() {
+		size = max(size/2, need)
+	}
+	if disk.IsFull(err) && !adds {
+		size, spare = need+spare/4, 0
+		if err = try(); disk.IsFull(err) {
+			size = need
+			err = try()
+		}
+	}
+	return size, err
+}
+
+// take returns the number of the next segment.
+func (s *Store) take() uint64 {
+	n := s.next
+	s.next++
+	return n
+}
+
+// clean removes segments that a crash left over, once.
+func (s *Store) clean() error {
+	if s.cleaned {
+		return nil
+	}
+	names, err := s.dir.Names()
+	if err != nil {
+		return err
+	}
+	listed := make(map[string]bool)
+	for _, n := range s.man.numbers() {
+		listed[segmentName(n)] = true
+	}
+	for _, name := range names {
+		if _, ok := segmentNumber(name); ok && !listed[name] {
+			if err := s.dir.Remove(name); err != nil {
+				return err
+			}
+		}
+	}
+	s.cleaned = true
+	return nil
+}
+
+// discard removes segments that are not in the manifest any more, as soon as nobody reads them. One that cannot be removed is left to
+// clean, after the store is opened again.
+func (s *Store) discard(numbers ...uint64) {
+	s.obsolete = append(s.obsolete, numbers...)
+	if s.pins > 0 {
+		return
+	}
+	for _, n := range s.obsolete {
+		if err := s.dir.Remove(segmentName(n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			s.opts.Logger.Warn("a segment that is not needed any more cannot be removed", "file", segmentName(n), "err", err)
+		}
+	}
+	s.obsolete = nil
+}
+
+// pin returns the manifest of all that was committed, the active segment sealed, whose files stay until unpin.
+func (s *Store) pin() (manifest, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		return manifest{}, s.err
+	}
+	if err := s.flush(); err != nil {
+		return manifest{}, err
+	}
+	s.pins++
+	return s.afterSealing(), nil
+}
+
+func (s *Store) unpin() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pins--
+	s.discard()
+}

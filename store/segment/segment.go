@@ -1,0 +1,351 @@
+package segment
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/dunlin-mqtt/dunlin/internal/disk"
+	"github.com/dunlin-mqtt/dunlin/store"
+	"github.com/dunlin-mqtt/dunlin/store/internal/codec"
+)
+
+// ErrClosed is returned by the methods of a Store after Close.
+var ErrClosed = errors.New("store/segment: closed")
+
+// ErrLocked is wrapped by what Open, Verify and Dump return while the store is open elsewhere.
+var ErrLocked = disk.ErrLocked
+
+// Options of [Open]. The zero value is a good choice.
+type Options struct {
+	// Durability is what Commit waits for. The zero value is [store.Synced].
+	Durability store.Durability
+	// SegmentSize is how long a segment gets, and how much room is reserved on the disk at a time; 0: 64 MiB. When the disk
+	// is nearly full segments are shorter. A sixteenth of it is left free for commits that take something away.
+	SegmentSize int64
+	// Logger is told of torn ends that were left out and of failing compactions. Nil: nobody.
+	Logger *slog.Logger
+}
+
+const (
+	defaultSegmentSize = 64 << 20
+	noneBuffer         = 256 << 10 // how much waits in memory with store.None
+	keepBuffer         = 8 << 20   // a larger buffer is let go after use
+)
+
+// A Store is a store.Store in a directory. Its methods may be called from any goroutine.
+type Store struct {
+	dir  disk.Dir
+	opts Options
+	lock io.Closer
+
+	stop       context.CancelFunc // ends the background goroutine
+	stopped    context.Context
+	background sync.WaitGroup
+	compacting sync.Mutex // held while a compaction runs; taken before mu
+
+	mu       sync.Mutex // guards all below
+	err      error      // why nothing can be committed any more
+	man      manifest   // as it is in the directory
+	next     uint64     // number of the next segment
+	file     disk.File  // the active segment; nil: the next commit begins a new one
+	head     header     // of file
+	size     int64      // how long file is to get
+	off      int64      // where the next record goes in the active segment
+	last     uint64     // the last commit that was written to it, or before
+	buf      []byte     // records that wait to be written, seldom more than the one of a Commit under way
+	waiting  uint64     // how many records of earlier commits are in buf
+	unsynced bool       // records before off were written and not synced
+	cleaned  bool       // segments left over by a crash have been removed
+	pins     int        // how many read segments; while any does, none is removed
+	obsolete []uint64   // segments to be removed
+	pressed  time.Time  // when a compaction was last begun for want of room
+	encoder  codec.Encoder
+}
+
+// Open opens the store in the directory dir, which is made if it is not there. If the directory is not empty, and holds no
+// store, Open fails. It fails with an error that wraps [ErrLocked] if the store is open in this or another process, and with
+// a [*CorruptError] if it is damaged. It changes nothing in a store that is there; the first Commit does.
+func Open(dir string, opts Options) (*Store, error) {
+	d, err := disk.Make(dir)
+	if err != nil {
+		return nil, fmt.Errorf("store/segment: %w", err)
+	}
+	s, err := open(d, opts)
+	if err != nil {
+		return nil, fmt.Errorf("store/segment: %s: %w", dir, err)
+	}
+	return s, nil
+}
+
+func open(d disk.Dir, opts Options) (*Store, error) {
+	if opts.SegmentSize <= 0 {
+		opts.SegmentSize = defaultSegmentSize
+	}
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	lock, err := d.Lock(lockName)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{dir: d, opts: opts, lock: lock}
+	s.stopped, s.stop = context.WithCancel(context.Background())
+	if err := s.recover(); err != nil {
+		s.stop()
+		lock.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// recover finds out where the log ends.
+func (s *Store) recover() (err error) {
+	s.man, err = readManifest(s.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := checkEmpty(s.dir); err != nil {
+			return err
+		}
+		s.man, s.next = newManifest(), 1
+		_, err := writeManifest(s.dir, &s.man)
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	t, err := survey(s.dir, &s.man)
+	if err != nil {
+		return err
+	}
+	s.next, s.off, s.last = t.next, t.end, t.last
+	if t.torn {
+		s.opts.Logger.Info("the log ended inside a record, as it may after a crash", "file", segmentName(s.man.active), "offset", t.end)
+	}
+	return nil
+}
+
+// checkEmpty returns an error if there are files that do not belong to a store that is about to be made.
+func checkEmpty(d disk.Dir) error {
+	names, err := d.Names()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if name == lockName || name == manifestNext || strings.HasPrefix(name, ".") {
+			continue
+		}
+		return fmt.Errorf("the directory holds %s and no manifest: it is not a Dunlin store, or not a whole one", name)
+	}
+	return nil
+}
+
+// Commit implements store.Store.
+func (s *Store) Commit(ctx context.Context, ops []store.Op) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		return s.err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if len(ops) == 0 {
+		return nil
+	}
+	if ackEarly && s.waiting > 0 {
+		if err := s.write(len(s.buf), true); err != nil {
+			return err
+		}
+	}
+	mark := len(s.buf)
+	if err := s.encode(ops); err != nil {
+		return err
+	}
+	if s.file == nil || s.off+int64(len(s.buf)) > s.size {
+		if err := s.make(mark, ops); err != nil {
+			return err
+		}
+		mark = 0
+	}
+	s.head.frame(s.buf[mark:], s.last+s.waiting+1, s.flags())
+	s.waiting++
+	if ackEarly || s.opts.Durability == store.None && len(s.buf) < noneBuffer {
+		return nil
+	}
+	return s.write(mark, s.opts.Durability == store.Synced)
+}
+
+// flags returns those of the record that is about to be framed.
+func (s *Store) flags() uint32 {
+	if s.unsynced || s.waiting > 0 {
+		return 0
+	}
+	return flagSynced
+}
+
+// encode appends ops to buf as the body of a record, behind room for its header.
+func (s *Store) encode(ops []store.Op) error {
+	mark := len(s.buf)
+	s.buf = append(s.buf, make([]byte, recordSize)...)
+	s.encoder = codec.Encoder{}
+	for _, op := range ops {
+		if dropReleased {
+			if _, ok := op.(*store.Released); ok {
+				continue
+			}
+		}
+		s.buf = s.encoder.Append(s.buf, op)
+	}
+	if n := len(s.buf) - mark - recordSize; n > maxBody {
+		s.buf = s.buf[:mark]
+		return s.fail(fmt.Errorf("a batch of %d bytes, at most %d can be kept", n, maxBody))
+	}
+	return nil
+}
+
+// make begins a new segment, into which the record fits that begins at mark in buf. What is before mark goes to the old one. On
+// success the record begins at 0, and nothing waits.
+func (s *Store) make(mark int, ops []store.Op) error {
+	rec := s.buf[mark:]
+	if s.waiting > 0 {
+		s.buf = s.buf[:mark]
+		if err := s.write(mark, false); err != nil {
+			return err
+		}
+	}
+	s.buf = s.buf[:0]
+	err := s.roll(int64(len(rec)), adds(ops))
+	if err != nil {
+		return err
+	}
+	s.buf = append(s.buf, rec...) // it overlaps, and moves to the front
+	s.compactIfGrown()
+	return nil
+}
+
+// write writes what is in buf. If there is no room, the records from mark on are given up.
+func (s *Store) write(mark int, sync bool) error {
+	n, err := s.file.WriteAt(s.buf, s.off)
+	switch {
+	case disk.IsFull(err):
+		return s.undo(mark, n, err)
+	case err != nil:
+		return s.fail(err)
+	}
+	s.off += int64(len(s.buf))
+	s.last += s.waiting
+	s.buf, s.waiting, s.unsynced = s.buf[:0], 0, true
+	if cap(s.buf) > keepBuffer {
+		s.buf = nil
+	}
+	if sync {
+		return s.sync()
+	}
+	return nil
+}
+
+func (s *Store) sync() error {
+	if !s.unsynced {
+		return nil
+	}
+	if err := s.file.Sync(); err != nil {
+		return s.fail(err)
+	}
+	s.unsynced = false
+	return nil
+}
+
+// undo takes back what was written of buf, and gives up the records from mark on.
+func (s *Store) undo(mark, written int, why error) error {
+	if mark < len(s.buf) {
+		s.waiting--
+		s.buf = s.buf[:mark]
+	}
+	if written > 0 {
+		err := s.file.Truncate(s.off)
+		if err == nil {
+			err = s.file.Sync()
+		}
+		if err != nil {
+			return s.fail(errors.Join(why, err))
+		}
+	}
+	return s.full(why)
+}
+
+// fail makes every commit to come fail.
+func (s *Store) fail(err error) error {
+	s.err = fmt.Errorf("store/segment: %w", err)
+	s.buf, s.waiting = nil, 0
+	return s.err
+}
+
+// full says that there was no room, and looks for some.
+func (s *Store) full(err error) error {
+	if time.Since(s.pressed) > time.Second {
+		s.pressed = time.Now()
+		s.startCompaction(true)
+	}
+	return fmt.Errorf("store/segment: %w: %w", store.ErrFull, err)
+}
+
+// adds tells whether a batch may make the state larger.
+func adds(ops []store.Op) bool {
+	for _, op := range ops {
+		switch op.(type) {
+		case *store.Sent, *store.Released, *store.Done, *store.Forget, *store.DeleteSession, *store.DeleteSubscription, *store.DeleteRetained:
+		default:
+			return true
+		}
+	}
+	return false
+}
+
+// Close implements store.Store. It writes and syncs what waits, whatever the durability, and seals the log, so that damage
+// to any of it can be told from a crash.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	s.stop() // with mu held, so that no goroutine is started from now on
+	s.mu.Unlock()
+	s.background.Wait()
+	s.compacting.Lock()
+	defer s.compacting.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if errors.Is(s.err, ErrClosed) {
+		return s.err
+	}
+	var err error
+	if s.err == nil && s.file != nil {
+		if err = s.flush(); err == nil {
+			if sealing := s.seal(); sealing != nil { // the log is whole all the same
+				s.opts.Logger.Warn("the log could not be sealed", "err", sealing)
+			}
+		}
+	}
+	if s.file != nil {
+		err = errors.Join(err, s.file.Close())
+		s.file = nil
+	}
+	s.err = ErrClosed
+	return errors.Join(err, s.lock.Close())
+}
+
+// flush writes and syncs what waits.
+func (s *Store) flush() error {
+	if s.file == nil {
+		return nil
+	}
+	if s.waiting > 0 {
+		if err := s.write(len(s.buf), false); err != nil {
+			return err
+		}
+	}
+	return s.sync()
+}
