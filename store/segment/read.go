@@ -248,4 +248,3 @@ func (s *Store) Load(ctx context.Context) iter.Seq2[store.Op, error] {
 }
 
 var _ store.Store = (*Store)(nil)
-
