@@ -1,0 +1,347 @@
+package websocket
+
+import (
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+)
+
+// A conn is the server's end of a WebSocket connection as a stream of bytes.
+//
+// Frames are taken apart in the caller's buffer: what is read from the network is never longer than what is left of it without
+// headers, so a connection that waits owns no buffer.
+type conn struct {
+	// Immutable.
+	nc     net.Conn
+	remote net.Addr
+	limits Options
+	try    func([]byte) (int, error) // nil: the connection below cannot write without waiting
+
+	// Owned by the reader.
+	early   []byte   // came with the request
+	head    [14]byte // the header that is being read
+	headLen int
+	mask    [4]byte
+	maskPos int   // where in mask the next byte is
+	left    int64 // of the payload of the frame that is being read
+	op      byte  // its opcode
+	fin     bool
+	open    bool  // a message has begun and not ended
+	message int64 // bytes of it so far
+	control []byte
+	failed  error // what Read returns from now on
+
+	wmu     sync.Mutex // held while something is written
+	rest    []byte     // of a frame that TryWrite could not finish; guarded by wmu
+	broken  error      // no frame can be written any more; guarded by wmu
+	goodbye bool       // a Close frame has been written; guarded by wmu
+
+	mu       sync.Mutex
+	pong     []byte        // the answer that could not be written yet, at most one; guarded by mu, as are the next
+	hasPong  bool          //
+	deadline time.Time     // for writing
+	span     time.Duration // what was left of it when it was set
+	moved    bool          // the client has taken something since
+	heard    bool          // something has come since the last look of the timer
+	asked    bool          // a ping is not answered
+	timer    *time.Timer
+	closed   bool
+	draining sync.WaitGroup
+}
+
+const (
+	opContinuation = 0
+	opText         = 1
+	opBinary       = 2
+	opClose        = 8
+	opPing         = 9
+	opPong         = 10
+)
+
+// Close codes (RFC 6455, 7.4.1).
+const (
+	closeNormal      = 1000
+	closeGoingAway   = 1001
+	closeProtocol    = 1002
+	closeUnsupported = 1003
+	closeNone        = 1005
+	closeTooBig      = 1009
+)
+
+const (
+	// maxPiece is the most that Write puts into one frame.
+	maxPiece = 64 << 10
+	// controlTimeout bounds what a Pong or Close may wait for the socket.
+	controlTimeout = 5 * time.Second
+)
+
+func newConn(nc net.Conn, o Options, early []byte) *conn {
+	c := &conn{nc: nc, remote: nc.RemoteAddr(), limits: o, early: early}
+	c.try = tryFunc(nc)
+	return c
+}
+
+// Read reads what the binary messages hold, as one stream. It answers pings. After the client's Close frame it returns io.EOF.
+func (c *conn) Read(p []byte) (int, error) {
+	for {
+		if c.failed != nil {
+			return 0, c.failed
+		}
+		if len(p) == 0 {
+			return 0, nil
+		}
+		var n int
+		var err error
+		if len(c.early) > 0 {
+			n = copy(p, c.early)
+			if c.early = c.early[n:]; len(c.early) == 0 {
+				c.early = nil
+			}
+		} else {
+			n, err = c.nc.Read(p)
+		}
+		m := 0
+		if n > 0 {
+			m = c.take(p[:n])
+			c.noteHeard()
+		}
+		if err != nil && c.failed == nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			if err == io.EOF && (c.headLen > 0 || c.left > 0 || c.open) {
+				err = io.ErrUnexpectedEOF
+			}
+			c.failed = err
+		}
+		if m > 0 {
+			return m, nil
+		}
+		if err != nil && c.failed == nil {
+			return 0, err // a deadline: Read goes on where it was
+		}
+	}
+}
+
+// take handles the raw bytes b and moves what is payload to its front. It returns how much that is.
+func (c *conn) take(b []byte) (w int) {
+	for r := 0; r < len(b) && c.failed == nil; {
+		if c.left == 0 {
+			c.head[c.headLen] = b[r]
+			c.headLen++
+			r++
+			if c.headLen == headerLen(c.head[:c.headLen]) {
+				c.failed = c.begin()
+				c.headLen = 0
+			}
+			continue
+		}
+		part := b[r:]
+		if int64(len(part)) > c.left {
+			part = part[:c.left]
+		}
+		c.unmask(part)
+		r += len(part)
+		c.left -= int64(len(part))
+		if c.op >= opClose {
+			c.control = append(c.control, part...)
+			if c.left == 0 {
+				c.failed = c.onControl()
+			}
+			continue
+		}
+		w += copy(b[w:], part)
+		if c.left == 0 && c.fin {
+			c.open = false
+		}
+	}
+	return w
+}
+
+// headerLen is how long the header that b begins is, as far as that can be told; at least 2.
+func headerLen(b []byte) int {
+	if len(b) < 2 {
+		return 2
+	}
+	n := 2
+	switch b[1] & 0x7F {
+	case 126:
+		n += 2
+	case 127:
+		n += 8
+	}
+	if b[1]&0x80 != 0 {
+		n += 4
+	}
+	return n
+}
+
+// begin handles a whole header. The error is what the connection fails with.
+func (c *conn) begin() error {
+	h := c.head[:c.headLen]
+	c.fin, c.op = h[0]&0x80 != 0, h[0]&0xF
+	masked := h[1]&0x80 != 0
+	n := int64(h[1] & 0x7F)
+	minimal := true
+	switch n {
+	case 126:
+		n = int64(binary.BigEndian.Uint16(h[2:]))
+		minimal = n >= 126
+	case 127:
+		n = int64(binary.BigEndian.Uint64(h[2:]))
+		minimal = n > 0xFFFF // negative: above 2^63
+	}
+	switch {
+	case h[0]&0x70 != 0:
+		return c.fail(closeProtocol, errProtocol, "reserved bits are set")
+	case !masked:
+		return c.fail(closeProtocol, errProtocol, "a frame of a client is not masked")
+	case !minimal:
+		return c.fail(closeProtocol, errProtocol, "a length is not in its shortest form")
+	case c.op >= opClose && (!c.fin || n > 125):
+		return c.fail(closeProtocol, errProtocol, "a control frame is fragmented or longer than 125 bytes")
+	case c.op == opContinuation && !c.open, c.op == opBinary && c.open, c.op > opBinary && c.op < opClose, c.op > opPong:
+		return c.fail(closeProtocol, errProtocol, fmt.Sprintf("opcode %d is not allowed here", c.op))
+	case c.op == opText:
+		return c.fail(closeUnsupported, errText, "MQTT needs binary frames")
+	}
+	copy(c.mask[:], h[len(h)-4:])
+	c.maskPos, c.left = 0, n
+	if c.op >= opClose {
+		c.control = c.control[:0]
+		if n == 0 {
+			return c.onControl()
+		}
+		return nil
+	}
+	if c.op == opBinary {
+		c.message = 0
+	}
+	if c.message += n; n > c.limits.MaxFrame || c.message > c.limits.MaxMessage {
+		return c.fail(closeTooBig, errTooBig, "the frame or message is above the limit")
+	}
+	c.open = !c.fin || n > 0
+	return nil
+}
+
+// unmask undoes the mask of the next bytes of a payload (RFC 6455, 5.3).
+func (c *conn) unmask(b []byte) {
+	var key [8]byte
+	for i := range key {
+		key[i] = c.mask[(c.maskPos+i)&3]
+	}
+	c.maskPos = (c.maskPos + len(b)) & 3
+	k := binary.LittleEndian.Uint64(key[:])
+	for len(b) >= 8 {
+		binary.LittleEndian.PutUint64(b, binary.LittleEndian.Uint64(b)^k)
+		b = b[8:]
+	}
+	for i := range b {
+		b[i] ^= key[i&7]
+	}
+}
+
+// onControl handles a whole control frame.
+func (c *conn) onControl() error {
+	switch c.op {
+	case opPing:
+		c.answer(c.control)
+		return nil
+	case opPong:
+		return nil // that something came is all that counts
+	}
+	code := closeNone
+	if len(c.control) >= 2 {
+		code = int(binary.BigEndian.Uint16(c.control))
+	}
+	if len(c.control) == 1 || !validCode(code) && code != closeNone || code == closeNone && len(c.control) > 0 {
+		return c.fail(closeProtocol, errProtocol, "the Close frame is not valid")
+	}
+	if code == closeNone {
+		code = closeNormal
+	}
+	c.sendClose(code, "")
+	return io.EOF
+}
+
+// validCode says whether a peer may send a close code.
+func validCode(code int) bool {
+	return code >= 1000 && code <= 1014 && (code < 1004 || code > 1006) || code >= 3000 && code <= 4999
+}
+
+// fail tells the client why with a Close frame and returns the error for Read.
+func (c *conn) fail(code int, err error, why string) error {
+	c.sendClose(code, why)
+	if err == errProtocol {
+		return fmt.Errorf("%w: %s", err, why)
+	}
+	return err
+}
+
+// LocalAddr is that of the connection below.
+func (c *conn) LocalAddr() net.Addr { return c.nc.LocalAddr() }
+
+// RemoteAddr is the client's, as Options.TrustedProxies says.
+func (c *conn) RemoteAddr() net.Addr { return c.remote }
+
+// SetDeadline sets both deadlines.
+func (c *conn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
+}
+
+// SetReadDeadline sets the deadline of Read.
+func (c *conn) SetReadDeadline(t time.Time) error { return c.nc.SetReadDeadline(t) }
+
+// noteHeard is for the pings.
+func (c *conn) noteHeard() {
+	if c.limits.PingInterval > 0 {
+		c.mu.Lock()
+		c.heard, c.asked = true, false
+		c.mu.Unlock()
+	}
+}
+
+// startPings starts the timer, if pings are wanted.
+func (c *conn) startPings() {
+	if d := c.limits.PingInterval; d > 0 {
+		c.mu.Lock()
+		if !c.closed {
+			c.timer = time.AfterFunc(d, c.tick)
+		}
+		c.mu.Unlock()
+	}
+}
+
+// tick pings a connection on which nothing has come, and closes one that has not answered the last time.
+func (c *conn) tick() {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return
+	}
+	heard, asked := c.heard, c.asked
+	c.heard, c.asked = false, !heard
+	c.timer.Reset(c.limits.PingInterval)
+	c.mu.Unlock()
+	if heard {
+		return
+	}
+	if asked {
+		c.sendClose(closeGoingAway, errPing.Error())
+		c.nc.Close()
+		return
+	}
+	c.sendControl(opPing, nil)
+}
+
+// tlsConn is a connection over TLS.
+type tlsConn struct {
+	*conn
+	state tls.ConnectionState
+}
+
+// ConnectionState returns the state of the TLS connection below.
+func (c *tlsConn) ConnectionState() tls.ConnectionState { return c.state }

@@ -1,0 +1,401 @@
+package websocket
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"io"
+	mathrand "math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/coder/websocket"
+	"github.com/dunlin-mqtt/dunlin/listeners"
+	"github.com/stretchr/testify/require"
+)
+
+// pair returns a connection over memory, whose other end takes raw frames.
+func pair(t *testing.T, o Options) (*conn, net.Conn) {
+	t.Helper()
+	m := listeners.NewMemory()
+	client, err := m.Dial()
+	require.NoError(t, err)
+	server, err := m.Accept()
+	require.NoError(t, err)
+	m.Close()
+	c := newConn(server, New(o).o, nil)
+	t.Cleanup(func() {
+		client.Close()
+		c.Close()
+	})
+	return c, client
+}
+
+// frame makes a masked frame of a client.
+func frame(first byte, payload []byte) []byte {
+	b := []byte{first}
+	switch n := len(payload); {
+	case n < 126:
+		b = append(b, 0x80|byte(n))
+	case n <= 0xFFFF:
+		b = binary.BigEndian.AppendUint16(append(b, 0x80|126), uint16(n))
+	default:
+		b = binary.BigEndian.AppendUint64(append(b, 0x80|127), uint64(n))
+	}
+	mask := [4]byte{0x12, 0x34, 0x56, 0x78}
+	b = append(b, mask[:]...)
+	for i, x := range payload {
+		b = append(b, x^mask[i&3])
+	}
+	return b
+}
+
+const (
+	fin    = 0x80
+	binFin = fin | opBinary
+)
+
+func TestFramesOfClients(t *testing.T) {
+	long := make([]byte, 126)
+	for _, tt := range []struct {
+		name  string
+		raw   []byte
+		limit Options
+		want  string // what Read yields
+		err   string // what it says then
+		code  int    // of the Close frame
+	}{
+		{name: "one frame", raw: frame(binFin, []byte("abc")), want: "abc"},
+		{name: "two fragments", raw: join(frame(opBinary, []byte("ab")), frame(fin|opContinuation, []byte("c"))), want: "abc"},
+		{name: "an empty last fragment", raw: join(frame(opBinary, []byte("ab")), frame(fin, nil), frame(binFin, []byte("c"))), want: "abc"},
+		{name: "an empty first fragment", raw: join(frame(opBinary, nil), frame(fin, []byte("abc"))), want: "abc"},
+		{name: "a pong nobody asked for", raw: join(frame(fin|opPong, []byte("x")), frame(binFin, []byte("abc"))), want: "abc"},
+		{name: "a goodbye", raw: join(frame(binFin, []byte("abc")), frame(fin|opClose, []byte{3, 232})), want: "abc", err: "EOF", code: 1000},
+		{name: "a goodbye without code", raw: frame(fin|opClose, nil), err: "EOF", code: 1000},
+		{name: "a goodbye that leaves", raw: frame(fin|opClose, []byte{3, 233, 'x'}), err: "EOF", code: 1001},
+		{name: "a goodbye of one byte", raw: frame(fin|opClose, []byte{3}), err: "Close frame", code: 1002},
+		{name: "a goodbye with a code of nobody", raw: frame(fin|opClose, []byte{0, 5}), err: "Close frame", code: 1002},
+		{name: "a goodbye with a code that is never sent", raw: frame(fin|opClose, []byte{3, 237}), err: "Close frame", code: 1002},
+		{name: "text", raw: frame(fin|opText, []byte("abc")), err: "text frame", code: 1003},
+		{name: "text after binary", raw: join(frame(binFin, []byte("ab")), frame(fin|opText, []byte("c"))), want: "ab", err: "text frame", code: 1003},
+		{name: "no mask", raw: []byte{binFin, 1, 'a'}, err: "not masked", code: 1002},
+		{name: "reserved bit", raw: frame(binFin|0x40, nil), err: "reserved bits", code: 1002},
+		{name: "unknown data opcode", raw: frame(fin|3, nil), err: "opcode 3", code: 1002},
+		{name: "unknown control opcode", raw: frame(fin|11, nil), err: "opcode 11", code: 1002},
+		{name: "a continuation of nothing", raw: frame(fin|opContinuation, nil), err: "opcode 0", code: 1002},
+		{name: "a new message inside of one", raw: join(frame(opBinary, []byte("a")), frame(binFin, nil)), want: "a", err: "opcode 2", code: 1002},
+		{name: "a ping in fragments", raw: frame(opPing, nil), err: "control frame", code: 1002},
+		{name: "a ping that is too long", raw: frame(fin|opPing, long), err: "control frame", code: 1002},
+		{name: "a length of 16 bits that needs 7", raw: []byte{binFin, 0x80 | 126, 0, 5, 0, 0, 0, 0}, err: "shortest", code: 1002},
+		{name: "a length of 64 bits that needs 16", raw: append([]byte{binFin, 0x80 | 127, 0, 0, 0, 0, 0, 0, 1, 0}, 0, 0, 0, 0), err: "shortest", code: 1002},
+		{name: "a negative length", raw: append([]byte{binFin, 0x80 | 127, 255, 0, 0, 0, 0, 0, 0, 0}, 0, 0, 0, 0), err: "shortest", code: 1002},
+		{name: "a frame at the limit", raw: frame(binFin, []byte("abc")), limit: Options{MaxFrame: 3}, want: "abc"},
+		{name: "a frame above the limit", raw: frame(binFin, []byte("abcd")), limit: Options{MaxFrame: 3}, err: "limit", code: 1009},
+		{name: "a message at the limit", raw: join(frame(opBinary, []byte("ab")), frame(fin, []byte("c"))), limit: Options{MaxMessage: 3}, want: "abc"},
+		{name: "a message above the limit", raw: join(frame(opBinary, []byte("ab")), frame(fin, []byte("cd"))), limit: Options{MaxMessage: 3}, want: "ab", err: "limit", code: 1009},
+		{name: "two messages that are above it together", raw: join(frame(binFin, []byte("ab")), frame(binFin, []byte("cd"))), limit: Options{MaxMessage: 3}, want: "abcd"},
+		{name: "no limits", raw: frame(binFin, long), limit: Options{MaxFrame: -1, MaxMessage: -1}, want: string(long)},
+	} {
+		for _, step := range []int{1, 3, 1 << 20} {
+			t.Run(tt.name, func(t *testing.T) {
+				c, peer := pair(t, tt.limit)
+				go func() { // ended by the Close of pair
+					for b := tt.raw; len(b) > 0; b = b[min(step, len(b)):] {
+						peer.Write(b[:min(step, len(b))])
+					}
+					if tt.err == "" {
+						peer.(interface{ CloseWrite() error }).CloseWrite()
+					}
+				}()
+				got, err := io.ReadAll(io.LimitReader(c, 1<<20))
+				require.Equal(t, tt.want, string(got))
+				if tt.err == "" {
+					require.NoError(t, err)
+					return
+				}
+				if tt.err == "EOF" {
+					require.NoError(t, err)
+				} else {
+					require.ErrorContains(t, err, tt.err)
+				}
+				require.Equal(t, tt.code, closeCode(t, peer))
+				_, err = c.Read(make([]byte, 1))
+				require.Error(t, err, "nothing is read after the end")
+				_, err = c.Write([]byte("x"))
+				require.ErrorIs(t, err, net.ErrClosed, "nothing is written after a Close frame")
+			})
+		}
+	}
+}
+
+// closeCode reads a Close frame.
+func closeCode(t *testing.T, peer net.Conn) int {
+	t.Helper()
+	h := make([]byte, 4)
+	_, err := io.ReadFull(peer, h)
+	require.NoError(t, err)
+	require.Equal(t, byte(fin|opClose), h[0])
+	return int(binary.BigEndian.Uint16(h[2:]))
+}
+
+func join(bs ...[]byte) []byte { return bytes.Join(bs, nil) }
+
+func TestEndInsideOfAFrame(t *testing.T) {
+	whole := frame(binFin, []byte("abc"))
+	for n := 1; n < len(whole); n++ {
+		c, peer := pair(t, Options{})
+		peer.Write(whole[:n])
+		peer.Close()
+		_, err := io.ReadAll(c)
+		require.ErrorIs(t, err, io.ErrUnexpectedEOF, "after %d bytes", n)
+	}
+}
+
+// A deadline that passes does no harm wherever it hits: Keep Alive re-arms it.
+func TestDeadlinesLeaveTheConnectionUsable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, peer := pair(t, Options{})
+		raw := join(frame(fin|opPing, []byte("hello")), frame(opBinary, []byte("ab")), frame(fin, make([]byte, 200)))
+		var got []byte
+		b := make([]byte, 4096)
+		for i := range raw {
+			c.SetReadDeadline(time.Now().Add(time.Second))
+			_, err := c.Read(b)
+			require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+			c.SetReadDeadline(time.Time{})
+			peer.Write(raw[i : i+1])
+			c.SetReadDeadline(time.Now().Add(time.Second))
+			n, err := c.Read(b)
+			got = append(got, b[:n]...)
+			if n == 0 {
+				require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+			}
+		}
+		require.Equal(t, join([]byte("ab"), make([]byte, 200)), got)
+		pong := make([]byte, 7)
+		io.ReadFull(peer, pong)
+		require.Equal(t, "\x8a\x05hello", string(pong))
+	})
+}
+
+// Whatever frames a stream is cut into, and however it arrives, it is the same stream.
+func TestAnyFramesAreTheSameStream(t *testing.T) {
+	seed := mathrand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := mathrand.New(mathrand.NewPCG(seed, 1))
+	for range 200 {
+		want := make([]byte, rng.IntN(200_000))
+		rand.Read(want)
+		var raw []byte
+		open := false
+		for rest := want; len(rest) > 0; {
+			if rng.IntN(4) == 0 {
+				raw = append(raw, frame(fin|opPong, rest[:rng.IntN(min(126, len(rest)))])...)
+			}
+			n := min(len(rest), []int{0, 1, 125, 126, rng.IntN(70_000)}[rng.IntN(5)])
+			first := byte(opBinary)
+			if open {
+				first = opContinuation
+			}
+			if open = rng.IntN(2) == 0; !open {
+				first |= fin
+			}
+			raw = append(raw, frame(first, rest[:n])...)
+			rest = rest[n:]
+		}
+		c := newConn(&scripted{raw: raw, rng: rng}, New(Options{}).o, nil)
+		if k := rng.IntN(100); k < len(raw) {
+			c.early = raw[:k]
+			c.nc.(*scripted).raw = raw[k:]
+		}
+		var got []byte
+		for b := make([]byte, 1+rng.IntN(8000)); ; {
+			n, err := c.Read(b)
+			got = append(got, b[:n]...)
+			if err != nil {
+				break
+			}
+		}
+		require.True(t, bytes.Equal(want, got), "%d bytes in, %d out", len(want), len(got))
+	}
+}
+
+// A scripted is a net.Conn that yields raw in pieces.
+type scripted struct {
+	net.Conn
+	raw []byte
+	rng *mathrand.Rand
+}
+
+func (s *scripted) Read(b []byte) (int, error) {
+	if len(s.raw) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(b[:1+s.rng.IntN(len(b))], s.raw)
+	s.raw = s.raw[n:]
+	return n, nil
+}
+func (s *scripted) RemoteAddr() net.Addr             { return addr{} }
+func (s *scripted) SetWriteDeadline(time.Time) error { return nil }
+func (s *scripted) Write(b []byte) (int, error)      { return len(b), nil }
+
+// TryWrite never waits, and what is sent by it, by Write and by others meanwhile arrives whole and in order.
+func TestTryWriteOverTCP(t *testing.T) {
+	l := New(Options{})
+	srv := httptest.NewServer(l)
+	defer srv.Close()
+	client, _, err := websocket.Dial(t.Context(), srv.URL, &websocket.DialOptions{Subprotocols: subprotocols})
+	require.NoError(t, err)
+	client.SetReadLimit(-1)
+	defer client.CloseNow()
+	nc, err := l.Accept()
+	require.NoError(t, err)
+	tw, ok := nc.(*tryConn)
+	require.True(t, ok, "a TCP connection can write without waiting")
+
+	var want []byte
+	chunk := make([]byte, 100_000)
+	for full := false; !full; { // until the socket is full
+		rand.Read(chunk)
+		n, err := tw.TryWrite(chunk)
+		require.NoError(t, err)
+		require.LessOrEqual(t, n, len(chunk))
+		want = append(want, chunk[:n]...)
+		full = n == 0
+	}
+	rand.Read(chunk)
+	want = append(want, chunk...)
+	wrote := make(chan error, 1)
+	go func() {
+		_, err := tw.Write(chunk)
+		wrote <- errors.Join(err, tw.CloseWrite())
+	}()
+	go io.Copy(io.Discard, tw) // ends with the client's Close frame
+	got, err := io.ReadAll(websocket.NetConn(t.Context(), client, websocket.MessageBinary))
+	require.NoError(t, err)
+	require.NoError(t, <-wrote)
+	require.True(t, bytes.Equal(want, got), "%d bytes sent, %d received", len(want), len(got))
+	_, err = tw.TryWrite([]byte("x"))
+	require.ErrorIs(t, err, net.ErrClosed)
+	tw.Close()
+}
+
+// A client that takes nothing ends its connection by the write deadline, one that takes a little does not.
+func TestWriteDeadlines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, peer := pair(t, Options{})
+		c.SetWriteDeadline(time.Now().Add(time.Minute))
+		go func() {
+			b := make([]byte, 20_000)
+			for range 20 { // 400 KB in 10 minutes, then no more
+				time.Sleep(30 * time.Second)
+				io.ReadFull(peer, b)
+			}
+		}()
+		start := time.Now()
+		n, err := c.Write(make([]byte, 4<<20))
+		require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+		require.Positive(t, n)
+		require.Greater(t, time.Since(start), 10*time.Minute)
+		_, err = c.Write([]byte("x"))
+		require.ErrorIs(t, err, errBroken, "half a frame has been written")
+	})
+}
+
+func TestPings(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := listeners.NewMemory()
+		l := New(Options{PingInterval: 10 * time.Second})
+		srv := &http.Server{Handler: l}
+		go srv.Serve(m)
+		defer srv.Close()
+		tr := &http.Transport{DialContext: m.DialContext}
+		client, _, err := websocket.Dial(context.Background(), "http://broker/", &websocket.DialOptions{
+			Subprotocols: subprotocols, HTTPClient: &http.Client{Transport: tr},
+		})
+		require.NoError(t, err)
+		defer client.CloseNow()
+		nc, err := l.Accept()
+		require.NoError(t, err)
+		defer nc.Close()
+		ended := make(chan error, 1)
+		go func() {
+			_, err := nc.Read(make([]byte, 10))
+			ended <- err
+		}()
+		ctx, cancel := context.WithCancel(context.Background())
+		go client.Read(ctx) // answers pings
+		time.Sleep(time.Hour)
+		require.Empty(t, ended, "a client that answers pings stays")
+
+		cancel() // the library closes the connection
+		err = <-ended
+		require.Error(t, err)
+		l.Close()
+	})
+}
+
+func TestAPingThatIsNotAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, peer := pair(t, Options{PingInterval: 10 * time.Second})
+		c.startPings()
+		start := time.Now()
+		_, err := c.Read(make([]byte, 10))
+		require.Error(t, err)
+		require.Equal(t, 20*time.Second, time.Since(start))
+		b := make([]byte, 2)
+		io.ReadFull(peer, b)
+		require.Equal(t, "\x89\x00", string(b))
+		require.Equal(t, closeGoingAway, closeCode(t, peer))
+	})
+}
+
+// The answer to a ping does not wait for a client that reads nothing: the last one is kept for later.
+func TestPongsBehindAWrite(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, peer := pair(t, Options{})
+		big := make([]byte, maxPiece+1000) // more than the memory connection holds
+		go c.Write(big)
+		synctest.Wait()
+		peer.Write(join(frame(fin|opPing, []byte("1")), frame(fin|opPing, []byte("2")), frame(binFin, []byte("x"))))
+		b := make([]byte, 100)
+		n, err := c.Read(b)
+		require.NoError(t, err, "reading goes on")
+		require.Equal(t, "x", string(b[:n]))
+		got := make([]byte, 10+maxPiece+4+1000+3)
+		_, err = io.ReadFull(peer, got)
+		require.NoError(t, err)
+		require.Equal(t, "\x8a\x012", string(got[len(got)-3:]))
+	})
+}
+
+func BenchmarkTryWrite(b *testing.B) {
+	l := New(Options{})
+	srv := httptest.NewServer(l)
+	defer srv.Close()
+	client, _, err := websocket.Dial(b.Context(), srv.URL, &websocket.DialOptions{Subprotocols: subprotocols})
+	require.NoError(b, err)
+	defer client.CloseNow()
+	nc, err := l.Accept()
+	require.NoError(b, err)
+	defer nc.Close()
+	go io.Copy(io.Discard, websocket.NetConn(b.Context(), client, websocket.MessageBinary))
+	b.ReportAllocs()
+	p := make([]byte, 100)
+	for b.Loop() {
+		for {
+			n, err := nc.(*tryConn).TryWrite(p)
+			if n > 0 || err != nil {
+				break
+			}
+			time.Sleep(time.Microsecond)
+		}
+	}
+}

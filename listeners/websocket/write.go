@@ -1,0 +1,286 @@
+package websocket
+
+import (
+	"encoding/binary"
+	"errors"
+	"net"
+	"os"
+	"sync"
+	"time"
+)
+
+// This file is the way out. A frame is written whole or the connection is over: wmu is held from its first byte to its last, and what
+// TryWrite leaves of one is finished before anything else.
+
+var errBroken = errors.New("websocket: an earlier write was cut short")
+
+// frames holds buffers for a header and a payload, so that a frame leaves in one call and, over TLS, in one record.
+var frames = sync.Pool{New: func() any { return new([]byte) }}
+
+// Write sends p in binary messages of one frame each and waits until all is written. A deadline that passes with a frame half written ends all
+// writing, unless the client has taken something of it: then the time counts anew.
+func (c *conn) Write(p []byte) (n int, err error) {
+	c.wmu.Lock()
+	defer c.unlock()
+	if err := c.finishRest(); err != nil {
+		return 0, err
+	}
+	for {
+		piece := p[n:]
+		if len(piece) > maxPiece {
+			piece = piece[:maxPiece]
+		}
+		if err := c.writeFrame(opBinary, piece); err != nil {
+			return n, err
+		}
+		if n += len(piece); n == len(p) {
+			return n, nil
+		}
+	}
+}
+
+// writeFrame writes one frame. wmu is held.
+func (c *conn) writeFrame(op byte, p []byte) error {
+	switch {
+	case c.broken != nil:
+		return c.broken
+	case c.goodbye:
+		return net.ErrClosed
+	}
+	frame := frames.Get().(*[]byte)
+	defer frames.Put(frame)
+	*frame = append(appendHeader((*frame)[:0], op, len(p)), p...)
+	return c.push(*frame, false)
+}
+
+// push writes b. begun says that a part of its frame has been written. wmu is held.
+func (c *conn) push(b []byte, begun bool) error {
+	for len(b) > 0 {
+		n, err := c.nc.Write(b)
+		b = b[n:]
+		begun = begun || n > 0
+		if n > 0 {
+			c.took()
+		}
+		late := errors.Is(err, os.ErrDeadlineExceeded)
+		switch {
+		case err == nil, late && c.extend():
+		case late && !begun:
+			return err // nothing was written: the next Write may do better
+		case late:
+			c.broken = errBroken
+			return err
+		default:
+			c.broken = err
+			return err
+		}
+	}
+	return nil
+}
+
+// took notes that the client took something.
+func (c *conn) took() {
+	c.mu.Lock()
+	c.moved = true
+	c.mu.Unlock()
+}
+
+// extend sets the write deadline anew, as long after now as it was when it was set, if the client has taken something since.
+func (c *conn) extend() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed || c.span <= 0 || !c.moved {
+		return false
+	}
+	c.moved = false
+	return c.nc.SetWriteDeadline(time.Now().Add(c.span)) == nil
+}
+
+func appendHeader(b []byte, op byte, n int) []byte {
+	b = append(b, 0x80|op)
+	switch {
+	case n < 126:
+		return append(b, byte(n))
+	case n <= 0xFFFF:
+		return binary.BigEndian.AppendUint16(append(b, 126), uint16(n))
+	default:
+		return binary.BigEndian.AppendUint64(append(b, 127), uint64(n))
+	}
+}
+
+// finishRest writes what TryWrite has left. wmu is held.
+func (c *conn) finishRest() error {
+	if c.broken == nil && len(c.rest) > 0 {
+		if err := c.push(c.rest, true); err != nil {
+			return err
+		}
+	}
+	c.rest = nil
+	return c.broken
+}
+
+// unlock gives wmu back, having written the Pong that somebody could not write meanwhile.
+func (c *conn) unlock() {
+	for {
+		c.mu.Lock()
+		pong, has := c.pong, c.hasPong
+		c.pong, c.hasPong = nil, false
+		c.mu.Unlock()
+		if has {
+			c.controlFrame(opPong, pong)
+		}
+		c.wmu.Unlock()
+		c.mu.Lock()
+		again := c.hasPong && c.wmu.TryLock() // one that came in between
+		c.mu.Unlock()
+		if !again {
+			return
+		}
+	}
+}
+
+// controlFrame writes a control frame within controlTimeout. wmu is held.
+func (c *conn) controlFrame(op byte, p []byte) {
+	c.mu.Lock()
+	own := time.Now().Add(controlTimeout)
+	if d := c.deadline; !d.IsZero() && d.Before(own) {
+		own = d
+	}
+	c.nc.SetWriteDeadline(own)
+	c.mu.Unlock()
+	if c.finishRest() == nil {
+		c.writeFrame(op, p) // its error is that of the next write as well
+	}
+	c.mu.Lock()
+	c.nc.SetWriteDeadline(c.deadline)
+	c.mu.Unlock()
+}
+
+// sendControl writes a control frame, unless somebody is writing: then that is sign of life enough.
+func (c *conn) sendControl(op byte, p []byte) {
+	if c.wmu.TryLock() {
+		c.controlFrame(op, p)
+		c.unlock()
+	}
+}
+
+// answer sends a Pong, or leaves it to whoever is writing. Only the answer to the last ping is kept (RFC 6455, 5.5.3).
+func (c *conn) answer(ping []byte) {
+	p := append([]byte(nil), ping...)
+	c.mu.Lock()
+	if !c.wmu.TryLock() {
+		c.pong, c.hasPong = p, true
+		c.mu.Unlock()
+		return
+	}
+	c.mu.Unlock()
+	c.controlFrame(opPong, p)
+	c.unlock()
+}
+
+// sendClose writes a Close frame, once, if it need not wait for somebody else's write.
+func (c *conn) sendClose(code int, why string) {
+	if !c.wmu.TryLock() {
+		return
+	}
+	if !c.goodbye {
+		c.controlFrame(opClose, append(binary.BigEndian.AppendUint16(nil, uint16(code)), why...))
+		c.goodbye = true
+	}
+	c.unlock()
+}
+
+// CloseWrite sends a Close frame: nothing is written after it. The client answers with its own, which is io.EOF for Read.
+func (c *conn) CloseWrite() error {
+	c.wmu.Lock()
+	defer c.unlock()
+	if c.broken != nil {
+		return c.broken
+	}
+	if !c.goodbye {
+		c.controlFrame(opClose, binary.BigEndian.AppendUint16(nil, closeNormal))
+		c.goodbye = true
+	}
+	return c.broken
+}
+
+// Close closes the connection at once, with a Close frame before it if the socket takes one.
+func (c *conn) Close() error {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return net.ErrClosed
+	}
+	c.closed = true
+	if c.timer != nil {
+		c.timer.Stop()
+	}
+	c.nc.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+	c.deadline = time.Now().Add(100 * time.Millisecond)
+	c.mu.Unlock()
+	c.sendClose(closeNormal, "")
+	err := c.nc.Close()
+	c.draining.Wait()
+	return err
+}
+
+// SetWriteDeadline sets the deadline of Write.
+func (c *conn) SetWriteDeadline(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return net.ErrClosed
+	}
+	c.deadline, c.span, c.moved = t, time.Until(t), false
+	return c.nc.SetWriteDeadline(t)
+}
+
+// tryConn is a connection that can write without waiting.
+type tryConn struct{ *conn }
+
+// TryWrite sends p in one frame if the socket takes the beginning of it now, and returns 0 and no error if not. What the socket does not take of
+// a frame that has begun is written by a goroutine; until it has done so TryWrite takes nothing.
+func (c *tryConn) TryWrite(p []byte) (int, error) {
+	if len(p) == 0 || !c.wmu.TryLock() {
+		return 0, nil
+	}
+	defer c.unlock()
+	switch {
+	case c.broken != nil:
+		return 0, c.broken
+	case c.goodbye:
+		return 0, net.ErrClosed
+	case len(c.rest) > 0:
+		return 0, nil
+	}
+	if len(p) > maxPiece {
+		p = p[:maxPiece]
+	}
+	frame := frames.Get().(*[]byte)
+	defer frames.Put(frame)
+	*frame = append(appendHeader((*frame)[:0], opBinary, len(p)), p...)
+	n, err := c.try(*frame)
+	if err != nil {
+		c.broken = err
+		return 0, err
+	}
+	if n == 0 {
+		return 0, nil
+	}
+	if n < len(*frame) {
+		c.rest = append([]byte(nil), (*frame)[n:]...)
+		c.mu.Lock()
+		if !c.closed {
+			c.draining.Go(c.drain) // Close waits for it
+		}
+		c.mu.Unlock()
+	}
+	return len(p), nil
+}
+
+// drain finishes the frame that TryWrite has begun.
+func (c *conn) drain() {
+	c.wmu.Lock()
+	defer c.unlock()
+	c.finishRest() // its error is that of the next write
+}
