@@ -331,12 +331,12 @@ func (s *session) expiresAt() time.Time {
 }
 
 // end takes everything out of the session, once. It returns the Will if one is still to be published, and the undelivered
-// messages that came by a shared subscription, which go to other members [MQTT-4.8.2-5]. The lock is held.
+// messages that came by a shared subscription, which go to other members, but for those of QoS 2 that were sent [MQTT-4.8.2-5]. The lock is held.
 func (s *session) end() (w *will, shared []delivery) {
 	s.ended = true
 	w, s.will = s.will, nil
 	collect := func(d *delivery) {
-		if d.group() != nil && d.msg != nil && (d.qos == packets.QoS1 || d.state == waiting) {
+		if d.group() != nil && d.msg != nil && (d.qos == packets.QoS1 || d.id == 0) {
 			shared = append(shared, *d)
 		} else if d.msg != nil {
 			s.dropped(d.msg, hooks.DropSessionEnded)
