@@ -1,0 +1,46 @@
+package jwt
+
+import (
+	"context"
+	"errors"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// Method is the name of the Authentication Method by which clients send tokens, and new ones before the old one expires.
+const Method = "JWT"
+
+// Enhanced returns the Authentication Method. The Authentication Data of the CONNECT is the token; a CONNECT without is answered
+// with an AUTH packet, and the client sends the token in one. To re-authenticate, the client sends AUTH with Reason Code 0x19 and a
+// new token for the same principal and tenant. A token that is not accepted is refused with Not authorized (0x87).
+func (t *Tokens) Enhanced() hooks.EnhancedAuthenticator {
+	return hooks.EnhancedAuthenticatorFunc(func(_ context.Context, r *hooks.ConnectRequest) (hooks.Exchange, error) {
+		return &exchange{tokens: t, client: r.Client, grant: r.Grant, again: r.Connect == nil}, nil
+	})
+}
+
+type exchange struct {
+	tokens *Tokens
+	client *hooks.Client
+	grant  *hooks.Grant
+	again  bool // the client has been accepted before
+	asked  bool // for the token
+}
+
+// Next takes the token.
+func (x *exchange) Next(ctx context.Context, data []byte) (reply []byte, done bool, err error) {
+	if len(data) == 0 && !x.asked {
+		x.asked = true
+		return nil, false, nil
+	}
+	g, err := x.tokens.verify(ctx, string(data))
+	if err == nil && x.again && (g.Identity.Principal != x.client.Identity.Principal || g.Identity.Tenant != x.client.Identity.Tenant) {
+		err = errors.New("a client that has become somebody else")
+	}
+	if err != nil {
+		return nil, false, refuse(packets.NotAuthorized, err)
+	}
+	x.grant.Identity, x.grant.Expires = g.Identity, g.Expires
+	return nil, true, nil
+}

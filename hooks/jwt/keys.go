@@ -1,0 +1,231 @@
+package jwt
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/big"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/dunlin-mqtt/dunlin/hooks/internal/files"
+)
+
+// algorithms are those that a key can be for.
+var algorithms = []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "HS256", "HS384", "HS512"}
+
+func known(algorithm string) bool { return slices.Contains(algorithms, algorithm) }
+
+// A KeySource finds the keys that verify tokens.
+type KeySource interface {
+	// Find returns the keys with an identifier (the header kid of a token), all of them if it is empty. An error refuses the token; so does
+	// finding none. The result must not be modified.
+	Find(ctx context.Context, id string) ([]Key, error)
+}
+
+// A Key verifies signatures.
+type Key struct {
+	// ID is its identifier. It may be empty.
+	ID string
+	// Algorithm is the only one that the key is for. Empty: those of its kind.
+	Algorithm string
+	// Key is a *rsa.PublicKey of at least 2048 bits, an *ecdsa.PublicKey on P-256, P-384 or P-521, an ed25519.PublicKey, or a secret of at
+	// least 32 bytes as a []byte.
+	Key any
+}
+
+// fits says whether the key is for an algorithm.
+func (k *Key) fits(algorithm string) bool {
+	if k.Algorithm != "" && k.Algorithm != algorithm {
+		return false
+	}
+	switch key := k.Key.(type) {
+	case *rsa.PublicKey:
+		return strings.HasPrefix(algorithm, "RS") || strings.HasPrefix(algorithm, "PS")
+	case *ecdsa.PublicKey:
+		return algorithm == map[int]string{256: "ES256", 384: "ES384", 521: "ES512"}[key.Curve.Params().BitSize]
+	case ed25519.PublicKey:
+		return algorithm == "EdDSA"
+	case []byte:
+		return strings.HasPrefix(algorithm, "HS")
+	}
+	return false
+}
+
+// check says why the key is of no use.
+func (k *Key) check() error {
+	switch key := k.Key.(type) {
+	case *rsa.PublicKey:
+		if key.N.BitLen() < 2048 {
+			return fmt.Errorf("an RSA key of %d bits, at least 2048 are wanted", key.N.BitLen())
+		}
+	case ed25519.PublicKey:
+		if len(key) != ed25519.PublicKeySize {
+			return fmt.Errorf("an Ed25519 key of %d bytes, not %d", len(key), ed25519.PublicKeySize)
+		}
+	case []byte:
+		if len(key) < 32 {
+			return fmt.Errorf("a secret of %d bytes, at least 32 are wanted", len(key))
+		}
+	}
+	for _, a := range algorithms {
+		if k.fits(a) {
+			return nil
+		}
+	}
+	return fmt.Errorf("a key of type %T that is not for %q", k.Key, k.Algorithm)
+}
+
+// Keys are a KeySource that never changes.
+type Keys struct{ keys []Key }
+
+// NewKeys returns a KeySource of keys, at least one.
+func NewKeys(keys ...Key) (*Keys, error) {
+	if len(keys) == 0 {
+		return nil, errors.New("jwt: no keys")
+	}
+	for i := range keys {
+		if err := keys[i].check(); err != nil {
+			return nil, fmt.Errorf("jwt: key %q: %w", keys[i].ID, err)
+		}
+	}
+	return &Keys{slices.Clone(keys)}, nil
+}
+
+// Find returns the keys with the identifier.
+func (k *Keys) Find(_ context.Context, id string) (found []Key, _ error) {
+	if id == "" {
+		return k.keys, nil
+	}
+	for _, key := range k.keys {
+		if key.ID == id {
+			found = append(found, key)
+		}
+	}
+	return found, nil
+}
+
+// A KeyFile is a KeySource from a file.
+type KeyFile struct {
+	current atomic.Pointer[Keys]
+	set     *files.Set
+}
+
+// OpenKeys reads a JSON Web Key Set (RFC 7517 section 5) from a file. Keys that are not for verifying signatures, or of a kind that is not known, are
+// left out.
+func OpenKeys(name string) (*KeyFile, error) {
+	f := new(KeyFile)
+	var err error
+	f.set, err = files.New(func() error {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			return fmt.Errorf("jwt: %w", err)
+		}
+		keys, err := parseSet(b, true)
+		if err != nil {
+			return fmt.Errorf("jwt: %s: %w", name, err)
+		}
+		f.current.Store(keys)
+		return nil
+	}, name)
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+// Find returns the keys with the identifier.
+func (f *KeyFile) Find(ctx context.Context, id string) ([]Key, error) {
+	return f.current.Load().Find(ctx, id)
+}
+
+// Reload reads the file again. If that fails the keys stay as they were.
+func (f *KeyFile) Reload() error { return f.set.Reload() }
+
+// Watch looks every interval (zero: 2 s) whether the file has changed, and if so calls Reload and then report, if it is not nil,
+// with the result. It returns when ctx ends. A file is read once it has stayed the same for one interval.
+func (f *KeyFile) Watch(ctx context.Context, interval time.Duration, report func(error)) {
+	f.set.Watch(ctx, interval, report)
+}
+
+// webKey is a key as it is in a set.
+type webKey struct {
+	Kty, Use, Alg, Kid, Crv string
+	KeyOps                  []string `json:"key_ops"`
+	N, E, X, Y, K           string
+}
+
+// parseSet reads a set. secrets says whether it may hold some.
+func parseSet(b []byte, secrets bool) (*Keys, error) {
+	var set struct{ Keys []webKey }
+	if err := json.Unmarshal(b, &set); err != nil {
+		return nil, fmt.Errorf("not a JSON Web Key Set: %w", err)
+	}
+	keys := new(Keys)
+	for i := range set.Keys {
+		w := &set.Keys[i]
+		if w.Use != "" && w.Use != "sig" || w.KeyOps != nil && !slices.Contains(w.KeyOps, "verify") ||
+			w.Alg != "" && !known(w.Alg) || w.Kty == "oct" && !secrets {
+			continue
+		}
+		key, err := w.key()
+		if err == nil && key != nil {
+			k := Key{ID: w.Kid, Algorithm: w.Alg, Key: key}
+			err = k.check()
+			keys.keys = append(keys.keys, k)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("key %d, %q: %w", i+1, w.Kid, err)
+		}
+	}
+	if len(keys.keys) == 0 {
+		return nil, errors.New("the set holds no key for verifying signatures")
+	}
+	return keys, nil
+}
+
+// key returns the key itself (RFC 7518 section 6, RFC 8037), nil if it is of a kind that is not known.
+func (w *webKey) key() (any, error) {
+	switch w.Kty {
+	case "RSA":
+		n, errN := decode(w.N)
+		e, errE := decode(w.E)
+		exponent := new(big.Int).SetBytes(e)
+		if errN != nil || errE != nil || len(n) == 0 || !exponent.IsInt64() || exponent.Int64() < 3 || exponent.Int64() > 1<<31-1 {
+			return nil, errors.New("n and e are not those of an RSA key")
+		}
+		return &rsa.PublicKey{N: new(big.Int).SetBytes(n), E: int(exponent.Int64())}, nil
+	case "EC":
+		curve := map[string]elliptic.Curve{"P-256": elliptic.P256(), "P-384": elliptic.P384(), "P-521": elliptic.P521()}[w.Crv]
+		if curve == nil {
+			return nil, nil
+		}
+		size := (curve.Params().BitSize + 7) / 8
+		x, errX := decode(w.X)
+		y, errY := decode(w.Y)
+		if errX != nil || errY != nil || len(x) != size || len(y) != size {
+			return nil, fmt.Errorf("x and y are not %d bytes each", size)
+		}
+		return ecdsa.ParseUncompressedPublicKey(curve, slices.Concat([]byte{4}, x, y))
+	case "OKP":
+		if w.Crv != "Ed25519" {
+			return nil, nil
+		}
+		x, err := decode(w.X)
+		return ed25519.PublicKey(x), err
+	case "oct":
+		return decode(w.K)
+	}
+	return nil, nil
+}
+
+func decode(s string) ([]byte, error) { return base64.RawURLEncoding.Strict().DecodeString(s) }
