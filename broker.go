@@ -37,8 +37,10 @@ import (
 	"hash/maphash"
 	"log/slog"
 	"net"
+	"runtime"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
@@ -84,6 +86,7 @@ type Broker struct {
 	due      *deadlines
 	stats    counters
 	turns    sync.Pool
+	yielding atomic.Int32 // turns in yield
 
 	mu        sync.Mutex
 	closed    bool                      // no new listeners and connections. Guarded by mu, as are the next four
@@ -348,6 +351,17 @@ func (b *Broker) getTurn() *turn {
 }
 
 func (b *Broker) putTurn(t *turn) { b.turns.Put(t) }
+
+// maxYielding bounds how many turns, each with its read buffer, wait in yield.
+const maxYielding = 64
+
+// yield lets goroutines run that are ready to.
+func (b *Broker) yield() {
+	if b.yielding.Add(1) <= maxYielding {
+		runtime.Gosched()
+	}
+	b.yielding.Add(-1)
+}
 
 // work runs f in a turn of its own.
 func (b *Broker) work(f func(t *turn)) {

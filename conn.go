@@ -207,19 +207,26 @@ func (c *conn) readRaw(fresh bool) (err error) {
 			case rerr == syscall.EINTR:
 				continue
 			case rerr == syscall.EAGAIN:
+				if err = c.endTurn(t, nil); err != nil {
+					return true
+				}
 				c.park(t)
 				t = nil
 				return false
 			case rerr != nil:
-				err = rerr
+				err = c.endTurn(t, rerr)
 				return true
 			case n <= 0:
-				err = io.EOF
+				err = c.endTurn(t, io.EOF)
 				return true
 			}
 			t.read.b = t.read.b[:len(t.read.b)+n]
 			full := len(t.read.b) == cap(t.read.b)
-			if err = c.input(t); err != nil {
+			if err = c.packets(t); err == nil && c.gather(t) {
+				c.widen(t)
+				continue
+			}
+			if err = c.endTurn(t, err); err != nil {
 				return true
 			}
 			if !full { // the socket is empty, or news of more comes by the poller
@@ -312,8 +319,11 @@ func (c *conn) readPlain() error {
 	}
 }
 
-// input handles every whole packet in the read buffer, ends the turn, and leaves what remains at the front of the buffer.
-func (c *conn) input(t *turn) error {
+// input is a whole turn: it handles what is in the read buffer and flushes what that has led to.
+func (c *conn) input(t *turn) error { return c.endTurn(t, c.packets(t)) }
+
+// packets handles every whole packet in the read buffer, and leaves what remains at the front of the buffer.
+func (c *conn) packets(t *turn) error {
 	t.now = time.Now()
 	b := t.read.b
 	used := 0
@@ -333,12 +343,37 @@ func (c *conn) input(t *turn) error {
 		}
 	}
 	t.read.b = b[:copy(b, b[used:])]
+	t.gathered += used
+	return err
+}
+
+// endTurn flushes what the turn has written to. It returns err, or, if that is nil, why the connection is being stopped.
+func (c *conn) endTurn(t *turn, err error) error {
 	t.end()
 	c.easeOff(t)
 	if err == nil && c.accepted {
 		err = c.stopped()
 	}
 	return err
+}
+
+// A turn that would write to so many connections, or make so many bytes for them together, first looks for more to send with them.
+const (
+	gatherConns  = 4
+	gatherBytes  = 16 << 10
+	gatherRounds = 4
+)
+
+// gather says whether to read on before the turn flushes: a write costs the same for one message and for many. It lets other readers
+// run, whose messages may go to the same connections. A turn gathers no more than one read buffer holds and reads but a few times, so that nothing
+// waits for long.
+func (c *conn) gather(t *turn) bool {
+	if n := len(t.dirty); n < gatherConns || n*t.gathered < gatherBytes || t.gathered >= readSize || t.rounds == gatherRounds {
+		return false
+	}
+	t.rounds++
+	c.b.yield()
+	return true
 }
 
 // easeOff waits a moment for those that this turn has congested, and does not read on while the client leaves our answers unread.
@@ -400,9 +435,7 @@ func (c *conn) onAck(t *turn, a *packets.Ack) error {
 	if a.Kind == packets.TypePubrel {
 		return c.onPubrel(t, a)
 	}
-	err := c.sess.acked(c, a)
-	c.touchSelf(t)
-	return err
+	return c.sess.acked(t, c, a)
 }
 
 // other handles the packets that are rare.
@@ -495,12 +528,6 @@ func (c *conn) ack(kind packets.Type, id uint16, code packets.ReasonCode) {
 	} else {
 		x.b = append(x.b, first, 2, byte(id>>8), byte(id))
 	}
-}
-
-func (c *conn) touchSelf(t *turn) {
-	c.sess.mu.Lock()
-	t.touch(c)
-	c.sess.mu.Unlock()
 }
 
 // expired is called when the read deadline has passed: it moves it on if the client was heard of meanwhile, and otherwise says why the

@@ -235,23 +235,19 @@ func (b *Broker) vet(s *session, c *conn) vetting {
 	return v
 }
 
-// mayPublish asks the Authorizer about a PUBLISH, or remembers what it said.
-func (c *conn) mayPublish(t *turn, p *packets.Publish) error {
+// mayPublish asks the Authorizer about a PUBLISH, or remembers what it said, in r, the place of topic in the cache. topic has the mount
+// point of the client.
+func (c *conn) mayPublish(t *turn, p *packets.Publish, topic []byte, r *route) error {
 	b := c.b
-	topic := p.Topic
-	if c.few().mount != "" {
-		topic = t.mounted
-	}
 	epoch := b.rules.epoch.Load()
-	var r *route
-	if b.rules.stable {
-		r = c.routes.at(b, topic)
-		if r.decided == epoch && string(r.topic) == string(topic) {
-			if r.refused != nil && b.obs.Denied != nil {
-				b.obs.Denied(c.client, hooks.Publish, string(p.Topic), r.refused)
-			}
-			return r.refused
+	if !b.rules.stable {
+		r = nil
+	}
+	if r != nil && r.decided == epoch && string(r.topic) == string(topic) {
+		if r.refused != nil && b.obs.Denied != nil {
+			b.obs.Denied(c.client, hooks.Publish, string(p.Topic), r.refused)
 		}
+		return r.refused
 	}
 	t.access = hooks.AccessRequest{Client: c.client, Action: hooks.Publish, Topic: string(p.Topic), QoS: p.QoS, Retain: p.Retain}
 	err := b.authorize(c.context(), &t.access)

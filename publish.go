@@ -43,6 +43,9 @@ func (c *conn) onPublish(t *turn, p *packets.Publish, raw []byte) error {
 		return c.tooManyOpen()
 	}
 	matched, err := c.route(t, p, raw, plain)
+	if p.QoS == packets.QoS0 {
+		return nil // what went wrong cannot be told
+	}
 	return c.answer(t, p, matched, err)
 }
 
@@ -126,14 +129,17 @@ func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (match
 	if b.cfg.CheckPayloadFormat && saysText(p.Properties) && !utf8.Valid(p.Payload) {
 		return 0, packets.Errorf(packets.PayloadFormatInvalid, "the payload is not UTF-8")
 	}
+	topic := p.Topic
+	if c.few().mount != "" {
+		topic, plain = t.mounted, false
+	}
+	r := c.routes.at(b, topic)
 	if b.authorizer != nil {
-		if err := c.mayPublish(t, p); err != nil {
+		if err := c.mayPublish(t, p, topic, r); err != nil {
 			return 0, err
 		}
 	}
-	if c.few().mount != "" {
-		p.Topic, plain = t.mounted, false
-	}
+	p.Topic = topic
 	o := &t.out
 	if b.cfg.Interceptor != nil {
 		m, err := c.intercept(t, p)
@@ -150,8 +156,7 @@ func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (match
 	if plain {
 		o.raw, o.rawV5 = raw, c.version == packets.V5
 	}
-	r := c.routes.find(t, p.Topic, c.number)
-	matched, err = t.publish(o, r)
+	matched, err = t.publish(o, t.resolve(r, topic, c.number))
 	if b.obs.Published != nil && err == nil {
 		b.obs.Published(c.client, &o.message().Message, matched)
 	}
@@ -187,11 +192,8 @@ func (c *conn) answer(t *turn, p *packets.Publish, matched int, err error) error
 			code = packets.NotAuthorized
 		}
 	}
-	if err == nil && matched == 0 && p.QoS > packets.QoS0 {
+	if err == nil && matched == 0 {
 		code = packets.NoMatchingSubscribers
-	}
-	if p.QoS == packets.QoS0 {
-		return nil
 	}
 	kind := packets.TypePuback
 	if p.QoS == packets.QoS2 {

@@ -17,6 +17,8 @@ type turn struct {
 	b         *Broker
 	now       time.Time
 	dirty     []*conn
+	gathered  int     // bytes of packets handled since the last flush
+	rounds    int     // and how often gather said yes
 	read      *buffer // what was read; nil for turns that do not read
 	congested []*conn // those that the flush left congested
 
@@ -51,7 +53,7 @@ func (t *turn) end() {
 		}
 		t.dirty[i] = nil
 	}
-	t.dirty = t.dirty[:0]
+	t.dirty, t.gathered, t.rounds = t.dirty[:0], 0, 0
 	st := &t.b.stats
 	if t.received > 0 {
 		st.received.Add(t.received)
@@ -180,7 +182,8 @@ func (to *target) extra() *extra {
 // A route is who gets the messages of one topic, valid as long as the part of the tree that it came from has not changed.
 type route struct {
 	topic   []byte
-	version uint64
+	watch   watch
+	version uint64 // of watch
 	valid   bool
 	decided uint64 // the epoch of the rules in which refused was said to the connection that has this route; 0: never
 	refused error
@@ -199,11 +202,13 @@ type sharedRoute struct {
 func (r *route) fill(t *turn, topic []byte, from uint32) {
 	b, m := t.b, &t.matches
 	if string(r.topic) != string(topic) {
-		r.topic, r.decided = append(r.topic[:0], topic...), 0
+		r.topic, r.valid, r.decided = append(r.topic[:0], topic...), false, 0
 	}
-	r.valid = true
+	if !r.valid {
+		r.watch, r.valid = b.tree.watch(topic), true
+	}
 	for {
-		r.version = b.tree.version(topic)
+		r.version = r.watch.version()
 		b.tree.match(topic, from, m)
 		r.ids = append(r.ids[:0], m.ids...)
 		clear(r.targets)
@@ -226,7 +231,7 @@ func (r *route) fill(t *turn, topic []byte, from uint32) {
 		}
 		b.numbers.RUnlock()
 		// A number that was given to another session meanwhile would have changed the version.
-		if b.tree.version(topic) == r.version {
+		if r.watch.version() == r.version {
 			return
 		}
 	}
@@ -252,47 +257,66 @@ func (r *route) addGroup(b *Broker, g *sharedMatch) {
 // routes is the cache of a connection: the last topic, and a small table for those that publish to many.
 type routes struct {
 	last  *route
-	table *[routeSlots]*route // nil until a second topic
+	table *routeTable // nil until a second topic
+}
+
+// A routeTable has the route of a topic once the topic has come twice while no other one took its slot: a client that publishes
+// to more topics than there are slots does not turn over routes that nobody finds again.
+type routeTable struct {
+	seen   [routeSlots]uint32 // a part of the hash of the topic that came last
+	routes [routeSlots]*route
 }
 
 const routeSlots = 256
 
-// at returns the place for the route of topic. It may hold that of another one.
+// at returns the place for the route of topic, which may hold that of another one, or nil: topic has none.
 func (rs *routes) at(b *Broker, topic []byte) *route {
-	if rs.last == nil {
-		rs.last = new(route)
-	} else if string(rs.last.topic) != string(topic) {
-		rs.last = rs.slot(b, topic)
+	r := rs.last
+	if r == nil {
+		r = new(route)
+	} else if string(r.topic) != string(topic) {
+		if r = rs.slot(b, topic); r == nil {
+			return nil
+		}
 	}
-	return rs.last
+	rs.last = r
+	return r
 }
 
-// find returns the route for topic, from the cache if it is still good.
-func (rs *routes) find(t *turn, topic []byte, from uint32) *route {
-	r := rs.at(t.b, topic)
-	if string(r.topic) != string(topic) || !r.valid || r.version != t.b.tree.version(topic) {
+// resolve makes r, from the cache of a connection, the route of topic, if it is not that already. A topic that has no place there
+// gets the turn's route, which is good until the next one does.
+func (t *turn) resolve(r *route, topic []byte, from uint32) *route {
+	if r == nil {
+		r = &t.route
+		r.valid = false
+	}
+	if !r.valid || r.version != r.watch.version() || string(r.topic) != string(topic) {
 		r.fill(t, topic, from)
 	}
 	return r
 }
 
-// slot returns the place of topic in the table.
+// slot returns the place of topic in the table, nil if it has none yet.
 func (rs *routes) slot(b *Broker, topic []byte) *route {
 	if rs.table == nil {
-		rs.table = new([routeSlots]*route)
-		rs.table[maphash.Bytes(b.seed, rs.last.topic)%routeSlots] = rs.last
+		rs.table = new(routeTable)
 	}
-	p := &rs.table[maphash.Bytes(b.seed, topic)%routeSlots]
-	if *p == nil {
-		*p = new(route)
+	h := maphash.Bytes(b.seed, topic)
+	i, seen := h%routeSlots, uint32(h>>32)
+	if rs.table.seen[i] != seen {
+		rs.table.seen[i] = seen
+		return nil
 	}
-	return *p
+	if rs.table.routes[i] == nil {
+		rs.table.routes[i] = new(route)
+	}
+	return rs.table.routes[i]
 }
 
 // deliver takes o to everybody in r and returns how many sessions took it.
 func (t *turn) deliver(o *outgoing, r *route) (n int) {
 	for i := range r.targets {
-		if r.targets[i].s.deliver(t, o, &r.targets[i]) {
+		if r.targets[i].s.deliver(t, o, &r.targets[i], false) {
 			n++
 		}
 	}
@@ -327,7 +351,7 @@ func (t *turn) deliverShared(o *outgoing, g *group, members []target) bool {
 		if t.b.rules.deliveries != nil && !t.b.permits(to.s, string(o.pub.Topic)) {
 			continue
 		}
-		if to.s.ready(min(o.pub.QoS, to.qos)) && to.s.deliver(t, o, to) {
+		if to.s.deliver(t, o, to, true) {
 			if t.b.cfg.Shared == Sticky {
 				g.next.Store(uint32((start + i) % n))
 			}
@@ -339,7 +363,7 @@ func (t *turn) deliverShared(o *outgoing, g *group, members []target) bool {
 		if t.b.rules.deliveries != nil && !t.b.permits(to.s, string(o.pub.Topic)) {
 			continue
 		}
-		if to.s.deliver(t, o, to) {
+		if to.s.deliver(t, o, to, false) {
 			return true
 		}
 	}

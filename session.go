@@ -61,13 +61,14 @@ type cursor struct {
 // pumpBytes is how full an output buffer is made from the queue before the socket has to take some.
 const pumpBytes = 64 << 10
 
-// deliver gives the session a message that it subscribes to and says whether it took it.
-func (s *session) deliver(t *turn, o *outgoing, to *target) bool {
+// deliver gives the session a message that it subscribes to and says whether it took it. With eager it takes only what it can send on
+// at once.
+func (s *session) deliver(t *turn, o *outgoing, to *target, eager bool) bool {
 	qos := min(o.pub.QoS, to.qos)
 	retain := o.pub.Retain && to.retain
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ended || len(o.pub.Topic) < len(s.mount) { // a/# matches a, which is outside of a/
+	if s.ended || len(o.pub.Topic) < len(s.mount) || eager && !s.ready(qos) { // a/# matches a, which is outside of a/
 		return false
 	}
 	c := s.conn
@@ -92,13 +93,10 @@ func (s *session) deliver(t *turn, o *outgoing, to *target) bool {
 	return c.send(t, o, to, qos, retain)
 }
 
-// ready says whether the session could send a message on at once; a member of a shared subscription that cannot is passed over while another can.
+// ready says whether the session could send a message on at once; a member of a shared subscription that cannot is passed over while
+// another can. The lock is held.
 func (s *session) ready(qos packets.QoS) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	switch {
-	case s.ended:
-		return false
 	case s.local != nil:
 		return !s.full(0)
 	case s.conn == nil:
@@ -154,10 +152,15 @@ func (s *session) dropped(m *message, why hooks.DropReason) {
 	}
 }
 
+// pending says whether something waits for pump. The lock is held.
+func (s *session) pending() bool {
+	return int(s.out.resend) < len(s.out.flight) || s.out.queue.n > 0 || len(s.cursors) > 0
+}
+
 // pump sends on c what waits for room, as far as there is room: first what is in flight from an earlier connection, then the queue,
 // then retained messages. The lock is held.
 func (s *session) pump(c *conn, now time.Time) {
-	if int(s.out.resend) == len(s.out.flight) && s.out.queue.n == 0 && len(s.cursors) == 0 {
+	if !s.pending() {
 		return
 	}
 	if s.conn != c || c.stopping != nil {
@@ -265,14 +268,18 @@ func (s *session) sendRetained(c *conn, now time.Time) bool {
 	return true
 }
 
-// acked handles PUBACK, PUBREC and PUBCOMP from the client.
-func (s *session) acked(c *conn, a *packets.Ack) error {
+// acked handles PUBACK, PUBREC and PUBCOMP from the client. There is something to write only for a PUBREC, or if messages wait for a
+// place in the window.
+func (s *session) acked(t *turn, c *conn, a *packets.Ack) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.conn != c {
 		return nil
 	}
 	v := s.out.ack(a.Kind, a.PacketID, a.Code)
+	if a.Kind == packets.TypePubrec || s.pending() {
+		t.touch(c)
+	}
 	switch v {
 	case sendPubrel:
 		c.ack(packets.TypePubrel, a.PacketID, packets.Success)

@@ -234,12 +234,19 @@ func (t *tree) len() int {
 // has only one more miss to come. (To count up before taking the locks would be wrong: a reader could get the new
 // version and the old subscriptions.) The three counters are read one after the other, but none ever goes down, so that two
 // equal sums mean that none has moved between the readings. By the time that add or remove returns, the version has grown.
-func (t *tree) version(topic []byte) uint64 {
-	v := t.exactVersion(topic).Load() + t.anywhere.Load()
+func (t *tree) version(topic []byte) uint64 { return t.watch(topic).version() }
+
+// A watch is the counters that make up the version of one topic, for those who ask for it often.
+type watch struct{ exact, level, anywhere *atomic.Uint64 }
+
+func (w watch) version() uint64 { return w.exact.Load() + w.level.Load() + w.anywhere.Load() }
+
+func (t *tree) watch(topic []byte) watch {
+	first := topic
 	if i := bytes.IndexByte(topic, '/'); i >= 0 {
-		topic = topic[:i]
+		first = topic[:i]
 	}
-	return v + t.levelVersion(topic).Load()
+	return watch{t.exactVersion(topic), t.levelVersion(first), &t.anywhere}
 }
 
 // exactVersion counts the changes of a filter without wildcards.
