@@ -11,6 +11,9 @@ import (
 // ErrLocked is returned by Lock while another process, or another holder in this one, has the lock.
 var ErrLocked = errors.New("in use by another process")
 
+// ErrFull is an error that IsFull knows, for faults.
+var ErrFull error = errFull
+
 // A Dir is a directory. Names are those of files in it, without a path. What is done to names is durable after Sync, and
 // happens in order. Methods may be called from any goroutine.
 type Dir interface {

@@ -71,6 +71,13 @@ func NewSim(seed uint64) *Sim {
 	}
 }
 
+// SetFault sets Fault while the directory is in use.
+func (s *Sim) SetFault(f func(c Call) error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.Fault = f
+}
+
 // Calls returns how many calls there have been.
 func (s *Sim) Calls() int {
 	s.mu.Lock()

@@ -89,9 +89,8 @@ func segmentNumber(name string) (uint64, bool) {
 	return n, ok && err == nil && segmentName(n) == name
 }
 
-func (m *manifest) append(dst []byte) []byte {
-	at := len(dst)
-	dst = fmt.Appendf(dst, "dunlin segment store %d\n", version)
+func (m *manifest) text() []byte {
+	dst := fmt.Appendf(nil, "dunlin segment store %d\n", version)
 	dst = fmt.Appendf(dst, "store %016x\n", m.store)
 	if f := m.folded; f.number != 0 {
 		dst = fmt.Appendf(dst, "folded %d bytes %d records %d commits %d\n", f.number, f.size, f.last, m.upTo)
@@ -102,10 +101,13 @@ func (m *manifest) append(dst []byte) []byte {
 	if m.active != 0 {
 		dst = fmt.Appendf(dst, "active %d\n", m.active)
 	}
-	return fmt.Appendf(dst, "crc32c %08x\n", checksum(0, dst[at:]))
+	return appendChecksum(dst)
 }
 
-// parseManifest reads what append has written, to the byte.
+// appendChecksum appends the last line.
+func appendChecksum(b []byte) []byte { return fmt.Appendf(b, "crc32c %08x\n", checksum(0, b)) }
+
+// parseManifest reads what text has written, to the byte.
 func parseManifest(b []byte) (manifest, error) {
 	damaged := func(offset int, reason string) (manifest, error) {
 		return manifest{}, &CorruptError{manifestName, int64(offset), reason}
@@ -122,14 +124,14 @@ func parseManifest(b []byte) (manifest, error) {
 	if end < 0 {
 		return damaged(len(b), "the file ends too early")
 	}
-	if string(b[end:]) != fmt.Sprintf("crc32c %08x\n", checksum(0, b[:end])) {
+	if !bytes.Equal(b, appendChecksum(bytes.Clone(b[:end]))) {
 		return damaged(end, "the checksum does not match")
 	}
 	var m manifest
 	for line := range strings.Lines(string(b[:end])) {
 		m.line(line)
 	}
-	if again := m.append(nil); !bytes.Equal(again, b) {
+	if again := m.text(); !bytes.Equal(again, b) {
 		at := 0
 		for at < min(len(again), len(b)) && again[at] == b[at] {
 			at++
@@ -189,7 +191,8 @@ func writeManifest(dir disk.Dir, m *manifest) (renamed bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	_, err = f.WriteAt(m.append(nil), 0)
+	text := m.text()
+	_, err = f.WriteAt(text, 0)
 	if err == nil {
 		err = f.Sync()
 	}
@@ -198,7 +201,11 @@ func writeManifest(dir disk.Dir, m *manifest) (renamed bool, err error) {
 		return false, err
 	}
 	if err := dir.Rename(manifestNext, manifestName); err != nil {
-		return true, err
+		// It may have been done all the same.
+		is, rerr := readManifest(dir)
+		if rerr != nil || !bytes.Equal(is.text(), text) {
+			return rerr != nil, err
+		}
 	}
 	return true, dir.Sync()
 }

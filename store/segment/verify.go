@@ -41,16 +41,22 @@ func inspect(dir string, w *bufio.Writer) (Report, error) {
 	if err != nil {
 		return Report{}, fmt.Errorf("store/segment: %w", err)
 	}
+	r, err := inspectDir(d, w)
+	if err != nil {
+		return r, fmt.Errorf("store/segment: %s: %w", dir, err)
+	}
+	return r, nil
+}
+
+func inspectDir(d disk.Dir, w *bufio.Writer) (Report, error) {
 	lock, err := d.Lock(lockName)
 	if err != nil {
-		return Report{}, fmt.Errorf("store/segment: %w", err)
+		return Report{}, err
 	}
 	defer lock.Close()
 	i := inspector{dir: d, w: w}
-	if err := i.all(); err != nil {
-		return i.report, fmt.Errorf("store/segment: %s: %w", dir, err)
-	}
-	return i.report, nil
+	err = i.all()
+	return i.report, err
 }
 
 // An inspector reads a store and goes on when something is wrong.
@@ -67,7 +73,7 @@ func (i *inspector) all() (err error) {
 	if i.man, err = readManifest(i.dir); err != nil {
 		return err
 	}
-	i.print("%s", i.man.append(nil))
+	i.print("%s", i.man.text())
 	for _, s := range i.man.segments() {
 		i.segment(s, false)
 	}

@@ -1,0 +1,152 @@
+package segment
+
+import (
+	"os/exec"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/dunlin-mqtt/dunlin/internal/disk"
+	"github.com/dunlin-mqtt/dunlin/store"
+	"github.com/dunlin-mqtt/dunlin/store/storetest"
+)
+
+// A simDisk is a simulated directory below a store.
+type simDisk struct {
+	sim  *disk.Sim
+	opts Options
+	rng  uint64
+	wrap func(d disk.Dir) disk.Dir // what the store sees; nil: sim
+}
+
+func (d *simDisk) Open() (store.Store, error) {
+	var dir disk.Dir = d.sim
+	if d.wrap != nil {
+		dir = d.wrap(dir)
+	}
+	return open(dir, d.opts)
+}
+
+func (d *simDisk) Cut() error  { return disk.ErrCut }
+func (d *simDisk) Full() error { return disk.ErrFull }
+
+func (d *simDisk) Fail(fault func(a storetest.Access) error) {
+	var f func(c disk.Call) error
+	if fault != nil {
+		before := d.sim.Calls()
+		f = func(c disk.Call) error {
+			write := c.Kind != "open" && c.Kind != "read" && c.Kind != "names" && c.Kind != "lock" && c.Kind != "remove" && c.Kind != "truncate" &&
+				c.Kind != "sync" && c.Kind != "syncdir"
+			return fault(storetest.Access{N: c.N - before, Write: write, Sync: c.Kind == "sync" || c.Kind == "syncdir"})
+		}
+	}
+	d.sim.SetFault(f)
+}
+
+func (d *simDisk) Crash(seed uint64, power bool) storetest.Disk {
+	loss := disk.Nothing
+	if power {
+		loss = []disk.Loss{disk.Everything, disk.Tail, disk.Sectors}[seed%3]
+	}
+	c := *d
+	c.sim = d.sim.Crash(seed, loss)
+	return &c
+}
+
+func onSim(opts Options, wrap func(d disk.Dir) disk.Dir) func(seed uint64) storetest.Disk {
+	return func(seed uint64) storetest.Disk { return &simDisk{sim: disk.NewSim(seed), opts: opts, wrap: wrap} }
+}
+
+func TestFaults(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		opts Options
+	}{
+		{"synced, long segments", Options{}},
+		{"synced, short segments", Options{SegmentSize: 3000}},
+		{"buffered", Options{Durability: store.Buffered, SegmentSize: 20_000}},
+		{"nothing promised", Options{Durability: store.None, SegmentSize: 5000}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if c.opts.SegmentSize == 0 {
+				c.opts.SegmentSize = 100_000 // a simulated disk keeps it in memory
+			}
+			storetest.RunFaults(t, c.opts.Durability, onSim(c.opts, nil))
+		})
+	}
+}
+
+// A liar is a directory that leaves out what a store must not leave out. It stands for a store that does.
+type liar struct {
+	disk.Dir
+	noSync, noDirSync, syncTwice bool
+}
+
+type liarFile struct {
+	disk.File
+	l *liar
+}
+
+func (l *liar) Create(name string) (disk.File, error) {
+	f, err := l.Dir.Create(name)
+	if err != nil {
+		return nil, err
+	}
+	return &liarFile{f, l}, nil
+}
+
+func (l *liar) Sync() error {
+	if l.noDirSync {
+		return nil
+	}
+	return l.Dir.Sync()
+}
+
+func (f *liarFile) Sync() error {
+	if f.l.noSync {
+		return nil
+	}
+	err := f.File.Sync()
+	if err != nil && f.l.syncTwice {
+		return f.File.Sync()
+	}
+	return err
+}
+
+func TestLeavingOutASyncIsCaught(t *testing.T) {
+	for name, l := range map[string]liar{
+		"files are not synced":                  {noSync: true},
+		"names are not synced":                  {noDirSync: true},
+		"a sync that fails is tried once again": {syncTwice: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := storetest.CheckFaults(1, 4, store.Synced, onSim(Options{SegmentSize: 3000}, func(d disk.Dir) disk.Dir {
+				l := l
+				l.Dir = d
+				return &l
+			}))
+			require.Error(t, err)
+			t.Log(err)
+		})
+	}
+}
+
+// TestCanariesAreCaught runs the suites on a store that is built to be wrong.
+func TestCanariesAreCaught(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it builds the package twice")
+	}
+	for tag, run := range map[string]string{
+		"canary_nosync":    "^TestFaults$/^synced,_short",
+		"canary_norelease": "^TestContract$/^synced$/every_operation",
+	} {
+		t.Run(tag, func(t *testing.T) {
+			t.Parallel()
+			out, err := exec.Command("go", "test", "-count=1", "-tags", tag, "-run", run, ".").CombinedOutput()
+			var exit *exec.ExitError
+			require.ErrorAs(t, err, &exit, "the suite passes with the tag")
+			require.Contains(t, string(out), "--- FAIL")
+			require.NotContains(t, string(out), "build failed")
+		})
+	}
+}
