@@ -501,7 +501,11 @@ func (c *conn) newWill(t *turn, p *packets.Connect) (*will, error) {
 
 // authorize asks the Authorizer; a refusal is reported and comes back as a *packets.Error.
 func (b *Broker) authorize(ctx context.Context, r *hooks.AccessRequest) error {
-	err := b.authorizer.Authorize(ctx, r)
+	return b.judge(r, b.authorizer.Authorize(ctx, r))
+}
+
+// judge is authorize with what the Authorizer said.
+func (b *Broker) judge(r *hooks.AccessRequest, err error) error {
 	if err == nil {
 		return nil
 	}

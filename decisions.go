@@ -250,9 +250,10 @@ func (c *conn) mayPublish(t *turn, p *packets.Publish, topic []byte, r *route) e
 		return r.refused
 	}
 	t.access = hooks.AccessRequest{Client: c.client, Action: hooks.Publish, Topic: string(p.Topic), QoS: p.QoS, Retain: p.Retain}
-	err := b.authorize(c.context(), &t.access)
-	var pe *packets.Error
-	if r != nil && (err == nil || errors.As(err, &pe) && pe.Err == nil || errors.Is(err, hooks.ErrAbstain)) {
+	said := b.authorizer.Authorize(c.context(), &t.access)
+	err := b.judge(&t.access, said)
+	var pe *packets.Error // any other error but ErrAbstain is a failure, and may be over the next time
+	if r != nil && (said == nil || errors.As(said, &pe) || errors.Is(said, hooks.ErrAbstain)) {
 		r.decide(topic, epoch, err)
 	}
 	return err

@@ -81,13 +81,13 @@ type SessionInfo struct {
 	ExpiresAt time.Time
 }
 
-// Sessions yields all Sessions in the order of their Client Identifiers. What it yields are copies; no lock is held meanwhile.
+// Sessions yields all Sessions in the order of their Client Identifiers, then of their principals. What it yields are copies; no lock is held meanwhile.
 func (b *Broker) Sessions() iter.Seq[SessionInfo] {
 	return func(yield func(SessionInfo) bool) {
 		b.mu.Lock()
 		all := slices.Collect(maps.Values(b.sessions))
 		b.mu.Unlock()
-		slices.SortFunc(all, func(a, b *session) int { return cmp.Compare(a.id, b.id) })
+		slices.SortFunc(all, bySession)
 		for _, s := range all {
 			if info, ok := s.info(); ok && !yield(info) {
 				return
@@ -96,15 +96,38 @@ func (b *Broker) Sessions() iter.Seq[SessionInfo] {
 	}
 }
 
-// Session returns the Session of a client. ok is false if there is none.
-func (b *Broker) Session(clientID string) (info SessionInfo, ok bool) {
+func bySession(a, b *session) int {
+	return cmp.Or(cmp.Compare(a.id, b.id), cmp.Compare(a.principal, b.principal), cmp.Compare(a.key, b.key))
+}
+
+// ofClient returns the Sessions with a Client Identifier, in the order of their principals: at most one without SessionPerPrincipal.
+func (b *Broker) ofClient(clientID string) (of []*session) {
 	b.mu.Lock()
-	s := b.sessions[clientID]
-	b.mu.Unlock()
-	if s == nil {
-		return info, false
+	defer b.mu.Unlock()
+	if !b.cfg.SessionPerPrincipal {
+		if s := b.sessions[clientID]; s != nil {
+			of = append(of, s)
+		}
+		return of
 	}
-	return s.info()
+	for _, s := range b.sessions {
+		if s.id == clientID {
+			of = append(of, s)
+		}
+	}
+	slices.SortFunc(of, bySession)
+	return of
+}
+
+// Session returns the Session of a client. ok is false if there is none. With SessionPerPrincipal it is the one of the first principal, and
+// finding it looks at all Sessions, as Disconnect and DeleteSession do then.
+func (b *Broker) Session(clientID string) (info SessionInfo, ok bool) {
+	for _, s := range b.ofClient(clientID) {
+		if info, ok = s.info(); ok {
+			break
+		}
+	}
+	return info, ok
 }
 
 func (s *session) info() (info SessionInfo, ok bool) {
@@ -153,18 +176,21 @@ func (b *Broker) Retained(filter string) iter.Seq[*Message] {
 }
 
 // Disconnect ends the connection of a client with a Reason Code, which one of 5.0 is told. Its Will is published. It returns false if no
-// connection has that Client Identifier.
+// connection has that Client Identifier. With SessionPerPrincipal it ends those of all principals.
 func (b *Broker) Disconnect(clientID string, code ReasonCode) bool {
-	b.mu.Lock()
-	s := b.sessions[clientID]
-	b.mu.Unlock()
-	if s == nil {
-		return false
+	found := false
+	for _, s := range b.ofClient(clientID) {
+		found = s.disconnect(&packets.Error{Code: code}) || found
 	}
+	return found
+}
+
+// disconnect ends the connection of s, if it has one.
+func (s *session) disconnect(why *packets.Error) bool {
 	s.mu.Lock()
 	c := s.conn
 	if c != nil {
-		c.stop(&packets.Error{Code: code})
+		c.stop(why)
 	}
 	s.mu.Unlock()
 	if c == nil {
@@ -175,16 +201,16 @@ func (b *Broker) Disconnect(clientID string, code ReasonCode) bool {
 }
 
 // DeleteSession ends the Session of a client, with its subscriptions and queue, and disconnects it with Administrative action (0x98) if
-// it is there. A Will is published. It returns false if there was no Session.
+// it is there. A Will is published. It returns false if there was no Session. With SessionPerPrincipal it ends those of all principals.
 func (b *Broker) DeleteSession(ctx context.Context, clientID string) bool {
-	b.mu.Lock()
-	s := b.sessions[clientID]
-	b.mu.Unlock()
-	if s == nil || ctx.Err() != nil {
+	of := b.ofClient(clientID)
+	if len(of) == 0 || ctx.Err() != nil {
 		return false
 	}
 	b.work(func(t *turn) {
-		b.endSession(t, s, packets.Errorf(packets.AdministrativeAction, "the session was deleted"))
+		for _, s := range of {
+			b.endSession(t, s, packets.Errorf(packets.AdministrativeAction, "the session was deleted"))
+		}
 	})
 	return true
 }
