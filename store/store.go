@@ -83,6 +83,8 @@ type PutSession struct {
 	ClientID  string
 	Principal string // who owns it
 	Username  string // of the client that made the will
+	Named     bool   // the owner has a name, be it an empty one
+	Mount     string // what the names of all topics and filters of the client begin with
 	Expiry    uint32 // Session Expiry Interval in seconds; 0xFFFFFFFF: never
 	ExpiresAt int64  // absolute end of the Session; 0: while connected, or never
 	Will      *Will  // nil: none

@@ -193,8 +193,8 @@ func (i *inspector) op(op store.Op) {
 	case *store.PutRetained:
 		i.print("  PutRetained %s from %q expires %d\n", describe(&op.Message.Message), op.Message.From, op.Message.Expires)
 	case *store.PutSession:
-		i.print("  PutSession session %d client %q principal %q user %q expiry %d expires %d",
-			op.Session, op.ClientID, op.Principal, op.Username, op.Expiry, op.ExpiresAt)
+		i.print("  PutSession session %d client %q principal %q user %q named %t mount %q expiry %d expires %d",
+			op.Session, op.ClientID, op.Principal, op.Username, op.Named, op.Mount, op.Expiry, op.ExpiresAt)
 		if w := op.Will; w != nil {
 			i.print(" will %s delay %d at %d", describe(&w.Message), w.Delay, w.At)
 		}

@@ -63,7 +63,7 @@ func eachOperation() []store.Op {
 	will := packets.Message{Topic: "will", Payload: []byte("bye"), QoS: packets.QoS1, Retain: true,
 		Properties: packets.Properties(nil).AppendText(packets.ResponseTopic, "r")}
 	return []store.Op{
-		&store.PutSession{Session: 1, ClientID: "one", Principal: "p", Username: "u", Expiry: 1<<32 - 1, ExpiresAt: 1_770_000_000_000_000_001,
+		&store.PutSession{Session: 1, ClientID: "one", Principal: "p", Username: "u", Named: true, Mount: "m/", Expiry: 1<<32 - 1, ExpiresAt: 1_770_000_000_000_000_001,
 			Will: &store.Will{Message: will, Delay: 30, At: 1_770_000_000_000_000_002}},
 		put(2), put(3), put(4),
 		&store.PutSubscription{Session: 1, ID: 268_435_455, Subscription: packets.Subscription{

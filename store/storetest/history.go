@@ -155,6 +155,7 @@ func (h *History) op() store.Op {
 func (h *History) putSession(s uint64) *store.PutSession {
 	op := &store.PutSession{
 		Session: s, ClientID: h.name(), Principal: h.name(), Username: h.name(), Expiry: uint32(h.few()), ExpiresAt: h.instant(),
+		Named: h.rng.IntN(2) == 0, Mount: h.name(),
 	}
 	if h.rng.IntN(3) == 0 {
 		op.Will = &store.Will{Message: h.body(), Delay: uint32(h.few()), At: h.instant()}

@@ -280,8 +280,8 @@ func (s *State) facts() map[string]string {
 		if w := c.Will; w != nil {
 			will = fmt.Sprintf("delay %d at %d %s", w.Delay, w.At, describe(&w.Message))
 		}
-		f[name] = fmt.Sprintf("client %.40q principal %.40q user %.40q expiry %d at %d, will %s",
-			c.ClientID, c.Principal, c.Username, c.Expiry, c.ExpiresAt, will)
+		f[name] = fmt.Sprintf("client %.40q principal %.40q user %.40q named %t mount %.40q expiry %d at %d, will %s",
+			c.ClientID, c.Principal, c.Username, c.Named, c.Mount, c.Expiry, c.ExpiresAt, will)
 		for filter, sub := range c.Subscriptions {
 			f[fmt.Sprintf("%s, subscription %.40q of %d bytes", name, filter, len(filter))] = fmt.Sprintf("QoS %d no local %t retain as published %t handling %d id %d",
 				sub.QoS, sub.NoLocal, sub.RetainAsPublished, sub.RetainHandling, sub.ID)

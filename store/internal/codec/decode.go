@@ -216,7 +216,7 @@ func (d *Decoder) readPutSession() store.Op {
 	flags := d.flags("session flags", sessionUnused)
 	op := &store.PutSession{
 		Session: d.readSession(), ClientID: d.string("client identifier"), Principal: d.string("principal"),
-		Username: d.string("user name"), Expiry: d.uint32("expiry"),
+		Username: d.string("user name"), Mount: d.string("mount point"), Named: flags&sessionNamed != 0, Expiry: d.uint32("expiry"),
 	}
 	if flags&sessionExpires != 0 {
 		op.ExpiresAt = d.instant("end of the session")

@@ -4,7 +4,7 @@
 // strings have their length in front; instants are 8 bytes, little-endian, and missing if 0, as a flag says. A
 // Session and a Seq are written as the difference to the one before in the same stream, zigzag. Format by format:
 //
-//	1  PutSession: flags, session, client, principal, user, expiry, [expires at], [will]
+//	1  PutSession: flags, session, client, principal, user, mount, expiry, [expires at], [will]
 //	2  DeleteSession: session
 //	3  PutSubscription: session, filter, options, identifier
 //	4  DeleteSubscription: session, filter
@@ -76,6 +76,7 @@ const (
 	sessionExpires byte = 1 << iota
 	sessionWill
 	sessionWillAt
+	sessionNamed
 	sessionUnused
 )
 
@@ -141,6 +142,9 @@ func (e *Encoder) putSession(dst []byte, op *store.PutSession) []byte {
 	if op.ExpiresAt != 0 {
 		flags |= sessionExpires
 	}
+	if op.Named {
+		flags |= sessionNamed
+	}
 	if op.Will != nil {
 		flags |= sessionWill
 		if op.Will.At != 0 {
@@ -151,6 +155,7 @@ func (e *Encoder) putSession(dst []byte, op *store.PutSession) []byte {
 	dst = appendString(dst, op.ClientID)
 	dst = appendString(dst, op.Principal)
 	dst = appendString(dst, op.Username)
+	dst = appendString(dst, op.Mount)
 	dst = binary.AppendUvarint(dst, uint64(op.Expiry))
 	if op.ExpiresAt != 0 {
 		dst = binary.LittleEndian.AppendUint64(dst, uint64(op.ExpiresAt))
