@@ -78,6 +78,13 @@ func (s *Sim) SetFault(f func(c Call) error) {
 	s.Fault = f
 }
 
+// SetCapacity sets Capacity while the directory is in use.
+func (s *Sim) SetCapacity(n int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.Capacity = n
+}
+
 // Calls returns how many calls there have been.
 func (s *Sim) Calls() int {
 	s.mu.Lock()

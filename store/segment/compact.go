@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/dunlin-mqtt/dunlin/internal/disk"
 	"github.com/dunlin-mqtt/dunlin/store"
@@ -13,6 +14,9 @@ import (
 const (
 	foldBody = 1 << 20 // how long the records of a folded segment get
 	foldSync = 8 << 20 // how much of it is written between syncs, so that those of commits stay short
+
+	// A full disk makes compactions follow each other, but for this and ten times as long as the last one took.
+	foldPause = 100 * time.Millisecond
 )
 
 // Checkpoint implements store.Store: it leaves out of the log what has been superseded. It need not be called, since the store
@@ -48,9 +52,14 @@ func (s *Store) startCompaction(all bool) {
 	go func() { // Close waits for it
 		defer s.background.Done()
 		defer s.compacting.Unlock()
-		if err := s.compact(s.stopped, all); err != nil && s.stopped.Err() == nil {
+		begun := time.Now()
+		err := s.compact(s.stopped, all)
+		if err != nil && s.stopped.Err() == nil && !disk.IsFull(err) {
 			s.opts.Logger.Warn("the log could not be compacted", "err", err)
 		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.notBefore = time.Now().Add(foldPause + 10*time.Since(begun))
 	}()
 }
 

@@ -117,7 +117,7 @@ func (s *Store) create(number uint64, need int64, adds bool) (f disk.File, h hea
 
 // reserve finds out how long a segment can get, and reserves the room.
 func (s *Store) reserve(f disk.File, need int64, adds bool) (size int64, err error) {
-	spare := s.opts.SegmentSize / 16
+	spare := min(s.opts.SegmentSize/16, (s.man.folded.size+s.man.grown()+s.off)/8)
 	try := func() error {
 		err := f.Allocate(size + spare)
 		if err == nil && spare > 0 {
@@ -133,7 +133,7 @@ func (s *Store) reserve(f disk.File, need int64, adds bool) (size int64, err err
 		size = max(size/2, need)
 	}
 	if disk.IsFull(err) && !adds {
-		size, spare = need+spare/4, 0
+		size, spare = need+spare/8, 0
 		if err = try(); disk.IsFull(err) {
 			size = need
 			err = try()

@@ -27,7 +27,7 @@ type Options struct {
 	// Durability is what Commit waits for. The zero value is [store.Synced].
 	Durability store.Durability
 	// SegmentSize is how long a segment gets, and how much room is reserved on the disk at a time; 0: 64 MiB. When the disk
-	// is nearly full segments are shorter. A sixteenth of it is left free for commits that take something away.
+	// is nearly full segments are shorter, and up to a sixteenth of this is left free for commits that take something away.
 	SegmentSize int64
 	// Logger is told of torn ends that were left out and of failing compactions. Nil: nobody.
 	Logger *slog.Logger
@@ -50,23 +50,23 @@ type Store struct {
 	background sync.WaitGroup
 	compacting sync.Mutex // held while a compaction runs; taken before mu
 
-	mu       sync.Mutex // guards all below
-	err      error      // why nothing can be committed any more
-	man      manifest   // as it is in the directory
-	next     uint64     // number of the next segment
-	file     disk.File  // the active segment; nil: the next commit begins a new one
-	head     header     // of file
-	size     int64      // how long file is to get
-	off      int64      // where the next record goes in the active segment
-	last     uint64     // the last commit that was written to it, or before
-	buf      []byte     // records that wait to be written, seldom more than the one of a Commit under way
-	waiting  uint64     // how many records of earlier commits are in buf
-	unsynced bool       // records before off were written and not synced
-	cleaned  bool       // segments left over by a crash have been removed
-	pins     int        // how many read segments; while any does, none is removed
-	obsolete []uint64   // segments to be removed
-	pressed  time.Time  // when a compaction was last begun for want of room
-	encoder  codec.Encoder
+	mu        sync.Mutex // guards all below
+	err       error      // why nothing can be committed any more
+	man       manifest   // as it is in the directory
+	next      uint64     // number of the next segment
+	file      disk.File  // the active segment; nil: the next commit begins a new one
+	head      header     // of file
+	size      int64      // how long file is to get
+	off       int64      // where the next record goes in the active segment
+	last      uint64     // the last commit that was written to it, or before
+	buf       []byte     // records that wait to be written, seldom more than the one of a Commit under way
+	waiting   uint64     // how many records of earlier commits are in buf
+	unsynced  bool       // records before off were written and not synced
+	cleaned   bool       // segments left over by a crash have been removed
+	pins      int        // how many read segments; while any does, none is removed
+	obsolete  []uint64   // segments to be removed
+	notBefore time.Time  // when a compaction for want of room may begin
+	encoder   codec.Encoder
 }
 
 // Open opens the store in the directory dir, which is made if it is not there. If the directory is not empty, and holds no
@@ -288,8 +288,7 @@ func (s *Store) fail(err error) error {
 
 // full says that there was no room, and looks for some.
 func (s *Store) full(err error) error {
-	if time.Since(s.pressed) > time.Second {
-		s.pressed = time.Now()
+	if time.Now().After(s.notBefore) {
 		s.startCompaction(true)
 	}
 	return fmt.Errorf("store/segment: %w: %w", store.ErrFull, err)

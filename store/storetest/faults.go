@@ -159,7 +159,7 @@ func (l *life) states(power bool) []*State {
 
 // crashes cuts each of several lives at some access, and goes on from what is left.
 func (e *faultEnv) crashes(power bool) error {
-	for round := range e.rounds * 40 {
+	for round := range e.rounds * 20 {
 		rng := rand.New(rand.NewPCG(e.seed, uint64(round)))
 		d := e.open(rng.Uint64())
 		may := []*State{NewState()}
@@ -235,7 +235,7 @@ func (e *faultEnv) syncOnce() error {
 
 // once plays lives in which fault fails something. If that made a Commit fail, all later ones have to fail.
 func (e *faultEnv) once(fault func(a Access, at int) error) error {
-	for round := range e.rounds * 40 {
+	for round := range e.rounds * 20 {
 		rng := rand.New(rand.NewPCG(e.seed, uint64(round)))
 		d := e.open(rng.Uint64())
 		l, err := e.begin(d, rng.Uint64(), NewState())

@@ -1,0 +1,102 @@
+package segment
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/dunlin-mqtt/dunlin/internal/disk"
+	"github.com/dunlin-mqtt/dunlin/store"
+	"github.com/dunlin-mqtt/dunlin/store/storetest"
+)
+
+// A filling commits messages to a store until it is full, and takes them out again.
+type filling struct {
+	t        *testing.T
+	store    *Store
+	want     *storetest.State
+	seq, out uint64
+}
+
+func fillingOf(t *testing.T, s *Store) *filling {
+	f := &filling{t: t, store: s, want: storetest.NewState()}
+	require.NoError(t, s.Commit(ctx, []store.Op{put(1)}))
+	f.want.Apply(put(1))
+	return f
+}
+
+// add adds a message of 10,000 bytes.
+func (f *filling) add() error {
+	p := publish(f.seq, strings.Repeat("x", 10_000), 1)
+	err := f.store.Commit(ctx, []store.Op{p})
+	if err == nil {
+		f.want.Apply(p)
+		f.seq++
+	}
+	return err
+}
+
+// fill adds until there is no room, and returns how many went in.
+func (f *filling) fill() int {
+	f.t.Helper()
+	for n := 0; ; n++ {
+		if err := f.add(); err != nil {
+			require.ErrorIs(f.t, err, store.ErrFull)
+			return n
+		}
+	}
+}
+
+// drain takes everything out, which works on a full disk, too.
+func (f *filling) drain() {
+	f.t.Helper()
+	for ; f.out < f.seq; f.out++ {
+		done := &store.Done{Session: 1, Seq: f.out}
+		require.NoError(f.t, f.store.Commit(ctx, []store.Op{done}))
+		f.want.Apply(done)
+	}
+}
+
+// recovers waits until so many messages have been added again.
+func (f *filling) recovers(n int) {
+	f.t.Helper()
+	require.Eventually(f.t, func() bool {
+		n -= f.fill()
+		return n <= 0
+	}, 30*time.Second, 10*time.Millisecond)
+}
+
+func TestFullDisk(t *testing.T) {
+	t.Run("room that comes from elsewhere is used", func(t *testing.T) {
+		sim := disk.NewSim(1)
+		sim.Capacity = 1 << 20
+		s, err := open(sim, Options{})
+		require.NoError(t, err)
+		f := fillingOf(t, s)
+		require.Less(t, 30, f.fill(), "segments are shorter on a small disk")
+		same(t, f.want, fold(t, s))
+		sim.SetCapacity(8 << 20)
+		f.recovers(300)
+		same(t, f.want, fold(t, s))
+		after := sim.Crash(1, disk.Everything)
+		require.NoError(t, s.Close())
+		got, err := loadSim(after)
+		require.NoError(t, err)
+		same(t, f.want, got)
+	})
+	t.Run("what is taken out makes room", func(t *testing.T) {
+		sim := disk.NewSim(1)
+		sim.Capacity = 1 << 20
+		s, err := open(sim, Options{SegmentSize: 256 << 10})
+		require.NoError(t, err)
+		f := fillingOf(t, s)
+		for range 3 {
+			f.recovers(30)
+			f.drain()
+			same(t, f.want, fold(t, s))
+		}
+		require.NoError(t, s.Close())
+	})
+}
