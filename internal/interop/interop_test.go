@@ -24,6 +24,7 @@ func TestMain(m *testing.M) {
 }
 
 // TestInterop plays every scenario with every program in every version of the protocol, against one broker.
+// [3.1.1 MQTT-7.0.0-2]
 func TestInterop(t *testing.T) {
 	broker, own := startBroker(t)
 	run := fmt.Sprintf("i%04x", rand.N(1<<16)) // so that a broker which keeps something can be tested twice
