@@ -98,7 +98,9 @@ type Broker struct {
 	serving sync.WaitGroup // readers, and Serve
 	writers sync.WaitGroup // writer goroutines and other short ones
 
-	locals map[*session]struct{} // in-process subscribers; guarded by mu
+	locals     map[*Subscription]struct{} // those that are open; guarded by mu, as is the next
+	localCount uint64                     // for the names of those that have none
+	responders sync.WaitGroup             // the goroutines of Respond
 
 	expiryMu sync.Mutex
 	expiring map[string]*deadline // of the retained messages that expire, by topic; guarded by expiryMu
@@ -119,7 +121,7 @@ func New(cfg Config) (*Broker, error) {
 		tree: newTree(), retained: newRetainedStore(), due: newDeadlines(),
 		sessions: make(map[string]*session), listeners: make(map[net.Listener]struct{}),
 		early: make(map[*conn]struct{}), conns: make(map[*conn]struct{}),
-		locals: make(map[*session]struct{}), expiring: make(map[string]*deadline),
+		locals: make(map[*Subscription]struct{}), expiring: make(map[string]*deadline),
 		byNumber: make([]*session, 1), // 0 is nobody
 	}
 	b.obs = guarded(cfg, func(v any) {
@@ -339,6 +341,7 @@ func (b *Broker) Close() error {
 	b.writers.Wait()
 	b.due.close()
 	b.closeLocal()
+	b.responders.Wait()
 	return nil
 }
 
@@ -363,8 +366,8 @@ func (b *Broker) yield() {
 	b.yielding.Add(-1)
 }
 
-// work runs f in a turn of its own.
-func (b *Broker) work(f func(t *turn)) {
+// work runs f in a turn of its own. It returns the Subscriptions that ask their publishers to wait; only those who may wait do.
+func (b *Broker) work(f func(t *turn)) (blocked []*Subscription) {
 	t := b.getTurn()
 	t.now = time.Now()
 	f(t)
@@ -373,5 +376,9 @@ func (b *Broker) work(f func(t *turn)) {
 		t.congested[i] = nil
 	}
 	t.congested = t.congested[:0]
+	if len(t.blocked) > 0 {
+		blocked, t.blocked = t.blocked, nil
+	}
 	b.putTurn(t)
+	return blocked
 }

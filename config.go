@@ -136,6 +136,8 @@ const (
 	// Disconnect drops it as well, and disconnects the client with Quota exceeded (0x97) if it is there: one that cannot
 	// keep up is told so.
 	Disconnect
+	// Block is for Subscriptions of the program only: the publisher is made to wait. See SubscribeOptions.
+	Block
 )
 
 // SharedStrategy chooses which member of a shared subscription gets a message (4.8.2). With each of them a member that is
@@ -191,7 +193,7 @@ func (c *Config) check() error {
 		return fmt.Errorf("dunlin: Config.MaxQoS: %d is not a QoS", *c.MaxQoS)
 	}
 	if c.Overflow > Disconnect || c.Shared > HashClient {
-		return errors.New("dunlin: Config.Overflow or Config.Shared is none of the defined constants")
+		return errors.New("dunlin: Config.Overflow or Config.Shared is none of the constants that are meant for it")
 	}
 	if c.MaxKeepAlive > 65535*time.Second {
 		return fmt.Errorf("dunlin: Config.MaxKeepAlive is %v, the most that a Keep Alive can say is 65535 s", c.MaxKeepAlive)

@@ -334,6 +334,9 @@ func (c *conn) packets(t *turn) error {
 			break
 		}
 		used += n
+		if len(t.blocked) > 0 && err == nil {
+			err = c.holdBack(t)
+		}
 	}
 	if used > 0 {
 		c.lastPacket = t.now
@@ -374,6 +377,18 @@ func (c *conn) gather(t *turn) bool {
 	t.rounds++
 	c.b.yield()
 	return true
+}
+
+// holdBack waits, with nothing of this turn left unflushed, for the Subscriptions that ask their publishers to.
+func (c *conn) holdBack(t *turn) error {
+	t.end()
+	for i, sub := range t.blocked {
+		sub.await(nil)
+		t.blocked[i] = nil
+	}
+	t.blocked = t.blocked[:0]
+	t.now = time.Now()
+	return c.stopped()
 }
 
 // easeOff waits a moment for those that this turn has congested, and does not read on while the client leaves our answers unread.

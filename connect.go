@@ -67,6 +67,8 @@ func (c *conn) acceptable(p *packets.Connect) error {
 	switch {
 	case p.ClientID == "" && (p.Version == packets.V31 || p.Version == packets.V311 && !p.CleanStart):
 		return packets.Errorf(packets.ClientIdentifierNotValid, "an empty Client Identifier needs Clean Session")
+	case strings.HasPrefix(p.ClientID, localPrefix):
+		return packets.Errorf(packets.ClientIdentifierNotValid, "Client Identifiers that begin with %s belong to the server", localPrefix)
 	case c.b.connections() >= cfg.MaxConnections:
 		return packets.Errorf(packets.ServerBusy, "too many connections")
 	}
@@ -390,9 +392,9 @@ func (c *conn) lower(l *hooks.Limits) {
 }
 
 func (b *Broker) queueLimits(l *hooks.Limits) queueLimits {
-	q := queueLimits{b.cfg.MaxQueuedMessages, b.cfg.MaxQueuedBytes}
+	q := queueLimits{b.cfg.MaxQueuedBytes, int32(b.cfg.MaxQueuedMessages), b.cfg.Overflow}
 	if l.QueuedMessages > 0 {
-		q.messages = min(q.messages, l.QueuedMessages)
+		q.messages = int32(min(int(q.messages), l.QueuedMessages))
 	}
 	if l.QueuedBytes > 0 {
 		q.bytes = min(q.bytes, l.QueuedBytes)

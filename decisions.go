@@ -110,6 +110,9 @@ func (s *session) held() (subs []heldSub) {
 
 // reviewSession decides the subscriptions of s anew, for who made them, and returns how many were revoked.
 func (b *Broker) reviewSession(s *session) int {
+	if s.inProcess() {
+		return 0
+	}
 	s.mu.Lock()
 	client, ctx, gen := s.who(), b.ctx, s.gen
 	if s.conn != nil && s.conn.few().ctx != nil {
@@ -200,6 +203,7 @@ func (s *session) purge(revoked []heldSub) (orphans []delivery) {
 			orphans = append(orphans, d)
 		default:
 			s.dropped(d.msg, hooks.DropNotAuthorized)
+			d.settle(false)
 		}
 	}
 	for i := int(s.out.head); i < len(s.out.flight); i++ {
@@ -306,7 +310,7 @@ const maxReadings = 1024
 
 // reading returns what is known about delivering a topic to s. The lock is held.
 func (s *session) reading(topic string) (may, known bool) {
-	if s.local != nil {
+	if s.inProcess() {
 		return true, true
 	}
 	epoch := s.b.rules.epoch.Load()
@@ -342,6 +346,7 @@ func (s *session) permitNext() bool {
 		if again != nil {
 			s.out.forget(d)
 		} else {
+			d.settle(false)
 			s.out.pop()
 		}
 	}

@@ -18,8 +18,9 @@ type delivery struct {
 
 // extra is what few deliveries have.
 type extra struct {
-	ids   []uint32 // Subscription Identifiers
-	group *group   // the shared subscription that it came by
+	ids     []uint32 // Subscription Identifiers
+	group   *group   // the shared subscription that it came by
+	receipt *receipt // of PublishWait, until the delivery is settled
 }
 
 type flightState byte
@@ -176,6 +177,7 @@ func (s *sender) finish(d *delivery) {
 	if d.used {
 		s.used--
 	}
+	d.settle(true)
 	*d = delivery{state: done}
 	s.live--
 	for int(s.head) < len(s.flight) && s.flight[s.head].state == done {
@@ -189,6 +191,7 @@ func (s *sender) finish(d *delivery) {
 // forget takes the message out of a delivery in flight that must not be sent (again). What is on its way is still acknowledged. QoS 2 goes on
 // with PUBREL, so that the client does not take the next message with that Packet Identifier for this one.
 func (s *sender) forget(d *delivery) {
+	d.settle(false)
 	d.msg = nil
 	switch {
 	case d.state != waiting:
@@ -257,12 +260,14 @@ func (s *sender) ack(kind packets.Type, id uint16, code packets.ReasonCode) verd
 	case (kind == packets.TypePuback) != (d.qos == packets.QoS1):
 		return mismatched
 	case kind == packets.TypePubrec && !code.Failed():
+		d.settle(true)
 		d.msg = nil // it will never be sent again [MQTT-4.3.3-5]
 		d.state = released
 		return sendPubrel // also when repeated
 	case kind == packets.TypePubcomp && d.state == sent:
 		return mismatched
 	default:
+		d.settle(!code.Failed())
 		s.finish(d)
 		return completed
 	}

@@ -191,7 +191,7 @@ func (b *Broker) detach(c *conn, normal bool) {
 func (s *session) whenDue(now time.Time) {
 	b := s.b
 	s.mu.Lock()
-	if s.conn != nil || s.ended || s.due == nil || s.due.at.IsZero() || s.due.at.After(now) {
+	if s.conn != nil || s.local != nil || s.ended || s.due == nil || s.due.at.IsZero() || s.due.at.After(now) {
 		s.mu.Unlock()
 		return
 	}
@@ -249,14 +249,17 @@ func (b *Broker) passOn(t *turn, d *delivery) {
 	t.own = packets.Publish{QoS: d.msg.QoS, Topic: []byte(d.msg.Topic), Properties: d.msg.Properties, Payload: d.msg.Payload}
 	o := &t.out
 	o.reset(&t.own, d.msg.From, t.now, 0)
-	o.msg, o.expires = d.msg, d.msg.Expires
+	o.msg, o.expires, o.receipt = d.msg, d.msg.Expires, d.receipt()
 	t.route.fill(t, t.own.Topic, 0)
 	for i := range t.route.shared {
 		if r := &t.route.shared[i]; r.group == d.group() {
-			t.deliverShared(o, r.group, r.members)
-			return
+			if t.deliverShared(o, r.group, r.members) {
+				d.receipt().moved()
+				return
+			}
 		}
 	}
+	d.settle(false)
 }
 
 // forget takes s out of the registry, if it is still the one there.

@@ -17,10 +17,12 @@ type turn struct {
 	b         *Broker
 	now       time.Time
 	dirty     []*conn
-	gathered  int     // bytes of packets handled since the last flush
-	rounds    int     // and how often gather said yes
-	read      *buffer // what was read; nil for turns that do not read
-	congested []*conn // those that the flush left congested
+	blocked   []*Subscription // full, with the policy Block: who publishes waits for them
+	receipt   *receipt        // of the next message that publishMessage routes
+	gathered  int             // bytes of packets handled since the last flush
+	rounds    int             // and how often gather said yes
+	read      *buffer         // what was read; nil for turns that do not read
+	congested []*conn         // those that the flush left congested
 
 	pub     packets.Publish
 	ack     packets.Ack
@@ -78,6 +80,7 @@ type outgoing struct {
 	from    string
 	expires int64
 	msg     *message
+	receipt *receipt // nil for most
 	frames  [4]frame // by version 5.0 or not, and with Packet Identifier or not
 }
 
@@ -91,7 +94,7 @@ type frame struct {
 
 // reset prepares o for another message.
 func (o *outgoing) reset(p *packets.Publish, from string, now time.Time, maxExpiry time.Duration) {
-	o.pub, o.raw, o.from, o.msg, o.expires = p, nil, from, nil, 0
+	o.pub, o.raw, o.from, o.msg, o.expires, o.receipt = p, nil, from, nil, 0, nil
 	for i := range o.frames {
 		o.frames[i].ready = false
 	}
@@ -172,11 +175,13 @@ type target struct {
 	group  *group   // by a shared subscription
 }
 
-func (to *target) extra() *extra {
-	if len(to.ids) == 0 && to.group == nil {
+// extra returns what a delivery of o to the target has besides its message. Its receipt, if any, counts it from now on.
+func (to *target) extra(o *outgoing) *extra {
+	if len(to.ids) == 0 && to.group == nil && o.receipt == nil {
 		return nil
 	}
-	return &extra{ids: append([]uint32(nil), to.ids...), group: to.group}
+	o.receipt.enter()
+	return &extra{ids: append([]uint32(nil), to.ids...), group: to.group, receipt: o.receipt}
 }
 
 // A route is who gets the messages of one topic, valid as long as the part of the tree that it came from has not changed.
@@ -411,6 +416,7 @@ func (t *turn) publishMessage(m *message, from uint32) (matched int, err error) 
 		m.Expires = o.expires
 	}
 	o.msg = m
+	o.receipt, t.receipt = t.receipt, nil
 	t.route.fill(t, t.topic, from)
 	return t.publish(o, &t.route)
 }
@@ -425,19 +431,22 @@ func (c *conn) send(t *turn, o *outgoing, to *target, qos packets.QoS, retain bo
 	if plain {
 		f = o.frame(c.version == packets.V5, qos > packets.QoS0)
 		if len(f.b) > int(c.maxPacket) {
-			s.dropped(o.msg, hooks.DropTooLarge)
+			s.missed(o, hooks.DropTooLarge)
 			return false
 		}
 	} else if c.tooLarge(o.message(), w) {
-		s.dropped(o.msg, hooks.DropTooLarge)
+		s.missed(o, hooks.DropTooLarge)
 		return false
 	}
 	if qos > packets.QoS0 {
-		d := delivery{extra: to.extra(), qos: qos, retain: retain}
+		d := delivery{extra: to.extra(o), qos: qos, retain: retain}
 		if s.lasting(&d) {
 			d.msg = o.message()
 		}
 		w.id = s.out.open(d)
+	} else if o.receipt != nil {
+		o.receipt.enter()
+		o.receipt.leave(1, 0)
 	}
 	if plain {
 		x := c.out.reserve(len(f.b))

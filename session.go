@@ -38,7 +38,12 @@ type session struct {
 	due     *deadline     // when it expires or its Will is due; nil until the client first leaves
 }
 
-type queueLimits struct{ messages, bytes int }
+// queueLimits bound the queue of a Session; overflow says what happens beyond.
+type queueLimits struct {
+	bytes    int
+	messages int32
+	overflow Overflow
+}
 
 // A will is a Will Message (3.1.2.5) with its delay. The identity that it was authorized with stays with it.
 type will struct {
@@ -76,7 +81,7 @@ func (s *session) deliver(t *turn, o *outgoing, to *target, eager bool) bool {
 	if s.b.rules.deliveries != nil && c != nil {
 		may, known := s.reading(string(o.pub.Topic))
 		if known && !may {
-			s.dropped(o.msg, hooks.DropNotAuthorized)
+			s.missed(o, hooks.DropNotAuthorized)
 			return false
 		}
 		undecided = !known // it takes the way through the queue
@@ -85,9 +90,9 @@ func (s *session) deliver(t *turn, o *outgoing, to *target, eager bool) bool {
 	case c == nil && s.local == nil && qos == packets.QoS0 && !s.b.cfg.QueueQoS0:
 		return false
 	case c == nil || undecided || (qos > packets.QoS0 && (!s.out.direct() || c.out.size() > s.b.cfg.MaxOutboundBytes/2)) || s.out.qos0 > 0:
-		return s.enqueue(t, delivery{msg: o.message(), extra: to.extra(), qos: qos, retain: retain})
+		return s.enqueue(t, delivery{msg: o.message(), extra: to.extra(o), qos: qos, retain: retain})
 	case qos == packets.QoS0 && c.out.size() > s.b.cfg.MaxOutboundBytes:
-		s.dropped(o.msg, hooks.DropSlowClient)
+		s.missed(o, hooks.DropSlowClient)
 		return false
 	}
 	return c.send(t, o, to, qos, retain)
@@ -107,18 +112,19 @@ func (s *session) ready(qos packets.QoS) bool {
 
 // full says whether the queue has no room for size more bytes.
 func (s *session) full(size int) bool {
-	return s.out.queue.n >= s.quota.messages || s.out.bytes+size > s.quota.bytes
+	return s.out.queue.n >= int(s.quota.messages) || s.out.bytes+size > s.quota.bytes
 }
 
 // enqueue puts d into the queue, as the overflow policy has it.
 func (s *session) enqueue(t *turn, d delivery) bool {
-	policy := s.b.cfg.Overflow
-	if s.local != nil {
-		policy = s.local.overflow
-	}
+	policy := s.quota.overflow
 	for s.full(d.size()) {
+		if policy == Block && s.local.mayExceed(t, d.size()) {
+			break
+		}
 		if policy != DropOldest || s.out.queue.n == 0 {
 			s.dropped(d.msg, hooks.DropQueueFull)
+			d.settle(false)
 			if policy == Disconnect && s.conn != nil {
 				s.conn.stop(packets.Errorf(packets.QuotaExceeded, "the queue of the client is full"))
 				t.touch(s.conn)
@@ -127,6 +133,7 @@ func (s *session) enqueue(t *turn, d delivery) bool {
 		}
 		old := s.out.pop()
 		s.dropped(old.msg, hooks.DropQueueFull)
+		old.settle(false)
 	}
 	s.out.push(d)
 	if s.local != nil {
@@ -140,8 +147,8 @@ func (s *session) enqueue(t *turn, d delivery) bool {
 // dropped counts and reports a message that did not reach the client.
 func (s *session) dropped(m *message, why hooks.DropReason) {
 	s.b.stats.dropped.Add(1)
-	if s.local != nil {
-		s.local.dropped++
+	if s.local != nil && why != hooks.DropSessionEnded {
+		s.local.lost()
 	}
 	if s.b.obs.Dropped != nil {
 		var pm *packets.Message
@@ -155,6 +162,15 @@ func (s *session) dropped(m *message, why hooks.DropReason) {
 // pending says whether something waits for pump. The lock is held.
 func (s *session) pending() bool {
 	return int(s.out.resend) < len(s.out.flight) || s.out.queue.n > 0 || len(s.cursors) > 0
+}
+
+// missed is dropped for what did not get as far as a delivery.
+func (s *session) missed(o *outgoing, why hooks.DropReason) {
+	s.dropped(o.msg, why)
+	if o.receipt != nil {
+		o.receipt.enter()
+		o.receipt.leave(0, 1)
+	}
 }
 
 // pump sends on c what waits for room, as far as there is room: first what is in flight from an earlier connection, then the queue,
@@ -198,6 +214,7 @@ func (s *session) repeat(c *conn, d *delivery, now time.Time) {
 	}
 	if !c.appendMessage(d.msg, wire{qos: d.qos, dup: true, retain: d.retain, id: d.id, ids: d.ids()}, now) {
 		s.dropped(d.msg, hooks.DropTooLarge)
+		d.settle(false)
 		s.out.finish(d)
 	}
 }
@@ -206,11 +223,13 @@ func (s *session) repeat(c *conn, d *delivery, now time.Time) {
 func (s *session) sendQueued(c *conn, d delivery, now time.Time) {
 	if d.msg.Expires != 0 && d.msg.Expires <= now.UnixNano() {
 		s.dropped(d.msg, hooks.DropExpired)
+		d.settle(false)
 		return
 	}
 	w := wire{qos: d.qos, retain: d.retain, ids: d.ids()}
 	if c.tooLarge(d.msg, w) {
 		s.dropped(d.msg, hooks.DropTooLarge)
+		d.settle(false)
 		return
 	}
 	if d.qos > packets.QoS0 {
@@ -220,6 +239,8 @@ func (s *session) sendQueued(c *conn, d delivery, now time.Time) {
 		}
 		w.id = s.out.open(d)
 		d.msg = m
+	} else {
+		d.settle(true)
 	}
 	c.appendMessage(d.msg, w, now)
 }
@@ -345,7 +366,10 @@ func (s *session) end() (w *will, shared []delivery) {
 	collect := func(d *delivery) {
 		if d.group() != nil && d.msg != nil && (d.qos == packets.QoS1 || d.id == 0) {
 			shared = append(shared, *d)
-		} else if d.msg != nil {
+			return
+		}
+		d.settle(false)
+		if d.msg != nil {
 			s.dropped(d.msg, hooks.DropSessionEnded)
 		}
 	}

@@ -209,6 +209,12 @@ func (b *Broker) DeleteSession(ctx context.Context, clientID string) bool {
 	}
 	b.work(func(t *turn) {
 		for _, s := range of {
+			s.mu.Lock()
+			sub := s.local
+			s.mu.Unlock()
+			if sub != nil {
+				sub.Delete()
+			}
 			b.endSession(t, s, packets.Errorf(packets.AdministrativeAction, "the session was deleted"))
 		}
 	})

@@ -1,0 +1,227 @@
+package dunlin
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"runtime/debug"
+	"strings"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// This file is request and response as MQTT 5.0 has them (4.10): a request names the topic of its answer and data to know it by.
+
+// ErrNoResponder is returned by Request if nobody subscribes to the topic of the request.
+var ErrNoResponder = errors.New("dunlin: nobody subscribes to the topic of the request")
+
+// A ResponseError is what Request returns if the handler of a Respond failed. Clients see it as the User Property "error" of an empty response.
+type ResponseError struct{ Reason string }
+
+// Error returns the reason.
+func (e *ResponseError) Error() string { return "dunlin: the responder failed: " + e.Reason }
+
+// errorProperty is the name of that User Property.
+const errorProperty = "error"
+
+// Request publishes payload to topic at QoS 1, with a Response Topic and Correlation Data of its own, and returns the first response. Who
+// responds may be a client of MQTT 5.0 or Respond. ctx should have an end: a responder need not answer.
+//
+// The Response Topic is Config.ResponseInformation, or "response" without that, with a random last level. A client needs the right
+// to publish to it.
+//
+// The error is ErrNoResponder, a *ResponseError, the cause of ctx, or one of Publish.
+func (b *Broker) Request(ctx context.Context, topic string, payload []byte) (*Incoming, error) {
+	return b.RequestMessage(ctx, &Message{Topic: topic, Payload: payload, QoS: packets.QoS1})
+}
+
+// RequestMessage is Request for a whole message. Response Topic and Correlation Data are added to its Properties and must not be there.
+func (b *Broker) RequestMessage(ctx context.Context, m *Message) (*Incoming, error) {
+	if m.Properties.Has(packets.ResponseTopic) || m.Properties.Has(packets.CorrelationData) {
+		return nil, packets.Errorf(packets.ProtocolError, "a request that has a Response Topic or Correlation Data already")
+	}
+	id := rand.Text()
+	to := strings.TrimSuffix(b.responses(), "/") + "/" + id
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // ends the subscription
+	sub, err := b.Subscribe(ctx, to, &SubscribeOptions{QoS: packets.QoS2, Buffer: 16, RetainHandling: SkipRetained})
+	if err != nil {
+		return nil, err
+	}
+	defer sub.Close()
+	q := *m
+	q.Properties = append(packets.Properties(nil), m.Properties...)
+	q.Properties = q.Properties.AppendText(packets.ResponseTopic, to).AppendBytes(packets.CorrelationData, []byte(id))
+	switch matched, err := b.publishLocal(ctx, &q, local{}); {
+	case err != nil:
+		return nil, err
+	case matched == 0:
+		return nil, ErrNoResponder
+	}
+	for {
+		r, err := sub.Next(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if string(r.CorrelationData()) != id {
+			continue // somebody who answers without it answers nobody in particular
+		}
+		for k, v := range r.Properties.User() {
+			if k == errorProperty {
+				return nil, &ResponseError{v}
+			}
+		}
+		return r, nil
+	}
+}
+
+// responses is what the topics of responses begin with.
+func (b *Broker) responses() string {
+	if b.cfg.ResponseInformation != "" {
+		return b.cfg.ResponseInformation
+	}
+	return "response"
+}
+
+// A Handler answers one request. Its response needs no Topic and no Correlation Data; its other properties, QoS and Retain are used as
+// they are. Nil means no response. An error is told to the requester, as a ResponseError says, and logged at Debug.
+//
+// ctx ends with the Responder. The handler must not call Close of the Responder or of the Broker.
+type Handler func(ctx context.Context, request *Incoming) (response *Message, err error)
+
+// A Responder answers requests until it is closed.
+type Responder struct {
+	b       *Broker
+	sub     *Subscription
+	handler Handler
+	cancel  context.CancelFunc
+	done    chan struct{}
+}
+
+// Respond calls handler for each request that is published to filter, one after the other, on one goroutine that ends when ctx does, with Close
+// of the Responder, or with the Broker. Several Responders may share the work with a shared filter. Messages without a Response Topic are
+// requests that want no response. A panic of the handler is logged and answered as an error.
+//
+// A response is published in the name of the Broker, so a client could have it written to where the client itself may not write. Therefore the
+// Response Topic of a client's request must not begin with "$"; must begin with Config.ResponseInformation if that is set; and, where there is an
+// Authorizer, the client must still be there, and be allowed to subscribe to it. What is not gets no response, which is logged at Debug.
+//
+// Errors are those of Subscribe, of which requests are taken at QoS 2 with the default Buffer, without retained ones.
+func (b *Broker) Respond(ctx context.Context, filter string, handler Handler) (*Responder, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	sub, err := b.Subscribe(ctx, filter, &SubscribeOptions{QoS: packets.QoS2, RetainHandling: SkipRetained})
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	r := &Responder{b: b, sub: sub, handler: handler, cancel: cancel, done: make(chan struct{})}
+	b.mu.Lock()
+	if b.closed {
+		b.mu.Unlock()
+		cancel()
+		return nil, ErrBrokerClosed
+	}
+	b.responders.Add(1)
+	b.mu.Unlock()
+	go r.run(ctx) // Close of the Responder and of the Broker wait for it
+	return r, nil
+}
+
+// Close ends the Responder and waits for its handler to return. It returns nil.
+func (r *Responder) Close() error {
+	r.cancel()
+	<-r.done
+	return nil
+}
+
+func (r *Responder) run(ctx context.Context) {
+	defer r.b.responders.Done()
+	defer close(r.done)
+	defer r.cancel()
+	stop := context.AfterFunc(r.b.ctx, r.cancel)
+	defer stop()
+	defer r.sub.Close()
+	for {
+		m, err := r.sub.Next(ctx)
+		if err != nil {
+			return
+		}
+		r.answer(ctx, m)
+	}
+}
+
+// answer handles one request.
+func (r *Responder) answer(ctx context.Context, m *Incoming) {
+	b := r.b
+	response, err := r.call(ctx, m)
+	if err != nil {
+		b.log.Debug("a request failed", "topic", m.Topic, "client", m.Publisher, "err", err)
+		response = &Message{QoS: m.QoS, Properties: packets.Properties(nil).AppendUser(errorProperty, err.Error())}
+	}
+	if response == nil || m.ResponseTopic() == "" {
+		return
+	}
+	out := *response
+	if out.Topic, err = b.responseTopic(m); err == nil {
+		out.Properties = out.Properties.Without(nil, packets.CorrelationData, packets.ResponseTopic)
+		if c := m.CorrelationData(); c != nil {
+			out.Properties = out.Properties.AppendBytes(packets.CorrelationData, c)
+		}
+		err = b.Publish(ctx, &out)
+	}
+	if err != nil && ctx.Err() == nil {
+		b.log.Debug("a response was not published", "topic", m.ResponseTopic(), "client", m.Publisher, "err", err)
+	}
+}
+
+// call calls the handler and makes an error of its panic.
+func (r *Responder) call(ctx context.Context, m *Incoming) (response *Message, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			r.b.stats.panics.Add(1)
+			r.b.log.Error("panic in the handler of a request", "topic", m.Topic, "panic", v, "stack", string(debug.Stack()))
+			response, err = nil, errors.New("internal error")
+		}
+	}()
+	return r.handler(ctx, m)
+}
+
+// responseTopic returns where the response to m goes, as its publisher may have it.
+func (b *Broker) responseTopic(m *Incoming) (string, error) {
+	topic := m.ResponseTopic()
+	if m.Publisher == "" || strings.HasPrefix(m.Publisher, localPrefix) {
+		return topic, nil
+	}
+	switch {
+	case topic[0] == '$':
+		return "", packets.Errorf(packets.NotAuthorized, "topics that begin with $ belong to the server")
+	case !strings.HasPrefix(topic, b.cfg.ResponseInformation):
+		return "", packets.Errorf(packets.NotAuthorized, "the Response Topic does not begin with the Response Information")
+	}
+	b.mu.Lock()
+	s := b.sessions[m.from]
+	b.mu.Unlock()
+	var c *conn
+	var mount string
+	if s != nil {
+		s.mu.Lock()
+		if c = s.conn; c != nil {
+			mount = c.few().mount
+		}
+		s.mu.Unlock()
+	}
+	if c == nil && b.authorizer != nil {
+		return "", errors.New("the client that asked has left")
+	}
+	if c == nil {
+		return topic, nil
+	}
+	if b.authorizer != nil {
+		r := hooks.AccessRequest{Client: c.client, Action: hooks.Subscribe, Topic: topic, QoS: m.QoS}
+		if err := b.authorizeSafely(b.ctx, &r); err != nil {
+			return "", err
+		}
+	}
+	return mount + topic, nil
+}

@@ -1,0 +1,165 @@
+package dunlin
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+func upper(_ context.Context, m *Incoming) (*Message, error) {
+	return &Message{Payload: []byte(strings.ToUpper(string(m.Payload))), QoS: 1}, nil
+}
+
+func TestRequestAndRespond(t *testing.T) {
+	inProcess(t, nil, func(t *testing.T, b *Broker) {
+		_, err := b.Request(t.Context(), "do/upper", nil)
+		require.ErrorIs(t, err, ErrNoResponder)
+		r, err := b.Respond(t.Context(), "do/+", func(ctx context.Context, m *Incoming) (*Message, error) {
+			switch m.Topic {
+			case "do/fail":
+				return nil, errors.New("cannot")
+			case "do/panic":
+				panic("BUG")
+			case "do/nothing":
+				return nil, nil
+			}
+			return upper(ctx, m)
+		})
+		require.NoError(t, err)
+		m, err := b.Request(t.Context(), "do/upper", []byte("abc"))
+		require.NoError(t, err)
+		require.Equal(t, "ABC", string(m.Payload))
+		_, err = b.Request(t.Context(), "do/fail", nil)
+		var failed *ResponseError
+		require.ErrorAs(t, err, &failed)
+		require.Equal(t, "cannot", failed.Reason)
+		_, err = b.Request(t.Context(), "do/panic", nil)
+		require.ErrorAs(t, err, &failed)
+		require.Equal(t, "internal error", failed.Reason, "the requester learns nothing of the panic")
+		require.EqualValues(t, 1, b.Stats().Panics)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		_, err = b.Request(ctx, "do/nothing", nil)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		_, err = b.RequestMessage(t.Context(), &Message{Topic: "do/upper", Properties: packets.Properties(nil).AppendText(packets.ResponseTopic, "r")})
+		require.Error(t, err, "the Response Topic is Request's to choose")
+
+		require.NoError(t, r.Close())
+		_, err = b.Request(t.Context(), "do/upper", nil)
+		require.ErrorIs(t, err, ErrNoResponder)
+		require.Zero(t, b.tree.len(), "requests leave no subscription")
+	})
+}
+
+func TestRespondersEndWithTheBroker(t *testing.T) {
+	inProcess(t, nil, func(t *testing.T, b *Broker) {
+		waiting := make(chan struct{})
+		_, err := b.Respond(t.Context(), "a", func(ctx context.Context, _ *Incoming) (*Message, error) {
+			close(waiting)
+			<-ctx.Done()
+			return nil, ctx.Err()
+		})
+		require.NoError(t, err)
+		mustPublish(t, b, "a", "", 0)
+		<-waiting
+		b.Close()
+		_, err = b.Respond(t.Context(), "a", nil)
+		require.ErrorIs(t, err, ErrBrokerClosed)
+	})
+}
+
+// A client asks as any client of 5.0 does, and answers as well.
+func TestRequestsOfAndToClients(t *testing.T) {
+	inProcess(t, nil, func(t *testing.T, b *Broker) {
+		l, stop := serveMemory(t, b)
+		defer stop()
+		_, err := b.Respond(t.Context(), "do/upper", upper)
+		require.NoError(t, err)
+		c, _ := newTestClient(t, dial(t, l), connect("c"))
+		c.send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "c/#", QoS: 1}, {Filter: "ask"}}})
+		c.recv()
+		c.send(&packets.Publish{Topic: []byte("do/upper"), Payload: []byte("abc"), Properties: packets.Properties(nil).
+			AppendText(packets.ResponseTopic, "c/answers").AppendBytes(packets.CorrelationData, []byte("7"))})
+		p := c.recv().(*packets.Publish)
+		require.Equal(t, "c/answers", string(p.Topic))
+		require.Equal(t, "ABC", string(p.Payload))
+		data, _ := p.Properties.Bytes(packets.CorrelationData)
+		require.Equal(t, "7", string(data))
+
+		type result struct {
+			m   *Incoming
+			err error
+		}
+		done := make(chan result, 1)
+		go func() {
+			m, err := b.Request(t.Context(), "ask", []byte("?"))
+			done <- result{m, err}
+		}()
+		q := c.recv().(*packets.Publish)
+		to, _ := q.Properties.Text(packets.ResponseTopic)
+		data, _ = q.Properties.Bytes(packets.CorrelationData)
+		require.True(t, strings.HasPrefix(to, "response/"), "the Response Topic is %s", to)
+		c.send(&packets.Publish{Topic: []byte(to), Payload: []byte("uncorrelated")})
+		c.send(&packets.Publish{Topic: []byte(to), Payload: []byte("!"), Properties: packets.Properties(nil).AppendBytes(packets.CorrelationData, data)})
+		r := <-done
+		require.NoError(t, r.err)
+		require.Equal(t, "!", string(r.m.Payload))
+		require.Equal(t, "c", r.m.Publisher)
+	})
+}
+
+// A response is the Broker's own publish: nobody may use it to write where he may not.
+func TestResponseTopicsAreGuarded(t *testing.T) {
+	for _, tt := range []struct {
+		name, topic string
+		edit        func(*Config)
+		answered    bool
+	}{
+		{"any topic, with everything allowed", "alarm", nil, true},
+		{"a topic of the server", "$SYS/broker/version", nil, false},
+		{"outside the Response Information", "alarm", func(c *Config) { c.ResponseInformation = "answers/" }, false},
+		{"within it", "answers/c", func(c *Config) { c.ResponseInformation = "answers/" }, true},
+		{"what the client may not read", "alarm", nil, false},
+		{"what the client may read", "own", nil, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			edit := func(c *Config) {
+				if tt.edit != nil {
+					tt.edit(c)
+				}
+				if strings.HasPrefix(tt.name, "what") {
+					c.Authorizer = hooks.AuthorizerFunc(func(_ context.Context, r *hooks.AccessRequest) error {
+						if r.Action == hooks.Subscribe && r.Topic != "own" {
+							return packets.Errorf(packets.NotAuthorized, "only its own")
+						}
+						return nil
+					})
+				}
+			}
+			inProcess(t, edit, func(t *testing.T, b *Broker) {
+				l, stop := serveMemory(t, b)
+				defer stop()
+				watch := mustSubscribe(t, b, "#", nil)
+				require.NoError(t, watch.Add("$SYS/#", nil))
+				_, err := b.Respond(t.Context(), "do/upper", upper)
+				require.NoError(t, err)
+				c, _ := newTestClient(t, dial(t, l), connect("c"))
+				c.send(&packets.Publish{Topic: []byte("do/upper"), Payload: []byte("x"), Properties: packets.Properties(nil).AppendText(packets.ResponseTopic, tt.topic)})
+				synctest.Wait()
+				want := []string{"x"}
+				if tt.answered {
+					want = append(want, "X")
+				}
+				require.Equal(t, want, unread(watch))
+			})
+		})
+	}
+}

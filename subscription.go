@@ -1,0 +1,588 @@
+package dunlin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// This file is how the program that runs the Broker subscribes. A Subscription is the reader of a Session like any other; only that there is
+// a program in the place of a connection, and what it has read needs no encoding.
+
+// localPrefix begins the Client Identifiers of the program's own Sessions. No client may have one like that.
+const localPrefix = "$local/"
+
+// RetainHandling says whether retained messages are sent when a subscription is made (3.8.3.1).
+type RetainHandling byte
+
+const (
+	// SendRetained sends them.
+	SendRetained RetainHandling = iota
+	// SendRetainedIfNew sends them if the Session had no such subscription, which only one with a Name can have had.
+	SendRetainedIfNew
+	// SkipRetained does not.
+	SkipRetained
+)
+
+// inProcess says whether s is one of the program's own.
+func (s *session) inProcess() bool { return strings.HasPrefix(s.id, localPrefix) }
+
+// SubscribeOptions say how a program subscribes. The zero value, also nil, is QoS 0, retained messages sent, and the defaults below.
+//
+// The first group belongs to one Topic Filter, the second to the Subscription as a whole: Add takes no notice of that.
+type SubscribeOptions struct {
+	// QoS is the highest that messages are delivered with. At QoS 0 as well nothing is lost within Buffer.
+	QoS QoS
+	// NoLocal leaves out what this Subscription publishes itself, with its Publish. Not for shared filters.
+	NoLocal bool
+	// RetainAsPublished leaves Retain as it was published; otherwise it says that a message was retained before the subscription was made.
+	RetainAsPublished bool
+	// RetainHandling says whether the messages are sent that are retained at the time of the call. Those of shared filters never are.
+	RetainHandling RetainHandling
+	// ID is a Subscription Identifier, at most 268,435,455, that comes with each message that this filter matched. Zero: none.
+	ID uint32
+
+	// Name makes the Subscription durable: its Session, with filters and queue, stays when nobody reads it, and Subscribe with the same Name
+	// goes on with it, with the filter and options that are then given besides those that it had. Its Client Identifier is "$local/" and the Name.
+	// Where Config.Store is set it survives the end of the process. While nobody reads, it is as with clients that are away: QoS 0 messages
+	// are kept only with Config.QueueQoS0. Empty: the Session ends with the Subscription.
+	Name string
+	// Expiry is how long a named Session waits for its next reader, at most Config.MaxSessionExpiry. Zero: that.
+	Expiry time.Duration
+	// Buffer is how many messages wait for a slow reader before Overflow decides; Config.MaxQueuedBytes holds as well. Zero: 1,024.
+	Buffer int
+	// Overflow is the policy for a full buffer: DropOldest (the default), DropNewest, or Block.
+	//
+	// With Block, whoever publishes a message for which there is no room waits: the connection that it came by is not read on, and Publish does
+	// not return. The message itself goes into the queue. Other connections go on, until they publish to the same. After
+	// BlockTimeout the Subscription counts as stalled: it drops the newest, and delays nobody, until its reader has made room. MaxQueuedBytes is
+	// not exceeded, and while nobody reads a named one, the newest are dropped.
+	Overflow Overflow
+	// BlockTimeout is how long one message may delay its publisher. Zero: 1 s.
+	BlockTimeout time.Duration
+	// ManualAck leaves the acknowledgement of QoS 1 and 2 messages to Incoming.Ack. No more than Buffer messages are out at a time. Those
+	// that are not acknowledged when the Subscription ends come again, if it has a Name, and go, if the filter was a shared one, to another member.
+	ManualAck bool
+}
+
+// Incoming is a message as a Subscription receives it. It is shared and must not be modified.
+type Incoming struct {
+	// Message is as it was published, but for QoS, which is that of this delivery, and Retain, for which see RetainAsPublished.
+	Message
+	// Publisher is the Client Identifier of who published it, empty for Publish of the Broker.
+	Publisher string
+	// Expires is when its Message Expiry Interval ends, zero for never.
+	Expires time.Time
+	// SubscriptionIDs are those of the filters that matched.
+	SubscriptionIDs []uint32
+	// Redelivered says that an earlier reader of this named Session got the message, and did not acknowledge it.
+	Redelivered bool
+
+	sub  *Subscription
+	from string // the key of the publisher's Session
+	id   uint16
+}
+
+// Ack acknowledges a QoS 1 or 2 message of a Subscription with ManualAck. Repeated calls, and calls on others, do nothing.
+func (m *Incoming) Ack() {
+	if m.sub == nil {
+		return
+	}
+	s := m.sub.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if m.id == 0 || s.local != m.sub {
+		return
+	}
+	if d := s.out.find(m.id); d != nil {
+		s.out.finish(d)
+		m.sub.signal()
+	}
+	m.id = 0
+}
+
+// A Subscription reads a Session of the program itself. Its methods may be called concurrently; concurrent readers share the messages among
+// them. It starts no goroutine, and none of its reader's work is done on a publisher's. Messages that it loses are counted, and logged at
+// Warn, at most once a second.
+type Subscription struct {
+	s            *session
+	manual       bool
+	blockTimeout time.Duration
+	news         chan struct{} // capacity 1: something may be there to read
+	closed       chan struct{}
+	once         sync.Once
+	err          error // why it is closed; set before closed is
+
+	// Guarded by s.mu.
+	stop     func() bool // of the context
+	dropped  uint64
+	reported uint64        // how many of them have been logged
+	report   deadline      // when the others will be
+	stalled  bool          // a publisher has waited in vain
+	room     chan struct{} // not nil: publishers wait; closed when there is room
+}
+
+var (
+	// ErrSubscriptionClosed is returned by Next after Close.
+	ErrSubscriptionClosed = errors.New("dunlin: subscription closed")
+	// ErrSubscriptionTaken is returned by Next after Subscribe was called with the same Name again.
+	ErrSubscriptionTaken = errors.New("dunlin: another Subscribe has taken over the named subscription")
+)
+
+// Subscribe subscribes the program to filter, which may be a shared one, until ctx ends, the Subscription is closed, or the Broker is. What it
+// publishes and subscribes to is not for the Authorizer to decide. A reader that falls behind loses messages or delays publishers, as o says.
+//
+// The error is ErrBrokerClosed, the cause of ctx, a *packets.Error with Topic Filter invalid (0x8F) or Quota exceeded (0x97), or says
+// which option is out of range.
+func (b *Broker) Subscribe(ctx context.Context, filter string, o *SubscribeOptions) (*Subscription, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	if o == nil {
+		o = new(SubscribeOptions)
+	}
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	if _, _, err := b.splitFilter(filter, o); err != nil {
+		return nil, err
+	}
+	sub := &Subscription{manual: o.ManualAck, blockTimeout: o.BlockTimeout, news: make(chan struct{}, 1), closed: make(chan struct{})}
+	if sub.blockTimeout == 0 {
+		sub.blockTimeout = time.Second
+	}
+	if err := b.attachLocal(sub, o); err != nil {
+		return nil, err
+	}
+	if err := sub.Add(filter, o); err != nil {
+		sub.end(err, true)
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { sub.end(context.Cause(ctx), false) })
+	sub.s.mu.Lock()
+	sub.stop = stop
+	sub.s.mu.Unlock()
+	if sub.Err() != nil {
+		stop()
+	}
+	return sub, nil
+}
+
+func (o *SubscribeOptions) check() error {
+	switch {
+	case o.Overflow != DropOldest && o.Overflow != DropNewest && o.Overflow != Block:
+		return fmt.Errorf("dunlin: Subscribe: Overflow %d is not DropOldest, DropNewest or Block", o.Overflow)
+	case o.Buffer < 0 || o.BlockTimeout < 0 || o.Expiry < 0:
+		return fmt.Errorf("dunlin: Subscribe: Buffer %d, BlockTimeout %v or Expiry %v is negative", o.Buffer, o.BlockTimeout, o.Expiry)
+	case !packets.ValidUTF8(o.Name):
+		return fmt.Errorf("dunlin: Subscribe: the Name %q is not what a Client Identifier can be", o.Name)
+	}
+	return nil
+}
+
+// splitFilter checks a filter with its options.
+func (b *Broker) splitFilter(filter string, o *SubscribeOptions) (group, inner string, err error) {
+	group, inner, err = packets.SplitShared(filter)
+	switch {
+	case err != nil:
+		return "", "", err
+	case !packets.ValidTopicFilter(inner) || packets.Levels(inner) > b.cfg.MaxTopicLevels:
+		return "", "", packets.Errorf(packets.TopicFilterInvalid, "%q is no Topic Filter", filter)
+	case o.QoS > packets.QoS2 || o.RetainHandling > SkipRetained || o.ID > 268_435_455:
+		return "", "", fmt.Errorf("dunlin: Subscribe: QoS %d, RetainHandling %d or ID %d is out of range", o.QoS, o.RetainHandling, o.ID)
+	case group != "" && o.NoLocal:
+		return "", "", packets.Errorf(packets.ProtocolError, "No Local with a shared subscription") // [MQTT-3.8.3-4]
+	}
+	return group, inner, nil
+}
+
+// attachLocal makes sub the reader of its Session: a new one, or the one that its Name has.
+func (b *Broker) attachLocal(sub *Subscription, o *SubscribeOptions) error {
+	buffer := o.Buffer
+	if buffer == 0 {
+		buffer = 1024
+	}
+	quota := queueLimits{b.cfg.MaxQueuedBytes, int32(min(buffer, 1<<31-1)), o.Overflow}
+	for {
+		b.mu.Lock()
+		if b.closed {
+			b.mu.Unlock()
+			return ErrBrokerClosed
+		}
+		var id string
+		if o.Name == "" {
+			b.localCount++
+			id = localPrefix + "#" + strconv.FormatUint(b.localCount, 10)
+		} else {
+			id = localPrefix + o.Name
+		}
+		s := b.sessions[id]
+		if s == nil {
+			if o.Name != "" && len(b.sessions) >= b.cfg.MaxSessions {
+				b.mu.Unlock()
+				return packets.Errorf(packets.QuotaExceeded, "too many sessions")
+			}
+			s = &session{b: b, id: id, key: id}
+			if o.Name != "" {
+				b.sessions[id] = s
+			}
+		}
+		s.mu.Lock()
+		other := s.local
+		if other == nil && !s.ended {
+			b.due.cancel(s.due)
+			s.local, s.quota, s.endsAt = sub, quota, 0
+			if o.Name != "" {
+				s.expiry = b.localExpiry(o.Expiry)
+			}
+			s.out.begin(min(buffer, 65535))
+			sub.s = s
+			b.locals[sub] = struct{}{}
+			s.mu.Unlock()
+			b.mu.Unlock()
+			return nil
+		}
+		s.mu.Unlock()
+		b.mu.Unlock()
+		if other != nil {
+			other.end(ErrSubscriptionTaken, false)
+		}
+	}
+}
+
+// localExpiry is the Session Expiry Interval of a named Subscription.
+func (b *Broker) localExpiry(d time.Duration) uint32 {
+	most := b.cfg.maxExpiry()
+	if d == 0 {
+		return most
+	}
+	return uint32(min(int64((d+time.Second-1)/time.Second), int64(most)))
+}
+
+// Add makes the Subscription get the messages of one more filter, or changes the options of one that it has. Of o, which may be nil, only the options that
+// belong to a filter count. Errors are those of Subscribe, and Err.
+func (sub *Subscription) Add(filter string, o *SubscribeOptions) error {
+	if o == nil {
+		o = new(SubscribeOptions)
+	}
+	s := sub.s
+	group, inner, err := s.b.splitFilter(filter, o)
+	if err != nil {
+		return err
+	}
+	opts := subOptions{qos: o.QoS, noLocal: o.NoLocal, retainAsPublished: o.RetainAsPublished, retainHandling: byte(o.RetainHandling), id: o.ID}
+	if err := sub.Err(); err != nil {
+		return err
+	}
+	existed, err := s.subscribe(nil, group, inner, opts)
+	if err != nil {
+		return err
+	}
+	if group == "" && (o.RetainHandling == SendRetained || o.RetainHandling == SendRetainedIfNew && !existed) {
+		s.mu.Lock()
+		if s.local == sub {
+			s.cursors = append(s.cursors, cursor{filter: inner, qos: o.QoS, noLocal: o.NoLocal, id: o.ID})
+			sub.signal()
+		}
+		s.mu.Unlock()
+	}
+	return nil
+}
+
+// Remove ends the subscription to filter and says whether there was one. What it has put into the queue stays (3.10.4).
+func (sub *Subscription) Remove(filter string) bool {
+	group, inner, err := packets.SplitShared(filter)
+	return err == nil && sub.s.unsubscribe(group, inner)
+}
+
+// Publish publishes as Publish of the Broker does, in the name of this Subscription: filters with NoLocal do not get the message.
+func (sub *Subscription) Publish(ctx context.Context, m *Message) error {
+	if err := sub.Err(); err != nil {
+		return err
+	}
+	s := sub.s
+	s.mu.Lock()
+	number := s.num
+	s.mu.Unlock()
+	_, err := s.b.publishLocal(ctx, m, local{from: s.id, number: number})
+	return err
+}
+
+// signal tells a reader that there may be something. The lock is held.
+func (sub *Subscription) signal() {
+	select {
+	case sub.news <- struct{}{}:
+	default:
+	}
+}
+
+// Next returns the next message. It waits until there is one, ctx ends (and returns its cause), or the Subscription is closed: then the
+// error is ErrSubscriptionClosed, ErrSubscriptionTaken, ErrBrokerClosed, or the cause of the context of Subscribe.
+func (sub *Subscription) Next(ctx context.Context) (*Incoming, error) {
+	for {
+		if m := sub.take(time.Now()); m != nil {
+			return m, nil
+		}
+		select {
+		case <-sub.news:
+		case <-sub.closed:
+			return nil, sub.err
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// Messages yields messages until the Subscription is closed.
+func (sub *Subscription) Messages() iter.Seq[*Incoming] {
+	return func(yield func(*Incoming) bool) {
+		for {
+			m, err := sub.Next(context.Background())
+			if err != nil || !yield(m) {
+				return
+			}
+		}
+	}
+}
+
+// Err returns why the Subscription is closed, as Next does, and nil while it is open. It is for after Messages.
+func (sub *Subscription) Err() error {
+	select {
+	case <-sub.closed:
+		return sub.err
+	default:
+		return nil
+	}
+}
+
+// take returns what there is to read, nil if there is nothing.
+func (sub *Subscription) take(now time.Time) *Incoming {
+	s := sub.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.local != sub {
+		return nil
+	}
+	d, ok := s.next(now)
+	sub.makeRoom()
+	if !ok {
+		return nil
+	}
+	m := &Incoming{Message: d.msg.Message, SubscriptionIDs: d.ids(), Redelivered: d.id != 0, sub: sub, from: d.msg.From}
+	m.Publisher, _, _ = strings.Cut(m.from, "\x00") // see sessionKey
+	m.QoS, m.Retain = d.qos, d.retain
+	if d.msg.Expires != 0 {
+		m.Expires = time.Unix(0, d.msg.Expires)
+	}
+	switch {
+	case sub.manual && d.id != 0:
+		m.id = d.id
+	case sub.manual && d.qos > packets.QoS0:
+		m.id = s.out.open(d)
+	case d.id != 0:
+		s.out.finish(s.out.find(d.id))
+	default:
+		d.settle(true)
+	}
+	if s.out.queue.n > 0 || len(s.cursors) > 0 || int(s.out.resend) < len(s.out.flight) {
+		sub.signal() // for other readers
+	}
+	return m
+}
+
+// next takes the next message of an in-process Session: from those in flight that an earlier reader left, from the queue, then from the
+// retained ones. The lock is held.
+func (s *session) next(now time.Time) (d delivery, ok bool) {
+	if again := s.out.again(); again != nil {
+		return *again, true
+	}
+	if int(s.out.resend) < len(s.out.flight) {
+		return d, false
+	}
+	for s.out.room() {
+		if s.out.queue.n > 0 {
+			d = s.out.pop()
+		} else if len(s.cursors) == 0 {
+			return d, false
+		} else if d, ok = s.nextRetained(); !ok {
+			continue
+		}
+		if d.msg.Expires == 0 || d.msg.Expires > now.UnixNano() {
+			return d, true
+		}
+		s.dropped(d.msg, hooks.DropExpired)
+		d.settle(false)
+	}
+	return d, false
+}
+
+// nextRetained takes the next retained message of the first cursor. It may find none although there are more.
+func (s *session) nextRetained() (d delivery, ok bool) {
+	var room [1]*message
+	cur := &s.cursors[0]
+	found, next, over := s.b.retained.scan(cur.filter, cur.after, 1, room[:0])
+	if len(found) > 0 && !(cur.noLocal && found[0].From == s.id) {
+		d, ok = delivery{msg: found[0], qos: min(found[0].QoS, cur.qos), retain: true}, true
+		if cur.id != 0 {
+			d.extra = &extra{ids: []uint32{cur.id}}
+		}
+	}
+	if cur.after = next; over {
+		if s.cursors = s.cursors[1:]; len(s.cursors) == 0 {
+			s.cursors = nil
+		}
+	}
+	return d, ok
+}
+
+// mayExceed says whether a message that finds the queue full is put there all the same, because its publisher will wait. The lock is held.
+func (sub *Subscription) mayExceed(t *turn, size int) bool {
+	if sub == nil || sub.stalled || sub.s.out.bytes+size > sub.s.quota.bytes {
+		return false
+	}
+	t.blocked = append(t.blocked, sub)
+	return true
+}
+
+// await waits until the queue is within its limit, the Subscription is closed, done is, or BlockTimeout is over: then it is stalled.
+func (sub *Subscription) await(done <-chan struct{}) {
+	s := sub.s
+	over := func() bool { return s.local == sub && !sub.stalled && s.out.queue.n > int(s.quota.messages) }
+	s.mu.Lock()
+	if !over() {
+		s.mu.Unlock()
+		return
+	}
+	if sub.room == nil {
+		sub.room = make(chan struct{})
+	}
+	room := sub.room
+	s.mu.Unlock()
+	t := time.NewTimer(sub.blockTimeout)
+	defer t.Stop()
+	select {
+	case <-room:
+	case <-done:
+	case <-sub.closed:
+	case <-s.b.ctx.Done():
+	case <-t.C:
+		s.mu.Lock()
+		sub.stalled = over()
+		s.mu.Unlock()
+	}
+}
+
+// makeRoom lets publishers go on if the queue is within its limit. The lock is held.
+func (sub *Subscription) makeRoom() {
+	if sub.s.out.queue.n > int(sub.s.quota.messages) {
+		return
+	}
+	sub.stalled = false
+	if sub.room != nil {
+		close(sub.room)
+		sub.room = nil
+	}
+}
+
+// lost counts a message that did not reach the reader, and has it logged soon. The lock is held.
+func (sub *Subscription) lost() {
+	if sub.dropped++; sub.dropped == sub.reported+1 {
+		sub.s.b.due.set(&sub.report, time.Now().Add(time.Second), func(time.Time) { sub.logDropped() })
+	}
+}
+
+// logDropped logs what was lost since it was last called.
+func (sub *Subscription) logDropped() {
+	s := sub.s
+	s.mu.Lock()
+	n, total, queued := sub.dropped-sub.reported, sub.dropped, s.out.queue.n
+	sub.reported = sub.dropped
+	s.b.due.cancel(&sub.report)
+	s.mu.Unlock()
+	if n > 0 {
+		s.b.log.Warn("a subscription of the program lost messages", "id", s.id, "lost", n, "in all", total, "queued", queued)
+	}
+}
+
+// Dropped returns how many messages were lost: because the reader fell behind, or because they expired before it came.
+func (sub *Subscription) Dropped() uint64 {
+	sub.s.mu.Lock()
+	defer sub.s.mu.Unlock()
+	return sub.dropped
+}
+
+// Close ends the Subscription. What was not read is dropped, unless it has a Name: then the Session waits for its next reader. It returns nil,
+// also when called again.
+func (sub *Subscription) Close() error {
+	sub.end(ErrSubscriptionClosed, false)
+	return nil
+}
+
+// Delete ends the Subscription and, also if it has a Name, its Session. It returns nil, also when called again, but does nothing
+// after the Subscription was closed: then Broker.DeleteSession does it.
+func (sub *Subscription) Delete() error {
+	sub.end(ErrSubscriptionClosed, true)
+	return nil
+}
+
+// end closes the Subscription; everything ends a named Session as well.
+func (sub *Subscription) end(err error, everything bool) {
+	sub.once.Do(func() {
+		sub.err = err
+		close(sub.closed)
+		s, b := sub.s, sub.s.b
+		s.mu.Lock()
+		stop := sub.stop
+		s.mu.Unlock()
+		if stop != nil {
+			stop()
+		}
+		sub.logDropped()
+		b.mu.Lock()
+		delete(b.locals, sub)
+		b.mu.Unlock()
+		s.mu.Lock()
+		mine := s.local == sub
+		if mine && s.expiry > 0 && !everything && !s.ended {
+			b.leaveLocal(s)
+			s.mu.Unlock()
+			return
+		}
+		s.mu.Unlock()
+		if mine {
+			b.work(func(t *turn) { b.endSession(t, s, nil) })
+		}
+	})
+}
+
+// leaveLocal leaves a named Session without a reader. The lock is held.
+func (b *Broker) leaveLocal(s *session) {
+	s.local = nil
+	s.cursors = nil // the next reader subscribes anew
+	s.leave(time.Now(), true)
+	if s.due == nil {
+		s.due = new(deadline)
+	}
+	b.due.set(s.due, s.expiresAt(), s.whenDue)
+}
+
+// closeLocal ends all Subscriptions.
+func (b *Broker) closeLocal() {
+	b.mu.Lock()
+	var subs []*Subscription
+	for sub := range b.locals {
+		subs = append(subs, sub)
+	}
+	b.mu.Unlock()
+	for _, sub := range subs {
+		sub.end(ErrBrokerClosed, false)
+	}
+}
