@@ -6,8 +6,8 @@
 //	go broker.Serve(l)
 //	http.Serve(tcp, mux)
 //
-// The handshake is that of github.com/coder/websocket. Frames are read and written here, because a net.Conn for a broker has to
-// survive a read deadline that passes (Keep Alive is one), must need no goroutine while it is idle, and should be able to write without waiting.
+// The handshake is that of github.com/coder/websocket. Frames are read and written here, because a net.Conn for a broker has to survive a
+// read deadline that passes (Keep Alive is one), must need no goroutine while it is idle, and should be able to write without waiting.
 // Nothing is compressed: a few bytes of a client that is not yet authenticated must not become many.
 //
 // It needs HTTP/1.1: a server that offers HTTP/2 on the same port keeps offering HTTP/1.1 as well, and that is what clients use for
@@ -34,14 +34,14 @@ import (
 type Options struct {
 	// Origins lists the web pages that may connect besides those of the same host, as host patterns such as "example.com" and
 	// "*.example.com", or with their scheme, "https://example.com"; path.Match says how. A single "*" lets every page connect. Programs
-	// that send no Origin are not concerned: any can connect. Default: the same host only. Without this rule any web page that a user visits could
-	// talk to a broker on his network.
+	// that send no Origin are not concerned: any can connect. Default: the same host only. Without this rule any web page that a user
+	// visits could talk to a broker on his network.
 	Origins []string
 	// MaxFrame and MaxMessage bound one frame and one message in bytes; a larger one closes with 1009. What a client sends is not gathered,
 	// so this is no bound of memory. Default 268,435,460, the largest MQTT packet.
 	MaxFrame, MaxMessage int64
-	// PingInterval is how often a connection on which nothing comes is pinged; one that has not answered by the next time is closed. Zero or negative: never;
-	// MQTT has its own Keep Alive.
+	// PingInterval is how often a connection on which nothing comes is pinged; one that has not answered by the next time is closed. Zero
+	// or negative: never; MQTT has its own Keep Alive.
 	PingInterval time.Duration
 	// TrustedProxies are the addresses of reverse proxies whose X-Forwarded-For is believed: RemoteAddr is then the last address in it that
 	// is no trusted proxy. Default: none, and the header is ignored.
@@ -98,7 +98,8 @@ var subprotocols = []string{"mqtt", "mqttv3.1"}
 
 // ServeHTTP makes a connection of a WebSocket request and returns; the connection then waits for Accept. The path has no meaning to it.
 // It refuses, with an HTTP status: requests that are no WebSocket handshake (426, 400), that do not offer the subprotocol mqtt (400),
-// whose Origin is not allowed (403), that cannot be taken over (501: HTTP/2, or a middleware in between), and those that find the Listener closed or too many others waiting (503).
+// whose Origin is not allowed (403), that cannot be taken over (501: HTTP/2, or a middleware in between), and those that find the
+// Listener closed or too many others waiting (503).
 func (l *Listener) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Header.Get("Upgrade") != "" && !offersMQTT(r.Header) {
 		http.Error(w, `offer the WebSocket subprotocol "mqtt"`, http.StatusBadRequest)
@@ -187,8 +188,8 @@ func (l *Listener) deliver(c *conn) {
 
 // Accept waits for a connection. After Close it fails with net.ErrClosed.
 //
-// A connection behaves as net.Conn says: a deadline that passes leaves it usable. It has the methods CloseWrite, which says goodbye with a Close
-// frame, where there is TLS below it ConnectionState, and otherwise TryWrite, which takes what can be sent without waiting.
+// A connection behaves as net.Conn says: a deadline that passes leaves it usable. It has the methods CloseWrite, which says goodbye with
+// a Close frame, where there is TLS below it ConnectionState, and otherwise TryWrite, which takes what can be sent without waiting.
 func (l *Listener) Accept() (net.Conn, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

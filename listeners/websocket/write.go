@@ -17,8 +17,8 @@ var errBroken = errors.New("websocket: an earlier write was cut short")
 // frames holds buffers for a header and a payload, so that a frame leaves in one call and, over TLS, in one record.
 var frames = sync.Pool{New: func() any { return new([]byte) }}
 
-// Write sends p in binary messages of one frame each and waits until all is written. A deadline that passes with a frame half written ends all
-// writing, unless the client has taken something of it: then the time counts anew.
+// Write sends p in binary messages of one frame each and waits until all is written. A deadline that passes with a frame half written
+// ends all writing, unless the client has taken something of it: then the time counts anew.
 func (c *conn) Write(p []byte) (n int, err error) {
 	c.wmu.Lock()
 	defer c.unlock()
@@ -238,8 +238,8 @@ func (c *conn) SetWriteDeadline(t time.Time) error {
 // tryConn is a connection that can write without waiting.
 type tryConn struct{ *conn }
 
-// TryWrite sends p in one frame if the socket takes the beginning of it now, and returns 0 and no error if not. What the socket does not take of
-// a frame that has begun is written by a goroutine; until it has done so TryWrite takes nothing.
+// TryWrite sends p in one frame if the socket takes the beginning of it now, and returns 0 and no error if not. What the socket does not
+// take of a frame that has begun is written by a goroutine; until it has done so TryWrite takes nothing.
 func (c *tryConn) TryWrite(p []byte) (int, error) {
 	if len(p) == 0 || !c.wmu.TryLock() {
 		return 0, nil

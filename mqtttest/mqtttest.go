@@ -1,0 +1,391 @@
+// Package mqtttest is a broker for the tests of programs that speak MQTT, as net/http/httptest is a server for those that speak HTTP.
+//
+//	func TestSensor(t *testing.T) {
+//		b := mqtttest.NewBroker(t)
+//		s := sensor.Start(b.URL()) // the code under test, with whatever client library it uses
+//		defer s.Stop()
+//		b.WaitFor(t, "sensors/+/temperature", mqtttest.Payload("21.5"))
+//	}
+//
+// NewBroker returns a broker that runs and that ends with the test. It records what passes: a wait that fails prints the packets of the
+// connections concerned. When the test ends the broker is closed, and the test fails if a goroutine of it is left, or if something went
+// wrong that the test did not look at: a panic in a hook, a client that broke the protocol. See [Broker.Failures].
+//
+// # Virtual time
+//
+// In a testing/synctest bubble everything runs in the bubble's time: Keep Alive, expiry of sessions and messages, Will delays, $SYS
+// intervals, write timeouts and the faults below. An hour passes in no time. The connections must be those of [Broker.Dial], or
+// [Broker.Listener], which are in memory; sockets, and so [Broker.URL], do not go together with a bubble.
+//
+// # Faults
+//
+// [Broker.Inject] makes things go wrong, for all connections or for those of one client or listener: see [Fault]. [Broker.Restart] and
+// [Broker.Stop] are the larger accidents.
+package mqtttest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"runtime"
+	"runtime/pprof"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/dunlin-mqtt/dunlin"
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/listeners"
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// An Option changes how NewBroker sets the broker up.
+type Option func(*options)
+
+type options struct {
+	cfg     dunlin.Config
+	timeout time.Duration
+	verbose bool
+}
+
+// Config changes the configuration of the broker: f gets one with Authenticator hooks.AllowAll and a Logger that writes warnings and errors
+// to the test's output.
+func Config(f func(c *dunlin.Config)) Option {
+	return func(o *options) { f(&o.cfg) }
+}
+
+// Timeout is how long the Wait methods, and Want of a Client, wait before they fail. Default 10 s: of the bubble's time in a bubble.
+func Timeout(d time.Duration) Option {
+	return func(o *options) { o.timeout = d }
+}
+
+// Verbose writes each packet to the test's output as it passes.
+func Verbose() Option {
+	return func(o *options) { o.verbose = true }
+}
+
+// A Broker is a dunlin.Broker under test conditions. Its methods may be called concurrently, but those that can fail the test only by the
+// goroutine that runs it.
+type Broker struct {
+	// Immutable.
+	t       testing.TB
+	o       options
+	label   string
+	bubble  bool // made inside a synctest bubble
+	started time.Time
+	memory  *listeners.Memory
+
+	running sync.WaitGroup // accept loops and connections
+
+	// Guarded by mu. It is held neither across calls of the broker nor across I/O.
+	mu        sync.Mutex
+	core      *dunlin.Broker // nil: stopped
+	tcp       net.Listener   // nil until URL is called
+	listeners []net.Listener
+	links     []*link
+	dialed    int // links so far
+	changed   chan struct{}
+	clients   map[string]*presence // by Client Identifier
+	messages  []*recorded
+	lost      int // messages that were recorded and are forgotten
+	bytes     int // in messages
+	faults    []*Injection
+	failures  []string
+	closed    bool
+}
+
+// presence is what is known of a client.
+type presence struct{ connections, connects int }
+
+var brokers atomic.Uint64 // for labels
+
+// NewBroker returns a broker that is running. It is closed when the test ends, after what the test has registered with Cleanup since.
+// It fails the test at once if the configuration makes no sense.
+func NewBroker(t testing.TB, opts ...Option) *Broker {
+	t.Helper()
+	b := &Broker{
+		t: t, label: strconv.FormatUint(brokers.Add(1), 10), bubble: inBubble(), started: time.Now(),
+		memory: listeners.NewMemory(), changed: make(chan struct{}), clients: make(map[string]*presence),
+	}
+	b.o.timeout = 10 * time.Second
+	b.o.cfg = dunlin.Config{
+		Authenticator: hooks.AllowAll,
+		Logger:        slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})),
+	}
+	for _, o := range opts {
+		o(&b.o)
+	}
+	b.o.cfg.Observer = hooks.Join(b.o.cfg.Observer, b.observer())
+	b.wrapAuth()
+	b.Start()
+	b.Serve(b.memory)
+	t.Cleanup(b.end)
+	return b
+}
+
+// inBubble says whether the calling goroutine is in a synctest bubble. A goroutine's state is the only place that tells without
+// side effects; a test of ours holds that.
+func inBubble() bool {
+	var head [128]byte
+	line, _, _ := bytes.Cut(head[:runtime.Stack(head[:], false)], []byte("\n"))
+	return bytes.Contains(line, []byte("synctest bubble"))
+}
+
+// Broker returns the broker itself; after Restart it is another one. Nil while it is stopped.
+func (b *Broker) Broker() *dunlin.Broker {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.core
+}
+
+// Dial connects in memory. It fails only after the test.
+func (b *Broker) Dial() (net.Conn, error) { return b.memory.Dial() }
+
+// Listener returns the listener behind Dial, whose DialContext fits where a dialer function is wanted. It stays the same when the broker is
+// restarted.
+func (b *Broker) Listener() *listeners.Memory { return b.memory }
+
+// URL returns "mqtt://" and an address on the loopback interface, where the broker listens from the first call on; also after a restart.
+func (b *Broker) URL() string {
+	b.t.Helper()
+	if b.bubble {
+		b.t.Fatal("mqtttest: URL is a TCP socket, for which a synctest bubble cannot wait; use Dial or Listener().DialContext")
+	}
+	b.mu.Lock()
+	l := b.tcp
+	b.mu.Unlock()
+	if l == nil {
+		var err error
+		if l, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+			b.t.Fatalf("mqtttest: %v", err)
+		}
+		b.mu.Lock()
+		if b.tcp == nil {
+			b.tcp = l
+			b.mu.Unlock()
+			b.Serve(l)
+		} else { // somebody was faster
+			l.Close()
+			l = b.tcp
+			b.mu.Unlock()
+		}
+	}
+	return "mqtt://" + l.Addr().String()
+}
+
+// Serve takes the connections of another listener, such as one for TLS or WebSocket, until the test ends, and closes it then. It does not
+// block.
+func (b *Broker) Serve(l net.Listener) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		l.Close()
+		return
+	}
+	b.listeners = append(b.listeners, l)
+	b.goLabelled(func() { b.accept(l) })
+}
+
+// goLabelled starts a goroutine that end waits for, and that can be told from others, with all that it starts.
+func (b *Broker) goLabelled(f func()) {
+	b.running.Add(1)
+	go pprof.Do(context.Background(), pprof.Labels("mqtttest", b.label), func(context.Context) {
+		defer b.running.Done()
+		f()
+	})
+}
+
+func (b *Broker) accept(l net.Listener) {
+	for {
+		nc, err := l.Accept()
+		b.mu.Lock()
+		if err != nil {
+			if !b.closed {
+				b.failures = append(b.failures, fmt.Sprintf("the listener %v has ended: %v", l.Addr(), err))
+			}
+			b.mu.Unlock()
+			return
+		}
+		core := b.core
+		if b.closed || core == nil {
+			b.mu.Unlock()
+			nc.Close()
+			continue
+		}
+		b.dialed++
+		k := newLink(b, nc, l, b.dialed)
+		b.links = append(b.links, k)
+		if len(b.links) > maxLinks {
+			b.links = append(b.links[:0], b.links[1:]...)
+		}
+		b.goLabelled(func() { k.serve(core) })
+		b.mu.Unlock()
+	}
+}
+
+// Stop ends the broker as a crash would: connections break off without a word, and new ones are closed as soon as they are made.
+func (b *Broker) Stop() {
+	b.mu.Lock()
+	core := b.core
+	b.core = nil
+	b.mu.Unlock()
+	if core != nil {
+		core.Close()
+	}
+}
+
+// Start starts a stopped broker again, with the same configuration. It does nothing if it is running.
+func (b *Broker) Start() {
+	b.t.Helper()
+	if b.Broker() != nil {
+		return
+	}
+	var core *dunlin.Broker
+	var err error
+	pprof.Do(context.Background(), pprof.Labels("mqtttest", b.label), func(context.Context) { core, err = dunlin.New(b.o.cfg) })
+	if err != nil {
+		b.t.Fatalf("mqtttest: %v", err)
+	}
+	b.mu.Lock()
+	b.core = core
+	b.notify()
+	b.mu.Unlock()
+}
+
+// Restart is Stop and Start. Without a store in its configuration the broker has forgotten everything then: sessions, subscriptions,
+// retained messages.
+func (b *Broker) Restart() {
+	b.t.Helper()
+	b.Stop()
+	b.Start()
+}
+
+// end closes everything and makes the test fail for what is left.
+func (b *Broker) end() {
+	b.t.Helper()
+	b.mu.Lock()
+	b.closed = true
+	ls := b.listeners
+	for _, in := range b.faults {
+		in.lift()
+	}
+	b.faults = nil
+	b.mu.Unlock()
+	for _, l := range ls {
+		l.Close()
+	}
+	b.Stop()
+	b.running.Wait()
+	if left := b.leaked(); left != "" {
+		b.t.Errorf("mqtttest: goroutines of the broker are left after the test:\n%s", left)
+	}
+	if f := b.Failures(); len(f) > 0 {
+		b.t.Errorf("mqtttest: the test did not look at these failures (see Broker.Failures):\n%s", strings.Join(f, "\n"))
+	}
+}
+
+// leaked returns the stacks of the goroutines that carry this broker's label, once they have had time to end.
+func (b *Broker) leaked() (stacks string) {
+	label := fmt.Sprintf("%q:%q", "mqtttest", b.label)
+	for wait := time.Millisecond; ; wait *= 2 {
+		var all bytes.Buffer
+		pprof.Lookup("goroutine").WriteTo(&all, 1) // a Buffer takes everything
+		stacks = ""
+		for part := range strings.SplitSeq(all.String(), "\n\n") {
+			if strings.Contains(part, label) {
+				stacks += part + "\n"
+			}
+		}
+		if stacks == "" || wait > time.Second {
+			return stacks
+		}
+		time.Sleep(wait)
+	}
+}
+
+// Failures returns what went wrong so far and no earlier call has returned, one text each: panics in hooks, listeners that broke, and
+// connections that the broker ended because of what the client sent, with their packets. A connection with a fault injected does not
+// count, nor one whose end a Client has seen by WantClosed or a Want for DISCONNECT. What is left at the end of the test fails it.
+func (b *Broker) Failures() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	all := b.failures
+	b.failures = nil
+	for _, k := range b.links {
+		if f := k.failure(); f != "" {
+			all = append(all, f)
+		}
+	}
+	return all
+}
+
+// observer returns the Observer that keeps the records.
+func (b *Broker) observer() *hooks.Observer {
+	present := func(id string, by int) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		p := b.clients[id]
+		if p == nil {
+			p = new(presence)
+			b.clients[id] = p
+		}
+		p.connections += by
+		p.connects += max(by, 0)
+		b.notify()
+	}
+	something := func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.notify()
+	}
+	return &hooks.Observer{
+		Connected:    func(c *hooks.Client, _ bool) { present(c.ID, 1) },
+		Disconnected: func(c *hooks.Client, _ packets.ReasonCode, _ error) { present(c.ID, -1) },
+		Subscribed:   func(*hooks.Client, string, packets.QoS) { something() },
+		Unsubscribed: func(*hooks.Client, string) { something() },
+		SessionEnded: func(string) { something() },
+		Published:    func(_ *hooks.Client, m *packets.Message, _ int) { b.record(m) },
+		Panicked: func(c *hooks.Client, v any) {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			id := ""
+			if c != nil {
+				id = c.ID
+			}
+			b.failures = append(b.failures, fmt.Sprintf("panic while serving client %q: %v", id, v))
+		},
+	}
+}
+
+// notify wakes who waits. mu is held.
+func (b *Broker) notify() {
+	close(b.changed)
+	b.changed = make(chan struct{})
+}
+
+// wrapAuth puts the fault Refuse in front of the authentication.
+func (b *Broker) wrapAuth() {
+	if next := b.o.cfg.Authenticator; next != nil {
+		b.o.cfg.Authenticator = hooks.AuthenticatorFunc(func(ctx context.Context, r *hooks.ConnectRequest) error {
+			if err := refusal(ctx); err != nil {
+				return err
+			}
+			return next.Authenticate(ctx, r)
+		})
+	}
+	methods := make(map[string]hooks.EnhancedAuthenticator, len(b.o.cfg.EnhancedAuth))
+	for name, next := range b.o.cfg.EnhancedAuth {
+		methods[name] = hooks.EnhancedAuthenticatorFunc(func(ctx context.Context, r *hooks.ConnectRequest) (hooks.Exchange, error) {
+			if err := refusal(ctx); err != nil {
+				return nil, err
+			}
+			return next.Start(ctx, r)
+		})
+	}
+	b.o.cfg.EnhancedAuth = methods
+}
