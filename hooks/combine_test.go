@@ -15,7 +15,7 @@ import (
 var (
 	errBanned  = packets.Errorf(packets.NotAuthorized, "banned")
 	errDown    = errors.New("the user database is down")
-	abstaining = fmt.Errorf("not my user: %w", hooks.ErrAbstain)
+	errAbstaining = fmt.Errorf("not my user: %w", hooks.ErrAbstain)
 )
 
 func TestCombinedDecisions(t *testing.T) {
@@ -26,14 +26,14 @@ func TestCombinedDecisions(t *testing.T) {
 		asked            [3]int
 	}{
 		{"nobody is asked", nil, hooks.ErrAbstain, hooks.ErrAbstain, hooks.ErrAbstain, [3]int{0, 0, 0}},
-		{"all abstain", []error{hooks.ErrAbstain, abstaining}, hooks.ErrAbstain, hooks.ErrAbstain, hooks.ErrAbstain, [3]int{2, 2, 2}},
+		{"all abstain", []error{hooks.ErrAbstain, errAbstaining}, hooks.ErrAbstain, hooks.ErrAbstain, hooks.ErrAbstain, [3]int{2, 2, 2}},
 		{"one allows", []error{nil}, nil, nil, nil, [3]int{1, 1, 1}},
-		{"an abstention before an allowance", []error{abstaining, nil}, nil, nil, nil, [3]int{2, 2, 2}},
-		{"an abstention after an allowance", []error{nil, abstaining}, nil, nil, nil, [3]int{1, 2, 1}},
+		{"an abstention before an allowance", []error{errAbstaining, nil}, nil, nil, nil, [3]int{2, 2, 2}},
+		{"an abstention after an allowance", []error{nil, errAbstaining}, nil, nil, nil, [3]int{1, 2, 1}},
 		{"a refusal before an allowance", []error{errBanned, nil}, errBanned, errBanned, nil, [3]int{1, 1, 2}},
 		{"a refusal after an allowance", []error{nil, errBanned}, nil, errBanned, nil, [3]int{1, 2, 1}},
-		{"an abstention and a refusal", []error{abstaining, errBanned}, errBanned, errBanned, errBanned, [3]int{2, 2, 2}},
-		{"a failure is a refusal", []error{abstaining, errDown, abstaining}, errDown, errDown, errDown, [3]int{2, 2, 3}},
+		{"an abstention and a refusal", []error{errAbstaining, errBanned}, errBanned, errBanned, errBanned, [3]int{2, 2, 2}},
+		{"a failure is a refusal", []error{errAbstaining, errDown, errAbstaining}, errDown, errDown, errDown, [3]int{2, 2, 3}},
 		{"the first of two refusals is the answer", []error{errBanned, errDown}, errBanned, errBanned, errBanned, [3]int{1, 1, 2}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -92,7 +92,7 @@ func TestCombinedGrants(t *testing.T) {
 	}{
 		{
 			"in a chain, what an abstainer wrote is undone",
-			hooks.ChainAuthenticators(grant("x", 1, abstaining), grant("y", 0, nil)),
+			hooks.ChainAuthenticators(grant("x", 1, errAbstaining), grant("y", 0, nil)),
 			hooks.Grant{MountPoint: "m/", Identity: hooks.Identity{Tenant: "y"}},
 		},
 		{
@@ -102,7 +102,7 @@ func TestCombinedGrants(t *testing.T) {
 		},
 		{
 			"of all, the grants add up",
-			hooks.AllAuthenticators(grant("x", 1, nil), grant("", 2, nil), grant("z", 9, abstaining)),
+			hooks.AllAuthenticators(grant("x", 1, nil), grant("", 2, nil), grant("z", 9, errAbstaining)),
 			hooks.Grant{MountPoint: "m/", Identity: hooks.Identity{Tenant: "x"}, Limits: hooks.Limits{PacketSize: 2}},
 		},
 		{
