@@ -13,8 +13,8 @@ import (
 )
 
 var (
-	errBanned  = packets.Errorf(packets.NotAuthorized, "banned")
-	errDown    = errors.New("the user database is down")
+	errBanned     = packets.Errorf(packets.NotAuthorized, "banned")
+	errDown       = errors.New("the user database is down")
 	errAbstaining = fmt.Errorf("not my user: %w", hooks.ErrAbstain)
 )
 
