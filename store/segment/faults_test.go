@@ -15,7 +15,6 @@ import (
 type simDisk struct {
 	sim  *disk.Sim
 	opts Options
-	rng  uint64
 	wrap func(d disk.Dir) disk.Dir // what the store sees; nil: sim
 }
 
