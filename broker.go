@@ -37,6 +37,7 @@ import (
 	"hash/maphash"
 	"log/slog"
 	"net"
+	"net/netip"
 	"runtime"
 	"runtime/debug"
 	"sync"
@@ -79,7 +80,11 @@ type Broker struct {
 	seed       maphash.Seed
 	started    time.Time
 
-	rules rules
+	rules     rules
+	strict    strictness // immutable
+	addresses addresses
+	flaps     flapTable
+	bans      banList
 
 	tree     *tree
 	retained *retainedStore
@@ -112,6 +117,7 @@ type Broker struct {
 
 // New checks cfg, fills in its defaults, and returns a Broker that serves nothing yet. It must be ended with Shutdown or Close.
 func New(cfg Config) (*Broker, error) {
+	strict := cfg.strictness()
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
@@ -131,6 +137,8 @@ func New(cfg Config) (*Broker, error) {
 	if cfg.Authorizer == hooks.Authorizer(hooks.AllowAll) {
 		b.authorizer = nil
 	}
+	b.strict = strict
+	b.addresses.of, b.flaps.of = make(map[netip.Addr]*address), make(map[string]bucket)
 	b.learnRules()
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	if cfg.SysInterval > 0 {
@@ -195,35 +203,60 @@ func (c *conn) serve() {
 	}
 }
 
+var errTurnedAway = errors.New("dunlin: the connection was not taken up: its address is banned or at a limit")
+
 // ServeConn serves one connection that the caller accepted, and returns when it has ended. It closes nc. The error is nil if the
 // client sent DISCONNECT with Reason Code 0x00, and says otherwise why the connection ended. Cancelling ctx ends the connection
-// with Administrative action (0x98).
+// with Administrative action (0x98). A connection beyond the limits of Config for addresses is closed at once.
 func (b *Broker) ServeConn(ctx context.Context, nc net.Conn) error {
 	c := b.adopt(ctx, nc)
 	if c == nil {
-		return ErrBrokerClosed
+		if b.isClosed() {
+			return ErrBrokerClosed
+		}
+		return errTurnedAway
 	}
 	stop := context.AfterFunc(ctx, func() { b.end(c, packets.Errorf(packets.AdministrativeAction, "ended by the server")) })
 	defer stop()
 	return c.run(false)
 }
 
-// adopt makes a conn of nc. It returns nil, having closed nc, if the Broker is closed.
+// adopt makes a conn of nc. It returns nil, having closed nc, if the Broker is closed or takes no more.
 func (b *Broker) adopt(ctx context.Context, nc net.Conn) *conn {
+	now := time.Now()
+	if err := b.admit(nc.RemoteAddr(), now); err != nil {
+		b.turnAway(nc, err)
+		return nil
+	}
 	c := newConn(b, ctx, nc)
 	b.mu.Lock()
-	if b.closed {
+	if full := len(b.early) >= b.cfg.MaxConnecting; b.closed || full {
 		b.mu.Unlock()
-		nc.Close()
+		b.dismiss(nc.RemoteAddr(), now)
+		if full {
+			b.turnAway(nc, packets.Errorf(packets.ServerBusy, "more than %d connections without CONNECT", b.cfg.MaxConnecting))
+		} else {
+			nc.Close()
+		}
 		return nil
 	}
 	b.early[c] = struct{}{}
 	b.serving.Add(1)
 	if d := b.cfg.ConnectTimeout; d > 0 {
-		nc.SetReadDeadline(time.Now().Add(d))
+		nc.SetReadDeadline(now.Add(d))
 	}
 	b.mu.Unlock()
 	return c
+}
+
+// turnAway closes a connection that is not taken up.
+func (b *Broker) turnAway(nc net.Conn, err error) {
+	nc.Close()
+	b.stats.refused.Add(1)
+	if f := b.obs.Refused; f != nil {
+		f(&hooks.Client{RemoteAddr: nc.RemoteAddr(), LocalAddr: nc.LocalAddr()}, packets.CodeOf(err), err)
+	}
+	b.log.Debug("connection not taken up", "remote", nc.RemoteAddr(), "err", err)
 }
 
 // leave is the last thing that a reader does.
@@ -251,6 +284,7 @@ func (b *Broker) leave(c *conn, code packets.ReasonCode, err error) {
 	delete(b.early, c)
 	delete(b.conns, c)
 	b.mu.Unlock()
+	b.dismiss(c.nc.RemoteAddr(), time.Now())
 	b.serving.Done()
 }
 

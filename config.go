@@ -55,6 +55,29 @@ type Config struct {
 
 	// MaxConnections bounds the Network Connections. Another one is refused with Server busy (0x89). Default 100,000.
 	MaxConnections int
+	// MaxConnecting bounds the connections whose CONNECT has not come or not been decided. Another one is closed. Default 32,768.
+	MaxConnecting int
+
+	// The next five hold for an address: an IPv4 address, or an IPv6 /64 network. Their defaults, but not values that are set, leave out
+	// loopback addresses and connections without IP address.
+
+	// MaxConnectionsPerIP bounds the connections from one address. Another one is closed before anything is read. Default 10,000.
+	MaxConnectionsPerIP int
+	// ConnectRatePerIP is how many connections per second are taken up from one address, ConnectRate how many in all; a second's
+	// worth may come at once. Others are closed before anything is read. Defaults 1,000 and 50,000.
+	ConnectRatePerIP, ConnectRate float64
+	// MaxAuthFailures is how many authentications from one address may fail in a minute. Then, until there is room again, those who come from
+	// it are refused with Connection rate exceeded (0x9F) and no hook is asked. Default 60.
+	MaxAuthFailures int
+	// MaxTakeovers is how often in a minute connections may take over the same Client Identifier from each other. One that does it more
+	// often is banned (see Ban) for BanTime. Defaults 60, and 5 minutes.
+	MaxTakeovers int
+	BanTime      time.Duration
+
+	// PublishRate and PublishBytes bound the PUBLISH packets of one client, and their bytes, per second; a second's worth may come at once.
+	// An Authenticator may lower them (hooks.Limits). OverRate decides what happens beyond. Default and negative: no limit.
+	PublishRate, PublishBytes float64
+	OverRate                  OverRate
 	// MaxSessions bounds the Sessions, connected or not. A new one is refused with Quota exceeded (0x97). Default
 	// 1,000,000.
 	MaxSessions int
@@ -74,6 +97,9 @@ type Config struct {
 	// MaxSubscriptions bounds the subscriptions of one Session. Another one is refused in the SUBACK with Quota
 	// exceeded (0x97). Default 100,000.
 	MaxSubscriptions int
+	// MinWildcardLevel is how many levels of a Topic Filter must come before its first wildcard: with 1, # and +/x are refused with Not
+	// authorized (0x87), a/# is not. Default and negative: 0.
+	MinWildcardLevel int
 	// ReceiveMaximum is how many QoS 1 and 2 publishes of one client may be unacknowledged (3.2.2.3.3). A 5.0 client
 	// that sends more is disconnected with Receive Maximum exceeded (0x93). Default 1,024; none: 65,535.
 	ReceiveMaximum int
@@ -125,6 +151,17 @@ type Config struct {
 	SysInterval time.Duration
 }
 
+// OverRate says what happens to a client that publishes more than its PublishRate or PublishBytes.
+type OverRate byte
+
+const (
+	// PauseReading reads nothing from the client until it is within its rate again. Nothing is lost; what else it sends waits as well.
+	PauseReading OverRate = iota
+	// RefusePublish acknowledges each PUBLISH beyond with Quota exceeded (0x97) and drops it; one of QoS 0 is dropped in silence.
+	// A client before 5.0 cannot be told, and is disconnected for a QoS 1 or 2 one.
+	RefusePublish
+)
+
 // Overflow says what happens when a message finds the queue of a Session full.
 type Overflow byte
 
@@ -170,6 +207,21 @@ func limit(n *int, def, most int) {
 	}
 }
 
+// limitCount and limitRate leave 0 for no limit.
+func limitCount(n *int, def int) {
+	if *n == 0 {
+		*n = def
+	}
+	*n = max(*n, 0)
+}
+
+func limitRate(r *float64, def float64) {
+	if *r == 0 {
+		*r = def
+	}
+	*r = max(*r, 0)
+}
+
 func limitDuration(d *time.Duration, def time.Duration) {
 	if *d == 0 {
 		*d = def
@@ -192,8 +244,13 @@ func (c *Config) check() error {
 	if c.MaxQoS != nil && *c.MaxQoS > packets.QoS2 {
 		return fmt.Errorf("dunlin: Config.MaxQoS: %d is not a QoS", *c.MaxQoS)
 	}
-	if c.Overflow > Disconnect || c.Shared > HashClient {
-		return errors.New("dunlin: Config.Overflow or Config.Shared is none of the constants that are meant for it")
+	for _, x := range [...]float64{c.ConnectRate, c.ConnectRatePerIP, c.PublishRate, c.PublishBytes} {
+		if math.IsNaN(x) || math.IsInf(x, 0) {
+			return fmt.Errorf("dunlin: Config: a rate of %v per second is none", x)
+		}
+	}
+	if c.Overflow > Disconnect || c.Shared > HashClient || c.OverRate > RefusePublish {
+		return errors.New("dunlin: Config.Overflow, Shared or OverRate is none of the constants that are meant for it")
 	}
 	if c.MaxKeepAlive > 65535*time.Second {
 		return fmt.Errorf("dunlin: Config.MaxKeepAlive is %v, the most that a Keep Alive can say is 65535 s", c.MaxKeepAlive)
@@ -216,7 +273,14 @@ func (c *Config) check() error {
 	limitDuration(&c.MaxSessionExpiry, 7*24*time.Hour)
 	limitDuration(&c.MaxMessageExpiry, 0)
 	limitDuration(&c.SysInterval, 0)
+	limitDuration(&c.BanTime, 5*time.Minute)
+	limitRate(&c.ConnectRate, 50_000)
+	limitRate(&c.ConnectRatePerIP, 1_000)
 	limit(&c.MaxConnections, 100_000, math.MaxInt32)
+	limit(&c.MaxConnecting, 32_768, math.MaxInt32)
+	limit(&c.MaxConnectionsPerIP, 10_000, math.MaxInt32)
+	limitCount(&c.MaxAuthFailures, 60)
+	limitCount(&c.MaxTakeovers, 60)
 	limit(&c.MaxSessions, 1_000_000, math.MaxInt32)
 	limit(&c.MaxPacketSize, 1<<20, maxPacketSize)
 	limit(&c.MaxConnectSize, 8<<10, c.MaxPacketSize)

@@ -44,6 +44,7 @@ type conn struct {
 	open       int32     // QoS 2 messages that came on this connection and are not released
 	readHint   int32     // the read buffer that the last large packet needed
 	lastPacket time.Time // when the last whole packet came
+	pace       *pace     // what the client may publish; nil: as much as it likes
 	rest       *buffer   // the beginning of an incomplete packet, while the reader waits for more
 	routes     routes
 	rare       *rare // see there
@@ -181,6 +182,12 @@ func (c *conn) run(fresh bool) (err error) {
 		} else {
 			err = c.readPlain()
 		}
+		if err == errPause {
+			if err = c.pause(); err != nil {
+				return err
+			}
+			continue
+		}
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
 			return err
 		}
@@ -189,6 +196,9 @@ func (c *conn) run(fresh bool) (err error) {
 		}
 	}
 }
+
+// errPause makes the reader pause: the client has published more than it may in the time.
+var errPause = errors.New("wait until the client may publish again")
 
 // errNormal is a DISCONNECT from the client with Reason Code 0x00.
 var errNormal = errors.New("the client disconnected")
@@ -356,6 +366,9 @@ func (c *conn) endTurn(t *turn, err error) error {
 	c.easeOff(t)
 	if err == nil && c.accepted {
 		err = c.stopped()
+	}
+	if err == nil && c.pace != nil && c.pace.debt() > 0 {
+		err = errPause
 	}
 	return err
 }
@@ -595,6 +608,7 @@ func (c *conn) stop(err *packets.Error) {
 		}
 	}
 	c.nc.SetReadDeadline(aLongTimeAgo)
+	c.unpause()
 }
 
 // reason returns a Reason String property for err, if the client wants such and its packet, of used bytes without it, stays within what it accepts.

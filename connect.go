@@ -106,6 +106,12 @@ func (c *conn) authenticate(t *turn, p *packets.Connect) error {
 		client.TLS = &st
 	}
 	c.client = client
+	if c.b.slowed(client.RemoteAddr, t.now) {
+		return c.refuse(packets.Errorf(packets.ConnectionRateExceeded, "too many authentications have failed, try again later"))
+	}
+	if err := c.barred(t.now); err != nil {
+		return c.refuse(err)
+	}
 	method, ok := p.Properties.Text(packets.AuthenticationMethod)
 	if !ok && c.b.cfg.Authenticator == hooks.Authenticator(hooks.AllowAll) {
 		return c.accept(t, p, &noGrant, nil)
@@ -113,7 +119,7 @@ func (c *conn) authenticate(t *turn, p *packets.Connect) error {
 	r := &hooks.ConnectRequest{Client: client, Connect: p, Grant: new(hooks.Grant)}
 	if !ok {
 		if err := c.decideConnect(r); err != nil {
-			return c.refuse(c.b.refusal(err, "client", client.ID))
+			return c.fails(err)
 		}
 		return c.accept(t, p, r.Grant, nil)
 	}
@@ -123,7 +129,7 @@ func (c *conn) authenticate(t *turn, p *packets.Connect) error {
 	}
 	ex, err := auth.Start(c.context(), r)
 	if err != nil {
-		return c.refuse(c.b.refusal(err, "client", client.ID))
+		return c.fails(err)
 	}
 	// The packet outlives the read buffer for as long as the exchange lasts.
 	own := c.own()
@@ -141,6 +147,21 @@ func (c *conn) decideConnect(r *hooks.ConnectRequest) error {
 		defer cancel()
 	}
 	return c.b.cfg.Authenticator.Authenticate(ctx, r)
+}
+
+// fails refuses the client because of what the Authenticator said. It counts against the address, unless it was the Authenticator that failed.
+func (c *conn) fails(err error) error {
+	var pe *packets.Error
+	switch {
+	case errors.As(err, &pe):
+		switch pe.Code {
+		case packets.BadUserNameOrPassword, packets.NotAuthorized, packets.Banned, packets.BadAuthenticationMethod:
+			c.b.failed(c.client.RemoteAddr, time.Now())
+		}
+	case errors.Is(err, hooks.ErrAbstain):
+		c.b.failed(c.client.RemoteAddr, time.Now())
+	}
+	return c.refuse(c.b.refusal(err, "client", c.client.ID))
 }
 
 var noGrant hooks.Grant // read only
@@ -201,7 +222,7 @@ func (c *conn) step(t *turn, data []byte) error {
 	reply, done, err := own.exchange.Next(c.context(), data)
 	switch {
 	case err != nil:
-		return c.refuse(c.b.refusal(err, "client", c.client.ID))
+		return c.fails(err)
 	case done:
 		p := own.connect
 		own.exchange, own.connect = nil, nil
@@ -328,6 +349,10 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 	if c.client.Identity.Principal == "" {
 		c.client.Identity.Principal = p.Username
 	}
+	if err := c.barred(t.now); err != nil { // now that the Principal is known
+		return c.refuse(err)
+	}
+	c.pace = b.newPace(&g.Limits)
 	if g.MountPoint != "" {
 		if !packets.ValidTopicName(g.MountPoint) || len(g.MountPoint) > c.b.cfg.MaxTopicLength/2 {
 			err := fmt.Errorf("the Authenticator granted the mount point %q, which no Topic Name can begin with", g.MountPoint)
@@ -366,6 +391,9 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 		return c.refuse(err)
 	}
 	c.accepted, c.answered = true, true
+	if ip, ok := remoteIP(c.client.RemoteAddr); c.barred(t.now) != nil || b.bans.address(ip, ok, t.now) { // banned this moment, and missed then
+		b.end(c, packets.Errorf(packets.AdministrativeAction, "banned"))
+	}
 	c.lastPacket = t.now
 	b.expireAuth(c, g.Expires)
 	if c.keepAlive > 0 {

@@ -175,6 +175,24 @@ func (b *Broker) revoke(s *session, gen uint32, subs []heldSub) (n int) {
 	return len(out)
 }
 
+// decideAgain decides a subscription that c has just made, and takes it away if it is no longer allowed.
+func (c *conn) decideAgain(sub heldSub) error {
+	s := c.sess
+	s.mu.Lock()
+	gen, lost := s.gen, s.conn != c
+	s.mu.Unlock()
+	if lost {
+		return nil // who has it now has decided it
+	}
+	subs := c.b.refused(c.context(), c.client, s.mount, []heldSub{sub})
+	if len(subs) == 0 {
+		return nil
+	}
+	err := subs[0].err
+	c.b.revoke(s, gen, subs)
+	return err
+}
+
 // purge takes out what revoked subscriptions have brought and no other one matches. It returns what came by shared ones. The lock is held.
 func (s *session) purge(revoked []heldSub) (orphans []delivery) {
 	const left, gone = 1, 2

@@ -47,28 +47,32 @@ func TestDecisionsOfPublishesAreKept(t *testing.T) {
 		name   string
 		stable bool
 		err    error
-		want   int64 // calls for three publishes to each of two topics
+		want   int64 // most calls for five publishes to each of two topics
 	}{
-		{"of a stable Authorizer, by topic", true, nil, 2},
-		{"a refusal as well", true, packets.Errorf(packets.NotAuthorized, "no"), 2},
-		{"an abstention as well", true, hooks.ErrAbstain, 2},
-		{"but not a failure, which may be over the next time", true, errors.New("the database is down"), 6},
-		{"not where the Authorizer does not say that it is stable", false, nil, 6},
+		{"of a stable Authorizer, by topic", true, nil, 3},
+		{"a refusal as well", true, packets.Errorf(packets.NotAuthorized, "no"), 3},
+		{"an abstention as well", true, hooks.ErrAbstain, 3},
+		{"but not a failure, which may be over the next time", true, errors.New("the database is down"), 10},
+		{"not where the Authorizer does not say that it is stable", false, nil, 10},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			a := &countingAuthorizer{stable: tt.stable, answer: func(*hooks.AccessRequest) error { return tt.err }}
 			withRules(t, nil, func(c *Config) { c.Authorizer = a }, func(r *guardRig) {
 				c := r.connect(as("c", "u"))
-				for _, topic := range []string{"a", "b"} { // one after the other: two topics may have to share a place
-					for range 3 {
+				for _, topic := range []string{"a", "b"} { // the second topic gets a place in the cache when it comes again
+					for range 5 {
 						code := c.publish(topic, "", false)
 						require.Equal(t, tt.err != nil, code == packets.NotAuthorized, "%v", code)
 					}
 				}
-				require.Equal(t, tt.want, a.calls.Load())
+				calls := a.calls.Load()
+				require.LessOrEqual(t, calls, tt.want)
+				if tt.want == 10 {
+					require.EqualValues(t, 10, calls)
+				}
 				a.Reloaded()
-				c.publish("a", "", false)
-				require.Equal(t, tt.want+1, a.calls.Load(), "new rules, new decision")
+				c.publish("b", "", false)
+				require.Equal(t, calls+1, a.calls.Load(), "new rules, new decision")
 				c.close()
 			})
 		})

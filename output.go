@@ -160,6 +160,7 @@ func (c *conn) fail(x *buffer) {
 	}
 	c.wake()
 	c.nc.SetReadDeadline(aLongTimeAgo)
+	c.unpause()
 }
 
 // wake lets those go on who wait for the backlog to fall. The lock is held.

@@ -42,12 +42,29 @@ func (c *conn) onPublish(t *turn, p *packets.Publish, raw []byte) error {
 	} else if p.QoS == packets.QoS1 && c.open >= c.receiveMaximum && c.version == packets.V5 {
 		return c.tooManyOpen()
 	}
+	if c.pace != nil && !c.pace.take(t.now.UnixNano(), len(raw)) {
+		return c.tooFast(t, p)
+	}
 	matched, err := c.route(t, p, raw, plain)
 	if p.QoS == packets.QoS0 {
 		return nil // what went wrong cannot be told
 	}
 	return c.answer(t, p, matched, err)
 }
+
+// tooFast refuses a PUBLISH beyond the client's rate. Before 5.0 there is no other way to say that than to close the connection.
+func (c *conn) tooFast(t *turn, p *packets.Publish) error {
+	c.b.stats.dropped.Add(1)
+	switch {
+	case p.QoS == packets.QoS0:
+		return nil
+	case c.version < packets.V5:
+		return errTooFast
+	}
+	return c.answer(t, p, 0, errTooFast)
+}
+
+var errTooFast = packets.Errorf(packets.QuotaExceeded, "more messages or bytes than are allowed in the time")
 
 // inboundProperties resolves the Topic Alias and leaves only the properties that travel with the message (3.3.2.3).
 func (c *conn) inboundProperties(t *turn, p *packets.Publish) (aliased bool, err error) {

@@ -146,6 +146,7 @@ func (b *Broker) takeOver(t *turn, s *session, c *conn, a attachment) takeover {
 	old.stop(packets.Errorf(packets.SessionTakenOver, "another connection with the same Client Identifier"))
 	s.mu.Unlock()
 	old.flush(t.now)
+	b.tookOver(c, t.now)
 	b.expireAuth(old, time.Time{})
 	if w != nil {
 		b.publishWill(t, w)

@@ -30,6 +30,23 @@ func retainedSize(m *message) int64 {
 	return int64(len(m.Topic) + len(m.Payload) + len(m.Properties))
 }
 
+// setWithin is set, unless there would be more than most messages or mostBytes bytes then.
+func (r *retainedStore) setWithin(m *message, most int, mostBytes int64) (old *message, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	it, has := r.items.Get(retainedItem{topic: m.Topic})
+	n, size := r.items.Len()+1, r.size+retainedSize(m)
+	if has {
+		n, size = n-1, size-retainedSize(it.msg)
+	}
+	if n > most || size > mostBytes && size > r.size { // what makes it smaller is always possible
+		return nil, false
+	}
+	r.items.ReplaceOrInsert(retainedItem{m.Topic, m})
+	r.size = size
+	return it.msg, true
+}
+
 // set makes m the retained message of its topic and returns the one it replaces, if any.
 func (r *retainedStore) set(m *message) (old *message) {
 	r.mu.Lock()

@@ -395,12 +395,11 @@ func (t *turn) retain(o *outgoing) error {
 		return nil
 	}
 	m := o.message()
-	if b.retained.len() >= b.cfg.MaxRetained || b.retained.bytes()+int64(len(m.Payload)+len(m.Topic)+len(m.Properties)) > int64(b.cfg.MaxRetainedBytes) {
-		if b.retained.get(m.Topic) == nil {
-			return packets.Errorf(packets.QuotaExceeded, "too many retained messages")
-		}
+	old, ok := b.retained.setWithin(m, b.cfg.MaxRetained, int64(b.cfg.MaxRetainedBytes))
+	if !ok {
+		return packets.Errorf(packets.QuotaExceeded, "too many retained messages")
 	}
-	if old := b.retained.set(m); m.Expires != 0 || (old != nil && old.Expires != 0) {
+	if m.Expires != 0 || (old != nil && old.Expires != 0) {
 		b.expireRetained(m.Topic, m)
 	}
 	return nil

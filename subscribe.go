@@ -40,7 +40,11 @@ func (c *conn) onSubscribe(t *turn, p *packets.Subscribe) error {
 		s := c.sess
 		s.mu.Lock()
 		if s.conn == c && !s.ended {
-			s.cursors = append(s.cursors, cursors...)
+			for _, cur := range cursors {
+				if _, has := c.b.tree.get(s.num, "", cur.filter); has { // not revoked meanwhile
+					s.cursors = append(s.cursors, cur)
+				}
+			}
 		}
 		s.mu.Unlock()
 	}
@@ -98,6 +102,9 @@ func (c *conn) subscribe(sub *packets.Subscription, id uint32, cursors *[]cursor
 	if err := c.b.switchedOff(group, filter); err != nil {
 		return 0, err
 	}
+	if tooWide(filter, cfg.MinWildcardLevel) {
+		return 0, packets.Errorf(packets.NotAuthorized, "the first %d levels must not be wildcards", cfg.MinWildcardLevel)
+	}
 	epoch := c.b.rules.epoch.Load()
 	if c.b.authorizer != nil {
 		r := hooks.AccessRequest{Client: c.client, Action: hooks.Subscribe, Topic: filter, Group: group, QoS: sub.QoS}
@@ -116,9 +123,8 @@ func (c *conn) subscribe(sub *packets.Subscription, id uint32, cursors *[]cursor
 	}
 	c.number = c.sess.num
 	if c.b.rules.epoch.Load() != epoch { // the review of the change may have come too early for this one
-		subs := c.b.refused(c.context(), c.client, c.sess.mount, []heldSub{{group: group, filter: filter, qos: opts.qos}})
-		if c.b.revoke(c.sess, c.sess.gen, subs) > 0 {
-			return 0, subs[0].err
+		if err := c.decideAgain(heldSub{group: group, filter: filter, qos: opts.qos}); err != nil {
+			return 0, err
 		}
 	}
 	if !shared && !cfg.DisableRetain && (opts.retainHandling == 0 || opts.retainHandling == 1 && !existed) {
@@ -128,6 +134,19 @@ func (c *conn) subscribe(sub *packets.Subscription, id uint32, cursors *[]cursor
 		f(c.client, sub.Filter, opts.qos)
 	}
 	return packets.ReasonCode(opts.qos), nil
+}
+
+// tooWide says whether one of the first n levels of filter is a wildcard.
+func tooWide(filter string, n int) bool {
+	for level := range strings.SplitSeq(filter, "/") {
+		if n--; n < 0 {
+			break
+		}
+		if level == "+" || level == "#" {
+			return true
+		}
+	}
+	return false
 }
 
 // subscribe puts a subscription into the tree. c is the connection that asked, nil for a program.

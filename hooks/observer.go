@@ -1,6 +1,8 @@
 package hooks
 
 import (
+	"time"
+
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -56,6 +58,9 @@ type Observer struct {
 	// Revoked: a subscription was taken away because it is no longer allowed: the rules have changed, or the client came back as one
 	// that may not have it. filter is as the client wrote it.
 	Revoked func(c *Client, filter string, err error)
+	// Banned: somebody was banned, by the broker itself or by the program. kind is "address", "client" or "user", until is zero for one
+	// that does not end by itself.
+	Banned func(kind, value, reason string, until time.Time)
 	// Published: a message was accepted and handed to as many sessions as matched; 0 means nobody subscribes to it.
 	Published func(c *Client, m *packets.Message, matched int)
 	// Delivered: a message was written to the buffer of a connection.
@@ -95,6 +100,9 @@ func Join(obs ...*Observer) *Observer {
 		join2(&j.Revoked, o.Revoked, func(a, b func(*Client, string, error)) func(*Client, string, error) {
 			return func(c *Client, f string, err error) { a(c, f, err); b(c, f, err) }
 		})
+		join2(&j.Banned, o.Banned, func(a, b func(string, string, string, time.Time)) func(string, string, string, time.Time) {
+			return func(k, v, r string, u time.Time) { a(k, v, r, u); b(k, v, r, u) }
+		})
 		join2(&j.Published, o.Published, func(a, b func(*Client, *packets.Message, int)) func(*Client, *packets.Message, int) {
 			return func(c *Client, m *packets.Message, n int) { a(c, m, n); b(c, m, n) }
 		})
@@ -121,7 +129,7 @@ func joinCode(a, b func(*Client, packets.ReasonCode, error)) func(*Client, packe
 // join2 makes *dst call b after what it calls already. The constraint lists the types of Observer's fields, so that F can be
 // compared with nil.
 func join2[F func(*Client, bool) | func(*Client, packets.ReasonCode, error) | func(string) |
-	func(*Client, string, packets.QoS) | func(*Client, string) | func(*Client, string, error) | func(*Client, Action, string, error) |
+	func(*Client, string, packets.QoS) | func(*Client, string) | func(*Client, string, error) | func(string, string, string, time.Time) | func(*Client, Action, string, error) |
 	func(*Client, *packets.Message, int) | func(string, *packets.Message) | func(string, uint16) |
 	func(string, *packets.Message, DropReason) | func(*Client, any)](dst *F, b F, both func(a, b F) F) {
 	switch {

@@ -1,0 +1,316 @@
+package dunlin
+
+import (
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// This file is what an address and a Client Identifier may do how often. Tables are bounded and have no goroutine: an entry is
+// looked at when its address or identifier comes up, and makes room for others.
+
+// A bucket holds tokens, which come at a rate, up to a burst. Zero: full.
+type bucket struct {
+	level float64
+	at    int64 // when level was right, Unix nanoseconds
+}
+
+// fill adds what has come since.
+func (k *bucket) fill(now int64, rate, burst float64) {
+	if k.at == 0 {
+		k.level = burst
+	} else if now > k.at {
+		k.level = min(burst, k.level+float64(now-k.at)/1e9*rate)
+	}
+	k.at = max(now, k.at)
+}
+
+// take takes a token if there is one.
+func (k *bucket) take(now int64, rate, burst float64) bool {
+	if k.fill(now, rate, burst); k.level < 1 {
+		return false
+	}
+	k.level--
+	return true
+}
+
+// maxIdle is how many addresses without a connection, and how many Client Identifiers, are remembered.
+const maxIdle = 1 << 16
+
+// An address is what is known of an IPv4 address or an IPv6 /64 network.
+type address struct {
+	conns    int
+	connects bucket
+	failures bucket // of authentication
+}
+
+// addresses is the table of them. Those with a connection are as many as there are connections, of others it keeps maxIdle.
+type addresses struct {
+	mu       sync.Mutex
+	of       map[netip.Addr]*address // guarded by mu
+	idle     int                     // how many of them have no connection; guarded by mu
+	connects bucket                  // in all; guarded by mu
+}
+
+// remoteIP returns the IP address of a peer. ok is false if it has none.
+func remoteIP(a net.Addr) (ip netip.Addr, ok bool) {
+	if t, is := a.(*net.TCPAddr); is {
+		ip = t.AddrPort().Addr()
+	} else if a != nil {
+		ap, err := netip.ParseAddrPort(a.String())
+		if err != nil {
+			return ip, false
+		}
+		ip = ap.Addr()
+	}
+	return ip.Unmap().WithZone(""), ip.IsValid()
+}
+
+// network is what counts as one address: of IPv6 the /64, which is what one subscriber has.
+func network(ip netip.Addr) netip.Addr {
+	if ip.Is6() {
+		p, _ := ip.Prefix(64)
+		ip = p.Addr()
+	}
+	return ip
+}
+
+// entry returns what is known of ip, and makes room if it is new. The lock is held.
+func (as *addresses) entry(ip netip.Addr) *address {
+	if a := as.of[ip]; a != nil {
+		return a
+	}
+	if as.idle >= maxIdle {
+		for old, a := range as.of { // in no order: whoever fills the table cannot choose
+			if a.conns == 0 {
+				delete(as.of, old)
+				as.idle--
+				break
+			}
+		}
+	}
+	a := new(address)
+	as.of[ip] = a
+	as.idle++
+	return a
+}
+
+// strictness says which limits the program has set itself. The defaults do not hold for loopback addresses and for peers without IP
+// address: what is tried out or measured on one machine, and proxies in front of the broker, are not what they are for.
+type strictness struct{ connections, rate, rateInAll, failures, takeovers bool }
+
+func (c *Config) strictness() strictness {
+	return strictness{
+		c.MaxConnectionsPerIP != 0, c.ConnectRatePerIP != 0, c.ConnectRate != 0, c.MaxAuthFailures != 0, c.MaxTakeovers != 0,
+	}
+}
+
+// exempt says whether a limit that stands at its default does not hold for ip.
+func exempt(set bool, ip netip.Addr, ok bool) bool { return !set && (!ok || ip.IsLoopback()) }
+
+// admit decides whether a new connection from a is taken up at all. Nothing is spent on one that is not. dismiss must
+// follow when it ends.
+func (b *Broker) admit(a net.Addr, now time.Time) error {
+	ip, ok := remoteIP(a)
+	if b.bans.address(ip, ok, now) {
+		return packets.Errorf(packets.Banned, "the address is banned")
+	}
+	ip = network(ip)
+	cfg, as, at := &b.cfg, &b.addresses, now.UnixNano()
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	// What is refused takes no token of the other bucket, so that one address cannot use up what all have.
+	if ok {
+		x := as.entry(ip)
+		switch {
+		case x.conns >= cfg.MaxConnectionsPerIP && !exempt(b.strict.connections, ip, ok):
+			return packets.Errorf(packets.QuotaExceeded, "more than %d connections from the address", cfg.MaxConnectionsPerIP)
+		case cfg.ConnectRatePerIP > 0 && !exempt(b.strict.rate, ip, ok) && !x.connects.take(at, cfg.ConnectRatePerIP, max(cfg.ConnectRatePerIP, 1)):
+			return packets.Errorf(packets.ConnectionRateExceeded, "more than %g connections per second from the address", cfg.ConnectRatePerIP)
+		}
+	}
+	if cfg.ConnectRate > 0 && !exempt(b.strict.rateInAll, ip, ok) && !as.connects.take(at, cfg.ConnectRate, max(cfg.ConnectRate, 1)) {
+		return packets.Errorf(packets.ConnectionRateExceeded, "more than %g connections per second", cfg.ConnectRate)
+	}
+	if ok {
+		x := as.of[ip]
+		if x.conns++; x.conns == 1 {
+			as.idle--
+		}
+	}
+	return nil
+}
+
+// dismiss is the end of a connection that was admitted.
+func (b *Broker) dismiss(a net.Addr, now time.Time) {
+	ip, ok := remoteIP(a)
+	ip = network(ip)
+	if !ok {
+		return
+	}
+	cfg, as := &b.cfg, &b.addresses
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	x := as.of[ip]
+	if x == nil || x.conns == 0 {
+		panic("BUG: a connection that ends was not admitted")
+	}
+	if x.conns--; x.conns > 0 {
+		return
+	}
+	as.idle++
+	burst, most := max(cfg.ConnectRatePerIP, 1), float64(cfg.MaxAuthFailures)
+	x.connects.fill(now.UnixNano(), cfg.ConnectRatePerIP, burst)
+	x.failures.fill(now.UnixNano(), most/60, most)
+	if x.connects.level >= burst && x.failures.level >= most { // nothing to remember
+		delete(as.of, ip)
+		as.idle--
+	}
+}
+
+// slowed says whether so many authentications from a have failed that no further one is tried now.
+func (b *Broker) slowed(a net.Addr, now time.Time) bool {
+	ip, ok := remoteIP(a)
+	ip = network(ip)
+	cfg, as := &b.cfg, &b.addresses
+	if !ok || cfg.MaxAuthFailures <= 0 || exempt(b.strict.failures, ip, ok) {
+		return false
+	}
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	x := as.of[ip]
+	if x == nil || x.failures.at == 0 {
+		return false
+	}
+	x.failures.fill(now.UnixNano(), float64(cfg.MaxAuthFailures)/60, float64(cfg.MaxAuthFailures))
+	return x.failures.level < 1
+}
+
+// failed counts an authentication that failed.
+func (b *Broker) failed(a net.Addr, now time.Time) {
+	ip, ok := remoteIP(a)
+	ip = network(ip)
+	cfg, as := &b.cfg, &b.addresses
+	if !ok || cfg.MaxAuthFailures <= 0 || exempt(b.strict.failures, ip, ok) {
+		return
+	}
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	x := as.entry(ip)
+	if x.failures.take(now.UnixNano(), float64(cfg.MaxAuthFailures)/60, float64(cfg.MaxAuthFailures)); x.failures.level < 1 {
+		b.log.Debug("authentication from an address is slowed down", "address", ip)
+	}
+}
+
+// A flapTable counts takeovers by session.key.
+type flapTable struct {
+	mu sync.Mutex
+	of map[string]bucket // guarded by mu
+}
+
+// tookOver counts that c has taken over its Client Identifier, and bans that if it goes on in a loop.
+func (b *Broker) tookOver(c *conn, now time.Time) {
+	cfg, ft := &b.cfg, &b.flaps
+	ip, ok := remoteIP(c.nc.RemoteAddr())
+	if cfg.MaxTakeovers <= 0 || cfg.BanTime == 0 || exempt(b.strict.takeovers, ip, ok) {
+		return
+	}
+	key, most := c.sessionKey(), float64(cfg.MaxTakeovers)
+	ft.mu.Lock()
+	k, known := ft.of[key]
+	if !known && len(ft.of) >= maxIdle {
+		for old := range ft.of { // in no order
+			delete(ft.of, old)
+			break
+		}
+	}
+	within := k.take(now.UnixNano(), most/60, most)
+	if ft.of[key] = k; !within {
+		delete(ft.of, key)
+	}
+	ft.mu.Unlock()
+	if !within {
+		b.ban(Ban{Kind: BanClient, Value: c.client.ID, Until: now.Add(cfg.BanTime), Reason: "taken over in a loop"}, true)
+	}
+}
+
+// A pace is what a client may publish in time. Owned by the reader, but for wake.
+type pace struct {
+	rate, bytes float64 // per second; 0: no limit
+	messages    bucket
+	volume      bucket
+	refuse      bool
+	wake        chan struct{} // capacity 1: the pause is to end
+}
+
+// newPace returns the limits of a connection, nil if there are none.
+func (b *Broker) newPace(l *hooks.Limits) *pace {
+	lower := func(general, own float64) float64 {
+		switch {
+		case own <= 0:
+			return max(general, 0)
+		case general <= 0:
+			return own
+		}
+		return min(general, own)
+	}
+	p := &pace{rate: lower(b.cfg.PublishRate, l.PublishRate), bytes: lower(b.cfg.PublishBytes, l.PublishBytes)}
+	if p.rate == 0 && p.bytes == 0 {
+		return nil
+	}
+	p.refuse = b.cfg.OverRate == RefusePublish
+	p.wake = make(chan struct{}, 1)
+	return p
+}
+
+// take counts a PUBLISH of n bytes and says whether it is within the limits. A second's worth may come at once. What goes beyond, or one
+// message larger than that, is a debt.
+func (p *pace) take(now int64, n int) bool {
+	p.messages.fill(now, p.rate, max(p.rate, 1))
+	p.volume.fill(now, p.bytes, p.bytes)
+	if p.refuse && (p.rate > 0 && p.messages.level < 1 || p.bytes > 0 && p.volume.level <= 0) {
+		return false
+	}
+	p.messages.level--
+	p.volume.level -= float64(n)
+	return true
+}
+
+// debt is how long reading has to pause.
+func (p *pace) debt() (d time.Duration) {
+	wait := func(level, rate float64) {
+		if rate > 0 && level < 0 {
+			d = max(d, time.Duration(min(-level/rate, 3600)*1e9))
+		}
+	}
+	wait(p.messages.level, p.rate)
+	wait(p.volume.level, p.bytes)
+	return d
+}
+
+// pause waits until the client may publish again, or the connection is to end.
+func (c *conn) pause() error {
+	t := time.NewTimer(c.pace.debt())
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-c.pace.wake:
+	case <-c.b.ctx.Done():
+	}
+	c.lastPacket = time.Now() // its Keep Alive is not to blame for what was not read
+	return c.stopped()
+}
+
+// unpause ends a pause. Anybody may call it.
+func (c *conn) unpause() {
+	if c.pace != nil {
+		select {
+		case c.pace.wake <- struct{}{}:
+		default:
+		}
+	}
+}
