@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"log/slog"
 	"os"
@@ -23,12 +24,15 @@ import (
 type access struct {
 	allowAnonymous        bool
 	passwordFile, aclFile string
+	aclAtDelivery         bool
 }
 
 func (a *access) flags(fs *flag.FlagSet) {
 	fs.BoolVar(&a.allowAnonymous, "allow-anonymous", true, "accept clients without a User Name; without -password-file, all clients")
 	fs.StringVar(&a.passwordFile, "password-file", "", "`file` of users and passwords as mosquitto_passwd makes it; bcrypt and Argon2id are known, too")
 	fs.StringVar(&a.aclFile, "acl-file", "", "`file` of topics that may be read and written, in the form of Mosquitto's acl_file")
+	fs.BoolVar(&a.aclAtDelivery, "acl-at-delivery", false,
+		"allow all subscriptions, as Mosquitto does, and leave out what may not be read, instead of refusing those that match any of it")
 }
 
 // set sets what decides in cfg, and adds what can be reloaded to r. byCertificate has clients on TLS take their name from it.
@@ -41,7 +45,13 @@ func (a *access) set(cfg *dunlin.Config, byCertificate bool, r reloads) error {
 			return err
 		}
 		r["password file"] = file
-		cfg.Authenticator = hooks.ChainAuthenticators(file, auth.Anonymous(a.allowAnonymous))
+		anonymous := auth.Anonymous(a.allowAnonymous)
+		cfg.Authenticator = hooks.AuthenticatorFunc(func(ctx context.Context, r *hooks.ConnectRequest) error {
+			if r.Connect.Username == "" { // an empty name is none to Mosquitto
+				return anonymous.Authenticate(ctx, &hooks.ConnectRequest{Client: new(hooks.Client), Connect: r.Connect, Grant: r.Grant})
+			}
+			return file.Authenticate(ctx, r)
+		})
 		cfg.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{auth.SCRAMSHA256: auth.SCRAM(file.Find)}
 	case a.allowAnonymous:
 		cfg.Authenticator = hooks.AllowAll
@@ -62,11 +72,18 @@ func (a *access) set(cfg *dunlin.Config, byCertificate bool, r reloads) error {
 			return err
 		}
 		r["acl file"] = file
-		if cfg.Authorizer == nil {
-			cfg.Authorizer = file
-		} else {
+		switch {
+		case cfg.Authorizer != nil && a.aclAtDelivery:
+			return errors.New("-acl-at-delivery and -deny-subscribe do not go together")
+		case cfg.Authorizer != nil:
 			cfg.Authorizer = hooks.AllAuthorizers(cfg.Authorizer, file)
+		case a.aclAtDelivery:
+			cfg.Authorizer = file.AtDelivery()
+		default:
+			cfg.Authorizer = file
 		}
+	} else if a.aclAtDelivery {
+		return errors.New("-acl-at-delivery needs -acl-file")
 	}
 	return nil
 }

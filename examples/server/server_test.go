@@ -166,13 +166,6 @@ func (c *client) subscribe(filter string) packets.ReasonCode {
 	return c.want(packets.TypeSuback).(*packets.Suback).Codes[0]
 }
 
-func (c *client) unsubscribe(filter string) {
-	c.t.Helper()
-	c.id++
-	c.send(&packets.Unsubscribe{PacketID: c.id, Filters: []string{filter}})
-	c.want(packets.TypeUnsuback)
-}
-
 func (c *client) publish(topic, payload string) packets.ReasonCode {
 	c.t.Helper()
 	c.id++

@@ -14,7 +14,7 @@
 //
 // In the filter of a rule %u stands for the client's name (hooks.Client.User: what the Authenticator verified, or else the
 // User Name) and %c for the Client Identifier, wherever in a level they stand. A rule with %u does not apply to a client
-// without a name. A name that is empty or holds one of + # / or NUL is never put into a filter: a rule that allows does not
+// without a name, and a name that is empty is none. One that holds one of + # / or NUL is never put into a filter: a rule that allows does not
 // match then, and one that denies matches whatever there is from the place of the name on. Topics that begin with $ are matched only by filters
 // that begin with $ themselves, not through a name.
 //
@@ -68,3 +68,23 @@ func (a *ACL) Authorize(_ context.Context, r *hooks.AccessRequest) error {
 
 // Stable reports true: a decision depends on the Client, the Action, the Topic and the rules.
 func (a *ACL) Stable() bool { return true }
+
+// AtDelivery returns an Authorizer that goes by the rules of a in the way that Mosquitto does: it allows every subscription, and
+// decides each delivery by its Topic Name. A client that may read a/b, and subscribes to a/#, then gets a/b and nothing else,
+// where a itself refuses the subscription. The price is a decision for each Session and topic, which the broker keeps.
+func (a *ACL) AtDelivery() hooks.DeliveryAuthorizer { return atDelivery{a} }
+
+type atDelivery struct{ *ACL }
+
+func (a atDelivery) Authorize(ctx context.Context, r *hooks.AccessRequest) error {
+	if r.Action == hooks.Subscribe {
+		return nil
+	}
+	return a.ACL.Authorize(ctx, r)
+}
+
+func (a atDelivery) AuthorizeDelivery(ctx context.Context, r *hooks.AccessRequest) error {
+	q := *r
+	q.Action = hooks.Subscribe
+	return a.ACL.Authorize(ctx, &q)
+}

@@ -94,7 +94,7 @@ func TestOwnForm(t *testing.T) {
 		{"an address of version 6", "allow addr=2001:db8::/32 all a\nallow addr=0.0.0.0/0 all b", remote, []string{"pub a", "pub b!"}},
 		{"no address", "allow addr=0.0.0.0/0 all a\nallow addr=::/0 all a", client("c", "-"), []string{"pub a!"}},
 		{"without a name", "allow anonymous all a", client("c", "-"), []string{"pub a"}},
-		{"an empty name is a name", "allow anonymous all a", client("c", ""), []string{"pub a!"}},
+		{"an empty name is none, as for Mosquitto", "allow anonymous all a", client("c", ""), []string{"pub a"}},
 		{"several filters", "allow all a b/+ c/#", client("c", "-"), []string{"pub a", "pub b/x", "pub b!", "pub c"}},
 		{"quoted words", `allow "user=a \"b" all "x y/z" plain`, client("c", `a "b`), []string{"pub x y/z", "pub plain", "pub x!"}},
 		{"white space", "  allow\t user=jane   all\ta \t b  \r", operator, []string{"pub a", "pub b"}},
@@ -267,4 +267,29 @@ func TestSetReplacesAllRulesAndTells(t *testing.T) {
 	require.Equal(t, 1, told)
 	require.Error(t, a.Authorize(t.Context(), asked(client("c", "-"), "pub b")))
 	require.True(t, hooks.Stable(a).Stable())
+}
+
+func TestAtDelivery(t *testing.T) {
+	l, err := acl.ParseMosquitto(strings.NewReader("topic read a/b\ntopic write a/c\npattern read by/%c/#\ntopic deny by/c/x\n"), "acl")
+	require.NoError(t, err)
+	a := acl.New(nil)
+	d := a.AtDelivery()
+	require.True(t, d.(hooks.Stable).Stable())
+	reloads := 0
+	d.(hooks.Reloader).OnReload(func() { reloads++ })
+	a.Set(l)
+	require.Equal(t, 1, reloads, "a change of the rules is one of both")
+
+	c := client("c", "-")
+	for _, filter := range []string{"a/#", "#", "secret"} {
+		require.NoError(t, d.Authorize(t.Context(), asked(c, "sub "+filter)))
+	}
+	require.NoError(t, d.Authorize(t.Context(), asked(c, "pub a/c")))
+	require.Error(t, d.Authorize(t.Context(), asked(c, "pub a/b")))
+	for topic, want := range map[string]bool{"a/b": true, "a/c": false, "a": false, "by/c/y": true, "by/c/x": false, "by/d/y": false, "$SYS/x": false} {
+		r := &hooks.AccessRequest{Client: c, Action: hooks.Deliver, Topic: topic}
+		require.Equal(t, want, d.AuthorizeDelivery(t.Context(), r) == nil, topic)
+		require.Equal(t, hooks.Deliver, r.Action, "the request is not modified")
+		require.Zero(t, testing.AllocsPerRun(10, func() { _ = d.AuthorizeDelivery(t.Context(), r) }))
+	}
 }

@@ -152,8 +152,8 @@ func (l *List) decide(r *hooks.AccessRequest) error {
 		return errNoRule
 	}
 	q := question{client: r.Client, action: 1 << r.Action, least: math.MaxInt32}
-	q.user, q.hasUser = r.Client.User()
-	if q.hasUser {
+	q.user, _ = r.Client.User()
+	if q.hasUser = q.user != ""; q.hasUser {
 		if root := l.users[q.user]; root != nil {
 			q.walk(root, r.Topic, true, true, true)
 		}

@@ -68,7 +68,8 @@ func decideFilter(rules []modelRule, c *hooks.Client, filter string, topics []st
 }
 
 func (r *modelRule) applies(c *hooks.Client, action hooks.Action) bool {
-	_, named := c.User()
+	user, _ := c.User()
+	named := user != ""
 	return r.who(c) && (r.action == 0 || r.action == action) &&
 		!(r.names && strings.Contains(r.filter, "%u") && !named) &&
 		!(r.ofNames && strings.ContainsAny(c.Username+c.ID, "+#"))
@@ -116,7 +117,7 @@ func isUser(name string) func(*hooks.Client) bool {
 	}
 }
 
-func isAnonymous(c *hooks.Client) bool { return !c.HasUsername }
+func isAnonymous(c *hooks.Client) bool { return c.Username == "" }
 
 func pick[T any](r *rand.Rand, of ...T) T { return of[r.IntN(len(of))] }
 
