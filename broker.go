@@ -18,6 +18,17 @@
 // once and QoS 2 messages exactly once, in the order of each publisher and topic, as long as the Session lasts and its queue is not
 // full. QoS 0 messages are dropped where a client does not keep up, and counted.
 //
+// With a Store (Config.Store) this holds across a crash for Sessions with a Session Expiry Interval. Then PUBACK, PUBREC, PUBCOMP, SUBACK,
+// UNSUBACK and the CONNACK of such a Session leave, and Publish returns, when what they stand for is durable; a message that was published
+// at QoS 2 goes to subscribers only then. Retained messages, but for those of $SYS, are durable before the PUBACK. Many commits
+// that fall due together are one. What only concerns Sessions that end with their connection, and QoS 0, does not wait for the Store.
+// Not kept are: queued QoS 0 messages (Config.QueueQoS0), how far the retained messages for a new subscription have been sent, the roles and
+// attributes of an identity, and in-process Subscriptions.
+//
+// While the Store fails nothing is acknowledged that needs it: publishes get Quota exceeded (0x97) if there is no room, and
+// Implementation specific error (0x83) otherwise, clients older than 5.0 are disconnected, and Healthy and the Observer tell. All else goes
+// on. A message that was refused may have reached some subscribers at QoS 1. Where there was no room, service resumes when there is.
+//
 // # Limits
 //
 // Everything is bounded; each bound is a field of Config with its default.
@@ -67,7 +78,8 @@ var ErrBrokerClosed = errors.New("dunlin: broker closed")
 // A Broker is an MQTT Server. Its methods may be called concurrently.
 //
 // Locks are taken in this order, and none is held across I/O, a decision of a hook or a channel operation:
-// Broker.mu, session.mu, expiryMu, then one of these, which are leaves: the tree, the retained messages, numbers, deadlines.
+// Broker.mu, session.mu, retainMu, expiryMu, then one of these, which are leaves: the tree, the retained messages, numbers, deadlines,
+// the journal.
 // Nobody holds the locks of two sessions.
 type Broker struct {
 	// Immutable after New.
@@ -89,6 +101,7 @@ type Broker struct {
 	tree     *tree
 	retained *retainedStore
 	due      *deadlines
+	journal  *journal // nil: there is no Store
 	stats    counters
 	turns    sync.Pool
 	yielding atomic.Int32 // turns in yield
@@ -109,6 +122,11 @@ type Broker struct {
 
 	expiryMu sync.Mutex
 	expiring map[string]*deadline // of the retained messages that expire, by topic; guarded by expiryMu
+
+	retainMu sync.Mutex // held while a retained message changes here and in the journal
+
+	closing  sync.Once
+	closeErr error // of the Store
 
 	numbers  sync.RWMutex
 	byNumber []*session // by session.num; guarded by numbers, as is the next
@@ -141,6 +159,13 @@ func New(cfg Config) (*Broker, error) {
 	b.addresses.of, b.flaps.of = make(map[netip.Addr]*address), make(map[string]bucket)
 	b.learnRules()
 	b.ctx, b.cancel = context.WithCancel(context.Background())
+	if cfg.Store != nil {
+		b.journal = newJournal(b, cfg.Store)
+		if err := b.load(); err != nil {
+			b.cancel()
+			return nil, err
+		}
+	}
 	if cfg.SysInterval > 0 {
 		b.writers.Go(b.publishSys) // ended by ctx
 	}
@@ -361,7 +386,7 @@ func (b *Broker) Shutdown(ctx context.Context) error {
 }
 
 // Close closes listeners and connections at once and waits for their goroutines. It may be called several times, and after or during Shutdown. It
-// returns nil.
+// returns the error of Store.Close, nil without a Store.
 func (b *Broker) Close() error {
 	early, conns := b.shut()
 	b.cancel()
@@ -376,7 +401,10 @@ func (b *Broker) Close() error {
 	b.due.close()
 	b.closeLocal()
 	b.responders.Wait()
-	return nil
+	if b.journal != nil {
+		b.closing.Do(func() { b.closeErr = b.journal.close() })
+	}
+	return b.closeErr
 }
 
 // getTurn takes a turn from the pool.
@@ -405,6 +433,7 @@ func (b *Broker) work(f func(t *turn)) (blocked []*Subscription) {
 	t := b.getTurn()
 	t.now = time.Now()
 	f(t)
+	t.clear()
 	t.end()
 	for i := range t.congested {
 		t.congested[i] = nil

@@ -39,6 +39,7 @@ func (b *Broker) publishLocal(ctx context.Context, m *Message, l local) (matched
 	if err := b.publishable(m); err != nil {
 		return 0, err
 	}
+	var x *batch // what makes the message durable; nil: it need not be
 	blocked := b.work(func(t *turn) {
 		sm := &message{Message: *m, From: l.from}
 		if n, ok := m.Properties.Uint(packets.MessageExpiryInterval); ok {
@@ -46,7 +47,14 @@ func (b *Broker) publishLocal(ctx context.Context, m *Message, l local) (matched
 		}
 		t.receipt = l.receipt
 		matched, err = t.publishMessage(sm, l.number)
+		if t.write.batch != nil {
+			x = t.write.batch
+			b.journal.want(x)
+		}
 	})
+	if x != nil && err == nil {
+		err = b.journal.wait(ctx, x, false)
+	}
 	for _, sub := range blocked {
 		sub.await(ctx.Done())
 	}

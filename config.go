@@ -11,6 +11,7 @@ import (
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/packets"
+	"github.com/dunlin-mqtt/dunlin/store"
 )
 
 // Config configures a Broker. New copies it; later changes have no effect.
@@ -40,6 +41,13 @@ type Config struct {
 	Logger *slog.Logger
 	// ConnContext, if not nil, derives the context that hooks get for a connection.
 	ConnContext func(ctx context.Context, c net.Conn) context.Context
+
+	// Store keeps Sessions, their queues, and retained messages; see "Delivery guarantees" of the package. New reads it, and Shutdown
+	// and Close close it; if New fails it is still the caller's. Nil: nothing survives the end of the process.
+	Store store.Store
+	// MaxUncommittedBytes is how much may wait for the Store before publishers that need it are made to wait: nothing is read from
+	// them meanwhile. All others go on. Default 8 MiB.
+	MaxUncommittedBytes int
 
 	// Versions lists the protocol versions that are accepted. Empty: all of 3.1, 3.1.1 and 5.0.
 	Versions []packets.Version
@@ -295,6 +303,7 @@ func (c *Config) check() error {
 	limit(&c.MaxQueuedMessages, 16_384, math.MaxInt32)
 	limit(&c.MaxQueuedBytes, 16<<20, math.MaxInt)
 	limit(&c.MaxOutboundBytes, 2<<20, math.MaxInt)
+	limit(&c.MaxUncommittedBytes, 8<<20, math.MaxInt)
 	limit(&c.MaxRetained, 1_000_000, math.MaxInt32)
 	limit(&c.MaxRetainedBytes, 1<<30, math.MaxInt)
 	if c.DisableTopicAlias {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"runtime/debug"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -38,20 +39,21 @@ type conn struct {
 
 	// Owned by the reader.
 	accepted   bool
-	answered   bool      // a CONNACK has been written
-	deep       bool      // the stack has grown; the next wait is left to a fresh goroutine
-	number     uint32    // of the session in the tree; 0 until it subscribes
-	open       int32     // QoS 2 messages that came on this connection and are not released
-	readHint   int32     // the read buffer that the last large packet needed
-	lastPacket time.Time // when the last whole packet came
-	pace       *pace     // what the client may publish; nil: as much as it likes
-	rest       *buffer   // the beginning of an incomplete packet, while the reader waits for more
+	answered   bool         // a CONNACK has been written
+	deep       bool         // the stack has grown; the next wait is left to a fresh goroutine
+	number     uint32       // of the session in the tree; 0 until it subscribes
+	open       atomic.Int32 // QoS 2 messages that came on this connection and are not released
+	readHint   int32        // the read buffer that the last large packet needed
+	lastPacket time.Time    // when the last whole packet came
+	pace       *pace        // what the client may publish; nil: as much as it likes
+	rest       *buffer      // the beginning of an incomplete packet, while the reader waits for more
 	routes     routes
 	rare       *rare // see there
 
 	// Guarded by sess.mu.
 	out      out
 	touched  *turn
+	opening  bool           // the CONNACK waits until the Session is durable: until then nothing is written
 	stopping *packets.Error // why the broker ends the connection
 }
 
@@ -364,6 +366,10 @@ func (c *conn) packets(t *turn) error {
 func (c *conn) endTurn(t *turn, err error) error {
 	t.end()
 	c.easeOff(t)
+	if t.write.wrote {
+		t.write.wrote = false
+		c.b.journal.throttle(c.b.ctx)
+	}
 	if err == nil && c.accepted {
 		err = c.stopped()
 	}
@@ -600,7 +606,7 @@ func (c *conn) stop(err *packets.Error) {
 	if cancel := c.few().cancel; cancel != nil {
 		cancel() // a hook may be waiting
 	}
-	if c.version == packets.V5 {
+	if c.version == packets.V5 && !c.opening {
 		d := packets.Disconnect{Code: fitting(err.Code, packets.TypeDisconnect), Properties: c.reason(err, 2)}
 		if d.Size(packets.V5) <= int(c.maxPacket) {
 			x := c.out.reserve(d.Size(packets.V5))
@@ -662,6 +668,7 @@ func (c *conn) finish(err error) {
 	if c.accepted {
 		c.sess.mu.Lock()
 		c.out.dead = true
+		c.out.dropHeld()
 		c.wake()
 		if c.out.buf != nil && !c.out.writing {
 			c.out.buf.free()

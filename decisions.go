@@ -219,9 +219,11 @@ func (s *session) purge(revoked []heldSub) (orphans []delivery) {
 			s.out.push(d)
 		case d.group() != nil:
 			orphans = append(orphans, d)
+			s.gone(&d)
 		default:
 			s.dropped(d.msg, hooks.DropNotAuthorized)
 			d.settle(false)
+			s.gone(&d)
 		}
 	}
 	for i := int(s.out.head); i < len(s.out.flight); i++ {
@@ -229,7 +231,7 @@ func (s *session) purge(revoked []heldSub) (orphans []delivery) {
 			if s.conn == nil || d.state == waiting {
 				s.dropped(d.msg, hooks.DropNotAuthorized)
 			}
-			s.out.forget(d)
+			s.forget(d)
 		}
 	}
 	return orphans
@@ -362,10 +364,11 @@ func (s *session) permitNext() bool {
 		}
 		s.dropped(d.msg, hooks.DropNotAuthorized)
 		if again != nil {
-			s.out.forget(d)
+			s.forget(d)
 		} else {
 			d.settle(false)
-			s.out.pop()
+			old := s.out.pop()
+			s.gone(&old)
 		}
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/script"
 	"github.com/dunlin-mqtt/dunlin/listeners"
 	"github.com/dunlin-mqtt/dunlin/packets"
+	"github.com/dunlin-mqtt/dunlin/store/memory"
 )
 
 // This file is the two ways in which the scripts of package internal/conformance meet the broker: the bare core, fed with bytes by
@@ -426,6 +427,18 @@ func bothHarnesses(t *testing.T, cfg func() Config, f func(t *testing.T, h scrip
 	t.Run("broker", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			h, err := newBrokerHarness(cfg())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer h.Close()
+			f(t, h)
+		})
+	})
+	t.Run("broker with a Store", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			withStore := cfg()
+			withStore.Store = new(memory.Store)
+			h, err := newBrokerHarness(withStore)
 			if err != nil {
 				t.Fatal(err)
 			}

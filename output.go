@@ -58,6 +58,7 @@ func (x *buffer) free() {
 // directly.
 type out struct {
 	buf     *buffer       // appended to; nil: empty
+	held    *held         // waits for a commit; nil: nothing does
 	writer  *buffer       // what is being written; owned by whoever has set writing
 	hint    int32         // how much the last flush took: what the next buffer starts with
 	writing bool          // somebody is writing; he will look at buf again
@@ -70,10 +71,14 @@ type out struct {
 
 // size is how much is waiting for the socket.
 func (o *out) size() int {
-	if o.buf == nil {
-		return o.backlog
+	n := o.backlog
+	if o.buf != nil {
+		n += len(o.buf.b)
 	}
-	return o.backlog + len(o.buf.b)
+	if o.held != nil {
+		n += o.held.size()
+	}
+	return n
 }
 
 // reserve returns the buffer with room for n more bytes.
@@ -158,6 +163,7 @@ func (c *conn) fail(x *buffer) {
 		c.out.buf.free()
 		c.out.buf = nil
 	}
+	c.out.dropHeld()
 	c.wake()
 	c.nc.SetReadDeadline(aLongTimeAgo)
 	c.unpause()

@@ -39,11 +39,17 @@ func (c *conn) onPublish(t *turn, p *packets.Publish, raw []byte) error {
 		if err != nil || !fresh {
 			return err
 		}
-	} else if p.QoS == packets.QoS1 && c.open >= c.receiveMaximum && c.version == packets.V5 {
+	} else if p.QoS == packets.QoS1 && c.open.Load() >= c.receiveMaximum && c.version == packets.V5 {
 		return c.tooManyOpen()
 	}
 	if c.pace != nil && !c.pace.take(t.now.UnixNano(), len(raw)) {
 		return c.tooFast(t, p)
+	}
+	if cfg.Store != nil && (p.QoS > packets.QoS0 || p.Retain || cfg.Interceptor != nil) {
+		defer t.clear()
+		if p.QoS == packets.QoS2 && c.sess.stored != 0 {
+			t.write.from, t.write.id = c.sess, p.PacketID
+		}
 	}
 	matched, err := c.route(t, p, raw, plain)
 	if p.QoS == packets.QoS0 {
@@ -108,7 +114,7 @@ func (c *conn) received(t *turn, id uint16) (fresh bool, err error) {
 	}
 	fresh, counts := s.in.publish(id)
 	if counts {
-		if c.open++; c.open > c.receiveMaximum && c.version == packets.V5 {
+		if c.open.Add(1) > c.receiveMaximum && c.version == packets.V5 {
 			if fresh { // it was not delivered
 				c.released(id)
 			}
@@ -116,7 +122,9 @@ func (c *conn) received(t *turn, id uint16) (fresh bool, err error) {
 		}
 	}
 	if !fresh {
+		at := c.out.end()
 		c.ack(packets.TypePubrec, id, packets.Success)
+		c.hold(at, s.undecided(c, true), after, id)
 		t.touch(c)
 	}
 	return fresh, nil
@@ -126,7 +134,7 @@ func (c *conn) received(t *turn, id uint16) (fresh bool, err error) {
 func (c *conn) released(id uint16) bool {
 	known, counted := c.sess.in.pubrel(id)
 	if counted {
-		c.open--
+		c.open.Add(-1)
 	}
 	return known
 }
@@ -220,15 +228,20 @@ func (c *conn) answer(t *turn, p *packets.Publish, matched int, err error) error
 	s := c.sess
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if code.Failed() && c.version < packets.V5 {
+	unstored := errors.Is(err, errNotStored)
+	if code.Failed() && c.version < packets.V5 && !unstored {
 		code = packets.Success // there is no way to say it [v3.1.1 MQTT-3.3.5-2]
 	}
 	if kind == packets.TypePubrec && code.Failed() && s.conn == c {
 		c.released(p.PacketID) // the exchange ends here [MQTT-4.3.3-9]
 	}
+	if unstored && c.version < packets.V5 {
+		return err // so that the client sends it again
+	}
 	if c.out.dead {
 		return nil
 	}
+	at := c.out.end()
 	var pe *packets.Error
 	if code.Failed() && errors.As(err, &pe) && !c.noReasons && pe.Reason != "" {
 		a := packets.Ack{Kind: kind, PacketID: p.PacketID, Code: code, Properties: c.reason(pe, 5)}
@@ -237,6 +250,7 @@ func (c *conn) answer(t *turn, p *packets.Publish, matched int, err error) error
 	} else {
 		c.ack(kind, p.PacketID, code)
 	}
+	c.hold(at, t.wait(c), answer, p.PacketID)
 	t.touch(c)
 	return nil
 }
@@ -250,10 +264,17 @@ func (c *conn) onPubrel(t *turn, a *packets.Ack) error {
 		return nil
 	}
 	code := packets.Success
-	if !c.released(a.PacketID) {
+	known := c.released(a.PacketID)
+	if !known {
 		code = packets.PacketIdentifierNotFound
 	}
+	at := c.out.end()
 	c.ack(packets.TypePubcomp, a.PacketID, code)
+	if known && s.stored != 0 {
+		c.hold(at, c.b.journal.forget(c, s.stored, a.PacketID), firmly, a.PacketID)
+	} else {
+		c.hold(at, s.undecided(c, true), firmly, a.PacketID)
+	}
 	t.touch(c)
 	return nil
 }

@@ -8,6 +8,7 @@ import "github.com/dunlin-mqtt/dunlin/packets"
 // A delivery is one message on its way to one Session: first in its queue, then in flight.
 type delivery struct {
 	msg    *message // nil in flight where nobody can ask for it again
+	seq    uint64   // its place in the queue as the store knows it; 0: it does not
 	extra  *extra   // nil for most
 	id     uint16   // Packet Identifier, 0 while queued
 	qos    packets.QoS
@@ -237,6 +238,18 @@ func (s *sender) pop() delivery {
 	return d
 }
 
+// remove takes those that match out of the queue.
+func (s *sender) remove(match func(*delivery) bool) {
+	old := s.queue
+	s.queue, s.bytes, s.qos0 = fifo[delivery]{}, 0, 0
+	old.all(func(d *delivery) bool {
+		if !match(d) {
+			s.push(*d)
+		}
+		return true
+	})
+}
+
 // A verdict is what an acknowledgement leads to.
 type verdict byte
 
@@ -248,28 +261,31 @@ const (
 	mismatched                   // an acknowledgement of the other QoS: Protocol Error
 )
 
-// ack handles PUBACK, PUBREC and PUBCOMP from the client.
-func (s *sender) ack(kind packets.Type, id uint16, code packets.ReasonCode) verdict {
+// ack handles PUBACK, PUBREC and PUBCOMP from the client. seq is that of the delivery which has come to an end or is released.
+func (s *sender) ack(kind packets.Type, id uint16, code packets.ReasonCode) (v verdict, seq uint64) {
 	d := s.find(id)
+	if d != nil {
+		seq = d.seq
+	}
 	switch {
 	case d == nil || d.state == waiting:
 		if kind == packets.TypePubrec {
-			return unknownPubrec
+			return unknownPubrec, 0
 		}
-		return ignored
+		return ignored, 0
 	case (kind == packets.TypePuback) != (d.qos == packets.QoS1):
-		return mismatched
+		return mismatched, 0
 	case kind == packets.TypePubrec && !code.Failed():
 		d.settle(true)
 		d.msg = nil // it will never be sent again [MQTT-4.3.3-5]
 		d.state = released
-		return sendPubrel // also when repeated
+		return sendPubrel, seq // also when repeated
 	case kind == packets.TypePubcomp && d.state == sent:
-		return mismatched
+		return mismatched, 0
 	default:
 		d.settle(!code.Failed())
 		s.finish(d)
-		return completed
+		return completed, seq
 	}
 }
 

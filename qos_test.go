@@ -81,7 +81,7 @@ func (p *peer) receive(k simPacket) error {
 		p.in.pubrel(k.id)
 		reply(packets.TypePubcomp)
 	default:
-		switch v := p.out.ack(k.kind, k.id, packets.Success); v {
+		switch v, _ := p.out.ack(k.kind, k.id, packets.Success); v {
 		case sendPubrel:
 			reply(packets.TypePubrel)
 		case mismatched, unknownPubrec:
@@ -266,7 +266,7 @@ func TestIdentifiersInUseAreSkippedAfterTheCounterWraps(t *testing.T) { // [5.0 
 		if id == stuck || id == 0 {
 			t.Fatalf("identifier %d given out after %d others while %d is in use", id, i, stuck)
 		}
-		if v := s.ack(packets.TypePuback, id, packets.Success); v != completed {
+		if v, _ := s.ack(packets.TypePuback, id, packets.Success); v != completed {
 			t.Fatalf("PUBACK for %d: verdict %d", id, v)
 		}
 		if len(s.flight) > 100 {

@@ -22,10 +22,14 @@ type attachment struct {
 
 // sessionKey is the place of c's Session in the registry: its Client Identifier, and with SessionPerPrincipal also who it belongs to.
 func (c *conn) sessionKey() string {
-	if !c.b.cfg.SessionPerPrincipal || !c.named() {
-		return c.client.ID
+	return c.b.sessionKey(c.client.ID, c.client.Identity.Principal, c.named())
+}
+
+func (b *Broker) sessionKey(id, principal string, named bool) string {
+	if !b.cfg.SessionPerPrincipal || !named {
+		return id
 	}
-	return c.client.ID + "\x00" + c.client.Identity.Principal
+	return id + "\x00" + principal
 }
 
 // named says whether c belongs to somebody with a name, be it an empty one.
@@ -35,6 +39,11 @@ func (c *conn) named() bool { return c.client.Identity.Principal != "" || c.clie
 // output. A connection that has the Session is told that it is taken over and is out of it, its Will decided, before that (3.1.4).
 func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error) {
 	key, named, principal := c.sessionKey(), c.named(), c.client.Identity.Principal
+	if b.journal != nil && a.expiry > 0 {
+		if err := b.journal.refusing(); err != nil {
+			return false, err
+		}
+	}
 	for {
 		b.mu.Lock()
 		if b.closed {
@@ -51,13 +60,13 @@ func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error
 			return false, packets.Errorf(packets.QuotaExceeded, "too many sessions")
 		}
 		if old == nil {
-			b.begin(c, a, key)
-			return false, nil
+			return false, b.begin(t, c, a, key)
 		}
 		b.mu.Unlock()
-		switch b.takeOver(t, old, c, a) {
+		result, err := b.takeOver(t, old, c, a)
+		switch result {
 		case resumed:
-			return true, nil
+			return true, err
 		case unvetted:
 			a.vetting = b.vet(old, c)
 		case over:
@@ -77,19 +86,29 @@ const (
 )
 
 // begin makes a new Session for c. It unlocks b.mu.
-func (b *Broker) begin(c *conn, a attachment, key string) {
+func (b *Broker) begin(t *turn, c *conn, a attachment, key string) error {
 	s := &session{
 		b: b, id: c.client.ID, key: key, principal: c.client.Identity.Principal, named: c.named(), mount: c.few().mount,
 		expiry: a.expiry, will: a.will, quota: a.quota,
 	}
 	s.mu.Lock()
 	s.resume(c)
+	var x *batch
+	if b.journal != nil && a.expiry > 0 {
+		c.opening = true
+		x = b.journal.register(s, s.put())
+	}
 	b.sessions[s.key] = s
 	b.move(c)
 	b.mu.Unlock()
+	if x != nil {
+		s.mu.Unlock()
+		return b.confirm(t, c, &a, x, nil)
+	}
 	c.welcome(a.connack)
 	s.mu.Unlock()
 	c.flush(time.Now())
+	return nil
 }
 
 // move makes c one of the accepted connections. b.mu is held.
@@ -106,7 +125,7 @@ func (c *conn) welcome(a *packets.Connack) {
 }
 
 // takeOver resumes s with c if nobody has it, and otherwise takes it from who has.
-func (b *Broker) takeOver(t *turn, s *session, c *conn, a attachment) takeover {
+func (b *Broker) takeOver(t *turn, s *session, c *conn, a attachment) (takeover, error) {
 	b.mu.Lock()
 	s.mu.Lock()
 	old := s.conn
@@ -115,43 +134,51 @@ func (b *Broker) takeOver(t *turn, s *session, c *conn, a attachment) takeover {
 		s.mount != c.few().mount: // another mount point is another world
 		s.mu.Unlock()
 		b.mu.Unlock()
-		return over
+		return over, nil
 	case old == nil && !b.vetted(s, a.vetting):
 		s.mu.Unlock()
 		b.mu.Unlock()
-		return unvetted
+		return unvetted, nil
 	case old == nil && !b.closed: // a Will that still waited is not published [MQTT-3.1.3-9]
 		b.due.cancel(s.due)
+		before := before{s.expiry, s.will, s.quota}
 		s.expiry, s.will, s.quota = a.expiry, a.will, a.quota
 		s.resume(c)
 		b.move(c)
 		c.number = s.num
-		b.mu.Unlock()
 		a.connack.SessionPresent = true
+		b.mu.Unlock()
+		if s.stored != 0 {
+			c.opening = true
+			x := b.journal.await(s.put())
+			s.mu.Unlock()
+			return resumed, b.confirm(t, c, &a, x, &before)
+		}
 		c.welcome(a.connack)
 		s.mu.Unlock()
 		c.flush(time.Now())
-		return resumed
+		return resumed, nil
 	}
 	b.mu.Unlock()
 	if old == nil {
 		s.mu.Unlock()
-		return vacated // the Broker is closed, as attach will find
+		return vacated, nil // the Broker is closed, as attach will find
 	}
 	w := s.will
-	if w != nil && w.delay > 0 {
-		w = nil // the Session goes on in time
+	if w != nil && (w.delay > 0 || old.opening) {
+		w = nil // the Session goes on in time; or its client has not been accepted
 	}
 	s.conn, s.will = nil, nil
+	s.setEnd(t.now)
 	old.stop(packets.Errorf(packets.SessionTakenOver, "another connection with the same Client Identifier"))
 	s.mu.Unlock()
 	old.flush(t.now)
 	b.tookOver(c, t.now)
 	b.expireAuth(old, time.Time{})
 	if w != nil {
-		b.publishWill(t, w)
+		b.publishWillOf(t, s, w)
 	}
-	return vacated
+	return vacated, nil
 }
 
 // detach is the end of c's part in its Session, unless it was taken over. normal drops the Will.
@@ -165,27 +192,35 @@ func (b *Broker) detach(c *conn, normal bool) {
 	}
 	w, stays := s.leave(now, normal)
 	if stays {
-		at := s.expiresAt()
-		if s.will != nil && (at.IsZero() || s.will.at.Before(at)) {
-			at = s.will.at
+		s.wait()
+		if w == nil && s.stored != 0 {
+			b.journal.add(s.put())
 		}
-		if s.due == nil {
-			s.due = new(deadline)
-		}
-		b.due.set(s.due, at, s.whenDue)
 	}
 	s.mu.Unlock()
 	b.expireAuth(c, time.Time{})
 	if !stays || w != nil {
 		b.work(func(t *turn) {
 			if w != nil {
-				b.publishWill(t, w)
+				b.publishWillOf(t, s, w)
 			}
 			if !stays {
 				b.endSession(t, s, nil)
 			}
 		})
 	}
+}
+
+// wait sets the deadline of a Session whose client is away. The lock is held.
+func (s *session) wait() {
+	at := s.expiresAt()
+	if s.will != nil && (at.IsZero() || s.will.at.Before(at)) {
+		at = s.will.at
+	}
+	if s.due == nil {
+		s.due = new(deadline)
+	}
+	s.b.due.set(s.due, at, s.whenDue)
 }
 
 // whenDue is called when the Will of an absent client is due, or its Session expires.
@@ -206,7 +241,7 @@ func (s *session) whenDue(now time.Time) {
 	s.will = nil
 	b.due.set(s.due, s.expiresAt(), s.whenDue)
 	s.mu.Unlock()
-	b.work(func(t *turn) { b.publishWill(t, w) })
+	b.work(func(t *turn) { b.publishWillOf(t, s, w) })
 }
 
 // endSession ends s with all that belongs to it, in one step. A connection that still has it is told why.
@@ -218,6 +253,9 @@ func (b *Broker) endSession(t *turn, s *session, why *packets.Error) {
 		return
 	}
 	c := s.conn
+	if c != nil && c.opening {
+		s.will = nil // of a client that has not been accepted
+	}
 	w, shared := s.end()
 	s.conn = nil
 	if c != nil && why != nil {
@@ -234,12 +272,17 @@ func (b *Broker) endSession(t *turn, s *session, why *packets.Error) {
 	if c != nil {
 		c.flush(t.now)
 	}
+	t.together()
 	if w != nil {
 		b.publishWill(t, w)
 	}
 	for i := range shared {
 		b.passOn(t, &shared[i])
 	}
+	if s.stored != 0 {
+		b.journal.end(t, s)
+	}
+	t.apart()
 	if f := b.obs.SessionEnded; f != nil {
 		f(s.id)
 	}
@@ -247,14 +290,14 @@ func (b *Broker) endSession(t *turn, s *session, why *packets.Error) {
 
 // passOn gives a message that the ended member of a shared subscription did not complete to another one.
 func (b *Broker) passOn(t *turn, d *delivery) {
-	t.own = packets.Publish{QoS: d.msg.QoS, Topic: []byte(d.msg.Topic), Properties: d.msg.Properties, Payload: d.msg.Payload}
-	o := &t.out
-	o.reset(&t.own, d.msg.From, t.now, 0)
-	o.msg, o.expires, o.receipt = d.msg, d.msg.Expires, d.receipt()
+	o := t.again(d.msg)
+	o.receipt = d.receipt()
 	t.route.fill(t, t.own.Topic, 0)
 	for i := range t.route.shared {
 		if r := &t.route.shared[i]; r.group == d.group() {
-			if t.deliverShared(o, r.group, r.members) {
+			took := t.deliverShared(o, r.group, r.members)
+			t.conclude(o)
+			if took {
 				d.receipt().moved()
 				return
 			}
@@ -335,7 +378,7 @@ func (b *Broker) expireRetained(topic string, m *message) {
 		b.expiring[topic] = d
 	}
 	b.due.set(d, time.Unix(0, m.Expires), func(time.Time) {
-		if !b.retained.removeExactly(m) {
+		if !b.removeExpired(m) {
 			return
 		}
 		b.expireRetained(topic, nil)

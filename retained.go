@@ -90,6 +90,19 @@ func (r *retainedStore) get(topic string) *message {
 	return it.msg
 }
 
+// mortal returns those that expire.
+func (r *retainedStore) mortal() (all []*message) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	r.items.Ascend(func(it retainedItem) bool {
+		if it.msg.Expires != 0 {
+			all = append(all, it.msg)
+		}
+		return true
+	})
+	return all
+}
+
 // len returns how many messages there are.
 func (r *retainedStore) len() int {
 	r.mu.RLock()

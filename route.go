@@ -35,6 +35,7 @@ type turn struct {
 	access  hooks.AccessRequest
 	route   route // for routing without a connection's cache
 	matches matches
+	write   write
 
 	received, receivedBytes, sent uint64 // added to the Broker's counters at the end
 }
@@ -190,6 +191,7 @@ type route struct {
 	watch   watch
 	version uint64 // of watch
 	valid   bool
+	durable bool   // some of the receivers are known to the store
 	decided uint64 // the epoch of the rules in which refused was said to the connection that has this route; 0: never
 	refused error
 	targets []target
@@ -213,7 +215,7 @@ func (r *route) fill(t *turn, topic []byte, from uint32) {
 		r.watch, r.valid = b.tree.watch(topic), true
 	}
 	for {
-		r.version = r.watch.version()
+		r.version, r.durable = r.watch.version(), false
 		b.tree.match(topic, from, m)
 		r.ids = append(r.ids[:0], m.ids...)
 		clear(r.targets)
@@ -229,6 +231,7 @@ func (r *route) fill(t *turn, topic []byte, from uint32) {
 					to.ids = r.ids[x.ids : x.ids+x.nids]
 				}
 				r.targets = append(r.targets, to)
+				r.durable = r.durable || s.stored != 0 && x.qos > packets.QoS0
 			}
 		}
 		for i := range m.groups {
@@ -255,6 +258,7 @@ func (r *route) addGroup(b *Broker, g *sharedMatch) {
 			to.ids = []uint32{m.opts.id}
 		}
 		sr.members = append(sr.members, to)
+		r.durable = r.durable || s.stored != 0 && to.qos > packets.QoS0
 	}
 	r.shared = append(r.shared, sr)
 }
@@ -321,7 +325,7 @@ func (rs *routes) slot(b *Broker, topic []byte) *route {
 // deliver takes o to everybody in r and returns how many sessions took it.
 func (t *turn) deliver(o *outgoing, r *route) (n int) {
 	for i := range r.targets {
-		if r.targets[i].s.deliver(t, o, &r.targets[i], false) {
+		if t.give(o, &r.targets[i], false) {
 			n++
 		}
 	}
@@ -356,7 +360,7 @@ func (t *turn) deliverShared(o *outgoing, g *group, members []target) bool {
 		if t.b.rules.deliveries != nil && !t.b.permits(to.s, string(o.pub.Topic)) {
 			continue
 		}
-		if to.s.deliver(t, o, to, true) {
+		if t.give(o, to, true) {
 			if t.b.cfg.Shared == Sticky {
 				g.next.Store(uint32((start + i) % n))
 			}
@@ -368,7 +372,7 @@ func (t *turn) deliverShared(o *outgoing, g *group, members []target) bool {
 		if t.b.rules.deliveries != nil && !t.b.permits(to.s, string(o.pub.Topic)) {
 			continue
 		}
-		if to.s.deliver(t, o, to, false) {
+		if t.give(o, to, false) {
 			return true
 		}
 	}
@@ -377,6 +381,9 @@ func (t *turn) deliverShared(o *outgoing, g *group, members []target) bool {
 
 // publish routes o and takes care of its retained state. r is its route.
 func (t *turn) publish(o *outgoing, r *route) (matched int, err error) {
+	if t.b.journal != nil && t.stores(o, r) {
+		return t.publishStored(o, r)
+	}
 	if o.pub.Retain {
 		if err := t.retain(o); err != nil {
 			return 0, err
@@ -437,16 +444,22 @@ func (c *conn) send(t *turn, o *outgoing, to *target, qos packets.QoS, retain bo
 		s.missed(o, hooks.DropTooLarge)
 		return false
 	}
+	var seq uint64
 	if qos > packets.QoS0 {
 		d := delivery{extra: to.extra(o), qos: qos, retain: retain}
 		if s.lasting(&d) {
 			d.msg = o.message()
+		}
+		if s.stored != 0 {
+			t.record(s, &d)
+			seq = d.seq
 		}
 		w.id = s.out.open(d)
 	} else if o.receipt != nil {
 		o.receipt.enter()
 		o.receipt.leave(1, 0)
 	}
+	at := c.out.end()
 	if plain {
 		x := c.out.reserve(len(f.b))
 		n := len(x.b)
@@ -461,6 +474,9 @@ func (c *conn) send(t *turn, o *outgoing, to *target, qos packets.QoS, retain bo
 		}
 	} else {
 		c.appendMessage(o.message(), w, t.now)
+	}
+	if w.id != 0 {
+		c.goes(t.write.batch, seq, w.id, at, o.pub.QoS == packets.QoS2)
 	}
 	t.touch(c)
 	return true

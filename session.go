@@ -23,6 +23,9 @@ type session struct {
 	conn    *conn         // nil while the client is away
 	local   *Subscription // in-process
 	num     uint32        // in the tree; 0 until the first subscription
+	stored  uint64        // its number in the store; 0: it does not outlive the process. Set before anybody else sees the Session
+	born    uint64        // the batch that tells the store of it. As stored
+	seq     uint64        // of the last entry of the queue, if stored is set
 	subs    int           // subscriptions
 	expiry  uint32        // Session Expiry Interval, seconds; 0: ends with the connection
 	ended   bool          // nothing may be added to it any more
@@ -77,6 +80,9 @@ func (s *session) deliver(t *turn, o *outgoing, to *target, eager bool) bool {
 		return false
 	}
 	c := s.conn
+	if c != nil && c.opening {
+		c = nil // as if the client had not come yet
+	}
 	undecided := false
 	if s.b.rules.deliveries != nil && c != nil {
 		may, known := s.reading(string(o.pub.Topic))
@@ -104,7 +110,7 @@ func (s *session) ready(qos packets.QoS) bool {
 	switch {
 	case s.local != nil:
 		return !s.full(0)
-	case s.conn == nil:
+	case s.conn == nil || s.conn.opening:
 		return false
 	}
 	return s.conn.out.size() <= s.b.cfg.MaxOutboundBytes/2 && (qos == packets.QoS0 || !s.full(0))
@@ -134,6 +140,10 @@ func (s *session) enqueue(t *turn, d delivery) bool {
 		old := s.out.pop()
 		s.dropped(old.msg, hooks.DropQueueFull)
 		old.settle(false)
+		s.gone(&old)
+	}
+	if s.stored != 0 && d.qos > packets.QoS0 {
+		t.record(s, &d)
 	}
 	s.out.push(d)
 	if s.local != nil {
@@ -179,7 +189,7 @@ func (s *session) pump(c *conn, now time.Time) {
 	if !s.pending() {
 		return
 	}
-	if s.conn != c || c.stopping != nil {
+	if s.conn != c || c.stopping != nil || c.opening {
 		return
 	}
 	for c.out.size() < pumpBytes {
@@ -208,15 +218,20 @@ func (s *session) pump(c *conn, now time.Time) {
 
 // repeat sends what was in flight when the last connection ended: PUBLISH with DUP, or PUBREL.
 func (s *session) repeat(c *conn, d *delivery, now time.Time) {
+	at := c.out.end()
 	if d.state == released {
 		c.ack(packets.TypePubrel, d.id, packets.Success)
+		c.hold(at, s.undecided(c, true), firmly, d.id)
 		return
 	}
 	if !c.appendMessage(d.msg, wire{qos: d.qos, dup: true, retain: d.retain, id: d.id, ids: d.ids()}, now) {
 		s.dropped(d.msg, hooks.DropTooLarge)
 		d.settle(false)
+		s.gone(d)
 		s.out.finish(d)
+		return
 	}
+	c.hold(at, s.undecided(c, d.strict()), aPublish, d.id)
 }
 
 // sendQueued sends what came off the front of the queue.
@@ -224,15 +239,22 @@ func (s *session) sendQueued(c *conn, d delivery, now time.Time) {
 	if d.msg.Expires != 0 && d.msg.Expires <= now.UnixNano() {
 		s.dropped(d.msg, hooks.DropExpired)
 		d.settle(false)
+		s.gone(&d)
 		return
 	}
 	w := wire{qos: d.qos, retain: d.retain, ids: d.ids()}
 	if c.tooLarge(d.msg, w) {
 		s.dropped(d.msg, hooks.DropTooLarge)
 		d.settle(false)
+		s.gone(&d)
 		return
 	}
 	if d.qos > packets.QoS0 {
+		if d.seq == 0 && s.stored != 0 { // a retained one
+			s.seq++
+			d.seq = s.seq
+			s.b.journal.single(s.stored, &d)
+		}
 		m := d.msg
 		if !s.lasting(&d) {
 			d.msg = nil
@@ -242,11 +264,15 @@ func (s *session) sendQueued(c *conn, d delivery, now time.Time) {
 	} else {
 		d.settle(true)
 	}
+	at := c.out.end()
 	c.appendMessage(d.msg, w, now)
+	if w.id != 0 {
+		c.goes(nil, d.seq, w.id, at, d.strict())
+	}
 }
 
 // lasting says whether d, once in flight, may be needed again: on a later connection, or by another member of its group.
-func (s *session) lasting(d *delivery) bool { return s.expiry > 0 || d.group() != nil }
+func (s *session) lasting(d *delivery) bool { return s.expiry > 0 || s.stored != 0 || d.group() != nil }
 
 // sendRetained sends some of the retained messages that the first cursor has yet to see, and says whether to go on.
 func (s *session) sendRetained(c *conn, now time.Time) bool {
@@ -297,18 +323,28 @@ func (s *session) acked(t *turn, c *conn, a *packets.Ack) error {
 	if s.conn != c {
 		return nil
 	}
-	v := s.out.ack(a.Kind, a.PacketID, a.Code)
+	v, seq := s.out.ack(a.Kind, a.PacketID, a.Code)
 	if a.Kind == packets.TypePubrec || s.pending() {
 		t.touch(c)
 	}
+	at := c.out.end()
 	switch v {
 	case sendPubrel:
 		c.ack(packets.TypePubrel, a.PacketID, packets.Success)
+		var x *batch
+		if seq != 0 {
+			x = s.b.journal.released(c, s.stored, seq)
+		}
+		c.hold(at, x, firmly, a.PacketID)
 	case unknownPubrec:
 		c.ack(packets.TypePubrel, a.PacketID, packets.PacketIdentifierNotFound)
+		c.hold(at, nil, after, a.PacketID)
 	case mismatched:
 		return packets.Errorf(packets.ProtocolError, "%v for a message of another QoS", a.Kind)
 	case completed:
+		if seq != 0 {
+			s.b.journal.done(s.stored, seq)
+		}
 		if a.Code.Failed() {
 			s.dropped(nil, hooks.DropRefused)
 		} else if s.b.obs.Acknowledged != nil {
@@ -338,16 +374,21 @@ func (s *session) leave(now time.Time, normal bool) (w *will, stays bool) {
 	if s.expiry == 0 {
 		return nil, false
 	}
-	s.endsAt = 0
-	if s.expiry != noExpiry {
-		s.endsAt = now.Add(time.Duration(s.expiry) * time.Second).UnixNano()
-	}
+	s.setEnd(now)
 	if s.will != nil && s.will.delay == 0 {
 		w, s.will = s.will, nil
 	} else if s.will != nil {
 		s.will.at = now.Add(s.will.delay)
 	}
 	return w, true
+}
+
+// setEnd makes the Session expire in time, counted from now. The lock is held.
+func (s *session) setEnd(now time.Time) {
+	s.endsAt = 0
+	if s.expiry != noExpiry {
+		s.endsAt = now.Add(time.Duration(s.expiry) * time.Second).UnixNano()
+	}
 }
 
 // expiresAt is endsAt as a time, zero for never.

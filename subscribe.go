@@ -5,6 +5,7 @@ import (
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/packets"
+	"github.com/dunlin-mqtt/dunlin/store"
 )
 
 // onSubscribe handles SUBSCRIBE: each filter is decided by itself, in order (3.8).
@@ -14,23 +15,44 @@ func (c *conn) onSubscribe(t *turn, p *packets.Subscribe) error {
 		return err
 	}
 	ack := packets.Suback{PacketID: p.PacketID, Codes: make([]packets.ReasonCode, len(p.Subscriptions))}
-	var cursors []cursor
-	for i := range p.Subscriptions {
-		sub := &p.Subscriptions[i]
-		code, err := c.subscribe(sub, id, &cursors)
-		if err != nil {
-			code = packets.CodeOf(err)
-			if code == packets.UnspecifiedError {
-				code = packets.NotAuthorized
-			}
-			code = fitting(code, packets.TypeSuback)
-			if len(ack.Properties) == 0 && c.version == packets.V5 {
-				if pe, ok := err.(*packets.Error); ok {
-					ack.Properties = c.reason(pe, ack.Size(packets.V5))
-				}
+	refuse := func(i int, err error) {
+		code := packets.CodeOf(err)
+		if code == packets.UnspecifiedError {
+			code = packets.NotAuthorized
+		}
+		ack.Codes[i] = fitting(code, packets.TypeSuback)
+		if len(ack.Properties) == 0 && c.version == packets.V5 {
+			if pe, ok := err.(*packets.Error); ok {
+				ack.Properties = c.reason(pe, ack.Size(packets.V5))
 			}
 		}
-		ack.Codes[i] = code
+	}
+	var cursors []cursor
+	var grants []grant
+	down := c.sess.down()
+	for i := range p.Subscriptions {
+		err := down
+		if err == nil {
+			var g grant
+			if g, err = c.subscribe(&p.Subscriptions[i], id, &cursors); err == nil {
+				g.at = i
+				grants = append(grants, g)
+				ack.Codes[i] = packets.ReasonCode(g.qos)
+			}
+		}
+		if err != nil {
+			refuse(i, err)
+		}
+	}
+	if c.sess.stored != 0 {
+		t.end() // the others need not wait
+		for i := range grants {
+			if err := c.b.journal.wait(c.b.ctx, grants[i].batch, false); err != nil {
+				c.sess.takeBackSubscription(&grants[i])
+				cursors = dropCursors(cursors, grants[i].filter)
+				refuse(grants[i].at, err)
+			}
+		}
 	}
 	c.reply(t, func(b []byte) []byte {
 		b, _ = ack.Append(b, c.version)
@@ -86,30 +108,30 @@ func (b *Broker) switchedOff(group, filter string) error {
 }
 
 // subscribe makes one subscription and returns the QoS that is granted.
-func (c *conn) subscribe(sub *packets.Subscription, id uint32, cursors *[]cursor) (packets.ReasonCode, error) {
+func (c *conn) subscribe(sub *packets.Subscription, id uint32, cursors *[]cursor) (g grant, err error) {
 	cfg := &c.b.cfg
 	group, filter, err := packets.SplitShared(sub.Filter)
 	if err != nil {
-		return 0, err
+		return g, err
 	}
 	shared := group != ""
 	switch {
 	case !packets.ValidTopicFilter(filter):
-		return 0, packets.Errorf(packets.TopicFilterInvalid, "%q is no Topic Filter", sub.Filter)
+		return g, packets.Errorf(packets.TopicFilterInvalid, "%q is no Topic Filter", sub.Filter)
 	case len(sub.Filter) > cfg.MaxTopicLength || packets.Levels(filter) > cfg.MaxTopicLevels:
-		return 0, packets.Errorf(packets.TopicFilterInvalid, "a Topic Filter has more bytes or levels than are accepted")
+		return g, packets.Errorf(packets.TopicFilterInvalid, "a Topic Filter has more bytes or levels than are accepted")
 	}
 	if err := c.b.switchedOff(group, filter); err != nil {
-		return 0, err
+		return g, err
 	}
 	if tooWide(filter, cfg.MinWildcardLevel) {
-		return 0, packets.Errorf(packets.NotAuthorized, "the first %d levels must not be wildcards", cfg.MinWildcardLevel)
+		return g, packets.Errorf(packets.NotAuthorized, "the first %d levels must not be wildcards", cfg.MinWildcardLevel)
 	}
 	epoch := c.b.rules.epoch.Load()
 	if c.b.authorizer != nil {
 		r := hooks.AccessRequest{Client: c.client, Action: hooks.Subscribe, Topic: filter, Group: group, QoS: sub.QoS}
 		if err := c.b.authorize(c.context(), &r); err != nil {
-			return 0, err
+			return g, err
 		}
 	}
 	opts := subOptions{qos: min(sub.QoS, cfg.maxQoS()), noLocal: sub.NoLocal, retainAsPublished: sub.RetainAsPublished, retainHandling: sub.RetainHandling, id: id}
@@ -117,23 +139,54 @@ func (c *conn) subscribe(sub *packets.Subscription, id uint32, cursors *[]cursor
 		opts.noLocal, opts.retainAsPublished, opts.retainHandling = false, false, 0
 	}
 	filter = c.few().mount + filter
-	existed, err := c.sess.subscribe(c, group, filter, opts)
+	g, err = c.sess.subscribe(c, group, filter, opts)
 	if err != nil {
-		return 0, err
+		return g, err
 	}
 	c.number = c.sess.num
 	if c.b.rules.epoch.Load() != epoch { // the review of the change may have come too early for this one
 		if err := c.decideAgain(heldSub{group: group, filter: filter, qos: opts.qos}); err != nil {
-			return 0, err
+			return g, err
 		}
 	}
-	if !shared && !cfg.DisableRetain && (opts.retainHandling == 0 || opts.retainHandling == 1 && !existed) {
+	if !shared && !cfg.DisableRetain && (opts.retainHandling == 0 || opts.retainHandling == 1 && !g.existed) {
 		*cursors = append(*cursors, cursor{filter: filter, qos: opts.qos, noLocal: opts.noLocal, id: id})
 	}
 	if f := c.b.obs.Subscribed; f != nil {
 		f(c.client, sub.Filter, opts.qos)
 	}
-	return packets.ReasonCode(opts.qos), nil
+	return g, nil
+}
+
+// A grant is a subscription that was made.
+type grant struct {
+	at            int // in the SUBSCRIBE
+	group, filter string
+	qos           packets.QoS
+	batch         *batch // that makes it durable; nil: it need not be
+	old           subOptions
+	existed       bool // with old
+}
+
+// down returns why nothing can be added to the Session, nil if it can.
+func (s *session) down() error {
+	if s.stored == 0 {
+		return nil
+	}
+	return s.b.journal.refusing()
+}
+
+// takeBackSubscription undoes what could not be stored.
+func (s *session) takeBackSubscription(g *grant) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.ended:
+	case g.existed:
+		s.b.tree.add(s.num, g.group, g.filter, g.old)
+	case s.b.tree.remove(s.num, g.group, g.filter):
+		s.subs--
+	}
 }
 
 // tooWide says whether one of the first n levels of filter is a wildcard.
@@ -150,24 +203,30 @@ func tooWide(filter string, n int) bool {
 }
 
 // subscribe puts a subscription into the tree. c is the connection that asked, nil for a program.
-func (s *session) subscribe(c *conn, group, filter string, o subOptions) (existed bool, err error) {
+func (s *session) subscribe(c *conn, group, filter string, o subOptions) (g grant, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended || s.conn != c {
-		return false, packets.Errorf(packets.UnspecifiedError, "the connection has been taken over")
+		return g, packets.Errorf(packets.UnspecifiedError, "the connection has been taken over")
 	}
 	if s.num == 0 {
 		s.num = s.b.number(s)
 	}
 	if s.subs >= s.b.cfg.MaxSubscriptions {
 		if _, has := s.b.tree.get(s.num, group, filter); !has {
-			return false, packets.Errorf(packets.QuotaExceeded, "more than %d subscriptions", s.b.cfg.MaxSubscriptions)
+			return g, packets.Errorf(packets.QuotaExceeded, "more than %d subscriptions", s.b.cfg.MaxSubscriptions)
 		}
 	}
-	if _, existed = s.b.tree.add(s.num, group, filter, o); !existed {
+	g = grant{group: group, filter: filter, qos: o.qos}
+	if g.old, g.existed = s.b.tree.add(s.num, group, filter, o); !g.existed {
 		s.subs++
 	}
-	return existed, nil
+	if s.stored != 0 {
+		g.batch = s.b.journal.await(&store.PutSubscription{Session: s.stored, ID: o.id, Subscription: packets.Subscription{
+			Filter: fullFilter(group, filter), QoS: o.qos, NoLocal: o.noLocal, RetainAsPublished: o.retainAsPublished, RetainHandling: o.retainHandling,
+		}})
+	}
+	return g, nil
 }
 
 // unsubscribe removes a subscription and says whether there was one. What it has put into the queue stays (3.10.4).
@@ -184,6 +243,9 @@ func (s *session) drop(group, filter string) bool {
 	}
 	s.subs--
 	s.cursors = dropCursors(s.cursors, filter)
+	if s.stored != 0 {
+		s.b.journal.add(&store.DeleteSubscription{Session: s.stored, Filter: fullFilter(group, filter)})
+	}
 	return true
 }
 
@@ -210,6 +272,17 @@ func (c *conn) onUnsubscribe(t *turn, p *packets.Unsubscribe) error {
 		default:
 			if fn := c.b.obs.Unsubscribed; fn != nil {
 				fn(c.client, f)
+			}
+		}
+	}
+	if s := c.sess; s.stored != 0 {
+		t.end() // the others need not wait
+		if err := c.b.journal.wait(c.b.ctx, c.b.journal.all(), true); err != nil {
+			if c.version < packets.V5 {
+				return err
+			}
+			for i := range ack.Codes {
+				ack.Codes[i] = fitting(packets.ImplementationSpecificError, packets.TypeUnsuback)
 			}
 		}
 	}

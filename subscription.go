@@ -282,11 +282,11 @@ func (sub *Subscription) Add(filter string, o *SubscribeOptions) error {
 	if err := sub.Err(); err != nil {
 		return err
 	}
-	existed, err := s.subscribe(nil, group, inner, opts)
+	g, err := s.subscribe(nil, group, inner, opts)
 	if err != nil {
 		return err
 	}
-	if group == "" && (o.RetainHandling == SendRetained || o.RetainHandling == SendRetainedIfNew && !existed) {
+	if group == "" && (o.RetainHandling == SendRetained || o.RetainHandling == SendRetainedIfNew && !g.existed) {
 		s.mu.Lock()
 		if s.local == sub {
 			s.cursors = append(s.cursors, cursor{filter: inner, qos: o.QoS, noLocal: o.NoLocal, id: o.ID})

@@ -321,6 +321,7 @@ type member struct {
 // A group is one shared subscription: a Share Name and a filter (4.8.2). It lives as long as it has a member.
 type group struct {
 	name     string
+	filter   string                   // as a client writes it
 	next     atomic.Uint32            // for who chooses the members in turn
 	snapshot atomic.Pointer[[]member] // nil: to be made again
 
@@ -519,6 +520,7 @@ func (t *tree) ensureGroup(n uint32, name string) *group {
 		return g
 	}
 	g = &group{name: strings.Clone(name), node: n}
+	g.filter = fullFilter(g.name, string(t.appendFilter(nil, n)))
 	if k := len(t.free); k > 0 {
 		g.number = t.free[k-1]
 		t.free = t.free[:k-1]
@@ -534,6 +536,15 @@ func (t *tree) ensureGroup(n uint32, name string) *group {
 	nd.groups = g.number
 	t.byName[groupKey{n, g.name}] = g
 	return g
+}
+
+// group returns the shared subscription of that name and filter, nil if there is none.
+func (t *tree) group(name, filter string) *group {
+	mu := t.reader(0)
+	mu.RLock()
+	defer mu.RUnlock()
+	ow, _ := t.lookup(0, name, []byte(filter))
+	return t.ownerGroup(ow)
 }
 
 // dropGroup removes a group that has no member left.

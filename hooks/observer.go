@@ -69,6 +69,9 @@ type Observer struct {
 	Acknowledged func(clientID string, id uint16)
 	// Dropped: a message did not reach a Session. m is nil where the broker no longer has it.
 	Dropped func(clientID string, m *packets.Message, why DropReason)
+	// StoreFailed: a commit failed; what needs the store is refused from now on. StoreRecovered: it works again.
+	StoreFailed    func(err error)
+	StoreRecovered func()
 	// Panicked: a hook or decoder panicked; the connection has ended.
 	Panicked func(c *Client, value any)
 }
@@ -115,6 +118,12 @@ func Join(obs ...*Observer) *Observer {
 		join2(&j.Dropped, o.Dropped, func(a, b func(string, *packets.Message, DropReason)) func(string, *packets.Message, DropReason) {
 			return func(id string, m *packets.Message, w DropReason) { a(id, m, w); b(id, m, w) }
 		})
+		join2(&j.StoreFailed, o.StoreFailed, func(a, b func(error)) func(error) {
+			return func(err error) { a(err); b(err) }
+		})
+		join2(&j.StoreRecovered, o.StoreRecovered, func(a, b func()) func() {
+			return func() { a(); b() }
+		})
 		join2(&j.Panicked, o.Panicked, func(a, b func(*Client, any)) func(*Client, any) {
 			return func(c *Client, v any) { a(c, v); b(c, v) }
 		})
@@ -128,7 +137,7 @@ func joinCode(a, b func(*Client, packets.ReasonCode, error)) func(*Client, packe
 
 // join2 makes *dst call b after what it calls already. The constraint lists the types of Observer's fields, so that F can be
 // compared with nil.
-func join2[F func(*Client, bool) | func(*Client, packets.ReasonCode, error) | func(string) |
+func join2[F func() | func(error) | func(*Client, bool) | func(*Client, packets.ReasonCode, error) | func(string) |
 	func(*Client, string, packets.QoS) | func(*Client, string) | func(*Client, string, error) | func(string, string, string, time.Time) | func(*Client, Action, string, error) |
 	func(*Client, *packets.Message, int) | func(string, *packets.Message) | func(string, uint16) |
 	func(string, *packets.Message, DropReason) | func(*Client, any)](dst *F, b F, both func(a, b F) F) {

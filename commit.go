@@ -1,0 +1,703 @@
+package dunlin
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/dunlin-mqtt/dunlin/packets"
+	"github.com/dunlin-mqtt/dunlin/store"
+)
+
+// This file is the committer. What has to outlive the process is added to the pending batch as operations of package store, under
+// the lock of whoever changes, so that their order is that of the changes. One goroutine, the committer, takes the batch, commits it, and
+// takes the next one that has gathered meanwhile. A second one, the releaser, lets go what waited for each: output that connections hold
+// (held.go), QoS 2 messages for receivers that the store does not know, and goroutines in wait. There is no timer in this path.
+//
+//	before this leaves                         this is durable
+//	PUBACK to a publisher                      the message and the queues that it is in, its retained state
+//	PUBREC to a publisher                      the same, and the Packet Identifier as received
+//	PUBCOMP to a publisher                     that the identifier is forgotten
+//	a PUBLISH of what was published at QoS 2   the message, and the identifier that it goes out with
+//	PUBREL to a subscriber                     its PUBREC
+//	CONNACK, SUBACK, UNSUBACK, Publish         the change
+//
+// Acknowledgements of subscribers are written with the next batch: should a crash forget one, the client sees a QoS 1 message twice, as
+// it may, and a PUBREL twice, which it answers.
+//
+// An operation either adds (Publish, Received, a new Session or subscription, retained messages), and somebody waits who can be told
+// that it failed, or it follows what has happened already (Sent, Released, Done, Forget, the end of something). When there is no room for a batch, what
+// adds is taken back and refused, and what follows is kept and tried again, until it is committed.
+
+// A journal is the queue of operations of a Broker with a Store.
+type journal struct {
+	b     *Broker
+	store store.Store
+	news  chan struct{} // capacity 1: there may be something to commit
+	ready chan *batch   // from the committer to the releaser, in order
+	over  sync.WaitGroup
+	ended chan struct{} // closed when nothing is committed any more
+
+	mu      sync.Mutex // a leaf. Guards what follows
+	pending *batch
+	decided uint64 // batches up to this one have been released
+	free    []*batch
+	closed  bool
+	failure error  // why what adds is refused; nil: all is well
+	dead    bool   // for good
+	stuck   bool   // the committer carries operations
+	lastKey uint64 // of the Sessions
+	lazy    *time.Timer
+	room    chan struct{} // not nil: somebody waits for the pending batch to be taken
+
+	sessions map[uint64]*session // that the store knows, by session.stored
+
+	// Owned by the committer.
+	carried      []store.Op // what follows, and found no room
+	carriedConns []*conn    // that hold output for it
+	full         bool       // the failure is one that passes
+	probeAt      time.Time  // when a full store is tried again
+	grown        int        // bytes since the last checkpoint
+}
+
+// A batch is what one Commit makes durable, and who waits for it. Guarded by journal.mu until the committer has taken it and nobody pins
+// it, then owned by the committer, then by the releaser.
+type batch struct {
+	n        uint64
+	ops      []store.Op // nil: withdrawn
+	bytes    int
+	urgent   bool // somebody waits
+	pins     int  // turns that still fill in what they have added
+	unpinned chan struct{}
+
+	conns  []*conn // that hold output
+	late   []late
+	undo   []retainedUndo
+	done   chan struct{} // not nil: goroutines wait
+	births []uint64      // Sessions that begin in it
+	err    error         // why nothing that was added is there; nil: it is durable
+	stuck  error         // why what follows is not durable, with all that was carried; nil: it is
+	dead   bool          // and never will be
+	pinned bool          // operations live on in journal.carried
+
+	publishes slab[store.Publish]
+	sents     slab[store.Sent]
+	releases  slab[store.Released]
+	dones     slab[store.Done]
+	forgets   slab[store.Forget]
+}
+
+// late is a QoS 2 message for receivers that the store does not know, or that get it at QoS 0: they get it once it is durable.
+type late struct {
+	msg     *message
+	to      []target
+	receipt *receipt // that counts a place for each of them; nil for most
+}
+
+// retainedUndo is what a change of a retained message is undone with.
+type retainedUndo struct {
+	topic    string
+	now, old *message // nil: none
+}
+
+const (
+	lazyDelay  = 20 * time.Millisecond  // how long what nobody waits for may wait for company
+	retryDelay = 100 * time.Millisecond // how often a full store is tried again
+	opBytes    = 32                     // about what an operation without a message takes
+	probeSize  = 4 << 10                // payload of the message without effect that a full store is tried with
+
+	checkpointBytes = 64 << 20 // committed between two checkpoints
+)
+
+// newJournal returns the journal of a Broker whose Store is s. It commits nothing before start.
+func newJournal(b *Broker, s store.Store) *journal {
+	j := &journal{b: b, store: s, news: make(chan struct{}, 1), ready: make(chan *batch, 1), ended: make(chan struct{}), sessions: make(map[uint64]*session)}
+	j.pending = &batch{n: 1}
+	return j
+}
+
+// start starts the committer and the releaser, which close waits for.
+func (j *journal) start() {
+	j.over.Go(j.commitAll)
+	j.over.Go(j.releaseAll)
+}
+
+// close commits what is there, ends both goroutines, and closes the store.
+func (j *journal) close() error {
+	j.mu.Lock()
+	j.closed = true
+	if j.lazy != nil {
+		j.lazy.Stop()
+	}
+	j.mu.Unlock()
+	j.wake()
+	j.over.Wait()
+	close(j.ended)
+	return j.store.Close()
+}
+
+// wake makes the committer look.
+func (j *journal) wake() {
+	select {
+	case j.news <- struct{}{}:
+	default:
+	}
+}
+
+// add puts op, which nobody waits for, into the pending batch.
+func (j *journal) add(op store.Op) {
+	j.mu.Lock()
+	j.put(j.pending, op)
+	j.sleepy()
+	j.mu.Unlock()
+}
+
+// put appends op to x. mu is held.
+func (j *journal) put(x *batch, op store.Op) {
+	x.ops = append(x.ops, op)
+	x.bytes += opBytes
+}
+
+// sleepy sees to it that a batch nobody waits for is committed soon. mu is held.
+func (j *journal) sleepy() {
+	if j.pending.urgent || j.closed {
+		return
+	}
+	if j.lazy == nil {
+		j.lazy = time.AfterFunc(lazyDelay, j.rouse)
+	} else if len(j.pending.ops) == 1 {
+		j.lazy.Reset(lazyDelay)
+	}
+}
+
+// rouse has the pending batch committed, whether or not somebody waits.
+func (j *journal) rouse() {
+	j.mu.Lock()
+	j.pending.urgent = true
+	j.mu.Unlock()
+	j.wake()
+}
+
+// enlist notes that c holds output for x. mu is held, and the lock of c's session.
+func (x *batch) enlist(c *conn) {
+	x.urgent = true
+	if h := c.out.held; h == nil || len(h.marks) == 0 || h.marks[len(h.marks)-1].batch != x.n {
+		x.conns = append(x.conns, c)
+	}
+}
+
+// join makes c a waiter for all that is not decided yet. It returns nil if there is no such thing.
+func (j *journal) join(c *conn) *batch {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	x := j.pending
+	if j.decided+1 == x.n && len(x.ops) == 0 && !j.stuck {
+		return nil
+	}
+	x.enlist(c)
+	j.wake()
+	return x
+}
+
+// sent adds that an entry of a queue has its identifier. If c is not nil it will hold the PUBLISH until that is durable. x is where the
+// message itself was just added, nil: earlier.
+func (j *journal) sent(x *batch, c *conn, key, seq uint64, id uint16) *batch {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if x == nil {
+		x = j.pending
+	}
+	op := x.sents.next()
+	*op = store.Sent{Session: key, Seq: seq, ID: id}
+	j.put(x, op)
+	j.hurry(x, c)
+	return x
+}
+
+// hurry has x committed soon: for c if that is not nil. mu is held.
+func (j *journal) hurry(x *batch, c *conn) {
+	if c == nil {
+		j.sleepy()
+		return
+	}
+	x.enlist(c)
+	j.wake()
+}
+
+// released adds that PUBREC came; c holds the PUBREL.
+func (j *journal) released(c *conn, key, seq uint64) *batch {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	x := j.pending
+	if !dropRelease {
+		op := x.releases.next()
+		*op = store.Released{Session: key, Seq: seq}
+		j.put(x, op)
+	}
+	j.hurry(x, c)
+	return x
+}
+
+// forget adds that PUBREL came; c holds the PUBCOMP.
+func (j *journal) forget(c *conn, key uint64, id uint16) *batch {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	x := j.pending
+	op := x.forgets.next()
+	*op = store.Forget{Session: key, ID: id}
+	j.put(x, op)
+	j.hurry(x, c)
+	return x
+}
+
+// done adds that an entry has left its queue. Nobody waits for that.
+func (j *journal) done(key, seq uint64) {
+	j.mu.Lock()
+	x := j.pending
+	op := x.dones.next()
+	*op = store.Done{Session: key, Seq: seq}
+	j.put(x, op)
+	j.sleepy()
+	j.mu.Unlock()
+}
+
+// single adds a message for one session: a retained one that is about to be sent.
+func (j *journal) single(key uint64, d *delivery) {
+	j.mu.Lock()
+	x := j.pending
+	op := x.publishes.next()
+	op.Message = d.msg
+	op.To = append(op.To[:0], d.forStore(key))
+	op.Retain, op.FromSession, op.FromID = false, 0, 0
+	j.put(x, op)
+	x.bytes += messageSize(d.msg)
+	j.sleepy()
+	j.mu.Unlock()
+}
+
+// forStore is d as the store knows it.
+func (d *delivery) forStore(key uint64) store.Delivery {
+	sd := store.Delivery{Session: key, Seq: d.seq, QoS: d.qos, Retain: d.retain, IDs: d.ids()}
+	if g := d.group(); g != nil {
+		sd.Group = g.filter
+	}
+	return sd
+}
+
+func messageSize(m *message) int {
+	return len(m.Topic) + len(m.Payload) + len(m.Properties) + len(m.From) + opBytes
+}
+
+// register gives a new Session its key and adds op, its first operation, which the caller waits for.
+func (j *journal) register(s *session, op *store.PutSession) *batch {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.lastKey++
+	s.stored = j.lastKey
+	op.Session = s.stored
+	s.born = j.pending.n
+	j.pending.births = append(j.pending.births, s.stored)
+	j.sessions[s.stored] = s
+	return j.awaited(op)
+}
+
+// await adds op, which the caller waits for.
+func (j *journal) await(op store.Op) *batch {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.awaited(op)
+}
+
+// end adds the end of a Session to what the turn writes together.
+func (j *journal) end(t *turn, s *session) {
+	t.addTo(&store.DeleteSession{Session: s.stored})
+	j.mu.Lock()
+	delete(j.sessions, s.stored)
+	j.mu.Unlock()
+}
+
+// all returns what the caller has to wait for so that everything that was added is decided.
+func (j *journal) all() *batch {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.pending.want()
+	return j.pending
+}
+
+// awaited adds op, which the caller waits for. mu is held.
+func (j *journal) awaited(op store.Op) *batch {
+	x := j.pending
+	j.put(x, op)
+	x.want()
+	return x
+}
+
+// want says that the caller will wait for x.
+func (j *journal) want(x *batch) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	x.want()
+}
+
+// want makes a place to wait. mu is held.
+func (x *batch) want() {
+	x.urgent = true
+	if x.done == nil {
+		x.done = make(chan struct{})
+	}
+}
+
+// wait returns when x is decided, with the error for what it adds, or for what follows, or when ctx ends, with its cause. x must have been
+// wanted.
+func (j *journal) wait(ctx context.Context, x *batch, follows bool) error {
+	j.wake()
+	select {
+	case <-x.done:
+		if follows {
+			return j.refusal(x.stuck)
+		}
+		return j.refusal(x.err)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-j.ended:
+		return ErrBrokerClosed
+	}
+}
+
+// errNotStored is in the chain of every error that says that the store has failed.
+var errNotStored = errors.New("the store failed")
+
+// refusal is the error for a client whose request could not be stored because of err, nil for nil.
+func (j *journal) refusal(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, store.ErrFull):
+		return &packets.Error{Code: packets.QuotaExceeded, Reason: "no room to store it", Err: errors.Join(errNotStored, err)}
+	}
+	return &packets.Error{Code: packets.ImplementationSpecificError, Reason: "it cannot be stored", Err: errors.Join(errNotStored, err)}
+}
+
+// refusing returns the error of those who want to add something while the store has failed, nil while all is well.
+func (j *journal) refusing() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.refusal(j.failure)
+}
+
+// throttle waits while more is pending than may be. Only those who have added to it wait.
+func (j *journal) throttle(ctx context.Context) {
+	for {
+		j.mu.Lock()
+		if j.pending.bytes <= j.b.cfg.MaxUncommittedBytes {
+			j.mu.Unlock()
+			return
+		}
+		if j.room == nil {
+			j.room = make(chan struct{})
+		}
+		room := j.room
+		j.mu.Unlock()
+		select {
+		case <-room:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// commitAll is the committer.
+func (j *journal) commitAll() {
+	defer close(j.ready)
+	for x := j.take(); x != nil; x = j.take() {
+		j.commit(x)
+		j.ready <- x
+		if j.grown > checkpointBytes && !x.dead {
+			j.grown = 0
+			if err := j.store.Checkpoint(context.Background()); err != nil {
+				j.b.log.Warn("the store could not be made smaller", "err", err)
+			}
+		}
+	}
+}
+
+// take waits for a batch that somebody waits for and returns it when nobody pins it; nil: the journal is closed and empty.
+func (j *journal) take() *batch {
+	for {
+		j.mu.Lock()
+		x := j.pending
+		if x.urgent || j.closed && len(x.ops) > 0 {
+			j.pending = j.fresh(x.n + 1)
+			if j.room != nil {
+				close(j.room)
+				j.room = nil
+			}
+			j.probe(x)
+			if x.pins > 0 {
+				x.unpinned = make(chan struct{})
+				j.mu.Unlock()
+				<-x.unpinned
+				return x
+			}
+			j.mu.Unlock()
+			return x
+		}
+		closed := j.closed
+		j.mu.Unlock()
+		if closed {
+			return nil
+		}
+		j.rest()
+	}
+}
+
+// rest waits for news; while the store is full, no longer than until the time to try it again.
+func (j *journal) rest() {
+	if !j.full {
+		<-j.news
+		return
+	}
+	t := time.NewTimer(retryDelay)
+	defer t.Stop()
+	select {
+	case <-j.news:
+	case <-t.C:
+		j.rouse()
+	}
+}
+
+// probe adds a message without effect to x now and then while the store is full, to find out whether it still is. mu is held.
+func (j *journal) probe(x *batch) {
+	if now := time.Now(); j.full && !now.Before(j.probeAt) {
+		j.probeAt = now.Add(retryDelay)
+		j.put(x, &store.Publish{Message: &message{Message: packets.Message{Topic: "probe", Payload: make([]byte, probeSize)}}})
+	}
+}
+
+// fresh returns an empty batch. mu is held.
+func (j *journal) fresh(n uint64) *batch {
+	if k := len(j.free); k > 0 {
+		x := j.free[k-1]
+		j.free = j.free[:k-1]
+		x.n = n
+		return x
+	}
+	return &batch{n: n}
+}
+
+// commit makes x durable, or as much of it as there is room for, and notes in it what became of it.
+func (j *journal) commit(x *batch) {
+	ops := append(j.carried[:len(j.carried):len(j.carried)], x.ops...)
+	n := 0
+	for _, op := range ops {
+		if op != nil {
+			ops[n] = op
+			n++
+		}
+	}
+	ops = ops[:n]
+	x.conns = append(x.conns, j.carriedConns...)
+	if j.dead {
+		x.err, x.stuck, x.dead = j.failure, j.failure, true
+		return
+	}
+	if n == 0 {
+		return
+	}
+	j.grown += x.bytes
+	err := j.store.Commit(context.Background(), ops)
+	switch {
+	case err == nil:
+		j.carried, j.carriedConns = nil, nil
+		if j.full && len(x.following(ops)) < n {
+			j.recovered()
+		}
+	case errors.Is(err, store.ErrFull):
+		j.commitRest(x, ops, err)
+	default:
+		j.die(x, err)
+	}
+}
+
+// commitRest deals with a batch that there is no room for: what adds is given up, what follows is committed or kept for later.
+func (j *journal) commitRest(x *batch, ops []store.Op, full error) {
+	follow := x.following(ops)
+	err := full
+	if len(follow) < len(ops) {
+		x.err, err = full, nil
+		if len(follow) > 0 {
+			err = j.store.Commit(context.Background(), follow)
+		}
+	}
+	switch {
+	case err == nil:
+		j.carried, j.carriedConns = nil, nil
+	case errors.Is(err, store.ErrFull):
+		x.stuck, x.pinned = err, true
+		j.carried, j.carriedConns = follow, x.conns
+	default:
+		j.die(x, err)
+		return
+	}
+	j.fail(full, false)
+}
+
+// following returns those of ops that follow what has happened already.
+func (x *batch) following(ops []store.Op) (f []store.Op) {
+	for _, op := range ops {
+		switch op := op.(type) {
+		case *store.Publish, *store.Received, *store.PutSubscription, *store.PutRetained:
+		case *store.PutSession:
+			if !slices.Contains(x.births, op.Session) {
+				f = append(f, op)
+			}
+		default:
+			f = append(f, op)
+		}
+	}
+	return f
+}
+
+// die is the end of a store that cannot go on: only what is in memory already is served.
+func (j *journal) die(x *batch, err error) {
+	x.err, x.stuck, x.dead = err, err, true
+	j.carried, j.carriedConns = nil, nil
+	j.fail(err, true)
+}
+
+// fail refuses from now on what adds.
+func (j *journal) fail(err error, dead bool) {
+	j.mu.Lock()
+	first := j.failure == nil || dead && !j.dead
+	j.failure, j.dead = err, dead
+	j.mu.Unlock()
+	j.full = !dead
+	if !first {
+		return
+	}
+	j.b.log.Error("the store failed: QoS 1 and 2 that need it are refused", "err", err, "untilRestart", dead)
+	if f := j.b.obs.StoreFailed; f != nil {
+		f(err)
+	}
+}
+
+// recovered ends what fail began.
+func (j *journal) recovered() {
+	j.mu.Lock()
+	j.failure = nil
+	j.mu.Unlock()
+	j.full = false
+	j.b.log.Info("the store works again")
+	if f := j.b.obs.StoreRecovered; f != nil {
+		f()
+	}
+}
+
+// releaseAll is the releaser.
+func (j *journal) releaseAll() {
+	for x := range j.ready {
+		j.b.work(func(t *turn) { j.release(t, x) })
+	}
+}
+
+// release lets go what waited for x.
+func (j *journal) release(t *turn, x *batch) {
+	if x.err != nil {
+		j.takeBack(x)
+	}
+	j.mu.Lock()
+	j.decided, j.stuck = x.n, x.stuck != nil
+	done := x.done
+	j.mu.Unlock()
+	if done != nil {
+		close(done)
+	}
+	for i, c := range x.conns {
+		c.letGo(t, x)
+		x.conns[i] = nil
+	}
+	for i := range x.late {
+		if x.err == nil {
+			j.b.deliverLate(t, &x.late[i])
+			continue
+		}
+		for range x.late[i].to {
+			x.late[i].receipt.leave(0, 1)
+		}
+	}
+	j.recycle(x)
+}
+
+// takeBack undoes in memory what x added and could not be committed. Last comes first.
+func (j *journal) takeBack(x *batch) {
+	for i := len(x.undo) - 1; i >= 0; i-- {
+		j.b.restoreRetained(&x.undo[i])
+	}
+	for i := len(x.ops) - 1; i >= 0; i-- {
+		switch op := x.ops[i].(type) {
+		case *store.Publish:
+			for k := len(op.To) - 1; k >= 0; k-- {
+				if s := j.session(op.To[k].Session); s != nil {
+					s.takeBack(op.To[k].Seq)
+				}
+			}
+			if s := j.session(op.FromSession); s != nil {
+				s.neverReceived(op.FromID, j.refusal(x.err))
+			}
+		case *store.Received:
+			if s := j.session(op.Session); s != nil {
+				s.neverReceived(op.ID, j.refusal(x.err))
+			}
+		}
+	}
+}
+
+func (j *journal) session(key uint64) *session {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.sessions[key]
+}
+
+// recycle keeps the memory of x for another batch, unless somebody still has some of it.
+func (j *journal) recycle(x *batch) {
+	if x.done != nil || x.pinned || x.dead {
+		return
+	}
+	for i := range x.publishes.n {
+		op := x.publishes.at(i)
+		clear(op.To)
+		op.Message = nil
+	}
+	clear(x.ops)
+	clear(x.late)
+	clear(x.undo)
+	y := batch{ops: x.ops[:0], conns: x.conns[:0], late: x.late[:0], undo: x.undo[:0], publishes: x.publishes.emptied(), sents: x.sents.emptied(),
+		releases: x.releases.emptied(), dones: x.dones.emptied(), forgets: x.forgets.emptied()}
+	*x = y
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if len(j.free) < 2 && cap(x.ops) <= 1<<16 {
+		j.free = append(j.free, x)
+	}
+}
+
+// A slab is memory for many T that are used and given up together.
+type slab[T any] struct {
+	chunks []*[64]T
+	n      int
+}
+
+// next returns one that may have been used before.
+func (s *slab[T]) next() *T {
+	if s.n == len(s.chunks)*64 {
+		s.chunks = append(s.chunks, new([64]T))
+	}
+	s.n++
+	return s.at(s.n - 1)
+}
+
+func (s *slab[T]) at(i int) *T { return &s.chunks[i/64][i%64] }
+
+func (s *slab[T]) emptied() slab[T] { return slab[T]{chunks: s.chunks} }

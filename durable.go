@@ -1,0 +1,495 @@
+package dunlin
+
+import (
+	"math"
+	"slices"
+	"time"
+
+	"github.com/dunlin-mqtt/dunlin/packets"
+	"github.com/dunlin-mqtt/dunlin/store"
+)
+
+// This file is how turns and Sessions describe what they do to the journal. A Session is durable, from its beginning to its end, if there is a
+// Store and it was begun with a Session Expiry Interval: then it has a key, and each QoS 1 or 2 entry of its queue a seq.
+
+// A write is what a turn is about to give the journal.
+type write struct {
+	batch *batch         // pinned, so that it is not committed before all is in; nil: nothing was added
+	op    *store.Publish // of the message that is being routed; nil: nobody needed it yet
+	slot  int            // its place in batch.ops
+	keep  int            // how many callers want batch to stay pinned: what they do belongs together
+	waits bool           // the message is QoS 2: whom the store does not know gets it once it is durable
+	late  []target       // who gets the message once it is durable
+	wrote bool           // since the turn's last read
+	from  *session       // whose QoS 2 message it is, if it is durable
+	id    uint16         // and its Packet Identifier
+}
+
+// publishStored is publish for a message that the store has to know.
+func (t *turn) publishStored(o *outgoing, r *route) (matched int, err error) {
+	w := &t.write
+	if o.pub.QoS > packets.QoS0 {
+		if err := t.b.journal.refusing(); err != nil {
+			return 0, err
+		}
+	}
+	w.waits = o.pub.QoS == packets.QoS2
+	defer func() { w.waits, w.from = false, nil }()
+	if w.from != nil {
+		op := t.operation(o.message(), 0)
+		op.FromSession, op.FromID = w.from.stored, w.id
+	}
+	if o.pub.Retain {
+		if err := t.retainStored(o); err != nil {
+			t.conclude(o)
+			return 0, err
+		}
+	}
+	matched = t.deliver(o, r)
+	t.conclude(o)
+	return matched, nil
+}
+
+// stores says whether the store has to know of o.
+func (t *turn) stores(o *outgoing, r *route) bool {
+	return t.b.journal != nil && (o.pub.QoS > packets.QoS0 && r.durable || o.pub.Retain && lasts(o.pub.Topic) || t.write.from != nil)
+}
+
+// lasts says whether a retained message of the topic outlives the Broker.
+func lasts[T string | []byte](topic T) bool {
+	return len(topic) < 5 || string(topic[:5]) != "$SYS/"
+}
+
+// give hands o to one receiver, or notes that he gets it when it is durable.
+func (t *turn) give(o *outgoing, to *target, eager bool) bool {
+	w := &t.write
+	if !w.waits || to.s.stored != 0 && to.qos > packets.QoS0 {
+		return to.s.deliver(t, o, to, eager)
+	}
+	to.s.mu.Lock()
+	takes := !to.s.ended && (!eager || to.s.ready(min(o.pub.QoS, to.qos)))
+	to.s.mu.Unlock()
+	if takes {
+		w.late = append(w.late, *to)
+		o.receipt.enter()
+	}
+	return takes
+}
+
+// operation returns the operation of the message that is being routed. born is the batch in which the Session began that is
+// to be named in it.
+func (t *turn) operation(m *message, born uint64) *store.Publish {
+	w, j := &t.write, t.b.journal
+	if w.op != nil && w.batch.n >= born {
+		return w.op
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if w.batch != nil && w.batch.n < born {
+		w.op = nil // that one is complete
+		j.unpin(w.batch)
+		w.batch = nil
+	}
+	t.pin()
+	x := w.batch
+	w.slot = len(x.ops)
+	w.op = x.publishes.next()
+	w.op.Message, w.op.To, w.op.Retain, w.op.FromSession, w.op.FromID = m, w.op.To[:0], false, 0, 0
+	j.put(x, w.op)
+	x.bytes += messageSize(m)
+	return w.op
+}
+
+// pin makes the pending batch the one of the turn, unless it has one. journal.mu is held.
+func (t *turn) pin() {
+	if w := &t.write; w.batch == nil {
+		w.batch = t.b.journal.pending
+		w.batch.pins++
+		w.wrote = true
+	}
+}
+
+// unpin lets x be committed. mu is held.
+func (j *journal) unpin(x *batch) {
+	if x.pins--; x.pins == 0 && x.unpinned != nil {
+		close(x.unpinned)
+	}
+}
+
+// conclude ends the operation of a message: all that it is for is in it.
+func (t *turn) conclude(o *outgoing) {
+	w, j := &t.write, t.b.journal
+	if w.batch == nil && len(w.late) == 0 {
+		return
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	t.pin()
+	x := w.batch
+	if len(w.late) > 0 {
+		to := slices.Clone(w.late)
+		for i := range to {
+			to[i].ids = slices.Clone(to[i].ids)
+		}
+		x.late = append(x.late, late{o.message(), to, o.receipt})
+		clear(w.late)
+		w.late = w.late[:0]
+	}
+	if op := w.op; op != nil {
+		w.op = nil
+		x.bytes += opBytes * len(op.To)
+		if len(op.To) == 0 && !op.Retain {
+			x.ops[w.slot] = nil
+			if op.FromSession != 0 {
+				x.ops[w.slot] = &store.Received{Session: op.FromSession, ID: op.FromID}
+			}
+		}
+	}
+	if o.pub.QoS > packets.QoS0 {
+		x.urgent = true
+	} else {
+		j.sleepy()
+	}
+}
+
+// wait makes c a waiter for what the turn has just added, and returns where that is; nil: nothing was. The lock of c's session is held.
+func (t *turn) wait(c *conn) *batch {
+	x := t.write.batch
+	if x == nil {
+		return nil
+	}
+	j := t.b.journal
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	x.enlist(c)
+	return x
+}
+
+// together keeps what is added until apart in one batch.
+func (t *turn) together() { t.write.keep++ }
+
+// apart ends what together began.
+func (t *turn) apart() {
+	t.write.keep--
+	t.settle()
+}
+
+// clear is for the end of what a packet has led to, a panic included.
+func (t *turn) clear() {
+	w := &t.write
+	w.op, w.from, w.waits = nil, nil, false
+	clear(w.late)
+	w.late = w.late[:0]
+	t.settle()
+}
+
+// settle lets the committer have what the turn has added.
+func (t *turn) settle() {
+	w := &t.write
+	if w.batch == nil || w.keep > 0 {
+		return
+	}
+	j := t.b.journal
+	j.mu.Lock()
+	j.unpin(w.batch)
+	urgent := w.batch.urgent
+	w.batch = nil
+	j.mu.Unlock()
+	if urgent {
+		j.wake()
+	}
+}
+
+// addTo adds op, which nobody waits for, to what the turn writes together.
+func (t *turn) addTo(op store.Op) {
+	j := t.b.journal
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if t.write.keep > 0 {
+		t.pin()
+		j.put(t.write.batch, op)
+	} else {
+		j.put(j.pending, op)
+	}
+	j.sleepy()
+}
+
+// record gives d, which enters the queue of s, its place there, and puts it into the operation of its message. The lock of s is held.
+func (t *turn) record(s *session, d *delivery) {
+	s.seq++
+	d.seq = s.seq
+	op := t.operation(d.msg, s.born)
+	op.To = append(op.To, d.forStore(s.stored))
+}
+
+// goes notes that a new delivery was given its identifier, and holds its PUBLISH, which begins at the given place of the output, if that has
+// to wait. x is the batch that its message was just added to, nil: an earlier one. The lock is held.
+func (c *conn) goes(x *batch, seq uint64, id uint16, at int, strict bool) {
+	s := c.sess
+	if s.stored == 0 {
+		c.hold(at, nil, after, id)
+		return
+	}
+	if !strict {
+		s.b.journal.sent(x, nil, s.stored, seq, id)
+		c.hold(at, nil, after, id)
+		return
+	}
+	c.hold(at, s.b.journal.sent(x, c, s.stored, seq, id), aPublish, id)
+}
+
+// strict says whether d may not leave before the store knows that it does: it was published at QoS 2, so that a crash must not make
+// it arrive twice.
+func (d *delivery) strict() bool { return d.msg.QoS == packets.QoS2 }
+
+// undecided returns what c has to wait for so that all that the Session has written is durable, nil if there is nothing or if that is not
+// wanted. The lock is held.
+func (s *session) undecided(c *conn, wanted bool) *batch {
+	if s.stored == 0 || !wanted {
+		return nil
+	}
+	return s.b.journal.join(c)
+}
+
+// forget takes the message out of a delivery that must not be sent (again). The lock is held.
+func (s *session) forget(d *delivery) {
+	switch {
+	case d.seq == 0:
+	case d.qos == packets.QoS1:
+		s.gone(d)
+	default:
+		s.b.journal.add(&store.Released{Session: s.stored, Seq: d.seq})
+	}
+	s.out.forget(d)
+}
+
+// gone tells the store that d, which the Session no longer has, is over.
+func (s *session) gone(d *delivery) {
+	if d.seq != 0 {
+		s.b.journal.done(s.stored, d.seq)
+	}
+}
+
+// put describes the Session as it is now. The lock is held.
+func (s *session) put() *store.PutSession {
+	op := &store.PutSession{Session: s.stored, ClientID: s.id, Principal: s.principal, Named: s.named, Mount: s.mount, Expiry: s.expiry}
+	if s.conn == nil {
+		op.ExpiresAt = s.endsAt
+	}
+	if w := s.will; w != nil {
+		op.Username = w.client.Username
+		op.Will = &store.Will{Message: w.msg.Message, Delay: uint32(min(w.delay/time.Second, math.MaxUint32))}
+		if !w.at.IsZero() {
+			op.Will.At = w.at.UnixNano()
+		}
+	}
+	return op
+}
+
+// save adds the Session as it is now to what the turn writes.
+func (t *turn) save(s *session) {
+	if s.stored == 0 {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.ended {
+		t.addTo(s.put())
+	}
+}
+
+// before is what a Session was before a client wanted to resume it.
+type before struct {
+	expiry uint32
+	will   *will
+	quota  queueLimits
+}
+
+// confirm waits until the Session of c is durable as c wants it, and then accepts c. If that fails the Session is what it was: was, or, if that is
+// nil, none.
+func (b *Broker) confirm(t *turn, c *conn, a *attachment, x *batch, was *before) error {
+	t.end() // the others need not wait
+	err := b.journal.wait(b.ctx, x, was != nil)
+	s := c.sess
+	s.mu.Lock()
+	c.opening = false
+	switch {
+	case s.conn != c:
+		err = packets.Errorf(packets.UnspecifiedError, "another connection with the same Client Identifier")
+	case c.stopping != nil:
+		err = c.stopping
+	}
+	if err == nil {
+		c.welcome(a.connack)
+		s.mu.Unlock()
+		c.flush(time.Now())
+		return nil
+	}
+	defer b.expireAuth(c, time.Time{})
+	if s.conn != c {
+		s.mu.Unlock()
+		return err
+	}
+	if was == nil {
+		s.will = nil
+		s.mu.Unlock()
+		b.endSession(t, s, nil)
+		return err
+	}
+	s.conn, s.expiry, s.will, s.quota = nil, was.expiry, was.will, was.quota
+	s.wait()
+	b.journal.add(s.put())
+	s.mu.Unlock()
+	return err
+}
+
+// publishWillOf publishes the Will of a Session that goes on, and in the same step tells the store that it has none any more.
+func (b *Broker) publishWillOf(t *turn, s *session, w *will) {
+	t.together()
+	b.publishWill(t, w)
+	t.save(s)
+	t.apart()
+}
+
+// takeBack removes an entry of the queue whose message could not be stored, unless it is on its way: then it was QoS 1, and will come twice.
+func (s *session) takeBack(seq uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := int(s.out.head); i < len(s.out.flight); i++ {
+		d := &s.out.flight[i]
+		if d.seq != seq || d.state == done {
+			continue
+		}
+		if d.msg != nil && d.strict() {
+			if s.conn != nil {
+				s.conn.out.withdraw(d.id, func(m *mark, _ byte) bool { return m.kind == aPublish })
+			}
+			d.settle(false)
+			s.out.finish(d)
+		}
+		return
+	}
+	s.out.remove(func(d *delivery) bool {
+		if d.seq != seq {
+			return false
+		}
+		d.settle(false)
+		return true
+	})
+}
+
+// neverReceived forgets a QoS 2 identifier that could not be stored with its message. Whoever waits for the PUBREC is refused.
+func (s *session) neverReceived(id uint16, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.conn
+	if c == nil {
+		s.in.pubrel(id)
+		return
+	}
+	var first byte
+	isPubrec := func(m *mark, b byte) bool {
+		first = b
+		return packets.Type(b>>4) == packets.TypePubrec
+	}
+	for c.out.withdraw(id, isPubrec) {
+		c.refuseAnswer(first, id, err)
+	}
+	c.released(id)
+}
+
+// retainStored is retain for what outlives the Broker. What is retained changes here and in the journal in the same order.
+func (t *turn) retainStored(o *outgoing) error {
+	if !lasts(o.pub.Topic) {
+		return t.retain(o)
+	}
+	b, j := t.b, t.b.journal
+	b.retainMu.Lock()
+	defer b.retainMu.Unlock()
+	topic := string(o.pub.Topic)
+	u := retainedUndo{topic: topic, old: b.retained.get(topic)}
+	if err := t.retain(o); err != nil {
+		return err
+	}
+	if len(o.pub.Payload) > 0 {
+		u.now = o.message()
+		t.operation(u.now, 0).Retain = true
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	t.pin()
+	if u.now == nil {
+		j.put(t.write.batch, &store.DeleteRetained{Topic: topic})
+	}
+	t.write.batch.undo = append(t.write.batch.undo, u)
+	return nil
+}
+
+// removeExpired removes m if it still is the retained message of its topic, and says whether it was.
+func (b *Broker) removeExpired(m *message) bool {
+	if b.journal == nil || !lasts(m.Topic) {
+		return b.retained.removeExactly(m)
+	}
+	b.retainMu.Lock()
+	defer b.retainMu.Unlock()
+	if !b.retained.removeExactly(m) {
+		return false
+	}
+	b.journal.add(&store.DeleteRetained{Topic: m.Topic})
+	return true
+}
+
+// restoreRetained undoes a change of a retained message, unless there has been another one.
+func (b *Broker) restoreRetained(u *retainedUndo) {
+	b.retainMu.Lock()
+	defer b.retainMu.Unlock()
+	if b.retained.get(u.topic) != u.now || u.now == nil {
+		return // a removal is tried again
+	}
+	if u.old != nil {
+		b.retained.set(u.old)
+	} else {
+		b.retained.remove(u.topic)
+	}
+	b.expireRetained(u.topic, u.old)
+}
+
+// deliverLate hands a QoS 2 message, now that it is durable, to those that the store does not know.
+func (b *Broker) deliverLate(t *turn, l *late) {
+	for i := range l.to {
+		to, o := &l.to[i], t.again(l.msg)
+		o.receipt = l.receipt
+		if !to.s.deliver(t, o, to, false) && to.group != nil {
+			b.passOn(t, &delivery{msg: l.msg, extra: to.extra(o)})
+		}
+		l.receipt.moved() // from the place that was kept for it
+	}
+}
+
+// again prepares a message that was published before to be delivered.
+func (t *turn) again(m *message) *outgoing {
+	t.own = packets.Publish{QoS: m.QoS, Retain: m.Retain, Topic: []byte(m.Topic), Properties: m.Properties, Payload: m.Payload}
+	t.out.reset(&t.own, m.From, t.now, 0)
+	t.out.msg, t.out.expires = m, m.Expires
+	return &t.out
+}
+
+// fullFilter is a Topic Filter as the store has it.
+func fullFilter(group, filter string) string {
+	if group == "" {
+		return filter
+	}
+	return "$share/" + group + "/" + filter
+}
+
+// Healthy returns nil while the Store works, and otherwise the error that it failed with. While it is not nil, what needs the Store is
+// refused: QoS 1 and 2 publishes that a durable Session would get, retained messages, new durable Sessions and their subscriptions. All else goes
+// on. An error that is store.ErrFull passes when there is room; any other one lasts until a new Broker opens the Store.
+func (b *Broker) Healthy() error {
+	if b.journal == nil {
+		return nil
+	}
+	b.journal.mu.Lock()
+	defer b.journal.mu.Unlock()
+	return b.journal.failure
+}

@@ -1,0 +1,350 @@
+package dunlin
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/packets"
+	"github.com/dunlin-mqtt/dunlin/store"
+)
+
+// This file rebuilds what was committed before anything is served, and carries out what fell due meanwhile.
+
+// loadSilence is how long a load may take without a word in the log.
+const loadSilence = 2 * time.Second
+
+// A loader turns the operations of a store into Sessions.
+type loader struct {
+	b        *Broker
+	sessions map[uint64]*loaded
+	groups   map[string]*extra // stand-ins for shared subscriptions, by filter, until all of these are known
+}
+
+// loaded is a Session while its operations come. queue is in the order of seq, what is done included.
+type loaded struct {
+	s     *session
+	put   *store.PutSession
+	queue []delivery
+	gone  int // of queue
+}
+
+// load reads the whole store. The journal has not been started yet.
+func (b *Broker) load() error {
+	began := time.Now()
+	l := &loader{b: b, sessions: make(map[uint64]*loaded), groups: make(map[string]*extra)}
+	ops, said := 0, began
+	for op, err := range b.cfg.Store.Load(context.Background()) {
+		if err != nil {
+			return fmt.Errorf("dunlin: loading the store, after %d operations: %w", ops, err)
+		}
+		if err := l.apply(op); err != nil {
+			return fmt.Errorf("dunlin: loading the store, operation %d: %w", ops+1, err)
+		}
+		if ops++; ops%4096 == 0 {
+			if now := time.Now(); now.Sub(said) > loadSilence {
+				said = now
+				b.log.Info("loading the store", "operations", ops, "for", now.Sub(began).Round(time.Second))
+			}
+		}
+	}
+	l.finish()
+	queued := 0
+	for _, s := range b.sessions {
+		queued += s.out.queue.n + int(s.out.live)
+	}
+	if ops > 0 {
+		b.log.Info("the store is loaded", "sessions", len(b.sessions), "retained", b.retained.len(), "messages queued", queued,
+			"took", time.Since(began).Round(time.Millisecond))
+	}
+	return nil
+}
+
+// apply does what one operation says.
+func (l *loader) apply(op store.Op) error {
+	switch op := op.(type) {
+	case *store.PutSession:
+		return l.putSession(op)
+	case *store.DeleteSession:
+		if x := l.sessions[op.Session]; x != nil {
+			l.drop(x)
+		}
+	case *store.PutSubscription:
+		return l.subscribe(op)
+	case *store.DeleteSubscription:
+		if x := l.sessions[op.Session]; x != nil {
+			if group, filter, err := packets.SplitShared(op.Filter); err == nil && x.s.num != 0 && l.b.tree.remove(x.s.num, group, filter) {
+				x.s.subs--
+			}
+		}
+	case *store.Publish:
+		l.publish(op)
+	case *store.Sent:
+		if d := l.entry(op.Session, op.Seq); d != nil {
+			d.id = op.ID
+			l.sessions[op.Session].s.out.lastID = op.ID
+		}
+	case *store.Released:
+		if d := l.entry(op.Session, op.Seq); d != nil {
+			d.state = toldRel
+		}
+	case *store.Done:
+		l.done(op)
+	case *store.Received:
+		l.received(op.Session, op.ID)
+	case *store.Forget:
+		if x := l.sessions[op.Session]; x != nil {
+			x.s.in.pubrel(op.ID)
+		}
+	case *store.PutRetained:
+		l.retain(op.Message)
+	case *store.DeleteRetained:
+		l.b.retained.remove(op.Topic)
+	default:
+		return fmt.Errorf("a %T, which this version does not know", op)
+	}
+	return nil
+}
+
+func (l *loader) putSession(op *store.PutSession) error {
+	x := l.sessions[op.Session]
+	if x == nil {
+		if op.Session == 0 {
+			return errors.New("a Session without number")
+		}
+		x = &loaded{s: &session{b: l.b, stored: op.Session, quota: l.b.queueLimits(&hooks.Limits{})}}
+		l.sessions[op.Session] = x
+	}
+	x.put = op
+	return nil
+}
+
+// drop forgets a Session with all that it has.
+func (l *loader) drop(x *loaded) {
+	delete(l.sessions, x.s.stored)
+	if x.s.num != 0 {
+		l.b.tree.removeAll(x.s.num)
+		l.b.release(x.s.num)
+	}
+}
+
+func (l *loader) subscribe(op *store.PutSubscription) error {
+	x := l.sessions[op.Session]
+	if x == nil {
+		return nil
+	}
+	group, filter, err := packets.SplitShared(op.Filter)
+	if err != nil || !packets.ValidTopicFilter(filter) {
+		return fmt.Errorf("a subscription to %q, which is no Topic Filter", op.Filter)
+	}
+	if x.s.num == 0 {
+		x.s.num = l.b.number(x.s)
+	}
+	o := subOptions{qos: op.QoS, noLocal: op.NoLocal, retainAsPublished: op.RetainAsPublished, retainHandling: op.RetainHandling, id: op.ID}
+	if _, existed := l.b.tree.add(x.s.num, group, filter, o); !existed {
+		x.s.subs++
+	}
+	return nil
+}
+
+func (l *loader) publish(op *store.Publish) {
+	for i := range op.To {
+		to := &op.To[i]
+		x := l.sessions[to.Session]
+		if x == nil {
+			continue
+		}
+		d := delivery{msg: op.Message, seq: to.Seq, qos: to.QoS, retain: to.Retain}
+		d.extra = l.extra(to)
+		k := len(x.queue)
+		if k > 0 && x.queue[k-1].seq >= d.seq {
+			var found bool
+			if k, found = x.find(d.seq); found {
+				x.queue[k] = d
+				continue
+			}
+		}
+		x.queue = slices.Insert(x.queue, k, d)
+	}
+	if op.Retain {
+		l.retain(op.Message)
+	}
+	if op.FromSession != 0 {
+		l.received(op.FromSession, op.FromID)
+	}
+}
+
+// extra returns what an entry of a queue has beside its message.
+func (l *loader) extra(to *store.Delivery) (e *extra) {
+	if to.Group != "" {
+		if e = l.groups[to.Group]; e == nil {
+			e = &extra{group: &group{filter: strings.Clone(to.Group)}}
+			l.groups[to.Group] = e
+		}
+	}
+	if len(to.IDs) == 0 {
+		return e
+	}
+	ids := &extra{ids: slices.Clone(to.IDs)}
+	if e != nil {
+		ids.group = e.group
+	}
+	return ids
+}
+
+// find returns the place of seq in the queue.
+func (x *loaded) find(seq uint64) (int, bool) {
+	return slices.BinarySearchFunc(x.queue, seq, func(d delivery, seq uint64) int { return cmp.Compare(d.seq, seq) })
+}
+
+func (l *loader) entry(session, seq uint64) *delivery {
+	if x := l.sessions[session]; x != nil {
+		if k, ok := x.find(seq); ok && x.queue[k].state != done {
+			return &x.queue[k]
+		}
+	}
+	return nil
+}
+
+// done ends an entry. The queue is made shorter when half of it is over.
+func (l *loader) done(op *store.Done) {
+	d := l.entry(op.Session, op.Seq)
+	if d == nil {
+		return
+	}
+	*d = delivery{seq: d.seq, state: done}
+	x := l.sessions[op.Session]
+	if x.s.seq = max(x.s.seq, op.Seq); x.gone < 64 || x.gone < len(x.queue)/2 {
+		x.gone++
+		return
+	}
+	x.queue = slices.DeleteFunc(x.queue, func(d delivery) bool { return d.state == done })
+	x.gone = 0
+}
+
+func (l *loader) received(session uint64, id uint16) {
+	if x := l.sessions[session]; x != nil {
+		x.s.in.publish(id)
+	}
+}
+
+func (l *loader) retain(m *message) {
+	if len(m.Payload) > 0 {
+		l.b.retained.set(m)
+	} else {
+		l.b.retained.remove(m.Topic)
+	}
+}
+
+// finish makes Sessions of what was loaded, starts the journal, and does what fell due meanwhile.
+func (l *loader) finish() {
+	b, now := l.b, time.Now()
+	byKey := make(map[string]*loaded)
+	var over []*loaded
+	for _, x := range l.sessions {
+		x.complete(now)
+		b.journal.lastKey = max(b.journal.lastKey, x.s.stored)
+		if other := byKey[x.s.key]; other != nil {
+			// The process ended between the beginning of a Session and the end of the one before.
+			if other.s.stored > x.s.stored {
+				x, other = other, x
+			}
+			over = append(over, other)
+		}
+		byKey[x.s.key] = x
+	}
+	for _, x := range byKey {
+		b.sessions[x.s.key] = x.s
+	}
+	for _, e := range l.groups { // what still names a stand-in has no group to go to
+		if group, filter, err := packets.SplitShared(e.group.filter); err == nil {
+			if g := b.tree.group(group, filter); g != nil {
+				e.group = g
+			}
+		}
+	}
+	for _, x := range l.sessions {
+		b.journal.sessions[x.s.stored] = x.s
+		l.fill(x)
+	}
+	l.sessions = nil
+	b.journal.start()
+	for _, x := range over {
+		x.s.will = nil // the Session goes on, in its successor
+		b.work(func(t *turn) { b.endSession(t, x.s, nil) })
+	}
+	for _, x := range byKey {
+		b.resumeLoaded(x.s, now)
+	}
+	for _, m := range b.retained.mortal() {
+		b.expireRetained(m.Topic, m)
+	}
+}
+
+// complete fills in what PutSession said. A client that was connected has left now.
+func (x *loaded) complete(now time.Time) {
+	s, p := x.s, x.put
+	s.id, s.principal, s.named, s.mount = p.ClientID, p.Principal, p.Named, p.Mount
+	s.key = s.b.sessionKey(s.id, s.principal, s.named)
+	s.expiry, s.endsAt = p.Expiry, p.ExpiresAt
+	connected := p.ExpiresAt == 0 && p.Expiry != noExpiry
+	if connected {
+		s.setEnd(now)
+	}
+	if w := p.Will; w != nil {
+		s.will = &will{msg: &message{Message: w.Message, From: s.key}, mount: s.mount, delay: time.Duration(w.Delay) * time.Second, client: &hooks.Client{
+			ID: s.id, Username: p.Username, HasUsername: s.named, Identity: hooks.Identity{Principal: s.principal},
+		}}
+		if s.will.at = now.Add(s.will.delay); w.At != 0 {
+			s.will.at = time.Unix(0, w.At)
+		}
+	}
+}
+
+// fill makes the queue and what is in flight of what is left of the operations.
+func (l *loader) fill(x *loaded) {
+	s := x.s
+	for i := range x.queue {
+		d := &x.queue[i]
+		s.seq = max(s.seq, d.seq)
+		if d.state == done {
+			continue
+		}
+		if g := d.group(); g != nil && g.number == 0 {
+			d.extra.group = l.groups[g.filter].group
+		}
+		if d.id == 0 {
+			d.state = waiting
+			s.out.push(*d)
+			continue
+		}
+		if d.state == toldRel {
+			d.msg = nil
+		}
+		s.out.flight = append(s.out.flight, *d)
+		s.out.live++
+	}
+	s.out.count = 1 << 16 // identifiers are in use that were not given out one after the other
+	x.queue = nil
+}
+
+// resumeLoaded lets a loaded Session wait for its client, or carries out what is due.
+func (b *Broker) resumeLoaded(s *session, now time.Time) {
+	s.mu.Lock()
+	if s.expiry == 0 { // it ended with its connection
+		s.mu.Unlock()
+		b.work(func(t *turn) { b.endSession(t, s, nil) })
+		return
+	}
+	s.wait()
+	due := !s.due.at.IsZero() && !s.due.at.After(now)
+	s.mu.Unlock()
+	if due {
+		s.whenDue(now)
+	}
+}
