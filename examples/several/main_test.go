@@ -1,0 +1,21 @@
+package main
+
+import (
+	"testing"
+
+	"github.com/dunlin-mqtt/dunlin/examples/internal/try"
+)
+
+func TestRun(t *testing.T) {
+	p := try.Start(t, run, "-tenants", "red=127.0.0.1:0,blue=127.0.0.1:0")
+	red, blue := p.Line("red listens on "), p.Line("blue listens on ")
+	watch := try.Connect(t, blue, "same") // the same Client Identifier, in another world
+	watch.Subscribe("#", 0)
+	try.Connect(t, red, "same").Publish("a", "1")
+	if got := p.Line("red: "); got != "a 1" {
+		t.Fatalf("it printed %q", got)
+	}
+	try.Connect(t, blue, "other").Publish("a", "2")
+	watch.Want("a", "2") // and not the one of the other broker
+	p.Stop()
+}
