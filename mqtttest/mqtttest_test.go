@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -148,10 +149,10 @@ func TestServeAnotherListener(t *testing.T) {
 	srv := httptest.NewUnstartedServer(nil)
 	srv.StartTLS() // for its certificate
 	defer srv.Close()
-	var seen *tls.ConnectionState
+	var seen atomic.Pointer[tls.ConnectionState]
 	b := mqtttest.NewBroker(t, mqtttest.Config(func(c *dunlin.Config) {
 		c.Authenticator = hooks.AuthenticatorFunc(func(_ context.Context, r *hooks.ConnectRequest) error {
-			seen = r.Client.TLS
+			seen.Store(r.Client.TLS)
 			return nil
 		})
 	}))
@@ -161,7 +162,7 @@ func TestServeAnotherListener(t *testing.T) {
 	in := b.Inject(mqtttest.Refuse(packets.Banned), mqtttest.OnListener(l))
 	defer in.Lift()
 	b.Client(t, "by memory").Disconnect()
-	require.Nil(t, seen)
+	require.Nil(t, seen.Load())
 
 	dial := func() packets.Packet {
 		nc, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{InsecureSkipVerify: true})
@@ -178,7 +179,7 @@ func TestServeAnotherListener(t *testing.T) {
 	require.Equal(t, packets.Banned, dial().(*packets.Connack).Code, "the fault is for this listener")
 	in.Lift()
 	require.Equal(t, packets.Success, dial().(*packets.Connack).Code)
-	require.NotNil(t, seen, "hooks see the TLS state")
+	require.NotNil(t, seen.Load(), "hooks see the TLS state")
 }
 
 // What a test that fails says.

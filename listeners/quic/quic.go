@@ -1,0 +1,246 @@
+// Package quic carries MQTT over QUIC: each connection has one bidirectional stream, which the client opens, with MQTT packets on it as
+// over TCP and TLS. The ALPN name is "mqtt". A [Listener] is a net.Listener to hand to a broker's Serve:
+//
+//	l, err := quic.Listen("udp", ":14567", tlsConfig, quic.Options{})
+//	...
+//	err = broker.Serve(l)
+//
+// The transport is that of github.com/quic-go/quic-go. There is no standard for MQTT over QUIC yet; this is the form that clients in use
+// speak (EMQX, NanoSDK) with one stream.
+package quic
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/quic-go/quic-go"
+)
+
+// ALPN is the name of the protocol in the TLS handshake.
+const ALPN = "mqtt"
+
+// Options of a Listener. The zero value is a safe default. For durations and limits a negative value means none.
+type Options struct {
+	// KeepAlivePeriod is how often an idle connection is probed, so that neither side nor a NAT in between drops it: MQTT clients may
+	// well say nothing for longer. Default 20 s.
+	KeepAlivePeriod time.Duration
+	// MaxIdleTimeout ends a connection whose peer does not answer for so long. Default 60 s; none: what the client says.
+	MaxIdleTimeout time.Duration
+	// StreamTimeout is how long after the handshake a client may take to open its stream. Default 10 s.
+	StreamTimeout time.Duration
+	// Backlog is how many connections may be between their handshake and Accept. Another one is refused. Default 128; none cannot be had.
+	Backlog int
+}
+
+// Codes with which a connection is closed (RFC 9000, 20.2). MQTT has its own Reason Codes before that.
+const (
+	codeDone quic.ApplicationErrorCode = 0
+	codeBusy quic.ApplicationErrorCode = 1
+	codeLate quic.ApplicationErrorCode = 2
+)
+
+// A Listener is a net.Listener of QUIC connections. Its methods may be called concurrently.
+type Listener struct {
+	o       Options
+	socket  net.PacketConn
+	tr      *quic.Transport
+	ln      *quic.Listener
+	ready   chan net.Conn
+	ctx     context.Context // ends with the Listener
+	cancel  context.CancelFunc
+	running sync.WaitGroup // the accept loop and pending connections
+
+	mu      sync.Mutex
+	users   int // the Listener itself and its connections: the socket is closed with the last; guarded by mu
+	pending int // connections between handshake and Accept; guarded by mu
+}
+
+// Listen opens a UDP socket and listens on it. conf needs a certificate, and may ask for one of the client; its NextProtos and MinVersion
+// are set to what is needed in a copy.
+func Listen(network, address string, conf *tls.Config, o Options) (*Listener, error) {
+	addr, err := net.ResolveUDPAddr(network, address)
+	if err != nil {
+		return nil, err
+	}
+	socket, err := net.ListenUDP(network, addr)
+	if err != nil {
+		return nil, err
+	}
+	l, err := New(socket, conf, o)
+	if err != nil {
+		socket.Close()
+	}
+	return l, err
+}
+
+// New listens on a socket that the caller has opened. It owns the socket if it succeeds. It starts a goroutine, for which Close waits.
+func New(socket net.PacketConn, conf *tls.Config, o Options) (*Listener, error) {
+	if conf == nil || len(conf.Certificates) == 0 && conf.GetCertificate == nil && conf.GetConfigForClient == nil {
+		return nil, errors.New("quic: the tls.Config has no certificate, and QUIC cannot do without")
+	}
+	conf = conf.Clone()
+	conf.NextProtos, conf.MinVersion = []string{ALPN}, tls.VersionTLS13
+	def := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	def(&o.KeepAlivePeriod, 20*time.Second)
+	def(&o.MaxIdleTimeout, time.Minute)
+	def(&o.StreamTimeout, 10*time.Second)
+	if o.Backlog <= 0 {
+		o.Backlog = 128
+	}
+	idle := o.MaxIdleTimeout
+	if idle < 0 {
+		idle = 1 << 62 // the client's decides
+	}
+	tr := &quic.Transport{Conn: socket}
+	ln, err := tr.Listen(conf, &quic.Config{
+		KeepAlivePeriod: max(o.KeepAlivePeriod, 0), MaxIdleTimeout: idle, MaxIncomingStreams: 1, MaxIncomingUniStreams: -1,
+	})
+	if err != nil {
+		tr.Close()
+		return nil, fmt.Errorf("quic: %w", err)
+	}
+	l := &Listener{o: o, socket: socket, tr: tr, ln: ln, ready: make(chan net.Conn), users: 1}
+	l.ctx, l.cancel = context.WithCancel(context.Background())
+	l.running.Go(l.accept) // Close waits for it
+	return l, nil
+}
+
+// accept takes connections whose handshake is done and waits, for each by itself, for the stream.
+func (l *Listener) accept() {
+	for {
+		qc, err := l.ln.Accept(l.ctx)
+		if err != nil {
+			return // closed
+		}
+		l.mu.Lock()
+		room := l.pending < l.o.Backlog
+		if room {
+			l.pending++
+			l.users++
+		}
+		l.mu.Unlock()
+		if !room {
+			qc.CloseWithError(codeBusy, "too many connections are waiting")
+			continue
+		}
+		l.running.Go(func() { l.open(qc) }) // Close waits for it
+	}
+}
+
+// open waits for the stream of a connection, then for Accept.
+func (l *Listener) open(qc *quic.Conn) {
+	defer func() {
+		l.mu.Lock()
+		l.pending--
+		l.mu.Unlock()
+	}()
+	ctx, cancel := l.ctx, context.CancelFunc(func() {})
+	if l.o.StreamTimeout > 0 {
+		ctx, cancel = context.WithTimeout(ctx, l.o.StreamTimeout)
+	}
+	defer cancel()
+	s, err := qc.AcceptStream(ctx)
+	if err != nil {
+		qc.CloseWithError(codeLate, "no stream was opened")
+		l.release()
+		return
+	}
+	c := &conn{Stream: s, l: l, qc: qc}
+	select {
+	case l.ready <- c:
+	case <-l.ctx.Done():
+		c.Close()
+	case <-qc.Context().Done(): // the client has left
+		c.Close()
+	}
+}
+
+// release closes the socket with its last user.
+func (l *Listener) release() {
+	l.mu.Lock()
+	l.users--
+	last := l.users == 0
+	l.mu.Unlock()
+	if last {
+		l.tr.Close()
+		l.socket.Close()
+	}
+}
+
+// Accept waits for a connection whose client has opened its stream. After Close it fails with net.ErrClosed.
+//
+// A connection has the methods CloseWrite, which ends its stream in one direction, and ConnectionState for TLS. One that is closed
+// without it loses what is still on its way.
+func (l *Listener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.ready:
+		return c, nil
+	case <-l.ctx.Done():
+		return nil, &net.OpError{Op: "accept", Net: "quic", Addr: l.Addr(), Err: net.ErrClosed}
+	}
+}
+
+// Close takes no more connections and closes those that nobody has accepted; the others go on, and the socket is closed with the last of
+// them. A second Close fails with net.ErrClosed.
+func (l *Listener) Close() error {
+	l.mu.Lock()
+	if l.ctx.Err() != nil {
+		l.mu.Unlock()
+		return &net.OpError{Op: "close", Net: "quic", Addr: l.Addr(), Err: net.ErrClosed}
+	}
+	l.cancel()
+	l.mu.Unlock()
+	err := l.ln.Close()
+	l.running.Wait()
+	l.release()
+	return err
+}
+
+// Addr returns the address of the socket.
+func (l *Listener) Addr() net.Addr { return l.ln.Addr() }
+
+// A conn is a QUIC connection with its one stream as a net.Conn. Read, Write and the deadlines are the stream's.
+type conn struct {
+	*quic.Stream
+	l    *Listener
+	qc   *quic.Conn
+	once sync.Once
+}
+
+func (c *conn) Read(b []byte) (int, error) {
+	n, err := c.Stream.Read(b)
+	var app *quic.ApplicationError
+	if errors.As(err, &app) && app.Remote && app.ErrorCode == codeDone {
+		err = io.EOF // the client has closed the connection rather than the stream
+	}
+	return n, err
+}
+
+// CloseWrite says that nothing more is written; what was written still arrives.
+func (c *conn) CloseWrite() error { return c.Stream.Close() }
+
+// Close ends the connection at once.
+func (c *conn) Close() error {
+	err := net.ErrClosed
+	c.once.Do(func() {
+		err = c.qc.CloseWithError(codeDone, "")
+		c.l.release()
+	})
+	return err
+}
+
+func (c *conn) LocalAddr() net.Addr  { return c.qc.LocalAddr() }
+func (c *conn) RemoteAddr() net.Addr { return c.qc.RemoteAddr() }
+
+// ConnectionState is that of TLS.
+func (c *conn) ConnectionState() tls.ConnectionState { return c.qc.ConnectionState().TLS }
