@@ -12,6 +12,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin"
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/hooks/acl"
+	"github.com/dunlin-mqtt/dunlin/hooks/audit"
 	"github.com/dunlin-mqtt/dunlin/hooks/auth"
 	"github.com/dunlin-mqtt/dunlin/hooks/auth/crypt"
 	"github.com/dunlin-mqtt/dunlin/packets"
@@ -25,14 +26,40 @@ type access struct {
 	allowAnonymous        bool
 	passwordFile, aclFile string
 	aclAtDelivery         bool
+	auditLog              string
 }
 
 func (a *access) flags(fs *flag.FlagSet) {
 	fs.BoolVar(&a.allowAnonymous, "allow-anonymous", true, "accept clients without a User Name; without -password-file, all clients")
 	fs.StringVar(&a.passwordFile, "password-file", "", "`file` of users and passwords as mosquitto_passwd makes it; bcrypt and Argon2id are known, too")
 	fs.StringVar(&a.aclFile, "acl-file", "", "`file` of topics that may be read and written, in the form of Mosquitto's acl_file")
+	fs.StringVar(&a.auditLog, "audit-log", "", "`file` to which security events are appended, one JSON object in a line")
 	fs.BoolVar(&a.aclAtDelivery, "acl-at-delivery", false,
 		"allow all subscriptions, as Mosquitto does, and leave out what may not be read, instead of refusing those that match any of it")
+}
+
+// openTrail opens the file of -audit-log, and has cfg's Observer write there. It returns nil if there is none.
+func (a *access) openTrail(cfg *dunlin.Config) (trail *audit.Trail, end func(), err error) {
+	if a.auditLog == "" {
+		return nil, func() {}, nil
+	}
+	f, err := os.OpenFile(a.auditLog, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, nil, err
+	}
+	trail = audit.New(slog.NewJSONHandler(f, nil), 0)
+	cfg.Observer = hooks.Join(cfg.Observer, trail.Observer())
+	return trail, func() {
+		patient, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		if err := trail.Close(patient); err != nil {
+			cfg.Logger.Error("the audit log is not complete", "err", err)
+			return // it may still be written to
+		}
+		if err := f.Close(); err != nil {
+			cfg.Logger.Error("the audit log may not be complete", "err", err)
+		}
+	}, nil
 }
 
 // set sets what decides in cfg, and adds what can be reloaded to r. byCertificate has clients on TLS take their name from it.
@@ -102,10 +129,13 @@ type file interface {
 type reloads map[string]file
 
 // run reads the files again where they change, and all of them on hangup, until ctx ends.
-func (r reloads) run(ctx context.Context, hangup <-chan os.Signal, log *slog.Logger) {
+func (r reloads) run(ctx context.Context, hangup <-chan os.Signal, log *slog.Logger, trail *audit.Trail) {
 	var watches sync.WaitGroup
 	defer watches.Wait()
 	report := func(what string, err error) {
+		if trail != nil {
+			trail.Reload(what, err)
+		}
 		if err != nil {
 			log.Error("not reloaded, what was in force stays", "what", what, "err", err)
 			return

@@ -138,3 +138,22 @@ func TestFilesThatMakeNoSense(t *testing.T) {
 		})
 	}
 }
+
+func TestAuditLog(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "audit")
+	rules := write(t, "rules", "topic a")
+	addrs, _ := start(t, "-listen", "127.0.0.1:0", "-password-file", write(t, "passwords", "jane:"+auth.Hash("pencil", 1)), "-acl-file", rules, "-audit-log", file)
+	_, code := connect(t, dial(t, addrs[0]), login{"c1", "jane", "wrong password"})
+	require.True(t, code.Failed())
+	c := login{"c2", "-", "-"}.at(t, dial(t, addrs[0]))
+	require.True(t, c.publish("b", "x").Failed())
+	require.NoError(t, syscall.Kill(os.Getpid(), syscall.SIGHUP))
+	eventually(t, "everything is written down", func() bool {
+		b, err := os.ReadFile(file)
+		return err == nil && containsAll(string(b), `"connect refused","client_id":"c1","user":"jane"`, `"code":134`, `"connect accepted","client_id":"c2"`,
+			`"access denied"`, `"topic":"b"`, `"reloaded","what":"acl file"`, `"reloaded","what":"password file"`)
+	})
+	b, err := os.ReadFile(file)
+	require.NoError(t, err)
+	require.NotContains(t, string(b), "wrong password")
+}

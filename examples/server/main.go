@@ -231,6 +231,11 @@ func (o *options) serve(ctx context.Context) error {
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
+	trail, end, err := o.openTrail(&o.cfg)
+	if err != nil {
+		return err
+	}
+	defer end()
 	b, err := dunlin.New(o.cfg)
 	if err != nil {
 		return err
@@ -248,7 +253,7 @@ func (o *options) serve(ctx context.Context) error {
 			o.listening(l.Addr())
 		}
 	}
-	watching.Go(func() { o.reloads.run(ctx, hangup, o.cfg.Logger) }) // ends with ctx; waited for above
+	watching.Go(func() { o.reloads.run(ctx, hangup, o.cfg.Logger, trail) }) // ends with ctx; waited for above
 	if o.pprof != "" {
 		go http.ListenAndServe(o.pprof, nil) // for profiles; ends with the program
 	}

@@ -49,14 +49,16 @@ type EventOptions struct {
 
 // An Event is one thing that happened, as it is sent. Which fields there are depends on Event:
 //
-//	connected, refused, disconnected, subscribed, unsubscribed, denied, published, panicked   the client's, and
+//	connected, refused, disconnected, subscribed, unsubscribed, denied, revoked, published, panicked   the client's, and
 //	connected                     session_present
 //	refused, disconnected         reason_code, and error if there was one
 //	subscribed, unsubscribed      topic, which is a Topic Filter; qos
 //	denied                        action, topic, error
+//	revoked                       topic, error
 //	published                     the message's, and matched: how many sessions it went to
 //	panicked                      error
 //	session_ended                 client_id
+//	banned                        kind, value, error, which is why, and until, missing if the ban does not end by itself
 //	delivered                     client_id, the message's
 //	acknowledged                  client_id, packet_id
 //	dropped                       client_id, error, and the message's if it is known
@@ -80,6 +82,9 @@ type Event struct {
 	Payload        []byte              `json:"payload,omitempty"`
 	Matched        *int                `json:"matched,omitempty"`
 	PacketID       uint16              `json:"packet_id,omitempty"`
+	Kind           string              `json:"kind,omitempty"`
+	Value          string              `json:"value,omitempty"`
+	Until          time.Time           `json:"until,omitzero"`
 }
 
 // Events sends what happens to a server. Its Observer never waits: events go to a queue, and one goroutine sends them.
@@ -272,7 +277,7 @@ func (e *Events) attempt(batch []Event, delivery string) error {
 
 // eventNames are the names in the order of the Observer's fields.
 var eventNames = []string{
-	"connected", "refused", "disconnected", "session_ended", "subscribed", "unsubscribed", "denied", "panicked",
+	"connected", "refused", "disconnected", "session_ended", "subscribed", "unsubscribed", "denied", "revoked", "banned", "panicked",
 	"published", "delivered", "acknowledged", "dropped",
 }
 
@@ -290,7 +295,8 @@ func (e *Events) Observer() *hooks.Observer {
 	for name, field := range map[string]func(){
 		"connected": func() { o.Connected = nil }, "refused": func() { o.Refused = nil }, "disconnected": func() { o.Disconnected = nil },
 		"session_ended": func() { o.SessionEnded = nil }, "subscribed": func() { o.Subscribed = nil },
-		"unsubscribed": func() { o.Unsubscribed = nil }, "denied": func() { o.Denied = nil }, "panicked": func() { o.Panicked = nil },
+		"unsubscribed": func() { o.Unsubscribed = nil }, "denied": func() { o.Denied = nil },
+		"revoked": func() { o.Revoked = nil }, "banned": func() { o.Banned = nil }, "panicked": func() { o.Panicked = nil },
 		"published": func() { o.Published = nil }, "delivered": func() { o.Delivered = nil },
 		"acknowledged": func() { o.Acknowledged = nil }, "dropped": func() { o.Dropped = nil },
 	} {
@@ -326,6 +332,14 @@ func (e *Events) everything() *hooks.Observer {
 			x := of(c, "denied")
 			x.Action, x.Topic, x.Error = action.String(), topic, message(err)
 			e.add(x)
+		},
+		Revoked: func(c *hooks.Client, filter string, err error) {
+			x := of(c, "revoked")
+			x.Topic, x.Error = filter, message(err)
+			e.add(x)
+		},
+		Banned: func(kind, value, why string, until time.Time) {
+			e.add(Event{Event: "banned", Kind: kind, Value: value, Error: why, Until: until})
 		},
 		Panicked: func(c *hooks.Client, value any) {
 			x := of(c, "panicked")

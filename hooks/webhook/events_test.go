@@ -64,7 +64,7 @@ func TestEveryEvent(t *testing.T) {
 		e := s.events(t, func(o *webhook.EventOptions) {
 			o.Payloads = true
 			o.Only = []string{
-				"connected", "refused", "disconnected", "session_ended", "subscribed", "unsubscribed", "denied", "panicked",
+				"connected", "refused", "disconnected", "session_ended", "subscribed", "unsubscribed", "denied", "revoked", "banned", "panicked",
 				"published", "delivered", "acknowledged", "dropped",
 			}
 		})
@@ -77,6 +77,9 @@ func TestEveryEvent(t *testing.T) {
 		o.Subscribed(jane(), "a/#", 0)
 		o.Unsubscribed(jane(), "a/#")
 		o.Denied(jane(), hooks.Subscribe, "#", errors.New("no rule"))
+		o.Revoked(jane(), "a/#", errors.New("no rule"))
+		o.Banned("client", "c1", "flapping", time.Now().Add(time.Hour))
+		o.Banned("address", "192.0.2.7", "by hand", time.Time{})
 		o.Panicked(jane(), "oh")
 		o.Published(jane(), m, 0)
 		o.Published(nil, m, 2)
@@ -97,6 +100,9 @@ func TestEveryEvent(t *testing.T) {
 			{"event":"subscribed","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","topic":"a/#","qos":0},
 			{"event":"unsubscribed","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","topic":"a/#"},
 			{"event":"denied","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","action":"subscribe","topic":"#","error":"no rule"},
+			{"event":"revoked","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","topic":"a/#","error":"no rule"},
+			{"event":"banned","kind":"client","value":"c1","error":"flapping","until":"2000-01-01T01:00:00Z"},
+			{"event":"banned","kind":"address","value":"192.0.2.7","error":"by hand"},
 			{"event":"panicked","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","error":"oh"},
 			{"event":"published","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","topic":"a/b","qos":1,"retain":true,"size":2,"payload":"aGk=","matched":0},
 			{"event":"published","topic":"a/b","qos":1,"retain":true,"size":2,"payload":"aGk=","matched":2},
@@ -131,7 +137,7 @@ func TestWantedEvents(t *testing.T) {
 		only []string
 		want []string
 	}{
-		{"by default none about single messages", nil, []string{"Connected", "Refused", "Disconnected", "SessionEnded", "Subscribed", "Unsubscribed", "Denied", "Panicked"}},
+		{"by default none about single messages", nil, []string{"Connected", "Refused", "Disconnected", "SessionEnded", "Subscribed", "Unsubscribed", "Denied", "Revoked", "Banned", "Panicked"}},
 		{"some", []string{"dropped", "connected"}, []string{"Connected", "Dropped"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -140,6 +146,16 @@ func TestWantedEvents(t *testing.T) {
 			require.NoError(t, e.Close(t.Context()))
 		})
 	}
+	t.Run("every event of an Observer can be had", func(t *testing.T) {
+		e := new(server).events(t, func(o *webhook.EventOptions) {
+			o.Only = []string{
+				"connected", "refused", "disconnected", "session_ended", "subscribed", "unsubscribed", "denied", "revoked", "banned",
+				"panicked", "published", "delivered", "acknowledged", "dropped",
+			}
+		})
+		require.Len(t, set(e.Observer()), reflect.TypeFor[hooks.Observer]().NumField(), "a new field of Observer belongs into Events, too")
+		require.NoError(t, e.Close(t.Context()))
+	})
 	t.Run("payloads only where they are asked for", func(t *testing.T) {
 		s := &server{}
 		e := s.events(t, func(o *webhook.EventOptions) { o.Only = []string{"published"} })
