@@ -451,7 +451,7 @@ func (r *fuzzRun) check() {
 		r.errorf("a walk finds %d subscriptions, %d queued, %d in flight, %d connected, %d retained; the counters are %+v", subs, queued, inflight, connected, retained, st)
 	}
 	for _, s := range r.h.b.sessions {
-		if s.out.queue.n > s.quota.messages {
+		if s.out.queue.n > int(s.quota.messages) {
 			r.errorf("%d messages wait for %s, over the bound", s.out.queue.n, s.id)
 		}
 		size := 0
