@@ -295,7 +295,7 @@ func goldenSteps() [][]store.Op {
 		return &store.PutRetained{Message: &store.Message{Message: packets.Message{Topic: topic, Payload: []byte(payload)}}}
 	}
 	return [][]store.Op{
-		{&store.PutSession{Session: 1, ClientID: "one", Principal: "p", Username: "u", Expiry: 1<<32 - 1, ExpiresAt: 1_770_000_000_000_000_001,
+		{&store.PutSession{Session: 1, ClientID: "one", Principal: "p", Username: "u", Named: true, Mount: "m/", Expiry: 1<<32 - 1, ExpiresAt: 1_770_000_000_000_000_001,
 			Will: &store.Will{Message: will, Delay: 30, At: 1_770_000_000_000_000_002}}, put(2), put(3), put(4)},
 		{&store.PutSubscription{Session: 1, ID: 268_435_455, Subscription: packets.Subscription{
 			Filter: "$share/g/a/+", QoS: packets.QoS2, NoLocal: true, RetainAsPublished: true, RetainHandling: 2}},
@@ -387,7 +387,7 @@ func TestDumpShowsEachOperation(t *testing.T) {
 	require.NoError(t, Dump(&out, dir))
 	for _, want := range []string{
 		"dunlin segment store 1\n", "segment 00000001.log kind log first 1\n", "record 1 offset 64 bytes",
-		`  PutSession session 1 client "one" principal "p" user "u" expiry 4294967295 expires 1770000000000000001 will topic "will" qos 1 retain true`,
+		`  PutSession session 1 client "one" principal "p" user "u" named true mount "m/" expiry 4294967295 expires 1770000000000000001 will topic "will" qos 1 retain true`,
 		`  PutSubscription session 1 filter "$share/g/a/+" qos 2 no local true retain as published true retain handling 2 id 268435455`,
 		`  Publish topic "t" qos 2 retain true properties`, `payload of 7 bytes "payload" from "publisher" expires 1770000000123456789 retain true received from session 3 as 65535`,
 		`    to session 1 seq 1 qos 2 retain true ids [1 268435455] group "$share/g/a/+"`,
