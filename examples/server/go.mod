@@ -5,12 +5,14 @@ go 1.26.0
 require (
 	github.com/dunlin-mqtt/dunlin v0.0.0
 	github.com/dunlin-mqtt/dunlin/hooks/auth/crypt v0.0.0
+	github.com/dunlin-mqtt/dunlin/store/bbolt v0.0.0
 	github.com/pires/go-proxyproto v0.15.0
 	github.com/stretchr/testify v1.12.1
 )
 
 require (
 	github.com/google/btree v1.1.3 // indirect
+	go.etcd.io/bbolt v1.5.0 // indirect
 	go.yaml.in/yaml/v3 v3.0.5 // indirect
 	golang.org/x/crypto v0.58.0 // indirect
 	golang.org/x/sys v0.49.0 // indirect
@@ -19,3 +21,5 @@ require (
 replace github.com/dunlin-mqtt/dunlin => ../..
 
 replace github.com/dunlin-mqtt/dunlin/hooks/auth/crypt => ../../hooks/auth/crypt
+
+replace github.com/dunlin-mqtt/dunlin/store/bbolt => ../../store/bbolt

@@ -47,6 +47,7 @@ func (l *list) Set(s string) error {
 type options struct {
 	access
 	transport
+	persistence
 	denySubscribe    list
 	maxPayload       int
 	maxQoS, logLevel string
@@ -63,6 +64,7 @@ func (o *options) flags() *flag.FlagSet {
 	c := &o.cfg
 	o.transport.flags(fs)
 	o.access.flags(fs)
+	o.persistence.flags(fs)
 	fs.IntVar(&c.ReceiveMaximum, "receive-maximum", 0, "unacknowledged QoS 1 and 2 publishes per client (default 1024)")
 	fs.StringVar(&o.maxQoS, "max-qos", "2", "highest QoS that clients may use")
 	fs.BoolVar(&c.DisableRetain, "no-retain", false, "do not accept retained messages")
@@ -147,6 +149,9 @@ func readConfig(name string) (args []string, err error) {
 // finish checks the flags and sets what takes more than a variable.
 func (o *options) finish(fs *flag.FlagSet) error {
 	if err := o.transport.check(); err != nil {
+		return err
+	}
+	if err := o.persistence.finish(); err != nil {
 		return err
 	}
 	q, err := strconv.ParseUint(o.maxQoS, 10, 8)
@@ -236,11 +241,19 @@ func (o *options) serve(ctx context.Context) error {
 		return err
 	}
 	defer end()
-	b, err := dunlin.New(o.cfg)
+	st, err := o.persistence.open(o.cfg.Logger)
 	if err != nil {
 		return err
 	}
-	defer b.Close()
+	o.cfg.Store = st
+	b, err := dunlin.New(o.cfg)
+	if err != nil {
+		if st != nil {
+			st.Close()
+		}
+		return err
+	}
+	defer b.Close() // it closes the store, too
 	listeners, err := o.transport.open(o.reloads)
 	if err != nil {
 		return err

@@ -19,9 +19,24 @@ const (
 	foldPause = 100 * time.Millisecond
 )
 
-// Checkpoint implements store.Store: it leaves out of the log what has been superseded. It need not be called, since the store
-// does so by itself when the log has doubled, and grown by two segments at least. Commits go on meanwhile.
+// Checkpoint implements store.Store. It does not wait: if the log has doubled, and grown by two segments at least, it begins a
+// compaction in the background, as a Commit does that begins a segment. See [Store.Compact].
 func (s *Store) Checkpoint(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		return s.err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	s.compactIfGrown()
+	return nil
+}
+
+// Compact leaves out of the log what has been superseded, and returns when that is done. Commits go on meanwhile. It need
+// not be called: the store does so in the background now and then, see [Store.Checkpoint].
+func (s *Store) Compact(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.stopped, cancel)()

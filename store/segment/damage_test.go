@@ -43,7 +43,7 @@ func crashed(t *testing.T, opts Options) (map[string][]byte, []*storetest.State)
 	for range 6 {
 		commit()
 	}
-	require.NoError(t, s.Checkpoint(ctx))
+	require.NoError(t, s.Compact(ctx))
 	for len(s.man.sealed) < 2 || s.off < headerSize+3*recordSize || s.last < s.man.last()+3 {
 		commit()
 	}

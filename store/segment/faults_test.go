@@ -23,7 +23,11 @@ func (d *simDisk) Open() (store.Store, error) {
 	if d.wrap != nil {
 		dir = d.wrap(dir)
 	}
-	return open(dir, d.opts)
+	s, err := open(dir, d.opts)
+	if err != nil {
+		return nil, err
+	}
+	return patient{s}, nil
 }
 
 func (d *simDisk) Cut() error  { return disk.ErrCut }

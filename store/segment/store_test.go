@@ -190,7 +190,7 @@ func TestCommitsDoNotWaitForACompaction(t *testing.T) {
 	require.NoError(t, s.seal())
 	g.armed.Store(true)
 	done := make(chan error)
-	go func() { done <- s.Checkpoint(ctx) }() // the test waits for it
+	go func() { done <- s.Compact(ctx) }() // the test waits for it
 	<-g.entered
 	for range 100 { // this ends though the compaction stands still
 		require.NoError(t, s.Commit(ctx, h.Batch()))
@@ -221,7 +221,7 @@ func TestTheLogStaysSmallUnderLoad(t *testing.T) {
 		want.Apply(ops...)
 		require.NoError(t, s.Commit(ctx, ops))
 	}
-	require.NoError(t, s.Checkpoint(ctx))
+	require.NoError(t, s.Compact(ctx))
 	require.NoError(t, s.Close())
 	r, err := Verify(dir)
 	require.NoError(t, err)
@@ -260,6 +260,7 @@ func TestMethodsOfAClosedStore(t *testing.T) {
 	require.ErrorIs(t, s.Close(), ErrClosed)
 	require.ErrorIs(t, s.Commit(ctx, []store.Op{put(1)}), ErrClosed)
 	require.ErrorIs(t, s.Checkpoint(ctx), ErrClosed)
+	require.ErrorIs(t, s.Compact(ctx), ErrClosed)
 	_, err := storetest.Fold(s.Load(ctx))
 	require.ErrorIs(t, err, ErrClosed)
 }
@@ -336,7 +337,7 @@ func TestEveryReleasedFormatLoads(t *testing.T) {
 			s := mustOpen(t, dir, Options{})
 			same(t, want, fold(t, s))
 			require.NoError(t, s.Commit(ctx, []store.Op{put(9)}))
-			require.NoError(t, s.Checkpoint(ctx))
+			require.NoError(t, s.Compact(ctx))
 			require.NoError(t, s.Close())
 			s = mustOpen(t, dir, Options{})
 			more := want.Clone()
@@ -356,7 +357,7 @@ func writeGolden(t *testing.T, dir string) {
 	require.NoError(t, err)
 	for _, ops := range goldenSteps() {
 		if ops == nil {
-			require.NoError(t, s.Checkpoint(ctx))
+			require.NoError(t, s.Compact(ctx))
 		} else {
 			require.NoError(t, s.Commit(ctx, ops))
 		}
