@@ -449,6 +449,8 @@ func (c *conn) packet(t *turn, b []byte) (int, error) {
 	switch {
 	case !c.accepted:
 		err = c.early(t, h, body)
+	case h.Type == packets.TypeDisconnect && len(body) == 0: // as nearly all are: no need for a deep stack
+		err = errNormal
 	case h.Type == packets.TypePublish:
 		if err = t.pub.Decode(h, body, c.version); err == nil {
 			err = c.onPublish(t, &t.pub, b[:n:n])
@@ -642,16 +644,14 @@ func (c *conn) stopped() error {
 func (c *conn) finish(err error) {
 	code := packets.CodeOf(err)
 	gentle := false
-	var pe *packets.Error
 	if c.accepted {
-		if errors.As(err, &pe) {
+		if pe, ok := errors.AsType[*packets.Error](err); ok {
 			c.sess.mu.Lock()
 			c.stop(pe)
 			c.sess.mu.Unlock()
 			gentle = true
 		}
-		var left *clientLeft
-		if errors.As(err, &left) {
+		if left, ok := errors.AsType[*clientLeft](err); ok {
 			code = left.code
 		}
 		c.b.detach(c, err == errNormal)

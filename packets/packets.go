@@ -265,7 +265,7 @@ func (l Limits) Check(p Packet) error {
 
 // user counts User Properties if they are limited.
 func (l Limits) user(p Properties) int {
-	if l.UserProperties <= 0 {
+	if l.UserProperties <= 0 || len(p) == 0 {
 		return 0
 	}
 	return p.count(UserProperty)
