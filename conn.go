@@ -164,12 +164,7 @@ var errAgain = errors.New("wait on a fresh goroutine")
 func (c *conn) run(fresh bool) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
-			c.b.stats.panics.Add(1)
-			c.b.log.Error("panic while serving a client", "client", c.id(), "remote", c.nc.RemoteAddr(), "panic", v, "stack", string(debug.Stack()))
-			if f := c.b.obs.Panicked; f != nil {
-				f(c.client, v)
-			}
-			err = &packets.Error{Code: packets.UnspecifiedError, Err: fmt.Errorf("panic: %v", v)}
+			err = c.panicked(v)
 		}
 		if err != errAgain {
 			c.finish(err)
@@ -197,6 +192,16 @@ func (c *conn) run(fresh bool) (err error) {
 			return err
 		}
 	}
+}
+
+// panicked makes an error of what was recovered.
+func (c *conn) panicked(v any) error {
+	c.b.stats.panics.Add(1)
+	c.b.log.Error("panic while serving a client", "client", c.id(), "remote", c.nc.RemoteAddr(), "panic", v, "stack", string(debug.Stack()))
+	if f := c.b.obs.Panicked; f != nil {
+		f(c.client, v)
+	}
+	return &packets.Error{Code: packets.UnspecifiedError, Err: fmt.Errorf("panic: %v", v)}
 }
 
 // errPause makes the reader pause: the client has published more than it may in the time.
