@@ -1,0 +1,65 @@
+// Command proxy stands in front of any MQTT broker. The first message of a connection, its CONNECT, is shown to an API over HTTP, which says
+// whether the client may come in, and as whom, and which topics it may use; then packets go both ways through filters that may change, drop or
+// answer them. It is built on package packets, and knows nothing of the broker behind it.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Stdout); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func run(ctx context.Context, args []string, out io.Writer) error {
+	fs := flag.NewFlagSet("proxy", flag.ExitOnError)
+	addr := fs.String("listen", "127.0.0.1:1884", "`address` to listen on")
+	upstream := fs.String("upstream", "127.0.0.1:1883", "`address` of the broker")
+	api := fs.String("api", "", "`URL` that decides about clients; empty: everybody may do everything")
+	maxPacket := fs.Int("max-packet-size", 1<<20, "largest packet accepted from a client, in `bytes`")
+	fs.Parse(args)
+
+	p := &proxy{upstream: *upstream, maxPacket: *maxPacket, admit: admitAll}
+	if *api != "" {
+		p.admit = askAPI(*api)
+	}
+	// What every packet passes, in order. Those of a client's rules come first.
+	p.fromServer = append(p.fromServer, withoutAliases)
+	l, err := net.Listen("tcp", *addr)
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	fmt.Fprintf(out, "listening on %v for the broker at %s\n", l.Addr(), *upstream)
+	var conns sync.WaitGroup
+	defer conns.Wait()
+	for {
+		c, err := l.Accept()
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return nil
+		case err != nil:
+			return err
+		}
+		conns.Go(func() { // ends with ctx
+			if err := p.serve(ctx, c); err != nil && ctx.Err() == nil {
+				fmt.Fprintf(out, "%v: %v\n", c.RemoteAddr(), err)
+			}
+		})
+	}
+}

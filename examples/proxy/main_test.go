@@ -1,0 +1,181 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/dunlin-mqtt/dunlin"
+	"github.com/dunlin-mqtt/dunlin/examples/internal/try"
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// api knows ann, who may use the topics below ann/, and read news.
+func api(t *testing.T) string {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var q question
+		if json.NewDecoder(r.Body).Decode(&q) != nil || q.Username != "ann" || q.Password != "token" {
+			http.Error(w, "who?", http.StatusForbidden)
+			return
+		}
+		json.NewEncoder(w).Encode(answer{Username: "inner", Password: "secret", Publish: []string{"ann/#"}, Subscribe: []string{"ann/#", "news/+"}})
+	}))
+	t.Cleanup(s.Close)
+	return s.URL
+}
+
+// brokers are what the proxy is tried in front of. Each accepts nobody but the user that the proxy has from the API.
+func brokers(t *testing.T, f func(t *testing.T, upstream string)) {
+	t.Run("in front of Dunlin", func(t *testing.T) {
+		inner := hooks.AuthenticatorFunc(func(_ context.Context, r *hooks.ConnectRequest) error {
+			if r.Client.Username != "inner" || string(r.Connect.Password) != "secret" {
+				return packets.Errorf(packets.NotAuthorized, "come by the proxy")
+			}
+			return nil
+		})
+		b, err := dunlin.New(dunlin.Config{Authenticator: inner})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer b.Close()
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		go b.Serve(l) // ends with b
+		f(t, l.Addr().String())
+	})
+	t.Run("in front of Mosquitto", func(t *testing.T) {
+		f(t, mosquitto(t))
+	})
+}
+
+// mosquitto starts a Mosquitto with one user.
+func mosquitto(t *testing.T) string {
+	for _, name := range []string{"mosquitto", "mosquitto_passwd"} {
+		if _, err := exec.LookPath(name); err != nil {
+			t.Skipf("%s is not installed (Debian package mosquitto)", name)
+		}
+	}
+	dir := t.TempDir()
+	l, err := net.Listen("tcp", "127.0.0.1:0") // for a port that is free
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().(*net.TCPAddr)
+	l.Close()
+	users, conf := filepath.Join(dir, "users"), filepath.Join(dir, "mosquitto.conf")
+	if out, err := exec.Command("mosquitto_passwd", "-b", "-c", users, "inner", "secret").CombinedOutput(); err != nil {
+		t.Fatalf("mosquitto_passwd: %v: %s", err, out)
+	}
+	text := fmt.Sprintf("listener %d 127.0.0.1\nallow_anonymous false\npassword_file %s\nuser root\n", addr.Port, users)
+	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("mosquitto", "-c", conf)
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) { // until it listens
+		c, err := net.Dial("tcp", addr.String())
+		if err == nil {
+			c.Close()
+			return addr.String()
+		}
+		if time.Since(start) > 10*time.Second {
+			t.Fatal("mosquitto does not listen")
+		}
+	}
+}
+
+func ann(id string) *packets.Connect {
+	return &packets.Connect{Version: packets.V5, CleanStart: true, ClientID: id, HasUsername: true, Username: "ann", HasPassword: true, Password: []byte("token"),
+		Properties: packets.Properties(nil).AppendUint(packets.TopicAliasMaximum, 10)}
+}
+
+func TestTheAPIDecidesWhoComesInAndWhichTopicsTheyUse(t *testing.T) {
+	brokers(t, func(t *testing.T, upstream string) {
+		p := try.Start(t, run, "-listen", "127.0.0.1:0", "-upstream", upstream, "-api", api(t))
+		var addr string
+		fmt.Sscan(p.Line("listening on "), &addr)
+
+		c := ann("stranger")
+		c.Password = []byte("guessed")
+		if _, ack := try.Dial(t, addr, c); ack.Code != packets.NotAuthorized {
+			t.Fatalf("a stranger was answered with %v", ack.Code)
+		}
+		c = ann("willful")
+		c.Will = &packets.Will{Topic: "news/x"}
+		if _, ack := try.Dial(t, addr, c); ack.Code != packets.NotAuthorized {
+			t.Fatalf("a forbidden Will was answered with %v", ack.Code)
+		}
+
+		sub, ack := try.Dial(t, addr, ann("sub"))
+		if ack.Code.Failed() || ack.Properties.Has(packets.TopicAliasMaximum) {
+			t.Fatalf("ann was answered with %v", ack)
+		}
+		sub.Send(&packets.Subscribe{PacketID: 9, Subscriptions: []packets.Subscription{{Filter: "#"}, {Filter: "ann/+", QoS: 1}, {Filter: "news/#"}, {Filter: "news/+", QoS: 1}}})
+		codes := sub.Receive().(*packets.Suback).Codes
+		want := []packets.ReasonCode{packets.NotAuthorized, packets.GrantedQoS1, packets.NotAuthorized, packets.GrantedQoS1}
+		if fmt.Sprint(codes) != fmt.Sprint(want) {
+			t.Fatalf("the SUBACK has %v, not %v", codes, want)
+		}
+		if code := sub.Subscribe("bob/#", 1); code != packets.NotAuthorized {
+			t.Fatalf("a filter of somebody else was answered with %v", code)
+		}
+
+		pub, _ := try.Dial(t, addr, ann("pub"))
+		if code := pub.Publish("news/1", "forged"); code != packets.NotAuthorized {
+			t.Fatalf("a forbidden topic was answered with %v", code)
+		}
+		pub.Send(&packets.Publish{Topic: []byte("news/1"), QoS: 2, PacketID: 5})
+		if a := pub.Receive().(*packets.Ack); a.Kind != packets.TypePubrec || a.Code != packets.NotAuthorized {
+			t.Fatalf("the same at QoS 2 was answered with %v", a)
+		}
+		pub.Send(&packets.Publish{Topic: []byte("news/1")})
+		pub.Publish("ann/1", "mine")
+		sub.Want("ann/1", "mine")
+
+		// What comes from the side of the broker arrives, too.
+		inner, ack := try.Dial(t, upstream, &packets.Connect{Version: packets.V5, CleanStart: true, ClientID: "inner", HasUsername: true, Username: "inner",
+			HasPassword: true, Password: []byte("secret")})
+		if ack.Code.Failed() {
+			t.Fatalf("the broker's own user was refused: %v", ack.Code)
+		}
+		inner.Publish("news/1", "real")
+		sub.Want("news/1", "real")
+		p.Stop()
+	})
+}
+
+func TestAnOldClientIsCutOffForAForbiddenPublish(t *testing.T) {
+	r := &rules{publish: []string{"a"}}
+	if _, _, err := r.client(&packets.Publish{Topic: []byte("b")}, packets.V311); err == nil {
+		t.Fatal("a client of 3.1.1 would believe that its message was published")
+	}
+	on, back, err := r.client(&packets.Publish{Topic: []byte("a")}, packets.V311)
+	if on == nil || back != nil || err != nil {
+		t.Fatal("an allowed publish did not pass")
+	}
+}
+
+func TestMessagesOfOldSubscriptionsAreStoppedAndAcknowledged(t *testing.T) {
+	r := &rules{subscribe: []string{"a"}}
+	for qos, kind := range map[packets.QoS]packets.Type{1: packets.TypePuback, 2: packets.TypePubrec} {
+		on, back, err := r.server(&packets.Publish{Topic: []byte("b"), QoS: qos, PacketID: 3}, packets.V5)
+		if a, ok := back.(*packets.Ack); on != nil || err != nil || !ok || a.Kind != kind || a.PacketID != 3 {
+			t.Fatalf("at QoS %d: %v goes on, %v back, %v", qos, on, back, err)
+		}
+	}
+}
