@@ -201,3 +201,16 @@ func (c *Client) Want(topic, payload string) {
 		c.t.Fatalf("%s %q came, not %s %q", p.Topic, p.Payload, topic, payload)
 	}
 }
+
+// Gone waits until the broker has closed the connection.
+func (c *Client) Gone() {
+	c.t.Helper()
+	c.nc.SetReadDeadline(time.Now().Add(patience))
+	for {
+		if _, err := c.r.ReadPacket(); err == io.EOF {
+			return
+		} else if err != nil {
+			c.t.Fatalf("the connection is not closed: %v", err)
+		}
+	}
+}
