@@ -32,12 +32,13 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	addr := fs.String("listen", "127.0.0.1:1883", "`address` for the devices")
 	httpAddr := fs.String("http", "127.0.0.1:8883", "`address` for the backend")
 	key := fs.String("key", os.Getenv("PUSH_KEY"), "what the backend shows as its bearer token (default $PUSH_KEY)")
+	wait := fs.Duration("wait", 2*time.Second, "how long a post waits for devices to acknowledge")
 	fs.Parse(args)
 	if *key == "" {
 		return fmt.Errorf("set -key or PUSH_KEY: whoever has it may push to everybody")
 	}
 
-	s := newService(*key)
+	s := newService(*key, *wait)
 	b, err := dunlin.New(dunlin.Config{
 		Authenticator: s, Authorizer: s,
 		MaxSessionExpiry:  30 * 24 * time.Hour, // a telephone may be off for a holiday

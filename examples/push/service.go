@@ -30,14 +30,15 @@ type service struct {
 	hooks.Reloads // tells the broker that decisions have changed
 
 	key    [sha256.Size]byte
+	wait   time.Duration // for acknowledgements
 	broker *dunlin.Broker
 
 	mu    sync.Mutex
 	users map[string]user
 }
 
-func newService(key string) *service {
-	return &service{key: sha256.Sum256([]byte(key)), users: make(map[string]user)}
+func newService(key string, wait time.Duration) *service {
+	return &service{key: sha256.Sum256([]byte(key)), wait: wait, users: make(map[string]user)}
 }
 
 // Authenticate lets a device in whose user name and password are a user and the token of that. All devices of a user have one owner, so
@@ -141,7 +142,7 @@ func (s *service) push(prefix string) http.HandlerFunc {
 		if t := r.Header.Get("Content-Type"); t != "" {
 			m.Properties = m.Properties.AppendText(packets.ContentType, t)
 		}
-		ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
+		ctx, cancel := context.WithTimeout(r.Context(), s.wait)
 		defer cancel()
 		outcome, err := s.broker.PublishWait(ctx, m)
 		if err != nil && !errors.Is(err, context.DeadlineExceeded) { // the others get it later
