@@ -108,7 +108,7 @@ type Broker struct {
 
 	mu        sync.Mutex
 	closed    bool                      // no new listeners and connections. Guarded by mu, as are the next four
-	sessions  map[string]*session       // by session.key
+	sessions  map[string]*session       // by session.place
 	listeners map[net.Listener]struct{} // being served
 	early     map[*conn]struct{}        // connections before they are accepted
 	conns     map[*conn]struct{}        // and after

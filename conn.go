@@ -39,14 +39,14 @@ type conn struct {
 
 	// Owned by the reader.
 	accepted   bool
-	answered   bool         // a CONNACK has been written
-	deep       bool         // the stack has grown; the next wait is left to a fresh goroutine
-	number     uint32       // of the session in the tree; 0 until it subscribes
-	open       atomic.Int32 // QoS 2 messages that came on this connection and are not released
-	readHint   int32        // the read buffer that the last large packet needed
-	lastPacket time.Time    // when the last whole packet came
-	pace       *pace        // what the client may publish; nil: as much as it likes
-	rest       *buffer      // the beginning of an incomplete packet, while the reader waits for more
+	answered   bool          // a CONNACK has been written
+	deep       bool          // the stack has grown; the next wait is left to a fresh goroutine
+	number     uint32        // of the session in the tree; 0 until it subscribes
+	open       atomic.Int32  // QoS 2 messages that came on this connection and are not released
+	readHint   int32         // the read buffer that the last large packet needed
+	lastPacket time.Duration // when the last whole packet came, since Broker.started
+	pace       *pace         // what the client may publish; nil: as much as it likes
+	rest       *buffer       // the beginning of an incomplete packet, while the reader waits for more
 	routes     routes
 	rare       *rare // see there
 
@@ -356,7 +356,7 @@ func (c *conn) packets(t *turn) error {
 		}
 	}
 	if used > 0 {
-		c.lastPacket = t.now
+		c.lastPacket = t.now.Sub(c.b.started)
 		t.receivedBytes += uint64(used)
 		if used < readSize/4 {
 			c.readHint = 0
@@ -583,7 +583,7 @@ func (c *conn) expired(now time.Time) error {
 	if c.keepAlive == 0 {
 		return nil
 	}
-	due := c.lastPacket.Add(c.keepAlive)
+	due := c.b.started.Add(c.lastPacket + c.keepAlive)
 	if !due.After(now) {
 		return packets.Errorf(packets.KeepAliveTimeout, "nothing from the client for %v", c.keepAlive)
 	}

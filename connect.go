@@ -394,7 +394,7 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 	if ip, ok := remoteIP(c.client.RemoteAddr); c.barred(t.now) != nil || b.bans.address(ip, ok, t.now) { // banned this moment, and missed then
 		b.end(c, packets.Errorf(packets.AdministrativeAction, "banned"))
 	}
-	c.lastPacket = t.now
+	c.lastPacket = t.now.Sub(b.started)
 	b.expireAuth(c, g.Expires)
 	if c.keepAlive > 0 {
 		err = c.setReadDeadline(t.now.Add(c.keepAlive))

@@ -206,7 +206,7 @@ func (b *Broker) failed(a net.Addr, now time.Time) {
 	}
 }
 
-// A flapTable counts takeovers by session.key.
+// A flapTable counts takeovers by session.place.
 type flapTable struct {
 	mu sync.Mutex
 	of map[string]bucket // guarded by mu
@@ -301,7 +301,7 @@ func (c *conn) pause() error {
 	case <-c.pace.wake:
 	case <-c.b.ctx.Done():
 	}
-	c.lastPacket = time.Now() // its Keep Alive is not to blame for what was not read
+	c.lastPacket = time.Since(c.b.started) // its Keep Alive is not to blame for what was not read
 	return c.stopped()
 }
 

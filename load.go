@@ -117,7 +117,7 @@ func (l *loader) putSession(op *store.PutSession) error {
 		if op.Session == 0 {
 			return errors.New("a Session without number")
 		}
-		x = &loaded{s: &session{b: l.b, stored: op.Session, quota: l.b.queueLimits(&hooks.Limits{})}}
+		x = &loaded{s: &session{holder: &nobody, b: l.b, stored: op.Session, quota: l.b.queueLimits(&hooks.Limits{})}}
 		l.sessions[op.Session] = x
 	}
 	x.put = op
@@ -249,17 +249,17 @@ func (l *loader) finish() {
 	for _, x := range l.sessions {
 		x.complete(now)
 		b.journal.lastKey = max(b.journal.lastKey, x.s.stored)
-		if other := byKey[x.s.key]; other != nil {
+		if other := byKey[x.s.place()]; other != nil {
 			// The process ended between the beginning of a Session and the end of the one before.
 			if other.s.stored > x.s.stored {
 				x, other = other, x
 			}
 			over = append(over, other)
 		}
-		byKey[x.s.key] = x
+		byKey[x.s.place()] = x
 	}
 	for _, x := range byKey {
-		b.sessions[x.s.key] = x.s
+		b.sessions[x.s.place()] = x.s
 	}
 	for _, e := range l.groups { // what still names a stand-in has no group to go to
 		if group, filter, err := packets.SplitShared(e.group.filter); err == nil {
@@ -289,15 +289,14 @@ func (l *loader) finish() {
 // complete fills in what PutSession said. A client that was connected has left now.
 func (x *loaded) complete(now time.Time) {
 	s, p := x.s, x.put
-	s.id, s.principal, s.named, s.mount = p.ClientID, p.Principal, p.Named, p.Mount
-	s.key = s.b.sessionKey(s.id, s.principal, s.named)
+	s.id, s.holder = p.ClientID, s.b.holder(p.ClientID, p.Principal, p.Named, p.Mount)
 	s.expiry, s.endsAt = p.Expiry, p.ExpiresAt
 	connected := p.ExpiresAt == 0 && p.Expiry != noExpiry
 	if connected {
 		s.setEnd(now)
 	}
 	if w := p.Will; w != nil {
-		s.will = &will{msg: &message{Message: w.Message, From: s.key}, mount: s.mount, delay: time.Duration(w.Delay) * time.Second, client: &hooks.Client{
+		s.will = &will{msg: &message{Message: w.Message, From: s.place()}, mount: s.mount, delay: time.Duration(w.Delay) * time.Second, client: &hooks.Client{
 			ID: s.id, Username: p.Username, HasUsername: s.named, Identity: hooks.Identity{Principal: s.principal},
 		}}
 		if s.will.at = now.Add(s.will.delay); w.At != 0 {

@@ -65,7 +65,7 @@ type out struct {
 	dead    bool          // the connection is not written to any more
 	stalled bool          // the client made no progress while a publisher waited for it: nobody waits again until it does
 	backlog int           // bytes that are in the writer's hands
-	congest time.Time     // since when publishers have waited for it
+	congest time.Duration // since when publishers have waited for it, since Broker.started; 0: they do not
 	room    chan struct{} // not nil: somebody waits for the backlog to fall; closed by the writer
 }
 
@@ -245,7 +245,7 @@ func (c *conn) writeRest(x *buffer) {
 		c.out.backlog = 0
 		c.fill(time.Now())
 		if c.out.size() <= c.b.cfg.MaxOutboundBytes/4 {
-			c.out.congest = time.Time{}
+			c.out.congest = 0
 			c.wake()
 		}
 		if c.out.buf == nil || c.out.dead {
@@ -302,11 +302,11 @@ func (c *conn) ease() {
 			mu.Unlock()
 			return
 		}
-		now := time.Now()
-		if o.congest.IsZero() {
+		now := time.Since(c.b.started)
+		if o.congest == 0 {
 			o.congest = now
 		}
-		if now.Sub(o.congest) > maxWait {
+		if now-o.congest > maxWait {
 			mu.Unlock()
 			return
 		}

@@ -177,7 +177,7 @@ func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (match
 		}
 		return matched, err
 	}
-	o.reset(p, c.sess.key, t.now, b.cfg.MaxMessageExpiry)
+	o.reset(p, c.sess.place(), t.now, b.cfg.MaxMessageExpiry)
 	if plain {
 		o.raw, o.rawV5 = raw, c.version == packets.V5
 	}
@@ -203,7 +203,7 @@ var errReserved = packets.Errorf(packets.NotAuthorized, "topics that begin with 
 // intercept asks the Interceptor, checks what it returns, and asks the Authorizer again if the topic is another one.
 func (c *conn) intercept(t *turn, p *packets.Publish) (*message, error) {
 	o := &t.out
-	o.reset(p, c.sess.key, t.now, c.b.cfg.MaxMessageExpiry)
+	o.reset(p, c.sess.place(), t.now, c.b.cfg.MaxMessageExpiry)
 	return c.b.intercept(c.context(), &t.access, c.client, c.few().mount, o.message())
 }
 

@@ -32,6 +32,18 @@ func (b *Broker) sessionKey(id, principal string, named bool) string {
 	return id + "\x00" + principal
 }
 
+// holder returns who the Session of a client belongs to.
+func (b *Broker) holder(id, principal string, named bool, mount string) *holder {
+	if !named && mount == "" {
+		return &nobody
+	}
+	h := &holder{principal: principal, named: named, mount: mount}
+	if key := b.sessionKey(id, principal, named); key != id {
+		h.key = key
+	}
+	return h
+}
+
 // named says whether c belongs to somebody with a name, be it an empty one.
 func (c *conn) named() bool { return c.client.Identity.Principal != "" || c.client.HasUsername }
 
@@ -60,7 +72,7 @@ func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error
 			return false, packets.Errorf(packets.QuotaExceeded, "too many sessions")
 		}
 		if old == nil {
-			return false, b.begin(t, c, a, key)
+			return false, b.begin(t, c, a)
 		}
 		b.mu.Unlock()
 		result, err := b.takeOver(t, old, c, a)
@@ -86,9 +98,9 @@ const (
 )
 
 // begin makes a new Session for c. It unlocks b.mu.
-func (b *Broker) begin(t *turn, c *conn, a attachment, key string) error {
+func (b *Broker) begin(t *turn, c *conn, a attachment) error {
 	s := &session{
-		b: b, id: c.client.ID, key: key, principal: c.client.Identity.Principal, named: c.named(), mount: c.few().mount,
+		holder: b.holder(c.client.ID, c.client.Identity.Principal, c.named(), c.few().mount), b: b, id: c.client.ID,
 		expiry: a.expiry, will: a.will, quota: a.quota,
 	}
 	s.mu.Lock()
@@ -98,7 +110,7 @@ func (b *Broker) begin(t *turn, c *conn, a attachment, key string) error {
 		c.opening = true
 		x = b.journal.register(s, s.put())
 	}
-	b.sessions[s.key] = s
+	b.sessions[s.place()] = s
 	b.move(c)
 	b.mu.Unlock()
 	if x != nil {
@@ -309,8 +321,8 @@ func (b *Broker) passOn(t *turn, d *delivery) {
 // forget takes s out of the registry, if it is still the one there.
 func (b *Broker) forget(s *session) {
 	b.mu.Lock()
-	if b.sessions[s.key] == s {
-		delete(b.sessions, s.key)
+	if b.sessions[s.place()] == s {
+		delete(b.sessions, s.place())
 	}
 	b.mu.Unlock()
 }

@@ -12,22 +12,20 @@ import (
 // A session is what outlives a Network Connection (4.1): subscriptions (in the tree, under num), queue, what is in flight in both
 // directions, the Will and the expiry. In-process subscribers are sessions as well, with local in the place of conn.
 type session struct {
-	b         *Broker
-	id        string // Client Identifier
-	key       string // in Broker.sessions
-	principal string // who owns it
-	named     bool   // by somebody with a name, be it an empty one
-	mount     string // its mount point
+	*holder
+	b  *Broker
+	id string // Client Identifier
 
 	mu      sync.Mutex
 	conn    *conn         // nil while the client is away
 	local   *Subscription // in-process
-	num     uint32        // in the tree; 0 until the first subscription
 	stored  uint64        // its number in the store; 0: it does not outlive the process. Set before anybody else sees the Session
 	born    uint64        // the batch that tells the store of it. As stored
 	seq     uint64        // of the last entry of the queue, if stored is set
-	subs    int           // subscriptions
+	num     uint32        // in the tree; 0 until the first subscription
+	subs    int32         // subscriptions
 	expiry  uint32        // Session Expiry Interval, seconds; 0: ends with the connection
+	gen     uint32        // how many connections have had it
 	ended   bool          // nothing may be added to it any more
 	will    *will
 	out     sender
@@ -36,9 +34,26 @@ type session struct {
 	quota   queueLimits
 	endsAt  int64         // when it expires, while the client is away, in Unix nanoseconds; 0: never
 	client  *hooks.Client // who has it, or had it last; nil in-process
-	gen     uint32        // how many connections have had it
 	reads   *readings     // kept decisions about deliveries; nil: none
 	due     *deadline     // when it expires or its Will is due; nil until the client first leaves
+}
+
+// A holder is who a Session belongs to. Immutable, so that those without a name share one.
+type holder struct {
+	principal string
+	named     bool   // somebody with a name, be it an empty one
+	mount     string // mount point
+	key       string // in Broker.sessions; empty: the Client Identifier
+}
+
+var nobody holder
+
+// place is the key of s in Broker.sessions.
+func (s *session) place() string {
+	if s.key != "" {
+		return s.key
+	}
+	return s.id
 }
 
 // queueLimits bound the queue of a Session; overflow says what happens beyond.
@@ -293,7 +308,7 @@ func (s *session) sendRetained(c *conn, now time.Time) bool {
 			}
 			skip = !may
 		}
-		if !skip && (!cur.noLocal || m.From != s.key) {
+		if !skip && (!cur.noLocal || m.From != s.place()) {
 			if qos > packets.QoS0 && !s.out.room() {
 				return false
 			}

@@ -212,7 +212,7 @@ func (s *session) subscribe(c *conn, group, filter string, o subOptions) (g gran
 	if s.num == 0 {
 		s.num = s.b.number(s)
 	}
-	if s.subs >= s.b.cfg.MaxSubscriptions {
+	if int(s.subs) >= s.b.cfg.MaxSubscriptions {
 		if _, has := s.b.tree.get(s.num, group, filter); !has {
 			return g, packets.Errorf(packets.QuotaExceeded, "more than %d subscriptions", s.b.cfg.MaxSubscriptions)
 		}

@@ -230,7 +230,7 @@ func (b *Broker) attachLocal(sub *Subscription, o *SubscribeOptions) error {
 				b.mu.Unlock()
 				return packets.Errorf(packets.QuotaExceeded, "too many sessions")
 			}
-			s = &session{b: b, id: id, key: id}
+			s = &session{holder: &nobody, b: b, id: id}
 			if o.Name != "" {
 				b.sessions[id] = s
 			}

@@ -97,7 +97,7 @@ func (b *Broker) Sessions() iter.Seq[SessionInfo] {
 }
 
 func bySession(a, b *session) int {
-	return cmp.Or(cmp.Compare(a.id, b.id), cmp.Compare(a.principal, b.principal), cmp.Compare(a.key, b.key))
+	return cmp.Or(cmp.Compare(a.id, b.id), cmp.Compare(a.principal, b.principal), cmp.Compare(a.place(), b.place()))
 }
 
 // ofClient returns the Sessions with a Client Identifier, in the order of their principals: at most one without SessionPerPrincipal.
