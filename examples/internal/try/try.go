@@ -123,6 +123,12 @@ func Dial(t testing.TB, addr string, p *packets.Connect) (*Client, *packets.Conn
 	if err != nil {
 		t.Fatal(err)
 	}
+	return Over(t, nc, p)
+}
+
+// Over is Dial on a connection that is there, and closes it when the test ends.
+func Over(t testing.TB, nc net.Conn, p *packets.Connect) (*Client, *packets.Connack) {
+	t.Helper()
 	t.Cleanup(func() { nc.Close() })
 	c := &Client{t: t, nc: nc, r: packets.NewReader(nc, packets.Limits{})}
 	c.r.SetVersion(packets.V5)
