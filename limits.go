@@ -72,7 +72,7 @@ func remoteIP(a net.Addr) (ip netip.Addr, ok bool) {
 
 // network is what counts as one address: of IPv6 the /64, which is what one subscriber has.
 func network(ip netip.Addr) netip.Addr {
-	if ip.Is6() {
+	if ip.Is6() && !ip.IsLoopback() {
 		p, _ := ip.Prefix(64)
 		ip = p.Addr()
 	}
