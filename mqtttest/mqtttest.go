@@ -194,7 +194,7 @@ func (b *Broker) Serve(l net.Listener) {
 // goLabelled starts a goroutine that end waits for, and that can be told from others, with all that it starts.
 func (b *Broker) goLabelled(f func()) {
 	b.running.Add(1)
-	go pprof.Do(context.Background(), pprof.Labels("mqtttest", b.label), func(context.Context) {
+	go pprof.Do(context.Background(), pprof.Labels("mqtttest", b.label), func(context.Context) { // end waits for it
 		defer b.running.Done()
 		f()
 	})

@@ -158,7 +158,7 @@ func TestMessageGivesItsProperties(t *testing.T) {
 	require.Equal(t, []byte("c"), m.CorrelationData())
 	d, ok := m.Expiry()
 	require.True(t, ok)
-	require.EqualValues(t, math.MaxUint32, d.Seconds(), "the longest interval must not overflow")
+	require.EqualValues(t, uint32(math.MaxUint32), d.Seconds(), "the longest interval must not overflow")
 
 	bare := &Message{Topic: "a"}
 	require.Empty(t, bare.ContentType())

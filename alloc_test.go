@@ -1,0 +1,141 @@
+package dunlin
+
+import (
+	"fmt"
+	"net"
+	"runtime/debug"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// A sink is a connection that takes whatever is written to it.
+type sink struct{ n int }
+
+func (s *sink) TryWrite(b []byte) (int, error) { s.n += len(b); return len(b), nil }
+func (s *sink) Write(b []byte) (int, error)    { return s.TryWrite(b) }
+
+func (s *sink) Read([]byte) (int, error)         { return 0, net.ErrClosed }
+func (s *sink) Close() error                     { return nil }
+func (s *sink) LocalAddr() net.Addr              { return &net.UnixAddr{} }
+func (s *sink) RemoteAddr() net.Addr             { return &net.UnixAddr{} }
+func (s *sink) SetDeadline(time.Time) error      { return nil }
+func (s *sink) SetReadDeadline(time.Time) error  { return nil }
+func (s *sink) SetWriteDeadline(time.Time) error { return nil }
+
+// A feed is a connection whose bytes the test hands in itself.
+type feed struct {
+	t    testing.TB
+	c    *conn
+	sink *sink
+}
+
+func newFeed(t testing.TB, b *Broker, p *packets.Connect) *feed {
+	s := &sink{}
+	f := &feed{t, b.adopt(b.ctx, s), s}
+	f.packet(p, p.Version)
+	require.True(t, f.c.accepted)
+	t.Cleanup(func() { f.c.finish(net.ErrClosed) })
+	return f
+}
+
+func (f *feed) packet(p packets.Packet, v packets.Version) {
+	b, err := p.Append(nil, v)
+	require.NoError(f.t, err)
+	f.bytes(b)
+}
+
+func (f *feed) bytes(b []byte) {
+	turn := f.c.b.getTurn()
+	f.c.unpark(turn)
+	turn.read.b = append(turn.read.b, b...)
+	err := f.c.input(turn)
+	f.c.park(turn)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// A routing is one kind of message and of subscribers.
+type routing struct {
+	name        string
+	pub, sub    packets.Version
+	subscribers int
+	qos         packets.QoS // of the subscriptions; the message has QoS 0
+}
+
+var routings = []routing{
+	{"3.1.1 to nobody", packets.V311, packets.V311, 0, 0},
+	{"3.1.1 to one", packets.V311, packets.V311, 1, 0},
+	{"3.1.1 to 100", packets.V311, packets.V311, 100, 1},
+	{"5.0 to one", packets.V5, packets.V5, 1, 2},
+	{"5.0 to 100", packets.V5, packets.V5, 100, 0},
+	{"5.0 to 100 of 3.1.1", packets.V5, packets.V311, 100, 0},
+	{"3.1.1 to 100 of 5.0", packets.V311, packets.V5, 100, 0},
+	{"5.0 with properties to 100", packets.V5, packets.V5, 100, 0},
+}
+
+// start returns a publisher and the bytes of a message that goes to all subscribers.
+func (r routing) start(t testing.TB) (pub *feed, message []byte, sinks []*sink) {
+	b := newTestBroker(t, nil)
+	t.Cleanup(func() { b.Close() })
+	for i := range r.subscribers {
+		f := newFeed(t, b, &packets.Connect{Version: r.sub, CleanStart: true, ClientID: fmt.Sprint("s", i)})
+		f.packet(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: []string{"a/b", "a/+", "#"}[i%3], QoS: r.qos}}}, r.sub)
+		sinks = append(sinks, f.sink)
+	}
+	pub = newFeed(t, b, &packets.Connect{Version: r.pub, CleanStart: true, ClientID: "p"})
+	p := &packets.Publish{Topic: []byte("a/b"), Payload: make([]byte, 64)}
+	if r.name == "5.0 with properties to 100" {
+		p.Properties = p.Properties.AppendText(packets.ContentType, "text/plain").AppendUser("a", "b")
+	}
+	message, err := p.Append(nil, r.pub)
+	require.NoError(t, err)
+	return pub, message, sinks
+}
+
+// raced says whether the race detector is on, under which pools forget at random.
+func raced() bool {
+	info, _ := debug.ReadBuildInfo()
+	return info != nil && slices.ContainsFunc(info.Settings, func(s debug.BuildSetting) bool { return s.Key == "-race" && s.Value == "true" })
+}
+
+// From the bytes of a QoS 0 PUBLISH to the buffers of all who subscribe to it nothing is allocated.
+func TestRoutingDoesNotAllocate(t *testing.T) {
+	for _, r := range routings {
+		t.Run(r.name, func(t *testing.T) {
+			pub, message, sinks := r.start(t)
+			before := make([]int, len(sinks))
+			for i, s := range sinks {
+				before[i] = s.n
+			}
+			if n := testing.AllocsPerRun(200, func() { pub.bytes(message) }); n > 0 && !raced() {
+				t.Errorf("%v allocations", n)
+			}
+			for i, s := range sinks {
+				require.Greater(t, s.n-before[i], 201*64, "each subscriber gets each message")
+			}
+		})
+	}
+}
+
+// BenchmarkRouteQoS0 routes QoS 0 messages, from the bytes read to the buffers of the subscribers.
+func BenchmarkRouteQoS0(b *testing.B) {
+	for _, r := range routings {
+		b.Run(r.name, func(b *testing.B) {
+			pub, message, _ := r.start(b)
+			pub.bytes(message)
+			b.ReportAllocs()
+			for b.Loop() {
+				pub.bytes(message)
+			}
+			if r.subscribers > 0 {
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(r.subscribers), "ns/delivery")
+			}
+		})
+	}
+}
