@@ -132,7 +132,10 @@ func (c *Client) WantIdle(why string) {
 	}
 	p, err := c.next(patience, true)
 	switch {
-	case err == nil && p == nil: // the sign of life
+	case err == nil && p == nil: // the sign of life; what waits for the store may be behind it
+		if p, err = c.next(10*time.Millisecond, false); err == nil {
+			c.fail(why, "nothing", packets.Trace(p))
+		}
 	case errors.Is(err, os.ErrDeadlineExceeded):
 	case err != nil:
 		c.fail(why, "nothing", "the end of the connection: "+err.Error())

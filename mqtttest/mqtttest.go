@@ -19,8 +19,8 @@
 //
 // # Faults
 //
-// [Broker.Inject] makes things go wrong, for all connections or for those of one client or listener: see [Fault]. [Broker.Restart] and
-// [Broker.Stop] are the larger accidents.
+// [Broker.Inject] makes things go wrong, for all connections or for those of one client or listener: see [Fault]. [Broker.Restart],
+// [Broker.RestartEmpty] and [Broker.Stop] are the larger accidents.
 package mqtttest
 
 import (
@@ -42,6 +42,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/listeners"
 	"github.com/dunlin-mqtt/dunlin/packets"
+	"github.com/dunlin-mqtt/dunlin/store"
+	"github.com/dunlin-mqtt/dunlin/store/memory"
 )
 
 // An Option changes how NewBroker sets the broker up.
@@ -49,6 +51,7 @@ type Option func(*options)
 
 type options struct {
 	cfg     dunlin.Config
+	open    func() (store.Store, error)
 	timeout time.Duration
 	verbose bool
 }
@@ -57,6 +60,13 @@ type options struct {
 // to the test's output.
 func Config(f func(c *dunlin.Config)) Option {
 	return func(o *options) { f(&o.cfg) }
+}
+
+// Store says where the broker keeps what has to outlive it: open is called at each start, also those of Start and Restart, and the broker
+// closes what it returns when it ends. Without this option, and without a Store in the configuration, that is a store in memory which
+// belongs to the test's broker.
+func Store(open func() (store.Store, error)) Option {
+	return func(o *options) { o.open = open }
 }
 
 // Timeout is how long the Wait methods, and Want of a Client, wait before they fail. Default 10 s: of the bubble's time in a bubble.
@@ -73,12 +83,13 @@ func Verbose() Option {
 // goroutine that runs it.
 type Broker struct {
 	// Immutable.
-	t       testing.TB
-	o       options
-	label   string
-	bubble  bool // made inside a synctest bubble
-	started time.Time
-	memory  *listeners.Memory
+	t         testing.TB
+	o         options
+	label     string
+	bubble    bool // made inside a synctest bubble
+	started   time.Time
+	memory    *listeners.Memory
+	forgetful bool // the store is our own: RestartEmpty may replace it
 
 	running sync.WaitGroup // accept loops and connections
 
@@ -119,6 +130,15 @@ func NewBroker(t testing.TB, opts ...Option) *Broker {
 	}
 	for _, o := range opts {
 		o(&b.o)
+	}
+	switch given := b.o.cfg.Store; {
+	case b.o.open != nil && given != nil:
+		t.Fatal("mqtttest: there is a Store in the configuration, and an option Store")
+	case b.o.open == nil && given != nil:
+		b.o.open = reopen(given)
+	case b.o.open == nil:
+		b.forgetful = true
+		b.o.open = reopen(new(memory.Store))
 	}
 	b.o.cfg.Observer = hooks.Join(b.o.cfg.Observer, b.observer())
 	b.wrapAuth()
@@ -234,20 +254,49 @@ func (b *Broker) Stop() {
 	core := b.core
 	b.core = nil
 	b.mu.Unlock()
-	if core != nil {
-		core.Close()
+	if core == nil {
+		return
+	}
+	if err := core.Close(); err != nil {
+		b.mu.Lock()
+		b.failures = append(b.failures, fmt.Sprintf("closing the store: %v", err))
+		b.mu.Unlock()
 	}
 }
 
-// Start starts a stopped broker again, with the same configuration. It does nothing if it is running.
+// reopen returns a function that opens a store that is open the first time, and can be opened again if it has such a method, as
+// store/memory has.
+func reopen(s store.Store) func() (store.Store, error) {
+	first := true
+	return func() (store.Store, error) {
+		if first {
+			first = false
+			return s, nil
+		}
+		x, ok := s.(interface{ Open() error })
+		if !ok {
+			return nil, fmt.Errorf("a %T cannot be opened again: give NewBroker the option Store rather than a Store in its configuration", s)
+		}
+		return s, x.Open()
+	}
+}
+
+// Start starts a stopped broker again, with the same configuration and what its store holds. It does nothing if it is running.
 func (b *Broker) Start() {
 	b.t.Helper()
 	if b.Broker() != nil {
 		return
 	}
+	cfg := b.o.cfg
 	var core *dunlin.Broker
-	var err error
-	pprof.Do(context.Background(), pprof.Labels("mqtttest", b.label), func(context.Context) { core, err = dunlin.New(b.o.cfg) })
+	st, err := b.o.open()
+	if err == nil {
+		cfg.Store = st
+		pprof.Do(context.Background(), pprof.Labels("mqtttest", b.label), func(context.Context) { core, err = dunlin.New(cfg) })
+		if err != nil {
+			st.Close()
+		}
+	}
 	if err != nil {
 		b.t.Fatalf("mqtttest: %v", err)
 	}
@@ -262,6 +311,18 @@ func (b *Broker) Start() {
 func (b *Broker) Restart() {
 	b.t.Helper()
 	b.Stop()
+	b.Start()
+}
+
+// RestartEmpty is Restart with an empty store: sessions, subscriptions and retained messages are forgotten. It fails the test if the
+// store is not the broker's own; empty yours by yourself, between Stop and Start.
+func (b *Broker) RestartEmpty() {
+	b.t.Helper()
+	if !b.forgetful {
+		b.t.Fatal("mqtttest: RestartEmpty with a store that the test has given: empty it between Stop and Start")
+	}
+	b.Stop()
+	b.o.open = reopen(new(memory.Store))
 	b.Start()
 }
 

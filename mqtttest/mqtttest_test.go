@@ -20,6 +20,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/mqtttest"
 	"github.com/dunlin-mqtt/dunlin/packets"
+	"github.com/dunlin-mqtt/dunlin/store"
+	"github.com/dunlin-mqtt/dunlin/store/memory"
 	"github.com/stretchr/testify/require"
 )
 
@@ -289,6 +291,22 @@ func TestFailureMessages(t *testing.T) {
 		{"a message that the broker refuses", func(t testing.TB) {
 			mqtttest.NewBroker(t).Publish("a/#", "x")
 		}, []string{`Publish to "a/#"`, "no Topic Name"}},
+		{"a store that cannot be opened again", func(t testing.TB) {
+			b := mqtttest.NewBroker(t, mqtttest.Config(func(c *dunlin.Config) { c.Store = struct{ store.Store }{new(memory.Store)} }))
+			b.Restart()
+		}, []string{"cannot be opened again", "option Store"}},
+		{"somebody else's store that is to be empty", func(t testing.TB) {
+			b := mqtttest.NewBroker(t, mqtttest.Store(func() (store.Store, error) { return new(memory.Store), nil }))
+			b.Restart()
+			b.RestartEmpty()
+		}, []string{"empty it between Stop and Start"}},
+		{"two stores", func(t testing.TB) {
+			mqtttest.NewBroker(t, mqtttest.Store(func() (store.Store, error) { return new(memory.Store), nil }),
+				mqtttest.Config(func(c *dunlin.Config) { c.Store = new(memory.Store) }))
+		}, []string{"a Store in the configuration, and an option"}},
+		{"a store that fails", func(t testing.TB) {
+			mqtttest.NewBroker(t, mqtttest.Store(func() (store.Store, error) { return nil, errors.New("no disk") }))
+		}, []string{"mqtttest: no disk"}},
 		{"a message while it is stopped", func(t testing.TB) {
 			b := mqtttest.NewBroker(t)
 			b.Stop()
@@ -376,10 +394,19 @@ func TestStopAndStart(t *testing.T) {
 		require.ErrorIs(t, err, io.EOF, "nobody serves it")
 		b.Start()
 		c = b.Client(t, "c1", persistent)
-		require.False(t, c.Connack.SessionPresent, "without a store the sessions are gone")
+		require.True(t, c.Connack.SessionPresent, "the session was stored")
 		c.Send(subscribe(1, "#", 0))
 		c.WantType("", packets.TypeSuback)
-		c.WantIdle("and so are the retained messages")
+		c.WantType("and so were the retained messages", packets.TypePublish)
+		b.Restart()
+		require.True(t, b.Client(t, "c1", persistent).Connack.SessionPresent, "and again")
+
+		b.RestartEmpty()
+		c = b.Client(t, "c1", persistent)
+		require.False(t, c.Connack.SessionPresent, "without its store the broker has forgotten the session")
+		c.Send(subscribe(1, "#", 0))
+		c.WantType("", packets.TypeSuback)
+		c.WantIdle("and the retained messages")
 		require.Len(t, b.Messages("kept"), 1, "the record is the test's, not the broker's")
 	})
 }

@@ -254,7 +254,7 @@ func (o *options) serve(ctx context.Context) error {
 		return err
 	}
 	defer b.Close() // it closes the store, too
-	listeners, err := o.transport.open(o.reloads)
+	listeners, err := o.transport.open(o.reloads, o.cfg.Logger)
 	if err != nil {
 		return err
 	}

@@ -57,7 +57,7 @@ func start(t *testing.T, args ...string) (addrs []string, printed *log) {
 			t.Logf("the server printed:\n%s", printed)
 		}
 	})
-	for range len(o.listen) + len(o.tlsListen) {
+	for range len(o.listen) + len(o.tlsListen) + len(o.web.listen) + len(o.transport.quic) {
 		select {
 		case a := <-up:
 			addrs = append(addrs, a)

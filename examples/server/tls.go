@@ -5,9 +5,11 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"log/slog"
 	"net"
 
 	"github.com/dunlin-mqtt/dunlin/hooks/auth/tlsfiles"
+	"github.com/dunlin-mqtt/dunlin/listeners/quic"
 )
 
 // This file is the listeners, with TLS and the PROXY protocol: -tls-listen, -tls-cert and so on, -proxy-protocol.
@@ -18,10 +20,12 @@ type transport struct {
 	files                        tlsfiles.Options
 	identity                     bool
 	proxyProtocol                int
+	web                          web
+	quic                         list
 }
 
 func (tr *transport) flags(fs *flag.FlagSet) {
-	fs.Var(&tr.listen, "listen", "`address` to listen on, repeatable: host:port, or unix:path (default 127.0.0.1:1883 unless there is a -tls-listen)")
+	fs.Var(&tr.listen, "listen", "`address` to listen on, repeatable: host:port, or unix:path (default 127.0.0.1:1883 unless there is a -tls-listen, -ws or -quic)")
 	fs.Var(&tr.tlsListen, "tls-listen", "`address` to listen on with TLS, repeatable; needs -tls-cert and -tls-key")
 	fs.StringVar(&tr.files.Certificate, "tls-cert", "", "PEM `file` with the server's certificate and its intermediate ones")
 	fs.StringVar(&tr.files.Key, "tls-key", "", "PEM `file` with the server's private key")
@@ -31,15 +35,17 @@ func (tr *transport) flags(fs *flag.FlagSet) {
 	fs.BoolVar(&tr.identity, "tls-identity-as-username", false, "on TLS the Common Name of the client's certificate is its user name, and no password is asked for")
 	fs.IntVar(&tr.proxyProtocol, "proxy-protocol", 0, "`version`, 1 or 2, of the PROXY protocol that has to begin every connection over TCP (default none)")
 	fs.Var(&tr.proxyFrom, "proxy-from", "address or `prefix` of the proxies, repeatable; connections from elsewhere are closed (default 127.0.0.0/8 and ::1)")
+	tr.web.flags(fs)
+	fs.Var(&tr.quic, "quic", "UDP `address` to listen on for MQTT over QUIC, repeatable; without -tls-cert its certificate is made up at each start")
 }
 
 // check says what does not go together.
 func (tr *transport) check() error {
 	switch {
-	case len(tr.tlsListen) > 0 && (tr.files.Certificate == "" || tr.files.Key == ""):
+	case (len(tr.tlsListen) > 0 || tr.files != tlsfiles.Options{} && len(tr.quic) > 0) && (tr.files.Certificate == "" || tr.files.Key == ""):
 		return errors.New("-tls-listen needs -tls-cert and -tls-key")
-	case len(tr.tlsListen) == 0 && (tr.identity || tr.files != tlsfiles.Options{}):
-		return errors.New("the flags that begin with -tls need -tls-listen")
+	case len(tr.tlsListen)+len(tr.quic) == 0 && (tr.identity || tr.files != tlsfiles.Options{}):
+		return errors.New("the flags that begin with -tls need -tls-listen or -quic")
 	case tr.files.ClientCAs == "" && (tr.files.RequireClient || tr.files.CRL != "" || tr.identity):
 		return errors.New("-tls-require-cert, -tls-crl and -tls-identity-as-username need -tls-client-ca")
 	case tr.proxyProtocol < 0 || tr.proxyProtocol > 2:
@@ -47,14 +53,17 @@ func (tr *transport) check() error {
 	case tr.proxyProtocol == 0 && len(tr.proxyFrom) > 0:
 		return errors.New("-proxy-from needs -proxy-protocol")
 	}
-	if len(tr.listen)+len(tr.tlsListen) == 0 {
+	if err := tr.web.check(); err != nil {
+		return err
+	}
+	if len(tr.listen)+len(tr.tlsListen)+len(tr.web.listen)+len(tr.quic) == 0 {
 		tr.listen = list{"127.0.0.1:1883"}
 	}
 	return nil
 }
 
 // open opens all listeners, or none. What can be reloaded is added to r.
-func (tr *transport) open(r reloads) (ls []net.Listener, err error) {
+func (tr *transport) open(r reloads, log *slog.Logger) (ls []net.Listener, err error) {
 	defer func() {
 		if err != nil {
 			for _, l := range ls {
@@ -63,29 +72,47 @@ func (tr *transport) open(r reloads) (ls []net.Listener, err error) {
 			ls = nil
 		}
 	}()
-	for _, addr := range tr.listen {
-		l, err := tr.openOne(addr)
-		if err != nil {
-			return ls, err
+	add := func(addrs list, open func(addr string) (net.Listener, error)) {
+		for _, addr := range addrs {
+			var l net.Listener
+			if err == nil {
+				if l, err = open(addr); err == nil {
+					ls = append(ls, l)
+				}
+			}
 		}
-		ls = append(ls, l)
 	}
-	if len(tr.tlsListen) == 0 {
-		return ls, nil
+	add(tr.listen, tr.openOne)
+	add(tr.web.listen, func(addr string) (net.Listener, error) { return tr.web.open(addr, tr.openOne) })
+	if err != nil || len(tr.tlsListen)+len(tr.quic) == 0 {
+		return ls, err
 	}
-	files, err := tlsfiles.Open(tr.files)
+	conf, err := tr.tlsConfig(r, log)
 	if err != nil {
 		return ls, err
 	}
-	r["TLS files"] = files
-	for _, addr := range tr.tlsListen {
+	add(tr.tlsListen, func(addr string) (net.Listener, error) {
 		l, err := tr.openOne(addr)
 		if err != nil {
-			return ls, err
+			return nil, err
 		}
-		ls = append(ls, tls.NewListener(l, files.Config()))
+		return tls.NewListener(l, conf), nil
+	})
+	add(tr.quic, func(addr string) (net.Listener, error) { return quic.Listen("udp", addr, conf, quic.Options{}) })
+	return ls, err
+}
+
+// tlsConfig is made of the files, or of a certificate that is made up for -quic.
+func (tr *transport) tlsConfig(r reloads, log *slog.Logger) (*tls.Config, error) {
+	if tr.files == (tlsfiles.Options{}) {
+		return selfSigned(log)
 	}
-	return ls, nil
+	files, err := tlsfiles.Open(tr.files)
+	if err != nil {
+		return nil, err
+	}
+	r["TLS files"] = files
+	return files.Config(), nil
 }
 
 func (tr *transport) openOne(addr string) (net.Listener, error) {
