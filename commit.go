@@ -536,12 +536,24 @@ func (j *journal) commitRest(x *batch, ops []store.Op, full error) {
 		j.carried, j.carriedConns = nil, nil
 	case errors.Is(err, store.ErrFull):
 		x.stuck, x.pinned = err, true
-		j.carried, j.carriedConns = follow, x.conns
+		j.carried, j.carriedConns = follow, distinct(x.conns)
 	default:
 		j.die(x, err)
 		return
 	}
 	j.fail(full, false)
+}
+
+// distinct returns a copy of conns without repetitions.
+func distinct(conns []*conn) (out []*conn) {
+	seen := make(map[*conn]bool, len(conns))
+	for _, c := range conns {
+		if !seen[c] {
+			seen[c] = true
+			out = append(out, c)
+		}
+	}
+	return out
 }
 
 // following returns those of ops that follow what has happened already.
