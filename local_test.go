@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"strings"
 	"sync"
@@ -16,6 +17,8 @@ import (
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/packets"
+	"github.com/dunlin-mqtt/dunlin/store"
+	"github.com/dunlin-mqtt/dunlin/store/memory"
 )
 
 // Tests of what the program does itself: Publish, Subscribe, Request and Respond.
@@ -598,3 +601,88 @@ func TestTypedSubscriptions(t *testing.T) {
 		require.Error(t, err)
 	})
 }
+
+func TestANamedSubscriptionSurvivesARestart(t *testing.T) {
+	st := new(memory.Store)
+	require.NoError(t, st.Close())
+	life := func(f func(t *testing.T, b *Broker)) {
+		t.Helper()
+		inProcess(t, func(c *Config) {
+			require.NoError(t, st.Open())
+			c.Store = st
+		}, f)
+	}
+	o := &SubscribeOptions{Name: "jobs", QoS: 2, ManualAck: true, ID: 3}
+	life(func(t *testing.T, b *Broker) {
+		require.NoError(t, b.Publish(t.Context(), &Message{Topic: "jobs/retained", Payload: []byte("retained"), QoS: 1, Retain: true}))
+		sub := mustSubscribe(t, b, "jobs/#", o)
+		for i := range 4 {
+			mustPublish(t, b, "jobs/x", fmt.Sprint(i), QoS(1+i%2))
+		}
+		mustPublish(t, b, "jobs/x", "not stored", 0)
+		for i := range 3 {
+			m, err := sub.Next(t.Context())
+			require.NoError(t, err)
+			require.Equal(t, fmt.Sprint(i), string(m.Payload))
+			if i == 1 {
+				m.Ack()
+			}
+		}
+	})
+	life(func(t *testing.T, b *Broker) {
+		mustPublish(t, b, "jobs/x", "while nobody reads", 1)
+		info, ok := b.Session("$local/jobs")
+		require.True(t, ok)
+		require.Len(t, info.Subscriptions, 1)
+		sub := mustSubscribe(t, b, "jobs/#", &SubscribeOptions{Name: "jobs", QoS: 2, ManualAck: true, RetainHandling: SendRetainedIfNew})
+		for _, want := range []string{"0", "2", "3", "while nobody reads"} {
+			m, err := sub.Next(t.Context())
+			require.NoError(t, err)
+			require.Equal(t, want, string(m.Payload))
+			require.Equal(t, want < "3", m.Redelivered)
+			m.Ack()
+		}
+		require.Empty(t, unread(sub))
+	})
+	life(func(t *testing.T, b *Broker) {
+		sub := mustSubscribe(t, b, "jobs/#", &SubscribeOptions{Name: "jobs", QoS: 1, RetainHandling: SendRetainedIfNew})
+		require.Empty(t, unread(sub), "all was acknowledged")
+		mustPublish(t, b, "jobs/x", "read", 1)
+		require.Equal(t, []string{"read"}, unread(sub))
+		mustPublish(t, b, "jobs/x", "unread", 1)
+	})
+	life(func(t *testing.T, b *Broker) {
+		sub := mustSubscribe(t, b, "jobs/#", &SubscribeOptions{Name: "jobs", QoS: 1, RetainHandling: SendRetainedIfNew})
+		require.Equal(t, []string{"unread"}, unread(sub))
+		sub.Delete()
+	})
+	life(func(t *testing.T, b *Broker) {
+		_, ok := b.Session("$local/jobs")
+		require.False(t, ok, "what was deleted stays so")
+	})
+	life(func(t *testing.T, b *Broker) { // the time between two lives counts
+		mustSubscribe(t, b, "jobs/#", &SubscribeOptions{Name: "jobs", Expiry: time.Hour}).Close()
+		time.Sleep(time.Hour + time.Second)
+		_, ok := b.Session("$local/jobs")
+		require.False(t, ok)
+	})
+}
+
+func TestANamedSubscriptionIsRefusedWhileTheStoreFails(t *testing.T) {
+	inProcess(t, func(c *Config) { c.Store = &refusingStore{} }, func(t *testing.T, b *Broker) {
+		_, err := b.Subscribe(t.Context(), "a", &SubscribeOptions{Name: "n"})
+		require.ErrorIs(t, err, store.ErrFull)
+		require.Zero(t, b.Stats().Sessions)
+		mustSubscribe(t, b, "a", nil) // of which the store knows nothing
+	})
+}
+
+// refusingStore has no room.
+type refusingStore struct{ memory.Store }
+
+func (s *refusingStore) Load(ctx context.Context) iter.Seq2[store.Op, error] {
+	return func(func(store.Op, error) bool) {}
+}
+func (s *refusingStore) Commit(context.Context, []store.Op) error { return store.ErrFull }
+func (s *refusingStore) Checkpoint(context.Context) error         { return nil }
+func (s *refusingStore) Close() error                             { return nil }

@@ -52,7 +52,8 @@ type SubscribeOptions struct {
 
 	// Name makes the Subscription durable: its Session, with filters and queue, stays when nobody reads it, and Subscribe with the same Name
 	// goes on with it, with the filter and options that are then given besides those that it had. Its Client Identifier is "$local/" and the Name.
-	// Where Config.Store is set it survives the end of the process. While nobody reads, it is as with clients that are away: QoS 0 messages
+	// Where Config.Store is set it survives the end of the process; what was read or acknowledged at the moment of a crash may come again. While
+	// nobody reads, it is as with clients that are away: QoS 0 messages
 	// are kept only with Config.QueueQoS0. Empty: the Session ends with the Subscription.
 	Name string
 	// Expiry is how long a named Session waits for its next reader, at most Config.MaxSessionExpiry. Zero: that.
@@ -103,6 +104,7 @@ func (m *Incoming) Ack() {
 		return
 	}
 	if d := s.out.find(m.id); d != nil {
+		s.gone(d)
 		s.out.finish(d)
 		m.sub.signal()
 	}
@@ -140,8 +142,8 @@ var (
 // Subscribe subscribes the program to filter, which may be a shared one, until ctx ends, the Subscription is closed, or the Broker is. What it
 // publishes and subscribes to is not for the Authorizer to decide. A reader that falls behind loses messages or delays publishers, as o says.
 //
-// The error is ErrBrokerClosed, the cause of ctx, a *packets.Error with Topic Filter invalid (0x8F) or Quota exceeded (0x97), or says
-// which option is out of range.
+// The error is ErrBrokerClosed, the cause of ctx, a *packets.Error with Topic Filter invalid (0x8F) or Quota exceeded (0x97), that of a Store
+// which fails, or says which option is out of range.
 func (b *Broker) Subscribe(ctx context.Context, filter string, o *SubscribeOptions) (*Subscription, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
@@ -159,7 +161,7 @@ func (b *Broker) Subscribe(ctx context.Context, filter string, o *SubscribeOptio
 	if sub.blockTimeout == 0 {
 		sub.blockTimeout = time.Second
 	}
-	if err := b.attachLocal(sub, o); err != nil {
+	if err := b.attachLocal(ctx, sub, o); err != nil {
 		return nil, err
 	}
 	if err := sub.Add(filter, o); err != nil {
@@ -204,8 +206,8 @@ func (b *Broker) splitFilter(filter string, o *SubscribeOptions) (group, inner s
 	return group, inner, nil
 }
 
-// attachLocal makes sub the reader of its Session: a new one, or the one that its Name has.
-func (b *Broker) attachLocal(sub *Subscription, o *SubscribeOptions) error {
+// attachLocal makes sub the reader of its Session: a new one, or the one that its Name has. With a Store it waits until that is durable.
+func (b *Broker) attachLocal(ctx context.Context, sub *Subscription, o *SubscribeOptions) error {
 	buffer := o.Buffer
 	if buffer == 0 {
 		buffer = 1024
@@ -246,9 +248,17 @@ func (b *Broker) attachLocal(sub *Subscription, o *SubscribeOptions) error {
 			s.out.begin(min(buffer, 65535))
 			sub.s = s
 			b.locals[sub] = struct{}{}
+			x, fresh := s.saveLocal()
 			s.mu.Unlock()
 			b.mu.Unlock()
-			return nil
+			if x == nil {
+				return nil
+			}
+			err := b.journal.wait(ctx, x, !fresh)
+			if err != nil {
+				sub.end(err, fresh)
+			}
+			return err
 		}
 		s.mu.Unlock()
 		b.mu.Unlock()
@@ -256,6 +266,18 @@ func (b *Broker) attachLocal(sub *Subscription, o *SubscribeOptions) error {
 			other.end(ErrSubscriptionTaken, false)
 		}
 	}
+}
+
+// saveLocal tells the store, if there is one and s has a Name, that s has a reader. It returns what to wait for, and whether s is new. The lock
+// is held.
+func (s *session) saveLocal() (x *batch, fresh bool) {
+	switch {
+	case s.b.journal == nil || s.expiry == 0:
+		return nil, false
+	case s.stored == 0:
+		return s.b.journal.register(s, s.put()), true
+	}
+	return s.b.journal.await(s.put()), false
 }
 
 // localExpiry is the Session Expiry Interval of a named Subscription.
@@ -282,9 +304,18 @@ func (sub *Subscription) Add(filter string, o *SubscribeOptions) error {
 	if err := sub.Err(); err != nil {
 		return err
 	}
+	if err := s.down(); err != nil {
+		return err
+	}
 	g, err := s.subscribe(nil, group, inner, opts)
 	if err != nil {
 		return err
+	}
+	if g.batch != nil {
+		if err := s.b.journal.wait(s.b.ctx, g.batch, false); err != nil {
+			s.takeBackSubscription(&g)
+			return err
+		}
 	}
 	if group == "" && (o.RetainHandling == SendRetained || o.RetainHandling == SendRetainedIfNew && !g.existed) {
 		s.mu.Lock()
@@ -386,16 +417,33 @@ func (sub *Subscription) take(now time.Time) *Incoming {
 	case sub.manual && d.id != 0:
 		m.id = d.id
 	case sub.manual && d.qos > packets.QoS0:
-		m.id = s.out.open(d)
+		m.id = s.openLocal(d)
 	case d.id != 0:
+		s.gone(&d)
 		s.out.finish(s.out.find(d.id))
 	default:
+		s.gone(&d)
 		d.settle(true)
 	}
 	if s.out.queue.n > 0 || len(s.cursors) > 0 || int(s.out.resend) < len(s.out.flight) {
 		sub.signal() // for other readers
 	}
 	return m
+}
+
+// openLocal puts d in flight until it is acknowledged.
+func (s *session) openLocal(d delivery) uint16 {
+	if s.stored == 0 {
+		return s.out.open(d)
+	}
+	if d.seq == 0 { // a retained one
+		s.seq++
+		d.seq = s.seq
+		s.b.journal.single(s.stored, &d)
+	}
+	id := s.out.open(d)
+	s.b.journal.sent(nil, nil, s.stored, d.seq, id)
+	return id
 }
 
 // next takes the next message of an in-process Session: from those in flight that an earlier reader left, from the queue, then from the
@@ -420,6 +468,7 @@ func (s *session) next(now time.Time) (d delivery, ok bool) {
 		}
 		s.dropped(d.msg, hooks.DropExpired)
 		d.settle(false)
+		s.gone(&d)
 	}
 	return d, false
 }
@@ -568,10 +617,10 @@ func (b *Broker) leaveLocal(s *session) {
 	s.local = nil
 	s.cursors = nil // the next reader subscribes anew
 	s.leave(time.Now(), true)
-	if s.due == nil {
-		s.due = new(deadline)
+	s.wait()
+	if s.stored != 0 {
+		b.journal.add(s.put())
 	}
-	b.due.set(s.due, s.expiresAt(), s.whenDue)
 }
 
 // closeLocal ends all Subscriptions.
