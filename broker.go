@@ -97,6 +97,9 @@ type Broker struct {
 	addresses addresses
 	flaps     flapTable
 	bans      banList
+	memory    budget
+	shedding  atomic.Bool // shed is due or under way
+	shedDue   deadline
 
 	tree     *tree
 	retained *retainedStore
@@ -157,6 +160,7 @@ func New(cfg Config) (*Broker, error) {
 	}
 	b.strict = strict
 	b.addresses.of, b.flaps.of = make(map[netip.Addr]*address), make(map[string]bucket)
+	b.memory.most, b.retained.mem = int64(cfg.MaxMemory), &b.memory
 	b.learnRules()
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	if cfg.Store != nil {

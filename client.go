@@ -39,6 +39,9 @@ func (b *Broker) publishLocal(ctx context.Context, m *Message, l local) (matched
 	if err := b.publishable(m); err != nil {
 		return 0, err
 	}
+	if err := b.refuseMemory(); err != nil {
+		return 0, err
+	}
 	var x *batch // what makes the message durable; nil: it need not be
 	blocked := b.work(func(t *turn) {
 		sm := &message{Message: *m, From: l.from}

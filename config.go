@@ -138,6 +138,13 @@ type Config struct {
 	// Quota exceeded (0x97). Defaults 1,000,000 and 1 GiB.
 	MaxRetained      int
 	MaxRetainedBytes int
+	// MaxMemory bounds the bytes that messages take in the whole broker: in queues and in flight (each message once), retained, in output
+	// that sockets have not taken, and in packets that have come in part. It gives way in this order: from 80 % on, QoS 0 messages are not
+	// kept for clients whose sockets do not take them at once, or who are away; above 90 % the queues of absent clients are shortened, the
+	// largest first and the oldest messages of each, down to 85 %; at the limit each publish, retained or not, is refused with Quota exceeded
+	// (0x97), and a client before 5.0 that cannot be told is disconnected. Default: half of the runtime's memory limit (GOMEMLIMIT) if
+	// there is one, otherwise 4 GiB.
+	MaxMemory int
 
 	// MaxQoS is the highest QoS that clients may publish with; nil means 2. A lower one is announced to 5.0 clients, granted
 	// QoS are lowered to it, and a publish above it ends the connection with QoS not supported (0x9B).
@@ -306,6 +313,7 @@ func (c *Config) check() error {
 	limit(&c.MaxUncommittedBytes, 8<<20, math.MaxInt)
 	limit(&c.MaxRetained, 1_000_000, math.MaxInt32)
 	limit(&c.MaxRetainedBytes, 1<<30, math.MaxInt)
+	limit(&c.MaxMemory, int(min(defaultMemory(), math.MaxInt)), math.MaxInt)
 	if c.DisableTopicAlias {
 		c.TopicAliasMaximum = 0
 	}

@@ -38,17 +38,18 @@ type conn struct {
 	noReasons      bool // Request Problem Information was 0
 
 	// Owned by the reader.
-	accepted   bool
-	answered   bool          // a CONNACK has been written
-	deep       bool          // the stack has grown; the next wait is left to a fresh goroutine
-	number     uint32        // of the session in the tree; 0 until it subscribes
-	open       atomic.Int32  // QoS 2 messages that came on this connection and are not released
-	readHint   int32         // the read buffer that the last large packet needed
-	lastPacket time.Duration // when the last whole packet came, since Broker.started
-	pace       *pace         // what the client may publish; nil: as much as it likes
-	rest       *buffer       // the beginning of an incomplete packet, while the reader waits for more
-	routes     routes
-	rare       *rare // see there
+	accepted    bool
+	answered    bool          // a CONNACK has been written
+	deep        bool          // the stack has grown; the next wait is left to a fresh goroutine
+	number      uint32        // of the session in the tree; 0 until it subscribes
+	open        atomic.Int32  // QoS 2 messages that came on this connection and are not released
+	readHint    int32         // the read buffer that the last large packet needed
+	restCounted int32         // how much of rest the count of memory knows of
+	lastPacket  time.Duration // when the last whole packet came, since Broker.started
+	pace        *pace         // what the client may publish; nil: as much as it likes
+	rest        *buffer       // the beginning of an incomplete packet, while the reader waits for more
+	routes      routes
+	rare        *rare // see there
 
 	// Guarded by sess.mu.
 	out      out
@@ -308,7 +309,17 @@ func (c *conn) park(t *turn) {
 		x.free()
 	}
 	t.read = nil
+	c.countRest()
 	c.b.putTurn(t)
+}
+
+// countRest tells the count of memory what the beginning of an incomplete packet takes.
+func (c *conn) countRest() {
+	n := 0
+	if c.rest != nil {
+		n = cap(c.rest.b)
+	}
+	c.b.memory.recount(&c.restCounted, n)
 }
 
 // readPlain reads through a buffer that stays with the connection: for a net.Conn that cannot be waited for without one.
@@ -325,6 +336,11 @@ func (c *conn) readPlain() error {
 			ierr := c.input(t)
 			c.widen(t)
 			c.rest, t.read = t.read, nil
+			if len(c.rest.b) == 0 && cap(c.rest.b) > readSize { // a large packet is over
+				c.rest.free()
+				c.rest = newBuffer(4 << 10)
+			}
+			c.countRest()
 			c.b.putTurn(t)
 			if ierr != nil {
 				return ierr
@@ -675,15 +691,13 @@ func (c *conn) finish(err error) {
 		c.out.dead = true
 		c.out.dropHeld()
 		c.wake()
-		if c.out.buf != nil && !c.out.writing {
-			c.out.buf.free()
-			c.out.buf = nil
-		}
+		c.discard()
 		c.sess.mu.Unlock()
 	}
 	if c.rest != nil {
 		c.rest.free()
 		c.rest = nil
 	}
+	c.countRest()
 	c.b.leave(c, code, err)
 }

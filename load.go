@@ -117,7 +117,7 @@ func (l *loader) putSession(op *store.PutSession) error {
 		if op.Session == 0 {
 			return errors.New("a Session without number")
 		}
-		x = &loaded{s: &session{holder: &nobody, b: l.b, stored: op.Session, quota: l.b.queueLimits(&hooks.Limits{})}}
+		x = &loaded{s: &session{holder: &nobody, b: l.b, out: sender{mem: &l.b.memory}, stored: op.Session, quota: l.b.queueLimits(&hooks.Limits{})}}
 		l.sessions[op.Session] = x
 	}
 	x.put = op
@@ -324,6 +324,9 @@ func (l *loader) fill(x *loaded) {
 		}
 		if d.state == toldRel {
 			d.msg = nil
+		}
+		if d.msg != nil {
+			s.out.mem.hold(d.msg, deliveryCost)
 		}
 		s.out.flight = append(s.out.flight, *d)
 		s.out.live++

@@ -65,6 +65,7 @@ type out struct {
 	dead    bool          // the connection is not written to any more
 	stalled bool          // the client made no progress while a publisher waited for it: nobody waits again until it does
 	backlog int           // bytes that are in the writer's hands
+	counted int32         // how much of size the count of memory knows of
 	congest time.Duration // since when publishers have waited for it, since Broker.started; 0: they do not
 	room    chan struct{} // not nil: somebody waits for the backlog to fall; closed by the writer
 }
@@ -150,9 +151,10 @@ func (c *conn) flush(now time.Time) (congested bool) {
 		c.out.writing, c.out.stalled = false, false
 		c.wake()
 	}
-	congested = c.out.size() > c.b.cfg.MaxOutboundBytes/2
+	n := c.out.size()
+	c.b.memory.recount(&c.out.counted, n)
 	mu.Unlock()
-	return congested
+	return n > c.b.cfg.MaxOutboundBytes/2
 }
 
 // fail ends all writing after an error. The reader finds out by itself: its deadline is moved to now.
@@ -164,9 +166,22 @@ func (c *conn) fail(x *buffer) {
 		c.out.buf = nil
 	}
 	c.out.dropHeld()
+	c.b.memory.recount(&c.out.counted, 0)
 	c.wake()
 	c.nc.SetReadDeadline(aLongTimeAgo)
 	c.unpause()
+}
+
+// discard frees what a dead connection has left, unless somebody is writing it.
+func (c *conn) discard() {
+	if !c.out.dead || c.out.writing {
+		return
+	}
+	if c.out.buf != nil {
+		c.out.buf.free()
+		c.out.buf = nil
+	}
+	c.b.memory.recount(&c.out.counted, 0)
 }
 
 // wake lets those go on who wait for the backlog to fall. The lock is held.
@@ -244,12 +259,14 @@ func (c *conn) writeRest(x *buffer) {
 		x.free()
 		c.out.backlog = 0
 		c.fill(time.Now())
+		c.b.memory.recount(&c.out.counted, c.out.size())
 		if c.out.size() <= c.b.cfg.MaxOutboundBytes/4 {
 			c.out.congest = 0
 			c.wake()
 		}
 		if c.out.buf == nil || c.out.dead {
 			c.out.writing = false
+			c.discard()
 			mu.Unlock()
 			return
 		}
@@ -272,6 +289,7 @@ func (c *conn) writeAll(b []byte) error {
 			mu := &c.sess.mu
 			mu.Lock()
 			c.out.backlog -= n
+			c.b.memory.recount(&c.out.counted, c.out.size())
 			c.out.stalled = false
 			mu.Unlock()
 			if errors.Is(err, os.ErrDeadlineExceeded) {

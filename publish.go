@@ -42,8 +42,11 @@ func (c *conn) onPublish(t *turn, p *packets.Publish, raw []byte) error {
 	} else if p.QoS == packets.QoS1 && c.open.Load() >= c.receiveMaximum && c.version == packets.V5 {
 		return c.tooManyOpen()
 	}
+	if err := c.b.refuseMemory(); err != nil {
+		return c.excess(t, p, err)
+	}
 	if c.pace != nil && !c.pace.take(t.now.UnixNano(), len(raw)) {
-		return c.tooFast(t, p)
+		return c.excess(t, p, errTooFast)
 	}
 	if cfg.Store != nil && (p.QoS > packets.QoS0 || p.Retain || cfg.Interceptor != nil) {
 		defer t.clear()
@@ -58,16 +61,17 @@ func (c *conn) onPublish(t *turn, p *packets.Publish, raw []byte) error {
 	return c.answer(t, p, matched, err)
 }
 
-// tooFast refuses a PUBLISH beyond the client's rate. Before 5.0 there is no other way to say that than to close the connection.
-func (c *conn) tooFast(t *turn, p *packets.Publish) error {
+// excess refuses a PUBLISH beyond what the client may send or the broker can hold. Before 5.0 there is no other way to say that than to
+// close the connection.
+func (c *conn) excess(t *turn, p *packets.Publish, err error) error {
 	c.b.stats.dropped.Add(1)
 	switch {
 	case p.QoS == packets.QoS0:
 		return nil
 	case c.version < packets.V5:
-		return errTooFast
+		return err
 	}
-	return c.answer(t, p, 0, errTooFast)
+	return c.answer(t, p, 0, err)
 }
 
 var errTooFast = packets.Errorf(packets.QuotaExceeded, "more messages or bytes than are allowed in the time")

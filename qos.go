@@ -55,6 +55,7 @@ func (d *delivery) size() int {
 
 // A sender is the outbound half: the queue, and in sending order what is in flight.
 type sender struct {
+	mem    *budget // counts what is held; nil: nobody does
 	queue  fifo[delivery]
 	bytes  int        // size of what is queued
 	flight []delivery // flight[:head] is done
@@ -138,6 +139,9 @@ func (s *sender) open(d delivery) uint16 {
 	}
 	d.id, d.state, d.used = s.nextID(), sent, true
 	s.flight = append(s.flight, d)
+	if d.msg != nil {
+		s.mem.hold(d.msg, deliveryCost)
+	}
 	s.live++
 	s.used++
 	s.resend = int32(len(s.flight))
@@ -179,6 +183,7 @@ func (s *sender) finish(d *delivery) {
 		s.used--
 	}
 	d.settle(true)
+	s.content(d, nil)
 	*d = delivery{state: done}
 	s.live--
 	for int(s.head) < len(s.flight) && s.flight[s.head].state == done {
@@ -193,7 +198,7 @@ func (s *sender) finish(d *delivery) {
 // with PUBREL, so that the client does not take the next message with that Packet Identifier for this one.
 func (s *sender) forget(d *delivery) {
 	d.settle(false)
-	d.msg = nil
+	s.content(d, nil)
 	switch {
 	case d.state != waiting:
 	case d.qos == packets.QoS1:
@@ -201,6 +206,28 @@ func (s *sender) forget(d *delivery) {
 	default:
 		d.state = toldRel
 	}
+}
+
+// content makes m, which may be nil, the message of a delivery in flight.
+func (s *sender) content(d *delivery, m *message) {
+	if d.msg != nil {
+		s.mem.release(d.msg, deliveryCost)
+	}
+	if d.msg = m; m != nil {
+		s.mem.hold(m, deliveryCost)
+	}
+}
+
+// clear takes everything out.
+func (s *sender) clear() {
+	for i := range s.flight {
+		s.content(&s.flight[i], nil)
+	}
+	s.queue.all(func(d *delivery) bool {
+		s.mem.release(d.msg, deliveryCost)
+		return true
+	})
+	*s = sender{mem: s.mem}
 }
 
 // compact moves the live deliveries to the front.
@@ -225,12 +252,14 @@ func (s *sender) push(d delivery) {
 	if d.qos == packets.QoS0 {
 		s.qos0++
 	}
+	s.mem.hold(d.msg, deliveryCost)
 	s.queue.push(d)
 }
 
 // pop takes the front of the queue, which must not be empty.
 func (s *sender) pop() delivery {
 	d := s.queue.pop()
+	s.mem.release(d.msg, deliveryCost)
 	s.bytes -= d.size()
 	if d.qos == packets.QoS0 {
 		s.qos0--
@@ -243,6 +272,7 @@ func (s *sender) remove(match func(*delivery) bool) {
 	old := s.queue
 	s.queue, s.bytes, s.qos0 = fifo[delivery]{}, 0, 0
 	old.all(func(d *delivery) bool {
+		s.mem.release(d.msg, deliveryCost)
 		if !match(d) {
 			s.push(*d)
 		}
@@ -277,7 +307,7 @@ func (s *sender) ack(kind packets.Type, id uint16, code packets.ReasonCode) (v v
 		return mismatched, 0
 	case kind == packets.TypePubrec && !code.Failed():
 		d.settle(true)
-		d.msg = nil // it will never be sent again [MQTT-4.3.3-5]
+		s.content(d, nil) // it will never be sent again [MQTT-4.3.3-5]
 		d.state = released
 		return sendPubrel, seq // also when repeated
 	case kind == packets.TypePubcomp && d.state == sent:

@@ -13,6 +13,17 @@ type retainedStore struct {
 	mu    sync.RWMutex
 	items *btree.BTreeG[retainedItem] // guarded by mu
 	size  int64                       // guarded by mu
+	mem   *budget                     // counts what is held; nil: nobody does
+}
+
+// exchange counts that m is held, and old no longer. Both may be nil.
+func (r *retainedStore) exchange(old, m *message) {
+	if m != nil {
+		r.mem.hold(m, retainedCost)
+	}
+	if old != nil {
+		r.mem.release(old, retainedCost)
+	}
 }
 
 type retainedItem struct {
@@ -44,6 +55,7 @@ func (r *retainedStore) setWithin(m *message, most int, mostBytes int64) (old *m
 	}
 	r.items.ReplaceOrInsert(retainedItem{m.Topic, m})
 	r.size = size
+	r.exchange(it.msg, m)
 	return it.msg, true
 }
 
@@ -56,6 +68,7 @@ func (r *retainedStore) set(m *message) (old *message) {
 		r.size -= retainedSize(it.msg)
 		old = it.msg
 	}
+	r.exchange(old, m)
 	return old
 }
 
@@ -67,6 +80,7 @@ func (r *retainedStore) remove(topic string) (old *message) {
 		r.size -= retainedSize(it.msg)
 		old = it.msg
 	}
+	r.exchange(old, nil)
 	return old
 }
 
@@ -79,6 +93,7 @@ func (r *retainedStore) removeExactly(m *message) bool {
 	}
 	r.items.Delete(retainedItem{topic: m.Topic})
 	r.size -= retainedSize(m)
+	r.exchange(m, nil)
 	return true
 }
 

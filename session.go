@@ -108,7 +108,10 @@ func (s *session) deliver(t *turn, o *outgoing, to *target, eager bool) bool {
 		undecided = !known // it takes the way through the queue
 	}
 	switch {
-	case c == nil && s.local == nil && qos == packets.QoS0 && !s.b.cfg.QueueQoS0:
+	case c == nil && s.local == nil && qos == packets.QoS0 && (!s.b.cfg.QueueQoS0 || s.b.memory.over(leaveQoS0)):
+		return false
+	case c != nil && c.out.backlog > 0 && qos == packets.QoS0 && s.b.memory.over(leaveQoS0):
+		s.missed(o, hooks.DropMemory)
 		return false
 	case c == nil || undecided || (qos > packets.QoS0 && (!s.out.direct() || c.out.size() > s.b.cfg.MaxOutboundBytes/2)) || s.out.qos0 > 0:
 		return s.enqueue(t, delivery{msg: o.message(), extra: to.extra(o), qos: qos, retain: retain})
@@ -161,6 +164,7 @@ func (s *session) enqueue(t *turn, d delivery) bool {
 		t.record(s, &d)
 	}
 	s.out.push(d)
+	s.b.crowded()
 	if s.local != nil {
 		s.local.signal()
 	} else if s.conn != nil {
@@ -435,7 +439,8 @@ func (s *session) end() (w *will, shared []delivery) {
 		}
 	}
 	s.out.queue.all(func(d *delivery) bool { collect(d); return true })
-	s.out, s.in, s.cursors, s.subs = sender{}, receiver{}, nil, 0
+	s.out.clear()
+	s.in, s.cursors, s.subs = receiver{}, nil, 0
 	return w, shared
 }
 

@@ -232,7 +232,7 @@ func (b *Broker) attachLocal(ctx context.Context, sub *Subscription, o *Subscrib
 				b.mu.Unlock()
 				return packets.Errorf(packets.QuotaExceeded, "too many sessions")
 			}
-			s = &session{holder: &nobody, b: b, id: id}
+			s = &session{holder: &nobody, b: b, id: id, out: sender{mem: &b.memory}}
 			if o.Name != "" {
 				b.sessions[id] = s
 			}

@@ -31,7 +31,8 @@ type Stats struct {
 	// Now.
 	Connections, Sessions, Subscriptions, Retained int
 	RetainedBytes                                  int64
-	Queued, Inflight                               int // messages, over all Sessions
+	Memory                                         int64 // bytes that count against Config.MaxMemory
+	Queued, Inflight                               int   // messages, over all Sessions
 
 	// Since New.
 	Accepted, Refused                               uint64 // connections
@@ -51,6 +52,7 @@ func (b *Broker) Stats() Stats {
 	b.mu.Unlock()
 	st.Subscriptions = b.tree.len()
 	st.Retained, st.RetainedBytes = b.retained.len(), b.retained.bytes()
+	st.Memory = b.memory.used.Load()
 	for _, s := range sessions {
 		s.mu.Lock()
 		st.Queued += s.out.queue.n

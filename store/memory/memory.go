@@ -268,7 +268,7 @@ func cloneSession(op *store.PutSession) *store.PutSession {
 }
 
 func cloneMessage(m *store.Message) *store.Message {
-	c := *m
+	c := store.Message{Message: m.Message, Expires: m.Expires, From: m.From}
 	cloneSlices(&c.Message)
 	return &c
 }

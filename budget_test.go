@@ -1,0 +1,245 @@
+package dunlin
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// holding counts anew, by looking at everything, what the budget should say when nothing is under way.
+func (b *Broker) holding() (n int64) {
+	seen := map[*message]bool{}
+	add := func(m *message, place int64) {
+		if m == nil {
+			return
+		}
+		if n += place; !seen[m] {
+			seen[m] = true
+			n += int64(heldSize(m))
+		}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	sessions := make([]*session, 0, len(b.sessions)+len(b.locals))
+	for _, s := range b.sessions {
+		sessions = append(sessions, s)
+	}
+	for sub := range b.locals {
+		sessions = append(sessions, sub.s)
+	}
+	for _, s := range sessions {
+		s.mu.Lock()
+		s.out.queue.all(func(d *delivery) bool { add(d.msg, deliveryCost); return true })
+		for i := range s.out.flight {
+			add(s.out.flight[i].msg, deliveryCost)
+		}
+		if s.conn != nil {
+			n += int64(s.conn.out.size())
+		}
+		s.mu.Unlock()
+	}
+	for _, conns := range []map[*conn]struct{}{b.early, b.conns} {
+		for c := range conns {
+			n += int64(c.restCounted)
+		}
+	}
+	b.retained.items.Ascend(func(it retainedItem) bool { add(it.msg, retainedCost); return true })
+	return n
+}
+
+// Whatever happens, what is counted is what is held.
+func TestTheBudgetIsByteAccurate(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 1))
+	withRules(t, everything, func(c *Config) {
+		c.MaxQueuedMessages, c.MaxInflight, c.QueueQoS0, c.MaxMessageExpiry = 8, 3, true, time.Hour
+	}, func(r *guardRig) {
+		drain := func(nc interface{ Read([]byte) (int, error) }) { // reads, and acknowledges nothing
+			for b := make([]byte, 4096); ; {
+				if _, err := nc.Read(b); err != nil {
+					return
+				}
+			}
+		}
+		open := map[int]*testClient{}
+		sub, err := r.b.Subscribe(context.Background(), "t/+", &SubscribeOptions{QoS: 1, Buffer: 4})
+		require.NoError(t, err)
+		for step := range 1500 {
+			i := rng.IntN(6)
+			c := open[i]
+			topic := fmt.Sprint("t/", rng.IntN(4))
+			m := &Message{Topic: topic, QoS: packets.QoS(rng.IntN(3)), Payload: make([]byte, rng.IntN(2000)), Retain: rng.IntN(3) == 0}
+			switch k := rng.IntN(16); {
+			case k < 3 && c == nil:
+				c = r.connect(as(fmt.Sprint("c", i), "u"))
+				go drain(c.nc)
+				open[i] = c
+			case k < 5 && c != nil:
+				c.close()
+				delete(open, i)
+			case k < 7 && c != nil:
+				filter := []string{"t/#", topic, "$share/g/t/#", "$share/g/+/1"}[rng.IntN(4)]
+				c.send(&packets.Subscribe{PacketID: 9, Subscriptions: []packets.Subscription{{Filter: filter, QoS: packets.QoS(rng.IntN(3))}}})
+			case k < 9 && c != nil: // acknowledge something that may be in flight
+				for id := range uint16(8) {
+					kind := []packets.Type{packets.TypePuback, packets.TypePubrec, packets.TypePubcomp}[rng.IntN(3)]
+					if s := r.flight(fmt.Sprint("c", i), id); s != nil && (kind == packets.TypePuback) == (s.qos == 1) && (kind != packets.TypePubcomp || s.state == released) {
+						c.send(&packets.Ack{Kind: kind, PacketID: id})
+						synctest.Wait()
+					}
+				}
+			case k == 9:
+				r.b.DeleteSession(context.Background(), fmt.Sprint("c", i))
+				if c != nil {
+					c.close()
+					delete(open, i)
+				}
+			case k == 10:
+				r.reload([]string{"allow all #", "deny user=u subscribe t/1\nallow all #"}[rng.IntN(2)])
+			case k == 11 && c != nil: // the beginning of a packet
+				c.nc.Write([]byte{0x30, 0xff, 0x1f, 0, 1, 'a'})
+				synctest.Wait()
+				require.Equal(t, r.b.holding(), r.b.Stats().Memory, "after step %d", step)
+				c.close()
+				delete(open, i)
+			default:
+				require.NoError(t, r.b.Publish(context.Background(), m))
+			}
+			synctest.Wait()
+			require.Equal(t, r.b.holding(), r.b.Stats().Memory, "after step %d", step)
+		}
+		for _, c := range open {
+			c.close()
+		}
+		sub.Close()
+		for i := range 6 {
+			r.b.DeleteSession(context.Background(), fmt.Sprint("c", i))
+		}
+		for _, m := range slices.Collect(r.b.Retained("#")) {
+			require.NoError(t, r.b.Publish(context.Background(), &Message{Topic: m.Topic, Retain: true}))
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		require.Zero(t, r.b.Stats().Memory, "nothing is left")
+	})
+}
+
+// flight is a copy of what is in flight to a client with that Packet Identifier.
+func (r *guardRig) flight(id string, packet uint16) *delivery {
+	r.b.mu.Lock()
+	s := r.b.sessions[id]
+	r.b.mu.Unlock()
+	if s == nil {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if d := s.out.find(packet); d != nil {
+		c := *d
+		return &c
+	}
+	return nil
+}
+
+func TestOfAbsentClientsTheOldestMessagesGoFirst(t *testing.T) {
+	const most = 1 << 20
+	withRules(t, everything, func(c *Config) { c.MaxMemory = most }, func(r *guardRig) {
+		c := r.connect(as("c", "u"))
+		c.subscribe("#", 1)
+		c.close()
+		small := r.connect(as("small", "u"))
+		small.subscribe("small", 1)
+		small.close()
+		payload := make([]byte, 10_000)
+		require.NoError(t, r.b.Publish(context.Background(), &Message{Topic: "small", QoS: 1}))
+		highest, n := int64(0), 0
+		for ; n < 500; n++ {
+			require.NoError(t, r.b.Publish(context.Background(), &Message{Topic: fmt.Sprint("t/", n), QoS: 1, Payload: payload}), "it gives way before it refuses")
+			synctest.Wait()
+			highest = max(highest, r.b.Stats().Memory)
+		}
+		require.LessOrEqual(t, highest, int64(most)*90/100+20_000)
+		require.Greater(t, highest, int64(most)*85/100)
+		r.told("dropped c t/0: out of memory")
+		info, _ := r.b.Session("small")
+		require.Equal(t, 1, info.Queued, "the fullest queue is shortened first")
+		info, _ = r.b.Session("c")
+		c = r.connect(as("c", "u"))
+		for i := range info.Queued {
+			c.message(fmt.Sprint("t/", n-info.Queued+i)) // the youngest, in their order
+		}
+		c.nothing("nothing else")
+		c.close()
+	})
+}
+
+func TestAtTheLimitPublishesAreRefused(t *testing.T) {
+	const most = 1 << 20
+	withRules(t, everything, func(c *Config) { c.MaxMemory, c.MaxQueuedBytes, c.MaxPacketSize = most, -1, -1 }, func(r *guardRig) {
+		slow := as("slow", "u")
+		slow.Properties = slow.Properties.AppendUint(packets.ReceiveMaximum, 1)
+		c := r.connect(slow) // is here, and acknowledges nothing: its queue is not shortened
+		c.subscribe("q", 1)
+		p := r.connect(as("p", "u"))
+		n := 0
+		for ; r.b.Publish(context.Background(), &Message{Topic: "q", QoS: 1, Payload: make([]byte, 100_000)}) == nil; n++ {
+			require.Less(t, n, 20)
+		}
+		require.InDelta(t, 10, n, 1, "as many as fit, and the one that went beyond")
+		require.Equal(t, packets.QuotaExceeded, p.publish("q", "x", false))
+		require.Equal(t, packets.QuotaExceeded, p.publish("retained", "x", true))
+		p.send(&packets.Publish{QoS: 2, PacketID: 3, Topic: []byte("q")})
+		require.Equal(t, packets.QuotaExceeded, p.recv().(*packets.Ack).Code)
+		require.Equal(t, packets.QuotaExceeded, packets.CodeOf(r.b.Publish(context.Background(), &Message{Topic: "q"})))
+		p.send(&packets.Publish{Topic: []byte("q")})
+		p.nothing("QoS 0 is dropped in silence")
+		old := as("old", "u")
+		old.Version, old.Properties = packets.V311, nil
+		v3 := r.connect(old)
+		v3.send(&packets.Publish{QoS: 1, PacketID: 3, Topic: []byte("q")})
+		_, err := v3.r.ReadPacket()
+		require.Error(t, err, "an acknowledgement would be a lie")
+		v3.close()
+
+		c.message("q") // the next one comes, and there is room
+		c.message("q")
+		synctest.Wait()
+		require.False(t, p.publish("other", "x", false).Failed())
+		c.close()
+		p.close()
+	})
+}
+
+func TestCloseToTheLimitQoS0IsNotKeptForSlowClients(t *testing.T) {
+	withRules(t, everything, func(c *Config) { c.MaxMemory, c.MaxOutboundBytes = 1<<20, 4<<20 }, func(r *guardRig) {
+		r.l.Buffer = 1 << 10
+		c := r.connect(as("c", "u"))
+		c.subscribe("#", 0)
+		for range 200 { // c reads nothing: MaxOutboundBytes would allow it all
+			require.NoError(t, r.b.Publish(context.Background(), &Message{Topic: "t", Payload: make([]byte, 10_000)}))
+		}
+		require.LessOrEqual(t, r.b.Stats().Memory, int64(1<<20)*80/100+20_000)
+		r.told("dropped c t: out of memory")
+		c.close()
+	})
+}
+
+func TestTheDefaultBudget(t *testing.T) {
+	for _, tt := range []struct {
+		set  int
+		want int64
+	}{{0, defaultMemory()}, {-1, 1<<63 - 1}, {5, 5}} {
+		b := newTestBroker(t, func(c *Config) { c.MaxMemory = tt.set })
+		require.Equal(t, tt.want, b.memory.most)
+		b.Close()
+	}
+}
