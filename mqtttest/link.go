@@ -418,7 +418,7 @@ func (k *link) Close() error {
 	k.finish.Do(func() {
 		close(k.done)
 		for i := range k.dirs {
-			k.dirs[i].deadline.set(time.Time{})
+			k.dirs[i].deadline.end()
 		}
 	})
 	return k.nc.Close()
@@ -462,6 +462,15 @@ type deadline struct {
 	mu    sync.Mutex
 	over  chan struct{} // closed when it has passed; replaced when it is moved after that
 	timer *time.Timer
+	ended bool // no timer any more: it would keep the link alive
+}
+
+// end is the last time that the deadline is set.
+func (d *deadline) end() {
+	d.mu.Lock()
+	d.ended = true
+	d.mu.Unlock()
+	d.set(time.Time{})
 }
 
 func (d *deadline) passed() <-chan struct{} {
@@ -492,7 +501,7 @@ func (d *deadline) set(t time.Time) {
 	default:
 	}
 	switch left := time.Until(t); {
-	case t.IsZero():
+	case t.IsZero(), d.ended:
 	case left <= 0:
 		close(over)
 	default:
