@@ -39,7 +39,11 @@ func (x *exchange) Next(ctx context.Context, data []byte) (reply []byte, done bo
 		err = errors.New("a client that has become somebody else")
 	}
 	if err != nil {
-		return nil, false, refuse(packets.NotAuthorized, err)
+		err = refuse(packets.NotAuthorized, err)
+		if pe, ok := errors.AsType[*packets.Error](err); ok && x.again {
+			pe.Code = packets.NotAuthorized // the only one that a DISCONNECT can have
+		}
+		return nil, false, err
 	}
 	x.grant.Identity, x.grant.Expires = g.Identity, g.Expires
 	return nil, true, nil

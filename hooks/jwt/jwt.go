@@ -83,7 +83,7 @@ type Claims struct {
 }
 
 // Tokens is an Authenticator for clients with a token. It refuses one that it does not accept with Bad User Name or Password
-// (0x86), and abstains from clients that have none, or something there that has not the form of one.
+// (0x86), one that it cannot verify because its Keys fail with Server unavailable (0x88), and abstains from clients that have none, or something there that has not the form of one.
 type Tokens struct {
 	o      Options
 	parser *jwt.Parser
@@ -152,8 +152,18 @@ func (t *Tokens) Authenticate(ctx context.Context, r *hooks.ConnectRequest) erro
 	return nil
 }
 
-// refuse makes the answer to a client whose token is not accepted: why that is so it does not learn.
+// errKeys is the error of a KeySource.
+type errKeys struct{ error }
+
+// Unwrap returns what the KeySource returned.
+func (e errKeys) Unwrap() error { return e.error }
+
+// refuse makes the answer to a client whose token is not accepted: why that is so it does not learn, but for keys that cannot be had, for
+// which it may try again.
 func refuse(code packets.ReasonCode, err error) error {
+	if _, failed := errors.AsType[errKeys](err); failed {
+		return &packets.Error{Code: packets.ServerUnavailable, Reason: "tokens cannot be verified now", Err: fmt.Errorf("jwt: %w", err)}
+	}
 	return &packets.Error{Code: code, Reason: "the token is not accepted", Err: fmt.Errorf("jwt: %w", err)}
 }
 
@@ -184,7 +194,7 @@ func (t *Tokens) verify(ctx context.Context, token string) (g hooks.Grant, err e
 func (t *Tokens) keysFor(ctx context.Context, id, algorithm string) (any, error) {
 	found, err := t.o.Keys.Find(ctx, id)
 	if err != nil {
-		return nil, err
+		return nil, errKeys{err}
 	}
 	var set jwt.VerificationKeySet
 	for i := range found {

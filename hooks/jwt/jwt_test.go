@@ -408,6 +408,6 @@ func (f failing) Find(context.Context, string) ([]dunlinjwt.Key, error) { return
 func TestKeysThatCannotBeHad(t *testing.T) {
 	tokens := newTokens(t, func(o *dunlinjwt.Options) { o.Keys = failing{errors.New("no network")} })
 	err := tokens.Authenticate(t.Context(), connect(sign(t, "EdDSA", ed, nil, with(nil))))
-	require.Equal(t, packets.BadUserNameOrPassword, packets.CodeOf(err))
+	require.Equal(t, packets.ServerUnavailable, packets.CodeOf(err))
 	require.ErrorContains(t, err, "no network")
 }

@@ -1,0 +1,294 @@
+package hooks_test
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"log"
+	"log/slog"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/dunlin-mqtt/dunlin"
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/hooks/acl"
+	"github.com/dunlin-mqtt/dunlin/hooks/audit"
+	"github.com/dunlin-mqtt/dunlin/hooks/auth"
+	"github.com/dunlin-mqtt/dunlin/hooks/auth/tlsfiles"
+	"github.com/dunlin-mqtt/dunlin/hooks/webhook"
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+func ExampleAuthenticator() {
+	config := dunlin.Config{Authenticator: hooks.AuthenticatorFunc(func(ctx context.Context, r *hooks.ConnectRequest) error {
+		if r.Client.Username != "jane" || string(r.Connect.Password) != "pencil" {
+			return packets.Errorf(packets.BadUserNameOrPassword, "who are you?")
+		}
+		r.Grant.Identity = hooks.Identity{Principal: "jane", Roles: []string{"operator"}, Tenant: "t7"}
+		r.Grant.Limits = hooks.Limits{PacketSize: 64 << 10, PublishRate: 100}
+		r.Grant.MountPoint = "tenants/t7/"
+		r.Grant.Expires = time.Now().Add(time.Hour)
+		return nil
+	})}
+	b, err := dunlin.New(config)
+	if err != nil {
+		log.Fatal(err)
+	}
+	b.Close()
+}
+
+// A password that is sent in three parts, so to speak.
+func ExampleEnhancedAuthenticator() {
+	method := hooks.EnhancedAuthenticatorFunc(func(_ context.Context, r *hooks.ConnectRequest) (hooks.Exchange, error) {
+		return &inParts{r.Grant, ""}, nil
+	})
+	r := &hooks.ConnectRequest{Client: new(hooks.Client), Grant: new(hooks.Grant)}
+	x, _ := method.Start(context.Background(), r)
+	for _, data := range []string{"pen", "ci", "l"} {
+		reply, done, err := x.Next(context.Background(), []byte(data))
+		fmt.Printf("%q %v %v\n", reply, done, err)
+	}
+	fmt.Println(r.Grant.Identity.Principal)
+	// Output:
+	// "go on" false <nil>
+	// "go on" false <nil>
+	// "" true <nil>
+	// jane
+}
+
+type inParts struct {
+	grant  *hooks.Grant
+	pieces string
+}
+
+func (x *inParts) Next(_ context.Context, data []byte) (reply []byte, done bool, err error) {
+	switch x.pieces += string(data); {
+	case x.pieces == "pencil":
+		x.grant.Identity.Principal = "jane"
+		return nil, true, nil
+	case !strings.HasPrefix("pencil", x.pieces):
+		return nil, false, packets.Errorf(packets.NotAuthorized, "no")
+	}
+	return []byte("go on"), false, nil
+}
+
+func ExampleAuthorizer() {
+	ownTopics := hooks.AuthorizerFunc(func(_ context.Context, r *hooks.AccessRequest) error {
+		name, ok := r.Client.User()
+		switch {
+		case !ok:
+			return hooks.ErrAbstain
+		case strings.HasPrefix(r.Topic, "users/"+name+"/"): // holds for a Topic Filter, too: all that it matches begins so
+			return nil
+		}
+		return packets.Errorf(packets.NotAuthorized, "only below users/%s/", name)
+	})
+	jane := &hooks.Client{Username: "jane", HasUsername: true}
+	for _, topic := range []string{"users/jane/#", "users/#"} {
+		fmt.Println(topic, ownTopics.Authorize(context.Background(), &hooks.AccessRequest{Client: jane, Action: hooks.Subscribe, Topic: topic}))
+	}
+	// Output:
+	// users/jane/# <nil>
+	// users/# Not authorized: only below users/jane/
+}
+
+func ExampleChainAuthorizers() {
+	administrators := hooks.AuthorizerFunc(func(_ context.Context, r *hooks.AccessRequest) error {
+		if len(r.Client.Identity.Roles) > 0 && r.Client.Identity.Roles[0] == "administrator" {
+			return nil
+		}
+		return hooks.ErrAbstain
+	})
+	rules, err := acl.Rules(acl.Rule{Effect: acl.Allow, Action: hooks.Subscribe, Filters: []string{"public/#"}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	both := hooks.ChainAuthorizers(administrators, acl.New(rules))
+	for _, role := range []string{"administrator", "guest"} {
+		c := &hooks.Client{Identity: hooks.Identity{Roles: []string{role}}}
+		err := both.Authorize(context.Background(), &hooks.AccessRequest{Client: c, Action: hooks.Publish, Topic: "public/news"})
+		fmt.Println(role, packets.CodeOf(err))
+	}
+	// Output:
+	// administrator Success
+	// guest Not authorized
+}
+
+// Every delivery is decided, for a rule that no Topic Filter can express.
+func ExampleDeliveryAuthorizer() {
+	var _ hooks.DeliveryAuthorizer = evenOnly{}
+	fmt.Println(evenOnly{}.AuthorizeDelivery(context.Background(), &hooks.AccessRequest{Client: new(hooks.Client), Action: hooks.Deliver, Topic: "n/7"}) == nil)
+	// Output: false
+}
+
+type evenOnly struct{}
+
+func (evenOnly) Authorize(context.Context, *hooks.AccessRequest) error { return nil }
+
+func (evenOnly) AuthorizeDelivery(_ context.Context, r *hooks.AccessRequest) error {
+	if strings.ContainsAny(r.Topic[len(r.Topic)-1:], "02468") {
+		return nil
+	}
+	return packets.Errorf(packets.NotAuthorized, "an odd one")
+}
+
+func ExampleInterceptor() {
+	limit := hooks.InterceptorFunc(func(_ context.Context, c *hooks.Client, m *packets.Message) (*packets.Message, error) {
+		switch {
+		case len(m.Payload) == 0 && !m.Retain:
+			return nil, hooks.ErrDrop
+		case len(m.Payload) > 1000:
+			return nil, packets.Errorf(packets.QuotaExceeded, "at most 1000 bytes")
+		case strings.HasPrefix(m.Topic, "old/"):
+			moved := *m // never the message itself
+			moved.Topic = "new/" + m.Topic[len("old/"):]
+			return &moved, nil
+		}
+		return m, nil
+	})
+	m, _ := limit.Intercept(context.Background(), nil, &packets.Message{Topic: "old/a", Payload: []byte("x")})
+	fmt.Println(m.Topic)
+	// Output: new/a
+}
+
+func ExampleJoin() {
+	count := map[string]int{} // of a program with one connection, or else under a lock
+	counter := &hooks.Observer{
+		Connected: func(*hooks.Client, bool) { count["connected"]++ },
+		Dropped:   func(string, *packets.Message, hooks.DropReason) { count["dropped"]++ },
+	}
+	logger := &hooks.Observer{Denied: func(c *hooks.Client, a hooks.Action, topic string, err error) {
+		slog.Info("denied", "client", c.ID, "action", a, "topic", topic, "err", err)
+	}}
+	config := dunlin.Config{Authenticator: hooks.AllowAll, Observer: hooks.Join(counter, logger)}
+	config.Observer.Connected(new(hooks.Client), false)
+	fmt.Println(count)
+	// Output: map[connected:1]
+}
+
+// Files that a Mosquitto has, read again when they change.
+func Example_files() {
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	users, err := auth.Open("passwords")
+	if err != nil {
+		fmt.Println("no passwords:", err != nil)
+		return
+	}
+	rules, err := acl.Open("acl", acl.ParseMosquitto)
+	if err != nil {
+		log.Fatal(err)
+	}
+	report := func(err error) { slog.Info("reloaded", "err", err) }
+	go users.Watch(ctx, 0, report) // both end with ctx
+	go rules.Watch(ctx, 0, report)
+	b, err := dunlin.New(dunlin.Config{
+		Authenticator: hooks.ChainAuthenticators(users, auth.Anonymous(false)),
+		EnhancedAuth:  map[string]hooks.EnhancedAuthenticator{auth.SCRAMSHA256: auth.SCRAM(users.Find)},
+		Authorizer:    rules,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer b.Close()
+	// Output: no passwords: true
+}
+
+func Example_users() {
+	users, err := auth.NewUsers([]auth.User{
+		{Name: "jane", Hash: auth.Hash("pencil", 0), Grant: &hooks.Grant{Identity: hooks.Identity{Roles: []string{"operator"}}}},
+		{Name: "joe", Hash: auth.HashSCRAM("brush", 0)},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	passwords := auth.NewPasswords(users)
+	r := &hooks.ConnectRequest{
+		Client:  &hooks.Client{HasUsername: true, Username: "jane"},
+		Connect: &packets.Connect{HasUsername: true, Username: "jane", HasPassword: true, Password: []byte("pencil")},
+		Grant:   new(hooks.Grant),
+	}
+	fmt.Println(passwords.Authenticate(context.Background(), r), r.Grant.Identity.Principal, r.Grant.Identity.Roles)
+	// Output: <nil> jane [operator]
+}
+
+// Rules of one's own, in code.
+func Example_rules() {
+	list, err := acl.Rules(
+		acl.Rule{Effect: acl.Deny, Who: acl.Who{Role: "guest"}, Action: hooks.Publish, Filters: []string{"#"}},
+		acl.Rule{Effect: acl.Allow, Who: acl.Who{Addr: netip.MustParsePrefix("10.0.0.0/8")}, Filters: []string{"#"}},
+		acl.Rule{Effect: acl.Allow, Filters: []string{"clients/%c/#", "all/#"}},
+	)
+	if err != nil {
+		log.Fatal(err)
+	}
+	rules := acl.New(list)
+	c := &hooks.Client{ID: "c1"}
+	for _, filter := range []string{"clients/c1/+", "clients/+/x", "#"} {
+		err := rules.Authorize(context.Background(), &hooks.AccessRequest{Client: c, Action: hooks.Subscribe, Topic: filter})
+		fmt.Println(filter, packets.CodeOf(err))
+	}
+	// Output:
+	// clients/c1/+ Success
+	// clients/+/x Not authorized
+	// # Not authorized
+}
+
+// Clients with certificates by these, everybody else by password.
+func Example_certificates() {
+	files, err := tlsfiles.Open(tlsfiles.Options{Certificate: "server.crt", Key: "server.key", ClientCAs: "clients.crt", CRL: "clients.crl"})
+	if err != nil {
+		fmt.Println("no certificate:", err != nil)
+		return
+	}
+	go files.Watch(context.Background(), 0, nil) // ends with the program
+	b, err := dunlin.New(dunlin.Config{Authenticator: hooks.ChainAuthenticators(auth.Certificate(auth.CommonName), auth.NewPasswords(nil))})
+	if err != nil {
+		log.Fatal(err)
+	}
+	l, err := tls.Listen("tcp", ":8883", files.Config())
+	if err != nil {
+		log.Fatal(err)
+	}
+	log.Fatal(b.Serve(l))
+	// Output: no certificate: true
+}
+
+func Example_audit() {
+	trail := audit.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey {
+			return slog.Attr{}
+		}
+		return a
+	}}), 0)
+	o := trail.Observer() // for Config.Observer
+	o.Refused(&hooks.Client{ID: "c1", HasUsername: true, Username: "jane"}, packets.BadUserNameOrPassword, nil)
+	if err := trail.Close(context.Background()); err != nil {
+		log.Fatal(err)
+	}
+	// Output: level=WARN msg="connect refused" client_id=c1 user=jane code=134 reason="Bad User Name or Password"
+}
+
+func Example_webhook() {
+	who, err := webhook.NewAuthenticator(webhook.Options{URL: "https://api.example.org/connect", Secret: []byte("secret")})
+	if err != nil {
+		log.Fatal(err)
+	}
+	what, err := webhook.NewAuthorizer(webhook.Options{URL: "https://api.example.org/access", Secret: []byte("secret")})
+	if err != nil {
+		log.Fatal(err)
+	}
+	events, err := webhook.NewEvents(webhook.EventOptions{URL: "https://api.example.org/events", Secret: []byte("secret")})
+	if err != nil {
+		log.Fatal(err)
+	}
+	b, err := dunlin.New(dunlin.Config{Authenticator: who, Authorizer: what, Observer: events.Observer()})
+	if err != nil {
+		log.Fatal(err)
+	}
+	b.Close()
+	fmt.Println(events.Close(context.Background()))
+	// Output: <nil>
+}
