@@ -246,8 +246,7 @@ func (c *conn) answer(t *turn, p *packets.Publish, matched int, err error) error
 		return nil
 	}
 	at := c.out.end()
-	var pe *packets.Error
-	if code.Failed() && errors.As(err, &pe) && !c.noReasons && pe.Reason != "" {
+	if pe, ok := errors.AsType[*packets.Error](err); ok && code.Failed() && !c.noReasons && pe.Reason != "" {
 		a := packets.Ack{Kind: kind, PacketID: p.PacketID, Code: code, Properties: c.reason(pe, 5)}
 		x := c.out.reserve(a.Size(c.version))
 		x.b, _ = a.Append(x.b, c.version)

@@ -1,0 +1,299 @@
+package dunlin
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// This file measures the way of a message from the bytes of its publisher to the bytes for its subscribers, over connections in
+// memory that take whatever is written, and asserts that it allocates nothing.
+
+// A sink is such a connection, of the broker's side. What is written to it is counted and forgotten.
+type sink struct{ written, writes int }
+
+func (s *sink) TryWrite(b []byte) (int, error) {
+	s.written += len(b)
+	s.writes++
+	return len(b), nil
+}
+func (s *sink) Write(b []byte) (int, error)      { return s.TryWrite(b) }
+func (s *sink) Read([]byte) (int, error)         { return 0, io.EOF }
+func (s *sink) Close() error                     { return nil }
+func (s *sink) LocalAddr() net.Addr              { return &net.UnixAddr{Name: "sink"} }
+func (s *sink) RemoteAddr() net.Addr             { return &net.UnixAddr{Name: "sink"} }
+func (s *sink) SetDeadline(time.Time) error      { return nil }
+func (s *sink) SetReadDeadline(time.Time) error  { return nil }
+func (s *sink) SetWriteDeadline(time.Time) error { return nil }
+
+// A routing is a Broker with publishers and subscribers, driven without goroutines.
+type routing struct {
+	tb         testing.TB
+	b          *Broker
+	v          packets.Version
+	qos        packets.QoS
+	pubs, subs []*conn
+	id         uint16   // of the last PUBLISH to each subscriber
+	batches    [][]byte // what each publisher sends in one read
+	acks       []byte   // scratch
+}
+
+// messagesPerRead is how many messages one read of a publisher brings.
+const messagesPerRead = 32
+
+// newRouting connects pubs publishers, each with a topic of its own if exact is false, and subs subscribers to all of them.
+func newRouting(tb testing.TB, v packets.Version, qos packets.QoS, pubs, subs int, filter string, topic func(i int) string) *routing {
+	b, err := New(Config{Authenticator: hooks.AllowAll, Logger: quiet})
+	require.NoError(tb, err)
+	r := &routing{tb: tb, b: b, v: v, qos: qos}
+	for i := range subs {
+		c := r.connect(fmt.Sprintf("s%d", i))
+		r.feed(c, &packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: filter, QoS: qos}}})
+		r.subs = append(r.subs, c)
+	}
+	for i := range pubs {
+		r.pubs = append(r.pubs, r.connect(fmt.Sprintf("p%d", i)))
+		var batch []byte
+		for k := range messagesPerRead {
+			p := packets.Publish{QoS: qos, Topic: []byte(topic(i)), Payload: bytes.Repeat([]byte("x"), 128)}
+			if qos > packets.QoS0 {
+				p.PacketID = uint16(k + 1)
+			}
+			batch, err = p.Append(batch, v)
+			require.NoError(tb, err)
+		}
+		r.batches = append(r.batches, batch)
+	}
+	return r
+}
+
+func (r *routing) connect(id string) *conn {
+	c := r.b.adopt(r.b.ctx, &sink{})
+	r.feed(c, &packets.Connect{Version: r.v, ClientID: id, CleanStart: true})
+	require.True(r.tb, c.accepted, "%s is connected", id)
+	return c
+}
+
+func (r *routing) feed(c *conn, p packets.Packet) {
+	b, err := p.Append(nil, r.v)
+	require.NoError(r.tb, err)
+	r.read(c, b)
+}
+
+// read is what the reader of c does when b comes.
+func (r *routing) read(c *conn, b []byte) {
+	t := r.b.getTurn()
+	c.unpark(t)
+	t.read.b = append(t.read.b, b...)
+	if err := c.input(t); err != nil {
+		r.tb.Fatal(err)
+	}
+	c.park(t)
+}
+
+// close ends the connections, as their readers would, and the Broker.
+func (r *routing) close() {
+	for _, c := range append(r.subs, r.pubs...) {
+		c.finish(io.EOF)
+	}
+	r.b.Close()
+}
+
+// round takes one read of each publisher to all subscribers, with all acknowledgements.
+func (r *routing) round() {
+	for i, c := range r.pubs {
+		r.read(c, r.batches[i])
+		if r.qos == packets.QoS2 {
+			r.ackAll(c, packets.TypePubrel, 0)
+		}
+		if r.qos == packets.QoS0 {
+			continue
+		}
+		for _, s := range r.subs {
+			if r.qos == packets.QoS1 {
+				r.ackAll(s, packets.TypePuback, r.id)
+			} else {
+				r.ackAll(s, packets.TypePubrec, r.id)
+				r.ackAll(s, packets.TypePubcomp, r.id)
+			}
+		}
+		r.id += messagesPerRead
+	}
+}
+
+// ackAll feeds acknowledgements for the messages of one read, whose Packet Identifiers follow after.
+func (r *routing) ackAll(c *conn, kind packets.Type, after uint16) {
+	r.acks = r.acks[:0]
+	for k := range uint16(messagesPerRead) {
+		id := after + k + 1
+		if id <= after { // over the end of the identifiers: 0 is none
+			id++
+		}
+		a := packets.Ack{Kind: kind, PacketID: id}
+		r.acks, _ = a.Append(r.acks, r.v)
+	}
+	r.read(c, r.acks)
+}
+
+// written is how many bytes the subscribers got.
+func (r *routing) written() (n int) {
+	for _, c := range r.subs {
+		n += c.nc.(*sink).written
+	}
+	return n
+}
+
+// idle checks that nothing is left in flight, so that what was measured is a steady state.
+func (r *routing) idle() {
+	for _, c := range append(r.subs, r.pubs...) {
+		require.Zero(r.tb, c.sess.out.live, "every delivery is acknowledged")
+		require.Zero(r.tb, c.sess.out.queue.n, "nothing is queued")
+		require.Empty(r.tb, c.sess.in.ids, "every Packet Identifier is released")
+	}
+}
+
+// The shapes of traffic that a broker is mostly used for.
+var routings = []struct {
+	name       string
+	pubs, subs int
+	filter     string
+	topic      func(i int) string
+}{
+	{"1 to 1", 1, 1, "plant/7/line/3/speed", func(int) string { return "plant/7/line/3/speed" }},
+	{"1 to 1000", 1, 1000, "plant/7/line/3/speed", func(int) string { return "plant/7/line/3/speed" }},
+	{"50 to 1", 50, 1, "plant/+/speed", func(i int) string { return fmt.Sprintf("plant/%d/speed", i) }},
+	{"20 to 10 shared", 20, 10, "$share/g/plant/+/speed", func(i int) string { return fmt.Sprintf("plant/%d/speed", i) }},
+}
+
+func BenchmarkRouting(b *testing.B) {
+	for _, tt := range routings {
+		for _, v := range []packets.Version{packets.V311, packets.V5} {
+			for qos := packets.QoS0; qos <= packets.QoS2; qos++ {
+				if tt.filter[0] == '$' && qos > packets.QoS0 {
+					continue // who gets what, and so the identifiers to acknowledge, depends on the turn
+				}
+				b.Run(fmt.Sprintf("%s/%v/QoS %d", tt.name, v, qos), func(b *testing.B) {
+					r := newRouting(b, v, qos, tt.pubs, tt.subs, tt.filter, tt.topic)
+					defer r.close()
+					r.round()
+					b.ReportAllocs()
+					rounds := 0
+					for b.Loop() {
+						r.round()
+						rounds++
+					}
+					delivered := rounds * tt.pubs * messagesPerRead
+					if tt.filter[0] != '$' {
+						delivered *= tt.subs
+					}
+					b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(delivered), "ns/delivery")
+				})
+			}
+		}
+	}
+}
+
+func TestRoutingDoesNotAllocate(t *testing.T) {
+	if raceDetector {
+		t.Skip("sync.Pool forgets at random under the race detector; the count is taken without it")
+	}
+	for _, tt := range routings {
+		for _, v := range []packets.Version{packets.V311, packets.V5} {
+			for qos := packets.QoS0; qos <= packets.QoS2; qos++ {
+				if tt.filter[0] == '$' && qos > packets.QoS0 {
+					continue
+				}
+				t.Run(fmt.Sprintf("%s/%v/QoS %d", tt.name, v, qos), func(t *testing.T) {
+					r := newRouting(t, v, qos, tt.pubs, tt.subs, tt.filter, tt.topic)
+					defer r.close()
+					for range 4 { // buffers, windows and caches grow to what they need
+						r.round()
+					}
+					before := r.written()
+					allocs := testing.AllocsPerRun(10, r.round)
+					require.Zero(t, allocs, "%d messages in a steady state must not allocate", tt.pubs*messagesPerRead)
+					messages := 11 * tt.pubs * messagesPerRead // AllocsPerRun runs once more, before it counts
+					if tt.filter[0] != '$' {
+						messages *= tt.subs
+					}
+					require.GreaterOrEqual(t, r.written()-before, messages*128, "every message arrives")
+					r.idle()
+				})
+			}
+		}
+	}
+}
+
+// A client that publishes to more topics than its cache has places costs a match for each message, and nothing else.
+func TestRoutingToManyTopicsDoesNotAllocate(t *testing.T) {
+	if raceDetector {
+		t.Skip("sync.Pool forgets at random under the race detector; the count is taken without it")
+	}
+	r := newRouting(t, packets.V311, packets.QoS0, 1, 1, "plant/#", func(int) string { return "plant" })
+	defer r.close()
+	var batch []byte
+	for i := range 4 * routeSlots {
+		p := packets.Publish{Topic: fmt.Appendf(nil, "plant/%d", i), Payload: []byte("x")}
+		batch, _ = p.Append(batch, packets.V311)
+	}
+	c := r.pubs[0]
+	for range 20 { // a slot may see the same topic twice in a row while the others are warm
+		r.read(c, batch)
+	}
+	require.Zero(t, testing.AllocsPerRun(10, func() { r.read(c, batch) }), "messages to %d topics must not allocate", 4*routeSlots)
+}
+
+func BenchmarkQoS(b *testing.B) {
+	const window = 100
+	for _, tt := range []struct {
+		name string
+		qos  packets.QoS
+		acks []packets.Type
+	}{
+		{"QoS 1", packets.QoS1, []packets.Type{packets.TypePuback}},
+		{"QoS 2", packets.QoS2, []packets.Type{packets.TypePubrec, packets.TypePubcomp}},
+	} {
+		b.Run("sender/"+tt.name, func(b *testing.B) {
+			var s sender
+			s.begin(window)
+			var ids [window]uint16
+			b.ReportAllocs()
+			n := 0
+			for b.Loop() {
+				for i := range ids {
+					ids[i] = s.open(delivery{qos: tt.qos})
+				}
+				for _, kind := range tt.acks {
+					for _, id := range ids {
+						s.ack(kind, id, packets.Success)
+					}
+				}
+				n += window
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(n), "ns/message")
+		})
+	}
+	b.Run("receiver/QoS 2", func(b *testing.B) {
+		var r receiver
+		b.ReportAllocs()
+		n := 0
+		for b.Loop() {
+			for id := range uint16(window) {
+				r.publish(id + 1)
+			}
+			for id := range uint16(window) {
+				r.pubrel(id + 1)
+			}
+			n += window
+		}
+		b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(n), "ns/message")
+	})
+}
