@@ -3,45 +3,24 @@ package dunlin
 import (
 	"bytes"
 	"fmt"
-	"io"
-	"net"
+	"runtime/debug"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
 // This file measures the way of a message from the bytes of its publisher to the bytes for its subscribers, over connections in
 // memory that take whatever is written, and asserts that it allocates nothing.
 
-// A sink is such a connection, of the broker's side. What is written to it is counted and forgotten.
-type sink struct{ written, writes int }
-
-func (s *sink) TryWrite(b []byte) (int, error) {
-	s.written += len(b)
-	s.writes++
-	return len(b), nil
-}
-func (s *sink) Write(b []byte) (int, error)      { return s.TryWrite(b) }
-func (s *sink) Read([]byte) (int, error)         { return 0, io.EOF }
-func (s *sink) Close() error                     { return nil }
-func (s *sink) LocalAddr() net.Addr              { return &net.UnixAddr{Name: "sink"} }
-func (s *sink) RemoteAddr() net.Addr             { return &net.UnixAddr{Name: "sink"} }
-func (s *sink) SetDeadline(time.Time) error      { return nil }
-func (s *sink) SetReadDeadline(time.Time) error  { return nil }
-func (s *sink) SetWriteDeadline(time.Time) error { return nil }
-
-// A routing is a Broker with publishers and subscribers, driven without goroutines.
-type routing struct {
+// A flow is a Broker with publishers and subscribers, driven without goroutines.
+type flow struct {
 	tb         testing.TB
 	b          *Broker
 	v          packets.Version
 	qos        packets.QoS
-	pubs, subs []*conn
-	id         uint16   // of the last PUBLISH to each subscriber
+	pubs, subs []*feed
 	batches    [][]byte // what each publisher sends in one read
 	acks       []byte   // scratch
 }
@@ -49,14 +28,14 @@ type routing struct {
 // messagesPerRead is how many messages one read of a publisher brings.
 const messagesPerRead = 32
 
-// newRouting connects pubs publishers, each with a topic of its own if exact is false, and subs subscribers to all of them.
-func newRouting(tb testing.TB, v packets.Version, qos packets.QoS, pubs, subs int, filter string, topic func(i int) string) *routing {
-	b, err := New(Config{Authenticator: hooks.AllowAll, Logger: quiet})
-	require.NoError(tb, err)
-	r := &routing{tb: tb, b: b, v: v, qos: qos}
+// newFlow connects pubs publishers, each with its topic, and subs subscribers to filter.
+func newFlow(tb testing.TB, v packets.Version, qos packets.QoS, pubs, subs int, filter string, topic func(i int) string) *flow {
+	b := newTestBroker(tb, nil)
+	tb.Cleanup(func() { b.Close() })
+	r := &flow{tb: tb, b: b, v: v, qos: qos}
 	for i := range subs {
 		c := r.connect(fmt.Sprintf("s%d", i))
-		r.feed(c, &packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: filter, QoS: qos}}})
+		c.packet(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: filter, QoS: qos}}}, v)
 		r.subs = append(r.subs, c)
 	}
 	for i := range pubs {
@@ -67,6 +46,7 @@ func newRouting(tb testing.TB, v packets.Version, qos packets.QoS, pubs, subs in
 			if qos > packets.QoS0 {
 				p.PacketID = uint16(k + 1)
 			}
+			var err error
 			batch, err = p.Append(batch, v)
 			require.NoError(tb, err)
 		}
@@ -75,42 +55,15 @@ func newRouting(tb testing.TB, v packets.Version, qos packets.QoS, pubs, subs in
 	return r
 }
 
-func (r *routing) connect(id string) *conn {
-	c := r.b.adopt(r.b.ctx, &sink{})
-	r.feed(c, &packets.Connect{Version: r.v, ClientID: id, CleanStart: true})
-	require.True(r.tb, c.accepted, "%s is connected", id)
-	return c
-}
-
-func (r *routing) feed(c *conn, p packets.Packet) {
-	b, err := p.Append(nil, r.v)
-	require.NoError(r.tb, err)
-	r.read(c, b)
-}
-
-// read is what the reader of c does when b comes.
-func (r *routing) read(c *conn, b []byte) {
-	t := r.b.getTurn()
-	c.unpark(t)
-	t.read.b = append(t.read.b, b...)
-	if err := c.input(t); err != nil {
-		r.tb.Fatal(err)
-	}
-	c.park(t)
-}
-
-// close ends the connections, as their readers would, and the Broker.
-func (r *routing) close() {
-	for _, c := range append(r.subs, r.pubs...) {
-		c.finish(io.EOF)
-	}
-	r.b.Close()
+func (r *flow) connect(id string) *feed {
+	return newFeed(r.tb, r.b, &packets.Connect{Version: r.v, ClientID: id, CleanStart: true})
 }
 
 // round takes one read of each publisher to all subscribers, with all acknowledgements.
-func (r *routing) round() {
+func (r *flow) round() {
 	for i, c := range r.pubs {
-		r.read(c, r.batches[i])
+		last := r.subs[0].c.sess.out.lastID // all subscribers are given the same
+		c.bytes(r.batches[i])
 		if r.qos == packets.QoS2 {
 			r.ackAll(c, packets.TypePubrel, 0)
 		}
@@ -119,49 +72,53 @@ func (r *routing) round() {
 		}
 		for _, s := range r.subs {
 			if r.qos == packets.QoS1 {
-				r.ackAll(s, packets.TypePuback, r.id)
+				r.ackAll(s, packets.TypePuback, last)
 			} else {
-				r.ackAll(s, packets.TypePubrec, r.id)
-				r.ackAll(s, packets.TypePubcomp, r.id)
+				r.ackAll(s, packets.TypePubrec, last)
+				r.ackAll(s, packets.TypePubcomp, last)
 			}
 		}
-		r.id += messagesPerRead
 	}
 }
 
-// ackAll feeds acknowledgements for the messages of one read, whose Packet Identifiers follow after.
-func (r *routing) ackAll(c *conn, kind packets.Type, after uint16) {
+// ackAll feeds acknowledgements for the messages of one read, whose Packet Identifiers follow id.
+func (r *flow) ackAll(c *feed, kind packets.Type, id uint16) {
 	r.acks = r.acks[:0]
-	for k := range uint16(messagesPerRead) {
-		id := after + k + 1
-		if id <= after { // over the end of the identifiers: 0 is none
-			id++
+	for range messagesPerRead {
+		if id++; id == 0 {
+			id = 1
 		}
 		a := packets.Ack{Kind: kind, PacketID: id}
 		r.acks, _ = a.Append(r.acks, r.v)
 	}
-	r.read(c, r.acks)
+	c.bytes(r.acks)
 }
 
 // written is how many bytes the subscribers got.
-func (r *routing) written() (n int) {
+func (r *flow) written() (n int) {
 	for _, c := range r.subs {
-		n += c.nc.(*sink).written
+		n += c.sink.n
 	}
 	return n
 }
 
 // idle checks that nothing is left in flight, so that what was measured is a steady state.
-func (r *routing) idle() {
+func (r *flow) idle() {
 	for _, c := range append(r.subs, r.pubs...) {
-		require.Zero(r.tb, c.sess.out.live, "every delivery is acknowledged")
-		require.Zero(r.tb, c.sess.out.queue.n, "nothing is queued")
-		require.Empty(r.tb, c.sess.in.ids, "every Packet Identifier is released")
+		require.Zero(r.tb, c.c.sess.out.live, "every delivery is acknowledged")
+		require.Zero(r.tb, c.c.sess.out.queue.n, "nothing is queued")
+		require.Empty(r.tb, c.c.sess.in.ids, "every Packet Identifier is released")
 	}
 }
 
+// allocations is how often f allocates, once the pools have what it needs. They keep that, as there is no collection meanwhile.
+func allocations(f func()) float64 {
+	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	return testing.AllocsPerRun(10, f)
+}
+
 // The shapes of traffic that a broker is mostly used for.
-var routings = []struct {
+var flows = []struct {
 	name       string
 	pubs, subs int
 	filter     string
@@ -173,16 +130,15 @@ var routings = []struct {
 	{"20 to 10 shared", 20, 10, "$share/g/plant/+/speed", func(i int) string { return fmt.Sprintf("plant/%d/speed", i) }},
 }
 
-func BenchmarkRouting(b *testing.B) {
-	for _, tt := range routings {
+func BenchmarkFlow(b *testing.B) {
+	for _, tt := range flows {
 		for _, v := range []packets.Version{packets.V311, packets.V5} {
 			for qos := packets.QoS0; qos <= packets.QoS2; qos++ {
 				if tt.filter[0] == '$' && qos > packets.QoS0 {
 					continue // who gets what, and so the identifiers to acknowledge, depends on the turn
 				}
 				b.Run(fmt.Sprintf("%s/%v/QoS %d", tt.name, v, qos), func(b *testing.B) {
-					r := newRouting(b, v, qos, tt.pubs, tt.subs, tt.filter, tt.topic)
-					defer r.close()
+					r := newFlow(b, v, qos, tt.pubs, tt.subs, tt.filter, tt.topic)
 					r.round()
 					b.ReportAllocs()
 					rounds := 0
@@ -201,26 +157,25 @@ func BenchmarkRouting(b *testing.B) {
 	}
 }
 
-func TestRoutingDoesNotAllocate(t *testing.T) {
-	if raceDetector {
+func TestFlowsDoNotAllocate(t *testing.T) {
+	if raced() {
 		t.Skip("sync.Pool forgets at random under the race detector; the count is taken without it")
 	}
-	for _, tt := range routings {
+	for _, tt := range flows {
 		for _, v := range []packets.Version{packets.V311, packets.V5} {
 			for qos := packets.QoS0; qos <= packets.QoS2; qos++ {
 				if tt.filter[0] == '$' && qos > packets.QoS0 {
 					continue
 				}
 				t.Run(fmt.Sprintf("%s/%v/QoS %d", tt.name, v, qos), func(t *testing.T) {
-					r := newRouting(t, v, qos, tt.pubs, tt.subs, tt.filter, tt.topic)
-					defer r.close()
+					r := newFlow(t, v, qos, tt.pubs, tt.subs, tt.filter, tt.topic)
 					for range 4 { // buffers, windows and caches grow to what they need
 						r.round()
 					}
 					before := r.written()
-					allocs := testing.AllocsPerRun(10, r.round)
+					allocs := allocations(r.round)
 					require.Zero(t, allocs, "%d messages in a steady state must not allocate", tt.pubs*messagesPerRead)
-					messages := 11 * tt.pubs * messagesPerRead // AllocsPerRun runs once more, before it counts
+					messages := 11 * tt.pubs * messagesPerRead // AllocsPerRun runs it once more, before it counts
 					if tt.filter[0] != '$' {
 						messages *= tt.subs
 					}
@@ -233,12 +188,11 @@ func TestRoutingDoesNotAllocate(t *testing.T) {
 }
 
 // A client that publishes to more topics than its cache has places costs a match for each message, and nothing else.
-func TestRoutingToManyTopicsDoesNotAllocate(t *testing.T) {
-	if raceDetector {
+func TestManyTopicsDoNotAllocate(t *testing.T) {
+	if raced() {
 		t.Skip("sync.Pool forgets at random under the race detector; the count is taken without it")
 	}
-	r := newRouting(t, packets.V311, packets.QoS0, 1, 1, "plant/#", func(int) string { return "plant" })
-	defer r.close()
+	r := newFlow(t, packets.V311, packets.QoS0, 1, 1, "plant/#", func(int) string { return "plant" })
 	var batch []byte
 	for i := range 4 * routeSlots {
 		p := packets.Publish{Topic: fmt.Appendf(nil, "plant/%d", i), Payload: []byte("x")}
@@ -246,9 +200,9 @@ func TestRoutingToManyTopicsDoesNotAllocate(t *testing.T) {
 	}
 	c := r.pubs[0]
 	for range 20 { // a slot may see the same topic twice in a row while the others are warm
-		r.read(c, batch)
+		c.bytes(batch)
 	}
-	require.Zero(t, testing.AllocsPerRun(10, func() { r.read(c, batch) }), "messages to %d topics must not allocate", 4*routeSlots)
+	require.Zero(t, allocations(func() { c.bytes(batch) }), "messages to %d topics must not allocate", 4*routeSlots)
 }
 
 func BenchmarkQoS(b *testing.B) {

@@ -1,5 +1,0 @@
-//go:build !race
-
-package dunlin
-
-const raceDetector = false
