@@ -95,7 +95,7 @@ func checkDamaged(t *testing.T, files map[string][]byte, name string, whole bool
 }
 
 func TestEveryFlippedBitIsFoundOrHarmless(t *testing.T) {
-	files, states := crashed(t, Options{SegmentSize: 900})
+	files, states := crashed(t, Options{SegmentSize: 400})
 	delete(files, lockName)
 	m, err := parseManifest(files[manifestName])
 	require.NoError(t, err)

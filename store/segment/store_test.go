@@ -181,13 +181,13 @@ func (f *gatedFile) WriteAt(p []byte, off int64) (int, error) {
 
 func TestCommitsDoNotWaitForACompaction(t *testing.T) {
 	g := &gate{Dir: disk.NewSim(1), entered: make(chan struct{}), release: make(chan struct{})}
-	s, err := open(g, Options{SegmentSize: 10_000})
+	s, err := open(g, Options{SegmentSize: 1 << 20}) // long enough that no other compaction begins
 	require.NoError(t, err)
 	h := storetest.NewHistory(1)
 	for range 30 {
 		require.NoError(t, s.Commit(ctx, h.Batch()))
 	}
-	require.NoError(t, s.seal())
+	require.NoError(t, s.seal()) // so that the next file that is created is the compaction's
 	g.armed.Store(true)
 	done := make(chan error)
 	go func() { done <- s.Compact(ctx) }() // the test waits for it

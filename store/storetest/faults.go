@@ -14,7 +14,7 @@ import (
 type Disk interface {
 	// Open opens the store that is on the disk.
 	Open() (store.Store, error)
-	// Fail makes fault be called ahead of each access to the disk from now on; nil: none. If it returns an error the access fails
+	// Fail makes fault be called ahead of each access to the disk from now on, one call at a time; nil: none. If it returns an error the access fails
 	// with it: a write may then have been done in part, a change of names not or whole, and a sync has not been done, whatever a
 	// later one returns. Accesses after the power was cut do nothing.
 	Fail(fault func(a Access) error)
@@ -168,10 +168,10 @@ func (e *faultEnv) crashes(power bool) error {
 			if err != nil {
 				return fmt.Errorf("round %d, life %d: %w", round, n, err)
 			}
-			at := 1 + rng.IntN(1+rng.IntN(150))
+			at, cut := 1+rng.IntN(1+rng.IntN(150)), d.Cut()
 			d.Fail(func(a Access) error {
 				if a.N >= at {
-					return d.Cut()
+					return cut
 				}
 				return nil
 			})
@@ -293,10 +293,10 @@ func (e *faultEnv) full() error {
 			return err
 		}
 		for range 4 {
-			at, refused := 1+rng.IntN(100), 0
+			at, refused, full := 1+rng.IntN(100), 0, d.Full()
 			d.Fail(func(a Access) error {
 				if a.Write && a.N >= at {
-					return d.Full()
+					return full
 				}
 				return nil
 			})
