@@ -48,6 +48,7 @@ type options struct {
 	access
 	transport
 	persistence
+	limits
 	denySubscribe    list
 	maxPayload       int
 	maxQoS, logLevel string
@@ -65,6 +66,7 @@ func (o *options) flags() *flag.FlagSet {
 	o.transport.flags(fs)
 	o.access.flags(fs)
 	o.persistence.flags(fs)
+	o.limits.flags(fs, c)
 	fs.IntVar(&c.ReceiveMaximum, "receive-maximum", 0, "unacknowledged QoS 1 and 2 publishes per client (default 1024)")
 	fs.StringVar(&o.maxQoS, "max-qos", "2", "highest QoS that clients may use")
 	fs.BoolVar(&c.DisableRetain, "no-retain", false, "do not accept retained messages")
@@ -152,6 +154,9 @@ func (o *options) finish(fs *flag.FlagSet) error {
 		return err
 	}
 	if err := o.persistence.finish(); err != nil {
+		return err
+	}
+	if err := o.limits.set(&o.cfg); err != nil {
 		return err
 	}
 	q, err := strconv.ParseUint(o.maxQoS, 10, 8)
@@ -254,6 +259,9 @@ func (o *options) serve(ctx context.Context) error {
 		return err
 	}
 	defer b.Close() // it closes the store, too
+	if err := o.limits.ban(b); err != nil {
+		return err
+	}
 	listeners, err := o.transport.open(o.reloads, o.cfg.Logger)
 	if err != nil {
 		return err
