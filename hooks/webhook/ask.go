@@ -209,6 +209,9 @@ func (a *asker) keep(x *answer) {
 	if x.Cache != nil {
 		ttl = time.Duration(min(*x.Cache, maxSeconds) * float64(time.Second))
 	}
+	if x.Expires > 0 {
+		ttl = min(ttl, seconds(x.Expires)) // what it grants is over then
+	}
 	if ttl <= 0 {
 		return
 	}

@@ -280,6 +280,12 @@ func TestKeptAnswers(t *testing.T) {
 		require.Error(t, ask("60"))
 		require.Equal(t, 7, s.questions(), "or for longer")
 
+		s.set(0, `{"result":"allow","cache_seconds":60,"expires_seconds":10}`, nil)
+		require.NoError(t, ask("10"))
+		time.Sleep(10 * time.Second)
+		require.NoError(t, ask("10"))
+		require.Equal(t, 9, s.questions(), "but for no longer than what it grants lasts")
+
 		s.set(500, "", nil)
 		require.Error(t, ask("500"))
 		s.set(200, `{"result":"allow"}`, nil)
