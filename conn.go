@@ -575,6 +575,9 @@ func (c *conn) reply(t *turn, f func(b []byte) []byte) {
 
 // ack appends PUBACK, PUBREC, PUBREL or PUBCOMP. The lock is held; the caller touches c.
 func (c *conn) ack(kind packets.Type, id uint16, code packets.ReasonCode) {
+	if c.stopping != nil {
+		return // nothing follows the DISCONNECT [MQTT-3.14.4-1]
+	}
 	x := c.out.reserve(5)
 	first := byte(kind) << 4
 	if kind == packets.TypePubrel {

@@ -150,6 +150,7 @@ func (c *conn) tooManyOpen() error {
 
 // route takes the message past the hooks and to its subscribers.
 func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (matched int, err error) {
+	t.found = 0
 	b := c.b
 	if p.Topic[0] == '$' {
 		b.denied(c.client, hooks.Publish, string(p.Topic), errReserved)
@@ -221,7 +222,7 @@ func (c *conn) answer(t *turn, p *packets.Publish, matched int, err error) error
 			code = packets.NotAuthorized
 		}
 	}
-	if err == nil && matched == 0 {
+	if err == nil && matched == 0 && t.found == 0 {
 		code = packets.NoMatchingSubscribers
 	}
 	kind := packets.TypePuback
@@ -242,7 +243,7 @@ func (c *conn) answer(t *turn, p *packets.Publish, matched int, err error) error
 	if unstored && c.version < packets.V5 {
 		return err // so that the client sends it again
 	}
-	if c.out.dead {
+	if c.out.dead || c.stopping != nil {
 		return nil
 	}
 	at := c.out.end()

@@ -158,7 +158,9 @@ func (s *sender) nextID() uint16 {
 		if s.lastID == 0 {
 			s.lastID = 1
 		}
-		s.count++
+		if s.count <= 65535 {
+			s.count++
+		}
 		// Within one round of identifiers none can come up twice.
 		if s.count <= 65535 || s.find(s.lastID) == nil {
 			return s.lastID

@@ -275,6 +275,22 @@ func TestIdentifiersInUseAreSkippedAfterTheCounterWraps(t *testing.T) { // [5.0 
 	}
 }
 
+func TestIdentifiersStayFreshHoweverManyWereGivenOut(t *testing.T) { // [5.0 MQTT-2.2.1-4]
+	s := sender{lastID: 9, count: 65536}
+	s.begin(10)
+	first := s.open(delivery{msg: &message{}, qos: packets.QoS1})
+	for range 200_000 { // one is always open
+		id := s.open(delivery{msg: &message{}, qos: packets.QoS1})
+		if id == first {
+			t.Fatalf("the identifier %d is in use", id)
+		}
+		s.finish(s.find(id))
+	}
+	if s.count > 65536 {
+		t.Errorf("the counter is %d: one that runs over gives out identifiers in use", s.count)
+	}
+}
+
 func TestFifoKeepsOrderAndMemory(t *testing.T) {
 	var q fifo[int]
 	rnd := rand.New(rand.NewPCG(1, 2))

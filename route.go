@@ -35,6 +35,7 @@ type turn struct {
 	access  hooks.AccessRequest
 	route   route // for routing without a connection's cache
 	matches matches
+	found   int // how many subscriptions the last message matched, whether or not anybody took it
 	write   write
 
 	received, receivedBytes, sent uint64 // added to the Broker's counters at the end
@@ -381,6 +382,7 @@ func (t *turn) deliverShared(o *outgoing, g *group, members []target) bool {
 
 // publish routes o and takes care of its retained state. r is its route.
 func (t *turn) publish(o *outgoing, r *route) (matched int, err error) {
+	t.found = len(r.targets) + len(r.shared)
 	if t.b.journal != nil && t.stores(o, r) {
 		return t.publishStored(o, r)
 	}
@@ -496,12 +498,16 @@ func (c *conn) appendMessage(m *message, w wire, now time.Time) bool {
 	if c.tooLarge(m, w) {
 		return false
 	}
-	topic := m.Topic[len(c.few().mount):]
-	var alias uint16
-	if c.few().outAliases != nil {
-		topic, alias = c.outAlias(topic)
-	}
+	name := m.Topic[len(c.few().mount):]
+	topic, alias := c.outAlias(name)
 	n, _ := publishSize(c.version, w, len(topic), alias, len(m.Properties), len(m.Payload))
+	if alias != 0 && 1+uvarintLen(n)+n > int(c.maxPacket) { // without it the packet has room
+		if topic != "" {
+			delete(c.rare.outAliases, name)
+		}
+		topic, alias = name, 0
+		n, _ = publishSize(c.version, w, len(topic), alias, len(m.Properties), len(m.Payload))
+	}
 	x := c.out.reserve(n + 5)
 	at := len(x.b)
 	x.b = appendPublish(x.b, c.version, w, topic, alias, m.Properties, m.Payload)
@@ -536,7 +542,10 @@ func patchExpiry(p []byte, w wire, topic int, m *message, now time.Time) {
 
 // outAlias returns what to send in the place of a topic to a client that accepts Topic Aliases (3.3.2.3.4): the first topics get one each.
 func (c *conn) outAlias(topic string) (string, uint16) {
-	known := c.rare.outAliases
+	known := c.few().outAliases
+	if known == nil {
+		return topic, 0
+	}
 	if a, ok := known[topic]; ok {
 		return "", a
 	}

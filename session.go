@@ -95,8 +95,8 @@ func (s *session) deliver(t *turn, o *outgoing, to *target, eager bool) bool {
 		return false
 	}
 	c := s.conn
-	if c != nil && c.opening {
-		c = nil // as if the client had not come yet
+	if c != nil && (c.opening || c.stopping != nil) {
+		c = nil // as if the client had not come yet, or had gone: behind a DISCONNECT comes nothing [MQTT-3.14.4-1]
 	}
 	undecided := false
 	if s.b.rules.deliveries != nil && c != nil {

@@ -242,7 +242,9 @@ func (s *session) drop(group, filter string) bool {
 		return false
 	}
 	s.subs--
-	s.cursors = dropCursors(s.cursors, filter)
+	if group == "" {
+		s.cursors = dropCursors(s.cursors, filter)
+	}
 	if s.stored != 0 {
 		s.b.journal.add(&store.DeleteSubscription{Session: s.stored, Filter: fullFilter(group, filter)})
 	}
