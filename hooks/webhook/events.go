@@ -58,6 +58,8 @@ type EventOptions struct {
 //	published                     the message's, and matched: how many sessions it went to
 //	panicked                      error
 //	session_ended                 client_id
+//	store_failed                  error
+//	store_recovered               nothing more
 //	banned                        kind, value, error, which is why, and until, missing if the ban does not end by itself
 //	delivered                     client_id, the message's
 //	acknowledged                  client_id, packet_id
@@ -278,7 +280,7 @@ func (e *Events) attempt(batch []Event, delivery string) error {
 // eventNames are the names in the order of the Observer's fields.
 var eventNames = []string{
 	"connected", "refused", "disconnected", "session_ended", "subscribed", "unsubscribed", "denied", "revoked", "banned", "panicked",
-	"published", "delivered", "acknowledged", "dropped",
+	"store_failed", "store_recovered", "published", "delivered", "acknowledged", "dropped",
 }
 
 // wants says whether an event is to be sent.
@@ -297,6 +299,7 @@ func (e *Events) Observer() *hooks.Observer {
 		"session_ended": func() { o.SessionEnded = nil }, "subscribed": func() { o.Subscribed = nil },
 		"unsubscribed": func() { o.Unsubscribed = nil }, "denied": func() { o.Denied = nil },
 		"revoked": func() { o.Revoked = nil }, "banned": func() { o.Banned = nil }, "panicked": func() { o.Panicked = nil },
+		"store_failed": func() { o.StoreFailed = nil }, "store_recovered": func() { o.StoreRecovered = nil },
 		"published": func() { o.Published = nil }, "delivered": func() { o.Delivered = nil },
 		"acknowledged": func() { o.Acknowledged = nil }, "dropped": func() { o.Dropped = nil },
 	} {
@@ -346,6 +349,8 @@ func (e *Events) everything() *hooks.Observer {
 			x.Error = fmt.Sprint(value)
 			e.add(x)
 		},
+		StoreFailed:    func(err error) { e.add(Event{Event: "store_failed", Error: message(err)}) },
+		StoreRecovered: func() { e.add(Event{Event: "store_recovered"}) },
 		Published: func(c *hooks.Client, m *packets.Message, matched int) {
 			x := e.about(of(c, "published"), m)
 			x.Matched = &matched

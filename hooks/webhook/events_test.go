@@ -65,7 +65,7 @@ func TestEveryEvent(t *testing.T) {
 			o.Payloads = true
 			o.Only = []string{
 				"connected", "refused", "disconnected", "session_ended", "subscribed", "unsubscribed", "denied", "revoked", "banned", "panicked",
-				"published", "delivered", "acknowledged", "dropped",
+				"store_failed", "store_recovered", "published", "delivered", "acknowledged", "dropped",
 			}
 		})
 		o := e.Observer()
@@ -81,6 +81,8 @@ func TestEveryEvent(t *testing.T) {
 		o.Banned("client", "c1", "flapping", time.Now().Add(time.Hour))
 		o.Banned("address", "192.0.2.7", "by hand", time.Time{})
 		o.Panicked(jane(), "oh")
+		o.StoreFailed(errors.New("disk full"))
+		o.StoreRecovered()
 		o.Published(jane(), m, 0)
 		o.Published(nil, m, 2)
 		o.Delivered("c1", m)
@@ -104,6 +106,8 @@ func TestEveryEvent(t *testing.T) {
 			{"event":"banned","kind":"client","value":"c1","error":"flapping","until":"2000-01-01T01:00:00Z"},
 			{"event":"banned","kind":"address","value":"192.0.2.7","error":"by hand"},
 			{"event":"panicked","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","error":"oh"},
+			{"event":"store_failed","error":"disk full"},
+			{"event":"store_recovered"},
 			{"event":"published","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","topic":"a/b","qos":1,"retain":true,"size":2,"payload":"aGk=","matched":0},
 			{"event":"published","topic":"a/b","qos":1,"retain":true,"size":2,"payload":"aGk=","matched":2},
 			{"event":"delivered","client_id":"c1","topic":"a/b","qos":1,"retain":true,"size":2,"payload":"aGk="},
@@ -137,7 +141,7 @@ func TestWantedEvents(t *testing.T) {
 		only []string
 		want []string
 	}{
-		{"by default none about single messages", nil, []string{"Connected", "Refused", "Disconnected", "SessionEnded", "Subscribed", "Unsubscribed", "Denied", "Revoked", "Banned", "Panicked"}},
+		{"by default none about single messages", nil, []string{"Connected", "Refused", "Disconnected", "SessionEnded", "Subscribed", "Unsubscribed", "Denied", "Revoked", "Banned", "StoreFailed", "StoreRecovered", "Panicked"}},
 		{"some", []string{"dropped", "connected"}, []string{"Connected", "Dropped"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -150,7 +154,7 @@ func TestWantedEvents(t *testing.T) {
 		e := new(server).events(t, func(o *webhook.EventOptions) {
 			o.Only = []string{
 				"connected", "refused", "disconnected", "session_ended", "subscribed", "unsubscribed", "denied", "revoked", "banned",
-				"panicked", "published", "delivered", "acknowledged", "dropped",
+				"panicked", "store_failed", "store_recovered", "published", "delivered", "acknowledged", "dropped",
 			}
 		})
 		require.Len(t, set(e.Observer()), reflect.TypeFor[hooks.Observer]().NumField(), "a new field of Observer belongs into Events, too")
