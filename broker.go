@@ -23,7 +23,7 @@
 // at QoS 2 goes to subscribers only then. Retained messages, but for those of $SYS, are durable before the PUBACK. Many commits
 // that fall due together are one. What only concerns Sessions that end with their connection, and QoS 0, does not wait for the Store.
 // Not kept are: queued QoS 0 messages (Config.QueueQoS0), how far the retained messages for a new subscription have been sent, the roles and
-// attributes of an identity, and in-process Subscriptions.
+// attributes of an identity, and in-process Subscriptions without a Name.
 //
 // While the Store fails nothing is acknowledged that needs it: publishes get Quota exceeded (0x97) if there is no room, and
 // Implementation specific error (0x83) otherwise, clients older than 5.0 are disconnected, and Healthy and the Observer tell. All else goes
