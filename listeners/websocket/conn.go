@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -36,6 +37,9 @@ type conn struct {
 	message int64 // bytes of it so far
 	control []byte
 	failed  error // what Read returns from now on
+
+	// reading is held by Read, and by Close from then on. What is owned by the reader is owned by who holds it.
+	reading atomic.Bool
 
 	wmu     sync.Mutex // held while something is written
 	rest    []byte     // of a frame that TryWrite could not finish; guarded by wmu
@@ -79,6 +83,9 @@ const (
 	maxPiece = 64 << 10
 	// controlTimeout bounds what a Pong or Close may wait for the socket.
 	controlTimeout = 5 * time.Second
+	// lingering is how long Close waits for the client's Close frame. A connection that is closed before it has come may break off with a
+	// reset, which clients report as an error.
+	lingering = time.Second
 )
 
 func newConn(nc net.Conn, o Options, early []byte) *conn {
@@ -89,6 +96,14 @@ func newConn(nc net.Conn, o Options, early []byte) *conn {
 
 // Read reads what the binary messages hold, as one stream. It answers pings. After the client's Close frame it returns io.EOF.
 func (c *conn) Read(p []byte) (int, error) {
+	if !c.reading.CompareAndSwap(false, true) {
+		return 0, net.ErrClosed
+	}
+	defer c.reading.Store(false)
+	return c.read(p)
+}
+
+func (c *conn) read(p []byte) (int, error) {
 	for {
 		if c.failed != nil {
 			return 0, c.failed

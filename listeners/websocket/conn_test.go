@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -398,4 +399,55 @@ func BenchmarkTryWrite(b *testing.B) {
 			time.Sleep(time.Microsecond)
 		}
 	}
+}
+
+// Close waits for the client's Close frame, but not for long, and not for a client that has said goodbye already.
+func TestCloseWaitsForTheClient(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		peer func(nc net.Conn)
+		want time.Duration
+	}{
+		{"a client that answers", func(nc net.Conn) {
+			io.ReadFull(nc, make([]byte, 4))
+			time.Sleep(100 * time.Millisecond)
+			nc.Write(join(frame(binFin, []byte("late")), frame(fin|opClose, []byte{3, 232})))
+		}, 100 * time.Millisecond},
+		{"a client that goes", func(nc net.Conn) { nc.Close() }, 0},
+		{"a client that does nothing", func(net.Conn) {}, time.Second},
+		{"a client that never stops", func(nc net.Conn) {
+			for err := error(nil); err == nil; {
+				time.Sleep(10 * time.Millisecond)
+				_, err = nc.Write(frame(binFin, []byte("more")))
+			}
+		}, time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c, peer := pair(t, Options{})
+				var ended sync.WaitGroup
+				defer ended.Wait()
+				ended.Go(func() { tt.peer(peer) })
+				start := time.Now()
+				require.NoError(t, c.Close())
+				require.Equal(t, tt.want, time.Since(start))
+				_, err := c.Read(make([]byte, 1))
+				require.ErrorIs(t, err, net.ErrClosed)
+				require.ErrorIs(t, c.Close(), net.ErrClosed)
+			})
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		c, _ := pair(t, Options{})
+		ended := make(chan error, 1)
+		go func() {
+			_, err := c.Read(make([]byte, 1))
+			ended <- err
+		}()
+		synctest.Wait()
+		start := time.Now()
+		require.NoError(t, c.Close())
+		require.Error(t, <-ended)
+		require.Zero(t, time.Since(start), "a Read that waits is ended at once")
+	})
 }

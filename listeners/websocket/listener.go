@@ -182,7 +182,7 @@ func (l *Listener) deliver(c *conn) {
 	}
 	l.mu.Unlock()
 	if c != nil && closed {
-		c.Close()
+		c.end(false)
 	}
 }
 
@@ -225,7 +225,7 @@ func (l *Listener) Close() error {
 	l.changed.Broadcast()
 	l.mu.Unlock()
 	for _, c := range rest {
-		c.Close()
+		c.end(false)
 	}
 	return nil
 }

@@ -278,10 +278,10 @@ func TestForwardedAddresses(t *testing.T) {
 				Subprotocols: []string{"mqtt"}, HTTPHeader: http.Header{"X-Forwarded-For": tt.header},
 			})
 			require.NoError(t, err)
-			defer c.CloseNow()
 			nc, err := l.Accept()
 			require.NoError(t, err)
 			defer nc.Close()
+			defer c.CloseNow() // first, so that nc need not wait for it
 			host, _, err := net.SplitHostPort(nc.RemoteAddr().String())
 			require.NoError(t, err)
 			require.Equal(t, tt.want, host)
@@ -306,6 +306,7 @@ func TestLifeOfAListener(t *testing.T) {
 	nc, err := l.Accept()
 	require.NoError(t, err)
 	defer nc.Close()
+	defer clients[0].CloseNow()
 	clients = append(clients, dial(t, srv.URL, o))
 
 	require.Equal(t, "websocket", l.Addr().Network())
@@ -334,6 +335,7 @@ func TestTLSBelow(t *testing.T) {
 	nc, err := l.Accept()
 	require.NoError(t, err)
 	defer nc.Close()
+	defer c.CloseNow()
 	x, ok := nc.(interface{ ConnectionState() tls.ConnectionState })
 	require.True(t, ok)
 	require.True(t, x.ConnectionState().HandshakeComplete)

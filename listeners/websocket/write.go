@@ -204,8 +204,12 @@ func (c *conn) CloseWrite() error {
 	return c.broken
 }
 
-// Close closes the connection at once, with a Close frame before it if the socket takes one.
-func (c *conn) Close() error {
+// Close sends a Close frame, if the socket takes one, waits a second at most for the client's, and closes the connection. It does not wait if
+// Read is being called: that ends at once.
+func (c *conn) Close() error { return c.end(true) }
+
+// end is Close, which waits for the client if linger is set.
+func (c *conn) end(linger bool) error {
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
@@ -215,10 +219,17 @@ func (c *conn) Close() error {
 	if c.timer != nil {
 		c.timer.Stop()
 	}
-	c.nc.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
 	c.deadline = time.Now().Add(100 * time.Millisecond)
+	c.nc.SetWriteDeadline(c.deadline)
 	c.mu.Unlock()
 	c.sendClose(closeNormal, "")
+	if c.reading.CompareAndSwap(false, true) && linger { // there is no more Read
+		var rest [512]byte
+		c.nc.SetReadDeadline(time.Now().Add(lingering))
+		for err := error(nil); err == nil; {
+			_, err = c.read(rest[:])
+		}
+	}
 	err := c.nc.Close()
 	c.draining.Wait()
 	return err
