@@ -21,6 +21,8 @@ type Dir interface {
 	Create(name string) (File, error)
 	// Open opens a file to be read. It is an error (fs.ErrNotExist) if there is none.
 	Open(name string) (File, error)
+	// Reopen opens a file to be read and written. It is an error (fs.ErrNotExist) if there is none.
+	Reopen(name string) (File, error)
 	// Remove removes a file that is not open.
 	Remove(name string) error
 	// Rename gives a file that is not open another name, in place of the file that had it, in one step.

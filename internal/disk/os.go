@@ -46,6 +46,10 @@ func (d osDir) Create(name string) (File, error) {
 
 func (d osDir) Open(name string) (File, error) { return wrap(os.Open(d.path(name))) }
 
+func (d osDir) Reopen(name string) (File, error) {
+	return wrap(os.OpenFile(d.path(name), os.O_RDWR, 0))
+}
+
 func wrap(f *os.File, err error) (File, error) {
 	if err != nil {
 		return nil, err

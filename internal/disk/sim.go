@@ -117,7 +117,7 @@ type Loss byte
 // What a crash may do.
 const (
 	Everything Loss = iota // nothing that was not synced is there
-	Nothing                // all is there: only the process was killed
+	Nothing                // all can be read: only the process was killed. What was not synced can still be lost later
 	Tail                   // what was done first is there, the last write of it torn at some byte
 	Sectors                // any of the sectors are there, in no order
 	losses
@@ -133,12 +133,13 @@ func (s *Sim) Crash(seed uint64, loss Loss) *Sim {
 	defer s.mu.Unlock()
 	after := NewSim(seed)
 	after.Capacity = s.Capacity
+	if loss == Nothing {
+		s.copyTo(after)
+		return after
+	}
 	names := maps.Clone(s.durable)
 	kept := 0
-	switch loss {
-	case Nothing:
-		kept = len(s.changes)
-	case Tail, Sectors:
+	if loss != Everything {
 		kept = after.rng.IntN(len(s.changes) + 1)
 	}
 	for _, c := range s.changes[:kept] {
@@ -150,17 +151,32 @@ func (s *Sim) Crash(seed uint64, loss Loss) *Sim {
 	return after
 }
 
+// copyTo copies all files, synced or not.
+func (s *Sim) copyTo(after *Sim) {
+	copies := make(map[*inode]*inode)
+	copied := func(f *inode) *inode {
+		if f != nil && copies[f] == nil {
+			c := *f
+			c.data, c.disk, c.pending = slices.Clone(f.data), slices.Clone(f.disk), slices.Clone(f.pending)
+			copies[f] = &c
+		}
+		return copies[f]
+	}
+	for name, f := range s.names {
+		after.names[name] = copied(f)
+	}
+	for name, f := range s.durable {
+		after.durable[name] = copied(f)
+	}
+	for _, c := range s.changes {
+		after.changes = append(after.changes, change{c.from, c.to, copied(c.file)})
+	}
+}
+
 // crash returns what is left of a file.
 func (f *inode) crash(rng *rand.Rand, loss Loss) []byte {
 	data := slices.Clone(f.disk)
 	switch loss {
-	case Nothing:
-		if f.lost {
-			return slices.Clone(f.data)
-		}
-		for _, w := range f.pending {
-			data = w.apply(data)
-		}
 	case Tail:
 		kept := rng.IntN(len(f.pending) + 1)
 		for i, w := range f.pending[:kept] {
@@ -256,7 +272,12 @@ func (s *Sim) Create(name string) (File, error) {
 }
 
 // Open implements Dir.
-func (s *Sim) Open(name string) (File, error) {
+func (s *Sim) Open(name string) (File, error) { return s.open(name, false) }
+
+// Reopen implements Dir.
+func (s *Sim) Reopen(name string) (File, error) { return s.open(name, true) }
+
+func (s *Sim) open(name string, writable bool) (File, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.call("open", name, 0); err != nil {
@@ -266,7 +287,7 @@ func (s *Sim) Open(name string) (File, error) {
 	if f == nil {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
 	}
-	return &simFile{sim: s, inode: f, name: name}, nil
+	return &simFile{sim: s, inode: f, name: name, writable: writable}, nil
 }
 
 // Remove implements Dir.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"io"
 	"maps"
 	"slices"
 	"testing"
@@ -95,6 +96,7 @@ func checkDamaged(t *testing.T, files map[string][]byte, name string, whole bool
 }
 
 func TestEveryFlippedBitIsFoundOrHarmless(t *testing.T) {
+	t.Parallel()
 	files, states := crashed(t, Options{SegmentSize: 400})
 	delete(files, lockName)
 	m, err := parseManifest(files[manifestName])
@@ -125,6 +127,7 @@ func TestEveryFlippedBitIsFoundOrHarmless(t *testing.T) {
 }
 
 func TestEveryTruncationIsFoundOrHarmless(t *testing.T) {
+	t.Parallel()
 	files, _ := crashed(t, Options{SegmentSize: 900})
 	delete(files, lockName)
 	m, err := parseManifest(files[manifestName])
@@ -267,4 +270,30 @@ func TestVerifyAndDumpGoOnBehindDamage(t *testing.T) {
 	require.Equal(t, whole.LastCommit, report.LastCommit)
 	require.Less(t, report.Records, whole.Records)
 	require.Greater(t, report.Records, 0)
+}
+
+// FuzzOpen opens what somebody else has written, with checksums that are right.
+func FuzzOpen(f *testing.F) {
+	f.Add([]byte("folded 1 bytes 64 records 0 commits 9\nactive 2\n"), []byte{}, []byte{})
+	f.Add([]byte("sealed 1 bytes 100 commits 1 1\nactive 2\n"), []byte{2, 2}, []byte{8, 2, 2})
+	f.Add([]byte("sealed 1 bytes 9223372036854775807 commits 1 0\n"), []byte{2, 2}, []byte{})
+	f.Add([]byte("active 1\nactive 2\nsealed 2 bytes -1 commits 1 18446744073709551615\n"), []byte{}, []byte{})
+	f.Fuzz(func(t *testing.T, lines, body1, body2 []byte) {
+		sim := disk.NewSim(1)
+		sim.Put(manifestName, appendChecksum(append([]byte("dunlin segment store 1\nstore 0000000000000007\n"), lines...)))
+		for i, body := range [][]byte{body1, body2} {
+			h := newHeader(uint64(i+1), 7, kindLog, 1)
+			b := h.append(nil)
+			if len(body) > 0 {
+				rec := append(make([]byte, recordSize), body...)
+				h.frame(rec, 1, flagSynced)
+				b = append(b, rec...)
+			}
+			sim.Put(segmentName(uint64(i+1)), b)
+		}
+		if _, err := loadSim(sim); err != nil {
+			_, err = inspectDir(sim, bufio.NewWriter(io.Discard))
+			require.Error(t, err)
+		}
+	})
 }

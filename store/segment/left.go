@@ -22,6 +22,7 @@ type leftSession struct {
 	subs     map[string]store.PutSubscription
 	received map[uint16]struct{}
 	queue    []leftEntry // by seq
+	hint     int         // behind the entry that was found last
 }
 
 // A leftEntry is a place in a queue.
@@ -140,16 +141,21 @@ func (l *left) entry(session, seq uint64) *leftEntry {
 	return nil
 }
 
-// find returns where the entry is, or where it would have to be. It looks at both ends first.
-func (c *leftSession) find(seq uint64) (int, bool) {
+// find returns where the entry is, or where it would have to be. It looks at both ends and behind the last one first.
+func (c *leftSession) find(seq uint64) (i int, ok bool) {
 	n := len(c.queue)
 	switch {
 	case n == 0 || seq > c.queue[n-1].seq:
 		return n, false
 	case c.queue[0].seq == seq:
-		return 0, true
+		i, ok = 0, true
+	case c.hint < n && c.queue[c.hint].seq == seq:
+		i, ok = c.hint, true
+	default:
+		i, ok = slices.BinarySearchFunc(c.queue, seq, func(e leftEntry, seq uint64) int { return cmp.Compare(e.seq, seq) })
 	}
-	return slices.BinarySearchFunc(c.queue, seq, func(e leftEntry, seq uint64) int { return cmp.Compare(e.seq, seq) })
+	c.hint = i + 1
+	return i, ok
 }
 
 func (c *leftSession) enqueue(seq, op uint64) {

@@ -131,6 +131,11 @@ func parseManifest(b []byte) (manifest, error) {
 	for line := range strings.Lines(string(b[:end])) {
 		m.line(line)
 	}
+	for _, s := range m.segments() {
+		if s.size < headerSize {
+			return damaged(0, fmt.Sprintf("segment %d has %d bytes", s.number, s.size))
+		}
+	}
 	if again := m.text(); !bytes.Equal(again, b) {
 		at := 0
 		for at < min(len(again), len(b)) && again[at] == b[at] {
@@ -148,15 +153,19 @@ func newer(v uint64) string {
 // line reads one line; parseManifest finds out whether it was one.
 func (m *manifest) line(line string) {
 	var s sealed
-	if n, _ := fmt.Sscanf(line, "sealed %d bytes %d commits %d %d\n", &s.number, &s.size, &s.first, &s.last); n == 4 {
-		m.sealed = append(m.sealed, s)
-	}
-	if n, _ := fmt.Sscanf(line, "folded %d bytes %d records %d commits %d\n", &s.number, &s.size, &s.last, &m.upTo); n == 4 {
+	switch kind, _, _ := strings.Cut(line, " "); kind {
+	case "store":
+		fmt.Sscanf(line, "store %x\n", &m.store)
+	case "folded":
+		fmt.Sscanf(line, "folded %d bytes %d records %d commits %d\n", &s.number, &s.size, &s.last, &m.upTo)
 		s.first = 1
 		m.folded = s
+	case "sealed":
+		fmt.Sscanf(line, "sealed %d bytes %d commits %d %d\n", &s.number, &s.size, &s.first, &s.last)
+		m.sealed = append(m.sealed, s)
+	case "active":
+		fmt.Sscanf(line, "active %d\n", &m.active)
 	}
-	fmt.Sscanf(line, "store %x\n", &m.store)
-	fmt.Sscanf(line, "active %d\n", &m.active)
 }
 
 // readManifest returns fs.ErrNotExist if there is none.

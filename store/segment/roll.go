@@ -2,6 +2,7 @@ package segment
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 
 	"github.com/dunlin-mqtt/dunlin/internal/disk"
@@ -50,6 +51,9 @@ func (s *Store) refuse(err error) error {
 func (s *Store) seal() error {
 	if s.man.active == 0 {
 		return nil
+	}
+	if err := s.settle(); err != nil {
+		return err
 	}
 	if s.file != nil {
 		if err := s.sync(); err != nil {
@@ -149,10 +153,55 @@ func (s *Store) take() uint64 {
 	return n
 }
 
-// clean removes segments that a crash left over, once.
+// settle makes durable, once, what was found in the directory. The process that left it may have been killed before it had synced, or
+// after a sync had failed: then a sync alone does nothing. So the active segment is written again as it is.
+func (s *Store) settle() error {
+	if s.settled {
+		return nil
+	}
+	if s.man.active != 0 && s.last > s.man.last() {
+		if err := s.rewrite(segmentName(s.man.active), s.off); err != nil {
+			return err
+		}
+	}
+	if err := s.dir.Sync(); err != nil {
+		return err
+	}
+	s.settled = true
+	return nil
+}
+
+// rewrite writes the beginning of a file again, and syncs it.
+func (s *Store) rewrite(name string, size int64) error {
+	f, err := s.dir.Reopen(name)
+	if err != nil {
+		return err
+	}
+	buf := make([]byte, min(windowSize, size))
+	for off := int64(0); err == nil && off < size; off += int64(len(buf)) {
+		buf = buf[:min(int64(len(buf)), size-off)]
+		if n, rerr := f.ReadAt(buf, off); n < len(buf) {
+			err = rerr
+			break
+		}
+		_, err = f.WriteAt(buf, off)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
+
+// clean settles and removes segments that a crash left over, once.
 func (s *Store) clean() error {
 	if s.cleaned {
 		return nil
+	}
+	if err := s.settle(); err != nil {
+		return err
 	}
 	names, err := s.dir.Names()
 	if err != nil {
@@ -194,6 +243,9 @@ func (s *Store) pin() (manifest, error) {
 	defer s.mu.Unlock()
 	if s.err != nil {
 		return manifest{}, s.err
+	}
+	if err := s.settle(); err != nil {
+		return manifest{}, err
 	}
 	if err := s.flush(); err != nil {
 		return manifest{}, err

@@ -62,6 +62,7 @@ type Store struct {
 	buf       []byte     // records that wait to be written, seldom more than the one of a Commit under way
 	waiting   uint64     // how many records of earlier commits are in buf
 	unsynced  bool       // records before off were written and not synced
+	settled   bool       // what was there when the store was opened is durable
 	cleaned   bool       // segments left over by a crash have been removed
 	pins      int        // how many read segments; while any does, none is removed
 	obsolete  []uint64   // segments to be removed
@@ -71,7 +72,8 @@ type Store struct {
 
 // Open opens the store in the directory dir, which is made if it is not there. If the directory is not empty, and holds no
 // store, Open fails. It fails with an error that wraps [ErrLocked] if the store is open in this or another process, and with
-// a [*CorruptError] if it is damaged. It changes nothing in a store that is there; the first Commit does.
+// a [*CorruptError] if it is damaged. It changes nothing in a store that is there. Load writes the end of the
+// log again, as it is, in case it was not synced; the first Commit begins a new segment.
 func Open(dir string, opts Options) (*Store, error) {
 	d, err := disk.Make(dir)
 	if err != nil {

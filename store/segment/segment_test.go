@@ -2,6 +2,8 @@ package segment
 
 import (
 	"context"
+	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -48,4 +50,36 @@ func BenchmarkStore(b *testing.B) {
 		dir := b.TempDir()
 		return func() (store.Store, error) { return Open(dir, Options{}) }
 	})
+}
+
+// BenchmarkCompact compacts a log of 1,000 messages for 10,000 Sessions each, of which a tenth is done with.
+func BenchmarkCompact(b *testing.B) {
+	const sessions, messages = 10_000, 1000
+	s, err := Open(b.TempDir(), Options{})
+	require.NoError(b, err)
+	var ids []uint64
+	for i := range uint64(sessions) {
+		ids = append(ids, i+1)
+		require.NoError(b, s.Commit(ctx, []store.Op{put(i + 1)}))
+	}
+	payload := strings.Repeat("x", 256)
+	for seq := range uint64(messages) {
+		ops := []store.Op{publish(seq, payload, ids...)}
+		if seq%10 == 9 {
+			for _, id := range ids {
+				ops = append(ops, &store.Done{Session: id, Seq: seq / 10})
+			}
+		}
+		require.NoError(b, s.Commit(ctx, ops))
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for b.Loop() {
+		require.NoError(b, s.Commit(ctx, []store.Op{put(1)})) // so that there is something to be done
+		require.NoError(b, s.Compact(ctx))
+	}
+	runtime.ReadMemStats(&after)
+	b.ReportMetric(sessions*messages*9/10*float64(b.N)/b.Elapsed().Seconds(), "refs/s")
+	b.ReportMetric(float64(after.TotalAlloc-before.TotalAlloc)/float64(b.N)/(sessions*messages*9/10), "B/ref")
+	require.NoError(b, s.Close())
 }

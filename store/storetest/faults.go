@@ -21,8 +21,8 @@ type Disk interface {
 	// Cut returns the error that stands for a cut of the power, Full one that stands for a lack of room.
 	Cut() error
 	Full() error
-	// Crash returns the disk as it is found after the process was killed, or the power cut: then what was not synced is there or
-	// not, in part, in any order. It does not change the Disk, and may be called while the store is open, which is then given up.
+	// Crash returns the disk as it is found after the process was killed, with nothing synced that was not, or the power cut: then what was
+	// not synced is there or not, in part, in any order. It does not change the Disk, and may be called while the store is open, which is then given up.
 	Crash(seed uint64, power bool) Disk
 }
 
@@ -179,6 +179,7 @@ func (e *faultEnv) crashes(power bool) error {
 			if rng.IntN(2) == 0 {
 				l.store.Close()
 			}
+			power := power && rng.IntN(3) > 0 // what a killed process has not synced may be lost by the next one's crash
 			may = l.states(power)
 			d = d.Crash(rng.Uint64(), power)
 			l.end()

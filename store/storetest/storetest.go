@@ -9,8 +9,9 @@
 //	}
 //
 // Run compares what a store gives back with a model, [State], after random histories of operations ([History]) and after
-// cases that are known to go wrong. It cannot cut the power: for what an operating system may do to unsynced writes a store has to be
-// tested below its own file layer, as store/segment is. [Intercept] makes any store slow or failing, to test those who use one.
+// cases that are known to go wrong. It cannot cut the power. [RunFaults] can, for a store that does its input and output through an
+// interface: it runs the store on a [Disk] that forgets, tears and reorders what was not synced, fails and fills up, as package
+// store/segment does. [Intercept] makes any store slow or failing, to test those who use one. [Benchmark] measures.
 package storetest
 
 import (
