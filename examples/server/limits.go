@@ -63,7 +63,7 @@ func (l *limits) ban(b *dunlin.Broker) error {
 		case "user":
 			x.Kind = dunlin.BanUser
 		default:
-			return fmt.Errorf("-ban %q: it begins with none of address:, client: and user:", s)
+			return fmt.Errorf("-ban %q begins with none of address:, client: and user:", s)
 		}
 		if err := b.Ban(x); err != nil {
 			return fmt.Errorf("-ban %q: %w", s, err)
