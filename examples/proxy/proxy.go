@@ -95,7 +95,7 @@ func (p *proxy) serve(ctx context.Context, nc net.Conn) error {
 	}()
 	err = pump(client, server, append(allowed.fromClient, p.fromClient...))
 	cancel()
-	if other := <-back; err == nil || errors.Is(err, net.ErrClosed) {
+	if other := <-back; errors.Is(err, net.ErrClosed) {
 		err = other
 	}
 	if err == io.EOF || errors.Is(err, net.ErrClosed) {
@@ -104,7 +104,7 @@ func (p *proxy) serve(ctx context.Context, nc net.Conn) error {
 	return err
 }
 
-// pump takes packets from one side to the other until one of them ends.
+// pump takes packets from one side to the other until one of them ends, and says how.
 func pump(from, to *side, filters []filter) error {
 	for {
 		p, err := from.r.ReadPacket()

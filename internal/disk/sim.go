@@ -207,10 +207,10 @@ func (f *inode) crash(rng *rand.Rand, loss Loss) []byte {
 // sectors splits a write as a disk might.
 func (w write) sectors() []write {
 	var parts []write
-	for len(w.data) > 0 {
-		n := min(sector-int(w.off%sector), len(w.data))
-		parts = append(parts, write{w.off, w.data[:n]})
-		w.off, w.data = w.off+int64(n), w.data[n:]
+	for off, data := w.off, w.data; len(data) > 0; {
+		n := min(sector-int(off%sector), len(data))
+		parts = append(parts, write{off, data[:n]})
+		off, data = off+int64(n), data[n:]
 	}
 	return parts
 }
