@@ -147,11 +147,14 @@ func TestAuditLog(t *testing.T) {
 	require.True(t, code.Failed())
 	c := login{"c2", "-", "-"}.at(t, dial(t, addrs[0]))
 	require.True(t, c.publish("b", "x").Failed())
+	require.False(t, c.subscribe("a").Failed())
+	require.NoError(t, os.WriteFile(rules+".new", []byte("topic b\n"), 0o600))
+	require.NoError(t, os.Rename(rules+".new", rules))
 	require.NoError(t, syscall.Kill(os.Getpid(), syscall.SIGHUP))
 	eventually(t, "everything is written down", func() bool {
 		b, err := os.ReadFile(file)
 		return err == nil && containsAll(string(b), `"connect refused","client_id":"c1","user":"jane"`, `"code":134`, `"connect accepted","client_id":"c2"`,
-			`"access denied"`, `"topic":"b"`, `"reloaded","what":"acl file"`, `"reloaded","what":"password file"`)
+			`"access denied"`, `"topic":"b"`, `"access revoked","client_id":"c2"`, `"topic":"a"`, `"reloaded","what":"acl file"`, `"reloaded","what":"password file"`)
 	})
 	b, err := os.ReadFile(file)
 	require.NoError(t, err)

@@ -10,7 +10,7 @@ import (
 )
 
 // maxLists bounds how many different pairs of claims are kept as rules.
-const maxLists = 4096
+const maxLists = 1024
 
 // Authorizer returns an Authorizer that goes by the claims Publish and Subscribe of the client's token. What they do not allow it
 // refuses: a subscription is allowed if one of the filters of Subscribe matches everything that it can match (package acl). It abstains

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	dunlinjwt "github.com/dunlin-mqtt/dunlin/hooks/jwt"
+	"github.com/dunlin-mqtt/dunlin/internal/testcert"
 	"github.com/stretchr/testify/require"
 )
 
@@ -60,7 +61,7 @@ func webSet(t *testing.T, keys ...map[string]any) string {
 
 func TestOpenKeys(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "keys")
-	write := func(content string) { require.NoError(t, os.WriteFile(name, []byte(content), 0o600)) }
+	write := func(content string) { testcert.Write(t, name, []byte(content)) }
 	write(webSet(t,
 		webKey(t, &rsaKey.PublicKey, "kid", "rsa", "use", "sig", "alg", "RS256"), webKey(t, &p256.PublicKey, "kid", "p256"), webKey(t, &p384.PublicKey, "kid", "p384"),
 		webKey(t, &p521.PublicKey, "kid", "p521"), webKey(t, edPublic, "kid", "ed"), webKey(t, secret, "kid", "secret"),
