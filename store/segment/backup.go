@@ -8,8 +8,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/disk"
 )
 
-// Backup writes a copy of the store to the directory dir, which must be empty or not there: what was committed when it was called. Commits go on
-// meanwhile. The copy is a store of its own once Backup has returned nil; before, Open refuses it. To restore it, stop the broker and
+// Backup writes a copy of the store, as it is when it is called, to the directory dir, which must be empty or not there. Commits
+// go on meanwhile. The copy is a store of its own once Backup has returned nil; before, Open refuses it. To restore it, stop the broker and
 // let it open a copy of that directory.
 func (s *Store) Backup(ctx context.Context, dir string) error {
 	d, err := disk.Make(dir)

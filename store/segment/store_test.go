@@ -313,8 +313,8 @@ func goldenSteps() [][]store.Op {
 	}
 }
 
-// TestEveryReleasedFormatLoads opens stores as earlier releases have left them when they were killed: with a folded segment, a sealed one, and
-// a torn end.
+// TestEveryReleasedFormatLoads opens stores as earlier releases have left them when they were killed: with a folded segment,
+// sealed ones, and a torn end.
 func TestEveryReleasedFormatLoads(t *testing.T) {
 	want := storetest.NewState()
 	for _, ops := range goldenSteps() {

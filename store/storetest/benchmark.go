@@ -10,8 +10,8 @@ import (
 )
 
 // Benchmark measures a store: commits of 1 to 4,096 messages of 256 bytes, each queued for one Session and taken out again
-// 10,000 messages later, commits of one message for 10,000 Sessions, and Load of 1,000 of these. open is as for [Run]. The metric records/s counts
-// messages, refs/s entries of queues.
+// 10,000 messages later, commits of one message for 10,000 Sessions, and Load of 1,000 of these. open is as for [Run]. The
+// metric records/s counts messages, refs/s entries of queues.
 func Benchmark(b *testing.B, open func(b *testing.B) (reopen func() (store.Store, error))) {
 	for _, batch := range []int{1, 16, 256, 1024, 4096} {
 		b.Run(fmt.Sprintf("Commit/batch=%d", batch), func(b *testing.B) {

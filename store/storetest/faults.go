@@ -14,15 +14,16 @@ import (
 type Disk interface {
 	// Open opens the store that is on the disk.
 	Open() (store.Store, error)
-	// Fail makes fault be called ahead of each access to the disk from now on, one call at a time; nil: none. If it returns an error the access fails
-	// with it: a write may then have been done in part, a change of names not or whole, and a sync has not been done, whatever a
+	// Fail makes fault be called ahead of each access to the disk from now on, one call at a time; nil: none. If it returns
+	// an error the access fails with it: a write may then have been done in part, a change of names not or whole, and a sync has not been done, whatever a
 	// later one returns. Accesses after the power was cut do nothing.
 	Fail(fault func(a Access) error)
 	// Cut returns the error that stands for a cut of the power, Full one that stands for a lack of room.
 	Cut() error
 	Full() error
 	// Crash returns the disk as it is found after the process was killed, with nothing synced that was not, or the power cut: then what was
-	// not synced is there or not, in part, in any order. It does not change the Disk, and may be called while the store is open, which is then given up.
+	// not synced is there or not, in part, in any order. It does not change the Disk, and may be called while the store is
+	// open, which is then given up.
 	Crash(seed uint64, power bool) Disk
 }
 
@@ -34,8 +35,8 @@ type Access struct {
 }
 
 // RunFaults tests what a store makes of a disk that fails, with random histories: the power cut or the process killed at each
-// access, writes torn and out of order, an error at the n-th access, a sync that fails once, a disk that is full for a while. durable says what the
-// store is set to. open makes an empty Disk that depends on the seed. See [Run] for flags.
+// access, writes torn and out of order, an error at the n-th access, a sync that fails once, a disk that is full for a while.
+// durable says what the store is set to. open makes an empty Disk that depends on the seed. See [Run] for flags.
 func RunFaults(t *testing.T, durable store.Durability, open func(seed uint64) Disk) {
 	seed := *seedFlag
 	if seed == 0 {
