@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/dunlin-mqtt/dunlin/packets"
+	"github.com/dunlin-mqtt/dunlin/store/memory"
 )
 
 // A sink is a connection that takes whatever is written to it.
@@ -66,22 +67,29 @@ type routing struct {
 	pub, sub    packets.Version
 	subscribers int
 	qos         packets.QoS // of the subscriptions; the message has QoS 0
+	store       bool
 }
 
 var routings = []routing{
-	{"3.1.1 to nobody", packets.V311, packets.V311, 0, 0},
-	{"3.1.1 to one", packets.V311, packets.V311, 1, 0},
-	{"3.1.1 to 100", packets.V311, packets.V311, 100, 1},
-	{"5.0 to one", packets.V5, packets.V5, 1, 2},
-	{"5.0 to 100", packets.V5, packets.V5, 100, 0},
-	{"5.0 to 100 of 3.1.1", packets.V5, packets.V311, 100, 0},
-	{"3.1.1 to 100 of 5.0", packets.V311, packets.V5, 100, 0},
-	{"5.0 with properties to 100", packets.V5, packets.V5, 100, 0},
+	{"3.1.1 to nobody", packets.V311, packets.V311, 0, 0, false},
+	{"3.1.1 to one", packets.V311, packets.V311, 1, 0, false},
+	{"3.1.1 to 100", packets.V311, packets.V311, 100, 1, false},
+	{"5.0 to one", packets.V5, packets.V5, 1, 2, false},
+	{"5.0 to 100", packets.V5, packets.V5, 100, 0, false},
+	{"5.0 to 100 of 3.1.1", packets.V5, packets.V311, 100, 0, false},
+	{"3.1.1 to 100 of 5.0", packets.V311, packets.V5, 100, 0, false},
+	{"5.0 with properties to 100", packets.V5, packets.V5, 100, 0, false},
+	{"3.1.1 to one, with a Store", packets.V311, packets.V311, 1, 0, true},
+	{"5.0 to 100, with a Store", packets.V5, packets.V5, 100, 0, true},
 }
 
 // start returns a publisher and the bytes of a message that goes to all subscribers.
 func (r routing) start(t testing.TB) (pub *feed, message []byte, sinks []*sink) {
-	b := newTestBroker(t, nil)
+	b := newTestBroker(t, func(c *Config) {
+		if r.store {
+			c.Store = new(memory.Store)
+		}
+	})
 	t.Cleanup(func() { b.Close() })
 	for i := range r.subscribers {
 		f := newFeed(t, b, &packets.Connect{Version: r.sub, CleanStart: true, ClientID: fmt.Sprint("s", i)})

@@ -656,11 +656,11 @@ func (j *journal) takeBack(x *batch) {
 				}
 			}
 			if s := j.session(op.FromSession); s != nil {
-				s.neverReceived(op.FromID, j.refusal(x.err))
+				s.neverReceived(op.FromID, x.n, j.refusal(x.err))
 			}
 		case *store.Received:
 			if s := j.session(op.Session); s != nil {
-				s.neverReceived(op.ID, j.refusal(x.err))
+				s.neverReceived(op.ID, x.n, j.refusal(x.err))
 			}
 		}
 	}

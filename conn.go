@@ -202,6 +202,11 @@ func (c *conn) panicked(v any) error {
 	if f := c.b.obs.Panicked; f != nil {
 		f(c.client, v)
 	}
+	if c.sess != nil { // the client may send once more what this was about
+		c.sess.mu.Lock()
+		c.sess.in.abandon()
+		c.sess.mu.Unlock()
+	}
 	return &packets.Error{Code: packets.UnspecifiedError, Err: fmt.Errorf("panic: %v", v)}
 }
 

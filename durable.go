@@ -378,8 +378,9 @@ func (s *session) takeBack(seq uint64) {
 	})
 }
 
-// neverReceived forgets a QoS 2 identifier that could not be stored with its message. Whoever waits for the PUBREC is refused.
-func (s *session) neverReceived(id uint16, err error) {
+// neverReceived forgets a QoS 2 identifier that could not be stored with its message in batch n. Whoever waits for the PUBREC is refused:
+// a connection that has sent the message again; what waits for that batch itself letGo refuses.
+func (s *session) neverReceived(id uint16, n uint64, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := s.conn
@@ -390,7 +391,7 @@ func (s *session) neverReceived(id uint16, err error) {
 	var first byte
 	isPubrec := func(m *mark, b byte) bool {
 		first = b
-		return packets.Type(b>>4) == packets.TypePubrec
+		return packets.Type(b>>4) == packets.TypePubrec && !(m.kind == answer && m.batch == n)
 	}
 	for c.out.withdraw(id, isPubrec) {
 		c.refuseAnswer(first, id, err)

@@ -53,7 +53,7 @@ func (o *out) end() int {
 // goes behind what is held already, if anything is. c has been enlisted with x. The lock is held.
 func (c *conn) hold(at int, x *batch, kind holdKind, id uint16) {
 	o := &c.out
-	if earlyAck || o.buf == nil || x == nil && o.held == nil {
+	if earlyAck || o.buf == nil || x == nil && (o.held == nil || kind != firmly && !o.held.ordered()) {
 		return
 	}
 	if c.stopping != nil || o.dead { // nothing goes behind a DISCONNECT
@@ -78,6 +78,17 @@ func (c *conn) hold(at int, x *batch, kind holdKind, id uint16) {
 		m.batch, m.kind = h.marks[len(h.marks)-1].batch, after
 	}
 	h.marks = append(h.marks, m)
+}
+
+// ordered says whether anything is held that later messages and acknowledgements must not overtake. PUBREL and PUBCOMP have an order
+// of their own (4.6).
+func (h *held) ordered() bool {
+	for i := range h.marks {
+		if h.marks[i].kind != firmly {
+			return true
+		}
+	}
+	return false
 }
 
 func (h *held) append(b []byte) {

@@ -125,7 +125,9 @@ func (c *conn) received(t *turn, id uint16) (fresh bool, err error) {
 			return false, c.tooManyOpen()
 		}
 	}
-	if !fresh {
+	if fresh {
+		s.in.routes(id)
+	} else if !s.in.again(id) {
 		at := c.out.end()
 		c.ack(packets.TypePubrec, id, packets.Success)
 		c.hold(at, s.undecided(c, true), after, id)
@@ -237,26 +239,38 @@ func (c *conn) answer(t *turn, p *packets.Publish, matched int, err error) error
 	if code.Failed() && c.version < packets.V5 && !unstored {
 		code = packets.Success // there is no way to say it [v3.1.1 MQTT-3.3.5-2]
 	}
-	if kind == packets.TypePubrec && code.Failed() && s.conn == c {
-		c.released(p.PacketID) // the exchange ends here [MQTT-4.3.3-9]
+	if kind == packets.TypePubrec {
+		if s.in.routed(p.PacketID) && s.conn != nil {
+			c = s.conn // which has sent it again
+		}
+		if code.Failed() {
+			c.released(p.PacketID) // the exchange ends here [MQTT-4.3.3-9]
+		}
 	}
-	if unstored && c.version < packets.V5 {
-		return err // so that the client sends it again
-	}
-	if c.out.dead || c.stopping != nil {
+	if unstored && c.version < packets.V5 { // so that the client sends it again
+		c.stop(packets.Errorf(packets.CodeOf(err), "it could not be stored"))
+		t.touch(c)
 		return nil
+	}
+	c.acknowledge(t, kind, p.PacketID, code, err)
+	return nil
+}
+
+// acknowledge appends PUBACK or PUBREC for what this turn has routed. The lock is held.
+func (c *conn) acknowledge(t *turn, kind packets.Type, id uint16, code packets.ReasonCode, err error) {
+	if c.out.dead || c.stopping != nil {
+		return
 	}
 	at := c.out.end()
 	if pe, ok := errors.AsType[*packets.Error](err); ok && code.Failed() && !c.noReasons && pe.Reason != "" {
-		a := packets.Ack{Kind: kind, PacketID: p.PacketID, Code: code, Properties: c.reason(pe, 5)}
+		a := packets.Ack{Kind: kind, PacketID: id, Code: code, Properties: c.reason(pe, 5)}
 		x := c.out.reserve(a.Size(c.version))
 		x.b, _ = a.Append(x.b, c.version)
 	} else {
-		c.ack(kind, p.PacketID, code)
+		c.ack(kind, id, code)
 	}
-	c.hold(at, t.wait(c), answer, p.PacketID)
+	c.hold(at, t.wait(c), answer, id)
 	t.touch(c)
-	return nil
 }
 
 // onPubrel releases the identifier of a QoS 2 message [MQTT-4.3.3-11].

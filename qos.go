@@ -324,32 +324,71 @@ func (s *sender) ack(kind packets.Type, id uint16, code packets.ReasonCode) (v v
 // A receiver is the inbound half: the Packet Identifiers of the QoS 2 messages that were received and not yet released. They live as
 // long as the Session; nothing times them out.
 type receiver struct {
-	ids map[uint16]bool // nil until the first; true: it came on this connection, and takes a place of its receive quota (4.9)
+	ids map[uint16]arrival // nil until the first
 }
+
+// A arrival is what is known of an identifier.
+type arrival byte
+
+const (
+	counted  arrival = 1 << iota // it came on this connection, and takes a place of its receive quota (4.9)
+	underWay                     // its message is being routed
+	asked                        // and it came again meanwhile, on the next connection
+)
 
 // begin starts a Network Connection, with a quota of its own.
 func (r *receiver) begin() {
 	for id := range r.ids {
-		r.ids[id] = false
+		r.ids[id] &^= counted
 	}
 }
 
 // publish takes note of a QoS 2 PUBLISH. fresh: it is the first with its identifier, and only then it is delivered [MQTT-4.3.3-10]. counts: it is
 // the first on this connection.
 func (r *receiver) publish(id uint16) (fresh, counts bool) {
-	counted, known := r.ids[id]
+	state, known := r.ids[id]
 	if r.ids == nil {
-		r.ids = make(map[uint16]bool)
+		r.ids = make(map[uint16]arrival)
 	}
-	r.ids[id] = true
-	return !known, !counted
+	r.ids[id] = state | counted
+	return !known, state&counted == 0
+}
+
+// routes says that the message of a fresh identifier is being routed, until routed.
+func (r *receiver) routes(id uint16) { r.ids[id] |= underWay }
+
+// again takes note that an identifier came again. If its message is still being routed, the answer is left to who does that.
+func (r *receiver) again(id uint16) (left bool) {
+	if r.ids[id]&underWay == 0 {
+		return false
+	}
+	r.ids[id] |= asked
+	return true
+}
+
+// abandon forgets identifiers whose messages were never routed.
+func (r *receiver) abandon() {
+	for id, state := range r.ids {
+		if state&underWay != 0 {
+			delete(r.ids, id)
+		}
+	}
+}
+
+// routed ends what routes began and says whether the identifier came again meanwhile.
+func (r *receiver) routed(id uint16) (again bool) {
+	state, known := r.ids[id]
+	if known {
+		r.ids[id] = state & counted
+	}
+	return state&asked != 0
 }
 
 // pubrel forgets the identifier and says whether it was known, and counted on this connection.
-func (r *receiver) pubrel(id uint16) (known, counted bool) {
-	counted, known = r.ids[id]
+func (r *receiver) pubrel(id uint16) (known, quota bool) {
+	state, known := r.ids[id]
 	delete(r.ids, id)
-	return known, counted
+	return known, state&counted != 0
 }
 
 // A fifo is a queue in chunks: it grows without copying, and one that was never used owns nothing.

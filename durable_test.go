@@ -1,0 +1,456 @@
+package dunlin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/listeners"
+	"github.com/dunlin-mqtt/dunlin/packets"
+	"github.com/dunlin-mqtt/dunlin/store"
+	"github.com/dunlin-mqtt/dunlin/store/memory"
+)
+
+// A stage is a Broker with a store that obeys, in a bubble of virtual time.
+type stage struct {
+	t      *testing.T
+	store  *faultStore
+	cfg    Config
+	b      *Broker
+	l      *listeners.Memory
+	served chan error
+	peers  []*peerConn
+	failed []error // what Observer.StoreFailed was told
+	works  int     // how often StoreRecovered was called
+}
+
+// onStage runs f in a bubble.
+func onStage(t *testing.T, f func(st *stage)) {
+	synctest.Test(t, func(t *testing.T) {
+		st := &stage{t: t, store: &faultStore{Store: new(memory.Store)}}
+		var mu sync.Mutex
+		st.cfg = Config{Authenticator: hooks.AllowAll, Logger: quiet, Observer: &hooks.Observer{
+			StoreFailed:    func(err error) { mu.Lock(); st.failed = append(st.failed, err); mu.Unlock() },
+			StoreRecovered: func() { mu.Lock(); st.works++; mu.Unlock() },
+		}}
+		st.start()
+		defer st.stop()
+		f(st)
+	})
+}
+
+func (st *stage) start() {
+	st.cfg.Store = st.store
+	b, err := New(st.cfg)
+	require.NoError(st.t, err)
+	st.b, st.l, st.served = b, listeners.NewMemory(), make(chan error, 1)
+	go func() { st.served <- b.Serve(st.l) }()
+}
+
+func (st *stage) stop() {
+	for _, p := range st.peers {
+		p.nc.Close()
+	}
+	st.peers = nil
+	st.b.Close()
+	<-st.served
+}
+
+// crash ends the process and starts it again with what was committed.
+func (st *stage) crash() {
+	st.t.Helper()
+	old := st.store
+	st.store = old.kill()
+	if old.gate != nil {
+		close(old.gate)
+	}
+	st.stop()
+	st.start()
+}
+
+// A peerConn is a client's end of a connection, driven by the test.
+type peerConn struct {
+	st *stage
+	nc net.Conn
+	v  packets.Version
+	mu sync.Mutex
+	in []byte // guarded by mu
+	no bool   // the connection has ended. Guarded by mu
+}
+
+// dial opens a connection and sends CONNECT.
+func (st *stage) dial(id string, v packets.Version, clean bool, expiry uint32, edit ...func(*packets.Connect)) *peerConn {
+	st.t.Helper()
+	nc, err := st.l.Dial()
+	require.NoError(st.t, err)
+	p := &peerConn{st: st, nc: nc, v: v}
+	st.peers = append(st.peers, p)
+	go func() {
+		b := make([]byte, 4096)
+		for {
+			n, err := nc.Read(b)
+			p.mu.Lock()
+			p.in = append(p.in, b[:n]...)
+			p.no = p.no || err != nil
+			p.mu.Unlock()
+			if err != nil {
+				return
+			}
+		}
+	}()
+	c := &packets.Connect{Version: v, CleanStart: clean, ClientID: id}
+	if v == packets.V5 && expiry > 0 {
+		c.Properties = packets.Properties(nil).AppendUint(packets.SessionExpiryInterval, expiry)
+	}
+	for _, f := range edit {
+		f(c)
+	}
+	p.send(c)
+	return p
+}
+
+// durable connects a client whose Session lasts, and takes its CONNACK.
+func (st *stage) durable(id string, v packets.Version) *peerConn {
+	st.t.Helper()
+	p := st.dial(id, v, false, 3600)
+	p.want(packets.TypeConnack)
+	return p
+}
+
+// clean connects a client whose Session ends with the connection.
+func (st *stage) clean(id string) *peerConn {
+	st.t.Helper()
+	p := st.dial(id, packets.V5, true, 0)
+	p.want(packets.TypeConnack)
+	return p
+}
+
+func (p *peerConn) send(ps ...packets.Packet) {
+	p.st.t.Helper()
+	for _, q := range ps {
+		b, err := q.Append(nil, p.v)
+		require.NoError(p.st.t, err)
+		_, err = p.nc.Write(b)
+		require.NoError(p.st.t, err)
+	}
+	synctest.Wait()
+}
+
+// got returns what has come since the last call.
+func (p *peerConn) got() (all []packets.Packet) {
+	p.st.t.Helper()
+	synctest.Wait()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for len(p.in) > 0 {
+		h, err := packets.ParseHeader(p.in, p.v)
+		require.NoError(p.st.t, err)
+		q := packetOf(h.Type)
+		require.NoError(p.st.t, q.Decode(h, slices.Clone(p.in[h.Len:h.Len+h.Remaining]), p.v))
+		p.in = p.in[h.Len+h.Remaining:]
+		all = append(all, q)
+	}
+	return all
+}
+
+// want fails unless exactly packets of these types have come, which it returns.
+func (p *peerConn) want(types ...packets.Type) []packets.Packet {
+	p.st.t.Helper()
+	got := p.got()
+	var have []packets.Type
+	for _, q := range got {
+		have = append(have, q.Type())
+	}
+	require.Equal(p.st.t, types, have, "packets that have come: %v", got)
+	return got
+}
+
+func (p *peerConn) wantNothing(why string) {
+	p.st.t.Helper()
+	require.Empty(p.st.t, p.got(), why)
+}
+
+func (p *peerConn) ended() bool {
+	synctest.Wait()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.no
+}
+
+func (p *peerConn) subscribe(filter string, q packets.QoS) {
+	p.st.t.Helper()
+	p.send(subscribeTo(filter, q))
+	ack := p.want(packets.TypeSuback)[0].(*packets.Suback)
+	require.Equal(p.st.t, packets.ReasonCode(q), ack.Codes[0])
+}
+
+func subscribeTo(filter string, q packets.QoS) *packets.Subscribe {
+	return &packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: filter, QoS: q}}}
+}
+
+func message2(topic, payload string, q packets.QoS, id uint16) *packets.Publish {
+	return &packets.Publish{Topic: []byte(topic), Payload: []byte(payload), QoS: q, PacketID: id}
+}
+
+func retained(p *packets.Publish) *packets.Publish {
+	p.Retain = true
+	return p
+}
+
+func ack(k packets.Type, id uint16) *packets.Ack { return &packets.Ack{Kind: k, PacketID: id} }
+
+func TestNothingLeavesBeforeItIsDurable(t *testing.T) {
+	absent := func(st *stage) { // a durable Session without client that gets everything below t
+		s := st.durable("absent", packets.V5)
+		s.subscribe("t/#", packets.QoS2)
+		s.nc.Close()
+		synctest.Wait()
+	}
+	for _, tt := range []struct {
+		name  string
+		ready func(st *stage) (acts, waits *peerConn)
+		act   func(st *stage, acts *peerConn)
+		want  []packets.Type // at waits, once it is durable
+	}{
+		{"a PUBACK waits for the message", func(st *stage) (a, w *peerConn) {
+			absent(st)
+			a = st.clean("p")
+			return a, a
+		}, func(st *stage, a *peerConn) { a.send(message2("t/1", "x", packets.QoS1, 7)) }, []packets.Type{packets.TypePuback}},
+		{"a PUBREC waits for the message", func(st *stage) (a, w *peerConn) {
+			absent(st)
+			a = st.clean("p")
+			return a, a
+		}, func(st *stage, a *peerConn) { a.send(message2("t/1", "x", packets.QoS2, 7)) }, []packets.Type{packets.TypePubrec}},
+		{"a PUBREC waits for the identifier where nobody subscribes", func(st *stage) (a, w *peerConn) {
+			a = st.durable("p", packets.V5)
+			return a, a
+		}, func(st *stage, a *peerConn) { a.send(message2("t/1", "x", packets.QoS2, 7)) }, []packets.Type{packets.TypePubrec}},
+		{"a PUBREC for a repetition waits as well", func(st *stage) (a, w *peerConn) {
+			a = st.durable("p", packets.V5)
+			return a, a
+		}, func(st *stage, a *peerConn) {
+			m := message2("t/1", "x", packets.QoS2, 7)
+			a.send(m)
+			m.Dup = true
+			a.send(m)
+		}, []packets.Type{packets.TypePubrec, packets.TypePubrec}},
+		{"a PUBCOMP waits until the identifier is forgotten", func(st *stage) (a, w *peerConn) {
+			a = st.durable("p", packets.V5)
+			a.send(message2("t/1", "x", packets.QoS2, 7))
+			a.want(packets.TypePubrec)
+			return a, a
+		}, func(st *stage, a *peerConn) { a.send(ack(packets.TypePubrel, 7)) }, []packets.Type{packets.TypePubcomp}},
+		{"a PUBREL to a subscriber waits for its PUBREC", func(st *stage) (a, w *peerConn) {
+			a = st.durable("s", packets.V311)
+			a.subscribe("t/#", packets.QoS2)
+			st.clean("p").send(message2("t/1", "x", packets.QoS2, 7))
+			a.want(packets.TypePublish)
+			return a, a
+		}, func(st *stage, a *peerConn) { a.send(ack(packets.TypePubrec, 1)) }, []packets.Type{packets.TypePubrel}},
+		{"a QoS 2 message goes to a durable Session once it is", func(st *stage) (a, w *peerConn) {
+			w = st.durable("s", packets.V5)
+			w.subscribe("t/#", packets.QoS2)
+			return st.clean("p"), w
+		}, func(st *stage, a *peerConn) { a.send(message2("t/1", "x", packets.QoS2, 7)) }, []packets.Type{packets.TypePublish}},
+		{"a QoS 2 message that is delivered at QoS 1 as well", func(st *stage) (a, w *peerConn) {
+			w = st.durable("s", packets.V5)
+			w.subscribe("t/#", packets.QoS1)
+			return st.clean("p"), w
+		}, func(st *stage, a *peerConn) { a.send(message2("t/1", "x", packets.QoS2, 7)) }, []packets.Type{packets.TypePublish}},
+		{"a QoS 2 message goes to a clean Session once the publisher's identifier is durable", func(st *stage) (a, w *peerConn) {
+			w = st.clean("s")
+			w.subscribe("t/#", packets.QoS2)
+			return st.durable("p", packets.V5), w
+		}, func(st *stage, a *peerConn) { a.send(message2("t/1", "x", packets.QoS2, 7)) }, []packets.Type{packets.TypePublish}},
+		{"a QoS 2 message that a durable Session shares goes to QoS 0 subscribers as late", func(st *stage) (a, w *peerConn) {
+			absent(st)
+			w = st.clean("s")
+			w.subscribe("t/#", packets.QoS0)
+			return st.clean("p"), w
+		}, func(st *stage, a *peerConn) { a.send(message2("t/1", "x", packets.QoS2, 7)) }, []packets.Type{packets.TypePublish}},
+		{"a SUBACK waits for the subscription", func(st *stage) (a, w *peerConn) {
+			a = st.durable("s", packets.V5)
+			return a, a
+		}, func(st *stage, a *peerConn) { a.send(subscribeTo("t/#", packets.QoS1)) }, []packets.Type{packets.TypeSuback}},
+		{"an UNSUBACK waits for the removal", func(st *stage) (a, w *peerConn) {
+			a = st.durable("s", packets.V5)
+			a.subscribe("t/#", packets.QoS1)
+			return a, a
+		}, func(st *stage, a *peerConn) {
+			a.send(&packets.Unsubscribe{PacketID: 2, Filters: []string{"t/#"}})
+		}, []packets.Type{packets.TypeUnsuback}},
+		{"a PUBACK of a retained message waits for it", func(st *stage) (a, w *peerConn) {
+			a = st.clean("p")
+			return a, a
+		}, func(st *stage, a *peerConn) { a.send(retained(message2("t/1", "x", packets.QoS1, 7))) }, []packets.Type{packets.TypePuback}},
+		{"a PUBACK of what removes a retained message waits as well", func(st *stage) (a, w *peerConn) {
+			a = st.clean("p")
+			a.send(retained(message2("t/1", "x", packets.QoS1, 7)))
+			a.want(packets.TypePuback)
+			return a, a
+		}, func(st *stage, a *peerConn) { a.send(retained(message2("t/1", "", packets.QoS1, 8))) }, []packets.Type{packets.TypePuback}},
+		{"acknowledgements keep their order, also of what need not wait", func(st *stage) (a, w *peerConn) {
+			absent(st)
+			a = st.clean("p")
+			return a, a
+		}, func(st *stage, a *peerConn) {
+			a.send(message2("t/1", "x", packets.QoS1, 7), message2("other", "x", packets.QoS1, 8))
+		}, []packets.Type{packets.TypePuback, packets.TypePuback}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			onStage(t, func(st *stage) {
+				acts, waits := tt.ready(st)
+				time.Sleep(time.Second) // nothing is left to be written
+				waits.wantNothing("before anything is done")
+				release := st.store.hold()
+				before := st.store.count()
+				tt.act(st, acts)
+				waits.wantNothing("while the commit runs")
+				require.Equal(t, before+1, st.store.count(), "commits that have begun")
+				release()
+				waits.want(tt.want...)
+			})
+		})
+	}
+}
+
+func TestACONNACKWaitsForItsSession(t *testing.T) {
+	for name, again := range map[string]bool{"a new Session": false, "one that is resumed": true} {
+		t.Run(name, func(t *testing.T) {
+			onStage(t, func(st *stage) {
+				if again {
+					st.durable("c", packets.V5).nc.Close()
+					time.Sleep(time.Second)
+				}
+				release := st.store.hold()
+				p := st.dial("c", packets.V5, false, 60)
+				p.wantNothing("while the commit runs")
+				release()
+				a := p.want(packets.TypeConnack)[0].(*packets.Connack)
+				require.Equal(t, again, a.SessionPresent)
+			})
+		})
+	}
+}
+
+func TestAQoS1MessageGoesOutWhileItIsCommitted(t *testing.T) {
+	onStage(t, func(st *stage) {
+		s := st.durable("s", packets.V5)
+		s.subscribe("t", packets.QoS1)
+		p := st.clean("p")
+		release := st.store.hold()
+		p.send(message2("t", "x", packets.QoS1, 1))
+		s.want(packets.TypePublish)
+		p.wantNothing("the message is not durable yet")
+		release()
+		p.want(packets.TypePuback)
+	})
+}
+
+func TestPublishReturnsWhenTheMessageIsDurable(t *testing.T) {
+	onStage(t, func(st *stage) {
+		st.durable("s", packets.V5).subscribe("t", packets.QoS1)
+		release := st.store.hold()
+		done := make(chan error, 1)
+		go func() {
+			done <- st.b.Publish(context.Background(), &Message{Topic: "t", Payload: []byte("x"), QoS: 1})
+		}()
+		synctest.Wait()
+		require.Empty(t, done, "Publish has returned while the commit runs")
+		release()
+		require.NoError(t, <-done)
+
+		release = st.store.hold()
+		ctx, cancel := context.WithCancelCause(context.Background())
+		go func() { done <- st.b.Publish(ctx, &Message{Topic: "t", Payload: []byte("x"), QoS: 1}) }()
+		synctest.Wait()
+		gone := errors.New("gone")
+		cancel(gone)
+		require.ErrorIs(t, <-done, gone)
+		release()
+
+		st.store.fail(store.ErrFull)
+		err := st.b.Publish(context.Background(), &Message{Topic: "t", Payload: []byte("x"), QoS: 1})
+		require.ErrorIs(t, err, store.ErrFull)
+		require.Equal(t, packets.QuotaExceeded, packets.CodeOf(err))
+	})
+}
+
+func TestCleanSessionsAndQoS0MakeNoStoreCall(t *testing.T) {
+	onStage(t, func(st *stage) {
+		d := st.durable("durable", packets.V5)
+		d.subscribe("t/#", packets.QoS0)
+		time.Sleep(time.Second)
+		before := st.store.count()
+		s, p := st.clean("s"), st.clean("p")
+		s.subscribe("t/#", packets.QoS2)
+		p.send(message2("t/0", "x", packets.QoS0, 0), message2("t/1", "x", packets.QoS1, 1), message2("t/2", "x", packets.QoS2, 2))
+		p.want(packets.TypePuback, packets.TypePubrec)
+		p.send(ack(packets.TypePubrel, 2))
+		p.want(packets.TypePubcomp)
+		s.want(packets.TypePublish, packets.TypePublish, packets.TypePublish)
+		d.want(packets.TypePublish, packets.TypePublish, packets.TypePublish)
+		s.send(ack(packets.TypePuback, 1), ack(packets.TypePubrec, 2))
+		s.want(packets.TypePubrel)
+		s.nc.Close()
+		p.nc.Close()
+		time.Sleep(time.Second)
+		require.Equal(t, before, st.store.count())
+	})
+}
+
+func TestManyPublishersShareACommit(t *testing.T) {
+	onStage(t, func(st *stage) {
+		st.durable("s", packets.V5).subscribe("t/#", packets.QoS1)
+		var ps []*peerConn
+		for i := range 50 {
+			ps = append(ps, st.clean(fmt.Sprint("p", i)))
+		}
+		time.Sleep(time.Second)
+		release := st.store.hold()
+		before := st.store.count()
+		for _, p := range ps {
+			p.send(message2("t/x", "x", packets.QoS1, 1))
+		}
+		release()
+		for _, p := range ps {
+			p.want(packets.TypePuback)
+		}
+		require.Equal(t, before+2, st.store.count(), "one commit for the first, one for all others")
+	})
+}
+
+func TestPublishersWaitWhenTooMuchIsUncommitted(t *testing.T) {
+	onStage(t, func(st *stage) {
+		st.stop()
+		st.cfg.MaxUncommittedBytes = 4096
+		st.start()
+		st.durable("s", packets.V5).subscribe("t/#", packets.QoS1)
+		p, q, r := st.clean("p"), st.clean("q"), st.clean("r")
+		r.subscribe("q/#", packets.QoS0)
+		time.Sleep(time.Second)
+		release := st.store.hold()
+		big := string(make([]byte, 3000))
+		for i := range 20 {
+			p.send(message2("t/1", big, packets.QoS1, uint16(i+1)))
+		}
+		st.b.journal.mu.Lock()
+		pending := st.b.journal.pending.bytes
+		st.b.journal.mu.Unlock()
+		require.Less(t, pending, 4*4096, "bytes that wait for the store")
+		q.send(message2("q/1", "x", packets.QoS0, 0)) // others go on
+		r.want(packets.TypePublish)
+		release()
+		require.Len(t, p.got(), 20)
+	})
+}

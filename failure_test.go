@@ -1,0 +1,218 @@
+package dunlin
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/packets"
+	"github.com/dunlin-mqtt/dunlin/store"
+	"github.com/dunlin-mqtt/dunlin/store/memory"
+)
+
+// failures are the two kinds of errors that Commit has.
+var failures = []struct {
+	name string
+	err  error
+	code packets.ReasonCode
+}{
+	{"no room", fmt.Errorf("test: %w", store.ErrFull), packets.QuotaExceeded},
+	{"a broken disk", errors.New("input/output error"), packets.ImplementationSpecificError},
+}
+
+func TestAFailedCommitAcknowledgesNothing(t *testing.T) {
+	for _, f := range failures {
+		t.Run(f.name, func(t *testing.T) {
+			onStage(t, func(st *stage) {
+				s := st.durable("s", packets.V5)
+				s.subscribe("t/#", packets.QoS2)
+				s.nc.Close()
+				p, old, q := st.durable("p", packets.V5), st.durable("old", packets.V311), st.clean("q")
+				q.subscribe("q", packets.QoS0)
+				time.Sleep(time.Second)
+				require.NoError(t, st.b.Healthy())
+				release := st.store.hold()
+				st.store.fail(f.err)
+				p.send(message2("t/1", "a", packets.QoS1, 1), message2("t/1", "b", packets.QoS2, 2))
+				old.send(message2("t/1", "c", packets.QoS2, 1))
+				release()
+				got := p.want(packets.TypePuback, packets.TypePubrec)
+				require.Equal(t, f.code, got[0].(*packets.Ack).Code)
+				require.Equal(t, f.code, got[1].(*packets.Ack).Code)
+				old.wantNothing("3.1.1 has no way to refuse")
+				require.True(t, old.ended(), "so the connection ends")
+				require.ErrorIs(t, st.b.Healthy(), f.err)
+				require.Equal(t, []error{f.err}, st.failed)
+				info, _ := st.b.Session("s")
+				require.Zero(t, info.Queued, "messages that were refused")
+				require.Empty(t, st.b.sessions["p"].in.ids, "an identifier that was refused is free")
+
+				// At the door, while it lasts.
+				p.send(message2("t/1", "a", packets.QoS1, 3))
+				require.Equal(t, f.code, p.want(packets.TypePuback)[0].(*packets.Ack).Code)
+				p.send(subscribeTo("x", packets.QoS1))
+				require.Equal(t, f.code, p.want(packets.TypeSuback)[0].(*packets.Suback).Codes[0])
+				n := st.dial("new", packets.V5, true, 60)
+				require.Equal(t, f.code, n.want(packets.TypeConnack)[0].(*packets.Connack).Code)
+				require.True(t, n.ended())
+				_, ok := st.b.Session("new")
+				require.False(t, ok, "a Session that was refused")
+
+				// What needs no store goes on.
+				p.send(message2("q", "x", packets.QoS0, 0), message2("q", "y", packets.QoS1, 4))
+				p.want(packets.TypePuback)
+				q.want(packets.TypePublish, packets.TypePublish)
+			})
+		})
+	}
+}
+
+func TestServiceIsBackWhenThereIsRoom(t *testing.T) {
+	onStage(t, func(st *stage) {
+		s := st.durable("s", packets.V5)
+		s.subscribe("t", packets.QoS2)
+		p := st.durable("p", packets.V5)
+		p.send(message2("t", "first", packets.QoS2, 1))
+		p.want(packets.TypePubrec)
+		s.want(packets.TypePublish)
+		time.Sleep(time.Second)
+		st.store.fail(store.ErrFull)
+		// What follows from what has happened waits: for the PUBREC of the subscriber, and the PUBREL of the publisher.
+		s.send(ack(packets.TypePubrec, 1))
+		p.send(ack(packets.TypePubrel, 1), message2("t", "refused", packets.QoS2, 2))
+		require.Equal(t, packets.QuotaExceeded, p.want(packets.TypePubrec)[0].(*packets.Ack).Code)
+		s.wantNothing("PUBREL before its PUBREC is durable")
+		time.Sleep(5 * time.Second)
+		p.send(message2("t", "refused", packets.QoS2, 3))
+		require.Equal(t, packets.QuotaExceeded, p.want(packets.TypePubrec)[0].(*packets.Ack).Code)
+		require.Len(t, st.failed, 1, "told once")
+
+		st.store.fail(nil)
+		time.Sleep(time.Second)
+		require.NoError(t, st.b.Healthy())
+		require.Equal(t, 1, st.works)
+		s.want(packets.TypePubrel)
+		p.want(packets.TypePubcomp)
+		p.send(message2("t", "second", packets.QoS2, 4))
+		require.Equal(t, packets.Success, p.want(packets.TypePubrec)[0].(*packets.Ack).Code)
+		require.Equal(t, "second", string(s.want(packets.TypePublish)[0].(*packets.Publish).Payload))
+
+		st.crash()
+		s = st.dial("s", packets.V5, false, 3600)
+		got := s.want(packets.TypeConnack, packets.TypePubrel, packets.TypePublish)
+		require.Equal(t, uint16(1), got[1].(*packets.Ack).PacketID, "what followed is durable after all")
+		require.Equal(t, "second", string(got[2].(*packets.Publish).Payload))
+	})
+}
+
+func TestASubscriptionThatIsNotStoredIsUndone(t *testing.T) {
+	for _, f := range failures {
+		t.Run(f.name, func(t *testing.T) {
+			onStage(t, func(st *stage) {
+				s := st.durable("s", packets.V5)
+				s.subscribe("old", packets.QoS1)
+				release := st.store.hold()
+				st.store.fail(f.err)
+				s.send(&packets.Subscribe{PacketID: 5, Subscriptions: []packets.Subscription{{Filter: "new", QoS: 2}, {Filter: "old", QoS: 2}}})
+				release()
+				a := s.want(packets.TypeSuback)[0].(*packets.Suback)
+				require.Equal(t, []packets.ReasonCode{f.code, f.code}, a.Codes)
+				info, _ := st.b.Session("s")
+				require.Equal(t, []packets.Subscription{{Filter: "old", QoS: 1}}, info.Subscriptions)
+
+				s.send(&packets.Unsubscribe{PacketID: 6, Filters: []string{"old"}})
+				require.Equal(t, packets.ImplementationSpecificError, s.want(packets.TypeUnsuback)[0].(*packets.Unsuback).Codes[0])
+			})
+		})
+	}
+}
+
+func TestASessionThatIsNotStoredIsRefused(t *testing.T) {
+	for _, f := range failures {
+		t.Run(f.name, func(t *testing.T) {
+			onStage(t, func(st *stage) {
+				st.durable("known", packets.V5).nc.Close()
+				time.Sleep(time.Second)
+				will := func(c *packets.Connect) { c.Will = &packets.Will{Topic: "will", QoS: 1} }
+				watcher := st.clean("w")
+				watcher.subscribe("will", packets.QoS0)
+				release := st.store.hold()
+				st.store.fail(f.err)
+				n, k := st.dial("new", packets.V5, false, 60, will), st.dial("known", packets.V5, false, 60, will)
+				release()
+				require.Equal(t, f.code, n.want(packets.TypeConnack)[0].(*packets.Connack).Code)
+				require.Equal(t, f.code, k.want(packets.TypeConnack)[0].(*packets.Connack).Code)
+				_, ok := st.b.Session("new")
+				require.False(t, ok)
+				info, ok := st.b.Session("known")
+				require.True(t, ok, "a Session that cannot be resumed stays")
+				require.Nil(t, info.Client)
+				require.WithinDuration(t, time.Now().Add(time.Hour), info.ExpiresAt, time.Minute, "it expires as before")
+				watcher.wantNothing("the Will of a client that was refused")
+			})
+		})
+	}
+}
+
+func TestARetainedMessageThatIsNotStoredIsUndone(t *testing.T) {
+	onStage(t, func(st *stage) {
+		p := st.clean("p")
+		p.send(retained(message2("t", "kept", packets.QoS1, 1)))
+		p.want(packets.TypePuback)
+		time.Sleep(time.Second)
+		release := st.store.hold()
+		st.store.fail(store.ErrFull)
+		p.send(retained(message2("t", "a", packets.QoS1, 2)), retained(message2("t", "b", packets.QoS2, 3)), retained(message2("n", "c", packets.QoS1, 4)))
+		release()
+		p.want(packets.TypePuback, packets.TypePubrec, packets.TypePuback)
+		require.Equal(t, "kept", string(st.b.retained.get("t").Payload))
+		require.Nil(t, st.b.retained.get("n"))
+	})
+}
+
+func TestAQoS2MessageIsRefusedOnTheNextConnectionToo(t *testing.T) {
+	onStage(t, func(st *stage) {
+		p := st.durable("p", packets.V5)
+		release := st.store.hold()
+		st.store.fail(store.ErrFull)
+		m := message2("t", "x", packets.QoS2, 1)
+		p.send(m)
+		p.nc.Close()
+		synctest.Wait()
+		st.store.fail(nil) // but the commit with the message has failed
+		st.store.mu.Lock()
+		first := true
+		st.store.before = func([]store.Op) error {
+			if first {
+				first = false
+				return store.ErrFull
+			}
+			return nil
+		}
+		st.store.mu.Unlock()
+		p2 := st.dial("p", packets.V5, false, 3600)
+		m.Dup = true
+		release()
+		p2.want(packets.TypeConnack)
+		p2.send(m)
+		require.Equal(t, packets.QuotaExceeded, p2.want(packets.TypePubrec)[0].(*packets.Ack).Code, "the repetition of what was never stored")
+		require.Empty(t, st.b.sessions["p"].in.ids)
+		time.Sleep(time.Second)
+		p2.send(m)
+		require.Equal(t, packets.NoMatchingSubscribers, p2.want(packets.TypePubrec)[0].(*packets.Ack).Code)
+		require.Len(t, st.b.sessions["p"].in.ids, 1)
+	})
+}
+
+func TestALoadThatFailsFailsNew(t *testing.T) {
+	st := new(memory.Store)
+	require.NoError(t, st.Close())
+	_, err := New(Config{Authenticator: hooks.AllowAll, Logger: quiet, Store: st})
+	require.ErrorIs(t, err, memory.ErrClosed)
+	require.ErrorContains(t, err, "loading the store")
+}
