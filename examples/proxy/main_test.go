@@ -61,11 +61,7 @@ func brokers(t *testing.T, f func(t *testing.T, upstream string)) {
 
 // mosquitto starts a Mosquitto with one user.
 func mosquitto(t *testing.T) string {
-	for _, name := range []string{"mosquitto", "mosquitto_passwd"} {
-		if _, err := exec.LookPath(name); err != nil {
-			t.Skipf("%s is not installed (Debian package mosquitto)", name)
-		}
-	}
+	broker, passwd := try.Need(t, "mosquitto", "mosquitto"), try.Need(t, "mosquitto_passwd", "mosquitto")
 	dir := t.TempDir()
 	l, err := net.Listen("tcp", "127.0.0.1:0") // for a port that is free
 	if err != nil {
@@ -74,14 +70,14 @@ func mosquitto(t *testing.T) string {
 	addr := l.Addr().(*net.TCPAddr)
 	l.Close()
 	users, conf := filepath.Join(dir, "users"), filepath.Join(dir, "mosquitto.conf")
-	if out, err := exec.Command("mosquitto_passwd", "-b", "-c", users, "inner", "secret").CombinedOutput(); err != nil {
+	if out, err := exec.Command(passwd, "-b", "-c", users, "inner", "secret").CombinedOutput(); err != nil {
 		t.Fatalf("mosquitto_passwd: %v: %s", err, out)
 	}
 	text := fmt.Sprintf("listener %d 127.0.0.1\nallow_anonymous false\npassword_file %s\nuser root\n", addr.Port, users)
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("mosquitto", "-c", conf)
+	cmd := exec.Command(broker, "-c", conf)
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

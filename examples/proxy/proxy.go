@@ -95,7 +95,7 @@ func (p *proxy) serve(ctx context.Context, nc net.Conn) error {
 	}()
 	err = pump(client, server, append(allowed.fromClient, p.fromClient...))
 	cancel()
-	if other := <-back; errors.Is(err, net.ErrClosed) {
+	if other := <-back; errors.Is(err, net.ErrClosed) { // because the other direction has ended
 		err = other
 	}
 	if err == io.EOF || errors.Is(err, net.ErrClosed) {
@@ -104,7 +104,7 @@ func (p *proxy) serve(ctx context.Context, nc net.Conn) error {
 	return err
 }
 
-// pump takes packets from one side to the other until one of them ends, and says how.
+// pump takes packets from one side to the other until one of them ends, and returns why.
 func pump(from, to *side, filters []filter) error {
 	for {
 		p, err := from.r.ReadPacket()

@@ -43,10 +43,7 @@ func TestRun(t *testing.T) {
 }
 
 func TestMosquittoRR(t *testing.T) {
-	rr, err := exec.LookPath("mosquitto_rr")
-	if err != nil {
-		t.Skip("mosquitto_rr is not installed (Debian package mosquitto-clients)")
-	}
+	rr := try.Need(t, "mosquitto_rr", "mosquitto-clients")
 	p := try.Start(t, run, "-listen", "127.0.0.1:0", "-every", time.Hour.String())
 	host, port, _ := strings.Cut(p.Line("listening on "), ":")
 	out, err := exec.CommandContext(t.Context(), rr, "-V", "5", "-h", host, "-p", port, "-q", "1", "-t", "time", "-e", "my/reply", "-m", "UTC", "-W", "10").CombinedOutput()

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+
+	"github.com/dunlin-mqtt/dunlin/examples/internal/try"
 )
 
 // A browser is a headless Chromium with one page, driven by its DevTools protocol.
@@ -25,19 +27,7 @@ type browser struct {
 // startBrowser starts Chromium, if it is installed, and ends it with the test.
 func startBrowser(t *testing.T) *browser {
 	t.Helper()
-	var path string
-	for _, name := range []string{"chromium", "chromium-browser", "google-chrome"} {
-		if p, err := exec.LookPath(name); err == nil {
-			path = p
-			break
-		}
-	}
-	if path == "" {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("Chromium is not installed (Debian package chromium), and CI has to have it")
-		}
-		t.Skip("Chromium is not installed (Debian package chromium)")
-	}
+	path := try.Need(t, "chromium", "chromium")
 	dir, err := os.MkdirTemp("", "page") // not t.TempDir: Chromium still writes while it ends
 	if err != nil {
 		t.Fatal(err)

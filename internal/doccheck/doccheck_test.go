@@ -177,6 +177,20 @@ func TestLinksWithinTheProjectLeadSomewhere(t *testing.T) {
 	}
 }
 
+// Each example says in its README with which one command it runs.
+func TestExamplesHaveTheirCommand(t *testing.T) {
+	dirs, err := filepath.Glob(filepath.Join(root, "examples", "*", "main.go"))
+	require.NoError(t, err)
+	require.NotEmpty(t, dirs)
+	for _, main := range dirs {
+		name := filepath.Base(filepath.Dir(main))
+		page, err := os.ReadFile(filepath.Join(filepath.Dir(main), "README.md"))
+		if err != nil || !regexp.MustCompile(`go (run|build|test) .*examples/`+name+`\b|cd examples/`+name+` && .*go run \.`).Match(page) {
+			t.Errorf("examples/%s has no README.md with the command that runs it (%v)", name, err)
+		}
+	}
+}
+
 func TestBlocksAndWhatCompletesThem(t *testing.T) {
 	page := "<!-- go: var x int -->\n```go\nb, err := dunlin.New(dunlin.Config{Authenticator: ...})\nif err != nil { ... }\n```\n" +
 		"```sh\nno go\n```\n- list\n\n  ```go\n  fmt.Println(x)\n  ```\n"

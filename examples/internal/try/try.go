@@ -6,6 +6,8 @@ import (
 	"context"
 	"io"
 	"net"
+	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -219,4 +221,19 @@ func (c *Client) Gone() {
 			c.t.Fatalf("the connection is not closed: %v", err)
 		}
 	}
+}
+
+// Need returns the path of a program that the test needs. Without it the test is skipped, but not in CI, which has to have it.
+func Need(t testing.TB, program, debian string) string {
+	t.Helper()
+	for _, name := range []string{program, "/usr/sbin/" + program} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	if os.Getenv("CI") == "true" {
+		t.Fatalf("%s is not installed (Debian package %s), and CI has to have it", program, debian)
+	}
+	t.Skipf("%s is not installed (Debian package %s)", program, debian)
+	return ""
 }
