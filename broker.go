@@ -107,6 +107,7 @@ type Broker struct {
 	journal  *journal // nil: there is no Store
 	stats    counters
 	turns    sync.Pool
+	scans    sync.Pool    // of *scanned
 	yielding atomic.Int32 // turns in yield
 
 	mu        sync.Mutex

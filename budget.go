@@ -135,7 +135,7 @@ func (s *session) shorten() (n int) {
 	if s.conn != nil || s.ended {
 		return 0
 	}
-	for most := (s.out.queue.n + 7) / 8; n < most; n++ {
+	for most := (int(s.out.queue.n) + 7) / 8; n < most; n++ {
 		d := s.out.pop()
 		s.dropped(d.msg, hooks.DropMemory)
 		d.settle(false)

@@ -54,7 +54,6 @@ type conn struct {
 	// Guarded by sess.mu.
 	out      out
 	touched  *turn
-	opening  bool           // the CONNACK waits until the Session is durable: until then nothing is written
 	stopping *packets.Error // why the broker ends the connection
 }
 
@@ -637,7 +636,7 @@ func (c *conn) stop(err *packets.Error) {
 	if cancel := c.few().cancel; cancel != nil {
 		cancel() // a hook may be waiting
 	}
-	if c.version == packets.V5 && !c.opening {
+	if c.version == packets.V5 && !c.out.opening {
 		d := packets.Disconnect{Code: fitting(err.Code, packets.TypeDisconnect), Properties: c.reason(err, 2)}
 		if d.Size(packets.V5) <= int(c.maxPacket) {
 			x := c.out.reserve(d.Size(packets.V5))

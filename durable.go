@@ -312,7 +312,7 @@ func (b *Broker) confirm(t *turn, c *conn, a *attachment, x *batch, was *before)
 	err := b.journal.wait(b.ctx, x, was != nil)
 	s := c.sess
 	s.mu.Lock()
-	c.opening = false
+	c.out.opening = false
 	switch {
 	case s.conn != c:
 		err = packets.Errorf(packets.UnspecifiedError, "another connection with the same Client Identifier")

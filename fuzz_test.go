@@ -458,7 +458,7 @@ func (r *fuzzRun) check() {
 	r.h.b.mu.Lock()
 	for _, s := range r.h.b.sessions {
 		s.mu.Lock()
-		if s.out.queue.n > int(s.quota.messages) {
+		if s.out.queue.n > s.quota.messages {
 			r.errorf("%d messages wait for %s, over the bound", s.out.queue.n, s.id)
 		}
 		size := 0

@@ -258,13 +258,11 @@ func (b *Broker) newPace(l *hooks.Limits) *pace {
 		}
 		return min(general, own)
 	}
-	p := &pace{rate: lower(b.cfg.PublishRate, l.PublishRate), bytes: lower(b.cfg.PublishBytes, l.PublishBytes)}
-	if p.rate == 0 && p.bytes == 0 {
+	rate, bytes := lower(b.cfg.PublishRate, l.PublishRate), lower(b.cfg.PublishBytes, l.PublishBytes)
+	if rate == 0 && bytes == 0 {
 		return nil
 	}
-	p.refuse = b.cfg.OverRate == RefusePublish
-	p.wake = make(chan struct{}, 1)
-	return p
+	return &pace{rate: rate, bytes: bytes, refuse: b.cfg.OverRate == RefusePublish, wake: make(chan struct{}, 1)}
 }
 
 // take counts a PUBLISH of n bytes and says whether it is within the limits. A second's worth may come at once. What goes beyond, or one

@@ -56,7 +56,7 @@ func (b *Broker) load() error {
 	l.finish()
 	queued := 0
 	for _, s := range b.sessions {
-		queued += s.out.queue.n + int(s.out.live)
+		queued += int(s.out.queue.n + s.out.live)
 	}
 	if ops > 0 {
 		b.log.Info("the store is loaded", "sessions", len(b.sessions), "retained", b.retained.len(), "messages queued", queued,

@@ -375,7 +375,7 @@ func TestBlockHoldsBackWhoPublishesAndNobodyElse(t *testing.T) {
 		synctest.Wait()
 		time.Sleep(10 * time.Second)
 		slow.s.mu.Lock()
-		require.Equal(t, 3, slow.s.out.queue.n, "no more of it is read")
+		require.EqualValues(t, 3, slow.s.out.queue.n, "no more of it is read")
 		slow.s.mu.Unlock()
 
 		free.send(&packets.Publish{Topic: []byte("b"), Payload: []byte("passes")})

@@ -64,6 +64,7 @@ type out struct {
 	writing bool          // somebody is writing; he will look at buf again
 	dead    bool          // the connection is not written to any more
 	stalled bool          // the client made no progress while a publisher waited for it: nobody waits again until it does
+	opening bool          // the CONNACK waits until the Session is durable: until then nothing is written
 	backlog int           // bytes that are in the writer's hands
 	counted int32         // how much of size the count of memory knows of
 	congest time.Duration // since when publishers have waited for it, since Broker.started; 0: they do not

@@ -394,7 +394,7 @@ func (r *receiver) pubrel(id uint16) (known, quota bool) {
 // A fifo is a queue in chunks: it grows without copying, and one that was never used owns nothing.
 type fifo[T any] struct {
 	first, last *chunk[T]
-	n           int
+	n           int32
 	from, to    uint8 // first.e[from:], last.e[:to]
 }
 

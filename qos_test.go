@@ -308,7 +308,7 @@ func TestFifoKeepsOrderAndMemory(t *testing.T) {
 			}
 			out++
 		}
-		if q.n != in-out {
+		if int(q.n) != in-out {
 			t.Fatalf("n is %d, want %d", q.n, in-out)
 		}
 	}

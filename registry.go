@@ -108,7 +108,7 @@ func (b *Broker) begin(t *turn, c *conn, a attachment) error {
 	s.resume(c)
 	var x *batch
 	if b.journal != nil && a.expiry > 0 {
-		c.opening = true
+		c.out.opening = true
 		x = b.journal.register(s, s.put())
 	}
 	b.sessions[s.place()] = s
@@ -162,7 +162,7 @@ func (b *Broker) takeOver(t *turn, s *session, c *conn, a attachment) (takeover,
 		a.connack.SessionPresent = true
 		b.mu.Unlock()
 		if s.stored != 0 {
-			c.opening = true
+			c.out.opening = true
 			x := b.journal.await(s.put())
 			s.mu.Unlock()
 			return resumed, b.confirm(t, c, &a, x, &before)
@@ -178,7 +178,7 @@ func (b *Broker) takeOver(t *turn, s *session, c *conn, a attachment) (takeover,
 		return vacated, nil // the Broker is closed, as attach will find
 	}
 	w := s.will
-	if w != nil && (w.delay > 0 || old.opening) {
+	if w != nil && (w.delay > 0 || old.out.opening) {
 		w = nil // the Session goes on in time; or its client has not been accepted
 	}
 	s.conn, s.will = nil, nil
@@ -266,7 +266,7 @@ func (b *Broker) endSession(t *turn, s *session, why *packets.Error) {
 		return
 	}
 	c := s.conn
-	if c != nil && c.opening {
+	if c != nil && c.out.opening {
 		s.will = nil // of a client that has not been accepted
 	}
 	w, shared := s.end()

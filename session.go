@@ -95,7 +95,7 @@ func (s *session) deliver(t *turn, o *outgoing, to *target, eager bool) bool {
 		return false
 	}
 	c := s.conn
-	if c != nil && (c.opening || c.stopping != nil) {
+	if c != nil && (c.out.opening || c.stopping != nil) {
 		c = nil // as if the client had not come yet, or had gone: behind a DISCONNECT comes nothing [MQTT-3.14.4-1]
 	}
 	undecided := false
@@ -128,7 +128,7 @@ func (s *session) ready(qos packets.QoS) bool {
 	switch {
 	case s.local != nil:
 		return !s.full(0)
-	case s.conn == nil || s.conn.opening:
+	case s.conn == nil || s.conn.out.opening:
 		return false
 	}
 	return s.conn.out.size() <= s.b.cfg.MaxOutboundBytes/2 && (qos == packets.QoS0 || !s.full(0))
@@ -136,7 +136,7 @@ func (s *session) ready(qos packets.QoS) bool {
 
 // full says whether the queue has no room for size more bytes.
 func (s *session) full(size int) bool {
-	return s.out.queue.n >= int(s.quota.messages) || s.out.bytes+size > s.quota.bytes
+	return s.out.queue.n >= s.quota.messages || s.out.bytes+size > s.quota.bytes
 }
 
 // enqueue puts d into the queue, as the overflow policy has it.
@@ -208,7 +208,7 @@ func (s *session) pump(c *conn, now time.Time) {
 	if !s.pending() {
 		return
 	}
-	if s.conn != c || c.stopping != nil || c.opening {
+	if s.conn != c || c.stopping != nil || c.out.opening {
 		return
 	}
 	for c.out.size() < pumpBytes {
@@ -293,11 +293,21 @@ func (s *session) sendQueued(c *conn, d delivery, now time.Time) {
 // lasting says whether d, once in flight, may be needed again: on a later connection, or by another member of its group.
 func (s *session) lasting(d *delivery) bool { return s.expiry > 0 || s.stored != 0 || d.group() != nil }
 
+// scanned is room for what sendRetained looks at, at a time.
+type scanned [32]*message
+
 // sendRetained sends some of the retained messages that the first cursor has yet to see, and says whether to go on.
 func (s *session) sendRetained(c *conn, now time.Time) bool {
 	cur := &s.cursors[0]
-	var room [32]*message
+	room, _ := s.b.scans.Get().(*scanned)
+	if room == nil {
+		room = new(scanned)
+	}
 	found, next, over := s.b.retained.scan(cur.filter, cur.after, len(room), room[:0])
+	defer func() {
+		clear(room[:])
+		s.b.scans.Put(room)
+	}()
 	for _, m := range found {
 		if c.out.size() >= pumpBytes {
 			return false

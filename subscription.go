@@ -504,7 +504,7 @@ func (sub *Subscription) mayExceed(t *turn, size int) bool {
 // await waits until the queue is within its limit, the Subscription is closed, done is, or BlockTimeout is over: then it is stalled.
 func (sub *Subscription) await(done <-chan struct{}) {
 	s := sub.s
-	over := func() bool { return s.local == sub && !sub.stalled && s.out.queue.n > int(s.quota.messages) }
+	over := func() bool { return s.local == sub && !sub.stalled && s.out.queue.n > s.quota.messages }
 	s.mu.Lock()
 	if !over() {
 		s.mu.Unlock()
@@ -531,7 +531,7 @@ func (sub *Subscription) await(done <-chan struct{}) {
 
 // makeRoom lets publishers go on if the queue is within its limit. The lock is held.
 func (sub *Subscription) makeRoom() {
-	if sub.s.out.queue.n > int(sub.s.quota.messages) {
+	if sub.s.out.queue.n > sub.s.quota.messages {
 		return
 	}
 	sub.stalled = false
@@ -552,7 +552,7 @@ func (sub *Subscription) lost() {
 func (sub *Subscription) logDropped() {
 	s := sub.s
 	s.mu.Lock()
-	n, total, queued := sub.dropped-sub.reported, sub.dropped, s.out.queue.n
+	n, total, queued := sub.dropped-sub.reported, sub.dropped, int(s.out.queue.n)
 	sub.reported = sub.dropped
 	s.b.due.cancel(&sub.report)
 	s.mu.Unlock()

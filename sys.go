@@ -55,7 +55,7 @@ func (b *Broker) Stats() Stats {
 	st.Memory = b.memory.used.Load()
 	for _, s := range sessions {
 		s.mu.Lock()
-		st.Queued += s.out.queue.n
+		st.Queued += int(s.out.queue.n)
 		st.Inflight += int(s.out.live)
 		s.mu.Unlock()
 	}
@@ -138,7 +138,7 @@ func (s *session) info() (info SessionInfo, ok bool) {
 	if s.ended {
 		return info, false
 	}
-	info = SessionInfo{ClientID: s.id, Principal: s.principal, Queued: s.out.queue.n, QueuedBytes: s.out.bytes, Inflight: int(s.out.live)}
+	info = SessionInfo{ClientID: s.id, Principal: s.principal, Queued: int(s.out.queue.n), QueuedBytes: s.out.bytes, Inflight: int(s.out.live)}
 	if s.conn != nil {
 		info.Client = s.conn.client
 	} else {
