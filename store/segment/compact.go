@@ -15,8 +15,10 @@ const (
 	foldBody = 1 << 20 // how long the records of a folded segment get
 	foldSync = 8 << 20 // how much of it is written between syncs, so that those of commits stay short
 
-	// A full disk makes compactions follow each other, but for this and ten times as long as the last one took.
-	foldPause = 100 * time.Millisecond
+	// A full disk makes compactions follow each other, but for a pause, and ten times as long as the last one took. Each one that finds no
+	// room doubles the pause, as it seals a segment that may be short.
+	minPause = 100 * time.Millisecond
+	maxPause = 5 * time.Second
 )
 
 // Checkpoint implements store.Store. It does not wait: if the log has doubled, and grown by two segments at least, it begins a
@@ -74,7 +76,12 @@ func (s *Store) startCompaction(all bool) {
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.notBefore = time.Now().Add(foldPause + 10*time.Since(begun))
+		if disk.IsFull(err) {
+			s.pause = min(max(2*s.pause, minPause), maxPause)
+		} else {
+			s.pause = minPause
+		}
+		s.notBefore = time.Now().Add(s.pause + 10*time.Since(begun))
 	}()
 }
 

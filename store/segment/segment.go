@@ -50,23 +50,24 @@ type Store struct {
 	background sync.WaitGroup
 	compacting sync.Mutex // held while a compaction runs; taken before mu
 
-	mu        sync.Mutex // guards all below
-	err       error      // why nothing can be committed any more
-	man       manifest   // as it is in the directory
-	next      uint64     // number of the next segment
-	file      disk.File  // the active segment; nil: the next commit begins a new one
-	head      header     // of file
-	size      int64      // how long file is to get
-	off       int64      // where the next record goes in the active segment
-	last      uint64     // the last commit that was written to it, or before
-	buf       []byte     // records that wait to be written, seldom more than the one of a Commit under way
-	waiting   uint64     // how many records of earlier commits are in buf
-	unsynced  bool       // records before off were written and not synced
-	settled   bool       // what was there when the store was opened is durable
-	cleaned   bool       // segments left over by a crash have been removed
-	pins      int        // how many read segments; while any does, none is removed
-	obsolete  []uint64   // segments to be removed
-	notBefore time.Time  // when a compaction for want of room may begin
+	mu        sync.Mutex    // guards all below
+	err       error         // why nothing can be committed any more
+	man       manifest      // as it is in the directory
+	next      uint64        // number of the next segment
+	file      disk.File     // the active segment; nil: the next commit begins a new one
+	head      header        // of file
+	size      int64         // how long file is to get
+	off       int64         // where the next record goes in the active segment
+	last      uint64        // the last commit that was written to it, or before
+	buf       []byte        // records that wait to be written, seldom more than the one of a Commit under way
+	waiting   uint64        // how many records of earlier commits are in buf
+	unsynced  bool          // records before off were written and not synced
+	settled   bool          // what was there when the store was opened is durable
+	cleaned   bool          // segments left over by a crash have been removed
+	pins      int           // how many read segments; while any does, none is removed
+	obsolete  []uint64      // segments to be removed
+	notBefore time.Time     // when a compaction for want of room may begin
+	pause     time.Duration // what is waited for in between
 	encoder   codec.Encoder
 }
 
