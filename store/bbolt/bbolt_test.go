@@ -126,6 +126,9 @@ func TestFlippedBitsOfAPayloadAreFound(t *testing.T) {
 
 // TestDamageDoesNotPanic flips bytes all over the file. What bbolt makes of it is an error, or goes unseen.
 func TestDamageDoesNotPanic(t *testing.T) {
+	if raced {
+		t.Skip("the race detector's pointer checks end the process, beyond recover, where bbolt itself follows a damaged page")
+	}
 	file := filepath.Join(t.TempDir(), "db")
 	s, err := Open(file, Options{})
 	require.NoError(t, err)
