@@ -427,11 +427,13 @@ func TestVerboseWritesPackets(t *testing.T) {
 
 // A listener that ends by itself is a failure.
 func TestAListenerThatBreaks(t *testing.T) {
-	said := runs(t, func(t testing.TB) {
-		mqtttest.NewBroker(t).Serve(broken{})
-		time.Sleep(10 * time.Millisecond)
+	synctest.Test(t, func(t *testing.T) {
+		said := runs(t, func(t testing.TB) {
+			mqtttest.NewBroker(t).Serve(broken{})
+			synctest.Wait()
+		})
+		require.Contains(t, said, "the listener broken has ended: out of order")
 	})
-	require.Contains(t, said, "the listener broken has ended: out of order")
 }
 
 type broken struct{}
