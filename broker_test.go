@@ -421,13 +421,18 @@ func TestSharedMessagesOfAnEndedSessionGoToAnotherMember(t *testing.T) { // [5.0
 	})
 }
 
+// stacks is what every goroutine is doing.
+func stacks() []byte {
+	b := make([]byte, 256<<10)
+	return b[:runtime.Stack(b, true)]
+}
+
 // noneLeft waits until there are no more goroutines than before. (require.Eventually runs some of its own.)
 func noneLeft(t *testing.T, before int) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			stacks := make([]byte, 64<<10)
-			t.Fatalf("%d goroutines are left, there were %d:\n%s", runtime.NumGoroutine(), before, stacks[:runtime.Stack(stacks, true)])
+			t.Fatalf("%d goroutines are left, there were %d:\n%s", runtime.NumGoroutine(), before, stacks())
 		}
 	}
 }
@@ -462,8 +467,10 @@ func TestChurn(t *testing.T) {
 	all.Wait()
 	// Everybody has left, also those that the broker accepted late; sessions with an expiry stay.
 	st := b.Stats()
-	for end := time.Now().Add(10 * time.Second); st.Connections > 0 || st.Accepted+st.Refused < dialled.Load(); st = b.Stats() {
-		require.True(t, time.Now().Before(end), "%d connections are left of %d", st.Connections, dialled.Load())
+	for end := time.Now().Add(time.Minute); st.Connections > 0 || st.Accepted+st.Refused < dialled.Load(); st = b.Stats() {
+		if time.Now().After(end) {
+			t.Fatalf("%d connections are left of %d:\n%s", st.Connections, dialled.Load(), stacks())
+		}
 		time.Sleep(5 * time.Millisecond)
 	}
 	subs := 0
@@ -571,6 +578,33 @@ func churn(rnd *rand.Rand, addr string) (dialled bool) {
 		write(&packets.Disconnect{}, p.Version)
 	}
 	return true
+}
+
+// However many come at once, no more than MaxConnections are accepted.
+func TestMaxConnectionsHoldsForThoseThatComeTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const most = 7
+		b := newTestBroker(t, func(c *Config) { c.MaxConnections = most })
+		l, done := serveMemory(t, b)
+		var all sync.WaitGroup
+		var accepted, busy atomic.Int32
+		for i := range 100 {
+			nc := dial(t, l)
+			defer nc.Close()
+			all.Go(func() {
+				switch _, ack := newTestClient(t, nc, connect(fmt.Sprint("c", i))); ack.Code {
+				case packets.Success:
+					accepted.Add(1)
+				case packets.ServerBusy:
+					busy.Add(1)
+				}
+			})
+		}
+		all.Wait()
+		require.EqualValues(t, most, accepted.Load())
+		require.EqualValues(t, 100-most, busy.Load())
+		done()
+	})
 }
 
 func TestManyBrokersInOneProcess(t *testing.T) {

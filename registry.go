@@ -71,6 +71,10 @@ func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error
 			b.mu.Unlock()
 			return false, packets.Errorf(packets.QuotaExceeded, "too many sessions")
 		}
+		if old == nil && len(b.conns) >= b.cfg.MaxConnections { // others have come since acceptable looked
+			b.mu.Unlock()
+			return false, packets.Errorf(packets.ServerBusy, "too many connections")
+		}
 		if old == nil {
 			return false, b.begin(t, c, a)
 		}
