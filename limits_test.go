@@ -361,7 +361,8 @@ func TestTheListOfBans(t *testing.T) {
 	withRules(t, everything, nil, func(r *guardRig) {
 		end := time.Now().Add(time.Hour)
 		for _, x := range []Ban{
-			{Kind: BanUser, Value: "u"}, {Kind: BanClient, Value: "b"}, {Kind: BanClient, Value: "a", Until: end, Reason: "first"},
+			{Kind: BanUser, Value: "u"}, {Kind: BanClient, Value: "b"},
+			{Kind: BanClient, Value: "a", Until: end, Reason: "first"},
 			{Kind: BanAddress, Value: "192.0.2.77/24"}, {Kind: BanAddress, Value: "::ffff:198.51.100.1"}, {Kind: BanClient, Value: "a", Until: end, Reason: "second"},
 		} {
 			require.NoError(t, r.b.Ban(x))

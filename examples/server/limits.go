@@ -63,7 +63,7 @@ func (l *limits) ban(b *dunlin.Broker) error {
 		case "user":
 			x.Kind = dunlin.BanUser
 		default:
-			return fmt.Errorf("-ban %q begins with none of address:, client: and user:", s)
+			return fmt.Errorf("-ban %q does not begin with address:, client: or user: as it has to", s)
 		}
 		if err := b.Ban(x); err != nil {
 			return fmt.Errorf("-ban %q: %w", s, err)
