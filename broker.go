@@ -178,7 +178,8 @@ func New(cfg Config) (*Broker, error) {
 }
 
 // Serve accepts connections on l and serves each until it ends. It may be called for several listeners. Serve closes l, and
-// always returns a non-nil error: after Shutdown or Close, also one before the call, that is ErrBrokerClosed.
+// always returns a non-nil error: after Shutdown or Close, also one before the call, that is ErrBrokerClosed. RemoteAddr of the connections must
+// not wait: a listener that learns the address from the first bytes has to read those before Accept returns.
 func (b *Broker) Serve(l net.Listener) error {
 	b.mu.Lock()
 	if b.closed {
@@ -266,15 +267,17 @@ func (b *Broker) ServeConn(ctx context.Context, nc net.Conn) error {
 // adopt makes a conn of nc. It returns nil, having closed nc, if the Broker is closed or takes no more.
 func (b *Broker) adopt(ctx context.Context, nc net.Conn) *conn {
 	now := time.Now()
-	if err := b.admit(nc.RemoteAddr(), now); err != nil {
+	from, err := b.admit(nc.RemoteAddr(), now)
+	if err != nil {
 		b.turnAway(nc, err)
 		return nil
 	}
 	c := newConn(b, ctx, nc)
+	c.from = from
 	b.mu.Lock()
 	if full := len(b.early) >= b.cfg.MaxConnecting; b.closed || full {
 		b.mu.Unlock()
-		b.dismiss(nc.RemoteAddr(), now)
+		b.dismiss(from, now)
 		if full {
 			b.turnAway(nc, packets.Errorf(packets.ServerBusy, "more than %d connections without CONNECT", b.cfg.MaxConnecting))
 		} else {
@@ -326,7 +329,7 @@ func (b *Broker) leave(c *conn, code packets.ReasonCode, err error) {
 	delete(b.early, c)
 	delete(b.conns, c)
 	b.mu.Unlock()
-	b.dismiss(c.nc.RemoteAddr(), time.Now())
+	b.dismiss(c.from, time.Now())
 	b.serving.Done()
 }
 

@@ -24,6 +24,7 @@ type conn struct {
 	raw   syscall.RawConn // nil: no readiness, reads go through a buffer of the reader's
 	try   tryWriter       // nil: writes may wait, so they are left to a writer goroutine
 	wfunc func(fd uintptr) bool
+	from  *address // what it counts for; nil: it has no IP address. Immutable after adopt
 
 	// Set when the CONNECT is accepted, immutable then.
 	sess           *session

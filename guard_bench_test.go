@@ -95,10 +95,11 @@ func BenchmarkLimits(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
 			now := time.Now()
-			if err := br.admit(a, now); err != nil {
+			x, err := br.admit(a, now)
+			if err != nil {
 				b.Fatal(err)
 			}
-			br.dismiss(a, now)
+			br.dismiss(x, now)
 		}
 	})
 	b.Run("a PUBLISH within its rate", func(b *testing.B) {

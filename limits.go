@@ -43,6 +43,7 @@ const maxIdle = 1 << 16
 
 // An address is what is known of an IPv4 address or an IPv6 /64 network.
 type address struct {
+	ip       netip.Addr
 	conns    int
 	connects bucket
 	failures bucket // of authentication
@@ -93,7 +94,7 @@ func (as *addresses) entry(ip netip.Addr) *address {
 			}
 		}
 	}
-	a := new(address)
+	a := &address{ip: ip}
 	as.of[ip] = a
 	as.idle++
 	return a
@@ -113,52 +114,46 @@ func (c *Config) strictness() strictness {
 func exempt(set bool, ip netip.Addr, ok bool) bool { return !set && (!ok || ip.IsLoopback()) }
 
 // admit decides whether a new connection from a is taken up at all. Nothing is spent on one that is not. dismiss must
-// follow when it ends.
-func (b *Broker) admit(a net.Addr, now time.Time) error {
+// follow when it ends, with what admit has returned: nil for a peer without IP address. (Its address may be another one by then.)
+func (b *Broker) admit(a net.Addr, now time.Time) (*address, error) {
 	ip, ok := remoteIP(a)
 	if b.bans.address(ip, ok, now) {
-		return packets.Errorf(packets.Banned, "the address is banned")
+		return nil, packets.Errorf(packets.Banned, "the address is banned")
 	}
 	ip = network(ip)
 	cfg, as, at := &b.cfg, &b.addresses, now.UnixNano()
 	as.mu.Lock()
 	defer as.mu.Unlock()
 	// What is refused takes no token of the other bucket, so that one address cannot use up what all have.
+	var x *address
 	if ok {
-		x := as.entry(ip)
+		x = as.entry(ip)
 		switch {
 		case x.conns >= cfg.MaxConnectionsPerIP && !exempt(b.strict.connections, ip, ok):
-			return packets.Errorf(packets.QuotaExceeded, "more than %d connections from the address", cfg.MaxConnectionsPerIP)
+			return nil, packets.Errorf(packets.QuotaExceeded, "more than %d connections from the address", cfg.MaxConnectionsPerIP)
 		case cfg.ConnectRatePerIP > 0 && !exempt(b.strict.rate, ip, ok) && !x.connects.take(at, cfg.ConnectRatePerIP, max(cfg.ConnectRatePerIP, 1)):
-			return packets.Errorf(packets.ConnectionRateExceeded, "more than %g connections per second from the address", cfg.ConnectRatePerIP)
+			return nil, packets.Errorf(packets.ConnectionRateExceeded, "more than %g connections per second from the address", cfg.ConnectRatePerIP)
 		}
 	}
 	if cfg.ConnectRate > 0 && !exempt(b.strict.rateInAll, ip, ok) && !as.connects.take(at, cfg.ConnectRate, max(cfg.ConnectRate, 1)) {
-		return packets.Errorf(packets.ConnectionRateExceeded, "more than %g connections per second", cfg.ConnectRate)
+		return nil, packets.Errorf(packets.ConnectionRateExceeded, "more than %g connections per second", cfg.ConnectRate)
 	}
 	if ok {
-		x := as.of[ip]
 		if x.conns++; x.conns == 1 {
 			as.idle--
 		}
 	}
-	return nil
+	return x, nil
 }
 
-// dismiss is the end of a connection that was admitted.
-func (b *Broker) dismiss(a net.Addr, now time.Time) {
-	ip, ok := remoteIP(a)
-	ip = network(ip)
-	if !ok {
+// dismiss is the end of a connection that was admitted with x.
+func (b *Broker) dismiss(x *address, now time.Time) {
+	if x == nil {
 		return
 	}
 	cfg, as := &b.cfg, &b.addresses
 	as.mu.Lock()
 	defer as.mu.Unlock()
-	x := as.of[ip]
-	if x == nil || x.conns == 0 {
-		panic("BUG: a connection that ends was not admitted")
-	}
 	if x.conns--; x.conns > 0 {
 		return
 	}
@@ -167,7 +162,7 @@ func (b *Broker) dismiss(a net.Addr, now time.Time) {
 	x.connects.fill(now.UnixNano(), cfg.ConnectRatePerIP, burst)
 	x.failures.fill(now.UnixNano(), most/60, most)
 	if x.connects.level >= burst && x.failures.level >= most { // nothing to remember
-		delete(as.of, ip)
+		delete(as.of, x.ip)
 		as.idle--
 	}
 }

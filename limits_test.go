@@ -54,6 +54,48 @@ func (r *guardRig) connectFrom(addr string, p *packets.Connect) (*testClient, in
 	return c, int(ack.(*packets.Connack).Code)
 }
 
+// admit and dismiss are the beginning and the end of a connection, without one.
+func (r *guardRig) admit(a net.Addr, now time.Time) error {
+	_, err := r.b.admit(a, now)
+	return err
+}
+
+func (r *guardRig) dismiss(a net.Addr, now time.Time) {
+	ip, _ := remoteIP(a)
+	r.b.addresses.mu.Lock()
+	x := r.b.addresses.of[network(ip)]
+	r.b.addresses.mu.Unlock()
+	r.b.dismiss(x, now)
+}
+
+// moving is a connection whose address changes, as those of QUIC can.
+type moving struct {
+	net.Conn
+	asked *int
+}
+
+func (c moving) RemoteAddr() net.Addr {
+	*c.asked++
+	return tcpAddr(fmt.Sprint("192.0.2.", *c.asked))
+}
+
+func TestAnAddressThatChangesIsCountedOnce(t *testing.T) {
+	withRules(t, everything, nil, func(r *guardRig) {
+		client, server := net.Pipe()
+		served, asked := make(chan error, 1), 0
+		go func() { served <- r.b.ServeConn(context.Background(), moving{server, &asked}) }()
+		synctest.Wait()
+		client.Close()
+		require.Error(t, <-served)
+		r.b.addresses.mu.Lock()
+		defer r.b.addresses.mu.Unlock()
+		for _, a := range r.b.addresses.of {
+			require.Zero(t, a.conns)
+		}
+		require.Len(t, r.b.addresses.of, r.b.addresses.idle)
+	})
+}
+
 func TestConnectionsOfOneAddressAreBounded(t *testing.T) {
 	withRules(t, everything, func(c *Config) { c.MaxConnectionsPerIP = 2 }, func(r *guardRig) {
 		var all []*testClient
@@ -95,9 +137,9 @@ func TestConnectionsOfOneAddressAreBounded(t *testing.T) {
 func TestConnectionRates(t *testing.T) {
 	withRules(t, everything, func(c *Config) { c.ConnectRatePerIP, c.ConnectRate = 2, 5 }, func(r *guardRig) {
 		from := func(addr string) error {
-			err := r.b.admit(tcpAddr(addr), time.Now())
+			err := r.admit(tcpAddr(addr), time.Now())
 			if err == nil {
-				r.b.dismiss(tcpAddr(addr), time.Now())
+				r.dismiss(tcpAddr(addr), time.Now())
 			}
 			return err
 		}
@@ -133,21 +175,21 @@ func TestDefaultLimitsLeaveLoopbackOut(t *testing.T) {
 	withRules(t, everything, nil, func(r *guardRig) {
 		now := time.Now()
 		for range 60_000 {
-			require.NoError(t, r.b.admit(tcpAddr("127.0.0.1"), now))
-			require.NoError(t, r.b.admit(tcpAddr("::1"), now))
-			require.NoError(t, r.b.admit(&net.UnixAddr{Name: "@x"}, now))
+			require.NoError(t, r.admit(tcpAddr("127.0.0.1"), now))
+			require.NoError(t, r.admit(tcpAddr("::1"), now))
+			require.NoError(t, r.admit(&net.UnixAddr{Name: "@x"}, now))
 		}
 		for range 1_000 {
-			require.NoError(t, r.b.admit(tcpAddr("192.0.2.1"), now))
+			require.NoError(t, r.admit(tcpAddr("192.0.2.1"), now))
 		}
-		require.Equal(t, packets.ConnectionRateExceeded, packets.CodeOf(r.b.admit(tcpAddr("192.0.2.1"), now)))
+		require.Equal(t, packets.ConnectionRateExceeded, packets.CodeOf(r.admit(tcpAddr("192.0.2.1"), now)))
 		for range 9 {
 			now = now.Add(time.Second)
 			for range 1_000 {
-				require.NoError(t, r.b.admit(tcpAddr("192.0.2.1"), now))
+				require.NoError(t, r.admit(tcpAddr("192.0.2.1"), now))
 			}
 		}
-		require.Equal(t, packets.QuotaExceeded, packets.CodeOf(r.b.admit(tcpAddr("192.0.2.1"), now.Add(time.Minute))), "10,000 connections")
+		require.Equal(t, packets.QuotaExceeded, packets.CodeOf(r.admit(tcpAddr("192.0.2.1"), now.Add(time.Minute))), "10,000 connections")
 		for range 1_000 {
 			r.b.failed(tcpAddr("127.0.0.1"), now)
 			r.b.failed(tcpAddr("192.0.2.1"), now)
@@ -155,7 +197,7 @@ func TestDefaultLimitsLeaveLoopbackOut(t *testing.T) {
 		require.False(t, r.b.slowed(tcpAddr("127.0.0.1"), now))
 		require.True(t, r.b.slowed(tcpAddr("192.0.2.1"), now))
 		for range 10_000 {
-			r.b.dismiss(tcpAddr("192.0.2.1"), now)
+			r.dismiss(tcpAddr("192.0.2.1"), now)
 		}
 	})
 }
@@ -165,12 +207,12 @@ func TestTheTableOfAddressesIsBounded(t *testing.T) {
 	withRules(t, everything, func(c *Config) { c.ConnectRate, c.ConnectRatePerIP = -1, 1 }, func(r *guardRig) {
 		now := time.Now()
 		held := tcpAddr("203.0.113.1")
-		require.NoError(t, r.b.admit(held, now))
+		require.NoError(t, r.admit(held, now))
 		for i := range 3 * maxIdle {
 			a := tcpAddr(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}).String())
-			require.NoError(t, r.b.admit(a, now))
+			require.NoError(t, r.admit(a, now))
 			r.b.failed(a, now)
-			r.b.dismiss(a, now)
+			r.dismiss(a, now)
 		}
 		r.b.addresses.mu.Lock()
 		require.LessOrEqual(t, len(r.b.addresses.of), maxIdle+1)
@@ -180,12 +222,12 @@ func TestTheTableOfAddressesIsBounded(t *testing.T) {
 
 		now = now.Add(time.Hour) // who did nothing wrong is forgotten at once
 		a := tcpAddr("198.51.100.1")
-		require.NoError(t, r.b.admit(a, now))
-		r.b.dismiss(a, now.Add(time.Minute))
+		require.NoError(t, r.admit(a, now))
+		r.dismiss(a, now.Add(time.Minute))
 		r.b.addresses.mu.Lock()
 		require.NotContains(t, r.b.addresses.of, netip.MustParseAddr("198.51.100.1"))
 		r.b.addresses.mu.Unlock()
-		r.b.dismiss(held, now)
+		r.dismiss(held, now)
 	})
 }
 
