@@ -235,6 +235,10 @@ func (c *conn) readRaw(fresh bool) (err error) {
 				}
 				c.park(t)
 				t = nil
+				if c.deep && fresh {
+					err = errAgain
+					return true
+				}
 				return false
 			case rerr != nil:
 				err = c.endTurn(t, rerr)
@@ -244,7 +248,6 @@ func (c *conn) readRaw(fresh bool) (err error) {
 				return true
 			}
 			t.read.b = t.read.b[:len(t.read.b)+n]
-			full := len(t.read.b) == cap(t.read.b)
 			if err = c.packets(t); err == nil && c.gather(t) {
 				c.widen(t)
 				continue
@@ -252,15 +255,7 @@ func (c *conn) readRaw(fresh bool) (err error) {
 			if err = c.endTurn(t, err); err != nil {
 				return true
 			}
-			if !full { // the socket is empty, or news of more comes by the poller
-				c.park(t)
-				t = nil
-				if c.deep && fresh {
-					err = errAgain
-					return true
-				}
-				return false
-			}
+			// Only EAGAIN says that there is nothing more: the poller may have told of data and of the end at once, and then tells no more.
 			c.widen(t)
 		}
 	})
