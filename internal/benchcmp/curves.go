@@ -70,10 +70,10 @@ func measureCurves(o *options, contenders []contender, stderr io.Writer) error {
 	if err := os.MkdirAll(o.docs, 0o755); err != nil {
 		return err
 	}
-	if err := writeFile(filepath.Join(o.docs, "scale.csv"), func(w io.Writer) error { return writeCSV(w, curves) }); err != nil {
+	if err := writeFile(filepath.Join(o.docs, "performance-scale.csv"), func(w io.Writer) error { return writeCSV(w, curves) }); err != nil {
 		return err
 	}
-	return writeFile(filepath.Join(o.docs, "scale.svg"), func(w io.Writer) error { return writeSVG(w, curves) })
+	return writeFile(filepath.Join(o.docs, "performance-scale.svg"), func(w io.Writer) error { return writeSVG(w, curves) })
 }
 
 func repeat(runs int, f func() map[string]any) stat {

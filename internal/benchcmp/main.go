@@ -9,7 +9,7 @@
 // The runs are interleaved: each round runs every scenario once with every broker. The table has the medians of all rounds, with the lowest
 // and highest, and writes what the generator reported to -out, one JSON object a line; -from makes the table of such a file
 // again. With -curves it measures how the cost of a message depends on connections, subscriptions and retained messages instead, and
-// writes docs/scale.csv and docs/scale.svg.
+// writes docs/performance-scale.csv and docs/performance-scale.svg.
 package main
 
 import (
@@ -65,7 +65,7 @@ func run(args []string, stdout, stderr io.Writer) error {
 	fs.StringVar(&o.out, "out", "benchcmp.jsonl", "`file` for what the generator reports")
 	fs.StringVar(&o.from, "from", "", "make the table of this `file`, and run nothing")
 	fs.StringVar(&o.only, "only", "", "comma-separated scenarios to run (default all)")
-	fs.StringVar(&o.docs, "docs", "docs", "`folder` for scale.csv and scale.svg")
+	fs.StringVar(&o.docs, "docs", "docs", "`folder` for performance-scale.csv and performance-scale.svg")
 	fs.IntVar(&o.runs, "runs", 5, "rounds")
 	fs.BoolVar(&o.million, "million", false, "also 1,000,000 subscriptions")
 	fs.BoolVar(&o.curves, "curves", false, "measure the scale curves instead")
