@@ -83,6 +83,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		OnConnectError:   func(err error) { fmt.Fprintln(out, "not connected:", err) },
 		ClientConfig: paho.ClientConfig{
 			ClientID:          *id,
+			PacketTimeout:     2 * time.Second, // for an acknowledgement, also when the connection has broken meanwhile
 			OnPublishReceived: []func(paho.PublishReceived) (bool, error){func(p paho.PublishReceived) (bool, error) { return true, br.receive(ctx, p.Packet) }},
 		},
 	})
