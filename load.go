@@ -23,6 +23,7 @@ const loadSilence = 2 * time.Second
 type loader struct {
 	b        *Broker
 	sessions map[uint64]*loaded
+	queued   int               // entries of all queues
 	groups   map[string]*extra // stand-ins for shared subscriptions, by filter, until all of these are known
 }
 
@@ -53,13 +54,10 @@ func (b *Broker) load() error {
 			}
 		}
 	}
+	loaded := len(l.sessions)
 	l.finish()
-	queued := 0
-	for _, s := range b.sessions {
-		queued += int(s.out.queue.n + s.out.live)
-	}
 	if ops > 0 {
-		b.log.Info("the store is loaded", "sessions", len(b.sessions), "retained", b.retained.len(), "messages queued", queued,
+		b.log.Info("the store is loaded", "sessions", loaded, "retained", b.retained.len(), "messages queued", l.queued,
 			"took", time.Since(began).Round(time.Millisecond))
 	}
 	return nil
@@ -331,6 +329,7 @@ func (l *loader) fill(x *loaded) {
 		s.out.flight = append(s.out.flight, *d)
 		s.out.live++
 	}
+	l.queued += int(s.out.queue.n + s.out.live)
 	s.out.count = 1 << 16 // identifiers are in use that were not given out one after the other
 	x.queue = nil
 }
