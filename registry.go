@@ -51,11 +51,6 @@ func (c *conn) named() bool { return c.client.Identity.Principal != "" || c.clie
 // output. A connection that has the Session is told that it is taken over and is out of it, its Will decided, before that (3.1.4).
 func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error) {
 	key, named, principal := c.sessionKey(), c.named(), c.client.Identity.Principal
-	if b.journal != nil && a.expiry > 0 {
-		if err := b.journal.refusing(); err != nil {
-			return false, err
-		}
-	}
 	for {
 		b.mu.Lock()
 		if b.closed {
