@@ -18,6 +18,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/disk"
 	"github.com/dunlin-mqtt/dunlin/listeners"
 	"github.com/dunlin-mqtt/dunlin/packets"
+	"github.com/dunlin-mqtt/dunlin/store"
 )
 
 // A powered broker runs on a simulated disk whose power fails.
@@ -27,10 +28,10 @@ type powered struct {
 	served chan error
 }
 
-func power(t *testing.T, sim *disk.Sim) *powered {
+func power(t *testing.T, sim *disk.Sim, segment int64) *powered {
 	t.Helper()
 	quiet := slog.New(slog.NewTextHandler(io.Discard, nil))
-	s, err := open(sim, Options{SegmentSize: 20_000})
+	s, err := open(sim, Options{SegmentSize: segment})
 	require.NoError(t, err)
 	b, err := dunlin.New(dunlin.Config{Authenticator: hooks.AllowAll, Logger: quiet, Store: s})
 	require.NoError(t, err)
@@ -81,7 +82,7 @@ func TestTheBrokerKeepsItsWordWhenThePowerFails(t *testing.T) {
 func failPower(t *testing.T, seed uint64) {
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	sim := disk.NewSim(seed)
-	p := power(t, sim)
+	p := power(t, sim, 20_000)
 	nc, r, _ := p.subscriber(t)
 	send(t, nc, &packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "t/#", QoS: 2}}})
 	_, err := r.ReadPacket()
@@ -120,7 +121,7 @@ func failPower(t *testing.T, seed uint64) {
 		running.Wait()
 		p.off()
 		sim = sim.Crash(rnd.Uint64(), disk.AnyLoss(rnd))
-		p = power(t, sim)
+		p = power(t, sim, 20_000)
 	}
 	defer func() { p.off() }()
 	check(t, p, accepted, tried)
@@ -135,17 +136,17 @@ func check(t *testing.T, p *powered, accepted, tried map[string]bool) {
 	defer nc.Close()
 	nc.SetReadDeadline(time.Now().Add(30 * time.Second))
 	got, last := make(map[string]bool), make(map[int]int)
-	for range info.Queued + info.Inflight {
-		var m *packets.Publish
-		for m == nil {
-			q, err := r.ReadPacket()
-			require.NoError(t, err)
-			switch q := q.(type) {
-			case *packets.Publish:
-				m = q
-			case *packets.Ack:
-				send(t, nc, &packets.Ack{Kind: packets.TypePubcomp, PacketID: q.PacketID})
-			}
+	for left, open := info.Queued+info.Inflight, 0; left > 0 || open > 0; {
+		q, err := r.ReadPacket()
+		require.NoError(t, err)
+		m, ok := q.(*packets.Publish)
+		if !ok {
+			send(t, nc, &packets.Ack{Kind: packets.TypePubcomp, PacketID: q.(*packets.Ack).PacketID})
+			open--
+			continue
+		}
+		if left--; m.QoS == packets.QoS2 {
+			open++
 		}
 		kind := packets.TypePuback
 		if m.QoS == packets.QoS2 {
@@ -154,7 +155,7 @@ func check(t *testing.T, p *powered, accepted, tried map[string]bool) {
 		send(t, nc, &packets.Ack{Kind: kind, PacketID: m.PacketID})
 		payload := string(m.Payload)
 		var k, n int
-		_, err := fmt.Sscan(payload, &k, &n)
+		_, err = fmt.Sscan(payload, &k, &n)
 		require.NoError(t, err)
 		require.True(t, tried[payload], "%q was never published", payload)
 		require.False(t, got[payload], "%q twice", payload)
@@ -179,4 +180,46 @@ func check(t *testing.T, p *powered, accepted, tried map[string]bool) {
 		newest = 0
 	}
 	require.Zero(t, newest, "the retained message is lost")
+}
+
+// A disk that is full refuses what is new and loses nothing; when there is room again, here because a subscriber has fetched what waited,
+// service is back without a restart.
+func TestTheBrokerOutlivesAFullDisk(t *testing.T) {
+	sim := disk.NewSim(1)
+	sim.Capacity = 4_000_000
+	p := power(t, sim, 400_000)
+	defer func() { p.off() }()
+	nc, r, _ := p.subscriber(t)
+	send(t, nc, &packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "t/#", QoS: 2}}})
+	_, err := r.ReadPacket()
+	require.NoError(t, err)
+	nc.Close()
+	accepted, tried := make(map[string]bool), make(map[string]bool)
+	publish := func(n int) error {
+		m := &dunlin.Message{Topic: "t/0", QoS: 2, Payload: fmt.Appendf(nil, "0 %d %05000d", n, 0)}
+		err := p.b.Publish(context.Background(), m)
+		tried[string(m.Payload)] = true
+		accepted[string(m.Payload)] = err == nil
+		return err
+	}
+	n := 1
+	for ; n < 10_000; n++ {
+		if err = publish(n); err != nil {
+			break
+		}
+	}
+	require.ErrorIs(t, err, store.ErrFull)
+	require.Equal(t, packets.QuotaExceeded, packets.CodeOf(err))
+	require.ErrorIs(t, p.b.Healthy(), store.ErrFull)
+	require.Greater(t, n, 100, "messages that there was room for")
+	require.NoError(t, p.b.Publish(context.Background(), &dunlin.Message{Topic: "t/0"}), "QoS 0 goes on")
+	check(t, p, accepted, tried)
+	for until := time.Now().Add(30 * time.Second); p.b.Healthy() != nil; {
+		require.True(t, time.Now().Before(until), "service is not back 30 s after everything was fetched")
+		time.Sleep(time.Millisecond)
+	}
+	clear(accepted)
+	require.NoError(t, publish(n))
+	require.NoError(t, publish(n+1))
+	check(t, p, accepted, tried)
 }
