@@ -28,19 +28,21 @@ type client struct {
 	next   int
 	lastID uint16
 	flight []*sending
-	log    []string            // published, in order
+	log    []byte              // published, in order: indexes of kinds
 	last   map[string]*sending // retained and acknowledged last, by topic
 	acked  atomic.Int64
 	idle   atomic.Bool // nothing is in flight, and stop is closed
 
 	// A subscriber.
-	stay  func() time.Duration // how long it stays connected; nil: as long as it can
-	away  func() time.Duration // how long it then stays away
-	ids   map[uint16]bool      // QoS 2, not released
-	mu    sync.Mutex
-	got   []string // guarded by mu
-	known bool     // the subscription is made
+	stay   func() time.Duration // how long it stays connected; nil: as long as it can
+	away   func() time.Duration // how long it then stays away
+	ids    map[uint16]bool      // QoS 2, not released
+	ledger ledger
+	known  bool // the subscription is made
 }
+
+// kinds are the last levels of a publisher's topics: QoS 1, QoS 2, and retained with QoS 2.
+var kinds = []string{"q1", "q2", "r"}
 
 type sending struct {
 	id       uint16
@@ -179,10 +181,9 @@ func (c *client) receive(nc net.Conn, q *packets.Publish) bool {
 		c.ids[q.PacketID] = true
 	}
 	if fresh {
-		m, _, _ := strings.Cut(string(q.Payload), "|")
-		c.mu.Lock()
-		c.got = append(c.got, m)
-		c.mu.Unlock()
+		if err := c.ledger.record(string(q.Topic), string(q.Payload)); err != nil {
+			c.errs.add("%s: %v", c.id, err)
+		}
 	}
 	return q.QoS == packets.QoS0 || c.send(nc, &packets.Ack{Kind: kind, PacketID: q.PacketID})
 }
@@ -251,14 +252,13 @@ func (c *client) more() *sending {
 		}
 	}
 	c.next++
-	s := &sending{id: c.lastID, order: c.next, qos: packets.QoS(1 + c.rnd.IntN(2))}
-	s.topic = fmt.Sprintf("t/%s/q%d", c.id, s.qos)
+	kind := c.rnd.IntN(2)
 	if c.rnd.IntN(8) == 0 {
-		s.retain, s.qos, s.topic = true, packets.QoS2, "t/"+c.id+"/r"
+		kind = 2
 	}
-	m := fmt.Sprintf("%s %d", s.topic, c.next)
-	s.payload = m + "|" + strings.Repeat("x", c.rnd.IntN(300))
-	c.log = append(c.log, m)
+	s := &sending{id: c.lastID, order: c.next, qos: packets.QoS(min(1+kind, 2)), retain: kind == 2, topic: "t/" + c.id + "/" + kinds[kind]}
+	s.payload = fmt.Sprintf("%s %d|", s.topic, c.next) + strings.Repeat("x", c.rnd.IntN(300))
+	c.log = append(c.log, byte(kind))
 	c.flight = append(c.flight, s)
 	return s
 }

@@ -5,7 +5,8 @@
 //
 //	go test ./internal/crash                          50 kills
 //	go test ./internal/crash -short                   5
-//	DUNLIN_KILLS=1000 go test ./internal/crash -timeout 2h
+//	DUNLIN_KILLS=1000 go test ./internal/crash -run Kill -timeout 2h -v     some ten minutes
+//	DUNLIN_BROKER="/path/to/server -listen 127.0.0.1:0 ..." go test ./internal/crash -run Kill    another program, with -data DIR
 //	DUNLIN_OFFLINE=10000x1000 go test ./internal/crash -run Offline -v    what queues of absent clients cost
 //
 // It runs itself as the broker, so that build tags count: with canary_ack or canary_release it has to fail.

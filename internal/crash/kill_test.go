@@ -10,6 +10,9 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -66,12 +69,20 @@ type process struct {
 	stdin io.WriteCloser
 }
 
+var address = regexp.MustCompile(`127\.0\.0\.1:\d+`)
+
+// start runs this program as the broker, or the command in DUNLIN_BROKER, with -data added, which logs its address on standard error.
 func start(t *testing.T, dir string, addr *atomic.Value) *process {
 	t.Helper()
 	p := &process{cmd: exec.Command(os.Args[0])}
 	p.cmd.Env = append(os.Environ(), dataEnv+"="+dir)
 	p.cmd.Stderr = os.Stderr
-	out, err := p.cmd.StdoutPipe()
+	output := p.cmd.StdoutPipe
+	if other := strings.Fields(os.Getenv("DUNLIN_BROKER")); len(other) > 0 {
+		p.cmd = exec.Command(other[0], append(other[1:], "-data", dir)...)
+		output = p.cmd.StderrPipe
+	}
+	out, err := output()
 	if err == nil {
 		p.stdin, err = p.cmd.StdinPipe()
 	}
@@ -81,12 +92,20 @@ func start(t *testing.T, dir string, addr *atomic.Value) *process {
 	if err != nil {
 		t.Fatal(err)
 	}
-	line, err := bufio.NewReader(out).ReadString('\n')
-	if err != nil {
-		p.kill()
-		t.Fatalf("the broker did not start: %v", err)
+	r := bufio.NewReader(out)
+	var said strings.Builder
+	for at := ""; at == ""; {
+		line, err := r.ReadString('\n')
+		said.WriteString(line)
+		if err != nil {
+			p.kill()
+			t.Fatalf("the broker did not start: %v\n%s", err, &said)
+		}
+		if at = address.FindString(line); at != "" {
+			addr.Store(at)
+		}
 	}
-	addr.Store(strings.TrimSpace(line))
+	go io.Copy(os.Stderr, r) // ends with the process
 	return p
 }
 
@@ -112,45 +131,105 @@ func kills(t *testing.T) int {
 	return 50
 }
 
-func TestKill(t *testing.T) {
-	seed := rand.Uint64()
-	rnd := rand.New(rand.NewPCG(seed, 0))
-	var addr atomic.Value
-	dir := t.TempDir()
-	p := start(t, dir, &addr)
-	defer func() { p.kill() }()
+// awayFor is how many kills the offline client misses before it comes and fetches what is queued for it.
+const awayFor = 25
 
-	stop, quit := make(chan struct{}), make(chan struct{})
-	errs := new(problems)
-	var running sync.WaitGroup
-	var publishers, subscribers []*client
+// A trial is a broker that is killed, and its clients.
+type trial struct {
+	dir        string
+	addr       atomic.Value
+	seed       uint64
+	stop, quit chan struct{}
+	errs       problems
+	running    sync.WaitGroup
+
+	publishers, subscribers []*client
+	offline                 *client
+
+	restarts, slowest time.Duration // in all, and the longest
+	largest           int64         // bytes of the store
+	drained           int           // how often the offline client fetched all
+}
+
+func TestKill(t *testing.T) {
+	tr := &trial{dir: t.TempDir(), seed: rand.Uint64(), stop: make(chan struct{}), quit: make(chan struct{})}
+	rnd := rand.New(rand.NewPCG(tr.seed, 0))
+	p := start(t, tr.dir, &tr.addr)
+	defer func() { p.kill() }()
+	tr.attend(t)
+	began, n := time.Now(), kills(t)
+	leave := func() {}
+	for i := range n {
+		if i%awayFor == awayFor-1 && tr.offline.quit == nil {
+			leave = tr.visit()
+		}
+		time.Sleep(time.Duration(20+rnd.IntN(600)) * time.Millisecond)
+		p.kill()
+		tr.measure()
+		before := time.Now()
+		p = start(t, tr.dir, &tr.addr)
+		took := time.Since(before)
+		tr.restarts, tr.slowest = tr.restarts+took, max(tr.slowest, took)
+		if tr.offline.quit != nil && tr.behind(tr.offline) < 256 {
+			leave()
+			tr.drained++
+		}
+		if (i+1)%50 == 0 {
+			t.Logf("%d kills in %v, %d acknowledged, %d times all fetched, restarts %v on average, %v at most, store up to %d bytes; behind: %s", i+1,
+				time.Since(began).Round(time.Second), tr.acked(), tr.drained, tr.restarts/time.Duration(i+1), tr.slowest, tr.largest, tr.lags())
+		}
+	}
+	close(tr.stop)
+	if tr.offline.quit == nil {
+		leave = tr.visit()
+	}
+	settle(tr.publishers, tr.subscribers)
+	leave()
+	close(tr.quit)
+	tr.running.Wait()
+	var f figures
+	for _, s := range tr.subscribers {
+		f.check(&tr.errs, s, tr.publishers)
+	}
+	checkRetained(t, &tr.errs, tr.addr.Load().(string), tr.publishers)
+	for _, e := range tr.errs.list {
+		t.Error(e)
+	}
+	t.Logf("%d kills, %d messages acknowledged, each for %d subscribers: %d lost, %d QoS 2 twice, %d out of order, %d QoS 1 again; %v, seed %d", n,
+		tr.acked(), len(tr.subscribers), f.lost, f.twice, f.disorder, f.repeated, time.Since(began).Round(time.Second), tr.seed)
+}
+
+// attend makes the clients, and starts all but the offline one.
+func (tr *trial) attend(t *testing.T) {
 	add := func(id string, v packets.Version, filter string) *client {
-		c := &client{id: id, version: v, filter: filter, addr: &addr, rnd: rand.New(rand.NewPCG(seed, uint64(len(id)+int(id[len(id)-1])))), stop: stop, quit: quit, errs: errs,
-			last: make(map[string]*sending), ids: make(map[uint16]bool)}
+		c := &client{id: id, version: v, filter: filter, addr: &tr.addr, rnd: rand.New(rand.NewPCG(tr.seed, uint64(len(id)+int(id[len(id)-1])))),
+			stop: tr.stop, quit: tr.quit, errs: &tr.errs, last: make(map[string]*sending), ids: make(map[uint16]bool)}
 		if filter == "" {
-			publishers = append(publishers, c)
+			tr.publishers = append(tr.publishers, c)
 		} else {
-			subscribers = append(subscribers, c)
+			tr.subscribers = append(tr.subscribers, c)
 		}
 		return c
 	}
-	upTo := func(c *client, d time.Duration) func() time.Duration {
-		return func() time.Duration {
-			select {
-			case <-stop:
-				return time.Hour // nothing new comes: fetch the rest
-			default:
-				return time.Duration(c.rnd.Int64N(int64(d)))
-			}
-		}
-	}
 	add("online", packets.V5, "t/#")
 	add("online311", packets.V311, "t/#")
-	flapping := add("flapping", packets.V5, "t/#")
-	flapping.stay = upTo(flapping, 100*time.Millisecond)
-	flapping.away = func() time.Duration { return time.Duration(flapping.rnd.Int64N(int64(300 * time.Millisecond))) }
-	offline := add("offline", packets.V5, "t/#")
-	for _, c := range subscribers { // each subscribes before the first message
+	c := add("flapping", packets.V5, "t/#")
+	c.stay = func() time.Duration {
+		select {
+		case <-tr.stop:
+			return time.Hour // nothing new comes: fetch the rest
+		default:
+			d := time.Duration(c.rnd.Int64N(int64(100 * time.Millisecond)))
+			if c.rnd.IntN(3) == 0 {
+				d *= 8 // else it would fall behind more and more
+			}
+			return d
+		}
+	}
+	c.away = func() time.Duration { return time.Duration(c.rnd.Int64N(int64(300 * time.Millisecond))) }
+	tr.offline = add("offline", packets.V5, "t/#")
+	tr.offline.quit = nil
+	for _, c := range tr.subscribers { // each subscribes before the first message
 		if err := c.subscribe(); err != nil {
 			t.Fatal(err)
 		}
@@ -158,30 +237,57 @@ func TestKill(t *testing.T) {
 	for i := range 4 {
 		add(fmt.Sprint("p", i), []packets.Version{packets.V5, packets.V311}[i%2], "")
 	}
-	for _, c := range append(append([]*client(nil), publishers...), subscribers...) {
-		if c != offline {
-			running.Go(c.run)
+	for _, c := range slices.Concat(tr.publishers, tr.subscribers) {
+		if c != tr.offline {
+			tr.running.Go(c.run)
 		}
 	}
-	n := kills(t)
-	for range n {
-		time.Sleep(time.Duration(20+rnd.IntN(600)) * time.Millisecond)
-		p.kill()
-		p = start(t, dir, &addr)
+}
+
+// visit lets the offline client in. What it returns sends it away again, and waits until it has gone.
+func (tr *trial) visit() (leave func()) {
+	c, quit, gone := tr.offline, make(chan struct{}), make(chan struct{})
+	c.quit = quit
+	go func() { // waited for by leave
+		defer close(gone)
+		c.run()
+	}()
+	return func() {
+		close(quit)
+		<-gone
+		c.quit = nil
 	}
-	close(stop)
-	running.Go(offline.run)
-	total := settle(publishers, subscribers)
-	close(quit)
-	running.Wait()
-	for _, s := range subscribers {
-		checkReceived(errs, s, publishers)
+}
+
+// acked is how many messages are acknowledged.
+func (tr *trial) acked() (n int) {
+	for _, p := range tr.publishers {
+		n += int(p.acked.Load())
 	}
-	checkRetained(t, errs, addr.Load().(string), publishers)
-	for _, e := range errs.list {
-		t.Error(e)
+	return n
+}
+
+// behind is how many messages c has not got yet.
+func (tr *trial) behind(c *client) int { return max(tr.acked()-c.ledger.count(), 0) }
+
+func (tr *trial) lags() string {
+	var b strings.Builder
+	for _, s := range tr.subscribers {
+		fmt.Fprintf(&b, "%s %d ", s.id, tr.behind(s))
 	}
-	t.Logf("%d kills, %d messages acknowledged, seed %d", n, total, seed)
+	return b.String()
+}
+
+// measure notes the size of the store.
+func (tr *trial) measure() {
+	var n int64
+	filepath.Walk(tr.dir, func(_ string, info os.FileInfo, err error) error {
+		if err == nil {
+			n += info.Size()
+		}
+		return nil
+	})
+	tr.largest = max(tr.largest, n)
 }
 
 // subscribe connects once, subscribes, and leaves.
@@ -210,53 +316,23 @@ func (c *client) subscribe() error {
 	return nil
 }
 
-// settle waits until all that was published is acknowledged and nothing more arrives, and returns how many messages there were.
-func settle(publishers, subscribers []*client) (total int64) {
+// settle waits until all that was published is acknowledged and nothing more arrives.
+func settle(publishers, subscribers []*client) {
 	deadline := time.Now().Add(2 * time.Minute)
-	var before int
+	before := 0
 	for quiet := 0; quiet < 20 && time.Now().Before(deadline); quiet++ {
 		time.Sleep(100 * time.Millisecond)
-		total = 0
 		for _, p := range publishers {
-			total += p.acked.Load()
 			if !p.idle.Load() {
 				quiet = 0
 			}
 		}
 		now := 0
 		for _, s := range subscribers {
-			s.mu.Lock()
-			now += len(s.got)
-			s.mu.Unlock()
+			now += s.ledger.count()
 		}
 		if now != before {
 			before, quiet = now, 0
-		}
-	}
-	return total
-}
-
-func checkReceived(errs *problems, s *client, publishers []*client) {
-	times, last := make(map[string]int), make(map[string]int)
-	for _, m := range s.got {
-		if times[m]++; times[m] > 1 {
-			if !strings.Contains(m, "/q1 ") {
-				errs.add("%s got %q %d times", s.id, m, times[m])
-			}
-			continue
-		}
-		topic, number, _ := strings.Cut(m, " ")
-		n, _ := strconv.Atoi(number)
-		if n < last[topic] {
-			errs.add("%s got %q after number %d", s.id, m, last[topic])
-		}
-		last[topic] = n
-	}
-	for _, p := range publishers {
-		for _, m := range p.log {
-			if times[m] == 0 {
-				errs.add("%s never got %q", s.id, m)
-			}
 		}
 	}
 }
@@ -274,22 +350,15 @@ func checkRetained(t *testing.T, errs *problems, addr string, publishers []*clie
 		defer close(done)
 		c.run()
 	}()
-	for n := 0; n < len(publishers) && ctx.Err() == nil; time.Sleep(10 * time.Millisecond) {
-		c.mu.Lock()
-		n = len(c.got)
-		c.mu.Unlock()
+	for c.ledger.topics() < len(publishers) && ctx.Err() == nil {
+		time.Sleep(10 * time.Millisecond)
 	}
 	close(quit)
 	<-done
-	have := make(map[string]string)
-	for _, m := range c.got {
-		topic, _, _ := strings.Cut(m, " ")
-		have[topic] = m
-	}
 	for _, p := range publishers {
 		for topic, s := range p.last {
-			if want := fmt.Sprintf("%s %d", topic, s.order); have[topic] != want {
-				errs.add("retained on %s is %q, the last acknowledged was %q", topic, have[topic], want)
+			if got := c.ledger.last[topic]; got != s.order {
+				errs.add("retained on %s is number %d, the last acknowledged was %d", topic, got, s.order)
 			}
 		}
 	}
