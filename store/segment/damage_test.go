@@ -104,13 +104,16 @@ func TestEveryFlippedBitIsFoundOrHarmless(t *testing.T) {
 	require.NotZero(t, m.folded.number)
 	require.NotZero(t, m.active)
 	require.False(t, checkDamaged(t, files, "", true, states[1:]))
-	flips, accepted := 0, 0
+	flips, accepted, step := 0, 0, 1
+	if raced {
+		step = 7 // the race detector makes it ten times as long
+	}
 	for name, data := range files {
 		end := len(data)
 		if name == segmentName(m.active) { // behind the records there are zeros; some of them are enough
 			end = len(bytes.TrimRight(data, "\x00")) + 40
 		}
-		for i := range min(end, len(data)) * 8 {
+		for i := 0; i < min(end, len(data))*8; i += step {
 			damaged := maps.Clone(files)
 			damaged[name] = bytes.Clone(data)
 			damaged[name][i/8] ^= 1 << (i % 8)

@@ -65,7 +65,7 @@ func (f *filling) recovers(n int) {
 	require.Eventually(f.t, func() bool {
 		n -= f.fill()
 		return n <= 0
-	}, 30*time.Second, 10*time.Millisecond)
+	}, 2*time.Minute, 10*time.Millisecond) // a compaction that found no room is followed by a pause, ten times as long as it took
 }
 
 func TestFullDisk(t *testing.T) {
