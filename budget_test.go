@@ -3,6 +3,7 @@ package dunlin
 import (
 	"context"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -237,7 +238,7 @@ func TestTheDefaultBudget(t *testing.T) {
 	for _, tt := range []struct {
 		set  int
 		want int64
-	}{{0, defaultMemory()}, {-1, 1<<63 - 1}, {5, 5}} {
+	}{{0, min(defaultMemory(), math.MaxInt)}, {-1, math.MaxInt}, {5, 5}} {
 		b := newTestBroker(t, func(c *Config) { c.MaxMemory = tt.set })
 		require.Equal(t, tt.want, b.memory.most)
 		b.Close()
