@@ -47,7 +47,6 @@ type conn struct {
 	readHint    int32         // the read buffer that the last large packet needed
 	restCounted int32         // how much of rest the count of memory knows of
 	lastPacket  time.Duration // when the last whole packet came, since Broker.started
-	pace        *pace         // what the client may publish; nil: as much as it likes
 	rest        *buffer       // the beginning of an incomplete packet, while the reader waits for more
 	routes      routes
 	rare        *rare // see there
@@ -64,6 +63,7 @@ type rare struct {
 	base   context.Context // what ServeConn was given
 	mount  string
 	method string // Authentication Method
+	pace   *pace  // what the client may publish; nil: as much as it likes
 
 	// Made by the reader, then immutable. Guarded by sess.mu once there is a Session.
 	ctx    context.Context
@@ -394,7 +394,7 @@ func (c *conn) endTurn(t *turn, err error) error {
 	if err == nil && c.accepted {
 		err = c.stopped()
 	}
-	if err == nil && c.pace != nil && c.pace.debt() > 0 {
+	if p := c.few().pace; err == nil && p != nil && p.debt() > 0 {
 		err = errPause
 	}
 	return err

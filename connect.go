@@ -352,7 +352,9 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 	if err := c.barred(t.now); err != nil { // now that the Principal is known
 		return c.refuse(err)
 	}
-	c.pace = b.newPace(&g.Limits)
+	if p := b.newPace(&g.Limits); p != nil {
+		c.own().pace = p
+	}
 	if g.MountPoint != "" {
 		if !packets.ValidTopicName(g.MountPoint) || len(g.MountPoint) > c.b.cfg.MaxTopicLength/2 {
 			err := fmt.Errorf("the Authenticator granted the mount point %q, which no Topic Name can begin with", g.MountPoint)

@@ -287,22 +287,22 @@ func (p *pace) debt() (d time.Duration) {
 
 // pause waits until the client may publish again, or the connection is to end.
 func (c *conn) pause() error {
-	t := time.NewTimer(c.pace.debt())
+	t := time.NewTimer(c.few().pace.debt())
 	defer t.Stop()
 	select {
 	case <-t.C:
-	case <-c.pace.wake:
+	case <-c.few().pace.wake:
 	case <-c.b.ctx.Done():
 	}
 	c.lastPacket = time.Since(c.b.started) // its Keep Alive is not to blame for what was not read
 	return c.stopped()
 }
 
-// unpause ends a pause. Anybody may call it.
+// unpause ends a pause. The lock is held.
 func (c *conn) unpause() {
-	if c.pace != nil {
+	if p := c.few().pace; p != nil {
 		select {
-		case c.pace.wake <- struct{}{}:
+		case p.wake <- struct{}{}:
 		default:
 		}
 	}

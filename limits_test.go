@@ -531,10 +531,10 @@ func (r *guardRig) debt(id string) time.Duration {
 	r.b.mu.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.conn == nil || s.conn.pace == nil {
+	if s.conn == nil || s.conn.few().pace == nil {
 		return 0
 	}
-	return s.conn.pace.debt()
+	return s.conn.few().pace.debt()
 }
 
 func TestAPauseEndsWithTheConnection(t *testing.T) {
