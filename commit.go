@@ -54,6 +54,9 @@ type journal struct {
 
 	sessions map[uint64]*session // that the store knows, by session.stored
 
+	// Owned by the releaser: retained messages that failed after they had been replaced, with what was there before them; nil: nothing.
+	undone map[*message]*message
+
 	// Owned by the committer.
 	carried      []store.Op // what follows, and found no room
 	carriedConns []*conn    // that hold output for it
@@ -113,7 +116,7 @@ const (
 
 // newJournal returns the journal of a Broker whose Store is s. It commits nothing before start.
 func newJournal(b *Broker, s store.Store) *journal {
-	j := &journal{b: b, store: s, news: make(chan struct{}, 1), ready: make(chan *batch, 1), ended: make(chan struct{}), sessions: make(map[uint64]*session)}
+	j := &journal{b: b, store: s, news: make(chan struct{}, 1), ready: make(chan *batch, 1), ended: make(chan struct{}), sessions: make(map[uint64]*session), undone: make(map[*message]*message)}
 	j.pending = &batch{n: 1}
 	return j
 }
@@ -618,6 +621,10 @@ func (j *journal) releaseAll() {
 func (j *journal) release(t *turn, x *batch) {
 	if x.err != nil {
 		j.takeBack(x)
+	} else {
+		for i := range x.undo {
+			delete(j.undone, x.undo[i].old)
+		}
 	}
 	j.mu.Lock()
 	j.decided, j.stuck = x.n, x.stuck != nil
@@ -664,6 +671,15 @@ func (j *journal) takeBack(x *batch) {
 			}
 		}
 	}
+}
+
+// standing returns what is to be restored where m, which may be nil, was: m itself, unless it has failed too.
+func (j *journal) standing(m *message) *message {
+	if before, failed := j.undone[m]; failed {
+		delete(j.undone, m)
+		return before
+	}
+	return m
 }
 
 func (j *journal) session(key uint64) *session {

@@ -444,15 +444,19 @@ func (b *Broker) removeExpired(m *message) bool {
 func (b *Broker) restoreRetained(u *retainedUndo) {
 	b.retainMu.Lock()
 	defer b.retainMu.Unlock()
-	if b.retained.get(u.topic) != u.now || u.now == nil {
+	old := b.journal.standing(u.old)
+	switch {
+	case u.now == nil:
 		return // a removal is tried again
-	}
-	if u.old != nil {
-		b.retained.set(u.old)
-	} else {
+	case b.retained.get(u.topic) != u.now: // by a later batch, which may fail as well
+		b.journal.undone[u.now] = old
+		return
+	case old != nil:
+		b.retained.set(old)
+	default:
 		b.retained.remove(u.topic)
 	}
-	b.expireRetained(u.topic, u.old)
+	b.expireRetained(u.topic, old)
 }
 
 // deliverLate hands a QoS 2 message, now that it is durable, to those that the store does not know.
