@@ -184,7 +184,7 @@ func (b *Broker) ban(x Ban, automatic bool) {
 func (b *Broker) endBanned(x Ban) {
 	var network netip.Prefix
 	if x.Kind == BanAddress {
-		network, _ = parseNetwork(x.Value)
+		network, _ = parseNetwork(x.Value) // Ban has checked it
 	}
 	b.mu.Lock()
 	var of []*conn
