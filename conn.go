@@ -609,6 +609,18 @@ func (c *conn) expired(now time.Time) error {
 	return c.setReadDeadline(due)
 }
 
+// probe makes TCP itself find out whether the client's machine is still there: nothing else would for a client without Keep Alive.
+// Elsewhere it is not needed, so that a listener may leave it off.
+func (c *conn) probe() {
+	nc := c.nc
+	if x, ok := nc.(interface{ NetConn() net.Conn }); ok { // TLS
+		nc = x.NetConn()
+	}
+	if tcp, ok := nc.(*net.TCPConn); ok {
+		_ = tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true}) // a system that cannot do it leaves the client as it is
+	}
+}
+
 // setReadDeadline sets the deadline of the reader, unless the connection is being stopped: then it stays in the past.
 func (c *conn) setReadDeadline(at time.Time) error {
 	c.sess.mu.Lock()

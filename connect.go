@@ -401,6 +401,7 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 	if c.keepAlive > 0 {
 		err = c.setReadDeadline(t.now.Add(c.keepAlive))
 	} else {
+		c.probe()
 		err = c.setReadDeadline(time.Time{})
 	}
 	if f := b.obs.Connected; f != nil {

@@ -219,7 +219,8 @@ func listen(addr string) (net.Listener, error) {
 	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
 		return net.Listen("unix", path)
 	}
-	return net.Listen("tcp", addr)
+	noProbes := net.ListenConfig{KeepAlive: -1} // MQTT has its own Keep Alive; the broker turns TCP's on for clients without
+	return noProbes.Listen(context.Background(), "tcp", addr)
 }
 
 func run(args []string) error {
