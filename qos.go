@@ -324,7 +324,7 @@ func (s *sender) ack(kind packets.Type, id uint16, code packets.ReasonCode) (v v
 // A receiver is the inbound half: the Packet Identifiers of the QoS 2 messages that were received and not yet released. They live as
 // long as the Session; nothing times them out.
 type receiver struct {
-	ids map[uint16]arrival // nil until the first
+	ids map[uint32]arrival // nil until the first; the runtime has maps of their own for keys of this size
 }
 
 // A arrival is what is known of an identifier.
@@ -346,23 +346,23 @@ func (r *receiver) begin() {
 // publish takes note of a QoS 2 PUBLISH. fresh: it is the first with its identifier, and only then it is delivered [MQTT-4.3.3-10]. counts: it is
 // the first on this connection.
 func (r *receiver) publish(id uint16) (fresh, counts bool) {
-	state, known := r.ids[id]
+	state, known := r.ids[uint32(id)]
 	if r.ids == nil {
-		r.ids = make(map[uint16]arrival)
+		r.ids = make(map[uint32]arrival)
 	}
-	r.ids[id] = state | counted
+	r.ids[uint32(id)] = state | counted
 	return !known, state&counted == 0
 }
 
 // routes says that the message of a fresh identifier is being routed, until routed.
-func (r *receiver) routes(id uint16) { r.ids[id] |= underWay }
+func (r *receiver) routes(id uint16) { r.ids[uint32(id)] |= underWay }
 
 // again takes note that an identifier came again. If its message is still being routed, the answer is left to who does that.
 func (r *receiver) again(id uint16) (left bool) {
-	if r.ids[id]&underWay == 0 {
+	if r.ids[uint32(id)]&underWay == 0 {
 		return false
 	}
-	r.ids[id] |= asked
+	r.ids[uint32(id)] |= asked
 	return true
 }
 
@@ -377,17 +377,17 @@ func (r *receiver) abandon() {
 
 // routed ends what routes began and says whether the identifier came again meanwhile.
 func (r *receiver) routed(id uint16) (again bool) {
-	state, known := r.ids[id]
+	state, known := r.ids[uint32(id)]
 	if known {
-		r.ids[id] = state & counted
+		r.ids[uint32(id)] = state & counted
 	}
 	return state&asked != 0
 }
 
 // pubrel forgets the identifier and says whether it was known, and counted on this connection.
 func (r *receiver) pubrel(id uint16) (known, quota bool) {
-	state, known := r.ids[id]
-	delete(r.ids, id)
+	state, known := r.ids[uint32(id)]
+	delete(r.ids, uint32(id))
 	return known, state&counted != 0
 }
 
