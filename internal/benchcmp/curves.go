@@ -44,7 +44,7 @@ func measureCurves(o *options, contenders []contender, stderr io.Writer) error {
 		cv := curve{panel: "connections", name: c.name}
 		for _, n := range []int{10, 100, 1000, 4000, 10_000} {
 			flags := fmt.Sprintf("-scenario p2p -pubs %d -e2e 64 -warm 1s -dur 2s", n/2)
-			s := repeat(o.runs, func() map[string]any { return load(o.load, c, strings.Fields(flags)) })
+			s := repeat(o.rounds(5), func() map[string]any { return load(o.load, c, strings.Fields(flags)) })
 			say("connections, "+c.name, n, s)
 			cv.points = append(cv.points, point{n, s})
 		}
@@ -53,7 +53,7 @@ func measureCurves(o *options, contenders []contender, stderr io.Writer) error {
 	random := curve{panel: "subscriptions", name: "to a random one of them"}
 	for _, n := range []int{1000, 10_000, 100_000, 1_000_000} {
 		flags := fmt.Sprintf("-scenario wild -topics %d -subs 20 -pubs 4 -settle 500ms -warm 500ms -dur 2s", n)
-		s := repeat(o.runs, func() map[string]any { return load(o.load, dunlin, strings.Fields(flags)) })
+		s := repeat(o.rounds(5), func() map[string]any { return load(o.load, dunlin, strings.Fields(flags)) })
 		say("subscriptions, random", n, s)
 		random.points = append(random.points, point{n, s})
 	}
@@ -61,7 +61,7 @@ func measureCurves(o *options, contenders []contender, stderr io.Writer) error {
 	retained := curve{panel: "retained messages", name: "dunlin"}
 	for _, n := range []int{0, 1000, 10_000, 100_000, 1_000_000} {
 		for cv, fill := range map[*curve]func(string, int) (io.Closer, error){&held: subscribeMany, &retained: retainMany} {
-			s := repeat(o.runs, func() map[string]any { return loadBeside(o.load, dunlin, n, fill) })
+			s := repeat(o.rounds(5), func() map[string]any { return loadBeside(o.load, dunlin, n, fill) })
 			say(cv.panel+", held", n, s)
 			cv.points = append(cv.points, point{n, s})
 		}
@@ -88,33 +88,44 @@ func repeat(runs int, f func() map[string]any) stat {
 
 // loadBeside starts the broker, fills it with n of something, and puts the load on it.
 func loadBeside(bin string, c contender, n int, fill func(addr string, n int) (io.Closer, error)) map[string]any {
-	failed := func(err error) map[string]any { return map[string]any{"err": err.Error()} }
-	addr, err := freeAddr()
+	addr, pid, end, err := startBroker(c)
 	if err != nil {
 		return failed(err)
 	}
-	args, err := c.command(addr)
-	if err != nil {
-		return failed(err)
-	}
-	broker := exec.Command(args[0], args[1:]...)
-	if err := broker.Start(); err != nil {
-		return failed(err)
-	}
-	defer func() {
-		broker.Process.Kill()
-		broker.Wait()
-	}()
-	if err := await(addr); err != nil {
-		return failed(err)
-	}
+	defer end()
 	filled, err := fill(addr, n)
 	if err != nil {
 		return failed(err)
 	}
 	defer filled.Close()
-	flags := append([]string{"-json", "-addr", addr, "-pid", strconv.Itoa(broker.Process.Pid)}, strings.Fields(bench)...)
+	flags := append([]string{"-json", "-addr", addr, "-pid", strconv.Itoa(pid)}, strings.Fields(bench)...)
 	return report(exec.Command(bin, append(flags, c.load...)...))
+}
+
+func failed(err error) map[string]any { return map[string]any{"err": err.Error()} }
+
+// startBroker starts a broker and waits until it listens. The caller ends it.
+func startBroker(c contender) (addr string, pid int, end func(), err error) {
+	if addr, err = freeAddr(); err != nil {
+		return "", 0, nil, err
+	}
+	args, err := c.command(addr)
+	if err != nil {
+		return "", 0, nil, err
+	}
+	broker := exec.Command(args[0], args[1:]...)
+	if err := broker.Start(); err != nil {
+		return "", 0, nil, err
+	}
+	end = func() {
+		broker.Process.Kill()
+		broker.Wait()
+	}
+	if err := await(addr); err != nil {
+		end()
+		return "", 0, nil, err
+	}
+	return addr, broker.Process.Pid, end, nil
 }
 
 // await waits until somebody listens on addr.
@@ -145,14 +156,15 @@ func (cs clients) Close() error {
 	return err
 }
 
-func dial(addr, id string) (*client, error) {
+// dial connects. The session ends with the connection if clean is set.
+func dial(addr, id string, clean bool) (*client, error) {
 	nc, err := net.Dial("tcp", addr)
 	if err != nil {
 		return nil, err
 	}
 	c := &client{nc, packets.NewReader(nc, packets.Limits{})}
 	c.r.SetVersion(packets.V311)
-	if err := c.exchange(packets.TypeConnack, &packets.Connect{Version: packets.V311, ClientID: id, CleanStart: true}); err != nil {
+	if err := c.exchange(packets.TypeConnack, &packets.Connect{Version: packets.V311, ClientID: id, CleanStart: clean}); err != nil {
 		return nil, errors.Join(err, nc.Close())
 	}
 	return c, nil
@@ -183,7 +195,7 @@ const atOnce = 100 // filters or messages in one write
 func subscribeMany(addr string, n int) (io.Closer, error) {
 	var cs clients
 	for i := range 20 {
-		c, err := dial(addr, fmt.Sprintf("held-%d", i))
+		c, err := dial(addr, fmt.Sprintf("held-%d", i), true)
 		if err != nil {
 			return nil, errors.Join(err, cs.Close())
 		}
@@ -207,7 +219,7 @@ func subscribeMany(addr string, n int) (io.Closer, error) {
 
 // retainMany makes n retained messages.
 func retainMany(addr string, n int) (io.Closer, error) {
-	c, err := dial(addr, "retain")
+	c, err := dial(addr, "retain", true)
 	if err != nil {
 		return nil, err
 	}

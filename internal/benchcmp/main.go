@@ -9,7 +9,8 @@
 // The runs are interleaved: each round runs every scenario once with every broker. The table has the medians of all rounds, with the lowest
 // and highest, and writes what the generator reported to -out, one JSON object a line; -from makes the table of such a file
 // again. With -curves it measures how the cost of a message depends on connections, subscriptions and retained messages instead, and
-// writes docs/performance-scale.csv and docs/performance-scale.svg.
+// writes docs/performance-scale.csv and docs/performance-scale.svg. With -durable it compares what messages cost that are kept on
+// disk, and with -storecost what a Store costs those that are not kept.
 package main
 
 import (
@@ -51,24 +52,16 @@ type result struct {
 }
 
 type options struct {
-	load, loadSrc, out, from, only, docs string
-	runs                                 int
-	million, curves                      bool
+	load, loadSrc, out, from, only, docs, dir string
+	runs                                      int
+	million, curves, durable, storecost       bool
 }
 
 func run(args []string, stdout, stderr io.Writer) error {
 	var o options
 	fs := flag.NewFlagSet("benchcmp", flag.ContinueOnError)
 	fs.SetOutput(stderr)
-	fs.StringVar(&o.load, "load", os.Getenv("MQTTLOAD"), "the load generator's `binary` (or MQTTLOAD)")
-	fs.StringVar(&o.loadSrc, "loadsrc", os.Getenv("MQTTLOAD_SRC"), "the `folder` with its source, to build it (or MQTTLOAD_SRC)")
-	fs.StringVar(&o.out, "out", "benchcmp.jsonl", "`file` for what the generator reports")
-	fs.StringVar(&o.from, "from", "", "make the table of this `file`, and run nothing")
-	fs.StringVar(&o.only, "only", "", "comma-separated scenarios to run (default all)")
-	fs.StringVar(&o.docs, "docs", "docs", "`folder` for performance-scale.csv and performance-scale.svg")
-	fs.IntVar(&o.runs, "runs", 5, "rounds")
-	fs.BoolVar(&o.million, "million", false, "also 1,000,000 subscriptions")
-	fs.BoolVar(&o.curves, "curves", false, "measure the scale curves instead")
+	o.flags(fs)
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
@@ -77,10 +70,13 @@ func run(args []string, stdout, stderr io.Writer) error {
 		if err != nil {
 			return err
 		}
-		writeTable(stdout, results)
+		writeResults(stdout, results)
 		return nil
 	}
-	dir, err := os.MkdirTemp("", "benchcmp")
+	if o.curves && o.durable || o.curves && o.storecost || o.durable && o.storecost {
+		return errors.New("-curves, -durable and -storecost are three measurements: give one of them")
+	}
+	dir, err := os.MkdirTemp(o.dir, "benchcmp")
 	if err != nil {
 		return err
 	}
@@ -88,20 +84,64 @@ func run(args []string, stdout, stderr io.Writer) error {
 	if err := o.findLoad(dir); err != nil {
 		return err
 	}
-	contenders, err := gather(dir, o.load, stderr)
+	t, err := prepare(dir, o.load, stderr)
 	if err != nil {
 		return err
 	}
-	if o.curves {
+	contenders, runs, measure := t.all(), o.rounds(5), measureAll
+	switch {
+	case o.curves:
 		return measureCurves(&o, contenders, stderr)
+	case o.durable:
+		contenders, measure = t.storing(""), measureDurable
+	case o.storecost:
+		contenders, runs, measure = t.withAndWithout(""), o.rounds(20), measureCosts
 	}
-	results, err := measure(&o, contenders, stderr)
+	where := ""
+	if o.durable || o.storecost {
+		where = fileSystem(dir)
+	}
+	if where == "tmpfs" {
+		fmt.Fprintln(stderr, "benchcmp: the stores are in memory, on tmpfs; -dir names a folder on a disk")
+	}
+	f, err := os.Create(o.out)
 	if err != nil {
 		return err
 	}
-	writeHead(stdout, contenders, o.runs)
-	writeTable(stdout, results)
-	return nil
+	defer f.Close()
+	m := &measurement{o: &o, t: t, runs: runs, enc: json.NewEncoder(f), stderr: stderr}
+	if err := measure(m); err != nil {
+		return err
+	}
+	writeHead(stdout, contenders, runs)
+	if where != "" {
+		fmt.Fprintf(stdout, "All stores are on %s.\n\n", where)
+	}
+	writeResults(stdout, m.results)
+	return f.Close()
+}
+
+func (o *options) flags(fs *flag.FlagSet) {
+	fs.StringVar(&o.load, "load", os.Getenv("MQTTLOAD"), "the load generator's `binary` (or MQTTLOAD)")
+	fs.StringVar(&o.loadSrc, "loadsrc", os.Getenv("MQTTLOAD_SRC"), "the `folder` with its source, to build it (or MQTTLOAD_SRC)")
+	fs.StringVar(&o.out, "out", "benchcmp.jsonl", "`file` for what the generator reports")
+	fs.StringVar(&o.from, "from", "", "make the table of this `file`, and run nothing")
+	fs.StringVar(&o.only, "only", "", "comma-separated scenarios to run (default all)")
+	fs.StringVar(&o.docs, "docs", "docs", "`folder` for performance-scale.csv and performance-scale.svg")
+	fs.StringVar(&o.dir, "dir", "", "`folder` for temporary files, those of stores among them (default the system's)")
+	fs.IntVar(&o.runs, "runs", 0, "rounds (default 5; with -storecost 20 pairs)")
+	fs.BoolVar(&o.million, "million", false, "also 1,000,000 subscriptions")
+	fs.BoolVar(&o.curves, "curves", false, "measure the scale curves instead")
+	fs.BoolVar(&o.durable, "durable", false, "compare QoS 1 messages that are kept on disk instead")
+	fs.BoolVar(&o.storecost, "storecost", false, "compare QoS 0 of Dunlin with and without a Store instead")
+}
+
+// rounds is how many there are to be, or n.
+func (o *options) rounds(n int) int {
+	if o.runs > 0 {
+		return o.runs
+	}
+	return n
 }
 
 // findLoad makes o.load name a binary.
@@ -130,38 +170,64 @@ func build(src, out, pkg string) error {
 	return nil
 }
 
-// gather builds or finds the contenders.
-func gather(dir, load string, stderr io.Writer) ([]contender, error) {
-	server, mochi := filepath.Join(dir, "server"), filepath.Join(dir, "mochi")
-	if err := build("examples/server", server, "."); err != nil {
+// tools are the programs that take part.
+type tools struct {
+	dir                            string // for their files
+	load, server, mochi, mosquitto string // paths; no mosquitto if it is not installed
+}
+
+// prepare builds or finds them.
+func prepare(dir, load string, stderr io.Writer) (*tools, error) {
+	t := &tools{dir: dir, load: load, server: filepath.Join(dir, "server"), mochi: filepath.Join(dir, "mochi")}
+	if err := build("examples/server", t.server, "."); err != nil {
 		return nil, fmt.Errorf("%w\n(benchcmp is run from the root of the repository)", err)
 	}
-	if err := build("internal/benchcmp", mochi, "./mochi"); err != nil {
+	if err := build("internal/benchcmp", t.mochi, "./mochi"); err != nil {
 		return nil, err
 	}
-	dunlin := func(addr string) ([]string, error) {
-		return []string{server, "-listen", addr, "-log-level", "error", "-sys-interval", "0",
-			"-max-queued-messages", "200000", "-max-queued-bytes", "200000000"}, nil
-	}
-	list := []contender{
-		{"floor", "mqttload floor", func(addr string) ([]string, error) { return []string{load, "floor", "-addr", addr}, nil }, nil},
-		{"dunlin", "Dunlin " + firstLine("git", "describe", "--always", "--dirty"), dunlin, nil},
-		{"dunlin-v5", "the same, MQTT 5.0", dunlin, []string{"-v", "5"}},
-		{"mochi", "mochi-mqtt v2.7.9", func(addr string) ([]string, error) { return []string{mochi, addr}, nil }, nil},
-	}
-	if path, err := exec.LookPath("mosquitto"); err != nil {
+	var err error
+	if t.mosquitto, err = exec.LookPath("mosquitto"); err != nil {
 		fmt.Fprintln(stderr, "benchcmp: no mosquitto here; it is left out")
-	} else {
-		list = append(list, contender{"mosquitto", firstLine(path, "-h"), func(addr string) ([]string, error) {
-			conf := filepath.Join(dir, "mosquitto.conf")
-			_, port, _ := net.SplitHostPort(addr)
-			text := "listener " + port + " 127.0.0.1\nallow_anonymous true\npersistence false\nset_tcp_nodelay true\n" +
-				"max_inflight_messages 1000\nmax_queued_messages 1000000\nmax_packet_size 1048576\n"
-			return []string{path, "-c", conf}, os.WriteFile(conf, []byte(text), 0o644)
-		}, nil})
 	}
-	return list, nil
+	return t, nil
 }
+
+// dunlin is Dunlin with further flags.
+func (t *tools) dunlin(flags ...string) func(addr string) ([]string, error) {
+	return func(addr string) ([]string, error) {
+		return append([]string{t.server, "-listen", addr, "-log-level", "error", "-sys-interval", "0",
+			"-max-queued-messages", "200000", "-max-queued-bytes", "200000000"}, flags...), nil
+	}
+}
+
+// mosquittoWith is mosquitto with further settings.
+func (t *tools) mosquittoWith(settings string) func(addr string) ([]string, error) {
+	return func(addr string) ([]string, error) {
+		conf := filepath.Join(t.dir, "mosquitto.conf")
+		_, port, _ := net.SplitHostPort(addr)
+		text := "listener " + port + " 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\n" +
+			"max_inflight_messages 1000\nmax_queued_messages 1000000\nmax_packet_size 1048576\n" + settings
+		return []string{t.mosquitto, "-c", conf}, os.WriteFile(conf, []byte(text), 0o644)
+	}
+}
+
+// all are the contenders of the table.
+func (t *tools) all() []contender {
+	list := []contender{
+		{"floor", "mqttload floor", func(addr string) ([]string, error) { return []string{t.load, "floor", "-addr", addr}, nil }, nil},
+		{"dunlin", dunlinVersion(), t.dunlin(), nil},
+		{"dunlin-v5", "the same, MQTT 5.0", t.dunlin(), []string{"-v", "5"}},
+		{"mochi", mochiVersion, func(addr string) ([]string, error) { return []string{t.mochi, addr}, nil }, nil},
+	}
+	if t.mosquitto != "" {
+		list = append(list, contender{"mosquitto", firstLine(t.mosquitto, "-h"), t.mosquittoWith("persistence false\n"), nil})
+	}
+	return list
+}
+
+func dunlinVersion() string { return "Dunlin " + firstLine("git", "describe", "--always", "--dirty") }
+
+const mochiVersion = "mochi-mqtt v2.7.9"
 
 func firstLine(name string, args ...string) string {
 	b, _ := exec.Command(name, args...).Output() // -h exits with an error status
@@ -169,39 +235,52 @@ func firstLine(name string, args ...string) string {
 	return line
 }
 
-// measure runs all scenarios, round by round.
-func measure(o *options, contenders []contender, stderr io.Writer) ([]result, error) {
+// A measurement is what some rounds bring.
+type measurement struct {
+	o       *options
+	t       *tools
+	runs    int
+	results []result
+	enc     *json.Encoder
+	stderr  io.Writer
+}
+
+// wanted says whether -only leaves a scenario.
+func (m *measurement) wanted(scenario string) bool {
+	return m.o.only == "" || slices.Contains(strings.Split(m.o.only, ","), scenario)
+}
+
+// add keeps what a run reported, and says it.
+func (m *measurement) add(scenario, broker string, round int, rep map[string]any) error {
+	fmt.Fprintf(m.stderr, "round %d of %d: %s, %s: %s\n", round+1, m.runs, scenario, broker, brief(rep))
+	r := result{scenario, broker, round, rep}
+	m.results = append(m.results, r)
+	return m.enc.Encode(r)
+}
+
+// measureAll runs all scenarios, round by round.
+func measureAll(m *measurement) error {
 	list := scenarios
-	if o.million {
+	if m.o.million {
 		list = append(slices.Clone(list), million)
 	}
-	f, err := os.Create(o.out)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	enc := json.NewEncoder(f)
-	var results []result
-	for round := range o.runs {
+	contenders := m.t.all()
+	for round := range m.runs {
 		for _, s := range list {
-			if o.only != "" && !slices.Contains(strings.Split(o.only, ","), s.name) {
+			if !m.wanted(s.name) {
 				continue
 			}
 			for _, c := range contenders {
 				if c.name == "floor" && s.brokers != "floor" {
 					continue
 				}
-				rep := load(o.load, c, strings.Fields(s.flags))
-				fmt.Fprintf(stderr, "round %d of %d: %s, %s: %s\n", round+1, o.runs, s.name, c.name, brief(rep))
-				r := result{s.name, c.name, round, rep}
-				results = append(results, r)
-				if err := enc.Encode(r); err != nil {
-					return nil, err
+				if err := m.add(s.name, c.name, round, load(m.t.load, c, strings.Fields(s.flags))); err != nil {
+					return err
 				}
 			}
 		}
 	}
-	return results, f.Close()
+	return nil
 }
 
 // load runs the load generator once. An error is part of the report.
@@ -246,8 +325,13 @@ func freeAddr() (string, error) {
 // brief is a report in a few words.
 func brief(rep map[string]any) string {
 	var s []string
-	for _, k := range []string{perMessage, "broker_us_per_conn", "bytes_per_conn", "deliver_us_per_msg", "drain_us_per_msg", "other_cores", "err"} {
-		if v, ok := rep[k]; ok {
+	for _, k := range []string{perMessage, "broker_us_per_conn", "bytes_per_conn", "deliver_us_per_msg", "drain_us_per_msg",
+		perSecond, ackMedian, ackHigh, written, "other_cores", "err"} {
+		v, ok := rep[k]
+		if x, is := v.(float64); is {
+			v = number(x)
+		}
+		if ok {
 			s = append(s, fmt.Sprintf("%s %v", k, v))
 		}
 	}

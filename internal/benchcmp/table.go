@@ -41,7 +41,7 @@ func values(results []result, scenario, broker, key string) (v []float64) {
 }
 
 // columns of the table, in this order, as far as there are results.
-var columns = []string{"floor", "dunlin", "dunlin-v5", "mosquitto", "mochi"}
+var columns = []string{"floor", "dunlin", "dunlin-v5", "dunlin-bbolt", "mosquitto", "mochi", "mochi-bolt", "mochi-badger"}
 
 // writeHead says what was measured on what.
 func writeHead(w io.Writer, contenders []contender, runs int) {
@@ -68,31 +68,41 @@ func kernel() string {
 	return strings.TrimSpace(string(b))
 }
 
-// writeTable writes the table in Markdown: a line for each row that was measured, and below it what went wrong.
-func writeTable(w io.Writer, results []result) {
+// writeResults writes the tables of all that was measured, in Markdown, and below them what went wrong.
+func writeResults(w io.Writer, results []result) {
+	writeTable(w, results, rows, " Dunlin ÷ floor | bar |", "---|---|", func(r row) string {
+		if r.bar > 0 {
+			return fmt.Sprintf(" %s | %g |", ratio(results, r), r.bar)
+		}
+		return fmt.Sprintf(" %s | |", ratio(results, r))
+	})
+	writeTable(w, results, durableRows(), "", "", func(row) string { return "" })
+	writeCosts(w, results)
+	for _, line := range faults(results) {
+		fmt.Fprintln(w, "*", line)
+	}
+}
+
+// writeTable writes a line for each row that was measured, if there is any, and what tail gives at its end.
+func writeTable(w io.Writer, results []result, rows []row, head, rule string, tail func(row) string) {
+	rows = slices.DeleteFunc(slices.Clone(rows), func(r row) bool {
+		return !slices.ContainsFunc(results, func(x result) bool { return x.Scenario == r.scenario })
+	})
+	if len(rows) == 0 {
+		return
+	}
 	cols := slices.DeleteFunc(slices.Clone(columns), func(c string) bool {
 		return !slices.ContainsFunc(results, func(r result) bool { return r.Broker == c })
 	})
-	fmt.Fprintf(w, "| | %s | Dunlin ÷ floor | bar |\n|---|%s---|---|\n", strings.Join(cols, " | "), strings.Repeat("---|", len(cols)))
+	fmt.Fprintf(w, "| | %s |%s\n|---|%s%s\n", strings.Join(cols, " | "), head, strings.Repeat("---|", len(cols)), rule)
 	for _, r := range rows {
-		if !slices.ContainsFunc(results, func(x result) bool { return x.Scenario == r.scenario }) {
-			continue
-		}
 		fmt.Fprintf(w, "| %s, %s |", r.title, r.unit)
 		for _, c := range cols {
 			fmt.Fprintf(w, " %s |", cell(statOf(values(results, r.scenario, c, r.key))))
 		}
-		fmt.Fprintf(w, " %s |", ratio(results, r))
-		if r.bar > 0 {
-			fmt.Fprintf(w, " %g |\n", r.bar)
-		} else {
-			fmt.Fprint(w, " |\n")
-		}
+		fmt.Fprintf(w, "%s\n", tail(r))
 	}
 	fmt.Fprintln(w)
-	for _, line := range faults(results) {
-		fmt.Fprintln(w, "*", line)
-	}
 }
 
 func cell(s stat) string {
@@ -149,7 +159,7 @@ func faults(results []result) (lines []string) {
 			continue
 		}
 		var what []string
-		for _, k := range []string{"lost", "dup", "misordered", "conn_errs"} {
+		for _, k := range []string{"lost", "dup", "misordered", "conn_errs", "unanswered", "stalled"} {
 			if x, _ := r.Report[k].(float64); x > 0 {
 				what = append(what, fmt.Sprintf("%s %.0f", k, x))
 			}
