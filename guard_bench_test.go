@@ -28,10 +28,14 @@ func publishing(tb testing.TB, a hooks.Authorizer) (whole, decision func()) {
 	tb.Cleanup(h.Close)
 	link, err := h.Open("c")
 	require.NoError(tb, err)
-	require.NoError(tb, link.Send(rawConnect("c")))
+	hello := connect("c")
+	hello.KeepAlive = 1
+	raw, err := hello.Append(nil, packets.V5)
+	require.NoError(tb, err)
+	require.NoError(tb, link.Send(raw))
 	c := link.(*coreLink).c
 	p := &packets.Publish{Topic: []byte("site/7/line/4/temperature"), Payload: make([]byte, 64)}
-	raw, err := p.Append(nil, packets.V5)
+	raw, err = p.Append(nil, packets.V5)
 	require.NoError(tb, err)
 	t := h.b.getTurn()
 	c.unpark(t)

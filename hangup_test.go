@@ -1,6 +1,7 @@
 package dunlin
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -21,7 +23,11 @@ func TestACloseRightBehindDataIsNoticed(t *testing.T) {
 			if network == "unix" {
 				addr = filepath.Join(t.TempDir(), "s")
 			}
-			b := newTestBroker(t, nil)
+			const clients = 60
+			gone := make(chan error, clients)
+			b := newTestBroker(t, func(c *Config) {
+				c.Observer = &hooks.Observer{Disconnected: func(_ *hooks.Client, _ packets.ReasonCode, err error) { gone <- err }}
+			})
 			l, err := net.Listen(network, addr)
 			require.NoError(t, err)
 			served := make(chan error, 1)
@@ -35,7 +41,7 @@ func TestACloseRightBehindDataIsNoticed(t *testing.T) {
 			}
 			ping, err := (&packets.Pingreq{}).Append(nil, packets.V5)
 			require.NoError(t, err)
-			for i := range 60 {
+			for i := range clients {
 				nc, err := net.Dial(network, l.Addr().String())
 				require.NoError(t, err)
 				c, _ := newTestClient(t, nc, connect(fmt.Sprint("c", i)))
@@ -44,7 +50,15 @@ func TestACloseRightBehindDataIsNoticed(t *testing.T) {
 				c.nc.Close()
 			}
 			enough.Store(true)
-			require.Eventually(t, func() bool { return b.Stats().Connections == 0 }, 10*time.Second, 10*time.Millisecond)
+			patient, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			for i := range clients {
+				select {
+				case <-gone:
+				case <-patient.Done():
+					t.Fatalf("the broker has not noticed that %d of %d clients are gone", clients-i, clients)
+				}
+			}
 			b.Close()
 			require.ErrorIs(t, <-served, ErrBrokerClosed)
 		})

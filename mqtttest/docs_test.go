@@ -64,17 +64,19 @@ func TestRecorder(t *testing.T) {
 }
 
 func TestScript(t *testing.T) {
-	b := mqtttest.NewBroker(t)
+	synctest.Test(t, func(t *testing.T) {
+		b := mqtttest.NewBroker(t)
 
-	c := b.Client(t, "c1", func(p *packets.Connect) { p.Version, p.KeepAlive = packets.V311, 60 })
-	c.Send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "lamp/#", QoS: 1}}})
-	c.Want("the subscription is granted", &packets.Suback{PacketID: 1, Codes: []packets.ReasonCode{packets.GrantedQoS1}})
-	b.Publish("lamp/state", "on")
-	c.Want("the message arrives", &packets.Publish{QoS: 1, PacketID: 1, Topic: []byte("lamp/state"), Payload: []byte("on")})
-	c.WantIdle("it comes once")
-	c.Send(&packets.Ack{Kind: packets.TypePuback, PacketID: 1})
-	c.Send(&packets.Disconnect{})
-	c.WantClosed("the broker closes after DISCONNECT")
+		c := b.Client(t, "c1", func(p *packets.Connect) { p.Version, p.KeepAlive = packets.V311, 60 })
+		c.Send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "lamp/#", QoS: 1}}})
+		c.Want("the subscription is granted", &packets.Suback{PacketID: 1, Codes: []packets.ReasonCode{packets.GrantedQoS1}})
+		b.Publish("lamp/state", "on")
+		c.Want("the message arrives", &packets.Publish{QoS: 1, PacketID: 1, Topic: []byte("lamp/state"), Payload: []byte("on")})
+		c.WantIdle("it comes once")
+		c.Send(&packets.Ack{Kind: packets.TypePuback, PacketID: 1})
+		c.Send(&packets.Disconnect{})
+		c.WantClosed("the broker closes after DISCONNECT")
+	})
 }
 
 func TestSessionExpires(t *testing.T) {
@@ -95,18 +97,20 @@ func TestSessionExpires(t *testing.T) {
 }
 
 func TestLostAcknowledgement(t *testing.T) {
-	b := mqtttest.NewBroker(t)
-	lost := b.Inject(mqtttest.Drop(mqtttest.ToClient, packets.TypePuback, 1), mqtttest.ForClient("sensor"))
+	synctest.Test(t, func(t *testing.T) {
+		b := mqtttest.NewBroker(t)
+		lost := b.Inject(mqtttest.Drop(mqtttest.ToClient, packets.TypePuback, 1), mqtttest.ForClient("sensor"))
 
-	c := b.Client(t, "sensor")
-	p := &packets.Publish{QoS: 1, PacketID: 1, Topic: []byte("a"), Payload: []byte("x")}
-	c.Send(p)
-	b.WaitFor(t, "a", nil)
-	c.WantIdle("the acknowledgement is lost")
-	p.Dup = true
-	c.Send(p)
-	c.WantType("the second one comes", packets.TypePuback)
-	require.Equal(t, 1, lost.Hits())
+		c := b.Client(t, "sensor")
+		p := &packets.Publish{QoS: 1, PacketID: 1, Topic: []byte("a"), Payload: []byte("x")}
+		c.Send(p)
+		b.WaitFor(t, "a", nil)
+		c.WantIdle("the acknowledgement is lost")
+		p.Dup = true
+		c.Send(p)
+		c.WantType("the second one comes", packets.TypePuback)
+		require.Equal(t, 1, lost.Hits())
+	})
 }
 
 func TestOutage(t *testing.T) {
@@ -137,14 +141,16 @@ func TestOwnConfiguration(t *testing.T) {
 }
 
 func TestExpectedFailure(t *testing.T) {
-	b := mqtttest.NewBroker(t)
-	nc, err := b.Dial()
-	require.NoError(t, err)
-	nc.Write([]byte("GET / HTTP/1.1\r\n\r\n")) // no MQTT
-	nc.Read(make([]byte, 1))                   // until it is closed
-	nc.Close()
+	synctest.Test(t, func(t *testing.T) {
+		b := mqtttest.NewBroker(t)
+		nc, err := b.Dial()
+		require.NoError(t, err)
+		nc.Write([]byte("GET / HTTP/1.1\r\n\r\n")) // no MQTT
+		nc.Read(make([]byte, 1))                   // until it is closed
+		nc.Close()
 
-	require.Eventually(t, func() bool { return len(b.Failures()) == 1 }, time.Second, time.Millisecond)
+		require.Eventually(t, func() bool { return len(b.Failures()) == 1 }, time.Second, time.Millisecond)
+	})
 }
 
 func upperCase(_ context.Context, _ *hooks.Client, m *packets.Message) (*packets.Message, error) {

@@ -62,7 +62,7 @@ type agree struct{}
 func (agree) Next(context.Context, []byte) ([]byte, bool, error) { return nil, true, nil }
 
 func TestDrop(t *testing.T) {
-	both(t, func(t *testing.T) {
+	bothIdle(t, func(t *testing.T, idle func(*mqtttest.Client, string)) {
 		b := mqtttest.NewBroker(t)
 		c := b.Client(t, "c1")
 		in := b.Inject(mqtttest.Drop(mqtttest.FromClient, packets.TypePublish, 2), mqtttest.ForClient("c1"))
@@ -71,14 +71,14 @@ func TestDrop(t *testing.T) {
 		}
 		c.WantType("the first arrives", packets.TypePuback)
 		c.Want("then the third", &packets.Ack{Kind: packets.TypePuback, PacketID: 3, Code: packets.NoMatchingSubscribers})
-		c.WantIdle("the second is lost")
+		idle(c, "the second is lost")
 		require.Equal(t, 1, in.Hits())
 		require.Contains(t, b.Trace(), "id=2 topic=a payload=2  # dropped by a fault")
 
 		each := b.Inject(mqtttest.Drop(mqtttest.ToClient, packets.TypePuback, 0))
 		c.Send(publish1(4, "a", "4"), publish1(5, "a", "5"))
 		b.WaitFor(t, "a", mqtttest.Payload("5"))
-		c.WantIdle("no acknowledgement comes")
+		idle(c, "no acknowledgement comes")
 		require.Equal(t, 2, each.Hits())
 	})
 }
@@ -162,7 +162,7 @@ func TestCutTowardsTheClient(t *testing.T) {
 }
 
 func TestStallReads(t *testing.T) {
-	both(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		b := mqtttest.NewBroker(t)
 		c, other := b.Client(t, "c1"), b.Client(t, "c2")
 		in := b.Inject(mqtttest.StallReads(), mqtttest.ForClient("c1"))
@@ -229,7 +229,9 @@ func TestWhatCannotBeTakenApartPasses(t *testing.T) {
 		c.WantType("more than is held for a fault", packets.TypePuback)
 		require.Len(t, b.Messages("big")[0].Payload, 3<<20)
 		require.Contains(t, b.Trace(), "> PUBLISH of 31457")
-
+	})
+	synctest.Test(t, func(t *testing.T) {
+		b := mqtttest.NewBroker(t)
 		nc, err := b.Dial()
 		require.NoError(t, err)
 		nc.Write([]byte("GET / HTTP/1.1\r\n\r\n"))
@@ -242,7 +244,7 @@ func TestWhatCannotBeTakenApartPasses(t *testing.T) {
 
 // An identifier that the broker has assigned is known to the faults.
 func TestFaultsForAssignedIdentifiers(t *testing.T) {
-	both(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		b := mqtttest.NewBroker(t)
 		c := b.Client(t, "")
 		id, ok := c.Connack.Properties.Text(packets.AssignedClientIdentifier)
