@@ -1,17 +1,19 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
-	"time"
 
 	"github.com/dunlin-mqtt/dunlin"
 	"github.com/dunlin-mqtt/dunlin/examples/internal/try"
@@ -77,22 +79,28 @@ func mosquitto(t *testing.T) string {
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(broker, "-c", conf)
-	cmd.Stderr = os.Stderr
+	cmd := exec.CommandContext(t.Context(), broker, "-c", conf)
+	said, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) { // until it listens
-		c, err := net.Dial("tcp", addr.String())
-		if err == nil {
-			c.Close()
-			return addr.String()
-		}
-		if time.Since(start) > 10*time.Second {
-			t.Fatal("mosquitto does not listen")
-		}
+	lines := bufio.NewScanner(said)
+	for lines.Scan() && !strings.HasSuffix(lines.Text(), " running") {
+		fmt.Fprintln(t.Output(), lines.Text())
 	}
+	if !strings.HasSuffix(lines.Text(), " running") {
+		t.Fatal("mosquitto has not started")
+	}
+	logged := make(chan struct{})
+	go func() { // ends with mosquitto
+		defer close(logged)
+		io.Copy(io.Discard, said)
+	}()
+	t.Cleanup(func() { cmd.Process.Kill(); <-logged; cmd.Wait() })
+	return addr.String()
 }
 
 func ann(id string) *packets.Connect {

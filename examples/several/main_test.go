@@ -11,11 +11,16 @@ func TestRun(t *testing.T) {
 	red, blue := p.Line("red listens on "), p.Line("blue listens on ")
 	watch := try.Connect(t, blue, "same") // the same Client Identifier, in another world
 	watch.Subscribe("#", 0)
-	try.Connect(t, red, "same").Publish("a", "1")
+	other := try.Connect(t, red, "same")
+	other.Publish("a", "1")
 	if got := p.Line("red: "); got != "a 1" {
 		t.Fatalf("it printed %q", got)
 	}
-	try.Connect(t, blue, "other").Publish("a", "2")
+	third := try.Connect(t, blue, "other")
+	third.Publish("a", "2")
 	watch.Want("a", "2") // and not the one of the other broker
+	for _, c := range []*try.Client{watch, other, third} {
+		c.Close()
+	}
 	p.Stop()
 }

@@ -14,8 +14,12 @@ func TestRun(t *testing.T) {
 	sub.Subscribe("hello/#", 1)
 	pub.Publish("hello/world", "hi")
 	sub.Want("hello/world", "hi")
-	p.Stop()
-	if d, ok := sub.Receive().(*packets.Disconnect); !ok || d.Code != packets.ServerShuttingDown {
-		t.Fatal("the client was not told that the server shuts down")
+	p.Interrupt()
+	for _, c := range []*try.Client{sub, pub} {
+		if d, ok := c.Receive().(*packets.Disconnect); !ok || d.Code != packets.ServerShuttingDown {
+			t.Fatal("the client was not told that the server shuts down")
+		}
+		c.Close()
 	}
+	p.Stop()
 }

@@ -115,6 +115,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if err := b.Serve(l); ctx.Err() == nil {
 		return err
 	}
+	b.Close() // when it returns all connections have ended, and nothing more happens
 	patient, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	return events.Close(patient)

@@ -19,10 +19,12 @@ func TestRun(t *testing.T) {
 		})
 		return c, ack.Code
 	}
-	if _, code := come("pencils"); code != packets.BadUserNameOrPassword {
+	c, code := come("pencils")
+	if code != packets.BadUserNameOrPassword {
 		t.Fatalf("a wrong password was answered with %v", code)
 	}
-	c, code := come("pencil")
+	c.Close()
+	c, code = come("pencil")
 	if code.Failed() {
 		t.Fatalf("jane was refused: %v", code)
 	}
@@ -32,12 +34,14 @@ func TestRun(t *testing.T) {
 	if code := c.Publish("joe/state", "on"); code != packets.NotAuthorized {
 		t.Errorf("a publish under another name was answered with %v", code)
 	}
+	c.Close()
+	p.Stop()          // sends what is left to tell
 	var told []string // a refusal is told of when its connection has ended, which may be later than what follows it
-	for range 4 {
+	for range 6 {
 		told = append(told, p.Line("event: "))
 	}
 	slices.Sort(told)
-	if want := []string{"connected c1", "denied c1 joe/state", "refused c1", "subscribed c1 jane/#"}; !slices.Equal(told, want) {
+	if want := []string{"connected c1", "denied c1 joe/state", "disconnected c1", "refused c1", "session_ended c1", "subscribed c1 jane/#"}; !slices.Equal(told, want) {
 		t.Errorf("the server was told of %q, not %q", told, want)
 	}
 }

@@ -3,6 +3,7 @@ package segment
 import (
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -59,44 +60,48 @@ func (f *filling) drain() {
 	}
 }
 
-// recovers waits until so many messages have been added again.
+// recovers waits until so many messages have been added again. It is for a bubble.
 func (f *filling) recovers(n int) {
 	f.t.Helper()
-	require.Eventually(f.t, func() bool {
-		n -= f.fill()
-		return n <= 0
-	}, 2*time.Minute, 10*time.Millisecond) // a compaction that found no room is followed by a pause, ten times as long as it took
+	for began := time.Now(); n > 0; n -= f.fill() {
+		time.Sleep(10 * time.Millisecond) // a compaction that found no room is followed by a pause, ten times as long as it took
+		require.Less(f.t, time.Since(began), 2*time.Minute, "%d messages have not found room", n)
+	}
 }
 
 func TestFullDisk(t *testing.T) {
 	t.Run("room that comes from elsewhere is used", func(t *testing.T) {
-		sim := disk.NewSim(1)
-		sim.Capacity = 1 << 20
-		s, err := open(sim, Options{})
-		require.NoError(t, err)
-		f := fillingOf(t, s)
-		require.Less(t, 30, f.fill(), "segments are shorter on a small disk")
-		same(t, f.want, fold(t, s))
-		sim.SetCapacity(8 << 20)
-		f.recovers(300)
-		same(t, f.want, fold(t, s))
-		after := sim.Crash(1, disk.Everything)
-		require.NoError(t, s.Close())
-		got, err := loadSim(after)
-		require.NoError(t, err)
-		same(t, f.want, got)
+		synctest.Test(t, func(t *testing.T) {
+			sim := disk.NewSim(1)
+			sim.Capacity = 1 << 20
+			s, err := open(sim, Options{})
+			require.NoError(t, err)
+			f := fillingOf(t, s)
+			require.Less(t, 30, f.fill(), "segments are shorter on a small disk")
+			same(t, f.want, fold(t, s))
+			sim.SetCapacity(8 << 20)
+			f.recovers(300)
+			same(t, f.want, fold(t, s))
+			after := sim.Crash(1, disk.Everything)
+			require.NoError(t, s.Close())
+			got, err := loadSim(after)
+			require.NoError(t, err)
+			same(t, f.want, got)
+		})
 	})
 	t.Run("what is taken out makes room", func(t *testing.T) {
-		sim := disk.NewSim(1)
-		sim.Capacity = 1 << 20
-		s, err := open(sim, Options{SegmentSize: 256 << 10})
-		require.NoError(t, err)
-		f := fillingOf(t, s)
-		for range 3 {
-			f.recovers(30)
-			f.drain()
-			same(t, f.want, fold(t, s))
-		}
-		require.NoError(t, s.Close())
+		synctest.Test(t, func(t *testing.T) {
+			sim := disk.NewSim(1)
+			sim.Capacity = 1 << 20
+			s, err := open(sim, Options{SegmentSize: 256 << 10})
+			require.NoError(t, err)
+			f := fillingOf(t, s)
+			for range 3 {
+				f.recovers(30)
+				f.drain()
+				same(t, f.want, fold(t, s))
+			}
+			require.NoError(t, s.Close())
+		})
 	})
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -185,41 +186,43 @@ func check(t *testing.T, p *powered, accepted, tried map[string]bool) {
 // A disk that is full refuses what is new and loses nothing; when there is room again, here because a subscriber has fetched what waited,
 // service is back without a restart.
 func TestTheBrokerOutlivesAFullDisk(t *testing.T) {
-	sim := disk.NewSim(1)
-	sim.Capacity = 4_000_000
-	p := power(t, sim, 400_000)
-	defer func() { p.off() }()
-	nc, r, _ := p.subscriber(t)
-	send(t, nc, &packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "t/#", QoS: 2}}})
-	_, err := r.ReadPacket()
-	require.NoError(t, err)
-	nc.Close()
-	accepted, tried := make(map[string]bool), make(map[string]bool)
-	publish := func(n int) error {
-		m := &dunlin.Message{Topic: "t/0", QoS: 2, Payload: fmt.Appendf(nil, "0 %d %05000d", n, 0)}
-		err := p.b.Publish(context.Background(), m)
-		tried[string(m.Payload)] = true
-		accepted[string(m.Payload)] = err == nil
-		return err
-	}
-	n := 1
-	for ; n < 10_000; n++ {
-		if err = publish(n); err != nil {
-			break
+	synctest.Test(t, func(t *testing.T) {
+		sim := disk.NewSim(1)
+		sim.Capacity = 4_000_000
+		p := power(t, sim, 400_000)
+		defer func() { p.off() }()
+		nc, r, _ := p.subscriber(t)
+		send(t, nc, &packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "t/#", QoS: 2}}})
+		_, err := r.ReadPacket()
+		require.NoError(t, err)
+		nc.Close()
+		accepted, tried := make(map[string]bool), make(map[string]bool)
+		publish := func(n int) error {
+			m := &dunlin.Message{Topic: "t/0", QoS: 2, Payload: fmt.Appendf(nil, "0 %d %05000d", n, 0)}
+			err := p.b.Publish(context.Background(), m)
+			tried[string(m.Payload)] = true
+			accepted[string(m.Payload)] = err == nil
+			return err
 		}
-	}
-	require.ErrorIs(t, err, store.ErrFull)
-	require.Equal(t, packets.QuotaExceeded, packets.CodeOf(err))
-	require.ErrorIs(t, p.b.Healthy(), store.ErrFull)
-	require.Greater(t, n, 100, "messages that there was room for")
-	require.NoError(t, p.b.Publish(context.Background(), &dunlin.Message{Topic: "t/0"}), "QoS 0 goes on")
-	check(t, p, accepted, tried)
-	for until := time.Now().Add(30 * time.Second); p.b.Healthy() != nil; {
-		require.True(t, time.Now().Before(until), "service is not back 30 s after everything was fetched")
-		time.Sleep(time.Millisecond)
-	}
-	clear(accepted)
-	require.NoError(t, publish(n))
-	require.NoError(t, publish(n+1))
-	check(t, p, accepted, tried)
+		n := 1
+		for ; n < 10_000; n++ {
+			if err = publish(n); err != nil {
+				break
+			}
+		}
+		require.ErrorIs(t, err, store.ErrFull)
+		require.Equal(t, packets.QuotaExceeded, packets.CodeOf(err))
+		require.ErrorIs(t, p.b.Healthy(), store.ErrFull)
+		require.Greater(t, n, 100, "messages that there was room for")
+		require.NoError(t, p.b.Publish(context.Background(), &dunlin.Message{Topic: "t/0"}), "QoS 0 goes on")
+		check(t, p, accepted, tried)
+		for until := time.Now().Add(30 * time.Second); p.b.Healthy() != nil; {
+			require.True(t, time.Now().Before(until), "service is not back 30 s after everything was fetched")
+			time.Sleep(time.Millisecond)
+		}
+		clear(accepted)
+		require.NoError(t, publish(n))
+		require.NoError(t, publish(n+1))
+		check(t, p, accepted, tried)
+	})
 }

@@ -5,8 +5,11 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+	"testing/synctest"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/dunlin-mqtt/dunlin/store/storetest"
 )
 
 // TestFullTmpfs fills a real file system, which takes the right to mount one.
@@ -19,23 +22,27 @@ func TestFullTmpfs(t *testing.T) {
 	ballast := filepath.Join(mount, "ballast")
 	require.NoError(t, os.WriteFile(ballast, make([]byte, 3<<20), 0o600))
 	dir := filepath.Join(mount, "store")
-	s := mustOpen(t, dir, Options{SegmentSize: 16 << 20})
-	f := fillingOf(t, s)
-	require.Less(t, 100, f.fill())
-	same(t, f.want, fold(t, s))
+	var want *storetest.State
+	synctest.Test(t, func(t *testing.T) {
+		s := mustOpen(t, dir, Options{SegmentSize: 16 << 20})
+		f := fillingOf(t, s)
+		want = f.want
+		require.Less(t, 100, f.fill())
+		same(t, f.want, fold(t, s))
 
-	require.NoError(t, os.Remove(ballast), "room comes from elsewhere")
-	f.recovers(100)
-	same(t, f.want, fold(t, s))
+		require.NoError(t, os.Remove(ballast), "room comes from elsewhere")
+		f.recovers(100)
+		same(t, f.want, fold(t, s))
 
-	f.drain()
-	f.recovers(400) // what was taken out made room
-	same(t, f.want, fold(t, s))
-	require.NoError(t, s.Close())
+		f.drain()
+		f.recovers(400) // what was taken out made room
+		same(t, f.want, fold(t, s))
+		require.NoError(t, s.Close())
+	})
 
 	_, err := Verify(dir)
 	require.NoError(t, err)
-	s = mustOpen(t, dir, Options{})
-	same(t, f.want, fold(t, s))
+	s := mustOpen(t, dir, Options{})
+	same(t, want, fold(t, s))
 	require.NoError(t, s.Close())
 }

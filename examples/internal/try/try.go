@@ -68,7 +68,11 @@ func (p *Program) wait() (err error, ok bool) {
 	}
 }
 
-// Stop ends the program as an interrupt would, and fails the test if it returns an error.
+// Interrupt tells the program to end.
+func (p *Program) Interrupt() { p.cancel() }
+
+// Stop ends the program as an interrupt would, and fails the test if it returns an error. A broker waits a second for clients that are told
+// that it ends, and do not close their connections.
 func (p *Program) Stop() {
 	p.t.Helper()
 	p.cancel()
@@ -141,6 +145,9 @@ func Over(t testing.TB, nc net.Conn, p *packets.Connect) (*Client, *packets.Conn
 	}
 	return c, ack
 }
+
+// Close closes the connection.
+func (c *Client) Close() { c.nc.Close() }
 
 // Send sends a packet.
 func (c *Client) Send(p packets.Packet) {
