@@ -393,8 +393,8 @@ func (w *simWorld) step() {
 	}
 }
 
-// settle lets everything come to its end.
-func (w *simWorld) settle() {
+// calm lets everything come to its end.
+func (w *simWorld) calm() {
 	for quiet := 0; quiet < 20; {
 		quiet++
 		for _, c := range w.clients {
@@ -519,14 +519,14 @@ func TestCrashes(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t, rand.New(rand.NewPCG(s, 0)))
 				defer w.close()
-				w.settle() // everybody is there once, before the first message
+				w.calm() // everybody is there once, before the first message
 				w.full.Store(s%4 == 3)
 				w.mixed = s%4 == 3
 				for range 1500 {
 					w.step()
 				}
 				w.full.Store(false)
-				w.settle()
+				w.calm()
 				w.check()
 				kills += w.kills
 				for _, c := range w.clients {

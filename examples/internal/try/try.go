@@ -56,13 +56,15 @@ func Start(t testing.TB, run func(ctx context.Context, args []string, out io.Wri
 }
 
 func (p *Program) wait() (err error, ok bool) {
+	late, cancel := context.WithTimeout(context.Background(), patience) // also when the test's own context has ended
+	defer cancel()
 	select {
 	case err, ok = <-p.done:
 		if ok {
 			close(p.done)
 		}
 		return err, ok
-	case <-time.After(patience):
+	case <-late.Done():
 		p.t.Error("the program does not end")
 		return nil, false
 	}
@@ -84,7 +86,8 @@ func (p *Program) Stop() {
 // Line returns the rest of the next line of output that begins with prefix.
 func (p *Program) Line(prefix string) string {
 	p.t.Helper()
-	late := time.After(patience)
+	late, cancel := context.WithTimeout(p.t.Context(), patience)
+	defer cancel()
 	for {
 		select {
 		case line, ok := <-p.lines:
@@ -94,7 +97,7 @@ func (p *Program) Line(prefix string) string {
 			if rest, ok := strings.CutPrefix(line, prefix); ok {
 				return strings.TrimSpace(rest)
 			}
-		case <-late:
+		case <-late.Done():
 			p.t.Fatalf("no line that begins with %q", prefix)
 		}
 	}
