@@ -2,6 +2,7 @@ package dunlin
 
 import (
 	"fmt"
+	"math"
 	"net"
 	"runtime/debug"
 	"slices"
@@ -146,4 +147,52 @@ func BenchmarkRouteQoS0(b *testing.B) {
 			}
 		})
 	}
+}
+
+// BenchmarkStoreCost compares routing with a Store and without one, where it keeps nothing since no session outlives its connection. It prints
+// the ratio of their times, the median of as many pairs of Brokers as -benchtime says (100x), and its 95 % interval by the order of the
+// pairs. The Brokers of a pair take turns of a few milliseconds, so that what else the machine does meets both.
+func BenchmarkStoreCost(b *testing.B) {
+	for _, subscribers := range []int{1, 100} {
+		b.Run(fmt.Sprintf("to %d", subscribers), func(b *testing.B) {
+			var ratios []float64
+			for b.Loop() {
+				ratios = append(ratios, storeCost(b, subscribers, len(ratios)%2))
+			}
+			slices.Sort(ratios)
+			n := len(ratios)
+			k := int(max(0, float64(n)-1.96*math.Sqrt(float64(n))) / 2)
+			b.ReportMetric(ratios[n/2], "ratio")
+			b.ReportMetric(ratios[k], "from")
+			b.ReportMetric(ratios[n-1-k], "to")
+			b.ReportMetric(0, "ns/op") // says nothing here
+		})
+	}
+}
+
+// storeCost is the median ratio of 24 turns with a Store to as many without one. The Broker of place first is made first.
+func storeCost(tb testing.TB, subscribers, first int) float64 {
+	var pubs [2]*feed // without a Store, with one
+	var message []byte
+	for _, i := range []int{first, 1 - first} {
+		pubs[i], message, _ = routing{pub: packets.V311, sub: packets.V311, subscribers: subscribers, store: i == 1}.start(tb)
+	}
+	turn := func(i int) float64 {
+		start := time.Now()
+		for range 10_000 / subscribers {
+			pubs[i].bytes(message)
+		}
+		return float64(time.Since(start))
+	}
+	turn(0)
+	turn(1)
+	var ratios []float64
+	for i := range 24 {
+		var took [2]float64
+		took[i%2] = turn(i % 2)
+		took[1-i%2] = turn(1 - i%2)
+		ratios = append(ratios, took[1]/took[0])
+	}
+	slices.Sort(ratios)
+	return ratios[len(ratios)/2]
 }

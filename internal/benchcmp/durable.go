@@ -12,10 +12,10 @@ import (
 )
 
 // This file is -durable: what QoS 1 messages cost that are kept on disk. The load generator publishes, with its usual window and batches.
-// Its own subscribers' sessions end with their connections, and nothing is kept for them, so it has none: benchcmp subscribes in its place, with a
-// session for each publisher that outlives its connection, acknowledges, and looks for what is missing, repeated or out of order. The
-// generator does not time PUBACKs: one more publisher does, which has one message on its way at a time. A publisher of the generator that
-// has waited 0.7 s for a PUBACK takes its window for free and sends on; "stalled" in the notes below the table is how often that was.
+// The sessions of its own subscribers end with their connections, and nothing is kept for them, so it has none: benchcmp subscribes in their
+// place, with a session for each publisher that outlives its connection, acknowledges, and looks for what is missing, repeated or out of
+// order. The generator does not time PUBACKs: one more publisher does, which has one message on its way at a time. A publisher of the generator
+// that has waited 0.7 s for a PUBACK takes its window for free and sends on; "stalled" in the notes below the table is how often that was.
 
 // storing are the contenders. Each keeps its store in the folder data.
 func (t *tools) storing(data string) []contender {
