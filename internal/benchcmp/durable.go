@@ -88,6 +88,9 @@ func measureDurable(m *measurement) error {
 				}
 				c := m.t.storing(data)[i]
 				rep := durableRun(m.t.load, c, pubs)
+				if x, ok := rep[written].(float64); ok && x == 0 && m.where != tmpfs && rep["err"] == nil {
+					rep["err"] = "the broker wrote nothing to disk"
+				}
 				if err := m.add(durableScenario(pubs), c.name, round, rep); err != nil {
 					return err
 				}
@@ -139,9 +142,6 @@ func durableRun(load string, c contender, pubs int) map[string]any {
 	if got > 0 {
 		rep[perMessage] = (b.broker - a.broker) / got * 1e6
 		rep[written] = (b.written - a.written) / got
-	}
-	if b.written == a.written && rep["err"] == nil {
-		rep["err"] = "the broker wrote nothing to disk"
 	}
 	if other, ok := rep["other_cores"].(float64); ok {
 		rep["other_cores"] = other - (b.own-a.own)/took // the generator counts benchcmp in
@@ -201,6 +201,9 @@ func quantile(v []time.Duration, q float64) float64 {
 	v = slices.Sorted(slices.Values(v))
 	return float64(v[min(int(q*float64(len(v))), len(v)-1)]) / 1e6
 }
+
+// tmpfs is the file system that is no disk.
+const tmpfs = "tmpfs"
 
 // fileSystem says what kind of file system a folder is on.
 func fileSystem(dir string) string {

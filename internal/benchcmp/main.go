@@ -101,7 +101,7 @@ func run(args []string, stdout, stderr io.Writer) error {
 	if o.durable || o.storecost {
 		where = fileSystem(dir)
 	}
-	if where == "tmpfs" {
+	if where == tmpfs {
 		fmt.Fprintln(stderr, "benchcmp: the stores are in memory, on tmpfs; -dir names a folder on a disk")
 	}
 	f, err := os.Create(o.out)
@@ -109,7 +109,7 @@ func run(args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	defer f.Close()
-	m := &measurement{o: &o, t: t, runs: runs, enc: json.NewEncoder(f), stderr: stderr}
+	m := &measurement{o: &o, t: t, runs: runs, where: where, enc: json.NewEncoder(f), stderr: stderr}
 	if err := measure(m); err != nil {
 		return err
 	}
@@ -240,6 +240,7 @@ type measurement struct {
 	o       *options
 	t       *tools
 	runs    int
+	where   string // the file system of the stores, if there are any
 	results []result
 	enc     *json.Encoder
 	stderr  io.Writer
