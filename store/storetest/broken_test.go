@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -30,6 +31,7 @@ type flaw struct {
 	commits   int
 	loads     int
 	opened    bool
+	over      chan struct{} // closed when its check has ended
 }
 
 func (f *flaw) reopen() (store.Store, error) {
@@ -286,7 +288,7 @@ func deep() map[string]*flaw {
 		"makes missing Sessions":         {onCommits: makesMissing},
 		"confuses Session and filter":    {edit: confusedKeys()},
 		"empties itself at a checkpoint": {onCheck: func(f *flaw) error { return forgetRetained(f) }},
-		"leaves a goroutine":             {onClose: func(*flaw) error { go func() { select {} }(); return nil }},
+		"leaves a goroutine":             {onClose: func(f *flaw) error { go func() { <-f.over }(); return nil }},
 		"fails a batch of nothing": {commit: func(ctx context.Context, f *flaw, ops []store.Op) error {
 			if len(ops) == 0 {
 				return fmt.Errorf("nothing to commit")
@@ -500,15 +502,18 @@ func forgetRetained(f *flaw) error {
 	return f.Store.Commit(context.Background(), ops)
 }
 
-// caught runs all checks and returns the first that fails.
-func caught(make func() *flaw) error {
+// caught runs all checks, in a bubble, and returns the first that fails.
+func caught(flawed func() *flaw) error {
 	for _, c := range checks {
-		f := make()
+		f := flawed()
+		f.over = make(chan struct{})
 		e := &env{open: f.reopen, seed: 1, rounds: 2, patience: 200 * time.Millisecond}
 		err := c.run(e)
 		if err == nil {
 			err = e.close()
 		}
+		close(f.over)
+		synctest.Wait()
 		if err != nil {
 			return fmt.Errorf("%s: %w", c.name, err)
 		}
@@ -519,22 +524,28 @@ func caught(make func() *flaw) error {
 func TestBrokenStoresAreCaught(t *testing.T) {
 	for name, edit := range simple {
 		t.Run("a store that "+name, func(t *testing.T) {
-			err := caught(func() *flaw { return &flaw{edit: edit} })
-			require.Error(t, err)
-			t.Log(err)
+			synctest.Test(t, func(t *testing.T) {
+				err := caught(func() *flaw { return &flaw{edit: edit} })
+				require.Error(t, err)
+				t.Log(err)
+			})
 		})
 	}
 	for name := range deep() {
 		t.Run("a store that "+name, func(t *testing.T) {
-			err := caught(func() *flaw { return deep()[name] })
-			require.Error(t, err)
-			t.Log(err)
+			synctest.Test(t, func(t *testing.T) {
+				err := caught(func() *flaw { return deep()[name] })
+				require.Error(t, err)
+				t.Log(err)
+			})
 		})
 	}
 }
 
 func TestRightStorePasses(t *testing.T) {
-	require.NoError(t, caught(func() *flaw { return new(flaw) }))
+	synctest.Test(t, func(t *testing.T) {
+		require.NoError(t, caught(func() *flaw { return new(flaw) }))
+	})
 }
 
 func TestHistoryDependsOnItsSeedAlone(t *testing.T) {
