@@ -141,10 +141,12 @@ func TestSIGTERM(t *testing.T) {
 	login{"b", "-", "-"}.at(t, ws)
 	login{"c", "-", "-"}.at(t, overQUIC(t, addrs[2], &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"mqtt"}}))
 	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
+	patient, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
 	select {
 	case err := <-ended:
 		require.NoError(t, err, "%s", &printed)
-	case <-time.After(patience):
+	case <-patient.Done():
 		t.Fatalf("it does not end:\n%s", &printed)
 	}
 	require.Contains(t, printed.String(), "shutting down")

@@ -1,13 +1,14 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -35,44 +36,47 @@ func startBrowser(t *testing.T) *browser {
 	cmd := exec.Command(path, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
 		"--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars", "--window-size=1280,860", "--user-data-dir="+dir,
 		"--remote-debugging-port=0", "about:blank")
+	said, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	address, silent := make(chan string, 1), make(chan struct{})
+	go func() { // ends with the last process of the browser
+		defer close(silent)
+		defer close(address)
+		lines := bufio.NewScanner(said)
+		for lines.Scan() {
+			if _, a, ok := strings.Cut(lines.Text(), "DevTools listening on "); ok {
+				address <- a
+				break
+			}
+		}
+		io.Copy(io.Discard, said)
+	}()
 	t.Cleanup(func() {
 		cmd.Process.Kill()
+		<-silent
 		cmd.Wait()
-		for range 50 {
-			if os.RemoveAll(dir) == nil {
-				return
-			}
-			time.Sleep(20 * time.Millisecond)
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
 		}
 	})
+	devTools, ok := <-address
+	if !ok {
+		t.Fatal("Chromium has ended before it opened its DevTools port")
+	}
 	b := &browser{t: t}
-	var port, target string
-	b.until("Chromium does not open its DevTools port", func() bool {
-		text, err := os.ReadFile(filepath.Join(dir, "DevToolsActivePort"))
-		port, target, _ = strings.Cut(strings.TrimSpace(string(text)), "\n")
-		return err == nil && target != ""
-	})
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	if b.c, _, err = websocket.Dial(ctx, "ws://127.0.0.1:"+port+target, nil); err != nil {
+	if b.c, _, err = websocket.Dial(ctx, devTools, nil); err != nil {
 		t.Fatal(err)
 	}
 	b.c.SetReadLimit(64 << 20)
 	t.Cleanup(func() { b.c.CloseNow() })
 	return b
-}
-
-// until calls f until it returns true.
-func (b *browser) until(why string, f func() bool) {
-	b.t.Helper()
-	for start := time.Now(); !f(); time.Sleep(20 * time.Millisecond) {
-		if time.Since(start) > 60*time.Second {
-			b.t.Fatal(why)
-		}
-	}
 }
 
 // call calls a method of the protocol, in a session if that is not empty.
@@ -123,10 +127,11 @@ type page struct {
 func (b *browser) open(url string) *page {
 	b.t.Helper()
 	var target struct{ TargetID string }
-	b.call("", "Target.createTarget", map[string]any{"url": url}, &target)
+	b.call("", "Target.createTarget", map[string]any{"url": "about:blank"}, &target)
 	var attached struct{ SessionID string }
 	b.call("", "Target.attachToTarget", map[string]any{"targetId": target.TargetID, "flatten": true}, &attached)
 	b.call(attached.SessionID, "Emulation.setDeviceMetricsOverride", map[string]any{"width": 1280, "height": 820, "deviceScaleFactor": 1, "mobile": false}, nil)
+	b.call(attached.SessionID, "Page.navigate", map[string]any{"url": url}, nil)
 	return &page{b, attached.SessionID}
 }
 
@@ -149,10 +154,10 @@ func (p *page) eval(expression string) string {
 // wait waits until an expression is true.
 func (p *page) wait(expression string) {
 	p.t.Helper()
-	for start := time.Now(); p.eval("!!("+expression+")") != "true"; time.Sleep(20 * time.Millisecond) {
-		if time.Since(start) > 60*time.Second {
-			p.t.Fatalf("it does not come true that %s; the page says:\n%s", expression, p.eval("document.body.innerText"))
-		}
+	// The page itself looks: this side has nothing to do meanwhile.
+	if p.eval(fmt.Sprintf(`(async () => { for (const end = Date.now() + 50000; !(%s); await new Promise((again) => setTimeout(again, 20))) {
+		if (Date.now() > end) { return false; } } return true; })()`, expression)) != "true" {
+		p.t.Fatalf("it does not come true that %s; the page says:\n%s", expression, p.eval("document.body.innerText"))
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"runtime"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -396,7 +397,7 @@ func BenchmarkTryWrite(b *testing.B) {
 			if n > 0 || err != nil {
 				break
 			}
-			time.Sleep(time.Microsecond)
+			runtime.Gosched()
 		}
 	}
 }
