@@ -187,7 +187,7 @@ func (c *Connect) Decode(_ Header, body []byte, _ Version) error {
 // checkFlags checks the Connect Flags against one another (3.1.2.3).
 func (c *Connect) checkFlags(r *cursor, flags byte) {
 	switch {
-	case flags&flagReserved != 0: // [MQTT-3.1.2-3]
+	case flags&flagReserved != 0 && c.Version != V31: // [MQTT-3.1.2-3]; in 3.1 it is not used
 		r.fail(MalformedPacket, "connect flags", "have the reserved bit")
 	case flags&flagWill == 0 && flags&(flagWillQoS|flagWillRetain) != 0: // [MQTT-3.1.2-11] [MQTT-3.1.2-13]
 		r.fail(MalformedPacket, "connect flags", "have a will QoS or will retain without a will")
