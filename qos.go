@@ -301,7 +301,7 @@ func (s *sender) ack(kind packets.Type, id uint16, code packets.ReasonCode) (v v
 	}
 	switch {
 	case d == nil || d.state == waiting:
-		if kind == packets.TypePubrec {
+		if kind == packets.TypePubrec && !code.Failed() { // to a failing one PUBREL is no answer [MQTT-4.3.3-4]
 			return unknownPubrec, 0
 		}
 		return ignored, 0
