@@ -74,7 +74,7 @@ func (o *options) flags() *flag.FlagSet {
 	fs.BoolVar(&c.DisableShared, "no-shared", false, "do not accept shared subscriptions")
 	fs.BoolVar(&c.DisableSubscriptionIDs, "no-subscription-ids", false, "do not accept Subscription Identifiers")
 	fs.IntVar(&c.MaxPacketSize, "max-packet-size", 0, "largest packet accepted, in bytes (default 1 MiB)")
-	fs.IntVar(&o.maxPayload, "max-payload", 0, "largest payload accepted, in bytes; a larger one is acknowledged with 0x95 and dropped (default none)")
+	fs.IntVar(&o.maxPayload, "max-payload", 0, "largest payload accepted, in bytes; a larger one is acknowledged with 0x97 and dropped (default none)")
 	fs.DurationVar(&c.MaxKeepAlive, "server-keep-alive", 0, "longest Keep Alive, for instance 60s (default as clients ask)")
 	fs.DurationVar(&c.MaxSessionExpiry, "max-session-expiry", 0, "longest that a session is kept for an absent client (default 168h)")
 	fs.IntVar(&c.MaxConnections, "max-connections", 0, "most connections (default 100000)")
@@ -191,7 +191,7 @@ func (o *options) finish(fs *flag.FlagSet) error {
 	if o.maxPayload > 0 {
 		o.cfg.Interceptor = hooks.InterceptorFunc(func(_ context.Context, _ *hooks.Client, m *packets.Message) (*packets.Message, error) {
 			if len(m.Payload) > o.maxPayload {
-				return nil, packets.Errorf(packets.PacketTooLarge, "a payload of %d bytes, at most %d are accepted", len(m.Payload), o.maxPayload)
+				return nil, packets.Errorf(packets.QuotaExceeded, "a payload of %d bytes, at most %d are accepted", len(m.Payload), o.maxPayload)
 			}
 			return m, nil
 		})
