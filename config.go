@@ -30,7 +30,8 @@ type Config struct {
 	EnhancedAuth map[string]hooks.EnhancedAuthenticator
 	// SessionPerPrincipal gives each principal Sessions of its own: two that use the same Client Identifier do not meet. Without it a
 	// Client Identifier belongs to the first principal that uses it, as long as there is a Session, and others are refused with Client
-	// Identifier not valid (0x85). Clients without Principal and User Name count as one principal.
+	// Identifier not valid (0x85). Clients without Principal and User Name count as one principal. Where nobody is verified, with
+	// hooks.AllowAll and no EnhancedAuth, the other one gets a new Session instead, and the former ends.
 	SessionPerPrincipal bool
 	// Interceptor, if not nil, sees each Application Message before it is routed.
 	Interceptor hooks.Interceptor

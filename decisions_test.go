@@ -603,6 +603,56 @@ var revocations = []struct {
 	}},
 }
 
+// Where nobody is verified a name keeps nobody out, and yet nobody gets what was meant for another.
+func TestNamesThatNobodyVerifiesOwnNothing(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		enhance bool
+		code    packets.ReasonCode
+	}{
+		{"with AllowAll alone", false, packets.Success},
+		{"but those of Enhanced Authentication do", true, packets.ClientIdentifierNotValid},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newTestBroker(t, func(c *Config) {
+					if tt.enhance {
+						c.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{"M": nil}
+					}
+				})
+				l, stop := serveMemory(t, b)
+				defer stop()
+				p, _ := newTestClient(t, dial(t, l), as("p", "-"))
+				c, _ := newTestClient(t, dial(t, l), as("c", "-"))
+				c.subscribe("a", 1)
+				for _, user := range []string{"alice", "bob", ""} {
+					d, ack := newTestClient(t, dial(t, l), as("c", user))
+					require.Equal(t, tt.code, ack.Code)
+					require.False(t, ack.SessionPresent)
+					if tt.code != packets.Success {
+						d.nc.Close()
+						continue
+					}
+					require.Equal(t, packets.SessionTakenOver, c.recv().(*packets.Disconnect).Code)
+					require.Equal(t, packets.NoMatchingSubscribers, p.publish("a", "for the one before", false))
+					d.subscribe("a", 1)
+					c.nc.Close()
+					c = d
+				}
+				c.close()
+				require.Equal(t, packets.Success, p.publish("a", "queued", false))
+				d, ack := newTestClient(t, dial(t, l), as("c", "carol"))
+				require.Equal(t, tt.code, ack.Code)
+				if tt.code == packets.Success {
+					d.nothing("what was queued for the one before")
+				}
+				d.nc.Close()
+				p.close()
+			})
+		})
+	}
+}
+
 func TestRevocation(t *testing.T) {
 	for _, tt := range revocations {
 		t.Run(tt.name, func(t *testing.T) { withRules(t, everything, nil, tt.run) })

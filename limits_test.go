@@ -301,17 +301,29 @@ func TestFailedAuthenticationsSlowAnAddressDown(t *testing.T) {
 }
 
 func TestTakeoversInALoopEndInABan(t *testing.T) {
+	for _, clean := range []bool{false, true} {
+		t.Run(fmt.Sprintf("Clean Start %t", clean), func(t *testing.T) {
+			takeoversInALoop(t, func(id string) *packets.Connect {
+				p := as(id, "u")
+				p.CleanStart = clean
+				return p
+			})
+		})
+	}
+}
+
+func takeoversInALoop(t *testing.T, connect func(id string) *packets.Connect) {
 	withRules(t, everything, func(c *Config) { c.MaxTakeovers, c.BanTime = 5, time.Minute }, func(r *guardRig) {
-		first, code := r.connectFrom("192.0.2.1", as("c", "u"))
+		first, code := r.connectFrom("192.0.2.1", connect("c"))
 		require.Zero(t, code)
 		clients := []*testClient{first}
 		for range 6 {
 			go io.Copy(io.Discard, clients[len(clients)-1].nc) // the old one takes what it is told
-			c, code := r.connectFrom("192.0.2.1", as("c", "u"))
+			c, code := r.connectFrom("192.0.2.1", connect("c"))
 			require.Zero(t, code)
 			clients = append(clients, c)
 		}
-		_, code = r.connectFrom("192.0.2.1", as("c", "u"))
+		_, code = r.connectFrom("192.0.2.1", connect("c"))
 		require.Equal(t, int(packets.Banned), code)
 		bans := r.b.Bans()
 		require.Len(t, bans, 1)
@@ -320,7 +332,7 @@ func TestTakeoversInALoopEndInABan(t *testing.T) {
 		require.Zero(t, code, "others are not concerned")
 		time.Sleep(time.Minute)
 		require.Empty(t, r.b.Bans())
-		c, code := r.connectFrom("192.0.2.1", as("c", "u"))
+		c, code := r.connectFrom("192.0.2.1", connect("c"))
 		require.Zero(t, code)
 		for _, c := range append(clients, c, other) {
 			c.nc.Close()
@@ -328,7 +340,7 @@ func TestTakeoversInALoopEndInABan(t *testing.T) {
 		synctest.Wait()
 
 		for range 12 { // as often, but not as fast
-			c, code := r.connectFrom("192.0.2.1", as("slow", "u"))
+			c, code := r.connectFrom("192.0.2.1", connect("slow"))
 			require.Zero(t, code)
 			go io.Copy(io.Discard, c.nc)
 			time.Sleep(12 * time.Second)

@@ -44,6 +44,16 @@ func (b *Broker) holder(id, principal string, named bool, mount string) *holder 
 	return h
 }
 
+// belongsTo says whether that is who h is.
+func (h *holder) belongsTo(principal string, named bool) bool {
+	return h.principal == principal && h.named == named
+}
+
+// open says whether nobody is verified, so that a name is no more than a claim and keeps nobody from a Client Identifier.
+func (b *Broker) open() bool {
+	return b.cfg.Authenticator == hooks.Authenticator(hooks.AllowAll) && len(b.cfg.EnhancedAuth) == 0
+}
+
 // named says whether c belongs to somebody with a name, be it an empty one.
 func (c *conn) named() bool { return c.client.Identity.Principal != "" || c.client.HasUsername }
 
@@ -58,7 +68,7 @@ func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error
 			return false, packets.Errorf(packets.ServerShuttingDown, "")
 		}
 		old := b.sessions[key]
-		if old != nil && (old.principal != principal || old.named != named) {
+		if old != nil && !old.belongsTo(principal, named) && !b.open() {
 			b.mu.Unlock()
 			return false, packets.Errorf(packets.ClientIdentifierNotValid, "the Client Identifier belongs to somebody else")
 		}
@@ -143,9 +153,13 @@ func (b *Broker) takeOver(t *turn, s *session, c *conn, a attachment) (takeover,
 	old := s.conn
 	switch {
 	case s.ended, a.clean, s.expiry == 0, // with no expiry it ends with its connection, which may have gone this moment
-		s.mount != c.few().mount: // another mount point is another world
+		s.mount != c.few().mount, // another mount point is another world
+		!s.belongsTo(c.client.Identity.Principal, c.named()):
 		s.mu.Unlock()
 		b.mu.Unlock()
+		if old != nil {
+			b.tookOver(c, t.now)
+		}
 		return over, nil
 	case old == nil && !b.vetted(s, a.vetting):
 		s.mu.Unlock()
