@@ -3,6 +3,7 @@ package endtoend
 import (
 	"context"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -134,6 +135,8 @@ func TestFailuresInRealTime(t *testing.T) {
 			nc, err := b.Dial()
 			require.NoError(t, err)
 			_, err = nc.Write([]byte(tt.bytes))
+			require.NoError(t, err)
+			_, err = io.ReadAll(nc) // until the broker ends it, so that it does not take the client for gone
 			require.NoError(t, err)
 			nc.Close()
 			require.Eventually(t, func() bool { return len(b.Failures()) == 1 }, 10*time.Second, time.Millisecond)
