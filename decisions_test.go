@@ -2,6 +2,7 @@ package dunlin
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -601,6 +602,31 @@ var revocations = []struct {
 		r.refused(as("d", "-"), packets.ClientIdentifierNotValid)
 		d.close()
 	}},
+}
+
+// A hook that names a Reason Code gets its way, also with the one that gives no reason.
+func TestTheReasonCodeOfARefusal(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		err  error
+		code packets.ReasonCode
+	}{
+		{"an error without a code", errors.New("no"), packets.NotAuthorized},
+		{"Unspecified error", packets.Errorf(packets.UnspecifiedError, "not told"), packets.UnspecifiedError},
+		{"one that neither SUBACK nor PUBACK has", packets.Errorf(packets.ServerBusy, "no"), packets.NotAuthorized},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			withRules(t, everything, func(c *Config) {
+				c.Authorizer = hooks.AuthorizerFunc(func(context.Context, *hooks.AccessRequest) error { return tt.err })
+			}, func(r *guardRig) {
+				c := r.connect(as("c", "u"))
+				require.Equal(t, tt.code, c.publish("a", "", false))
+				c.send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "a"}}})
+				require.Equal(t, []packets.ReasonCode{tt.code}, c.recv().(*packets.Suback).Codes)
+				c.close()
+			})
+		})
+	}
 }
 
 // Where nobody is verified a name keeps nobody out, and yet nobody gets what was meant for another.

@@ -220,8 +220,8 @@ func (c *conn) answer(t *turn, p *packets.Publish, matched int, err error) error
 	if err != nil {
 		if errors.Is(err, hooks.ErrDrop) {
 			err = nil
-		} else if code = packets.CodeOf(err); code == packets.UnspecifiedError {
-			code = packets.NotAuthorized
+		} else {
+			code = packets.CodeOf(err)
 		}
 	}
 	if err == nil && matched == 0 && t.found == 0 {

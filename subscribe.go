@@ -16,11 +16,7 @@ func (c *conn) onSubscribe(t *turn, p *packets.Subscribe) error {
 	}
 	ack := packets.Suback{PacketID: p.PacketID, Codes: make([]packets.ReasonCode, len(p.Subscriptions))}
 	refuse := func(i int, err error) {
-		code := packets.CodeOf(err)
-		if code == packets.UnspecifiedError {
-			code = packets.NotAuthorized
-		}
-		ack.Codes[i] = fitting(code, packets.TypeSuback)
+		ack.Codes[i] = fitting(packets.CodeOf(err), packets.TypeSuback)
 		if len(ack.Properties) == 0 && c.version == packets.V5 {
 			if pe, ok := err.(*packets.Error); ok {
 				ack.Properties = c.reason(pe, ack.Size(packets.V5))
