@@ -62,6 +62,7 @@ type journal struct {
 	carriedConns []*conn    // that hold output for it
 	full         bool       // the failure is one that passes
 	probeAt      time.Time  // when a full store is tried again
+	wanted       int        // bytes that there was no room for when it became full
 	grown        int        // bytes since the last checkpoint
 }
 
@@ -84,6 +85,7 @@ type batch struct {
 	stuck  error         // why what follows is not durable, with all that was carried; nil: it is
 	dead   bool          // and never will be
 	pinned bool          // operations live on in journal.carried
+	probes bool          // a full store is tried with it
 
 	publishes slab[store.Publish]
 	sents     slab[store.Sent]
@@ -109,7 +111,8 @@ const (
 	lazyDelay  = 20 * time.Millisecond  // how long what nobody waits for may wait for company
 	retryDelay = 100 * time.Millisecond // how often a full store is tried again
 	opBytes    = 32                     // about what an operation without a message takes
-	probeSize  = 4 << 10                // payload of the message without effect that a full store is tried with
+	probeSize  = 4 << 10                // least payload of the message without effect that a full store is tried with
+	maxProbe   = 64 << 10               // and the most
 
 	checkpointBytes = 64 << 20 // committed between two checkpoints
 )
@@ -471,11 +474,14 @@ func (j *journal) rest() {
 	}
 }
 
-// probe adds a message without effect to x now and then while the store is full, to find out whether it still is. mu is held.
+// probe adds a message without effect to x now and then while the store is full, to find out whether there is room again, and twice as
+// much as was wanted. mu is held.
 func (j *journal) probe(x *batch) {
 	if now := time.Now(); j.full && !now.Before(j.probeAt) {
 		j.probeAt = now.Add(retryDelay)
-		j.put(x, &store.Publish{Message: &message{Message: packets.Message{Topic: "probe", Payload: make([]byte, probeSize)}}})
+		x.probes = true
+		payload := make([]byte, min(max(2*j.wanted, probeSize), maxProbe))
+		j.put(x, &store.Publish{Message: &message{Message: packets.Message{Topic: "probe", Payload: payload}}})
 	}
 }
 
@@ -509,8 +515,13 @@ func (j *journal) commit(x *batch) {
 	if n == 0 {
 		return
 	}
-	j.grown += x.bytes
-	err := j.store.Commit(context.Background(), ops)
+	var err error
+	if j.full && !x.probes && len(x.following(ops)) < n {
+		err = j.failure // it came before the broker refused what adds, and must not overtake what has been refused, if that is sent again
+	} else {
+		j.grown += x.bytes
+		err = j.store.Commit(context.Background(), ops)
+	}
 	switch {
 	case err == nil:
 		j.carried, j.carriedConns = nil, nil
@@ -526,6 +537,9 @@ func (j *journal) commit(x *batch) {
 
 // commitRest deals with a batch that there is no room for: what adds is given up, what follows is committed or kept for later.
 func (j *journal) commitRest(x *batch, ops []store.Op, full error) {
+	if !j.full {
+		j.wanted, j.probeAt = x.bytes, time.Now().Add(retryDelay)
+	}
 	follow := x.following(ops)
 	err := full
 	if len(follow) < len(ops) {
@@ -539,7 +553,7 @@ func (j *journal) commitRest(x *batch, ops []store.Op, full error) {
 		j.carried, j.carriedConns = nil, nil
 	case errors.Is(err, store.ErrFull):
 		x.stuck, x.pinned = err, true
-		j.carried, j.carriedConns = follow, distinct(x.conns)
+		j.carried, j.carriedConns = current(follow), distinct(x.conns)
 	default:
 		j.die(x, err)
 		return
@@ -557,6 +571,35 @@ func distinct(conns []*conn) (out []*conn) {
 		}
 	}
 	return out
+}
+
+// current leaves out of ops, which follow, those that a later one makes void, so that what is carried does not grow with the time that the
+// store is full.
+func current(ops []store.Op) []store.Op {
+	type subject struct {
+		session uint64
+		name    string
+		kind    byte
+	}
+	seen := make(map[subject]bool)
+	for i := len(ops) - 1; i >= 0; i-- {
+		var x subject
+		switch op := ops[i].(type) {
+		case *store.PutSession:
+			x = subject{session: op.Session, kind: 's'}
+		case *store.DeleteSubscription:
+			x = subject{op.Session, op.Filter, 'f'}
+		case *store.DeleteRetained:
+			x = subject{name: op.Topic, kind: 'r'}
+		default:
+			continue
+		}
+		if seen[x] {
+			ops[i] = nil
+		}
+		seen[x] = true
+	}
+	return slices.DeleteFunc(ops, func(op store.Op) bool { return op == nil })
 }
 
 // following returns those of ops that follow what has happened already.

@@ -185,16 +185,6 @@ func TestAQoS2MessageIsRefusedOnTheNextConnectionToo(t *testing.T) {
 		p.nc.Close()
 		synctest.Wait()
 		st.store.fail(nil) // but the commit with the message has failed
-		st.store.mu.Lock()
-		first := true
-		st.store.before = func([]store.Op) error {
-			if first {
-				first = false
-				return store.ErrFull
-			}
-			return nil
-		}
-		st.store.mu.Unlock()
 		p2 := st.dial("p", packets.V5, false, 3600)
 		m.Dup = true
 		release()
@@ -215,4 +205,54 @@ func TestALoadThatFailsFailsNew(t *testing.T) {
 	_, err := New(Config{Authenticator: hooks.AllowAll, Logger: quiet, Store: st})
 	require.ErrorIs(t, err, memory.ErrClosed)
 	require.ErrorContains(t, err, "loading the store")
+}
+
+func TestWhatComesAfterARefusalDoesNotOvertakeIt(t *testing.T) {
+	onStage(t, func(st *stage) {
+		s := st.durable("s", packets.V5)
+		s.subscribe("t", packets.QoS2)
+		s.nc.Close()
+		old := st.durable("old", packets.V311)
+		time.Sleep(time.Second)
+		release := st.store.hold()
+		st.store.refuse(func(op store.Op) bool {
+			p, ok := op.(*store.Publish)
+			return ok && string(p.Message.Payload) == "too large"
+		})
+		old.send(message2("t", "too large", packets.QoS1, 1))
+		synctest.Wait()
+		old.send(message2("t", "small", packets.QoS1, 2)) // is in the next batch
+		synctest.Wait()
+		release()
+		require.True(t, old.ended(), "it has to send both again, in their order")
+		info, _ := st.b.Session("s")
+		require.Zero(t, info.Queued)
+		time.Sleep(time.Second)
+		require.NoError(t, st.b.Healthy(), "there is room for the probe")
+	})
+}
+
+func TestWhatIsCarriedDoesNotGrowWithTime(t *testing.T) {
+	onStage(t, func(st *stage) {
+		st.durable("s", packets.V5).nc.Close()
+		time.Sleep(time.Second)
+		most := 0
+		st.store.mu.Lock()
+		st.store.before = func(ops []store.Op) error {
+			most = max(most, len(ops))
+			return store.ErrFull
+		}
+		st.store.mu.Unlock()
+		for range 100 {
+			n := st.dial("s", packets.V5, false, 3600)
+			require.Equal(t, packets.QuotaExceeded, n.want(packets.TypeConnack)[0].(*packets.Connack).Code)
+			require.True(t, n.ended())
+			st.clean("c").send(retained(message2("r", "", packets.QoS0, 0)))
+			time.Sleep(time.Second)
+		}
+		st.store.fail(nil)
+		time.Sleep(time.Second)
+		require.NoError(t, st.b.Healthy())
+		require.Less(t, most, 10, "operations at once")
+	})
 }

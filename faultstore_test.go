@@ -3,6 +3,7 @@ package dunlin
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 
 	"github.com/dunlin-mqtt/dunlin/store"
@@ -93,6 +94,18 @@ func (s *faultStore) fail(err error) {
 		return
 	}
 	s.before = func([]store.Op) error { return err }
+}
+
+// refuse makes commits with such an operation fail for want of room.
+func (s *faultStore) refuse(such func(op store.Op) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.before = func(ops []store.Op) error {
+		if slices.ContainsFunc(ops, such) {
+			return store.ErrFull
+		}
+		return nil
+	}
 }
 
 // kill is the end of the process: nothing is committed any more. It returns a store with what was.

@@ -250,7 +250,7 @@ func (c *conn) answer(t *turn, p *packets.Publish, matched int, err error) error
 	if unstored && c.version < packets.V5 { // so that the client sends it again
 		c.stop(packets.Errorf(packets.CodeOf(err), "it could not be stored"))
 		t.touch(c)
-		return nil
+		return c.stopping // what comes after it must not overtake it
 	}
 	c.acknowledge(t, kind, p.PacketID, code, err)
 	return nil
