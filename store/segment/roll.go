@@ -20,6 +20,9 @@ func (s *Store) roll(need int64, adds bool) error {
 	}
 	number := s.take()
 	f, h, size, err := s.create(number, headerSize+need, adds)
+	if disk.IsFull(err) && !adds && s.shorten() {
+		f, h, size, err = s.create(number, headerSize+need, adds)
+	}
 	if err != nil {
 		return s.refuse(err)
 	}
@@ -34,6 +37,21 @@ func (s *Store) roll(need int64, adds bool) error {
 	}
 	s.file, s.head, s.size, s.off, s.unsynced = f, h, size, headerSize, false
 	return nil
+}
+
+// shorten gives back the room that an earlier process has reserved behind what it has written to the active segment, which this one does
+// not go on with, and says whether that was done. What is there is not read.
+func (s *Store) shorten() bool {
+	if s.file != nil || s.man.active == 0 {
+		return false
+	}
+	f, err := s.dir.Reopen(segmentName(s.man.active))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	size, err := f.Size()
+	return err == nil && size > s.off && f.Truncate(s.off) == nil && f.Sync() == nil
 }
 
 // refuse ends a commit for which no segment could be made.
@@ -122,6 +140,9 @@ func (s *Store) create(number uint64, need int64, adds bool) (f disk.File, h hea
 // reserve finds out how long a segment can get, and reserves the room.
 func (s *Store) reserve(f disk.File, need int64, adds bool) (size int64, err error) {
 	spare := min(s.opts.SegmentSize/16, (s.man.folded.size+s.man.grown()+s.off)/8)
+	if adds {
+		need += tailOf(need)
+	}
 	try := func() error {
 		err := f.Allocate(size + spare)
 		if err == nil && spare > 0 {
@@ -138,9 +159,8 @@ func (s *Store) reserve(f disk.File, need int64, adds bool) (size int64, err err
 	}
 	if disk.IsFull(err) && !adds {
 		size, spare = need+spare/8, 0
-		if err = try(); disk.IsFull(err) {
-			size = need
-			err = try()
+		for err = try(); disk.IsFull(err) && size > need; err = try() {
+			size = need + (size-need)/2
 		}
 	}
 	return size, err

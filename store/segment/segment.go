@@ -27,7 +27,8 @@ type Options struct {
 	// Durability is what Commit waits for. The zero value is [store.Synced].
 	Durability store.Durability
 	// SegmentSize is how long a segment gets, and how much room is reserved on the disk at a time; 0: 64 MiB. When the disk
-	// is nearly full segments are shorter, and up to a sixteenth of this is left free for commits that take something away.
+	// is nearly full segments are shorter, and up to a sixteenth of this is left free for commits that take something away, besides
+	// a sixteenth of each segment, 256 KiB at most.
 	SegmentSize int64
 	// Logger is told of torn ends that were left out and of failing compactions. Nil: nobody.
 	Logger *slog.Logger
@@ -37,6 +38,7 @@ const (
 	defaultSegmentSize = 64 << 20
 	noneBuffer         = 256 << 10 // how much waits in memory with store.None
 	keepBuffer         = 8 << 20   // a larger buffer is let go after use
+	maxTail            = 256 << 10 // of a segment, for commits that add nothing
 )
 
 // A Store is a store.Store in a directory. Its methods may be called from any goroutine.
@@ -170,7 +172,7 @@ func (s *Store) Commit(ctx context.Context, ops []store.Op) error {
 	if err := s.encode(ops); err != nil {
 		return err
 	}
-	if s.file == nil || s.off+int64(len(s.buf)) > s.size {
+	if s.file == nil || s.off+int64(len(s.buf)) > s.end(ops) {
 		if err := s.make(mark, ops); err != nil {
 			return err
 		}
@@ -183,6 +185,18 @@ func (s *Store) Commit(ctx context.Context, ops []store.Op) error {
 	}
 	return s.write(mark, s.opts.Durability == store.Synced)
 }
+
+// end returns up to where ops may go in the active segment. What adds leaves the rest to what does not, which so finds room on a full disk,
+// whoever has filled it.
+func (s *Store) end(ops []store.Op) int64 {
+	if adds(ops) {
+		return s.size - tailOf(s.size)
+	}
+	return s.size
+}
+
+// tailOf is how much room at the end of a segment of the given size is for commits that add nothing.
+func tailOf(size int64) int64 { return min(size/16, maxTail) }
 
 // flags returns those of the record that is about to be framed.
 func (s *Store) flags() uint32 {
@@ -297,11 +311,13 @@ func (s *Store) full(err error) error {
 	return fmt.Errorf("store/segment: %w: %w", store.ErrFull, err)
 }
 
-// adds tells whether a batch may make the state larger.
+// adds tells whether a batch may make the state larger. A Session does not, as most were there before and have changed: on a full disk clients
+// should be able to come for their messages.
 func adds(ops []store.Op) bool {
 	for _, op := range ops {
 		switch op.(type) {
-		case *store.Sent, *store.Released, *store.Done, *store.Forget, *store.DeleteSession, *store.DeleteSubscription, *store.DeleteRetained:
+		case *store.PutSession, *store.Sent, *store.Released, *store.Done, *store.Forget,
+			*store.DeleteSession, *store.DeleteSubscription, *store.DeleteRetained:
 		default:
 			return true
 		}
