@@ -20,15 +20,21 @@ func TestPlantedFaultsAreFound(t *testing.T) {
 		{"the kill test finds PUBRECs that are not recorded", "canary_release", "github.com/dunlin-mqtt/dunlin/internal/crash", "TestKill"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			cmd := exec.Command("go", "test", "-count=1", "-tags", tt.tag, "-run", "^"+tt.run+"$", tt.pkg)
-			cmd.Env = append(os.Environ(), "DUNLIN_KILLS=20")
-			out, err := cmd.CombinedOutput()
-			if err == nil {
-				t.Fatalf("nothing was found:\n%s", out)
-			}
-			if !strings.Contains(string(out), "never got") && !strings.Contains(string(out), " times") {
-				t.Fatalf("it failed for another reason:\n%s", out)
-			}
+			findsPlanted(t, tt.tag, tt.pkg, tt.run)
 		})
+	}
+}
+
+// findsPlanted checks that a test finds the fault that the tag plants.
+func findsPlanted(t *testing.T, tag, pkg, run string) {
+	t.Helper()
+	cmd := exec.Command("go", "test", "-count=1", "-tags", tag, "-run", "^"+run+"$", pkg)
+	cmd.Env = append(os.Environ(), "DUNLIN_KILLS=20")
+	out, err := cmd.CombinedOutput()
+	if err == nil {
+		t.Fatalf("nothing was found:\n%s", out)
+	}
+	if !strings.Contains(string(out), "never got") && !strings.Contains(string(out), " times") {
+		t.Fatalf("it failed for another reason:\n%s", out)
 	}
 }

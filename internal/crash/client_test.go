@@ -32,6 +32,14 @@ type client struct {
 	last   map[string]*sending // retained and acknowledged last, by topic
 	acked  atomic.Int64
 	idle   atomic.Bool // nothing is in flight, and stop is closed
+	size   int         // payloads are shorter than about this
+	slow   atomic.Bool // a message every few milliseconds is enough
+
+	// What is allowed where the store may have no room.
+	mayRefuse bool         // a publish or a CONNECT may be refused for that reason
+	refused   atomic.Int64 // publishes
+	turned    atomic.Int64 // connections that were refused
+	opened    atomic.Int64 // connections that were accepted
 
 	// A subscriber.
 	stay   func() time.Duration // how long it stays connected; nil: as long as it can
@@ -41,8 +49,14 @@ type client struct {
 	known  bool // the subscription is made
 }
 
+// slowly is how long a client that is slow waits before each message.
+const slowly = 10 * time.Millisecond
+
 // kinds are the last levels of a publisher's topics: QoS 1, QoS 2, and retained with QoS 2.
 var kinds = []string{"q1", "q2", "r"}
+
+// refusedKind marks the kind of a message that the broker has refused.
+const refusedKind = 0x80
 
 type sending struct {
 	id       uint16
@@ -67,6 +81,12 @@ func (p *problems) add(format string, args ...any) {
 	if len(p.list) < 20 {
 		p.list = append(p.list, fmt.Sprintf(format, args...))
 	}
+}
+
+func (p *problems) all() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.list)
 }
 
 // run connects again and again until quit is closed.
@@ -150,12 +170,20 @@ func (c *client) handle(nc net.Conn, q packets.Packet) bool {
 		return c.receive(nc, q)
 	case *packets.Ack:
 		return c.ack(nc, q)
+	case *packets.Disconnect:
+		c.errs.add("%s: DISCONNECT with %v", c.id, q.Code)
 	}
 	return true
 }
 
 func (c *client) welcome(nc net.Conn, a *packets.Connack) bool {
-	if a.Code.Failed() {
+	switch {
+	case !a.Code.Failed():
+		c.opened.Add(1)
+	case c.mayRefuse && (a.Code == packets.QuotaExceeded || c.version < packets.V5 && a.Code == packets.ServerUnavailable):
+		c.turned.Add(1)
+		return false
+	default:
 		c.errs.add("%s: refused with %v", c.id, a.Code)
 		return false
 	}
@@ -199,6 +227,9 @@ func (c *client) ack(nc net.Conn, a *packets.Ack) bool {
 	}
 	s := c.flight[i]
 	if a.Code.Failed() && a.Kind != packets.TypePubcomp {
+		if c.mayRefuse && a.Code == packets.QuotaExceeded && !s.released {
+			return c.giveUp(nc, i)
+		}
 		c.errs.add("%s: %v with %v", c.id, a.Kind, a.Code)
 		return false
 	}
@@ -213,6 +244,15 @@ func (c *client) ack(nc net.Conn, a *packets.Ack) bool {
 		return c.send(nc, &packets.Ack{Kind: packets.TypePubrel, PacketID: s.id})
 	}
 	c.flight = slices.Delete(c.flight, i, i+1)
+	return c.fill(nc)
+}
+
+// giveUp takes back what was refused for want of room, and goes on a little slower.
+func (c *client) giveUp(nc net.Conn, i int) bool {
+	c.log[c.flight[i].order-1] |= refusedKind
+	c.flight = slices.Delete(c.flight, i, i+1)
+	c.refused.Add(1)
+	time.Sleep(time.Millisecond)
 	return c.fill(nc)
 }
 
@@ -234,7 +274,9 @@ func (c *client) fill(nc net.Conn) bool {
 			return true
 		default:
 		}
-		if c.rnd.IntN(16) == 0 {
+		if c.slow.Load() {
+			time.Sleep(slowly)
+		} else if c.rnd.IntN(16) == 0 {
 			time.Sleep(time.Duration(c.rnd.IntN(4)) * time.Millisecond)
 		}
 		if !c.resend(nc, c.more()) {
@@ -257,7 +299,7 @@ func (c *client) more() *sending {
 		kind = 2
 	}
 	s := &sending{id: c.lastID, order: c.next, qos: packets.QoS(min(1+kind, 2)), retain: kind == 2, topic: "t/" + c.id + "/" + kinds[kind]}
-	s.payload = fmt.Sprintf("%s %d|", s.topic, c.next) + strings.Repeat("x", c.rnd.IntN(300))
+	s.payload = fmt.Sprintf("%s %d|", s.topic, c.next) + strings.Repeat("x", c.rnd.IntN(c.size))
 	c.log = append(c.log, byte(kind))
 	c.flight = append(c.flight, s)
 	return s

@@ -7,7 +7,8 @@
 //	go test ./internal/crash -short                   5
 //	DUNLIN_KILLS=1000 go test ./internal/crash -run Kill -timeout 2h -v     some ten minutes
 //	DUNLIN_BROKER="/path/to/server -listen 127.0.0.1:0 ..." go test ./internal/crash -run Kill    another program, with -data DIR
+//	go test ./internal/crash -run DiskFull -v      on a tmpfs that becomes full
 //	DUNLIN_OFFLINE=10000x1000 go test ./internal/crash -run Offline -v    what queues of absent clients cost
 //
-// It runs itself as the broker, so that build tags count: with canary_ack or canary_release it has to fail.
+// It runs itself as the broker, and for the full disk examples/server, built with the same tags: with canary_ack or canary_release it has to fail.
 package crash

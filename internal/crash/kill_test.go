@@ -29,13 +29,18 @@ import (
 // dataEnv names the directory of the store in the environment of the process that is to be the broker.
 const dataEnv = "DUNLIN_CRASH_DATA"
 
+// roles are what else this program is run as: by the environment variable that says so and is given to it.
+var roles = map[string]func(string) error{dataEnv: serve}
+
 func TestMain(m *testing.M) {
-	if dir := os.Getenv(dataEnv); dir != "" {
-		if err := serve(dir); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
+	for name, role := range roles {
+		if what := os.Getenv(name); what != "" {
+			if err := role(what); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+			return
 		}
-		return
 	}
 	os.Exit(m.Run())
 }
@@ -71,17 +76,30 @@ type process struct {
 
 var address = regexp.MustCompile(`127\.0\.0\.1:\d+`)
 
-// start runs this program as the broker, or the command in DUNLIN_BROKER, with -data added, which logs its address on standard error.
+// start runs this program as the broker, or the command in DUNLIN_BROKER, with -data added.
 func start(t *testing.T, dir string, addr *atomic.Value) *process {
 	t.Helper()
+	if other := strings.Fields(os.Getenv("DUNLIN_BROKER")); len(other) > 0 {
+		return startServer(t, append(other, "-data", dir), addr)
+	}
 	p := &process{cmd: exec.Command(os.Args[0])}
 	p.cmd.Env = append(os.Environ(), dataEnv+"="+dir)
 	p.cmd.Stderr = os.Stderr
-	output := p.cmd.StdoutPipe
-	if other := strings.Fields(os.Getenv("DUNLIN_BROKER")); len(other) > 0 {
-		p.cmd = exec.Command(other[0], append(other[1:], "-data", dir)...)
-		output = p.cmd.StderrPipe
-	}
+	p.start(t, p.cmd.StdoutPipe, addr)
+	return p
+}
+
+// startServer runs a program that logs its address on standard error.
+func startServer(t *testing.T, command []string, addr *atomic.Value) *process {
+	t.Helper()
+	p := &process{cmd: exec.Command(command[0], command[1:]...)}
+	p.start(t, p.cmd.StderrPipe, addr)
+	return p
+}
+
+// start starts the process and waits until it has said its address.
+func (p *process) start(t *testing.T, output func() (io.ReadCloser, error), addr *atomic.Value) {
+	t.Helper()
 	out, err := output()
 	if err == nil {
 		p.stdin, err = p.cmd.StdinPipe()
@@ -106,7 +124,6 @@ func start(t *testing.T, dir string, addr *atomic.Value) *process {
 		}
 	}
 	go io.Copy(os.Stderr, r) // ends with the process
-	return p
 }
 
 // kill ends the process with SIGKILL, wherever it is.
@@ -152,7 +169,7 @@ type trial struct {
 }
 
 func TestKill(t *testing.T) {
-	tr := &trial{dir: t.TempDir(), seed: rand.Uint64(), stop: make(chan struct{}), quit: make(chan struct{})}
+	tr := newTrial(t.TempDir())
 	rnd := rand.New(rand.NewPCG(tr.seed, 0))
 	p := start(t, tr.dir, &tr.addr)
 	defer func() { p.kill() }()
@@ -183,37 +200,33 @@ func TestKill(t *testing.T) {
 	if tr.offline.quit == nil {
 		leave = tr.visit()
 	}
-	settle(tr.publishers, tr.subscribers)
-	leave()
-	close(tr.quit)
-	tr.running.Wait()
-	var f figures
-	for _, s := range tr.subscribers {
-		f.check(&tr.errs, s, tr.publishers)
-	}
-	checkRetained(t, &tr.errs, tr.addr.Load().(string), tr.publishers)
-	for _, e := range tr.errs.list {
-		t.Error(e)
-	}
+	f := tr.finish(t, leave)
 	t.Logf("%d kills, %d messages acknowledged, each for %d subscribers: %d lost, %d QoS 2 twice, %d out of order, %d QoS 1 again; %v, seed %d", n,
 		tr.acked(), len(tr.subscribers), f.lost, f.twice, f.disorder, f.repeated, time.Since(began).Round(time.Second), tr.seed)
 }
 
-// attend makes the clients, and starts all but the offline one.
-func (tr *trial) attend(t *testing.T) {
-	add := func(id string, v packets.Version, filter string) *client {
-		c := &client{id: id, version: v, filter: filter, addr: &tr.addr, rnd: rand.New(rand.NewPCG(tr.seed, uint64(len(id)+int(id[len(id)-1])))),
-			stop: tr.stop, quit: tr.quit, errs: &tr.errs, last: make(map[string]*sending), ids: make(map[uint16]bool)}
-		if filter == "" {
-			tr.publishers = append(tr.publishers, c)
-		} else {
-			tr.subscribers = append(tr.subscribers, c)
-		}
-		return c
+// newTrial returns a trial with a seed of its own. Its store is in dir.
+func newTrial(dir string) *trial {
+	return &trial{dir: dir, seed: rand.Uint64(), stop: make(chan struct{}), quit: make(chan struct{})}
+}
+
+// add makes a client, a publisher if filter is empty.
+func (tr *trial) add(id string, v packets.Version, filter string) *client {
+	c := &client{id: id, version: v, filter: filter, addr: &tr.addr, rnd: rand.New(rand.NewPCG(tr.seed, uint64(len(id)+int(id[len(id)-1])))),
+		stop: tr.stop, quit: tr.quit, errs: &tr.errs, size: 300, last: make(map[string]*sending), ids: make(map[uint16]bool)}
+	if filter == "" {
+		tr.publishers = append(tr.publishers, c)
+	} else {
+		tr.subscribers = append(tr.subscribers, c)
 	}
-	add("online", packets.V5, "t/#")
-	add("online311", packets.V311, "t/#")
-	c := add("flapping", packets.V5, "t/#")
+	return c
+}
+
+// attend makes the clients and starts them.
+func (tr *trial) attend(t *testing.T) {
+	tr.add("online", packets.V5, "t/#")
+	tr.add("online311", packets.V311, "t/#")
+	c := tr.add("flapping", packets.V5, "t/#")
 	c.stay = func() time.Duration {
 		select {
 		case <-tr.stop:
@@ -227,21 +240,45 @@ func (tr *trial) attend(t *testing.T) {
 		}
 	}
 	c.away = func() time.Duration { return time.Duration(c.rnd.Int64N(int64(300 * time.Millisecond))) }
-	tr.offline = add("offline", packets.V5, "t/#")
+	tr.offline = tr.add("offline", packets.V5, "t/#")
+	for i := range 4 {
+		tr.add(fmt.Sprint("p", i), []packets.Version{packets.V5, packets.V311}[i%2], "")
+	}
+	tr.begin(t)
+}
+
+// begin starts all clients but the offline one.
+func (tr *trial) begin(t *testing.T) {
+	t.Helper()
 	tr.offline.quit = nil
 	for _, c := range tr.subscribers { // each subscribes before the first message
 		if err := c.subscribe(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for i := range 4 {
-		add(fmt.Sprint("p", i), []packets.Version{packets.V5, packets.V311}[i%2], "")
-	}
 	for _, c := range slices.Concat(tr.publishers, tr.subscribers) {
 		if c != tr.offline {
 			tr.running.Go(c.run)
 		}
 	}
+}
+
+// finish waits until all that was published is acknowledged and nothing more arrives, sends the clients away, the offline one with leave, and
+// says what was found.
+func (tr *trial) finish(t *testing.T, leave func()) (f figures) {
+	t.Helper()
+	settle(tr.publishers, tr.subscribers)
+	leave()
+	close(tr.quit)
+	tr.running.Wait()
+	for _, s := range tr.subscribers {
+		f.check(&tr.errs, s, tr.publishers)
+	}
+	checkRetained(t, &tr.errs, tr.addr.Load().(string), tr.publishers)
+	for _, e := range tr.errs.list {
+		t.Error(e)
+	}
+	return f
 }
 
 // visit lets the offline client in. What it returns sends it away again, and waits until it has gone.

@@ -68,15 +68,33 @@ func (l *ledger) topics() int {
 	return len(l.last)
 }
 
+// newest is the number of the message that came last on the topic.
+func (l *ledger) newest(topic string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.last[topic]
+}
+
 // Figures are what a run is judged by.
-type figures struct{ lost, twice, disorder, repeated int }
+type figures struct {
+	lost, twice, disorder, repeated int
+	anyway                          int // QoS 1, refused and delivered
+}
 
 // check compares what s received with what was published, now that nothing more comes.
 func (f *figures) check(errs *problems, s *client, publishers []*client) {
 	for _, p := range publishers {
 		times := s.ledger.times["t/"+p.id]
 		for n, kind := range p.log {
+			refused := kind&refusedKind != 0
+			kind &^= refusedKind
 			switch m := fmt.Sprintf("t/%s/%s %d", p.id, kinds[kind], n+1); {
+			case refused && (n+1 >= len(times) || times[n+1] == 0):
+			case refused && kinds[kind] == "q1": // it may have gone out at once, or have been stored when it was first sent
+				f.anyway++
+			case refused:
+				f.twice++
+				errs.add("%s got %q %d times, which was refused", s.id, m, times[n+1])
 			case n+1 >= len(times) || times[n+1] == 0:
 				f.lost++
 				errs.add("%s never got %q", s.id, m)
