@@ -53,12 +53,12 @@ func TestDiskFull(t *testing.T) {
 	}
 }
 
-func TestDiskFullFindsAcknowledgementsBeforeTheCommit(t *testing.T) {
+func TestPlantedFaultIsFoundOnAFullDisk(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds the broker again")
 	}
 	newSmallDisk(t, "1m") // where that cannot be done, this is skipped as well
-	findsPlanted(t, "canary_ack", "github.com/dunlin-mqtt/dunlin/internal/crash", "TestDiskFull/segments.*told")
+	findsPlanted(t, "canary_ack", "github.com/dunlin-mqtt/dunlin/internal/crash", "TestDiskFull$/segments.*told")
 }
 
 // buildServer builds examples/server as this test was built.
