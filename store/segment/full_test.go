@@ -105,3 +105,49 @@ func TestFullDisk(t *testing.T) {
 		})
 	})
 }
+
+// Whoever has filled the disk, what adds nothing is committed, also after a kill: clients can resume their Sessions and take messages out.
+func TestFullDiskLeavesRoomForWhatAddsNothing(t *testing.T) {
+	sim := disk.NewSim(1)
+	sim.Capacity = 2 << 20
+	s, err := open(sim, Options{SegmentSize: 256 << 10})
+	require.NoError(t, err)
+	f := fillingOf(t, s)
+	for range 30 {
+		require.NoError(t, f.add())
+	}
+	nothing := func() {
+		used := int64(0)
+		for _, data := range sim.Files() {
+			used += int64(len(data))
+		}
+		sim.SetCapacity(used)
+		s.mu.Lock()
+		s.notBefore = time.Now().Add(time.Hour) // no compaction
+		s.mu.Unlock()
+	}
+	nothing()
+	f.fill()
+	little := func() {
+		t.Helper()
+		resumed := put(1)
+		require.NoError(t, s.Commit(ctx, []store.Op{resumed, &store.Done{Session: 1, Seq: f.out}}))
+		f.want.Apply(&store.Done{Session: 1, Seq: f.out})
+		f.out++
+	}
+	for range 20 {
+		little()
+	}
+	sim = sim.Crash(1, disk.Nothing)
+	s, err = open(sim, Options{SegmentSize: 256 << 10})
+	require.NoError(t, err)
+	f.store = s
+	same(t, f.want, fold(t, s))
+	nothing()
+	require.ErrorIs(t, f.add(), store.ErrFull)
+	for range 10 {
+		little()
+	}
+	same(t, f.want, fold(t, s))
+	require.NoError(t, s.Close())
+}
