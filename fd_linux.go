@@ -24,6 +24,13 @@ func readFD(fd uintptr, b []byte) (int, error) {
 	return int(n), nil
 }
 
+// unreadFD says whether a read would return something at once, be it the end.
+func unreadFD(fd uintptr) bool {
+	var b [1]byte
+	_, _, e := syscall.RawSyscall6(syscall.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&b)), 1, syscall.MSG_DONTWAIT|syscall.MSG_PEEK, 0, 0)
+	return e == 0
+}
+
 func writeFD(fd uintptr, b []byte) (int, error) {
 	if len(b) >= longWrite {
 		return syscall.Write(int(fd), b)

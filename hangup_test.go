@@ -64,3 +64,50 @@ func TestACloseRightBehindDataIsNoticed(t *testing.T) {
 		})
 	}
 }
+
+// A client that sends DISCONNECT and connects anew at once, while the broker is not done with what it sent before: the DISCONNECT came first,
+// and drops the Will.
+func TestADisconnectRightBeforeATakeoverDropsTheWill(t *testing.T) {
+	entered, hold := make(chan struct{}), make(chan struct{})
+	b := newTestBroker(t, func(c *Config) {
+		c.Authenticator = hooks.AuthenticatorFunc(func(_ context.Context, r *hooks.ConnectRequest) error {
+			if r.Client.ID == "c" && r.Connect.Will == nil {
+				hold <- struct{}{}
+			}
+			return nil
+		})
+		c.Interceptor = hooks.InterceptorFunc(func(_ context.Context, _ *hooks.Client, m *packets.Message) (*packets.Message, error) {
+			if m.Topic == "t" {
+				entered <- struct{}{}
+				<-hold
+			}
+			return m, nil
+		})
+	})
+	sub := mustSubscribe(t, b, "will", nil)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	served := make(chan error, 1)
+	go func() { served <- b.Serve(l) }()
+	dial := func(p *packets.Connect) *testClient {
+		nc, err := net.Dial("tcp", l.Addr().String())
+		require.NoError(t, err)
+		c, ack := newTestClient(t, nc, p)
+		require.Equal(t, packets.Success, ack.Code)
+		return c
+	}
+	for range 50 {
+		p := connect("c")
+		p.Will = &packets.Will{Topic: "will", Payload: []byte("w")}
+		old := dial(p)
+		old.send(&packets.Publish{Topic: []byte("t")})
+		<-entered
+		old.send(&packets.Disconnect{})
+		c := dial(connect("c"))
+		old.nc.Close()
+		c.nc.Close()
+	}
+	require.Empty(t, unread(sub), "Wills")
+	b.Close()
+	require.ErrorIs(t, <-served, ErrBrokerClosed)
+}

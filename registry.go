@@ -84,6 +84,7 @@ func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error
 			return false, b.begin(t, c, a)
 		}
 		b.mu.Unlock()
+		old.hearOut()
 		result, err := b.takeOver(t, old, c, a)
 		switch result {
 		case resumed:
@@ -92,6 +93,24 @@ func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error
 			a.vetting = b.vet(old, c)
 		case over:
 			b.endSession(t, old, packets.Errorf(packets.SessionTakenOver, "another connection with the same Client Identifier"))
+		}
+	}
+}
+
+// hearOut gives the reader of a connection that would leave a Will a moment to take in what has come already: the DISCONNECT of a
+// client that connects anew right behind it was there first, and drops the Will [MQTT-3.14.4-3].
+func (s *session) hearOut() {
+	for range 100 {
+		s.mu.Lock()
+		c, wills := s.conn, s.will != nil
+		s.mu.Unlock()
+		if c == nil || !wills || c.raw == nil {
+			return
+		}
+		time.Sleep(time.Millisecond)
+		unread := false
+		if err := c.raw.Control(func(fd uintptr) { unread = unreadFD(fd) }); err != nil || !unread {
+			return
 		}
 	}
 }
