@@ -590,8 +590,8 @@ func (c *conn) ack(kind packets.Type, id uint16, code packets.ReasonCode) {
 	}
 }
 
-// expired is called when the read deadline has passed: it moves it on if the client was heard of meanwhile, and otherwise says why the
-// connection ends. Keep Alive is one and a half times what the client named, counted from its last whole packet [MQTT-3.1.2-22].
+// expired is called when the read deadline has passed, or hearOut asks: it moves it on if the client was heard of meanwhile, and otherwise
+// says why the connection ends. Keep Alive is one and a half times what the client named, counted from its last whole packet [MQTT-3.1.2-22].
 func (c *conn) expired(now time.Time) error {
 	if !c.accepted {
 		return packets.Errorf(packets.ProtocolError, "no CONNECT within %v", c.b.cfg.ConnectTimeout)
@@ -599,8 +599,9 @@ func (c *conn) expired(now time.Time) error {
 	if err := c.stopped(); err != nil {
 		return err
 	}
+	c.heard()
 	if c.keepAlive == 0 {
-		return nil
+		return c.setReadDeadline(time.Time{})
 	}
 	due := c.b.started.Add(c.lastPacket + c.keepAlive)
 	if !due.After(now) {

@@ -98,21 +98,42 @@ func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error
 }
 
 // hearOut gives the reader of a connection that would leave a Will a moment to take in what has come already: the DISCONNECT of a
-// client that connects anew right behind it was there first, and drops the Will [MQTT-3.14.4-3].
+// client that connects anew right behind it was there first, and drops the Will [MQTT-3.14.4-3]. When nothing is left to be read, it
+// asks the reader, which answers when it waits for more.
 func (s *session) hearOut() {
+	asked := false
 	for range 100 {
 		s.mu.Lock()
-		c, wills := s.conn, s.will != nil
-		s.mu.Unlock()
-		if c == nil || !wills || c.raw == nil {
+		c, w := s.conn, s.will
+		if c == nil || w == nil || c.raw == nil || asked && w.heard {
+			s.mu.Unlock()
 			return
+		}
+		s.mu.Unlock()
+		if !asked && !c.unread() {
+			s.mu.Lock()
+			w.asked, w.heard, asked = true, false, true
+			c.nc.SetReadDeadline(aLongTimeAgo)
+			s.mu.Unlock()
 		}
 		time.Sleep(time.Millisecond)
-		unread := false
-		if err := c.raw.Control(func(fd uintptr) { unread = unreadFD(fd) }); err != nil || !unread {
-			return
-		}
 	}
+}
+
+// unread says whether something has come that the reader has not taken.
+func (c *conn) unread() (is bool) {
+	err := c.raw.Control(func(fd uintptr) { is = unreadFD(fd) })
+	return err == nil && is
+}
+
+// heard tells hearOut, if it has asked, that the reader is done with all that it has read.
+func (c *conn) heard() {
+	s := c.sess
+	s.mu.Lock()
+	if w := s.will; s.conn == c && w != nil {
+		w.heard = w.asked
+	}
+	s.mu.Unlock()
 }
 
 // A takeover is what became of an attempt to resume a Session.

@@ -70,6 +70,8 @@ type will struct {
 	delay  time.Duration
 	client *hooks.Client
 	at     time.Time // due, once the connection has ended; zero before
+
+	asked, heard bool // see hearOut
 }
 
 // A cursor walks the retained messages that match a new subscription, at the pace of the receiver.
