@@ -225,12 +225,11 @@ func playRefused(s *stage) {
 	ctx, cancel := context.WithTimeout(s.Context(), patience)
 	defer cancel()
 	codes, err := sub.client.subscribe(ctx, subscription{filter: forbidden + "/" + s.topic, qos: 1}, subscription{filter: s.topic, qos: 1})
-	refusal := byte(0x80)
-	if s.version == v5 {
-		refusal = 0x87 // Not authorized
-	}
-	want := []byte{1, refusal}
 	suback := subackCodes(sub.sees("a SUBACK", func(k packet) bool { return k.kind() == typeSuback }), s.version)
+	want := []byte{1, 0x80}
+	if s.version == v5 && slices.Contains(suback, 0x87) {
+		want[1] = 0x87 // another broker gives a reason: Not authorized
+	}
 	slices.Sort(suback) // paho.mqtt.golang sends the filters in any order
 	if !slices.Equal(suback, want) {
 		s.Fatalf("SUBACK has Reason Codes % x, want % x in any order", suback, want)
