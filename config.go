@@ -93,7 +93,8 @@ type Config struct {
 	// MaxPacketSize is the largest packet accepted, in bytes, fixed header included. 5.0 clients are told. A larger
 	// one ends the connection with Packet too large (0x95). Default 1 MiB; none: 256 MiB.
 	MaxPacketSize int
-	// MaxConnectSize is the same for everything before the client is accepted. Default 8 KiB.
+	// MaxConnectSize is the same for everything before the client is accepted: it bounds the Will and the password, and what somebody unknown
+	// makes the Broker hold. A larger CONNECT is refused with 0x95. Default 8 KiB.
 	MaxConnectSize int
 	// MaxTopicLength bounds Topic Names and Filters in bytes, MaxTopicLevels in levels. A longer name is refused with
 	// Topic Name invalid (0x90), a longer filter with Topic Filter invalid (0x8F). Defaults 65,535 and 128.

@@ -461,7 +461,11 @@ func (c *conn) packet(t *turn, b []byte) (int, error) {
 	}
 	n := h.Len + h.Remaining
 	if n > int(c.packetSize) {
-		return 0, packets.Errorf(packets.PacketTooLarge, "%v of %d bytes, %d are accepted", h.Type, n, c.packetSize)
+		err := packets.Errorf(packets.PacketTooLarge, "%v of %d bytes, %d are accepted", h.Type, n, c.packetSize)
+		if v == 0 {
+			return 0, c.refuseLarge(b[h.Len:], err)
+		}
+		return 0, err
 	}
 	if n > len(b) {
 		return 0, nil

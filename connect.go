@@ -1,6 +1,7 @@
 package dunlin
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -340,6 +341,15 @@ func (c *conn) refuse(err error) error {
 	}
 	c.answered = c.writeEarly(&a) == nil
 	return err
+}
+
+// refuseLarge refuses a CONNECT that is not read. If what has come of it is from a 5.0 client, there is a Reason Code for that.
+func (c *conn) refuseLarge(body []byte, err error) error {
+	if !bytes.HasPrefix(body, []byte("\x00\x04MQTT\x05")) {
+		return err
+	}
+	c.version = packets.V5
+	return c.refuse(err)
 }
 
 // accept gives the client its session and its CONNACK.

@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/binary"
+	"io"
 	"math/big"
 	"math/rand/v2"
 	"net"
@@ -174,6 +175,32 @@ func TestNoTransportTakesMemoryForBytesThatDidNotCome(t *testing.T) {
 			runtime.ReadMemStats(&after)
 			require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(1<<20))
 		})
+	}
+}
+
+// A CONNECT over MaxConnectSize is refused as soon as it begins, and a 5.0 client is told why.
+func TestALargeConnectIsRefused(t *testing.T) {
+	for _, tr := range transports {
+		for _, v := range []packets.Version{packets.V31, packets.V311, packets.V5} {
+			t.Run(tr.name+", "+v.String(), func(t *testing.T) {
+				b := newTestBroker(t, func(c *Config) { c.MaxConnectSize = 200 })
+				defer b.Close()
+				nc := tr.open(t, b)()
+				defer nc.Close()
+				p := &packets.Connect{Version: v, CleanStart: true, ClientID: "c", Username: "u", HasUsername: true, Password: make([]byte, 200), HasPassword: true}
+				wire, err := p.Append(nil, v)
+				require.NoError(t, err)
+				go nc.Write(wire) // ends with nc
+				answer, _ := io.ReadAll(nc)
+				if v != packets.V5 {
+					require.Empty(t, answer)
+					return
+				}
+				ack, _, err := packets.Decode(answer, v, packets.Limits{})
+				require.NoError(t, err)
+				require.Equal(t, packets.PacketTooLarge, ack.(*packets.Connack).Code)
+			})
+		}
 	}
 }
 

@@ -74,6 +74,8 @@ func (o *options) flags() *flag.FlagSet {
 	fs.BoolVar(&c.DisableShared, "no-shared", false, "do not accept shared subscriptions")
 	fs.BoolVar(&c.DisableSubscriptionIDs, "no-subscription-ids", false, "do not accept Subscription Identifiers")
 	fs.IntVar(&c.MaxPacketSize, "max-packet-size", 0, "largest packet accepted, in bytes (default 1 MiB)")
+	fs.IntVar(&c.MaxConnectSize, "max-connect-size", 0, "largest CONNECT accepted, with its Will and password, in bytes (default 8 KiB)")
+	fs.IntVar(&c.MaxTopicLevels, "max-topic-levels", 0, "most levels of a topic (default 128)")
 	fs.IntVar(&o.maxPayload, "max-payload", 0, "largest payload accepted, in bytes; a larger one is acknowledged with 0x97 and dropped (default none)")
 	fs.DurationVar(&c.MaxKeepAlive, "server-keep-alive", 0, "longest Keep Alive, for instance 60s (default as clients ask)")
 	fs.DurationVar(&c.MaxSessionExpiry, "max-session-expiry", 0, "longest that a session is kept for an absent client (default 168h)")
