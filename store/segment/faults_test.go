@@ -123,7 +123,7 @@ func TestLeavingOutASyncIsCaught(t *testing.T) {
 		"a sync that fails is tried once again": {syncTwice: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			err := storetest.CheckFaults(1, 4, store.Synced, onSim(Options{SegmentSize: 3000}, func(d disk.Dir) disk.Dir {
+			err := storetest.CheckFaults(1, 12, store.Synced, onSim(Options{SegmentSize: 3000}, func(d disk.Dir) disk.Dir {
 				l := l
 				l.Dir = d
 				return &l
