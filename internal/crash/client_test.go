@@ -123,9 +123,10 @@ func (c *client) session() {
 	if c.stay != nil {
 		timer = time.After(c.stay())
 	}
+	quit := c.quit // by the time that the goroutine looks it may be that of the next visit
 	go func() { // ends with session
 		select {
-		case <-c.quit:
+		case <-quit:
 		case <-timer:
 		case <-over:
 		}
