@@ -123,7 +123,8 @@ func (c *client) session() {
 	if c.stay != nil {
 		timer = time.After(c.stay())
 	}
-	quit := c.quit // by the time that the goroutine looks it may be that of the next visit
+	// By the time that the goroutine looks, the field may have the channel of the next visit.
+	quit := c.quit
 	go func() { // ends with session
 		select {
 		case <-quit:
