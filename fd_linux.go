@@ -13,8 +13,8 @@ const rawIO = true
 // longWrite is a write that may keep the processor for longer than it costs to tell the scheduler of it.
 const longWrite = 32 << 10
 
-// readFD and writeFD never wait (MSG_DONTWAIT, whatever the mode of the socket), so that they need not tell the scheduler that they
-// enter the kernel: telling it costs a sixth of what a message costs that comes alone, because others take the processor over and give
+// readFD and writeFD never wait (MSG_DONTWAIT, whatever the mode of the socket), so that, but for a long write, they need not tell the scheduler
+// that they enter the kernel: telling it costs a sixth of what a message costs that comes alone, because others take the processor over and give
 // it back. The tools that look for races and bad memory do not see into such a call: for them, fd_unix.go is built.
 func readFD(fd uintptr, b []byte) (int, error) {
 	n, _, e := syscall.RawSyscall6(syscall.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), syscall.MSG_DONTWAIT, 0, 0)

@@ -99,7 +99,8 @@ func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error
 
 // hearOut gives the reader of a connection that would leave a Will a moment to take in what has come already: the DISCONNECT of a
 // client that connects anew right behind it was there first, and drops the Will [MQTT-3.14.4-3]. When nothing is left to be read, it
-// asks the reader, which answers when it waits for more.
+// asks the reader, which answers when it waits for more. It looks every millisecond, because a Will goes in many ways, and to be told of each
+// would cost every connection a field; who comes back where nothing is left to be heard waits for one look.
 func (s *session) hearOut() {
 	asked := false
 	for range 100 {

@@ -210,7 +210,7 @@ func (o *options) authorize(_ context.Context, r *hooks.AccessRequest) error {
 	if r.Action == hooks.Subscribe {
 		for _, f := range o.denySubscribe {
 			if f == r.Topic || packets.MatchTopic(f, r.Topic) {
-				return packets.Errorf(packets.UnspecifiedError, "subscriptions to %q are not allowed", r.Topic) // for anybody
+				return packets.Errorf(packets.UnspecifiedError, "subscriptions to %q are not allowed", r.Topic) // 0x87 would say that another client may
 			}
 		}
 	}

@@ -55,7 +55,7 @@ func TestDiskFull(t *testing.T) {
 
 func TestPlantedFaultIsFoundOnAFullDisk(t *testing.T) {
 	if testing.Short() {
-		t.Skip("builds the broker again")
+		t.Skip("-short: it builds the broker again, with a planted fault, and takes a test of its own to find it")
 	}
 	newSmallDisk(t, "1m") // where that cannot be done, this is skipped as well
 	findsPlanted(t, "canary_ack", "github.com/dunlin-mqtt/dunlin/internal/crash", "TestDiskFull$/segments.*told")
