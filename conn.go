@@ -473,6 +473,7 @@ func (c *conn) packet(t *turn, b []byte) (int, error) {
 	body := b[h.Len:n:n]
 	switch {
 	case !c.accepted:
+		t.last = n == len(b)
 		err = c.early(t, h, body)
 	case h.Type == packets.TypeDisconnect && len(body) == 0: // as nearly all are: no need for a deep stack
 		err = errNormal

@@ -24,11 +24,14 @@ func readFD(fd uintptr, b []byte) (int, error) {
 	return int(n), nil
 }
 
-// unreadFD says whether a read would return something at once, be it the end.
-func unreadFD(fd uintptr) bool {
+// peekFD says what a read would return now, and takes nothing.
+func peekFD(fd uintptr) (int, error) {
 	var b [1]byte
-	_, _, e := syscall.RawSyscall6(syscall.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&b)), 1, syscall.MSG_DONTWAIT|syscall.MSG_PEEK, 0, 0)
-	return e == 0
+	n, _, e := syscall.RawSyscall6(syscall.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&b)), 1, syscall.MSG_DONTWAIT|syscall.MSG_PEEK, 0, 0)
+	if e != 0 {
+		return -1, e
+	}
+	return int(n), nil
 }
 
 func writeFD(fd uintptr, b []byte) (int, error) {

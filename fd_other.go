@@ -9,4 +9,4 @@ const rawIO = false
 
 func readFD(uintptr, []byte) (int, error)  { return 0, errors.ErrUnsupported }
 func writeFD(uintptr, []byte) (int, error) { return 0, errors.ErrUnsupported }
-func unreadFD(uintptr) bool                { return false }
+func peekFD(uintptr) (int, error)          { return 0, errors.ErrUnsupported }

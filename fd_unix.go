@@ -10,9 +10,9 @@ const rawIO = true
 func readFD(fd uintptr, b []byte) (int, error)  { return syscall.Read(int(fd), b) }
 func writeFD(fd uintptr, b []byte) (int, error) { return syscall.Write(int(fd), b) }
 
-// unreadFD says whether a read would return something at once, be it the end.
-func unreadFD(fd uintptr) bool {
+// peekFD says what a read would return now, and takes nothing.
+func peekFD(fd uintptr) (int, error) {
 	var b [1]byte
-	_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK)
-	return err == nil
+	n, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK)
+	return n, err
 }

@@ -1,6 +1,9 @@
 package dunlin
 
 import (
+	"cmp"
+	"errors"
+	"syscall"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
@@ -91,6 +94,8 @@ func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error
 			return true, err
 		case unvetted:
 			a.vetting = b.vet(old, c)
+		case pointless:
+			return false, packets.Errorf(packets.UnspecifiedError, "the client is gone, and has connected anew")
 		case over:
 			b.endSession(t, old, packets.Errorf(packets.SessionTakenOver, "another connection with the same Client Identifier"))
 		}
@@ -121,10 +126,26 @@ func (s *session) hearOut() {
 	}
 }
 
-// unread says whether something has come that the reader has not taken.
-func (c *conn) unread() (is bool) {
-	err := c.raw.Control(func(fd uintptr) { is = unreadFD(fd) })
-	return err == nil && is
+// unread says whether something has come that the reader has not taken, be it the end.
+func (c *conn) unread() bool {
+	_, err := c.peek()
+	return err == nil
+}
+
+// peek says what the next read from c will return if nothing more comes until then.
+func (c *conn) peek() (n int, err error) {
+	cerr := c.raw.Control(func(fd uintptr) { n, err = peekFD(fd) })
+	return n, cmp.Or(cerr, err)
+}
+
+// hungUp says whether the client of c, which is being accepted, has closed the connection and has sent nothing but its CONNECT.
+// Where c cannot be waited for without a buffer (TLS, WebSocket) it does not tell.
+func (c *conn) hungUp(t *turn) bool {
+	if c.raw == nil || !t.last {
+		return false
+	}
+	n, err := c.peek()
+	return n == 0 && err == nil || errors.Is(err, syscall.ECONNRESET)
 }
 
 // heard tells hearOut, if it has asked, that the reader is done with all that it has read.
@@ -141,10 +162,11 @@ func (c *conn) heard() {
 type takeover byte
 
 const (
-	resumed  takeover = iota
-	over              // the Session ends, or has ended
-	vacated           // the connection that had it is out; try again
-	unvetted          // its subscriptions have to be decided first
+	resumed   takeover = iota
+	over               // the Session ends, or has ended
+	vacated            // the connection that had it is out; try again
+	unvetted           // its subscriptions have to be decided first
+	pointless          // the client that wanted it is not there any more
 )
 
 // begin makes a new Session for c. It unlocks b.mu.
@@ -193,6 +215,10 @@ func (b *Broker) takeOver(t *turn, s *session, c *conn, a attachment) (takeover,
 	s.mu.Lock()
 	old := s.conn
 	switch {
+	case old != nil && c.hungUp(t): // its CONNECT is from before the one of old, which came to be accepted first
+		s.mu.Unlock()
+		b.mu.Unlock()
+		return pointless, nil
 	case s.ended, a.clean, s.expiry == 0, // with no expiry it ends with its connection, which may have gone this moment
 		s.mount != c.few().mount, // another mount point is another world
 		!s.belongsTo(c.client.Identity.Principal, c.named()):

@@ -22,6 +22,7 @@ type turn struct {
 	gathered  int             // bytes of packets handled since the last flush
 	rounds    int             // and how often gather said yes
 	read      *buffer         // what was read; nil for turns that do not read
+	last      bool            // until c is accepted: nothing has been read behind the packet that is handled
 	congested []*conn         // those that the flush left congested
 
 	pub     packets.Publish
