@@ -45,7 +45,12 @@ func crashed(t *testing.T, opts Options) (map[string][]byte, []*storetest.State)
 		commit()
 	}
 	require.NoError(t, s.Compact(ctx))
-	for len(s.man.sealed) < 2 || s.off < headerSize+3*recordSize || s.last < s.man.last()+3 {
+	enough := func() bool {
+		s.mu.Lock() // a compaction may be under way
+		defer s.mu.Unlock()
+		return len(s.man.sealed) >= 2 && s.off >= headerSize+3*recordSize && s.last >= s.man.last()+3
+	}
+	for !enough() {
 		commit()
 	}
 	after := sim.Crash(1, disk.Nothing)
