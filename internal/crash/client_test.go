@@ -116,22 +116,23 @@ func (c *client) session() {
 	if err != nil {
 		return
 	}
-	defer nc.Close()
-	over := make(chan struct{})
-	defer close(over)
+	over, closed := make(chan struct{}), make(chan struct{})
+	defer func() { // the next connection is made when this one is closed
+		close(over)
+		<-closed
+	}()
 	var timer <-chan time.Time
 	if c.stay != nil {
 		timer = time.After(c.stay())
 	}
-	// By the time that the goroutine looks, the field may have the channel of the next visit.
-	quit := c.quit
-	go func() { // ends with session
+	go func() { // session waits for it
+		defer close(closed)
+		defer nc.Close()
 		select {
-		case <-quit:
+		case <-c.quit:
 		case <-timer:
 		case <-over:
 		}
-		nc.Close()
 	}()
 	p := &packets.Connect{Version: c.version, ClientID: c.id}
 	if c.version == packets.V5 {
