@@ -43,6 +43,7 @@
 package dunlin
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"hash/maphash"
@@ -379,8 +380,13 @@ func (b *Broker) shut() (early, conns []*conn) {
 }
 
 // Shutdown closes the listeners, sends every 5.0 client DISCONNECT with Server shutting down (0x8B), waits until what was queued for the wire is
-// written, and closes the connections. If ctx ends first it closes them at once and returns the cause of that. Wills are
-// published to in-process subscribers only. When Shutdown returns no goroutine of the Broker is left.
+// written, and closes the connections. A client that takes nothing is waited for until WriteTimeout, and one that took all has a second to
+// close from its side. If ctx ends first Shutdown closes the connections at once and returns the cause of that. Messages that still wait for
+// acknowledgements of the client stay in its Session, and outlive the Broker with a Store. Wills are published to in-process subscribers
+// only. Otherwise Shutdown returns the error of Store.Close, as Close does.
+//
+// When it returns no goroutine of the Broker is left. So it waits, even beyond ctx, for a hook, a handler or a call of the Store that does not return
+// when its own context ends.
 func (b *Broker) Shutdown(ctx context.Context) error {
 	early, conns := b.shut()
 	for _, c := range early {
@@ -400,9 +406,12 @@ func (b *Broker) Shutdown(ctx context.Context) error {
 	case <-ctx.Done():
 		err = context.Cause(ctx)
 	}
-	b.Close()
+	closed := b.Close()
 	<-done
-	return err
+	if err != nil && closed != nil {
+		return errors.Join(err, closed)
+	}
+	return cmp.Or(err, closed)
 }
 
 // Close closes listeners and connections at once and waits for their goroutines. It may be called several times, and after or during Shutdown. It

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
 // This file is the way out: bytes for a client are appended to the buffer of its connection under the Session's lock, and
@@ -346,17 +348,25 @@ func (c *conn) ease() {
 	}
 }
 
-// closeGently ends a connection after our last words without a reset: it flushes within a bound, shuts down our
-// direction, and reads what the client still sends for a moment, because a close with unread input would destroy what is on its way.
+// closeGently ends a connection after our last words without a reset: it flushes within a bound (at a Shutdown, which has a bound of its own,
+// within that), shuts down our direction, and reads what the client still sends for a moment, because a close with unread input would
+// destroy what is on its way.
 func (c *conn) closeGently() {
 	deadline := time.Now().Add(lingering)
-	c.nc.SetReadDeadline(deadline)
 	if c.sess != nil {
 		c.flush(time.Now())
-		if !c.await(0, deadline) {
+		within := deadline
+		if packets.CodeOf(c.stopped()) == packets.ServerShuttingDown {
+			within = time.Time{}
+		}
+		if !c.await(0, within) {
 			return
 		}
+		if within.IsZero() {
+			deadline = time.Now().Add(lingering)
+		}
 	}
+	c.nc.SetReadDeadline(deadline)
 	if hc, ok := c.nc.(interface{ CloseWrite() error }); ok && hc.CloseWrite() == nil {
 		io.CopyN(io.Discard, c.nc, 1<<20) // ends at EOF or the deadline; nothing depends on it
 	}
