@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/hooks/acl"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -510,4 +511,23 @@ func TestRevocationStopsRetainedMessages(t *testing.T) {
 		require.Len(t, slices.Collect(r.b.Retained("secret/#")), 50)
 		c.close()
 	})
+}
+
+func TestACombinationDecidesDeliveriesAsItsMembersDo(t *testing.T) {
+	l, err := acl.Rules(acl.Rule{Effect: acl.Allow, Action: hooks.Subscribe, Filters: []string{"a/b"}}, acl.Rule{Effect: acl.Allow, Action: hooks.Publish, Filters: []string{"#"}})
+	require.NoError(t, err)
+	for name, a := range map[string]hooks.Authorizer{
+		"chain": hooks.ChainAuthorizers(acl.New(l).AtDelivery()),
+		"all":   hooks.AllAuthorizers(hooks.AllowAll, acl.New(l).AtDelivery()),
+		"any":   hooks.AnyAuthorizer(acl.New(l).AtDelivery(), acl.New(nil)),
+	} {
+		withRules(t, nil, func(c *Config) { c.Authorizer = a }, func(r *guardRig) {
+			c, p := r.connect(as("c", "u")), r.connect(as("p", "u"))
+			c.subscribe("#", 1)
+			p.publish("secret", "", false)
+			p.publish("a/b", "", false)
+			c.message("a/b")
+			c.nothing("in " + name + ", what no rule allows")
+		})
+	}
 }

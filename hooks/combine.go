@@ -70,21 +70,47 @@ func (a authenticators) Authenticate(ctx context.Context, r *ConnectRequest) err
 
 // ChainAuthorizers asks the Authorizers in order. The first that does not abstain decides.
 //
-// What this function and its two sisters return is also a [Reloader] for those of the Authorizers that are, and [Stable] if
-// all of them are.
-func ChainAuthorizers(of ...Authorizer) Authorizer { return authorizers{first, of} }
+// What this function and its two sisters return is also a [Reloader] for those of the Authorizers that are, [Stable] if
+// all of them are, and a [DeliveryAuthorizer] if one of them is. Then a delivery is decided by the same rule as all else: those that are
+// DeliveryAuthorizers are asked about the delivery, and the others whether the client may subscribe to a filter that is the
+// very topic of the message. So nothing is delivered that the rule does not allow, even if the subscription was allowed by one that
+// leaves the decision to the delivery. The others, too, must then answer from memory: one that asks a server delays who publishes.
+func ChainAuthorizers(of ...Authorizer) Authorizer { return authorizers{first, of}.combined() }
 
 // AllAuthorizers allows what at least one of the Authorizers allows and the others allow or abstain from. They are asked in
 // order, and the first refusal is the answer.
-func AllAuthorizers(of ...Authorizer) Authorizer { return authorizers{every, of} }
+func AllAuthorizers(of ...Authorizer) Authorizer { return authorizers{every, of}.combined() }
 
 // AnyAuthorizer allows what one of the Authorizers allows. They are asked in order until then. If none does, the first
 // refusal is the answer.
-func AnyAuthorizer(of ...Authorizer) Authorizer { return authorizers{some, of} }
+func AnyAuthorizer(of ...Authorizer) Authorizer { return authorizers{some, of}.combined() }
 
 type authorizers struct {
 	rule rule
 	of   []Authorizer
+}
+
+// combined returns a, as a DeliveryAuthorizer if there is one in it: the broker asks about deliveries whoever has the method.
+func (a authorizers) combined() Authorizer {
+	for _, x := range a.of {
+		if _, ok := x.(DeliveryAuthorizer); ok {
+			return deliveryAuthorizers{a}
+		}
+	}
+	return a
+}
+
+type deliveryAuthorizers struct{ authorizers }
+
+func (a deliveryAuthorizers) AuthorizeDelivery(ctx context.Context, r *AccessRequest) error {
+	q := *r
+	q.Action = Subscribe // to the one topic, for those that know of no deliveries
+	return a.rule.decide(len(a.of), func(i int) error {
+		if d, ok := a.of[i].(DeliveryAuthorizer); ok {
+			return d.AuthorizeDelivery(ctx, r)
+		}
+		return a.of[i].Authorize(ctx, &q)
+	})
 }
 
 func (a authorizers) Authorize(ctx context.Context, r *AccessRequest) error {

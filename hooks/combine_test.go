@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
@@ -210,4 +211,67 @@ func TestUser(t *testing.T) {
 			require.Equal(t, tt.ok, ok)
 		})
 	}
+}
+
+// atDelivery decides deliveries only: it allows every subscription.
+type atDelivery struct {
+	hooks.Authorizer
+	say map[string]error // by topic; others are refused
+}
+
+func (a atDelivery) AuthorizeDelivery(_ context.Context, r *hooks.AccessRequest) error {
+	if r.Action != hooks.Deliver {
+		return errors.New("the action is not Deliver")
+	}
+	if err, ok := a.say[r.Topic]; ok {
+		return err
+	}
+	return errBanned
+}
+
+func TestCombinationsDecideDeliveries(t *testing.T) {
+	deciding := atDelivery{hooks.AllowAll, map[string]error{"a": nil, "b": nil, "-": errAbstaining, "-a": errAbstaining}}
+	other := hooks.AuthorizerFunc(func(_ context.Context, r *hooks.AccessRequest) error {
+		if r.Action != hooks.Subscribe {
+			return errors.New("the action is not Subscribe")
+		}
+		return map[string]error{"a": nil, "b": errBanned, "c": nil, "-a": nil, "d": errAbstaining}[r.Topic]
+	})
+	no := hooks.AuthorizerFunc(func(context.Context, *hooks.AccessRequest) error { return errAbstaining })
+	type rule = func(...hooks.Authorizer) hooks.Authorizer
+	chain, all, some := rule(hooks.ChainAuthorizers), rule(hooks.AllAuthorizers), rule(hooks.AnyAuthorizer)
+	for _, tt := range []struct {
+		name  string
+		a     hooks.Authorizer
+		may   string // topics
+		mayNo string
+	}{
+		{"one alone, in a chain", chain(deciding), "a b", "c x - -a"},
+		{"one alone, of all", all(deciding), "a b", "c x - -a"},
+		{"one alone, of any", some(deciding), "a b", "c x - -a"},
+		{"in a chain before one that decides subscriptions", chain(deciding, other), "a b -a", "c d x"},
+		{"in a chain after it", chain(other, deciding), "a c -a", "b d"},
+		{"of all", all(deciding, other), "a -a", "b c d"},
+		{"of any", some(deciding, other), "a b c -a", "d"},
+		{"when all abstain", chain(deciding, no), "a b", "- -a c"},
+		{"within another combination", all(no, chain(no, some(deciding))), "a b", "c x - -a"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d := tt.a.(hooks.DeliveryAuthorizer)
+			for want, topics := range map[bool]string{true: tt.may, false: tt.mayNo} {
+				for _, topic := range strings.Fields(topics) {
+					r := &hooks.AccessRequest{Action: hooks.Deliver, Topic: topic}
+					require.Equal(t, want, d.AuthorizeDelivery(t.Context(), r) == nil, topic)
+					require.Equal(t, hooks.Deliver, r.Action, "the request is not modified")
+				}
+			}
+		})
+	}
+	for _, a := range []hooks.Authorizer{chain(), chain(other), all(other, hooks.AllowAll), some(all(other))} {
+		_, ok := a.(hooks.DeliveryAuthorizer)
+		require.False(t, ok, "without a member that decides deliveries nobody is asked about them")
+	}
+	a := chain(&reloading{Authorizer: hooks.AllowAll, stable: true}, atDelivery{Authorizer: hooks.AllowAll})
+	require.Implements(t, (*hooks.Reloader)(nil), a)
+	require.Implements(t, (*hooks.Stable)(nil), a)
 }

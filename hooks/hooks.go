@@ -189,7 +189,10 @@ type Authorizer interface {
 // with DropNotAuthorized; of a shared subscription another member gets it.
 //
 // AuthorizeDelivery is called on the goroutine of whoever publishes, with Action Deliver and no QoS or Retain: it must answer from
-// memory. A panic of it refuses. Combinations of Authorizers do not pass it on.
+// memory. A panic of it refuses.
+//
+// Combinations of Authorizers are DeliveryAuthorizers if one of theirs is: see [ChainAuthorizers]. An Authorizer of your own around another
+// one must have the method as well, or what the other one left to the delivery is decided by nobody.
 type DeliveryAuthorizer interface {
 	Authorizer
 	AuthorizeDelivery(ctx context.Context, r *AccessRequest) error

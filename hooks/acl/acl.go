@@ -71,7 +71,9 @@ func (a *ACL) Stable() bool { return true }
 
 // AtDelivery returns an Authorizer that goes by the rules of a in the way that Mosquitto does: it allows every subscription, and
 // decides each delivery by its Topic Name. A client that may read a/b, and subscribes to a/#, then gets a/b and nothing else,
-// where a itself refuses the subscription. The price is a decision for each Session and topic, which the broker keeps.
+// where a itself refuses the subscription. The price is a decision for each Session and topic, which the broker keeps. In a
+// combination (hooks.ChainAuthorizers) its decisions count at each delivery as well; with Abstain the next one decides there where no rule
+// applies.
 func (a *ACL) AtDelivery() hooks.DeliveryAuthorizer { return atDelivery{a} }
 
 type atDelivery struct{ *ACL }
