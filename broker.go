@@ -51,7 +51,6 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -153,10 +152,7 @@ func New(cfg Config) (*Broker, error) {
 		locals: make(map[*Subscription]struct{}), expiring: make(map[string]*deadline),
 		byNumber: make([]*session, 1), // 0 is nobody
 	}
-	b.obs = guarded(cfg, func(v any) {
-		b.stats.panics.Add(1)
-		b.log.Error("panic in an Observer", "panic", v, "stack", string(debug.Stack()))
-	})
+	b.obs = b.safe(*cfg.Observer)
 	if cfg.Authorizer == hooks.Authorizer(hooks.AllowAll) {
 		b.authorizer = nil
 	}

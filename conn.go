@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"runtime/debug"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -197,11 +196,11 @@ func (c *conn) run(fresh bool) (err error) {
 
 // panicked makes an error of what was recovered.
 func (c *conn) panicked(v any) error {
-	c.b.stats.panics.Add(1)
-	c.b.log.Error("panic while serving a client", "client", c.id(), "remote", c.nc.RemoteAddr(), "panic", v, "stack", string(debug.Stack()))
-	if f := c.b.obs.Panicked; f != nil {
-		f(c.client, v)
+	client := c.client
+	if client == nil {
+		client = &hooks.Client{RemoteAddr: c.nc.RemoteAddr(), LocalAddr: c.nc.LocalAddr()}
 	}
+	c.b.panicked("while serving a client", client, v)
 	if c.sess != nil { // the client may send once more what this was about
 		c.sess.mu.Lock()
 		c.sess.in.abandon()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -308,11 +307,7 @@ func (b *Broker) authorizeSafely(ctx context.Context, r *hooks.AccessRequest) (e
 // survive, deferred, makes an error of a panic.
 func (b *Broker) survive(c *hooks.Client, err *error) {
 	if v := recover(); v != nil {
-		b.stats.panics.Add(1)
-		b.log.Error("panic in a hook", "client", c.ID, "panic", v, "stack", string(debug.Stack()))
-		if f := b.obs.Panicked; f != nil {
-			f(c, v)
-		}
+		b.panicked("in a hook", c, v)
 		*err = &packets.Error{Code: packets.NotAuthorized, Err: fmt.Errorf("panic in a hook: %v", v)}
 	}
 }

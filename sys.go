@@ -223,26 +223,6 @@ func (b *Broker) DeleteSession(ctx context.Context, clientID string) bool {
 	return true
 }
 
-// guarded returns the Observer of cfg with those functions made safe that are called with a lock held: a panic must not leave it locked.
-func guarded(cfg Config, panicked func(any)) *hooks.Observer {
-	o := *cfg.Observer
-	catch := func() {
-		if v := recover(); v != nil {
-			panicked(v)
-		}
-	}
-	if f := o.Dropped; f != nil {
-		o.Dropped = func(id string, m *packets.Message, why hooks.DropReason) { defer catch(); f(id, m, why) }
-	}
-	if f := o.Delivered; f != nil {
-		o.Delivered = func(id string, m *packets.Message) { defer catch(); f(id, m) }
-	}
-	if f := o.Acknowledged; f != nil {
-		o.Acknowledged = func(id string, pid uint16) { defer catch(); f(id, pid) }
-	}
-	return &o
-}
-
 // A load is an average over the last minutes that weighs the recent more, per minute.
 type load struct {
 	name string

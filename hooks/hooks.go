@@ -9,9 +9,12 @@
 //   - any other error is logged and refuses with Not authorized (0x87).
 //
 // Every call gets a context that ends with the Network Connection. Calls are made on the goroutine that reads the
-// connection: a slow decision delays that client and nobody else. A panic in a hook ends that one connection.
+// connection: a slow decision delays that client and nobody else. A panic there ends that one connection. What is asked when there is no
+// connection to end (a Will that is due, subscriptions after the rules have changed) or for another client (a delivery) is refused by a panic.
 //
-// Events are the optional functions of an [Observer].
+// Events are the optional functions of an [Observer]. A panic of one of them changes nothing for any client.
+//
+// Every panic is counted (dunlin.Stats.Panics), logged with its stack, and told to [Observer].Panicked.
 package hooks
 
 import (

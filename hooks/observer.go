@@ -41,6 +41,9 @@ func (r DropReason) String() string {
 // An Observer is told what happens. Any field may be nil; a nil one costs one compare. Calls are made where the thing
 // happens, some of them for every message and with a lock held: they must return at once, must not call into the broker, and must not keep
 // or modify what they are given unless its type allows it. Fields are added in minor releases.
+//
+// A panic of a function is counted, logged with its stack, and told to Panicked, and nothing else happens: the connection, and what it was
+// told about, go on. One of Panicked itself is counted and logged.
 type Observer struct {
 	// Connected: a CONNECT was accepted.
 	Connected func(c *Client, sessionPresent bool)
@@ -72,11 +75,12 @@ type Observer struct {
 	// StoreFailed: a commit failed; what needs the store is refused from now on. StoreRecovered: it works again.
 	StoreFailed    func(err error)
 	StoreRecovered func()
-	// Panicked: a hook or decoder panicked; the connection has ended.
+	// Panicked: a hook, a function of the Observer, or the broker itself panicked. c is whom it was about, as far as that is known, and never
+	// nil. See the package for what follows: where the connection has to end, Disconnected tells that as well.
 	Panicked func(c *Client, value any)
 }
 
-// Join returns an Observer that calls each of obs in order. Nil ones are left out.
+// Join returns an Observer that calls each of obs in order. Nil ones are left out. If one panics, those after it are not told that once.
 func Join(obs ...*Observer) *Observer {
 	var j Observer
 	for _, o := range obs {
