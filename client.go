@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -26,9 +27,24 @@ func (b *Broker) Publish(ctx context.Context, m *Message) error {
 
 // local is what an in-process publish may have besides its message.
 type local struct {
-	from    string   // Client Identifier of the Subscription that publishes
-	number  uint32   // and its number in the tree
-	receipt *receipt // of PublishWait
+	from    string        // Client Identifier of the Subscription that publishes
+	number  uint32        // its number in the tree
+	client  *hooks.Client // and what the Observer knows of it
+	receipt *receipt      // of PublishWait
+}
+
+// program is what the Observer knows of the program that runs a Broker, and of the Broker itself.
+var program = new(hooks.Client)
+
+// published tells the Observer what is published in-process.
+func (b *Broker) published(c *hooks.Client, m *Message, matched int) {
+	if b.obs.Published == nil {
+		return
+	}
+	if c == nil {
+		c = program
+	}
+	b.obs.Published(c, m, matched)
 }
 
 // publishLocal returns how many Sessions took the message.
@@ -49,7 +65,9 @@ func (b *Broker) publishLocal(ctx context.Context, m *Message, l local) (matched
 			sm.Expires = t.now.Add(time.Duration(n) * time.Second).UnixNano()
 		}
 		t.receipt = l.receipt
-		matched, err = t.publishMessage(sm, l.number)
+		if matched, err = t.publishMessage(sm, l.number); err == nil {
+			b.published(l.client, &sm.Message, matched)
+		}
 		if t.write.batch != nil {
 			x = t.write.batch
 			b.journal.want(x)

@@ -116,6 +116,7 @@ func (m *Incoming) Ack() {
 // Warn, at most once a second.
 type Subscription struct {
 	s            *session
+	client       *hooks.Client // for the Observer
 	manual       bool
 	blockTimeout time.Duration
 	news         chan struct{} // capacity 1: something may be there to read
@@ -246,7 +247,7 @@ func (b *Broker) attachLocal(ctx context.Context, sub *Subscription, o *Subscrib
 				s.expiry = b.localExpiry(o.Expiry)
 			}
 			s.out.begin(min(buffer, 65535))
-			sub.s = s
+			sub.s, sub.client = s, &hooks.Client{ID: id}
 			b.locals[sub] = struct{}{}
 			x, fresh := s.saveLocal()
 			s.mu.Unlock()
@@ -325,13 +326,22 @@ func (sub *Subscription) Add(filter string, o *SubscribeOptions) error {
 		}
 		s.mu.Unlock()
 	}
+	if f := s.b.obs.Subscribed; f != nil {
+		f(sub.client, filter, o.QoS)
+	}
 	return nil
 }
 
 // Remove ends the subscription to filter and says whether there was one. What it has put into the queue stays (3.10.4).
 func (sub *Subscription) Remove(filter string) bool {
 	group, inner, err := packets.SplitShared(filter)
-	return err == nil && sub.s.unsubscribe(group, inner)
+	if err != nil || !sub.s.unsubscribe(group, inner) {
+		return false
+	}
+	if f := sub.s.b.obs.Unsubscribed; f != nil {
+		f(sub.client, filter)
+	}
+	return true
 }
 
 // Publish publishes as Publish of the Broker does, in the name of this Subscription: filters with NoLocal do not get the message.
@@ -343,7 +353,7 @@ func (sub *Subscription) Publish(ctx context.Context, m *Message) error {
 	s.mu.Lock()
 	number := s.num
 	s.mu.Unlock()
-	_, err := s.b.publishLocal(ctx, m, local{from: s.id, number: number})
+	_, err := s.b.publishLocal(ctx, m, local{from: s.id, number: number, client: sub.client})
 	return err
 }
 

@@ -31,7 +31,7 @@ import (
 var ErrAbstain = errors.New("hooks: no opinion")
 
 // A Client describes the Network Connection and Session that a hook is called for. Hooks must not modify it, and may
-// keep it. An in-process caller is described by a Client without addresses.
+// keep it. The program itself is described by a Client without addresses: to an [Observer], as no other hook is asked about it.
 type Client struct {
 	// ID is the Client Identifier; one that the broker assigned included.
 	ID string

@@ -38,22 +38,31 @@ func (r DropReason) String() string {
 	return "unknown"
 }
 
-// An Observer is told what happens. Any field may be nil; a nil one costs one compare. Calls are made where the thing
-// happens, some of them for every message and with a lock held: they must return at once, must not call into the broker, and must not keep
-// or modify what they are given unless its type allows it. Fields are added in minor releases.
+// An Observer is told what happens. Any field may be nil; a nil one costs one compare.
+//
+// Published, Subscribed, Unsubscribed, SessionEnded and Dropped are called for the program that runs the broker as for clients. The Client is
+// then one without addresses, the same for all calls: its ID is that of the Subscription, "$local/" and its Name or a number, and empty for
+// what Broker.Publish, PublishWait, Request and Respond publish, and for the $SYS topics. No client has such an ID; that there is no
+// address is true of the Will of a client from before a restart as well. Connected, Refused, Disconnected, Delivered and
+// Acknowledged are about Network Connections alone.
+//
+// Calls are made where the thing happens, some of them for every message and with a lock held: they must return at once, must not call
+// into the broker, and must not keep or modify what they are given unless its type allows it. Fields are added in minor releases.
 //
 // A panic of a function is counted, logged with its stack, and told to Panicked, and nothing else happens: the connection, and what it was
 // told about, go on. One of Panicked itself is counted and logged.
 type Observer struct {
 	// Connected: a CONNECT was accepted.
 	Connected func(c *Client, sessionPresent bool)
-	// Refused: a CONNECT was refused, or a connection ended before it was accepted. The Client may be incomplete.
+	// Refused: a CONNECT was refused, or a connection ended before it was accepted. The Client may be incomplete. It is called when the
+	// connection is closed, which is up to a second after the CONNACK: the broker lets the client read that first.
 	Refused func(c *Client, code packets.ReasonCode, err error)
 	// Disconnected: an accepted connection ended. err is nil after a DISCONNECT from the client.
 	Disconnected func(c *Client, code packets.ReasonCode, err error)
 	// SessionEnded: a Session expired, was replaced or deleted.
 	SessionEnded func(clientID string)
-	// Subscribed and Unsubscribed: a subscription was made (or replaced), or removed.
+	// Subscribed and Unsubscribed: a subscription was made (or replaced), or removed by who made it. filter is as it was written, without the
+	// mount point. When a Session ends its subscriptions end without a call for each.
 	Subscribed   func(c *Client, filter string, qos packets.QoS)
 	Unsubscribed func(c *Client, filter string)
 	// Denied: the Authorizer refused, with its error.
@@ -64,9 +73,10 @@ type Observer struct {
 	// Banned: somebody was banned, by the broker itself or by the program. kind is "address", "client" or "user", until is zero for one
 	// that does not end by itself.
 	Banned func(kind, value, reason string, until time.Time)
-	// Published: a message was accepted and handed to as many sessions as matched; 0 means nobody subscribes to it.
+	// Published: a message was accepted and handed to as many sessions as matched; 0 means nobody subscribes to it. The topic is with the mount
+	// point. Wills are told of when they are published. A program that publishes because of a call is told of that message too.
 	Published func(c *Client, m *packets.Message, matched int)
-	// Delivered: a message was written to the buffer of a connection.
+	// Delivered: a message was written to the buffer of a connection. What a Subscription of the program reads is not told.
 	Delivered func(clientID string, m *packets.Message)
 	// Acknowledged: a client completed a QoS 1 or 2 delivery.
 	Acknowledged func(clientID string, id uint16)

@@ -245,6 +245,9 @@ func (c *Client) seen() {
 func (c *Client) fail(why, want, got string) {
 	c.t.Helper()
 	trace := "its connection is no longer remembered\n"
+	if c.b.Broker() == nil {
+		trace = "the broker is stopped: Start starts it\n"
+	}
 	if k := c.link(); k != nil {
 		if c.err != nil { // the broker's reason comes a moment later
 			c.b.waitFor(time.Second, func() bool {

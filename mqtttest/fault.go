@@ -55,9 +55,10 @@ func Duplicate(d Direction, t packets.Type, n int) Fault {
 	return Fault{kind: duplicate, dir: d, typ: t, n: n}
 }
 
-// Cut closes a connection, once, when n bytes have passed in the direction since the injection: the first connection that gets so far.
+// Cut closes a connection, once, when n bytes have passed in the direction since the injection: the first connection that gets so far. At 0, or
+// less, it is the next packet that closes it, and nothing of it passes.
 func Cut(d Direction, n int) Fault {
-	return Fault{kind: cut, dir: d, n: n}
+	return Fault{kind: cut, dir: d, n: max(n, 0)}
 }
 
 // StallReads keeps the broker from reading what clients send, until the fault is lifted. Clients can still write, as much as the

@@ -69,7 +69,9 @@ func Store(open func() (store.Store, error)) Option {
 	return func(o *options) { o.open = open }
 }
 
-// Timeout is how long the Wait methods, and Want of a Client, wait before they fail. Default 10 s: of the bubble's time in a bubble.
+// Timeout is how long the Wait methods, and Want of a Client, wait before they fail. Default 10 s. In a bubble that is 10 s of the bubble's
+// time, which pass at once when nothing else happens: for what comes later, such as a Will after 30 s, sleep so long first, or give a longer
+// Timeout, which costs nothing there.
 func Timeout(d time.Duration) Option {
 	return func(o *options) { o.timeout = d }
 }
@@ -101,10 +103,10 @@ type Broker struct {
 	links     []*link
 	dialed    int // links so far
 	changed   chan struct{}
-	clients   map[string]*presence // by Client Identifier
-	messages  []*recorded
-	lost      int // messages that were recorded and are forgotten
-	bytes     int // in messages
+	clients   map[string]*presence       // by Client Identifier
+	programs  map[string]map[string]bool // filters of the Subscriptions of the program that is tested, by their identifiers
+	messages  record
+	system    record // those on topics that begin with "$", so that they do not push out the others
 	faults    []*Injection
 	failures  []string
 	closed    bool
@@ -301,7 +303,7 @@ func (b *Broker) Start() {
 		b.t.Fatalf("mqtttest: %v", err)
 	}
 	b.mu.Lock()
-	b.core = core
+	b.core, b.programs = core, make(map[string]map[string]bool)
 	b.notify()
 	b.mu.Unlock()
 }
@@ -399,17 +401,20 @@ func (b *Broker) observer() *hooks.Observer {
 		p.connects += max(by, 0)
 		b.notify()
 	}
-	something := func() {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		b.notify()
-	}
 	return &hooks.Observer{
 		Connected:    func(c *hooks.Client, _ bool) { present(c.ID, 1) },
 		Disconnected: func(c *hooks.Client, _ packets.ReasonCode, _ error) { present(c.ID, -1) },
-		Subscribed:   func(*hooks.Client, string, packets.QoS) { something() },
-		Unsubscribed: func(*hooks.Client, string) { something() },
-		SessionEnded: func(string) { something() },
+		Subscribed: func(c *hooks.Client, filter string, _ packets.QoS) {
+			b.program(func() {
+				if of := b.programs[c.ID]; of != nil {
+					of[filter] = true
+				} else if strings.HasPrefix(c.ID, ownSession) {
+					b.programs[c.ID] = map[string]bool{filter: true}
+				}
+			})
+		},
+		Unsubscribed: func(c *hooks.Client, filter string) { b.program(func() { delete(b.programs[c.ID], filter) }) },
+		SessionEnded: func(id string) { b.program(func() { delete(b.programs, id) }) },
 		Published:    func(_ *hooks.Client, m *packets.Message, _ int) { b.record(m) },
 		Panicked: func(c *hooks.Client, v any) {
 			b.mu.Lock()
@@ -421,6 +426,17 @@ func (b *Broker) observer() *hooks.Observer {
 			b.failures = append(b.failures, fmt.Sprintf("panic while serving client %q: %v", id, v))
 		},
 	}
+}
+
+// ownSession is how the identifier of a Subscription of the program begins.
+const ownSession = "$local/"
+
+// program changes what is known of subscriptions and sessions, and wakes who waits.
+func (b *Broker) program(change func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	change()
+	b.notify()
 }
 
 // notify wakes who waits. mu is held.

@@ -1,8 +1,10 @@
 package mqtttest
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -31,19 +33,35 @@ func Payload(s string) Matcher {
 	return func(m *dunlin.Message) bool { return string(m.Payload) == s }
 }
 
+// A record is what is remembered of messages.
+type record struct {
+	of    []*recorded
+	lost  int // that were recorded and are forgotten
+	bytes int // of payloads in of
+}
+
 // record remembers a message that was published.
 func (b *Broker) record(m *dunlin.Message) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.messages = append(b.messages, &recorded{m: m, at: time.Now()})
-	b.bytes += len(m.Payload)
-	for len(b.messages) > maxMessages || b.bytes > maxMessageBytes {
-		b.bytes -= len(b.messages[0].m.Payload)
-		b.messages[0] = nil
-		b.messages = b.messages[1:]
-		b.lost++
+	r := b.records(m.Topic)
+	r.of = append(r.of, &recorded{m: m, at: time.Now()})
+	r.bytes += len(m.Payload)
+	for len(r.of) > maxMessages || r.bytes > maxMessageBytes {
+		r.bytes -= len(r.of[0].m.Payload)
+		r.of[0] = nil
+		r.of = r.of[1:]
+		r.lost++
 	}
 	b.notify()
+}
+
+// records returns where the messages of a topic are, or of a filter, which matches topics of one kind alone [MQTT-4.7.2-1].
+func (b *Broker) records(topic string) *record {
+	if strings.HasPrefix(topic, "$") {
+		return &b.system
+	}
+	return &b.messages
 }
 
 // Publish publishes a message with QoS 1 as the broker's own program would. It fails the test if the broker refuses it.
@@ -62,16 +80,17 @@ func (b *Broker) PublishMessage(m *dunlin.Message) {
 	if err := core.Publish(context.Background(), m); err != nil {
 		b.t.Fatalf("mqtttest: Publish to %q: %v", m.Topic, err)
 	}
-	b.record(m)
 }
 
-// Messages returns the messages that were published to topics that match filter, by clients, as Wills and by Publish, in the order in
-// which the broker took them. They must not be modified. The first 100,000 or 64 MiB back from now are remembered.
+// Messages returns the messages that were published to topics that match filter, in the order in which the broker took them: by clients, as
+// Wills, by Publish, and by the program that runs the broker (Publish, PublishWait, Request and Respond of the dunlin.Broker, Publish
+// of a dunlin.Subscription); and the $SYS topics, if Config.SysInterval is set. Topics are with the mount point of the client. The messages must
+// not be modified. The last 100,000 or 64 MiB are remembered, and as many of topics that begin with "$".
 func (b *Broker) Messages(filter string) []*dunlin.Message {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var found []*dunlin.Message
-	for _, r := range b.messages {
+	for _, r := range b.records(filter).of {
 		if packets.MatchTopic(filter, r.m.Topic) {
 			found = append(found, r.m)
 		}
@@ -80,8 +99,8 @@ func (b *Broker) Messages(filter string) []*dunlin.Message {
 }
 
 // WaitFor waits until a message has been published to a topic that matches filter and for which match is true, and returns it. One that
-// was published before the call counts, but no message is returned twice: two calls wait for two messages. It fails t if there is none in
-// time.
+// was published before the call counts, but no message is returned twice: two calls wait for two messages. Which messages there are Messages
+// says. It fails t if there is none within the Timeout.
 func (b *Broker) WaitFor(t testing.TB, filter string, match Matcher) *dunlin.Message {
 	t.Helper()
 	if !packets.ValidTopicFilter(filter) {
@@ -89,7 +108,7 @@ func (b *Broker) WaitFor(t testing.TB, filter string, match Matcher) *dunlin.Mes
 	}
 	var found *dunlin.Message
 	ok := b.wait(func() bool {
-		for _, r := range b.messages {
+		for _, r := range b.records(filter).of {
 			if !r.taken && packets.MatchTopic(filter, r.m.Topic) && (match == nil || match(r.m)) {
 				r.taken, found = true, r.m
 				return true
@@ -110,7 +129,7 @@ func (b *Broker) others(filter string) string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var s strings.Builder
-	for _, r := range b.messages {
+	for _, r := range b.records(filter).of {
 		if !packets.MatchTopic(filter, r.m.Topic) {
 			continue
 		}
@@ -123,36 +142,59 @@ func (b *Broker) others(filter string) string {
 		}), why)
 	}
 	if s.Len() == 0 {
-		return fmt.Sprintf("nothing was published there; %d messages elsewhere\n", len(b.messages)+b.lost)
+		return fmt.Sprintf("nothing was published there; %d messages elsewhere\n",
+			len(b.messages.of)+b.messages.lost+len(b.system.of)+b.system.lost)
 	}
 	return "published there:\n" + s.String()
 }
 
-// WaitSubscribed waits until a session of a client is subscribed to filter, written exactly so, "$share/" and all. It fails the test if
-// none is in time.
+// WaitSubscribed waits until a client, or the program that runs the broker, is subscribed to filter, written exactly so: with "$share/", and
+// with the mount point of the client, if it has one, as in Subscriptions of dunlin.SessionInfo. It fails the test if nobody is in time, and
+// says which subscriptions there are.
 func (b *Broker) WaitSubscribed(filter string) {
 	b.t.Helper()
-	if !b.wait(func() bool { return b.subscribed(filter) }) {
-		b.t.Fatalf("mqtttest: nobody has subscribed to %q within %v\n%s", filter, b.o.timeout, b.traces(nil))
+	if b.wait(func() bool {
+		return slices.ContainsFunc(b.subscriptions(), func(s subscribed) bool { return s.filter == filter })
+	}) {
+		return
 	}
+	there := "there are no subscriptions\n"
+	b.mu.Lock()
+	if all := b.subscriptions(); len(all) > 0 {
+		there = "there are, mount points included:\n"
+		for _, s := range all {
+			there += fmt.Sprintf("  %q of %q\n", s.filter, s.id)
+		}
+	}
+	b.mu.Unlock()
+	b.t.Fatalf("mqtttest: nobody has subscribed to %q within %v\n%s%s", filter, b.o.timeout, there, b.traces(nil))
 }
 
-// subscribed is called with mu held, and lets go of it meanwhile.
-func (b *Broker) subscribed(filter string) bool {
+// subscribed is a subscription of a client or of the program.
+type subscribed struct{ id, filter string }
+
+// subscriptions returns them all, those of clients first. It is called with mu held, and lets go of it meanwhile.
+func (b *Broker) subscriptions() (all []subscribed) {
 	core := b.core
 	b.mu.Unlock()
-	defer b.mu.Lock()
-	if core == nil {
-		return false
-	}
-	for s := range core.Sessions() {
-		for _, sub := range s.Subscriptions {
-			if sub.Filter == filter {
-				return true
+	if core != nil {
+		for s := range core.Sessions() {
+			for _, sub := range s.Subscriptions {
+				all = append(all, subscribed{s.ClientID, sub.Filter})
 			}
 		}
 	}
-	return false
+	b.mu.Lock()
+	clients := len(all)
+	for id, filters := range b.programs {
+		for f := range filters {
+			if s := (subscribed{id, f}); !slices.Contains(all[:clients], s) { // one with a Name is among the Sessions
+				all = append(all, s)
+			}
+		}
+	}
+	slices.SortFunc(all[clients:], func(x, y subscribed) int { return cmp.Or(cmp.Compare(x.id, y.id), cmp.Compare(x.filter, y.filter)) })
+	return all
 }
 
 // WaitConnected waits until a client with this identifier is connected.

@@ -72,7 +72,7 @@ func (m *metrics) write(w io.Writer, st dunlin.Stats) {
 		{"mqtt_connected_total", "CONNECT packets accepted.", "version", &m.connected},
 		{"mqtt_refused_total", "CONNECT packets refused.", "code", &m.refused},
 		{"mqtt_disconnected_total", "Connections ended.", "code", &m.disconnected},
-		{"mqtt_published_total", "Messages published by clients.", "qos", &m.published},
+		{"mqtt_published_total", "Messages published, by clients and by this program.", "qos", &m.published},
 		{"mqtt_unheard_total", "Those that nobody subscribes to.", "qos", &m.unheard},
 		{"mqtt_denied_total", "What the Authorizer refused.", "action", &m.denied},
 		{"mqtt_dropped_total", "Messages that did not reach a Session.", "why", &m.dropped},

@@ -1,0 +1,146 @@
+package dunlin
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// What the program itself does is told to the Observer as what clients do is, once each.
+func TestTheObserverIsToldWhatTheProgramDoes(t *testing.T) {
+	var mu sync.Mutex
+	var told []string
+	note := func(format string, args ...any) {
+		mu.Lock()
+		defer mu.Unlock()
+		told = append(told, fmt.Sprintf(format, args...))
+	}
+	b, err := New(Config{Authenticator: hooks.AllowAll, Logger: slog.New(slog.DiscardHandler), Observer: &hooks.Observer{
+		Published: func(c *hooks.Client, m *packets.Message, matched int) {
+			if c.RemoteAddr == nil && c.LocalAddr == nil {
+				topic, _, _ := strings.Cut(m.Topic, "/")
+				note("%q published %s for %d", c.ID, topic, matched)
+			}
+		},
+		Subscribed: func(c *hooks.Client, filter string, qos packets.QoS) {
+			note("%q subscribed to %s at %d", c.ID, filter, qos)
+		},
+		Unsubscribed: func(c *hooks.Client, filter string) { note("%q unsubscribed from %s", c.ID, filter) },
+		SessionEnded: func(id string) { note("%q ended", id) },
+		Connected:    func(*hooks.Client, bool) { note("connected") },
+		Delivered:    func(string, *packets.Message) { note("delivered") },
+		Disconnected: func(*hooks.Client, packets.ReasonCode, error) { note("disconnected") },
+	}})
+	require.NoError(t, err)
+	defer b.Close()
+	expect := func(want ...string) {
+		t.Helper()
+		mu.Lock()
+		defer mu.Unlock()
+		require.Equal(t, want, told)
+		told = nil
+	}
+	ctx := t.Context()
+
+	sub, err := b.Subscribe(ctx, "a", &SubscribeOptions{Name: "reader", QoS: 1})
+	require.NoError(t, err)
+	require.NoError(t, sub.Add("$share/g/b", nil))
+	expect(`"$local/reader" subscribed to a at 1`, `"$local/reader" subscribed to $share/g/b at 0`)
+	require.NoError(t, b.Publish(ctx, &Message{Topic: "a"}))
+	require.NoError(t, sub.Publish(ctx, &Message{Topic: "nobody"}))
+	expect(`"" published a for 1`, `"$local/reader" published nobody for 0`)
+	require.Error(t, b.Publish(ctx, &Message{Topic: "#"}))
+	require.Error(t, sub.Add("a#", nil))
+	require.True(t, sub.Remove("a"))
+	require.False(t, sub.Remove("a"))
+	expect(`"$local/reader" unsubscribed from a`)
+	_, err = b.PublishWait(ctx, &Message{Topic: "wait"})
+	require.NoError(t, err)
+	expect(`"" published wait for 0`)
+	require.NoError(t, sub.Delete())
+	expect(`"$local/reader" ended`)
+
+	r, err := b.Respond(ctx, "question", func(context.Context, *Incoming) (*Message, error) { return &Message{}, nil })
+	require.NoError(t, err)
+	_, err = b.Request(ctx, "question", nil)
+	require.NoError(t, err)
+	require.NoError(t, r.Close())
+	mu.Lock()
+	defer mu.Unlock()
+	for i, s := range told {
+		if strings.HasPrefix(s, `"$local/#2" subscribed to response/`) {
+			told[i] = "subscribed to the response"
+		}
+	}
+	require.ElementsMatch(t, []string{`"$local/#1" subscribed to question at 2`, "subscribed to the response", `"" published question for 1`,
+		`"" published response for 1`, `"$local/#2" ended`, `"$local/#1" ended`}, told, "in any order: the responder is another goroutine")
+}
+
+func TestTheObserverIsToldOfSysTopics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var versions atomic.Int64
+		b, err := New(Config{Authenticator: hooks.AllowAll, Logger: slog.New(slog.DiscardHandler), SysInterval: time.Minute, Observer: &hooks.Observer{
+			Published: func(c *hooks.Client, m *packets.Message, _ int) {
+				if m.Topic == "$SYS/broker/version" && c.ID == "" {
+					versions.Add(1)
+				}
+			},
+		}})
+		require.NoError(t, err)
+		defer b.Close()
+		time.Sleep(150 * time.Second)
+		require.EqualValues(t, 3, versions.Load(), "at the start and each minute")
+	})
+}
+
+// A program must not go down because of what it is told of itself; the message and the subscription are there.
+func TestAPanicOfTheObserverDoesNotReachTheProgram(t *testing.T) {
+	b, err := New(Config{Authenticator: hooks.AllowAll, Logger: slog.New(slog.DiscardHandler), Observer: &hooks.Observer{
+		Published:    func(*hooks.Client, *packets.Message, int) { panic("published") },
+		Subscribed:   func(*hooks.Client, string, packets.QoS) { panic("subscribed") },
+		Unsubscribed: func(*hooks.Client, string) { panic("unsubscribed") },
+	}})
+	require.NoError(t, err)
+	defer b.Close()
+	sub, err := b.Subscribe(t.Context(), "a", nil)
+	require.NoError(t, err)
+	require.NoError(t, b.Publish(t.Context(), &Message{Topic: "a", Payload: []byte("x")}))
+	m, err := sub.Next(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, "x", string(m.Payload))
+	require.True(t, sub.Remove("a"))
+	require.EqualValues(t, 3, b.Stats().Panics)
+}
+
+// An Observer that is told of a publish costs no allocation more.
+func TestTellingTheObserverOfAPublishAllocatesNothing(t *testing.T) {
+	allocations := func(o *hooks.Observer) float64 {
+		b, err := New(Config{Authenticator: hooks.AllowAll, Logger: slog.New(slog.DiscardHandler), Observer: o})
+		require.NoError(t, err)
+		defer b.Close()
+		m := &Message{Topic: "a"}
+		return testing.AllocsPerRun(200, func() {
+			if err := b.Publish(context.Background(), m); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	told := 0
+	without := allocations(nil)
+	with := allocations(&hooks.Observer{Published: func(*hooks.Client, *packets.Message, int) { told++ }})
+	require.Positive(t, told)
+	if !raced() { // pools forget at random then
+		require.LessOrEqual(t, with, without)
+	}
+}
