@@ -366,8 +366,8 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 		c.own().pace = p
 	}
 	if g.MountPoint != "" {
-		if !packets.ValidTopicName(g.MountPoint) || len(g.MountPoint) > c.b.cfg.MaxTopicLength/2 {
-			err := fmt.Errorf("the Authenticator granted the mount point %q, which no Topic Name can begin with", g.MountPoint)
+		if !packets.ValidTopicName(g.MountPoint) || g.MountPoint[0] == '$' || len(g.MountPoint) > c.b.cfg.MaxTopicLength/2 {
+			err := fmt.Errorf("the Authenticator granted the mount point %q, which no Topic Name of a client can begin with", g.MountPoint)
 			return c.refuse(b.refusal(err, "client", c.client.ID))
 		}
 		c.own().mount = g.MountPoint

@@ -247,7 +247,7 @@ func TestMountPoints(t *testing.T) {
 		c.nothing("of the old mount point")
 		c.close()
 
-		for _, mount = range []string{"t/+/", "#", "a\x00b"} {
+		for _, mount = range []string{"t/+/", "#", "a\x00b", "$", "$SYS/", "$share/g/"} {
 			r.refused(as("in", "tenant"), packets.NotAuthorized)
 		}
 		out.close()

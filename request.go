@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
@@ -29,7 +30,8 @@ const errorProperty = "error"
 // responds may be a client of MQTT 5.0 or Respond. ctx should have an end: a responder need not answer.
 //
 // The Response Topic is Config.ResponseInformation, or "response" without that, with a random last level. A client needs the right
-// to publish to it.
+// to publish to it. If it has a mount point (hooks.Grant) its response comes with that in front, as the Topic of the result shows; that is listened
+// for where the client gets the request at the time of the call. A client with another mount point cannot answer in its place.
 //
 // The error is ErrNoResponder, a *ResponseError, the cause of ctx, or one of Publish.
 func (b *Broker) Request(ctx context.Context, topic string, payload []byte) (*Incoming, error) {
@@ -45,11 +47,17 @@ func (b *Broker) RequestMessage(ctx context.Context, m *Message) (*Incoming, err
 	to := strings.TrimSuffix(b.responses(), "/") + "/" + id
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the subscription
-	sub, err := b.Subscribe(ctx, to, &SubscribeOptions{QoS: packets.QoS2, Buffer: 16, RetainHandling: SkipRetained})
+	o := &SubscribeOptions{QoS: packets.QoS2, Buffer: 16, RetainHandling: SkipRetained}
+	sub, err := b.Subscribe(ctx, to, o)
 	if err != nil {
 		return nil, err
 	}
 	defer sub.Close()
+	for _, mount := range b.mountsFor(m.Topic) {
+		if err := sub.Add(mount+to, o); err != nil {
+			return nil, err
+		}
+	}
 	q := *m
 	q.Properties = append(packets.Properties(nil), m.Properties...)
 	q.Properties = q.Properties.AppendText(packets.ResponseTopic, to).AppendBytes(packets.CorrelationData, []byte(id))
@@ -74,6 +82,29 @@ func (b *Broker) RequestMessage(ctx context.Context, m *Message) (*Incoming, err
 		}
 		return r, nil
 	}
+}
+
+// mountsFor returns the mount points of those who would get a message of topic. None of them sees more of a Response Topic than what follows it.
+func (b *Broker) mountsFor(topic string) (mounts []string) {
+	if !packets.ValidTopicName(topic) {
+		return nil // for Publish to refuse
+	}
+	add := func(of []target) {
+		for i := range of {
+			if m := of[i].s.mount; m != "" && strings.HasPrefix(topic, m) && !slices.Contains(mounts, m) {
+				mounts = append(mounts, m)
+			}
+		}
+	}
+	b.work(func(t *turn) {
+		t.topic = append(t.topic[:0], topic...)
+		t.route.fill(t, t.topic, 0)
+		add(t.route.targets)
+		for i := range t.route.shared {
+			add(t.route.shared[i].members)
+		}
+	})
+	return mounts
 }
 
 // responses is what the topics of responses begin with.

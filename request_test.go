@@ -163,3 +163,52 @@ func TestResponseTopicsAreGuarded(t *testing.T) {
 		})
 	}
 }
+
+// A client with a mount point knows nothing of it, and answers all the same; one with another cannot do so in its place.
+func TestRequestsOfAndToClientsWithMountPoints(t *testing.T) {
+	edit := func(c *Config) {
+		c.Authenticator = hooks.AuthenticatorFunc(func(_ context.Context, r *hooks.ConnectRequest) error {
+			r.Grant.MountPoint = r.Client.Username
+			return nil
+		})
+	}
+	for _, tt := range []struct {
+		name, mount, filter string
+	}{
+		{"a mount point of whole levels", "tenants/t1/", "ask"},
+		{"one that ends within a level", "t1-", "ask"},
+		{"a shared subscription", "tenants/t1/", "$share/g/+"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inProcess(t, edit, func(t *testing.T, b *Broker) {
+				l, stop := serveMemory(t, b)
+				defer stop()
+				one, _ := newTestClient(t, dial(t, l), as("one", tt.mount))
+				other, _ := newTestClient(t, dial(t, l), as("other", "tenants/t2/"))
+				for _, c := range []*testClient{one, other} {
+					c.send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: tt.filter}}})
+					c.recv()
+				}
+				done := make(chan *Incoming, 1)
+				go func() {
+					m, err := b.Request(t.Context(), tt.mount+"ask", []byte("?"))
+					if err != nil {
+						t.Error(err)
+					}
+					done <- m
+				}()
+				q := one.recv().(*packets.Publish)
+				to, _ := q.Properties.Text(packets.ResponseTopic)
+				data, _ := q.Properties.Bytes(packets.CorrelationData)
+				for _, c := range []*testClient{other, one} { // the other one has guessed it all
+					c.send(&packets.Publish{Topic: []byte(to), Payload: []byte("!"), Properties: packets.Properties(nil).AppendBytes(packets.CorrelationData, data)})
+					synctest.Wait()
+				}
+				m := <-done
+				require.Equal(t, "one", m.Publisher)
+				require.Equal(t, tt.mount+to, m.Topic)
+				require.Equal(t, 2, b.tree.len(), "requests leave no subscription")
+			})
+		})
+	}
+}

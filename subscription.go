@@ -76,7 +76,8 @@ type SubscribeOptions struct {
 
 // Incoming is a message as a Subscription receives it. It is shared and must not be modified.
 type Incoming struct {
-	// Message is as it was published, but for QoS, which is that of this delivery, and Retain, for which see RetainAsPublished.
+	// Message is as it was published, but for QoS, which is that of this delivery, and Retain, for which see RetainAsPublished. Of a client with
+	// a mount point (hooks.Grant) Topic has it in front; ResponseTopic is as the client wrote it, without: Respond puts it there.
 	Message
 	// Publisher is the Client Identifier of who published it, empty for Publish of the Broker.
 	Publisher string
