@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"net"
+	"reflect"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -94,22 +96,62 @@ func dial(t testing.TB, l *listeners.Memory) net.Conn {
 
 func TestNewRefusesWhatMakesNoSense(t *testing.T) {
 	three := packets.QoS(3)
-	for name, edit := range map[string]func(*Config){
-		"no Authenticator":              func(c *Config) { c.Authenticator = nil },
-		"a version that is none":        func(c *Config) { c.Versions = []packets.Version{6} },
-		"QoS 3":                         func(c *Config) { c.MaxQoS = &three },
-		"a Keep Alive over 18 h":        func(c *Config) { c.MaxKeepAlive = 24 * time.Hour },
-		"a Keep Alive of 1.5 s":         func(c *Config) { c.MaxKeepAlive = 1500 * time.Millisecond },
-		"an unknown overflow":           func(c *Config) { c.Overflow = 9 },
-		"too long response information": func(c *Config) { c.ResponseInformation = string(make([]byte, 70000)) },
+	var none hooks.AuthenticatorFunc
+	for name, tt := range map[string]struct {
+		edit func(*Config)
+		want string
+	}{
+		"no Authenticator":              {func(c *Config) { c.Authenticator = nil }, "Authenticator is nil"},
+		"an Authenticator that is nil":  {func(c *Config) { c.Authenticator = none }, "Authenticator is nil"},
+		"a chain with nil":              {func(c *Config) { c.Authenticator = hooks.ChainAuthenticators(hooks.AllowAll, nil) }, "Authenticator: member 1 is nil"},
+		"a chain in a chain with nil":   {func(c *Config) { c.Authorizer = hooks.AllAuthorizers(hooks.AnyAuthorizer(hooks.AuthorizerFunc(nil))) }, "Authorizer: member 0: member 0 is nil"},
+		"an Interceptor that is nil":    {func(c *Config) { c.Interceptor = hooks.InterceptorFunc(nil) }, "Interceptor is nil"},
+		"a method that is nil":          {func(c *Config) { c.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{"X": nil} }, `EnhancedAuth["X"] is nil`},
+		"a version that is none":        {func(c *Config) { c.Versions = []packets.Version{6} }, "Versions: 6"},
+		"QoS 3":                         {func(c *Config) { c.MaxQoS = &three }, "MaxQoS: 3"},
+		"a Keep Alive over 18 h":        {func(c *Config) { c.MaxKeepAlive = 24 * time.Hour }, "MaxKeepAlive is 24h"},
+		"a Keep Alive of 1.5 s":         {func(c *Config) { c.MaxKeepAlive = 1500 * time.Millisecond }, "MaxKeepAlive is 1.5s"},
+		"an unknown overflow":           {func(c *Config) { c.Overflow = 9 }, "Overflow is 9"},
+		"an unknown strategy":           {func(c *Config) { c.Shared = 9 }, "Shared is 9"},
+		"an unknown policy":             {func(c *Config) { c.OverRate = 9 }, "OverRate is 9"},
+		"a rate that is none":           {func(c *Config) { c.PublishBytes = math.NaN() }, "PublishBytes is NaN"},
+		"too long response information": {func(c *Config) { c.ResponseInformation = string(make([]byte, 70000)) }, "ResponseInformation"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := Config{Authenticator: hooks.AllowAll}
-			edit(&cfg)
+			tt.edit(&cfg)
 			_, err := New(cfg)
-			require.Error(t, err)
+			require.ErrorContains(t, err, "Config."+tt.want)
 		})
 	}
+}
+
+// Every limit may be negative: none.
+func TestEveryLimitMayBeNegative(t *testing.T) {
+	cfg := Config{Authenticator: hooks.AllowAll, Logger: quiet}
+	v := reflect.ValueOf(&cfg).Elem()
+	n := 0
+	for i := range v.NumField() {
+		switch f := v.Field(i); f.Kind() {
+		case reflect.Int, reflect.Int64:
+			f.SetInt(-1)
+		case reflect.Float64:
+			f.SetFloat(-1)
+		default:
+			continue
+		}
+		n++
+	}
+	require.Greater(t, n, 30)
+	b, err := New(cfg)
+	require.NoError(t, err)
+	defer b.Close()
+	l, stop := serveMemory(t, b)
+	defer stop()
+	_, ack := newTestClient(t, dial(t, l), connect("c"))
+	require.Equal(t, packets.Success, ack.Code)
+	_, ok := ack.Properties.Uint(packets.ServerKeepAlive)
+	require.False(t, ok, "no limit of the Keep Alive")
 }
 
 func TestServeAfterTheEndReturnsErrBrokerClosed(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math"
 	"net"
+	"reflect"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
@@ -44,7 +45,8 @@ type Config struct {
 	ConnContext func(ctx context.Context, c net.Conn) context.Context
 
 	// Store keeps Sessions, their queues, and retained messages; see "Delivery guarantees" of the package. New reads it, and Shutdown
-	// and Close close it; if New fails it is still the caller's. Nil: nothing survives the end of the process.
+	// and Close close it; if New fails it is still the caller's. It must not be used by anybody else, and not by two Brokers, meanwhile. Nil:
+	// nothing survives the end of the process.
 	Store store.Store
 	// MaxUncommittedBytes is how much may wait for the Store before publishers that need it are made to wait: nothing is read from
 	// them meanwhile. All others go on. Default 8 MiB.
@@ -79,7 +81,7 @@ type Config struct {
 	// it are refused with Connection rate exceeded (0x9F) and no hook is asked. Default 60.
 	MaxAuthFailures int
 	// MaxTakeovers is how often in a minute connections may take over the same Client Identifier from each other. One that does it more
-	// often is banned (see Ban) for BanTime. Defaults 60, and 5 minutes.
+	// often is banned (see Ban) for BanTime. Defaults 60, and 5 minutes; either negative: nobody is.
 	MaxTakeovers int
 	BanTime      time.Duration
 
@@ -253,6 +255,9 @@ func (c *Config) check() error {
 	if c.Authenticator == nil {
 		return errors.New("dunlin: Config.Authenticator is nil: name one, or hooks.AllowAll to accept everybody")
 	}
+	if err := c.checkHooks(); err != nil {
+		return err
+	}
 	for _, v := range c.Versions {
 		if v < packets.V31 || v > packets.V5 {
 			return fmt.Errorf("dunlin: Config.Versions: %d is not a protocol version, use packets.V31, V311 and V5", v)
@@ -261,23 +266,72 @@ func (c *Config) check() error {
 	if c.MaxQoS != nil && *c.MaxQoS > packets.QoS2 {
 		return fmt.Errorf("dunlin: Config.MaxQoS: %d is not a QoS", *c.MaxQoS)
 	}
-	for _, x := range [...]float64{c.ConnectRate, c.ConnectRatePerIP, c.PublishRate, c.PublishBytes} {
-		if math.IsNaN(x) || math.IsInf(x, 0) {
-			return fmt.Errorf("dunlin: Config: a rate of %v per second is none", x)
+	for _, x := range [...]struct {
+		name string
+		rate float64
+	}{{"ConnectRate", c.ConnectRate}, {"ConnectRatePerIP", c.ConnectRatePerIP}, {"PublishRate", c.PublishRate}, {"PublishBytes", c.PublishBytes}} {
+		if math.IsNaN(x.rate) || math.IsInf(x.rate, 0) {
+			return fmt.Errorf("dunlin: Config.%s is %v, which is no rate; negative: no limit", x.name, x.rate)
 		}
 	}
-	if c.Overflow > Disconnect || c.Shared > HashClient || c.OverRate > RefusePublish {
-		return errors.New("dunlin: Config.Overflow, Shared or OverRate is none of the constants that are meant for it")
-	}
-	if c.MaxKeepAlive > 65535*time.Second {
+	switch {
+	case c.Overflow > Disconnect:
+		return fmt.Errorf("dunlin: Config.Overflow is %d, use DropOldest, DropNewest or Disconnect", c.Overflow)
+	case c.Shared > HashClient:
+		return fmt.Errorf("dunlin: Config.Shared is %d, use RoundRobin, Sticky, HashTopic or HashClient", c.Shared)
+	case c.OverRate > RefusePublish:
+		return fmt.Errorf("dunlin: Config.OverRate is %d, use PauseReading or RefusePublish", c.OverRate)
+	case c.MaxKeepAlive > 65535*time.Second:
 		return fmt.Errorf("dunlin: Config.MaxKeepAlive is %v, the most that a Keep Alive can say is 65535 s", c.MaxKeepAlive)
-	}
-	if c.MaxKeepAlive%time.Second != 0 {
+	case c.MaxKeepAlive > 0 && c.MaxKeepAlive%time.Second != 0:
 		return fmt.Errorf("dunlin: Config.MaxKeepAlive is %v, a Keep Alive is in whole seconds", c.MaxKeepAlive)
-	}
-	if len(c.ResponseInformation) > math.MaxUint16 {
+	case len(c.ResponseInformation) > math.MaxUint16:
 		return errors.New("dunlin: Config.ResponseInformation is longer than 65535 bytes")
 	}
+	c.fill()
+	return nil
+}
+
+// checkHooks says which hook is nil where none may be.
+func (c *Config) checkHooks() error {
+	if err := present("Authenticator", c.Authenticator); err != nil {
+		return err
+	}
+	if c.Authorizer != nil {
+		if err := present("Authorizer", c.Authorizer); err != nil {
+			return err
+		}
+	}
+	if c.Interceptor != nil {
+		if err := present("Interceptor", c.Interceptor); err != nil {
+			return err
+		}
+	}
+	for method, x := range c.EnhancedAuth {
+		if err := present(fmt.Sprintf("EnhancedAuth[%q]", method), x); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// present says that hook is nil, or a nil function, or a combination of package hooks with such a member.
+func present(name string, hook any) error {
+	if v := reflect.ValueOf(hook); !v.IsValid() || v.Kind() == reflect.Func && v.IsNil() {
+		return fmt.Errorf("dunlin: Config.%s is nil", name)
+	}
+	if x, ok := hook.(interface{ HookMembers() []any }); ok {
+		for i, m := range x.HookMembers() {
+			if err := present(fmt.Sprintf("%s: member %d", name, i), m); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// fill fills in the defaults.
+func (c *Config) fill() {
 	if c.Logger == nil {
 		c.Logger = slog.Default()
 	}
@@ -319,7 +373,6 @@ func (c *Config) check() error {
 	if c.DisableTopicAlias {
 		c.TopicAliasMaximum = 0
 	}
-	return nil
 }
 
 // accepts says whether clients may speak v.

@@ -187,13 +187,16 @@ func TestSubscribeRefusesWhatMakesNoSense(t *testing.T) {
 		}{
 			{"a wildcard within a level", "a#", SubscribeOptions{}, "no Topic Filter"},
 			{"a share without a filter", "$share/g", SubscribeOptions{}, ""},
-			{"a QoS that is none", "a", SubscribeOptions{QoS: 3}, "out of range"},
-			{"an identifier too large", "a", SubscribeOptions{ID: 268_435_456}, "out of range"},
-			{"a retain handling that is none", "a", SubscribeOptions{RetainHandling: 3}, "out of range"},
+			{"a QoS that is none", "a", SubscribeOptions{QoS: 3}, "QoS is 3"},
+			{"an identifier too large", "a", SubscribeOptions{ID: 268_435_456}, "ID is 268435456"},
+			{"a retain handling that is none", "a", SubscribeOptions{RetainHandling: 3}, "RetainHandling is 3"},
 			{"No Local with a share", "$share/g/a", SubscribeOptions{NoLocal: true}, "No Local"},
 			{"a policy for clients", "a", SubscribeOptions{Overflow: Disconnect}, "Overflow"},
-			{"a negative buffer", "a", SubscribeOptions{Buffer: -1}, "negative"},
-			{"a name that is no Client Identifier", "a", SubscribeOptions{Name: "\xff"}, "Name"},
+			{"a negative buffer", "a", SubscribeOptions{Buffer: -1}, "Buffer is -1"},
+			{"a negative wait", "a", SubscribeOptions{BlockTimeout: -1}, "BlockTimeout is -1ns"},
+			{"a negative expiry", "a", SubscribeOptions{Expiry: -1}, "Expiry is -1ns"},
+			{"a name that is no Client Identifier", "a", SubscribeOptions{Name: "\xff"}, "the Name"},
+			{"a name that is too long", "a", SubscribeOptions{Name: strings.Repeat("n", 65_529)}, "65529 bytes"},
 		} {
 			_, err := b.Subscribe(t.Context(), tt.filter, &tt.o)
 			require.ErrorContains(t, err, tt.want, tt.name)
@@ -517,6 +520,52 @@ func TestANamedSubscriptionExpires(t *testing.T) {
 		sub = mustSubscribe(t, b, "a", &SubscribeOptions{Name: "n"})
 		require.NoError(t, sub.Delete())
 		require.Zero(t, b.Stats().Sessions, "Delete does not wait for the expiry")
+	})
+}
+
+// Whoever loses the race for a Name learns that, and nothing that sounds like a fault.
+func TestSubscribersRaceForAName(t *testing.T) {
+	b := newTestBroker(t, nil)
+	defer b.Close()
+	var wg sync.WaitGroup
+	for i := range 5 {
+		wg.Go(func() {
+			for n := range 300 {
+				if i == 4 { // also while nobody holds it
+					b.DeleteSession(t.Context(), "$local/n")
+					continue
+				}
+				sub, err := b.Subscribe(t.Context(), "a", &SubscribeOptions{Name: "n", QoS: 1})
+				if err == nil {
+					err = sub.Publish(t.Context(), &Message{Topic: "a", QoS: 1})
+				}
+				if err != nil && err != ErrSubscriptionTaken && err != ErrSubscriptionClosed {
+					t.Errorf("round %d: %v", n, err)
+				}
+				if sub != nil {
+					sub.Delete()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	b.DeleteSession(t.Context(), "$local/n")
+	require.Zero(t, b.tree.len())
+	require.Zero(t, b.Stats().Sessions)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	require.Empty(t, b.locals)
+}
+
+// A Session that is ended just as somebody takes it leaves nobody waiting.
+func TestASubscriptionEndsWithItsSession(t *testing.T) {
+	inProcess(t, nil, func(t *testing.T, b *Broker) {
+		sub := mustSubscribe(t, b, "a", &SubscribeOptions{Name: "n"})
+		b.work(func(turn *turn) { b.endSession(turn, sub.s, nil) })
+		_, err := sub.Next(t.Context())
+		require.ErrorIs(t, err, ErrSubscriptionClosed)
+		require.ErrorIs(t, sub.Add("b", nil), ErrSubscriptionClosed)
+		require.Empty(t, b.locals)
 	})
 }
 

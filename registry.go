@@ -354,7 +354,7 @@ func (b *Broker) endSession(t *turn, s *session, why *packets.Error) {
 	if c != nil && why != nil {
 		c.stop(why)
 	}
-	num := s.num
+	num, local := s.num, s.local
 	b.due.cancel(s.due)
 	s.mu.Unlock()
 	if num != 0 {
@@ -378,6 +378,9 @@ func (b *Broker) endSession(t *turn, s *session, why *packets.Error) {
 	t.apart()
 	if f := b.obs.SessionEnded; f != nil {
 		f(s.id)
+	}
+	if local != nil && local.Err() == nil { // one that came at the last moment
+		local.end(ErrSubscriptionClosed, true)
 	}
 }
 

@@ -198,12 +198,14 @@ func tooWide(filter string, n int) bool {
 	return false
 }
 
+var errLost = packets.Errorf(packets.UnspecifiedError, "the connection has been taken over")
+
 // subscribe puts a subscription into the tree. c is the connection that asked, nil for a program.
 func (s *session) subscribe(c *conn, group, filter string, o subOptions) (g grant, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended || s.conn != c {
-		return g, packets.Errorf(packets.UnspecifiedError, "the connection has been taken over")
+		return g, errLost
 	}
 	if s.num == 0 {
 		s.num = s.b.number(s)

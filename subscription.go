@@ -1,10 +1,12 @@
 package dunlin
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"strconv"
 	"strings"
 	"sync"
@@ -51,7 +53,8 @@ type SubscribeOptions struct {
 	ID uint32
 
 	// Name makes the Subscription durable: its Session, with filters and queue, stays when nobody reads it, and Subscribe with the same Name
-	// goes on with it, with the filter and options that are then given besides those that it had. Its Client Identifier is "$local/" and the Name.
+	// goes on with it, with the filter and options that are then given besides those that it had. Its Client Identifier is "$local/" and the Name,
+	// which must be valid UTF-8 without U+0000 of at most 65,528 bytes.
 	// Where Config.Store is set it survives the end of the process; what was read or acknowledged at the moment of a crash may come again. While
 	// nobody reads, it is as with clients that are away: QoS 0 messages
 	// are kept only with Config.QueueQoS0. Empty: the Session ends with the Subscription.
@@ -135,9 +138,10 @@ type Subscription struct {
 }
 
 var (
-	// ErrSubscriptionClosed is returned by Next after Close.
+	// ErrSubscriptionClosed is what a Subscription returns after Close or Delete, and after its Session was ended by DeleteSession.
 	ErrSubscriptionClosed = errors.New("dunlin: subscription closed")
-	// ErrSubscriptionTaken is returned by Next after Subscribe was called with the same Name again.
+	// ErrSubscriptionTaken is what a Subscription returns after Subscribe was called with the same Name again, from Subscribe itself
+	// if that happens while it is under way.
 	ErrSubscriptionTaken = errors.New("dunlin: another Subscribe has taken over the named subscription")
 )
 
@@ -145,7 +149,8 @@ var (
 // publishes and subscribes to is not for the Authorizer to decide. A reader that falls behind loses messages or delays publishers, as o says.
 //
 // The error is ErrBrokerClosed, the cause of ctx, a *packets.Error with Topic Filter invalid (0x8F) or Quota exceeded (0x97), that of a Store
-// which fails, or says which option is out of range.
+// which fails, or says which option is out of range. With a Name it may also be ErrSubscriptionTaken, if somebody else subscribes with
+// that Name at the same time, and ErrSubscriptionClosed, if DeleteSession ends the Session at that time.
 func (b *Broker) Subscribe(ctx context.Context, filter string, o *SubscribeOptions) (*Subscription, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
@@ -184,10 +189,16 @@ func (o *SubscribeOptions) check() error {
 	switch {
 	case o.Overflow != DropOldest && o.Overflow != DropNewest && o.Overflow != Block:
 		return fmt.Errorf("dunlin: Subscribe: Overflow %d is not DropOldest, DropNewest or Block", o.Overflow)
-	case o.Buffer < 0 || o.BlockTimeout < 0 || o.Expiry < 0:
-		return fmt.Errorf("dunlin: Subscribe: Buffer %d, BlockTimeout %v or Expiry %v is negative", o.Buffer, o.BlockTimeout, o.Expiry)
+	case o.Buffer < 0:
+		return fmt.Errorf("dunlin: Subscribe: Buffer is %d, which is negative", o.Buffer)
+	case o.BlockTimeout < 0:
+		return fmt.Errorf("dunlin: Subscribe: BlockTimeout is %v, which is negative", o.BlockTimeout)
+	case o.Expiry < 0:
+		return fmt.Errorf("dunlin: Subscribe: Expiry is %v, which is negative", o.Expiry)
+	case len(localPrefix)+len(o.Name) > math.MaxUint16:
+		return fmt.Errorf("dunlin: Subscribe: the Name has %d bytes, at most %d are possible", len(o.Name), math.MaxUint16-len(localPrefix))
 	case !packets.ValidUTF8(o.Name):
-		return fmt.Errorf("dunlin: Subscribe: the Name %q is not what a Client Identifier can be", o.Name)
+		return fmt.Errorf("dunlin: Subscribe: the Name %q is not what a Client Identifier can be: valid UTF-8 without U+0000", o.Name)
 	}
 	return nil
 }
@@ -200,8 +211,12 @@ func (b *Broker) splitFilter(filter string, o *SubscribeOptions) (group, inner s
 		return "", "", err
 	case !packets.ValidTopicFilter(inner) || packets.Levels(inner) > b.cfg.MaxTopicLevels:
 		return "", "", packets.Errorf(packets.TopicFilterInvalid, "%q is no Topic Filter", filter)
-	case o.QoS > packets.QoS2 || o.RetainHandling > SkipRetained || o.ID > 268_435_455:
-		return "", "", fmt.Errorf("dunlin: Subscribe: QoS %d, RetainHandling %d or ID %d is out of range", o.QoS, o.RetainHandling, o.ID)
+	case o.QoS > packets.QoS2:
+		return "", "", fmt.Errorf("dunlin: Subscribe: QoS is %d, at most 2 is possible", o.QoS)
+	case o.RetainHandling > SkipRetained:
+		return "", "", fmt.Errorf("dunlin: Subscribe: RetainHandling is %d, use SendRetained, SendRetainedIfNew or SkipRetained", o.RetainHandling)
+	case o.ID > 268_435_455:
+		return "", "", fmt.Errorf("dunlin: Subscribe: ID is %d, at most 268435455 is possible", o.ID)
 	case group != "" && o.NoLocal:
 		return "", "", packets.Errorf(packets.ProtocolError, "No Local with a shared subscription") // [MQTT-3.8.3-4]
 	}
@@ -310,6 +325,9 @@ func (sub *Subscription) Add(filter string, o *SubscribeOptions) error {
 		return err
 	}
 	g, err := s.subscribe(nil, group, inner, opts)
+	if errors.Is(err, errLost) { // the Session has ended, by Delete of who took it over, or DeleteSession
+		return cmp.Or(sub.Err(), ErrSubscriptionClosed)
+	}
 	if err != nil {
 		return err
 	}
@@ -345,7 +363,8 @@ func (sub *Subscription) Remove(filter string) bool {
 	return true
 }
 
-// Publish publishes as Publish of the Broker does, in the name of this Subscription: filters with NoLocal do not get the message.
+// Publish publishes as Publish of the Broker does, in the name of this Subscription: filters with NoLocal do not get the message. After the
+// Subscription has ended it returns Err.
 func (sub *Subscription) Publish(ctx context.Context, m *Message) error {
 	if err := sub.Err(); err != nil {
 		return err

@@ -84,6 +84,7 @@ type SessionInfo struct {
 }
 
 // Sessions yields all Sessions in the order of their Client Identifiers, then of their principals. What it yields are copies; no lock is held meanwhile.
+// Of the program's own Subscriptions it has those with a Name, under "$local/" and that, and not those without.
 func (b *Broker) Sessions() iter.Seq[SessionInfo] {
 	return func(yield func(SessionInfo) bool) {
 		b.mu.Lock()

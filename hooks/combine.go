@@ -52,6 +52,16 @@ type authenticators struct {
 	of   []Authenticator
 }
 
+// HookMembers is for the broker, which refuses combinations with nil in them.
+func (a authenticators) HookMembers() []any { return members(a.of) }
+
+func members[T any](of []T) (all []any) {
+	for _, x := range of {
+		all = append(all, x)
+	}
+	return all
+}
+
 func (a authenticators) Authenticate(ctx context.Context, r *ConnectRequest) error {
 	granted := *r.Grant
 	err := a.rule.decide(len(a.of), func(i int) error {
@@ -112,6 +122,9 @@ func (a deliveryAuthorizers) AuthorizeDelivery(ctx context.Context, r *AccessReq
 		return a.of[i].Authorize(ctx, &q)
 	})
 }
+
+// HookMembers is for the broker, which refuses combinations with nil in them.
+func (a authorizers) HookMembers() []any { return members(a.of) }
 
 func (a authorizers) Authorize(ctx context.Context, r *AccessRequest) error {
 	return a.rule.decide(len(a.of), func(i int) error { return a.of[i].Authorize(ctx, r) })
