@@ -247,7 +247,7 @@ func growStack() {
 
 // ServeConn serves one connection that the caller accepted, and returns when it has ended. It closes nc. The error is nil if the
 // client sent DISCONNECT with Reason Code 0x00, and says otherwise why the connection ended. Cancelling ctx ends the connection
-// with Administrative action (0x98). A connection beyond the limits of Config for addresses is closed at once.
+// with Administrative action (0x98), and the error then wraps its cause. A connection beyond the limits of Config for addresses is closed at once.
 func (b *Broker) ServeConn(ctx context.Context, nc net.Conn) error {
 	c := b.adopt(ctx, nc)
 	if c == nil {
@@ -257,8 +257,11 @@ func (b *Broker) ServeConn(ctx context.Context, nc net.Conn) error {
 		return errTurnedAway
 	}
 	stop := context.AfterFunc(ctx, func() { b.end(c, packets.Errorf(packets.AdministrativeAction, "ended by the server")) })
-	defer stop()
-	return c.run(false)
+	err := c.run(false)
+	if ended := !stop(); ended && err != nil {
+		return &packets.Error{Code: packets.AdministrativeAction, Reason: "ended by the server", Err: context.Cause(ctx)}
+	}
+	return err
 }
 
 // adopt makes a conn of nc. It returns nil, having closed nc, if the Broker is closed or takes no more.

@@ -331,7 +331,10 @@ func TestServeConnReturnsWhyItEnded(t *testing.T) {
 				require.Equal(c.t, packets.AdministrativeAction, d.Code)
 				c.nc.Close()
 			},
-			func(t *testing.T, err error) { require.Equal(t, packets.AdministrativeAction, packets.CodeOf(err)) },
+			func(t *testing.T, err error) {
+				require.Equal(t, packets.AdministrativeAction, packets.CodeOf(err))
+				require.ErrorIs(t, err, context.Canceled)
+			},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -350,6 +353,21 @@ func TestServeConnReturnsWhyItEnded(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestServeConnSaysWhyItWasCancelledBeforeTheConnect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newTestBroker(t, nil)
+		defer b.Close()
+		ctx, cancel := context.WithCancelCause(context.Background())
+		_, server := net.Pipe()
+		served := make(chan error, 1)
+		go func() { served <- b.ServeConn(ctx, server) }()
+		synctest.Wait()
+		why := errors.New("why")
+		cancel(why)
+		require.ErrorIs(t, <-served, why)
+	})
 }
 
 // panicking is a hook that panics for one topic.

@@ -13,7 +13,8 @@
 // # Names in rules
 //
 // In the filter of a rule %u stands for the client's name (hooks.Client.User: what the Authenticator verified, or else the
-// User Name) and %c for the Client Identifier, wherever in a level they stand. A rule with %u does not apply to a client
+// User Name) and %c for the Client Identifier, wherever in a level they stand. Before anything else % is a character like others, as it is in
+// topics: %x means %x. A rule with %u does not apply to a client
 // without a name, and a name that is empty is none. One that holds one of + # / or NUL is never put into a filter: a rule that allows does not
 // match then, and one that denies matches whatever there is from the place of the name on. Topics that begin with $ are matched only by filters
 // that begin with $ themselves, not through a name.

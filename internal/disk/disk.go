@@ -9,7 +9,7 @@ import (
 )
 
 // ErrLocked is returned by Lock while another process, or another holder in this one, has the lock.
-var ErrLocked = errors.New("in use by another process")
+var ErrLocked = errors.New("in use already, by this or another process")
 
 // ErrFull is an error that IsFull knows, for faults.
 var ErrFull error = errFull

@@ -67,6 +67,12 @@ var (
 // it is open in this or another process, and if the file is one of something else or of a later format, which is then left as it is.
 func Open(file string, opts Options) (s *Store, err error) {
 	defer recovered(&err, "open")
+	switch {
+	case file == "":
+		return nil, errors.New("store/bbolt: Open: the name of the file is empty")
+	case opts.Durability > store.None:
+		return nil, fmt.Errorf("store/bbolt: Options.Durability is %d, use store.Synced, store.Buffered or store.None", opts.Durability)
+	}
 	db, err := bolt.Open(file, 0o600, &bolt.Options{
 		Timeout: time.Millisecond, NoSync: opts.Durability != store.Synced, FreelistType: bolt.FreelistMapType,
 	})

@@ -155,3 +155,10 @@ func TestDamageDoesNotPanic(t *testing.T) {
 	}
 	require.Positive(t, refused)
 }
+
+func TestOpenRefusesWhatMakesNoSense(t *testing.T) {
+	_, err := Open("", Options{})
+	require.ErrorContains(t, err, "the name of the file is empty")
+	_, err = Open(filepath.Join(t.TempDir(), "file"), Options{Durability: 99})
+	require.ErrorContains(t, err, "Durability is 99")
+}

@@ -76,8 +76,16 @@ type Store struct {
 // Open opens the store in the directory dir, which is made if it is not there. If the directory is not empty, and holds no
 // store, Open fails. It fails with an error that wraps [ErrLocked] if the store is open in this or another process, and with
 // a [*CorruptError] if it is damaged. It changes nothing in a store that is there. Load writes the end of the
-// log again, as it is, in case it was not synced; the first Commit begins a new segment.
+// log again, as it is, in case it was not synced; the first Commit begins a new segment. Options that make no sense are an error.
 func Open(dir string, opts Options) (*Store, error) {
+	switch {
+	case dir == "":
+		return nil, errors.New("store/segment: Open: the name of the directory is empty")
+	case opts.Durability > store.None:
+		return nil, fmt.Errorf("store/segment: Options.Durability is %d, use store.Synced, store.Buffered or store.None", opts.Durability)
+	case opts.SegmentSize < 0:
+		return nil, fmt.Errorf("store/segment: Options.SegmentSize is %d, which is negative; 0: %d", opts.SegmentSize, defaultSegmentSize)
+	}
 	d, err := disk.Make(dir)
 	if err != nil {
 		return nil, fmt.Errorf("store/segment: %w", err)
@@ -90,7 +98,7 @@ func Open(dir string, opts Options) (*Store, error) {
 }
 
 func open(d disk.Dir, opts Options) (*Store, error) {
-	if opts.SegmentSize <= 0 {
+	if opts.SegmentSize == 0 {
 		opts.SegmentSize = defaultSegmentSize
 	}
 	if opts.Logger == nil {

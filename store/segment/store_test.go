@@ -402,3 +402,28 @@ func TestDumpShowsEachOperation(t *testing.T) {
 	_, err := Verify(filepath.Join(dir, "missing"))
 	require.ErrorIs(t, err, os.ErrNotExist)
 }
+
+func TestOpenRefusesWhatMakesNoSense(t *testing.T) {
+	for _, tt := range []struct {
+		name, dir string
+		opts      Options
+		want      string
+	}{
+		{"no directory", "", Options{}, "the name of the directory is empty"},
+		{"a segment of less than nothing", t.TempDir(), Options{SegmentSize: -1}, "SegmentSize is -1"},
+		{"a durability that is none", t.TempDir(), Options{Durability: 99}, "Durability is 99"},
+	} {
+		_, err := Open(tt.dir, tt.opts)
+		require.ErrorContains(t, err, tt.want, tt.name)
+		if tt.dir != "" {
+			names, err := os.ReadDir(tt.dir)
+			require.NoError(t, err)
+			require.Empty(t, names, "nothing is made for what is refused")
+		}
+	}
+	dir := t.TempDir()
+	s := mustOpen(t, dir, Options{})
+	defer s.Close()
+	_, err := Open(dir, Options{})
+	require.ErrorContains(t, err, "by this or another process")
+}
