@@ -629,8 +629,10 @@ func TestTheReasonCodeOfARefusal(t *testing.T) {
 	}
 }
 
-// nobody is an Authentication Method by which nobody gets in.
-func nobody(context.Context, *hooks.ConnectRequest) (hooks.Exchange, error) { return nil, hooks.ErrAbstain }
+// neverIn is an Authentication Method by which nobody gets in.
+func neverIn(context.Context, *hooks.ConnectRequest) (hooks.Exchange, error) {
+	return nil, hooks.ErrAbstain
+}
 
 // Where nobody is verified a name keeps nobody out, and yet nobody gets what was meant for another.
 func TestNamesThatNobodyVerifiesOwnNothing(t *testing.T) {
@@ -646,7 +648,7 @@ func TestNamesThatNobodyVerifiesOwnNothing(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := newTestBroker(t, func(c *Config) {
 					if tt.enhance {
-						c.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{"M": hooks.EnhancedAuthenticatorFunc(nobody)}
+						c.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{"M": hooks.EnhancedAuthenticatorFunc(neverIn)}
 					}
 				})
 				l, stop := serveMemory(t, b)
