@@ -23,6 +23,7 @@ import (
 //	a PUBLISH of what was published at QoS 2   the message, and the identifier that it goes out with
 //	PUBREL to a subscriber                     its PUBREC
 //	CONNACK, SUBACK, UNSUBACK, Publish         the change
+//	the end of the connection at DISCONNECT    the change
 //
 // Acknowledgements of subscribers are written with the next batch: should a crash forget one, the client sees a QoS 1 message twice, as
 // it may, and a PUBREL twice, which it answers.
@@ -73,6 +74,7 @@ type batch struct {
 	ops      []store.Op // nil: withdrawn
 	bytes    int
 	urgent   bool // somebody waits
+	timed    bool // journal.lazy runs for it
 	pins     int  // turns that still fill in what they have added
 	unpinned chan struct{}
 
@@ -156,24 +158,20 @@ func (j *journal) wake() {
 func (j *journal) add(op store.Op) {
 	j.mu.Lock()
 	j.put(j.pending, op)
-	j.sleepy()
 	j.mu.Unlock()
 }
 
-// put appends op to x. mu is held.
+// put appends op to x, and sees to it that x is committed soon, even if nobody is going to wait for it. mu is held.
 func (j *journal) put(x *batch, op store.Op) {
 	x.ops = append(x.ops, op)
 	x.bytes += opBytes
-}
-
-// sleepy sees to it that a batch nobody waits for is committed soon. mu is held.
-func (j *journal) sleepy() {
-	if j.pending.urgent || j.closed {
+	if x.urgent || x.timed || j.closed {
 		return
 	}
+	x.timed = true
 	if j.lazy == nil {
 		j.lazy = time.AfterFunc(lazyDelay, j.rouse)
-	} else if len(j.pending.ops) == 1 {
+	} else {
 		j.lazy.Reset(lazyDelay)
 	}
 }
@@ -224,12 +222,10 @@ func (j *journal) sent(x *batch, c *conn, key, seq uint64, id uint16) *batch {
 
 // hurry has x committed soon: for c if that is not nil. mu is held.
 func (j *journal) hurry(x *batch, c *conn) {
-	if c == nil {
-		j.sleepy()
-		return
+	if c != nil {
+		x.enlist(c)
+		j.wake()
 	}
-	x.enlist(c)
-	j.wake()
 }
 
 // released adds that PUBREC came; c holds the PUBREL.
@@ -265,7 +261,6 @@ func (j *journal) done(key, seq uint64) {
 	op := x.dones.next()
 	*op = store.Done{Session: key, Seq: seq}
 	j.put(x, op)
-	j.sleepy()
 	j.mu.Unlock()
 }
 
@@ -279,7 +274,6 @@ func (j *journal) single(key uint64, d *delivery) {
 	op.Retain, op.FromSession, op.FromID = false, 0, 0
 	j.put(x, op)
 	x.bytes += messageSize(d.msg)
-	j.sleepy()
 	j.mu.Unlock()
 }
 
@@ -405,7 +399,9 @@ func (j *journal) throttle(ctx context.Context) {
 			j.room = make(chan struct{})
 		}
 		room := j.room
+		j.pending.urgent = true
 		j.mu.Unlock()
+		j.wake()
 		select {
 		case <-room:
 		case <-ctx.Done():

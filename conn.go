@@ -692,10 +692,14 @@ func (c *conn) finish(err error) {
 			c.sess.mu.Unlock()
 			gentle = true
 		}
-		if left, ok := errors.AsType[*clientLeft](err); ok {
+		left, said := errors.AsType[*clientLeft](err)
+		if said {
 			code = left.code
 		}
 		c.b.detach(c, err == errNormal)
+		if c.sess.stored != 0 && (said || err == errNormal) {
+			c.b.journal.wait(c.b.ctx, c.b.journal.all(), true) // the end of the connection answers DISCONNECT; a store that fails has said so
+		}
 	} else {
 		gentle = c.answered
 	}

@@ -1,6 +1,7 @@
 package dunlin
 
 import (
+	"errors"
 	"math"
 	"slices"
 	"time"
@@ -44,6 +45,7 @@ func (t *turn) publishStored(o *outgoing, r *route) (matched int, err error) {
 			t.conclude(o)
 			return 0, err
 		}
+		t.renew(r)
 	}
 	matched = t.deliver(o, r)
 	t.conclude(o)
@@ -147,8 +149,6 @@ func (t *turn) conclude(o *outgoing) {
 	}
 	if o.pub.QoS > packets.QoS0 {
 		x.urgent = true
-	} else {
-		j.sleepy()
 	}
 }
 
@@ -211,7 +211,6 @@ func (t *turn) addTo(op store.Op) {
 	} else {
 		j.put(j.pending, op)
 	}
-	j.sleepy()
 }
 
 // record gives d, which enters the queue of s, its place there, and puts it into the operation of its message. The lock of s is held.
@@ -309,8 +308,11 @@ type before struct {
 // nil, none.
 func (b *Broker) confirm(t *turn, c *conn, a *attachment, x *batch, was *before) error {
 	t.end() // the others need not wait
-	err := b.journal.wait(b.ctx, x, was != nil)
 	s := c.sess
+	err := b.journal.wait(b.ctx, x, was != nil)
+	if s.stored == 0 && errors.Is(err, errNotStored) {
+		err = nil // nothing of s has to be stored, and the end of the Session before it is tried until it is
+	}
 	s.mu.Lock()
 	c.out.opening = false
 	switch {

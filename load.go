@@ -277,7 +277,7 @@ func (l *loader) finish() {
 		b.work(func(t *turn) { b.endSession(t, x.s, nil) })
 	}
 	for _, x := range byKey {
-		b.resumeLoaded(x.s, now)
+		b.resumeLoaded(x, now)
 	}
 	for _, m := range b.retained.mortal() {
 		b.expireRetained(m.Topic, m)
@@ -335,7 +335,8 @@ func (l *loader) fill(x *loaded) {
 }
 
 // resumeLoaded lets a loaded Session wait for its client, or carries out what is due.
-func (b *Broker) resumeLoaded(s *session, now time.Time) {
+func (b *Broker) resumeLoaded(x *loaded, now time.Time) {
+	s := x.s
 	s.mu.Lock()
 	if s.expiry == 0 { // it ended with its connection
 		s.mu.Unlock()
@@ -343,6 +344,9 @@ func (b *Broker) resumeLoaded(s *session, now time.Time) {
 		return
 	}
 	s.wait()
+	if p := s.put(); p.ExpiresAt != x.put.ExpiresAt || p.Will != nil && p.Will.At != x.put.Will.At {
+		b.journal.add(p) // its deadlines count from now, and not anew from the next start
+	}
 	due := !s.due.at.IsZero() && !s.due.at.After(now)
 	s.mu.Unlock()
 	if due {

@@ -21,6 +21,7 @@ type attachment struct {
 	quota   queueLimits
 	connack *packets.Connack
 	vetting vetting // what attach knows of the subscriptions that are kept
+	ends    bool    // a Session that the store knows has ended for it
 }
 
 // sessionKey is the place of c's Session in the registry: its Client Identifier, and with SessionPerPrincipal also who it belongs to.
@@ -98,6 +99,7 @@ func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error
 			return false, packets.Errorf(packets.UnspecifiedError, "the client is gone, and has connected anew")
 		case over:
 			b.endSession(t, old, packets.Errorf(packets.SessionTakenOver, "another connection with the same Client Identifier"))
+			a.ends = a.ends || old.stored != 0
 		}
 	}
 }
@@ -179,10 +181,13 @@ func (b *Broker) begin(t *turn, c *conn, a attachment) error {
 	s.mu.Lock()
 	s.resume(c)
 	var x *batch
-	if b.journal != nil && a.expiry > 0 {
-		c.out.opening = true
+	switch {
+	case b.journal != nil && a.expiry > 0:
 		x = b.journal.register(s, s.put())
+	case a.ends: // the client forgets what it had of the old one, which must not come back [MQTT-3.1.2-4]
+		x = b.journal.all()
 	}
+	c.out.opening = x != nil
 	b.sessions[s.place()] = s
 	b.move(c)
 	b.mu.Unlock()

@@ -2,6 +2,7 @@ package dunlin
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/packets"
+	"github.com/dunlin-mqtt/dunlin/store"
 )
 
 func TestASessionIsWhatItWasAfterACrash(t *testing.T) {
@@ -255,5 +257,121 @@ func TestWhatWasDroppedStaysDropped(t *testing.T) {
 		got := st.dial("s", packets.V5, false, 60).want(packets.TypeConnack, packets.TypePublish, packets.TypePublish)
 		require.Equal(t, "d", string(got[1].(*packets.Publish).Payload))
 		require.Equal(t, "e", string(got[2].(*packets.Publish).Payload))
+	})
+}
+
+func TestDeadlinesOfWhoWasConnectedAtACrashBeginOnce(t *testing.T) {
+	onStage(t, func(st *stage) {
+		w := st.durable("watcher", packets.V5)
+		w.subscribe("will", packets.QoS1)
+		st.dial("c", packets.V5, false, 90).want(packets.TypeConnack)
+		st.dial("d", packets.V5, false, 3600, func(c *packets.Connect) {
+			c.Will = &packets.Will{Topic: "will", QoS: 1, Properties: packets.Properties(nil).AppendUint(packets.WillDelayInterval, 90)}
+		}).want(packets.TypeConnack)
+		for range 3 { // that is longer apart than it takes to write them
+			time.Sleep(40 * time.Second)
+			st.crash()
+		}
+		_, there := st.b.Session("c")
+		require.True(t, there, "80 s after the first crash")
+		time.Sleep(11 * time.Second)
+		_, there = st.b.Session("c")
+		require.False(t, there)
+		w = st.dial("watcher", packets.V5, false, 3600)
+		w.want(packets.TypeConnack, packets.TypePublish)
+	})
+}
+
+func TestWhatACleanStartEndsStaysEnded(t *testing.T) {
+	for _, v := range []packets.Version{packets.V311, packets.V5} {
+		t.Run(v.String(), func(t *testing.T) {
+			onStage(t, func(st *stage) {
+				old := st.dial("c", v, false, 3600)
+				old.want(packets.TypeConnack)
+				old.nc.Close()
+				time.Sleep(time.Second)
+				release := st.store.hold()
+				c := st.dial("c", v, true, 0)
+				time.Sleep(time.Second)
+				c.wantNothing("the store does not know yet that the old Session has ended")
+				release()
+				c.want(packets.TypeConnack)
+				st.crash()
+				require.Empty(t, st.b.sessions)
+			})
+		})
+	}
+}
+
+// A full or broken store keeps nobody out who needs nothing of it.
+func TestACleanStartOverASessionThatCannotBeRemoved(t *testing.T) {
+	onStage(t, func(st *stage) {
+		st.durable("c", packets.V5).nc.Close()
+		time.Sleep(time.Second)
+		st.store.fail(store.ErrFull)
+		c := st.clean("c")
+		c.send(&packets.Pingreq{})
+		c.want(packets.TypePingresp)
+		st.store.fail(nil)
+		time.Sleep(time.Second)
+		st.crash()
+		require.Empty(t, st.b.sessions, "it was removed when there was room")
+	})
+}
+
+// When the broker closes the connection, what DISCONNECT asked for is durable.
+func TestADisconnectIsDurableWhenTheConnectionEnds(t *testing.T) {
+	will := func(c *packets.Connect) {
+		c.Will = &packets.Will{Topic: "will", QoS: 1, Retain: true, Payload: []byte("w")}
+	}
+	onStage(t, func(st *stage) {
+		for _, id := range []string{"kept", "dropped"} {
+			c := st.dial(id, packets.V5, false, 3600, will)
+			c.want(packets.TypeConnack)
+			d := &packets.Disconnect{}
+			if id == "dropped" {
+				d.Properties = packets.Properties(nil).AppendUint(packets.SessionExpiryInterval, 0)
+			}
+			release := st.store.hold()
+			c.send(d)
+			require.False(t, c.ended())
+			release()
+			require.True(t, c.ended())
+		}
+		st.crash()
+		_, there := st.b.Session("kept")
+		require.True(t, there)
+		_, there = st.b.Session("dropped")
+		require.False(t, there)
+		require.Nil(t, st.b.retained.get("will"))
+	})
+}
+
+// Operations that nobody waits for are committed soon, however many there are of them at once; and who has added more than may wait is let go.
+func TestWhatNobodyWaitsForIsCommittedSoon(t *testing.T) {
+	onStage(t, func(st *stage) {
+		j := st.b.journal
+		for _, most := range []int{1 << 20, 0} {
+			st.b.cfg.MaxUncommittedBytes = most
+			before := len(st.store.seen)
+			a, b := st.b.getTurn(), st.b.getTurn()
+			for i, t := range []*turn{a, b} { // both, before either is done with its message
+				t.own = packets.Publish{Retain: true, Topic: fmt.Appendf(nil, "t/%d", i), Payload: []byte("x")}
+				t.out.reset(&t.own, "", time.Now(), 0)
+				t.operation(t.out.message(), 0).Retain = true
+			}
+			for _, t := range []*turn{a, b} {
+				t.conclude(&t.out)
+				t.clear()
+				t.end()
+				st.b.putTurn(t)
+			}
+			j.throttle(context.Background())
+			time.Sleep(2 * lazyDelay)
+			synctest.Wait()
+			st.store.mu.Lock()
+			require.Len(t, st.store.seen, before+2)
+			st.store.mu.Unlock()
+		}
 	})
 }

@@ -7,11 +7,14 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/stretchr/testify/require"
 
 	"github.com/dunlin-mqtt/dunlin/packets"
+	"github.com/dunlin-mqtt/dunlin/store/memory"
 )
 
 func retainedMessage(topic, payload string) *message {
@@ -215,4 +218,35 @@ func TestRetainedStoreWithWriters(t *testing.T) {
 	}
 	wg.Wait()
 	require.Equal(t, 100, r.len())
+}
+
+// Who subscribes between the moment that a publisher knows who gets its message and the one in which that becomes the retained one finds the
+// retained message before it, and has to get this one.
+func TestASubscribeDoesNotMissWhatBecomesRetained(t *testing.T) {
+	for _, stored := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			b := newTestBroker(t, func(c *Config) {
+				if stored {
+					c.Store = new(memory.Store)
+				}
+			})
+			l, done := serveMemory(t, b)
+			c, _ := newTestClient(t, dial(t, l), connect("c"))
+			publisher := b.getTurn()
+			publisher.now = time.Now()
+			publisher.route.fill(publisher, []byte("t"), 0)
+			c.subscribe("t", packets.QoS0)
+			publisher.own = packets.Publish{Retain: true, Topic: []byte("t"), Payload: []byte("new")}
+			publisher.out.reset(&publisher.own, "", publisher.now, 0)
+			matched, err := publisher.publish(&publisher.out, &publisher.route)
+			require.NoError(t, err)
+			require.Equal(t, 1, matched)
+			publisher.clear()
+			publisher.end()
+			require.Equal(t, "new", string(c.message("t").Payload))
+			b.putTurn(publisher)
+			c.nc.Close()
+			done()
+		})
+	}
 }

@@ -194,6 +194,7 @@ type route struct {
 	version uint64 // of watch
 	valid   bool
 	durable bool   // some of the receivers are known to the store
+	from    uint32 // the number of the session whose messages these are
 	decided uint64 // the epoch of the rules in which refused was said to the connection that has this route; 0: never
 	refused error
 	targets []target
@@ -217,7 +218,7 @@ func (r *route) fill(t *turn, topic []byte, from uint32) {
 		r.watch, r.valid = b.tree.watch(topic), true
 	}
 	for {
-		r.version, r.durable = r.watch.version(), false
+		r.version, r.durable, r.from = r.watch.version(), false, from
 		b.tree.match(topic, from, m)
 		r.ids = append(r.ids[:0], m.ids...)
 		clear(r.targets)
@@ -391,8 +392,18 @@ func (t *turn) publish(o *outgoing, r *route) (matched int, err error) {
 		if err := t.retain(o); err != nil {
 			return 0, err
 		}
+		t.renew(r)
 	}
 	return t.deliver(o, r), nil
+}
+
+// renew looks again who gets a message that has become the retained one: who subscribed after r was resolved may have looked for retained
+// messages before this one was there, and has to get it now.
+func (t *turn) renew(r *route) {
+	if r.version != r.watch.version() {
+		r.fill(t, r.topic, r.from)
+		t.found = len(r.targets) + len(r.shared)
+	}
 }
 
 // retain makes o the retained message of its topic, or, with no payload, removes that [MQTT-3.3.1-5] [MQTT-3.3.1-6].
