@@ -530,7 +530,7 @@ func TestSubscribersRaceForAName(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 5 {
 		wg.Go(func() {
-			for n := range 300 {
+			for n := range 3000 {
 				if i == 4 { // also while nobody holds it
 					b.DeleteSession(t.Context(), "$local/n")
 					continue
@@ -566,6 +566,16 @@ func TestASubscriptionEndsWithItsSession(t *testing.T) {
 		require.ErrorIs(t, err, ErrSubscriptionClosed)
 		require.ErrorIs(t, sub.Add("b", nil), ErrSubscriptionClosed)
 		require.Empty(t, b.locals)
+
+		sub = mustSubscribe(t, b, "a", &SubscribeOptions{Name: "n"})
+		ended := func(is bool) {
+			sub.s.mu.Lock()
+			defer sub.s.mu.Unlock()
+			sub.s.ended = is
+		}
+		ended(true) // by somebody who has not come to tell the Subscription yet
+		require.ErrorIs(t, sub.Add("b", nil), ErrSubscriptionClosed)
+		ended(false)
 	})
 }
 

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
 // seenConn keeps the connection that it accepted last.
@@ -46,14 +48,20 @@ func TestOnlyClientsWithoutKeepAliveAreProbed(t *testing.T) {
 			require.NoError(t, err)
 			p := connect("c")
 			p.KeepAlive = keepAlive
-			newTestClient(t, nc, p)
+			client, _ := newTestClient(t, nc, p)
 			raw, err := seen.last.SyscallConn()
 			require.NoError(t, err)
-			require.NoError(t, raw.Control(func(fd uintptr) {
-				on, err := syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_KEEPALIVE)
-				require.NoError(t, err)
-				require.Equal(t, keepAlive == 0, on != 0, "TLS %v, Keep Alive %d", secure, keepAlive)
-			}))
+			probed := func() (is bool) {
+				require.NoError(t, raw.Control(func(fd uintptr) {
+					on, err := syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_KEEPALIVE)
+					require.NoError(t, err)
+					is = on != 0
+				}))
+				return is
+			}
+			client.send(&packets.Pingreq{}) // whose answer comes after what follows the CONNACK
+			client.recv()
+			require.Equal(t, keepAlive == 0, probed(), "TLS %v, Keep Alive %d", secure, keepAlive)
 			b.Close()
 		}
 	}
