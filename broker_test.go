@@ -12,6 +12,7 @@ import (
 	"net"
 	"reflect"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -101,21 +102,26 @@ func TestNewRefusesWhatMakesNoSense(t *testing.T) {
 		edit func(*Config)
 		want string
 	}{
-		"no Authenticator":              {func(c *Config) { c.Authenticator = nil }, "Authenticator is nil"},
-		"an Authenticator that is nil":  {func(c *Config) { c.Authenticator = none }, "Authenticator is nil"},
-		"a chain with nil":              {func(c *Config) { c.Authenticator = hooks.ChainAuthenticators(hooks.AllowAll, nil) }, "Authenticator: member 1 is nil"},
-		"a chain in a chain with nil":   {func(c *Config) { c.Authorizer = hooks.AllAuthorizers(hooks.AnyAuthorizer(hooks.AuthorizerFunc(nil))) }, "Authorizer: member 0: member 0 is nil"},
-		"an Interceptor that is nil":    {func(c *Config) { c.Interceptor = hooks.InterceptorFunc(nil) }, "Interceptor is nil"},
-		"a method that is nil":          {func(c *Config) { c.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{"X": nil} }, `EnhancedAuth["X"] is nil`},
-		"a version that is none":        {func(c *Config) { c.Versions = []packets.Version{6} }, "Versions: 6"},
-		"QoS 3":                         {func(c *Config) { c.MaxQoS = &three }, "MaxQoS: 3"},
-		"a Keep Alive over 18 h":        {func(c *Config) { c.MaxKeepAlive = 24 * time.Hour }, "MaxKeepAlive is 24h"},
-		"a Keep Alive of 1.5 s":         {func(c *Config) { c.MaxKeepAlive = 1500 * time.Millisecond }, "MaxKeepAlive is 1.5s"},
-		"an unknown overflow":           {func(c *Config) { c.Overflow = 9 }, "Overflow is 9"},
-		"an unknown strategy":           {func(c *Config) { c.Shared = 9 }, "Shared is 9"},
-		"an unknown policy":             {func(c *Config) { c.OverRate = 9 }, "OverRate is 9"},
-		"a rate that is none":           {func(c *Config) { c.PublishBytes = math.NaN() }, "PublishBytes is NaN"},
-		"too long response information": {func(c *Config) { c.ResponseInformation = string(make([]byte, 70000)) }, "ResponseInformation"},
+		"no Authenticator":                              {func(c *Config) { c.Authenticator = nil }, "Authenticator is nil"},
+		"an Authenticator that is nil":                  {func(c *Config) { c.Authenticator = none }, "Authenticator is nil"},
+		"a chain with nil":                              {func(c *Config) { c.Authenticator = hooks.ChainAuthenticators(hooks.AllowAll, nil) }, "Authenticator: member 1 is nil"},
+		"a chain in a chain with nil":                   {func(c *Config) { c.Authorizer = hooks.AllAuthorizers(hooks.AnyAuthorizer(hooks.AuthorizerFunc(nil))) }, "Authorizer: member 0: member 0 is nil"},
+		"an Interceptor that is nil":                    {func(c *Config) { c.Interceptor = hooks.InterceptorFunc(nil) }, "Interceptor is nil"},
+		"a method that is nil":                          {func(c *Config) { c.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{"X": nil} }, `EnhancedAuth["X"] is nil`},
+		"a version that is none":                        {func(c *Config) { c.Versions = []packets.Version{6} }, "Versions: 6"},
+		"QoS 3":                                         {func(c *Config) { c.MaxQoS = &three }, "MaxQoS: 3"},
+		"a Keep Alive over 18 h":                        {func(c *Config) { c.MaxKeepAlive = 24 * time.Hour }, "MaxKeepAlive is 24h"},
+		"a Keep Alive of 1.5 s":                         {func(c *Config) { c.MaxKeepAlive = 1500 * time.Millisecond }, "MaxKeepAlive is 1.5s"},
+		"an unknown overflow":                           {func(c *Config) { c.Overflow = 9 }, "Overflow is 9"},
+		"an unknown strategy":                           {func(c *Config) { c.Shared = 9 }, "Shared is 9"},
+		"an unknown policy":                             {func(c *Config) { c.OverRate = 9 }, "OverRate is 9"},
+		"a rate that is none":                           {func(c *Config) { c.PublishBytes = math.NaN() }, "PublishBytes is NaN"},
+		"too long response information":                 {func(c *Config) { c.ResponseInformation = strings.Repeat("x", 70000) }, "ResponseInformation has 70000 bytes"},
+		"response information without room for a topic": {func(c *Config) { c.ResponseInformation = strings.Repeat("x", 65535) }, "ResponseInformation has 65535 bytes"},
+		"response information with too many levels":     {func(c *Config) { c.ResponseInformation, c.MaxTopicLevels = "a/b/c", 3 }, "ResponseInformation has so many levels"},
+		"response information with U+0000":              {func(c *Config) { c.ResponseInformation = "a\x00b" }, "ResponseInformation is not UTF-8"},
+		"response information that is not UTF-8":        {func(c *Config) { c.ResponseInformation = "a\xff" }, "ResponseInformation is not UTF-8"},
+		"response information with a wildcard":          {func(c *Config) { c.ResponseInformation = "answers/+/" }, "ResponseInformation is \"answers/+/\""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := Config{Authenticator: hooks.AllowAll}

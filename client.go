@@ -19,7 +19,9 @@ import (
 // m.Properties are those of the PUBLISH (3.3.2.3), made with the Append methods of packets.Properties.
 //
 // The error is ErrBrokerClosed, the cause of ctx if that has ended before, or a *packets.Error: Topic Name invalid (0x90), Malformed Packet
-// (0x81) or Protocol Error (0x82) for what no PUBLISH may have, Packet too large (0x95), Quota exceeded (0x97) where retained messages are at their limit.
+// (0x81) or Protocol Error (0x82) for what no PUBLISH may have, Packet too large (0x95) for what no packet can hold (256 MiB), Quota exceeded
+// (0x97) where retained messages are at their limit. MaxTopicLength and MaxTopicLevels of the Config hold here, too; MaxPacketSize, MaxQoS and
+// the switches for what clients may not use do not.
 func (b *Broker) Publish(ctx context.Context, m *Message) error {
 	_, err := b.publishLocal(ctx, m, local{})
 	return err
@@ -52,7 +54,10 @@ func (b *Broker) publishLocal(ctx context.Context, m *Message, l local) (matched
 	if ctx.Err() != nil {
 		return 0, context.Cause(ctx)
 	}
-	if err := b.publishable(m); err != nil {
+	if b.ctx.Err() != nil {
+		return 0, ErrBrokerClosed
+	}
+	if err := b.sound(m); err != nil {
 		return 0, err
 	}
 	if err := b.refuseMemory(); err != nil {
@@ -82,17 +87,20 @@ func (b *Broker) publishLocal(ctx context.Context, m *Message, l local) (matched
 	return matched, err
 }
 
-// publishable says what is wrong with a message that the program wants to publish.
-func (b *Broker) publishable(m *Message) error {
+// sound says what is wrong with a message that the program has made: to publish it, or in the place of another one.
+func (b *Broker) sound(m *Message) error {
+	size := len(m.Payload) + len(m.Topic) + len(m.Properties)
 	switch {
-	case b.ctx.Err() != nil:
-		return ErrBrokerClosed
-	case !packets.ValidTopicName(m.Topic) || packets.Levels(m.Topic) > b.cfg.MaxTopicLevels:
-		return packets.Errorf(packets.TopicNameInvalid, "%q is no Topic Name", m.Topic)
+	case len(m.Topic) > b.cfg.MaxTopicLength:
+		return packets.Errorf(packets.TopicNameInvalid, "a topic of %d bytes, at most %d are accepted", len(m.Topic), b.cfg.MaxTopicLength)
+	case !packets.ValidTopicName(m.Topic):
+		return packets.Errorf(packets.TopicNameInvalid, "%q is no Topic Name", cut(m.Topic, maxName))
+	case packets.Levels(m.Topic) > b.cfg.MaxTopicLevels:
+		return packets.Errorf(packets.TopicNameInvalid, "a topic of %d levels, at most %d are accepted", packets.Levels(m.Topic), b.cfg.MaxTopicLevels)
 	case m.QoS > packets.QoS2:
 		return packets.Errorf(packets.ProtocolError, "QoS %d", m.QoS)
-	case len(m.Payload)+len(m.Topic)+len(m.Properties) > maxPacketSize-16:
-		return packets.Errorf(packets.PacketTooLarge, "a message of %d bytes", len(m.Payload))
+	case size > maxPacketSize-16:
+		return packets.Errorf(packets.PacketTooLarge, "a message of %d bytes, no packet can hold more than %d", size, maxPacketSize-16)
 	}
 	if len(m.Properties) > 0 {
 		if err := m.Properties.Check(packets.TypePublish); err != nil {

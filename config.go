@@ -8,6 +8,7 @@ import (
 	"math"
 	"net"
 	"reflect"
+	"strings"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
@@ -92,7 +93,7 @@ type Config struct {
 	// MaxSessions bounds the Sessions, connected or not. A new one is refused with Quota exceeded (0x97). Default
 	// 1,000,000.
 	MaxSessions int
-	// MaxPacketSize is the largest packet accepted, in bytes, fixed header included. 5.0 clients are told. A larger
+	// MaxPacketSize is the largest packet accepted from a client, in bytes, fixed header included. 5.0 clients are told. A larger
 	// one ends the connection with Packet too large (0x95). Default 1 MiB; none: 256 MiB.
 	MaxPacketSize int
 	// MaxConnectSize is the same for everything before the client is accepted: it bounds the Will and the password, and what somebody unknown
@@ -164,7 +165,8 @@ type Config struct {
 	// CheckPayloadFormat refuses, with Payload format invalid (0x99), publishes whose Payload Format Indicator says UTF-8 and
 	// whose payload is not.
 	CheckPayloadFormat bool
-	// ResponseInformation is given to 5.0 clients that ask for it (3.2.2.3.15). Empty: none.
+	// ResponseInformation is given to 5.0 clients that ask for it (3.2.2.3.15): what the topics of responses begin with, so it must be the
+	// beginning of a Topic Name. Empty: none.
 	ResponseInformation string
 	// SysInterval is how often the $SYS topics are published. Zero or negative: never.
 	SysInterval time.Duration
@@ -285,11 +287,9 @@ func (c *Config) check() error {
 		return fmt.Errorf("dunlin: Config.MaxKeepAlive is %v, the most that a Keep Alive can say is 65535 s", c.MaxKeepAlive)
 	case c.MaxKeepAlive > 0 && c.MaxKeepAlive%time.Second != 0:
 		return fmt.Errorf("dunlin: Config.MaxKeepAlive is %v, a Keep Alive is in whole seconds", c.MaxKeepAlive)
-	case len(c.ResponseInformation) > math.MaxUint16:
-		return errors.New("dunlin: Config.ResponseInformation is longer than 65535 bytes")
 	}
 	c.fill()
-	return nil
+	return c.checkResponses()
 }
 
 // checkHooks says which hook is nil where none may be.
@@ -373,6 +373,25 @@ func (c *Config) fill() {
 	if c.DisableTopicAlias {
 		c.TopicAliasMaximum = 0
 	}
+}
+
+// checkResponses reports a ResponseInformation with which no topic of a response can begin, the limits being known.
+func (c *Config) checkResponses() error {
+	r := c.ResponseInformation
+	const more = 1 + 26 // what Request adds: a level of 26 bytes
+	switch {
+	case r == "":
+		return nil
+	case !packets.ValidUTF8(r):
+		return errors.New("dunlin: Config.ResponseInformation is not UTF-8, or contains U+0000")
+	case strings.ContainsAny(r, "+#"):
+		return fmt.Errorf("dunlin: Config.ResponseInformation is %q: topics of responses begin with it, so it must have no wildcard", cut(r, 100))
+	case len(r)+more > c.MaxTopicLength:
+		return fmt.Errorf("dunlin: Config.ResponseInformation has %d bytes: at most %d leave room for the rest of a topic", len(r), c.MaxTopicLength-more)
+	case packets.Levels(strings.TrimSuffix(r, "/"))+1 > c.MaxTopicLevels:
+		return fmt.Errorf("dunlin: Config.ResponseInformation has so many levels that its topics have more than MaxTopicLevels, %d", c.MaxTopicLevels)
+	}
+	return nil
 }
 
 // accepts says whether clients may speak v.

@@ -660,14 +660,6 @@ func (c *conn) stop(err *packets.Error) {
 	c.unpause()
 }
 
-// reason returns a Reason String property for err, if the client wants such and its packet, of used bytes without it, stays within what it accepts.
-func (c *conn) reason(err *packets.Error, used int) packets.Properties {
-	if c.noReasons || err.Reason == "" || used+len(err.Reason)+9 > int(c.maxPacket) {
-		return nil
-	}
-	return packets.Properties(nil).AppendText(packets.ReasonString, err.Reason)
-}
-
 // stopped returns why the connection is being stopped, nil if it is not.
 func (c *conn) stopped() error {
 	c.sess.mu.Lock()

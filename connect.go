@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -152,26 +153,32 @@ func (c *conn) decideConnect(r *hooks.ConnectRequest) error {
 
 // fails refuses the client because of what the Authenticator said. It counts against the address, unless it was the Authenticator that failed.
 func (c *conn) fails(err error) error {
-	var pe *packets.Error
-	switch {
-	case errors.As(err, &pe):
-		switch pe.Code {
+	refusal := c.b.refusal(err, "client", c.client.ID)
+	_, decided := errors.AsType[*packets.Error](err)
+	if decided || errors.Is(err, hooks.ErrAbstain) {
+		switch packets.CodeOf(refusal) {
 		case packets.BadUserNameOrPassword, packets.NotAuthorized, packets.Banned, packets.BadAuthenticationMethod:
 			c.b.failed(c.client.RemoteAddr, time.Now())
 		}
-	case errors.Is(err, hooks.ErrAbstain):
-		c.b.failed(c.client.RemoteAddr, time.Now())
 	}
-	return c.refuse(c.b.refusal(err, "client", c.client.ID))
+	return c.refuse(refusal)
 }
 
 var noGrant hooks.Grant // read only
 
-// refusal makes a *packets.Error of what a hook returned; what is none is logged, and the client learns no more than Not authorized.
+// refusal makes a *packets.Error of what a hook returned; what is none is logged, and the client learns no more than Not authorized. An error
+// with a code that stands for no failure refuses as one without, but its reason is told.
 func (b *Broker) refusal(err error, args ...any) error {
-	var pe *packets.Error
-	if errors.As(err, &pe) {
+	pe, ok := errors.AsType[*packets.Error](err)
+	switch {
+	case ok && pe == nil:
+		err = errors.New("a hook returned a nil *packets.Error, which is an error; nil is what allows")
+	case ok && pe.Code.Failed():
 		return err
+	case ok && err == error(pe):
+		return &packets.Error{Code: packets.NotAuthorized, Reason: pe.Reason, Err: pe.Err}
+	case ok:
+		return &packets.Error{Code: packets.NotAuthorized, Reason: pe.Reason, Err: err}
 	}
 	if !errors.Is(err, hooks.ErrAbstain) {
 		b.log.Warn("a hook failed, and refused for that", append(args, "err", err)...)
@@ -217,10 +224,19 @@ func (c *conn) checkAuth(a *packets.Auth, want packets.ReasonCode) error {
 	return nil
 }
 
+// exchange asks the Exchange for its next step, and refuses an answer that no packet can hold.
+func (c *conn) exchange(data []byte) (reply []byte, done bool, err error) {
+	reply, done, err = c.own().exchange.Next(c.context(), data)
+	if err == nil && len(reply) > math.MaxUint16 {
+		err = fmt.Errorf("the Exchange answered with %d bytes, Authentication Data has at most 65535", len(reply))
+	}
+	return reply, done, err
+}
+
 // step takes the exchange of the CONNECT one further.
 func (c *conn) step(t *turn, data []byte) error {
 	own := c.own()
-	reply, done, err := own.exchange.Next(c.context(), data)
+	reply, done, err := c.exchange(data)
 	switch {
 	case err != nil:
 		return c.fails(err)
@@ -262,7 +278,7 @@ func (c *conn) onAuth(t *turn, a *packets.Auth) error {
 		own.exchange = ex
 	}
 	data, _ := a.Properties.Bytes(packets.AuthenticationData)
-	reply, done, err := own.exchange.Next(c.context(), data)
+	reply, done, err := c.exchange(data)
 	if err != nil {
 		return c.b.refusal(err, "client", c.client.ID)
 	}
@@ -573,10 +589,11 @@ func (b *Broker) intercept(ctx context.Context, r *hooks.AccessRequest, c *hooks
 		return nil, b.refusal(err, "client", c.ID, "topic", m.Topic)
 	case pm == &m.Message:
 		return m, nil
-	case pm == nil || !packets.ValidTopicName(pm.Topic) || pm.QoS > packets.QoS2:
-		return nil, b.refusal(errors.New("the Interceptor returned no valid message"), "client", c.ID, "topic", m.Topic)
-	case len(pm.Topic) > b.cfg.MaxTopicLength || packets.Levels(pm.Topic) > b.cfg.MaxTopicLevels:
-		return nil, b.refusal(errors.New("the Interceptor returned a topic with more bytes or levels than are accepted"), "client", c.ID, "topic", m.Topic)
+	case pm == nil:
+		return nil, b.refusal(errors.New("the Interceptor returned neither a message nor an error"), "client", c.ID, "topic", m.Topic)
+	}
+	if err := b.sound(pm); err != nil {
+		return nil, b.refusal(fmt.Errorf("the Interceptor returned no valid message: %v", err), "client", c.ID, "topic", m.Topic)
 	}
 	out := &message{Message: *pm, Expires: m.Expires, From: m.From}
 	topic, inside := strings.CutPrefix(pm.Topic, mount)

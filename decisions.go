@@ -290,14 +290,6 @@ func (r *route) decide(topic []byte, epoch uint64, err error) {
 	r.decided, r.refused = epoch, err
 }
 
-// fitting returns code, or Not authorized if a hook gave one that no packet of that type may have (2.4).
-func fitting(code packets.ReasonCode, t packets.Type) packets.ReasonCode {
-	if code.ValidIn(t) {
-		return code
-	}
-	return packets.NotAuthorized
-}
-
 // authorizeSafely asks the Authorizer on a goroutine that must outlive a panic of it, which refuses.
 func (b *Broker) authorizeSafely(ctx context.Context, r *hooks.AccessRequest) (err error) {
 	defer b.survive(r.Client, &err)

@@ -3,6 +3,7 @@ package dunlin
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -396,6 +397,18 @@ func TestRefusalsHaveTheRightCode(t *testing.T) {
 			suback: packets.NotAuthorized, puback: packets.NotAuthorized, reason: "because"},
 		{name: "an error without code, whose text stays here", said: errors.New("the password of the database is x"),
 			connack: packets.NotAuthorized, suback: packets.NotAuthorized, puback: packets.NotAuthorized},
+		{name: "one that is forgotten, which must not read as success", said: &packets.Error{Reason: "because"}, connack: packets.NotAuthorized,
+			suback: packets.NotAuthorized, puback: packets.NotAuthorized, reason: "because"},
+		{name: "one that grants QoS 1", said: packets.Errorf(packets.GrantedQoS1, "because"), connack: packets.NotAuthorized,
+			suback: packets.NotAuthorized, puback: packets.NotAuthorized, reason: "because"},
+		{name: "one that says that nobody subscribes", said: fmt.Errorf("wrapped: %w", packets.Errorf(packets.NoMatchingSubscribers, "because")),
+			connack: packets.NotAuthorized, suback: packets.NotAuthorized, puback: packets.NotAuthorized, reason: "because"},
+		{name: "a nil *packets.Error, which is an error", said: (*packets.Error)(nil), connack: packets.NotAuthorized,
+			suback: packets.NotAuthorized, puback: packets.NotAuthorized},
+		{name: "a reason of 70,000 bytes is cut", said: packets.Errorf(packets.NotAuthorized, "%s", strings.Repeat("xyz€", 20_000)),
+			connack: packets.NotAuthorized, suback: packets.NotAuthorized, puback: packets.NotAuthorized, reason: strings.Repeat("xyz€", 170) + "xyz"},
+		{name: "a reason that is no text is made one", said: packets.Errorf(packets.NotAuthorized, "no\x00\xff\n\uFFFF!"),
+			connack: packets.NotAuthorized, suback: packets.NotAuthorized, puback: packets.NotAuthorized, reason: "no\uFFFD\uFFFD \uFFFD!"},
 		{name: "a client that wants no reasons", said: packets.Errorf(packets.NotAuthorized, "because"), noReasons: true,
 			connack: packets.NotAuthorized, suback: packets.NotAuthorized, puback: packets.NotAuthorized},
 		{name: "a reason that does not fit", said: packets.Errorf(packets.NotAuthorized, "%s", strings.Repeat("x", 300)), tooLong: true,

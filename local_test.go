@@ -57,24 +57,42 @@ func unread(sub *Subscription) (got []string) {
 }
 
 func TestPublishRefusesWhatNoClientCouldPublish(t *testing.T) {
-	inProcess(t, func(c *Config) { c.MaxTopicLevels = 3 }, func(t *testing.T, b *Broker) {
+	inProcess(t, func(c *Config) { c.MaxTopicLevels, c.MaxTopicLength, c.MaxPacketSize = 3, 200, 1000 }, func(t *testing.T, b *Broker) {
 		for _, tt := range []struct {
 			name string
 			m    Message
 			code packets.ReasonCode
+			says string
 		}{
-			{"no topic", Message{}, packets.TopicNameInvalid},
-			{"a wildcard", Message{Topic: "a/#"}, packets.TopicNameInvalid},
-			{"too many levels", Message{Topic: "a/b/c/d"}, packets.TopicNameInvalid},
-			{"a QoS that is none", Message{Topic: "a", QoS: 3}, packets.ProtocolError},
-			{"a property of another packet", Message{Topic: "a", Properties: packets.Properties(nil).AppendUint(packets.ReceiveMaximum, 1)}, packets.MalformedPacket},
-			{"a Topic Alias", Message{Topic: "a", Properties: packets.Properties(nil).AppendUint(packets.TopicAlias, 1)}, packets.ProtocolError},
-			{"more than a packet can hold", Message{Topic: "a", Payload: make([]byte, maxPacketSize)}, packets.PacketTooLarge},
+			{"no topic", Message{}, packets.TopicNameInvalid, `"" is no Topic Name`},
+			{"a wildcard", Message{Topic: "a/#"}, packets.TopicNameInvalid, `"a/#" is no Topic Name`},
+			{"a long one with a wildcard", Message{Topic: strings.Repeat("+", 200)}, packets.TopicNameInvalid, `"` + strings.Repeat("+", maxName) + `" is no`},
+			{"too many levels", Message{Topic: "a/b/c/d"}, packets.TopicNameInvalid, "a topic of 4 levels, at most 3 are accepted"},
+			{"too many bytes", Message{Topic: strings.Repeat("x", 201)}, packets.TopicNameInvalid, "a topic of 201 bytes, at most 200 are accepted"},
+			{"more than any topic has", Message{Topic: strings.Repeat("x/", 35_000)}, packets.TopicNameInvalid, "a topic of 70000 bytes"},
+			{"a QoS that is none", Message{Topic: "a", QoS: 3}, packets.ProtocolError, "QoS 3"},
+			{"a property of another packet", Message{Topic: "a", Properties: packets.Properties(nil).AppendUint(packets.ReceiveMaximum, 1)},
+				packets.MalformedPacket, "receive-maximum is not allowed"},
+			{"a Topic Alias", Message{Topic: "a", Properties: packets.Properties(nil).AppendUint(packets.TopicAlias, 1)},
+				packets.ProtocolError, "does not travel"},
+			{"more than a packet can hold", Message{Topic: "a", Payload: make([]byte, maxPacketSize)}, packets.PacketTooLarge, "no packet can hold more"},
 		} {
 			err := b.Publish(t.Context(), &tt.m)
 			require.Error(t, err, tt.name)
 			require.Equal(t, tt.code, packets.CodeOf(err), "%s: %v", tt.name, err)
+			require.Contains(t, err.Error(), tt.says, tt.name)
+			require.Less(t, len(err.Error()), 300, tt.name)
 		}
+		for filter, says := range map[string]string{
+			"a/b/c/#": "a filter of 4 levels, at most 3", strings.Repeat("x", 70_000): "a filter of 70000 bytes, at most 200",
+			strings.Repeat("x+", 100): "is no Topic Filter",
+		} {
+			_, err := b.Subscribe(t.Context(), filter, nil)
+			require.Equal(t, packets.TopicFilterInvalid, packets.CodeOf(err))
+			require.Contains(t, err.Error(), says)
+			require.Less(t, len(err.Error()), 300)
+		}
+		mustPublish(t, b, "a", strings.Repeat("x", 2000), 0) // MaxPacketSize is for what clients send
 		ctx, cancel := context.WithCancelCause(t.Context())
 		why := errors.New("why")
 		cancel(why)

@@ -60,7 +60,7 @@ func TestAPanicInTheObserverChangesNothing(t *testing.T) {
 				c.Authorizer = explosive{c.Authorizer.(*acl.ACL)}
 				c.Observer, c.Store = x.observer(field.Name), st
 			}, func(r *guardRig) {
-				observeEverything(t, r, st)
+				observeEverything(r.t, r, st)
 				x.mu.Lock()
 				defer x.mu.Unlock()
 				n := x.calls[field.Name]

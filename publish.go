@@ -216,22 +216,19 @@ func (c *conn) intercept(t *turn, p *packets.Publish) (*message, error) {
 
 // answer sends the acknowledgement that the QoS of p asks for; an error is told in it where the version can.
 func (c *conn) answer(t *turn, p *packets.Publish, matched int, err error) error {
-	code := packets.Success
-	if err != nil {
-		if errors.Is(err, hooks.ErrDrop) {
-			err = nil
-		} else {
-			code = packets.CodeOf(err)
-		}
-	}
-	if err == nil && matched == 0 && t.found == 0 {
-		code = packets.NoMatchingSubscribers
+	if errors.Is(err, hooks.ErrDrop) {
+		err = nil
 	}
 	kind := packets.TypePuback
 	if p.QoS == packets.QoS2 {
 		kind = packets.TypePubrec
 	}
-	code = fitting(code, kind)
+	code := packets.Success
+	if err != nil {
+		code = fitting(packets.CodeOf(err), kind)
+	} else if matched == 0 && t.found == 0 {
+		code = packets.NoMatchingSubscribers
+	}
 	s := c.sess
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -1,6 +1,7 @@
 package dunlin
 
 import (
+	"errors"
 	"strings"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
@@ -18,7 +19,7 @@ func (c *conn) onSubscribe(t *turn, p *packets.Subscribe) error {
 	refuse := func(i int, err error) {
 		ack.Codes[i] = fitting(packets.CodeOf(err), packets.TypeSuback)
 		if len(ack.Properties) == 0 && c.version == packets.V5 {
-			if pe, ok := err.(*packets.Error); ok {
+			if pe, ok := errors.AsType[*packets.Error](err); ok {
 				ack.Properties = c.reason(pe, ack.Size(packets.V5))
 			}
 		}
@@ -113,7 +114,7 @@ func (c *conn) subscribe(sub *packets.Subscription, id uint32, cursors *[]cursor
 	shared := group != ""
 	switch {
 	case !packets.ValidTopicFilter(filter):
-		return g, packets.Errorf(packets.TopicFilterInvalid, "%q is no Topic Filter", sub.Filter)
+		return g, packets.Errorf(packets.TopicFilterInvalid, "%q is no Topic Filter", cut(sub.Filter, maxName))
 	case len(sub.Filter) > cfg.MaxTopicLength || packets.Levels(filter) > cfg.MaxTopicLevels:
 		return g, packets.Errorf(packets.TopicFilterInvalid, "a Topic Filter has more bytes or levels than are accepted")
 	}

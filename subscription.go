@@ -198,7 +198,7 @@ func (o *SubscribeOptions) check() error {
 	case len(localPrefix)+len(o.Name) > math.MaxUint16:
 		return fmt.Errorf("dunlin: Subscribe: the Name has %d bytes, at most %d are possible", len(o.Name), math.MaxUint16-len(localPrefix))
 	case !packets.ValidUTF8(o.Name):
-		return fmt.Errorf("dunlin: Subscribe: the Name %q is not what a Client Identifier can be: valid UTF-8 without U+0000", o.Name)
+		return fmt.Errorf("dunlin: Subscribe: the Name %q is not what a Client Identifier can be: valid UTF-8 without U+0000", cut(o.Name, maxName))
 	}
 	return nil
 }
@@ -209,8 +209,12 @@ func (b *Broker) splitFilter(filter string, o *SubscribeOptions) (group, inner s
 	switch {
 	case err != nil:
 		return "", "", err
-	case !packets.ValidTopicFilter(inner) || packets.Levels(inner) > b.cfg.MaxTopicLevels:
-		return "", "", packets.Errorf(packets.TopicFilterInvalid, "%q is no Topic Filter", filter)
+	case len(filter) > b.cfg.MaxTopicLength:
+		return "", "", packets.Errorf(packets.TopicFilterInvalid, "a filter of %d bytes, at most %d are accepted", len(filter), b.cfg.MaxTopicLength)
+	case !packets.ValidTopicFilter(inner):
+		return "", "", packets.Errorf(packets.TopicFilterInvalid, "%q is no Topic Filter", cut(filter, maxName))
+	case packets.Levels(inner) > b.cfg.MaxTopicLevels:
+		return "", "", packets.Errorf(packets.TopicFilterInvalid, "a filter of %d levels, at most %d are accepted", packets.Levels(inner), b.cfg.MaxTopicLevels)
 	case o.QoS > packets.QoS2:
 		return "", "", fmt.Errorf("dunlin: Subscribe: QoS is %d, at most 2 is possible", o.QoS)
 	case o.RetainHandling > SkipRetained:

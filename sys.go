@@ -178,9 +178,13 @@ func (b *Broker) Retained(filter string) iter.Seq[*Message] {
 	}
 }
 
-// Disconnect ends the connection of a client with a Reason Code, which one of 5.0 is told. Its Will is published. It returns false if no
+// Disconnect ends the connection of a client with a Reason Code, which one of 5.0 is told. A code that a server has no use for in
+// DISCONNECT (3.14.2.1), as 0x00 and 0x04, becomes Administrative action (0x98). The client's Will is published. It returns false if no
 // connection has that Client Identifier. With SessionPerPrincipal it ends those of all principals.
 func (b *Broker) Disconnect(clientID string, code ReasonCode) bool {
+	if !code.Failed() || !code.ValidIn(packets.TypeDisconnect) {
+		code = packets.AdministrativeAction
+	}
 	found := false
 	for _, s := range b.ofClient(clientID) {
 		found = s.disconnect(&packets.Error{Code: code}) || found

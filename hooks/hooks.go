@@ -5,7 +5,9 @@
 //
 //   - nil allows.
 //   - [ErrAbstain] (also wrapped) means no opinion; who combines decisions asks the next, and if all abstain the answer is no.
-//   - a *packets.Error refuses with its Reason Code, which goes out in the packet that the standard has for it.
+//   - a *packets.Error refuses with its Reason Code, which goes out in the packet that the standard has for it. A code that this packet
+//     cannot have, or one below 0x80, which stands for no failure, goes out as Not authorized (0x87). Its Reason is told to clients of 5.0 that
+//     want such: at most 1,024 bytes of it, made UTF-8 without control characters.
 //   - any other error is logged and refuses with Not authorized (0x87).
 //
 // Every call gets a context that ends with the Network Connection. Calls are made on the goroutine that reads the

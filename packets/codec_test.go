@@ -352,4 +352,6 @@ func TestErrors(t *testing.T) {
 	require.Equal(t, "Banned", (&Error{Code: Banned}).Error())
 	require.Equal(t, UnspecifiedError, CodeOf(ErrShort))
 	require.Equal(t, Success, CodeOf(nil))
+	require.Equal(t, UnspecifiedError, CodeOf(&Error{Reason: "its code is forgotten"}), "an error is no success")
+	require.Equal(t, UnspecifiedError, CodeOf((*Error)(nil)), "nor is a nil one that is an error all the same")
 }

@@ -157,7 +157,7 @@ func (c ReasonCode) ReturnCode() byte {
 
 // An Error is a failure that has a Reason Code. Every error that decoding returns is an *Error, except ErrShort.
 type Error struct {
-	Code   ReasonCode // what DISCONNECT, CONNACK or an acknowledgement reports
+	Code   ReasonCode // what DISCONNECT, CONNACK or an acknowledgement reports: a failure, 0x80 or more
 	Reason string     // for people; may be sent to the peer as Reason String. Empty: nothing to say.
 	Err    error      // what caused it, for logs and errors.Is; never sent. May be nil.
 }
@@ -184,13 +184,13 @@ func (e *Error) Error() string {
 // Unwrap returns Err.
 func (e *Error) Unwrap() error { return e.Err }
 
-// CodeOf returns the Reason Code of the first *Error in err's tree, UnspecifiedError if there is none, and Success if
-// err is nil.
+// CodeOf returns the Reason Code of the first *Error in err's tree, UnspecifiedError if there is none or its code
+// stands for no failure, and Success if err is nil.
 func CodeOf(err error) ReasonCode {
 	if err == nil {
 		return Success
 	}
-	if e, ok := errors.AsType[*Error](err); ok {
+	if e, ok := errors.AsType[*Error](err); ok && e != nil && e.Code.Failed() {
 		return e.Code
 	}
 	return UnspecifiedError

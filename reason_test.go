@@ -1,0 +1,182 @@
+package dunlin
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"unicode/utf8"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// noCode is what comes of a *packets.Error whose Code is forgotten: its value is that of Success.
+var noCode = &packets.Error{Reason: "not for you"}
+
+func TestARefusalWithoutCodeNeverReadsAsSuccess(t *testing.T) {
+	var denied []error
+	refuse := map[string]bool{}
+	deny := func(what string) error {
+		if refuse[what] {
+			return noCode
+		}
+		return nil
+	}
+	withRules(t, nil, func(c *Config) {
+		c.Authorizer = hooks.AuthorizerFunc(func(_ context.Context, r *hooks.AccessRequest) error {
+			if r.Will {
+				return deny("will")
+			}
+			return deny(r.Action.String())
+		})
+		c.Interceptor = hooks.InterceptorFunc(func(_ context.Context, _ *hooks.Client, m *packets.Message) (*packets.Message, error) {
+			return m, deny("intercept")
+		})
+		c.Observer = &hooks.Observer{Denied: func(_ *hooks.Client, _ hooks.Action, _ string, err error) { denied = append(denied, err) }}
+		c.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{"x": hooks.EnhancedAuthenticatorFunc(
+			func(_ context.Context, r *hooks.ConnectRequest) (hooks.Exchange, error) {
+				return doneAtOnce{}, deny("auth")
+			})}
+	}, func(r *guardRig) {
+		r.grant = func(*hooks.ConnectRequest) error { return deny("connect") }
+		enhanced := as("e", "u")
+		enhanced.Properties = enhanced.Properties.AppendText(packets.AuthenticationMethod, "x")
+		c, e := r.connect(as("c", "u")), r.connect(enhanced)
+		watch := mustSubscribe(r.t, r.b, "#", nil)
+
+		refuse["subscribe"] = true
+		require.Equal(t, packets.NotAuthorized, c.subscribe("a", 1), "SUBACK")
+		info, _ := r.b.Session("c")
+		require.Empty(t, info.Subscriptions)
+		require.Equal(t, packets.NotAuthorized, packets.CodeOf(denied[0]), "what the Observer is told: %v", denied[0])
+		for _, hook := range []string{"publish", "intercept"} {
+			refuse[hook] = true
+			require.Equal(t, packets.NotAuthorized, c.publish("a", "x", true), "PUBACK")
+			c.send(&packets.Publish{QoS: 2, PacketID: 2, Topic: []byte("a")})
+			require.Equal(t, packets.NotAuthorized, c.recv().(*packets.Ack).Code, "PUBREC")
+			refuse[hook] = false
+		}
+		synctest.Wait()
+		require.Empty(t, unread(watch), "messages that were refused")
+
+		refuse["will"] = true
+		p := as("w", "u")
+		p.Will = &packets.Will{Topic: "w"}
+		r.refused(p, packets.NotAuthorized)
+		refuse["auth"] = true
+		e.send(&packets.Auth{Code: packets.ReAuthenticate, Properties: packets.Properties(nil).AppendText(packets.AuthenticationMethod, "x")})
+		require.Equal(t, packets.NotAuthorized, e.recv().(*packets.Disconnect).Code, "AUTH")
+		e.close()
+		enhanced.ClientID = "f"
+		r.refused(enhanced, packets.NotAuthorized)
+		refuse["connect"] = true
+		r.refused(as("d", "u"), packets.NotAuthorized)
+		p = as("old", "u")
+		p.Version, p.Properties = packets.V311, nil
+		nc, ack := newTestClient(r.t, dial(r.t, r.l), p)
+		require.Equal(t, byte(5), ack.Code.ReturnCode(), "3.1.1")
+		nc.nc.Close()
+		c.close()
+	})
+}
+
+// An Authenticator that forgets the code refuses like any other: it counts against the address.
+func TestARefusalWithoutCodeIsAFailedAuthentication(t *testing.T) {
+	withRules(t, nil, func(c *Config) { c.MaxAuthFailures = 2 }, func(r *guardRig) {
+		r.grant = func(*hooks.ConnectRequest) error { return noCode }
+		for _, want := range []packets.ReasonCode{packets.NotAuthorized, packets.NotAuthorized, packets.ConnectionRateExceeded} {
+			c, code := r.connectFrom("192.0.2.1", as("c", "u"))
+			require.EqualValues(t, want, code)
+			c.close()
+		}
+	})
+}
+
+func TestDisconnectHasACodeOfAServer(t *testing.T) {
+	for said, sent := range map[packets.ReasonCode]packets.ReasonCode{
+		packets.NormalDisconnection:      packets.AdministrativeAction,
+		packets.DisconnectWithWill:       packets.AdministrativeAction,
+		packets.ContinueAuthentication:   packets.AdministrativeAction,
+		packets.ClientIdentifierNotValid: packets.AdministrativeAction, // of CONNACK
+		packets.UseAnotherServer:         packets.UseAnotherServer,
+		packets.KeepAliveTimeout:         packets.KeepAliveTimeout,
+	} {
+		withRules(t, nil, nil, func(r *guardRig) {
+			c := r.connect(as("c", "u"))
+			require.True(t, r.b.Disconnect("c", said))
+			require.Equal(t, sent, c.recv().(*packets.Disconnect).Code, "Disconnect with %v", said)
+			c.close()
+		})
+	}
+}
+
+func TestTextsAreMadeLegible(t *testing.T) {
+	for _, tt := range []struct{ name, in, want string }{
+		{"what is a text stays", "no: ж€😀\u00a0", "no: ж€😀\u00a0"},
+		{"U+0000", "a\x00b", "a\uFFFDb"},
+		{"control characters", "a\r\n\tb\x7f\u0085c", "a   b  c"},
+		{"what stands for no character", "a\uFDD0\uFFFE\U0010FFFFb", "a\uFFFD\uFFFD\uFFFDb"},
+		{"what is no UTF-8", "a\xff\xed\xa0\x80b\xe2\x82", "a\uFFFD\uFFFD\uFFFD\uFFFDb\uFFFD\uFFFD"},
+		{"it is cut between characters", strings.Repeat("x", 1022) + "€€", strings.Repeat("x", 1022)},
+		{"and just fits", strings.Repeat("x", 1021) + "€", strings.Repeat("x", 1021) + "€"},
+		{"what it grows by is cut", strings.Repeat("\xff", 70_000), strings.Repeat("\uFFFD", 341)},
+	} {
+		got := legible(tt.in)
+		require.Equal(t, tt.want, got, tt.name)
+		require.True(t, utf8.ValidString(got) && len(got) <= maxText, tt.name)
+	}
+	require.Zero(t, testing.AllocsPerRun(100, func() { legible("an ordinary reason") }))
+}
+
+// The answer of an Exchange that no packet can hold is its failure, and no silence.
+func TestAnExchangeMustFitIntoItsPacket(t *testing.T) {
+	var reply []byte
+	withRules(t, nil, func(c *Config) {
+		c.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{"x": hooks.EnhancedAuthenticatorFunc(
+			func(context.Context, *hooks.ConnectRequest) (hooks.Exchange, error) { return replies{&reply}, nil })}
+	}, func(r *guardRig) {
+		p := as("c", "u")
+		p.Properties = p.Properties.AppendText(packets.AuthenticationMethod, "x")
+		c := r.connect(p)
+		reply = make([]byte, 65_536)
+		c.send(&packets.Auth{Code: packets.ReAuthenticate, Properties: packets.Properties(nil).AppendText(packets.AuthenticationMethod, "x")})
+		require.Equal(t, packets.NotAuthorized, c.recv().(*packets.Disconnect).Code)
+		c.close()
+		r.refused(p, packets.NotAuthorized)
+	})
+}
+
+// replies is an Exchange that is done at once, with an answer.
+type replies struct{ data *[]byte }
+
+func (x replies) Next(context.Context, []byte) ([]byte, bool, error) { return *x.data, true, nil }
+
+// What an Interceptor puts in the place of a message is checked like what the program publishes.
+func TestAnInterceptorCannotMakeWhatNoPacketMayHave(t *testing.T) {
+	for name, props := range map[string]packets.Properties{
+		"a text that is not UTF-8":         packets.Properties(nil).AppendUser("k", "\xff"),
+		"one that is too long":             packets.Properties(nil).AppendUser("k", strings.Repeat("x", 65_536)),
+		"a property that does not travel":  packets.Properties(nil).AppendUint(packets.TopicAlias, 1),
+		"a property of another packet":     packets.Properties(nil).AppendUint(packets.ReceiveMaximum, 1),
+		"properties that end in the midst": packets.Properties(nil).AppendText(packets.ContentType, "text")[:4],
+	} {
+		t.Run(name, func(t *testing.T) {
+			withRules(t, []string{"allow all #"}, func(c *Config) {
+				c.Interceptor = hooks.InterceptorFunc(func(_ context.Context, _ *hooks.Client, m *packets.Message) (*packets.Message, error) {
+					out := *m
+					out.Properties = props
+					return &out, nil
+				})
+			}, func(r *guardRig) {
+				c := r.connect(as("c", "u"))
+				c.subscribe("a", 0)
+				require.Equal(t, packets.NotAuthorized, c.publish("a", "x", false))
+				c.nothing("a message that is none")
+				c.close()
+			})
+		})
+	}
+}
