@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -116,7 +117,8 @@ func (b *Broker) responses() string {
 }
 
 // A Handler answers one request. Its response needs no Topic and no Correlation Data; its other properties, QoS and Retain are used as
-// they are. Nil means no response. An error is told to the requester, as a ResponseError says, and logged at Debug.
+// they are. Nil means no response. An error is told to the requester, as a ResponseError says, and logged at Debug: the first 1,024 bytes of its
+// text, made UTF-8 without control characters. A response that cannot be published is told as an error as well.
 //
 // ctx ends with the Responder. The handler must not call Close of the Responder or of the Broker.
 type Handler func(ctx context.Context, request *Incoming) (response *Message, err error)
@@ -138,8 +140,11 @@ type Responder struct {
 // Response Topic of a client's request must not begin with "$"; must begin with Config.ResponseInformation if that is set; and, where there is an
 // Authorizer, the client must still be there, and be allowed to subscribe to it. What is not gets no response, which is logged at Debug.
 //
-// Errors are those of Subscribe, of which requests are taken at QoS 2 with the default Buffer, without retained ones.
+// Errors are that handler is nil, and those of Subscribe, of which requests are taken at QoS 2 with the default Buffer, without retained ones.
 func (b *Broker) Respond(ctx context.Context, filter string, handler Handler) (*Responder, error) {
+	if handler == nil {
+		return nil, errors.New("dunlin: Respond: the handler is nil")
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	sub, err := b.Subscribe(ctx, filter, &SubscribeOptions{QoS: packets.QoS2, RetainHandling: SkipRetained})
 	if err != nil {
@@ -188,22 +193,41 @@ func (r *Responder) answer(ctx context.Context, m *Incoming) {
 	response, err := r.call(ctx, m)
 	if err != nil {
 		b.log.Debug("a request failed", "topic", m.Topic, "client", m.Publisher, "err", err)
-		response = &Message{QoS: m.QoS, Properties: packets.Properties(nil).AppendUser(errorProperty, err.Error())}
+		response = failure(m, err)
 	}
 	if response == nil || m.ResponseTopic() == "" {
 		return
 	}
-	out := *response
-	if out.Topic, err = b.responseTopic(m); err == nil {
-		out.Properties = out.Properties.Without(nil, packets.CorrelationData, packets.ResponseTopic)
-		if c := m.CorrelationData(); c != nil {
-			out.Properties = out.Properties.AppendBytes(packets.CorrelationData, c)
+	to, err := b.responseTopic(m)
+	if err == nil {
+		err = r.send(ctx, m, to, response)
+		if err != nil && ctx.Err() == nil && !errors.Is(err, errNotStored) { // which may have been sent
+			b.log.Debug("a response could not be published", "topic", m.Topic, "client", m.Publisher, "err", err)
+			err = r.send(ctx, m, to, failure(m, fmt.Errorf("the response could not be published: %w", err)))
 		}
-		err = b.Publish(ctx, &out)
 	}
 	if err != nil && ctx.Err() == nil {
 		b.log.Debug("a response was not published", "topic", m.ResponseTopic(), "client", m.Publisher, "err", err)
 	}
+}
+
+// failure is the response that tells an error.
+func failure(m *Incoming, err error) *Message {
+	return &Message{QoS: m.QoS, Properties: packets.Properties(nil).AppendUser(errorProperty, legible(err.Error()))}
+}
+
+// send publishes the response to m.
+func (r *Responder) send(ctx context.Context, m *Incoming, to string, response *Message) error {
+	out := *response
+	out.Topic = to
+	if err := r.b.sound(&out); err != nil { // before anything is taken out of its properties
+		return err
+	}
+	out.Properties = out.Properties.Without(nil, packets.CorrelationData, packets.ResponseTopic)
+	if c := m.CorrelationData(); c != nil {
+		out.Properties = out.Properties.AppendBytes(packets.CorrelationData, c)
+	}
+	return r.b.Publish(ctx, &out)
 }
 
 // call calls the handler and makes an error of its panic.
@@ -215,7 +239,10 @@ func (r *Responder) call(ctx context.Context, m *Incoming) (response *Message, e
 			response, err = nil, errors.New("internal error")
 		}
 	}()
-	return r.handler(ctx, m)
+	if response, err = r.handler(ctx, m); err != nil {
+		err = errors.New(legible(err.Error())) // here, where a panic of Error is caught
+	}
+	return response, err
 }
 
 // responseTopic returns where the response to m goes, as its publisher may have it.

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
 
@@ -71,7 +72,7 @@ func TestRespondersEndWithTheBroker(t *testing.T) {
 		mustPublish(t, b, "a", "", 0)
 		<-waiting
 		b.Close()
-		_, err = b.Respond(t.Context(), "a", nil)
+		_, err = b.Respond(t.Context(), "a", upper)
 		require.ErrorIs(t, err, ErrBrokerClosed)
 	})
 }
@@ -211,4 +212,43 @@ func TestRequestsOfAndToClientsWithMountPoints(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A handler that fails, or whose response is none, leaves nobody waiting.
+func TestARequestIsAnsweredWhateverTheHandlerReturns(t *testing.T) {
+	bad := func(p packets.Properties) *Message { return &Message{Properties: p} }
+	for _, tt := range []struct {
+		name     string
+		response *Message
+		err      error
+		want     string // what the reason contains
+	}{
+		{"an error of 70,000 bytes", nil, errors.New(strings.Repeat("x", 70_000)), strings.Repeat("x", maxText)},
+		{"an error that is no text", nil, errors.New("no\x00\xff!"), "no\uFFFD\uFFFD!"},
+		{"an error whose text panics", nil, (*packets.Error)(nil), "internal error"},
+		{"a QoS that is none", &Message{QoS: 3}, nil, "QoS 3"},
+		{"a property of another packet", bad(packets.Properties(nil).AppendUint(packets.ReceiveMaximum, 1)), nil, "receive-maximum"},
+		{"a property that does not exist", bad(packets.Properties{99, 0}), nil, "property 99"},
+		{"a text that is not UTF-8", bad(packets.Properties(nil).AppendText(packets.ContentType, "\xff")), nil, "not UTF-8"},
+		{"a User Property that is too long", bad(packets.Properties(nil).AppendUser("k", strings.Repeat("x", 65_536))), nil, "not defined"},
+		{"more than a packet can hold", &Message{Payload: make([]byte, maxPacketSize)}, nil, "a message of"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inProcess(t, nil, func(t *testing.T, b *Broker) {
+				_, err := b.Respond(t.Context(), "do", func(context.Context, *Incoming) (*Message, error) { return tt.response, tt.err })
+				require.NoError(t, err)
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				_, err = b.Request(ctx, "do", nil)
+				var failed *ResponseError
+				require.ErrorAs(t, err, &failed)
+				require.Contains(t, failed.Reason, tt.want)
+				require.True(t, utf8.ValidString(failed.Reason) && len(failed.Reason) <= maxText)
+			})
+		})
+	}
+	inProcess(t, nil, func(t *testing.T, b *Broker) {
+		_, err := b.Respond(t.Context(), "do", nil)
+		require.ErrorContains(t, err, "handler is nil")
+	})
 }
