@@ -99,6 +99,7 @@ type Broker struct {
 	bans      banList
 	memory    budget
 	shedding  atomic.Bool // shed is due or under way
+	mounts    atomic.Bool // a mount point was granted
 	shedDue   deadline
 
 	tree     *tree

@@ -122,7 +122,8 @@ type Outcome struct {
 
 // PublishWait publishes as Publish does and waits until every Session that the message is for has acknowledged or lost it: with PUBACK at QoS 1
 // and PUBREC at QoS 2, a Subscription by reading it or, with ManualAck, by Ack. At QoS 0 there is nothing to wait for but
-// that the message has left the queue. A Session whose client is away is waited for, so ctx should have an end.
+// that the message has left the queue. A Session whose client is away is waited for, and a Subscription that nobody reads, at QoS 0 as well, so
+// ctx should have an end.
 //
 // If ctx ends first the error is its cause, and the Outcome is that of the moment; the message stays where it is. Other errors
 // are those of Publish.

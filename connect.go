@@ -387,6 +387,7 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 			return c.refuse(b.refusal(err, "client", c.client.ID))
 		}
 		c.own().mount = g.MountPoint
+		b.mounts.Store(true)
 	}
 	if b.authorizer != nil {
 		c.context() // so that it is there for decisions that others ask for

@@ -138,7 +138,8 @@ type Responder struct {
 //
 // A response is published in the name of the Broker, so a client could have it written to where the client itself may not write. Therefore the
 // Response Topic of a client's request must not begin with "$"; must begin with Config.ResponseInformation if that is set; and, where there is an
-// Authorizer, the client must still be there, and be allowed to subscribe to it. What is not gets no response, which is logged at Debug.
+// Authorizer, the client must still be there, and be allowed to subscribe to it; where mount points are granted, its Session must still be
+// there, whose mount point is put in front. What is not gets no response, which is logged at Debug.
 //
 // Errors are that handler is nil, and those of Subscribe, of which requests are taken at QoS 2 with the default Buffer, without retained ones.
 func (b *Broker) Respond(ctx context.Context, filter string, handler Handler) (*Responder, error) {
@@ -264,16 +265,11 @@ func (b *Broker) responseTopic(m *Incoming) (string, error) {
 	var mount string
 	if s != nil {
 		s.mu.Lock()
-		if c = s.conn; c != nil {
-			mount = c.few().mount
-		}
+		c, mount = s.conn, s.mount
 		s.mu.Unlock()
 	}
-	if c == nil && b.authorizer != nil {
+	if c == nil && (b.authorizer != nil || s == nil && b.mounts.Load()) { // whose mount point was it?
 		return "", errors.New("the client that asked has left")
-	}
-	if c == nil {
-		return topic, nil
 	}
 	if b.authorizer != nil {
 		r := hooks.AccessRequest{Client: c.client, Action: hooks.Subscribe, Topic: topic, QoS: m.QoS}

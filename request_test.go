@@ -252,3 +252,56 @@ func TestARequestIsAnsweredWhateverTheHandlerReturns(t *testing.T) {
 		require.ErrorContains(t, err, "handler is nil")
 	})
 }
+
+// A client cannot have an answer written outside of its mount point, also when it has left before.
+func TestResponsesStayBelowTheMountPoint(t *testing.T) {
+	mount := hooks.AuthenticatorFunc(func(_ context.Context, r *hooks.ConnectRequest) error {
+		r.Grant.MountPoint = "t/7/"
+		return nil
+	})
+	for _, tt := range []struct {
+		name          string
+		leave, expiry bool
+		want          []string
+	}{
+		{"of a client that is there", false, false, []string{"t/7/t/8/x"}},
+		{"of one that has left its Session", true, true, []string{"t/7/t/8/x"}},
+		{"of one that has left nothing", true, false, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inProcess(t, func(c *Config) { c.Authenticator = mount }, func(t *testing.T, b *Broker) {
+				l, stop := serveMemory(t, b)
+				defer stop()
+				left := make(chan struct{})
+				r, err := b.Respond(t.Context(), "t/7/ask", func(context.Context, *Incoming) (*Message, error) {
+					<-left
+					return &Message{Payload: []byte("answer")}, nil
+				})
+				require.NoError(t, err)
+				sub := mustSubscribe(t, b, "#", nil)
+				p := connect("c1")
+				p.Version = packets.V5
+				if tt.expiry {
+					p.Properties = packets.Properties(nil).AppendUint(packets.SessionExpiryInterval, 60)
+				}
+				c, _ := newTestClient(t, dial(t, l), p)
+				c.send(&packets.Publish{Topic: []byte("ask"), Properties: packets.Properties(nil).AppendText(packets.ResponseTopic, "t/8/x")})
+				synctest.Wait()
+				if tt.leave {
+					c.send(&packets.Disconnect{})
+					synctest.Wait()
+				}
+				close(left)
+				synctest.Wait()
+				var got []string
+				for m := sub.take(time.Now()); m != nil; m = sub.take(time.Now()) {
+					if string(m.Payload) == "answer" {
+						got = append(got, m.Topic)
+					}
+				}
+				require.Equal(t, tt.want, got)
+				require.NoError(t, r.Close())
+			})
+		})
+	}
+}

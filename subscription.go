@@ -147,6 +147,8 @@ var (
 
 // Subscribe subscribes the program to filter, which may be a shared one, until ctx ends, the Subscription is closed, or the Broker is. What it
 // publishes and subscribes to is not for the Authorizer to decide. A reader that falls behind loses messages or delays publishers, as o says.
+// What it has not read when the Broker ends, by Shutdown or Close, it does not get any more: Next returns ErrBrokerClosed. It is lost, unless the
+// Subscription has a Name and there is a Store: then it is there after the restart.
 //
 // The error is ErrBrokerClosed, the cause of ctx, a *packets.Error with Topic Filter invalid (0x8F) or Quota exceeded (0x97), that of a Store
 // which fails, or says which option is out of range. With a Name it may also be ErrSubscriptionTaken, if somebody else subscribes with
