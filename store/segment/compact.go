@@ -15,14 +15,18 @@ const (
 	foldBody = 1 << 20 // how long the records of a folded segment get
 	foldSync = 8 << 20 // how much of it is written between syncs, so that those of commits stay short
 
+	fewSegments = 8       // that are short are left as they are
+	littleLog   = 1 << 20 // which is compacted within a commit, if there are more
+
 	// A full disk makes compactions follow each other, but for a pause, and ten times as long as the last one took. Each one that finds no
 	// room doubles the pause, as it seals a segment that may be short.
 	minPause = 100 * time.Millisecond
 	maxPause = 5 * time.Second
 )
 
-// Checkpoint implements store.Store. It does not wait: if the log has doubled, and grown by two segments at least, it begins a
-// compaction in the background, as a Commit does that begins a segment. See [Store.Compact].
+// Checkpoint implements store.Store. If the log has doubled, and grown by two segments at least, or has come to consist of many
+// short ones, as each start of the process leaves one, it begins a compaction in the background and does not wait for it, but for one of
+// many short segments that are 1 MiB together at most. A Commit that begins a segment does the same. See [Store.Compact].
 func (s *Store) Checkpoint(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -32,8 +36,7 @@ func (s *Store) Checkpoint(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	s.compactIfGrown()
-	return nil
+	return s.compactIfGrown()
 }
 
 // Compact leaves out of the log what has been superseded, and returns when that is done. Commits go on meanwhile. It need
@@ -53,11 +56,40 @@ func (s *Store) Compact(ctx context.Context) error {
 	return nil
 }
 
-// compactIfGrown begins a compaction if it is worth while. s.mu is held.
-func (s *Store) compactIfGrown() {
-	if s.man.grown() >= max(2*s.opts.SegmentSize, s.man.folded.size) {
+// compactIfGrown begins a compaction if it is worth while. The error is one after which nothing can be committed. s.mu is held.
+func (s *Store) compactIfGrown() error {
+	m := &s.man
+	short := m.short(s.opts.SegmentSize) && time.Now().After(s.notBefore) // a full disk makes short ones
+	switch {
+	case short && m.folded.size+m.grown() <= littleLog:
+		return s.compactLittle()
+	case short, m.grown() >= max(2*s.opts.SegmentSize, m.folded.size):
 		s.startCompaction(false)
 	}
+	return nil
+}
+
+// compactLittle compacts a log that is read and written in no time, and waits for it: so it is done however short processes live. The
+// error is one after which nothing can be committed. s.mu is held.
+func (s *Store) compactLittle() error {
+	if s.stopped.Err() != nil || !s.compacting.TryLock() {
+		return nil
+	}
+	defer s.compacting.Unlock()
+	begun := time.Now()
+	err := s.clean()
+	if err == nil {
+		old, number := s.man.clone(), s.take()
+		old.active = 0
+		var f sealed
+		if f, err = s.fold(s.stopped, &old, number); err == nil {
+			err = s.replace(&old, f)
+		} else {
+			s.dir.Remove(segmentName(number))
+		}
+	}
+	s.compacted(begun, err)
+	return s.err
 }
 
 // startCompaction compacts in the background, unless that is under way. s.mu is held.
@@ -71,18 +103,23 @@ func (s *Store) startCompaction(all bool) {
 		defer s.compacting.Unlock()
 		begun := time.Now()
 		err := s.compact(s.stopped, all)
-		if err != nil && s.stopped.Err() == nil && !disk.IsFull(err) {
-			s.opts.Logger.Warn("the log could not be compacted", "err", err)
-		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if disk.IsFull(err) {
-			s.pause = min(max(2*s.pause, minPause), maxPause)
-		} else {
-			s.pause = minPause
-		}
-		s.notBefore = time.Now().Add(s.pause + 10*time.Since(begun))
+		s.compacted(begun, err)
 	}()
+}
+
+// compacted tells how a compaction has ended that nobody asked for, and when the next one may follow. s.mu is held.
+func (s *Store) compacted(begun time.Time, err error) {
+	if err != nil && s.stopped.Err() == nil && !disk.IsFull(err) {
+		s.opts.Logger.Warn("the log could not be compacted", "err", err)
+	}
+	if disk.IsFull(err) {
+		s.pause = min(max(2*s.pause, minPause), maxPause)
+	} else {
+		s.pause = minPause
+	}
+	s.notBefore = time.Now().Add(s.pause + 10*time.Since(begun))
 }
 
 // compact replaces the sealed segments, of which the active one becomes one if all is set, by a folded one. s.compacting is held.
@@ -101,11 +138,16 @@ func (s *Store) compact(ctx context.Context, all bool) error {
 	if s.err != nil {
 		return s.err
 	}
+	return s.replace(&old, f)
+}
+
+// replace puts f in the place of all segments of old. s.mu is held.
+func (s *Store) replace(old *manifest, f sealed) error {
 	m := s.man.clone()
 	m.folded, m.upTo, m.sealed = f, old.last(), m.sealed[len(old.sealed):]
 	if err := s.install(m); err != nil {
 		if s.err == nil {
-			s.dir.Remove(segmentName(number))
+			s.dir.Remove(segmentName(f.number))
 		}
 		return err
 	}

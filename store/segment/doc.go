@@ -23,7 +23,8 @@
 //	lock           is locked while the store is open; empty
 //	manifest       says which segments make up the store
 //	manifest.new   the next manifest, until it is renamed
-//	00000001.log   segments; those that the manifest does not name are left over and removed with the first commit
+//	00000001.log   segments; those that the manifest does not name are left over and removed with the first commit,
+//	               and so are zeros behind the end of a sealed one
 //
 // The manifest is text, each line ended by a line feed, numbers in decimal unless said otherwise:
 //

@@ -66,6 +66,13 @@ func (m *manifest) grown() (n int64) {
 	return n
 }
 
+// short tells whether there are many more sealed segments than what the store holds takes, in segments that get so long. Those that one
+// process fills are half full at least, so others have seen the process end. How long the folded one is counts, as it is written again
+// to get rid of them.
+func (m *manifest) short(length int64) bool {
+	return int64(len(m.sealed)) > fewSegments+2*((m.folded.size+m.grown())/length)
+}
+
 // numbers returns those of all segments.
 func (m *manifest) numbers() (all []uint64) {
 	if m.folded.number != 0 {

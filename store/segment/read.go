@@ -14,10 +14,11 @@ import (
 
 // A tail says how a log ends.
 type tail struct {
-	next uint64 // number of the next segment
-	end  int64  // of the records of the active segment
-	last uint64 // commit
-	torn bool   // something that is not a record follows
+	next uint64   // number of the next segment
+	end  int64    // of the records of the active segment
+	last uint64   // commit
+	torn bool     // something that is not a record follows
+	long []sealed // sealed ones whose files go on: a process was killed before it gave back what it had reserved
 }
 
 // survey checks that the segments are there, and finds the end of the log.
@@ -42,6 +43,9 @@ func survey(d disk.Dir, m *manifest) (t tail, err error) {
 		}
 		if err != nil {
 			return t, err
+		}
+		if size > s.size && s.number != m.folded.number {
+			t.long = append(t.long, s)
 		}
 	}
 	t.last = m.last()

@@ -1,6 +1,7 @@
 package segment
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -40,18 +41,9 @@ func (s *Store) roll(need int64, adds bool) error {
 }
 
 // shorten gives back the room that an earlier process has reserved behind what it has written to the active segment, which this one does
-// not go on with, and says whether that was done. What is there is not read.
+// not go on with, and says whether that was done. It does not wait until the segment is sealed, as there is no room for such a manifest.
 func (s *Store) shorten() bool {
-	if s.file != nil || s.man.active == 0 {
-		return false
-	}
-	f, err := s.dir.Reopen(segmentName(s.man.active))
-	if err != nil {
-		return false
-	}
-	defer f.Close()
-	size, err := f.Size()
-	return err == nil && size > s.off && f.Truncate(s.off) == nil && f.Sync() == nil
+	return s.file == nil && s.man.active != 0 && s.giveBack(s.man.active, s.off)
 }
 
 // refuse ends a commit for which no segment could be made.
@@ -103,15 +95,67 @@ func (s *Store) install(m manifest) error {
 	}
 	old := s.man
 	s.man = m
-	if s.file != nil && m.active != old.active {
+	if old.active == 0 || m.active == old.active {
+		return nil
+	}
+	empty := m.last() == old.last()
+	switch {
+	case s.file != nil:
 		s.file.Truncate(s.off) // what is behind it is not read
 		s.file.Close()
 		s.file = nil
+	case !empty:
+		s.giveBack(old.active, s.off)
 	}
-	if old.active != 0 && m.active != old.active && m.last() == old.last() {
+	if empty {
 		s.discard(old.active)
 	}
 	return nil
+}
+
+// giveBack gives back the room that a process, since killed, has reserved behind the first size bytes of a segment, and says whether there
+// was any. The segment is not written any more. If a crash undoes it, or it fails, it is done again when the store has been opened anew.
+func (s *Store) giveBack(number uint64, size int64) bool {
+	name := segmentName(number)
+	f, err := s.dir.Reopen(name)
+	if err != nil {
+		s.opts.Logger.Warn("the room behind a segment cannot be given back", "file", name, "err", err)
+		return false
+	}
+	defer f.Close()
+	cut, err := cutZeros(f, size)
+	if err != nil {
+		s.opts.Logger.Warn("the room behind a segment cannot be given back", "file", name, "err", err)
+	}
+	return cut && err == nil
+}
+
+// cutZeros cuts the zeros off the end of a file, down to from, and tells whether there were any. Whatever else is there stays,
+// such as half a record that a crash left.
+func cutZeros(f disk.File, from int64) (cut bool, err error) {
+	size, err := f.Size()
+	if err != nil || size <= from {
+		return false, err
+	}
+	end := size
+	var buf, zero [64 << 10]byte
+	for kept := 0; kept == 0 && end > from; {
+		b := buf[:min(int64(len(buf)), end-from)]
+		if n, err := f.ReadAt(b, end-int64(len(b))); n < len(b) {
+			return false, err
+		}
+		if !bytes.Equal(b, zero[:len(b)]) { // comparing is much faster than trimming
+			kept = len(bytes.TrimRight(b, "\x00"))
+		}
+		end -= int64(len(b) - kept)
+	}
+	if end == size {
+		return false, nil
+	}
+	if err := f.Truncate(end); err != nil {
+		return false, err
+	}
+	return true, f.Sync()
 }
 
 // create makes a segment of at least need bytes. A commit that adds leaves some room free for those that do not.
@@ -215,7 +259,7 @@ func (s *Store) rewrite(name string, size int64) error {
 	return nil
 }
 
-// clean settles and removes segments that a crash left over, once.
+// clean settles, removes segments that a crash left over, and gives back room that is reserved behind sealed ones, once.
 func (s *Store) clean() error {
 	if s.cleaned {
 		return nil
@@ -238,7 +282,10 @@ func (s *Store) clean() error {
 			}
 		}
 	}
-	s.cleaned = true
+	for _, long := range s.long {
+		s.giveBack(long.number, long.size)
+	}
+	s.cleaned, s.long = true, nil
 	return nil
 }
 

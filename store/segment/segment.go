@@ -65,7 +65,8 @@ type Store struct {
 	waiting   uint64        // how many records of earlier commits are in buf
 	unsynced  bool          // records before off were written and not synced
 	settled   bool          // what was there when the store was opened is durable
-	cleaned   bool          // segments left over by a crash have been removed
+	cleaned   bool          // what a crash left over has been removed
+	long      []sealed      // segments whose files went on behind them when the store was opened
 	pins      int           // how many read segments; while any does, none is removed
 	obsolete  []uint64      // segments to be removed
 	notBefore time.Time     // when a compaction for want of room may begin
@@ -76,7 +77,8 @@ type Store struct {
 // Open opens the store in the directory dir, which is made if it is not there. If the directory is not empty, and holds no
 // store, Open fails. It fails with an error that wraps [ErrLocked] if the store is open in this or another process, and with
 // a [*CorruptError] if it is damaged. It changes nothing in a store that is there. Load writes the end of the
-// log again, as it is, in case it was not synced; the first Commit begins a new segment. Options that make no sense are an error.
+// log again, as it is, in case it was not synced; the first Commit begins a new segment, and gives back the room that a
+// killed process had reserved. Options that make no sense are an error.
 func Open(dir string, opts Options) (*Store, error) {
 	switch {
 	case dir == "":
@@ -136,7 +138,7 @@ func (s *Store) recover() (err error) {
 	if err != nil {
 		return err
 	}
-	s.next, s.off, s.last = t.next, t.end, t.last
+	s.next, s.off, s.last, s.long = t.next, t.end, t.last, t.long
 	if t.torn {
 		s.opts.Logger.Info("the log ended inside a record, as it may after a crash", "file", segmentName(s.man.active), "offset", t.end)
 	}
@@ -249,8 +251,10 @@ func (s *Store) make(mark int, ops []store.Op) error {
 	if err != nil {
 		return err
 	}
+	if err := s.compactIfGrown(); err != nil {
+		return err
+	}
 	s.buf = append(s.buf, rec...) // it overlaps, and moves to the front
-	s.compactIfGrown()
 	return nil
 }
 
