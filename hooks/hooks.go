@@ -70,7 +70,8 @@ type Grant struct {
 	// Limits lower (never raise) the limits of the broker's Config for this connection. Zero: as configured.
 	Limits Limits
 	// MountPoint is put in front of every Topic Name and Topic Filter of the client, and taken off what it is sent.
-	// The client does not see it. For instance "tenants/7/". It must be a Topic Name that does not begin with "$", at most half as long as
+	// The client does not see it. For instance "tenants/7/", with the slash, or else the topic "0" would be in
+	// "tenants/70". It must be a Topic Name that does not begin with "$", at most half as long as
 	// Config.MaxTopicLength; otherwise the client is refused. A Response Topic is a property, and left as it is: Request and Respond of the
 	// Broker know what a client with a mount point means by it, other in-process subscribers see it without the mount point.
 	MountPoint string
