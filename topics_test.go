@@ -405,7 +405,8 @@ func TestTreeVersionWithWriters(t *testing.T) {
 		go func() { // waited for below
 			defer readers.Done()
 			var cache versionedCache
-			for ; !stop.Load(); runtime.Gosched() {
+			for last := false; !last; runtime.Gosched() {
+				last = stop.Load() // and once more, when no step is under way
 				var before [len(finished)]uint32
 				for w := range before {
 					before[w] = finished[w].Load()
