@@ -646,6 +646,7 @@ func (c *conn) stop(err *packets.Error) {
 		return
 	}
 	c.stopping = err
+	c.out.dropHeld() // it never leaves
 	if cancel := c.few().cancel; cancel != nil {
 		cancel() // a hook may be waiting
 	}

@@ -324,6 +324,29 @@ func TestNothingLeavesBeforeItIsDurable(t *testing.T) {
 	}
 }
 
+// What a connection holds for the store does not keep it from ending: it never leaves after that.
+func TestAConnectionEndsWhateverItHolds(t *testing.T) {
+	for _, v := range []packets.Version{packets.V311, packets.V5} {
+		for name, end := range map[string]func(b *Broker){
+			"disconnected":       func(b *Broker) { b.Disconnect("p", packets.AdministrativeAction) },
+			"told of a shutdown": func(b *Broker) { b.Disconnect("p", packets.ServerShuttingDown) },
+		} {
+			t.Run(fmt.Sprintf("%v %s", v, name), func(t *testing.T) {
+				onStage(t, func(st *stage) {
+					st.durable("s", v).subscribe("t", packets.QoS2)
+					p := st.durable("p", v)
+					release := st.store.hold()
+					defer release()
+					p.send(message2("t", "one", packets.QoS1, 1), message2("t", "two", packets.QoS2, 2))
+					p.wantNothing("before the commit")
+					end(st.b)
+					require.True(t, p.ended(), "the connection waits for the store")
+				})
+			})
+		}
+	}
+}
+
 func TestACONNACKWaitsForItsSession(t *testing.T) {
 	for name, again := range map[string]bool{"a new Session": false, "one that is resumed": true} {
 		t.Run(name, func(t *testing.T) {

@@ -131,9 +131,6 @@ func (c *conn) letGo(t *turn, x *batch) {
 	switch {
 	case h == nil:
 		return
-	case c.out.dead || c.stopping != nil:
-		c.out.dropHeld()
-		return
 	case x.err != nil || x.stuck != nil:
 		c.sort(t, x)
 		return

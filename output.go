@@ -70,7 +70,7 @@ type out struct {
 	backlog int           // bytes that are in the writer's hands
 	counted int32         // how much of size the count of memory knows of
 	congest time.Duration // since when publishers have waited for it, since Broker.started; 0: they do not
-	room    chan struct{} // not nil: somebody waits for the backlog to fall; closed by the writer
+	room    chan struct{} // not nil: somebody waits for the output to become less; closed by whoever has written, or finds nothing to write
 }
 
 // size is how much is waiting for the socket.
@@ -152,7 +152,9 @@ func (c *conn) flush(now time.Time) (congested bool) {
 		}
 		x.free()
 		c.out.writing, c.out.stalled = false, false
-		c.wake()
+	}
+	if !c.out.writing {
+		c.wake() // no writer will
 	}
 	n := c.out.size()
 	c.b.memory.recount(&c.out.counted, n)
@@ -239,6 +241,7 @@ func (c *conn) write() {
 	x := c.out.buf
 	if x == nil {
 		c.out.writing = false
+		c.wake()
 		mu.Unlock()
 		return
 	}
@@ -269,6 +272,7 @@ func (c *conn) writeRest(x *buffer) {
 		}
 		if c.out.buf == nil || c.out.dead {
 			c.out.writing = false
+			c.wake()
 			c.discard()
 			mu.Unlock()
 			return
@@ -373,7 +377,7 @@ func (c *conn) closeGently() {
 }
 
 // await waits until no more than most bytes are waiting for the socket, and says whether that came before the deadline (none if zero) and
-// the end of the connection. A client that takes nothing ends it by WriteTimeout.
+// the end of the connection or of the Broker. A client that takes nothing ends it by WriteTimeout.
 func (c *conn) await(most int, deadline time.Time) bool {
 	var expired <-chan time.Time
 	if !deadline.IsZero() {
@@ -397,6 +401,8 @@ func (c *conn) await(most int, deadline time.Time) bool {
 		select {
 		case <-room:
 		case <-expired:
+			return false
+		case <-c.b.ctx.Done():
 			return false
 		}
 	}
