@@ -32,7 +32,8 @@ var usual = map[string]string{
 // others are packages outside of this project and of the standard library, by the name that pages use.
 var others = map[string]string{
 	"mqtt": "github.com/eclipse/paho.mqtt.golang", "autopaho": "github.com/eclipse/paho.golang/autopaho", "paho": "github.com/eclipse/paho.golang/paho",
-	"require": "github.com/stretchr/testify/require", "assert": "github.com/stretchr/testify/assert",
+	"pahopackets": "github.com/eclipse/paho.golang/packets",
+	"require":     "github.com/stretchr/testify/require", "assert": "github.com/stretchr/testify/assert",
 }
 
 // A listed is what go list says of a package.

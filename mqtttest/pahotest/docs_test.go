@@ -10,6 +10,7 @@ import (
 
 	"github.com/dunlin-mqtt/dunlin/mqtttest"
 	"github.com/eclipse/paho.golang/autopaho"
+	pahopackets "github.com/eclipse/paho.golang/packets"
 	mqtt "github.com/eclipse/paho.mqtt.golang"
 	"github.com/stretchr/testify/require"
 )
@@ -49,7 +50,8 @@ func TestAutopahoDialsInMemory(t *testing.T) {
 			ServerUrls: []*url.URL{server},
 			KeepAlive:  30,
 			AttemptConnection: func(context.Context, autopaho.ClientConfig, *url.URL) (net.Conn, error) {
-				return b.Dial()
+				nc, err := b.Dial()
+				return pahopackets.NewThreadSafeConn(nc), err // as Paho wants it: it writes a packet in pieces
 			},
 		})
 		require.NoError(t, err)

@@ -12,6 +12,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/mqtttest"
 	"github.com/dunlin-mqtt/dunlin/packets"
 	"github.com/eclipse/paho.golang/autopaho"
+	pahopackets "github.com/eclipse/paho.golang/packets"
 	"github.com/eclipse/paho.golang/paho"
 	mqtt "github.com/eclipse/paho.mqtt.golang"
 	"github.com/stretchr/testify/require"
@@ -117,9 +118,12 @@ func newAutopaho(t *testing.T, b *mqtttest.Broker, id string, expiry uint32, up 
 	require.NoError(t, err)
 	c, err = autopaho.NewConnection(ctx, autopaho.ClientConfig{
 		ServerUrls: []*url.URL{server}, KeepAlive: 30, SessionExpiryInterval: expiry,
-		AttemptConnection: func(context.Context, autopaho.ClientConfig, *url.URL) (net.Conn, error) { return b.Dial() },
-		OnConnectionUp:    func(_ *autopaho.ConnectionManager, ack *paho.Connack) { up(ack) },
-		ClientConfig:      paho.ClientConfig{ClientID: id},
+		AttemptConnection: func(context.Context, autopaho.ClientConfig, *url.URL) (net.Conn, error) {
+			nc, err := b.Dial()
+			return pahopackets.NewThreadSafeConn(nc), err
+		},
+		OnConnectionUp: func(_ *autopaho.ConnectionManager, ack *paho.Connack) { up(ack) },
+		ClientConfig:   paho.ClientConfig{ClientID: id},
 	})
 	require.NoError(t, err)
 	require.NoError(t, c.AwaitConnection(ctx))
