@@ -239,6 +239,23 @@ func BenchmarkQoS(b *testing.B) {
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(n), "ns/message")
 		})
 	}
+	b.Run("sender/QoS 2, a window that slides", func(b *testing.B) { // as a client with some delay leaves it: it is never empty
+		var s sender
+		s.begin(window)
+		var ids [window]uint16
+		for i := range ids {
+			ids[i] = s.open(delivery{qos: packets.QoS2})
+		}
+		for b.Loop() {
+			for i := range ids {
+				s.ack(packets.TypePubrec, ids[(i+window/2)%window], packets.Success)
+				s.ack(packets.TypePubrec, ids[i], packets.Success)
+				s.ack(packets.TypePubcomp, ids[i], packets.Success)
+				ids[i] = s.open(delivery{qos: packets.QoS2})
+			}
+		}
+		b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(window*b.N), "ns/message")
+	})
 	b.Run("receiver/QoS 2", func(b *testing.B) {
 		var r receiver
 		b.ReportAllocs()

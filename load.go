@@ -330,7 +330,6 @@ func (l *loader) fill(x *loaded) {
 		s.out.live++
 	}
 	l.queued += int(s.out.queue.n + s.out.live)
-	s.out.count = 1 << 16 // identifiers are in use that were not given out one after the other
 	x.queue = nil
 }
 

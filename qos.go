@@ -65,7 +65,7 @@ type sender struct {
 	quota  int32 // the quota: the lower of the client's Receive Maximum and MaxInflight
 	resend int32 // flight[resend:] has not been sent on this connection; len(flight): all has
 	qos0   int32 // how many of the queue are QoS 0
-	count  int32 // identifiers given out since nothing was in flight
+	free   int32 // how many identifiers after lastID are known not to be in use
 	lastID uint16
 }
 
@@ -148,35 +148,51 @@ func (s *sender) open(d delivery) uint16 {
 	return d.id
 }
 
+// maxID is the number of Packet Identifiers, which begin with 1.
+const maxID = 65535
+
 // nextID takes the identifiers in turn and leaves out those in use [MQTT-2.2.1-4].
 func (s *sender) nextID() uint16 {
-	if s.live == 0 {
-		s.count = 0
-	}
-	for {
-		s.lastID++
-		if s.lastID == 0 {
-			s.lastID = 1
+	id := s.lastID%maxID + 1
+	for s.free == 0 {
+		s.free = maxID
+		for i := int(s.head); i < len(s.flight); i++ {
+			if d := &s.flight[i]; d.state != done {
+				s.free = min(s.free, int32(behind(d.id, id)))
+			}
 		}
-		if s.count <= 65535 {
-			s.count++
-		}
-		// Within one round of identifiers none can come up twice.
-		if s.count <= 65535 || s.find(s.lastID) == nil {
-			return s.lastID
+		if s.free == 0 {
+			id = id%maxID + 1
 		}
 	}
+	s.free--
+	s.lastID = id
+	return id
 }
 
-// find returns the live delivery with that identifier. Acknowledgements come in order [MQTT-4.6.0-2], so that the
-// first look is nearly always the last.
+// find returns the live delivery with that identifier. Identifiers are given out in turn, and acknowledgements come in order [MQTT-4.6.0-2]: it is
+// nearly always as far from the end as its identifier is from the last one, or else near the head.
 func (s *sender) find(id uint16) *delivery {
+	if i := len(s.flight) - 1 - behind(s.lastID, id); i >= int(s.head) {
+		if d := &s.flight[i]; d.id == id && d.state != done {
+			return d
+		}
+	}
 	for i := int(s.head); i < len(s.flight); i++ {
 		if d := &s.flight[i]; d.id == id && d.state != done {
 			return d
 		}
 	}
 	return nil
+}
+
+// behind says how many identifiers b is behind a, in the order in which they are given out.
+func behind(a, b uint16) int {
+	n := int(a) - int(b)
+	if n < 0 {
+		n += maxID
+	}
+	return n
 }
 
 // finish ends a delivery and frees its identifier and its place.

@@ -3,10 +3,12 @@ package dunlin
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/packets"
+	"github.com/stretchr/testify/require"
 )
 
 // A peer is one end of a simulated connection: our own state machines in both directions, and what was published and seen.
@@ -275,20 +277,58 @@ func TestIdentifiersInUseAreSkippedAfterTheCounterWraps(t *testing.T) { // [5.0 
 	}
 }
 
-func TestIdentifiersStayFreshHoweverManyWereGivenOut(t *testing.T) { // [5.0 MQTT-2.2.1-4]
-	s := sender{lastID: 9, count: 65536}
-	s.begin(10)
-	first := s.open(delivery{msg: &message{}, qos: packets.QoS1})
-	for range 200_000 { // one is always open
-		id := s.open(delivery{msg: &message{}, qos: packets.QoS1})
-		if id == first {
-			t.Fatalf("the identifier %d is in use", id)
+// Whatever is in flight, in whatever order it ends: the next identifier is the next that is not in use.
+func TestTheNextIdentifierIsTheNextFreeOne(t *testing.T) { // [5.0 MQTT-2.2.1-4]
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for _, live := range []int{1, 2, 100, 5000} {
+		s := sender{lastID: 9}
+		s.begin(maxID)
+		var ids []uint16
+		inUse := map[uint16]bool{}
+		for range 150_000 {
+			if len(ids) >= live || len(ids) > 0 && rnd.IntN(3) == 0 {
+				k := min(rnd.IntN(len(ids)), rnd.IntN(len(ids)), rnd.IntN(len(ids))) // mostly the older ones, and one may stay for long
+				if live == 5000 {
+					k = rnd.IntN(min(len(ids), 20))
+				}
+				id := ids[k]
+				ids = slices.Delete(ids, k, k+1)
+				delete(inUse, id)
+				d := s.find(id)
+				if d == nil || d.id != id {
+					t.Fatalf("find(%d) is %+v", id, d)
+				}
+				s.finish(d)
+				continue
+			}
+			want := s.lastID
+			for {
+				if want++; want != 0 && !inUse[want] {
+					break
+				}
+			}
+			id := s.open(delivery{qos: packets.QoS1})
+			if id != want {
+				t.Fatalf("identifier %d, not %d, with %d in use", id, want, len(ids))
+			}
+			ids, inUse[id] = append(ids, id), true
 		}
+	}
+}
+
+func TestAllIdentifiersInUse(t *testing.T) { // [5.0 MQTT-2.2.1-4]
+	var s sender
+	s.begin(maxID)
+	for range maxID {
+		s.open(delivery{qos: packets.QoS1})
+	}
+	require.False(t, s.room())
+	for id := uint16(1); id < 10; id++ {
 		s.finish(s.find(id))
+		require.Equal(t, id, s.open(delivery{qos: packets.QoS1}))
 	}
-	if s.count > 65536 {
-		t.Errorf("the counter is %d: one that runs over gives out identifiers in use", s.count)
-	}
+	s.finish(s.find(12))
+	require.EqualValues(t, 12, s.open(delivery{qos: packets.QoS1}))
 }
 
 func TestFifoKeepsOrderAndMemory(t *testing.T) {
