@@ -99,16 +99,14 @@ func (a *access) set(cfg *dunlin.Config, byCertificate bool, r reloads) error {
 			return err
 		}
 		r["acl file"] = file
-		switch {
-		case cfg.Authorizer != nil && a.aclAtDelivery:
-			return errors.New("-acl-at-delivery and -deny-subscribe do not go together")
-		case cfg.Authorizer != nil:
-			cfg.Authorizer = hooks.AllAuthorizers(cfg.Authorizer, file)
-		case a.aclAtDelivery:
-			cfg.Authorizer = file.AtDelivery()
-		default:
-			cfg.Authorizer = file
+		var rules hooks.Authorizer = file
+		if a.aclAtDelivery {
+			rules = file.AtDelivery()
 		}
+		if cfg.Authorizer != nil {
+			rules = hooks.AllAuthorizers(cfg.Authorizer, rules)
+		}
+		cfg.Authorizer = rules
 	} else if a.aclAtDelivery {
 		return errors.New("-acl-at-delivery needs -acl-file")
 	}

@@ -1,10 +1,8 @@
 package main
 
 import (
-	"errors"
 	"flag"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -55,11 +53,11 @@ func (p *persistence) open(logger *slog.Logger) (store.Store, error) {
 		}
 		return s, nil
 	}
-	if _, err := os.Stat(filepath.Join(p.data, "manifest")); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(filepath.Join(p.data, "manifest")); err == nil {
 		return nil, fmt.Errorf("-data %s holds a store of the kind segment, not bbolt", p.data)
 	}
 	if err := os.MkdirAll(p.data, 0o700); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("-data is the folder of the store: %w", err)
 	}
 	s, err := bbolt.Open(filepath.Join(p.data, bboltFile), bbolt.Options{Durability: p.durability})
 	if err != nil {

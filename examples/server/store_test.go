@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"net"
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -67,6 +68,15 @@ func TestFlagsOfTheStore(t *testing.T) {
 			require.ErrorContains(t, err, c.want)
 		})
 	}
+	t.Run("a file is no directory", func(t *testing.T) {
+		data := filepath.Join(t.TempDir(), "file")
+		require.NoError(t, os.WriteFile(data, nil, 0o600))
+		for _, kind := range []string{"segment", "bbolt"} {
+			o, err := parse([]string{"-data", data, "-store", kind, "-listen", "127.0.0.1:0"})
+			require.NoError(t, err)
+			require.ErrorContains(t, o.serve(context.Background()), "not a directory")
+		}
+	})
 	t.Run("a directory of the other kind is left alone", func(t *testing.T) {
 		for _, kinds := range [][2]string{{"segment", "bbolt"}, {"bbolt", "segment"}} {
 			data := t.TempDir()
