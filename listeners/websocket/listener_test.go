@@ -304,8 +304,9 @@ func TestLifeOfAListener(t *testing.T) {
 	defer srv.Close()
 	o := &ws.DialOptions{Subprotocols: []string{"mqtt"}}
 	var clients []*ws.Conn
-	for range 2 {
+	for i := range 2 {
 		clients = append(clients, dial(t, srv.URL, o))
+		require.NoError(t, clients[i].Write(t.Context(), ws.MessageBinary, []byte{byte(i)}))
 	}
 	_, resp, err := ws.Dial(t.Context(), srv.URL, o)
 	require.Error(t, err, "a third one finds two waiting")
@@ -314,7 +315,11 @@ func TestLifeOfAListener(t *testing.T) {
 	nc, err := l.Accept()
 	require.NoError(t, err)
 	defer nc.Close()
-	defer clients[0].CloseNow()
+	b := make([]byte, 1)
+	_, err = io.ReadFull(nc, b)
+	require.NoError(t, err)
+	accepted := clients[b[0]] // either: a handshake is answered before its connection waits
+	defer accepted.CloseNow()
 	clients = append(clients, dial(t, srv.URL, o))
 
 	require.Equal(t, "websocket", l.Addr().Network())
@@ -322,12 +327,14 @@ func TestLifeOfAListener(t *testing.T) {
 	require.ErrorIs(t, l.Close(), net.ErrClosed)
 	_, err = l.Accept()
 	require.ErrorIs(t, err, net.ErrClosed)
-	for _, c := range clients[1:] {
+	for _, c := range clients {
+		if c == accepted {
+			continue
+		}
 		_, _, err = c.Read(t.Context())
 		require.Equal(t, ws.StatusNormalClosure, ws.CloseStatus(err), "those that waited are closed: %v", err)
 	}
-	go clients[0].Write(t.Context(), ws.MessageBinary, []byte("on"))
-	b := make([]byte, 2)
+	go accepted.Write(t.Context(), ws.MessageBinary, []byte{7})
 	_, err = io.ReadFull(nc, b)
 	require.NoError(t, err, "one that was accepted goes on")
 	_, resp, err = ws.Dial(t.Context(), srv.URL, o)
