@@ -1,6 +1,7 @@
 package dunlin
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"testing"
@@ -254,5 +255,77 @@ func TestWhatIsCarriedDoesNotGrowWithTime(t *testing.T) {
 		time.Sleep(time.Second)
 		require.NoError(t, st.b.Healthy())
 		require.Less(t, most, 10, "operations at once")
+	})
+}
+
+// A Subscribe that fails leaves a named Session, and what waits in it, as it was.
+func TestASubscribeThatFailsKeepsTheNamedSession(t *testing.T) {
+	ctx := context.Background()
+	o := &SubscribeOptions{Name: "n", QoS: packets.QoS1}
+	leave := func(st *stage) {
+		sub, err := st.b.Subscribe(ctx, "t", o)
+		require.NoError(st.t, err)
+		require.NoError(st.t, sub.Close())
+		require.NoError(st.t, st.b.Publish(ctx, &Message{Topic: "t", Payload: []byte("kept"), QoS: packets.QoS1}))
+	}
+	find := func(st *stage) {
+		sub, err := st.b.Subscribe(ctx, "t", o)
+		require.NoError(st.t, err)
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		m, err := sub.Next(ctx)
+		require.NoError(st.t, err, "the message that waited for the reader is lost")
+		require.Equal(st.t, "kept", string(m.Payload))
+	}
+	t.Run("the store is full", func(t *testing.T) {
+		onStage(t, func(st *stage) {
+			leave(st)
+			st.store.refuse(func(op store.Op) bool { _, adds := op.(*store.PutSubscription); return adds })
+			_, err := st.b.Subscribe(ctx, "other", o)
+			require.ErrorIs(t, err, store.ErrFull)
+			st.store.fail(nil)
+			time.Sleep(time.Second)
+			find(st)
+		})
+	})
+	t.Run("too many subscriptions", func(t *testing.T) {
+		onStage(t, func(st *stage) {
+			st.stop()
+			st.cfg.MaxSubscriptions = 1
+			st.start()
+			leave(st)
+			_, err := st.b.Subscribe(ctx, "other", o)
+			require.Equal(t, packets.QuotaExceeded, packets.CodeOf(err))
+			find(st)
+		})
+	})
+	t.Run("the Broker is closed meanwhile", func(t *testing.T) {
+		onStage(t, func(st *stage) {
+			leave(st)
+			gate := make(chan struct{})
+			st.store.mu.Lock()
+			st.store.before = func(ops []store.Op) error {
+				for _, op := range ops {
+					if _, adds := op.(*store.PutSubscription); adds {
+						<-gate
+					}
+				}
+				return nil
+			}
+			st.store.mu.Unlock()
+			done, closed := make(chan error, 1), make(chan error, 1)
+			go func() { _, err := st.b.Subscribe(ctx, "other", o); done <- err }()
+			synctest.Wait()
+			require.Empty(t, done)
+			go func() { closed <- st.b.Close() }()
+			synctest.Wait()
+			close(gate)
+			require.Error(t, <-done)
+			require.NoError(t, <-closed)
+			<-st.served
+			st.store.fail(nil)
+			st.start()
+			find(st)
+		})
 	})
 }

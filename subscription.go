@@ -170,11 +170,12 @@ func (b *Broker) Subscribe(ctx context.Context, filter string, o *SubscribeOptio
 	if sub.blockTimeout == 0 {
 		sub.blockTimeout = time.Second
 	}
-	if err := b.attachLocal(ctx, sub, o); err != nil {
+	fresh, err := b.attachLocal(ctx, sub, o)
+	if err != nil {
 		return nil, err
 	}
 	if err := sub.Add(filter, o); err != nil {
-		sub.end(err, true)
+		sub.end(err, fresh) // what a named Session had before stays
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { sub.end(context.Cause(ctx), false) })
@@ -230,7 +231,7 @@ func (b *Broker) splitFilter(filter string, o *SubscribeOptions) (group, inner s
 }
 
 // attachLocal makes sub the reader of its Session: a new one, or the one that its Name has. With a Store it waits until that is durable.
-func (b *Broker) attachLocal(ctx context.Context, sub *Subscription, o *SubscribeOptions) error {
+func (b *Broker) attachLocal(ctx context.Context, sub *Subscription, o *SubscribeOptions) (fresh bool, err error) {
 	buffer := o.Buffer
 	if buffer == 0 {
 		buffer = 1024
@@ -240,7 +241,7 @@ func (b *Broker) attachLocal(ctx context.Context, sub *Subscription, o *Subscrib
 		b.mu.Lock()
 		if b.closed {
 			b.mu.Unlock()
-			return ErrBrokerClosed
+			return false, ErrBrokerClosed
 		}
 		var id string
 		if o.Name == "" {
@@ -250,10 +251,10 @@ func (b *Broker) attachLocal(ctx context.Context, sub *Subscription, o *Subscrib
 			id = localPrefix + o.Name
 		}
 		s := b.sessions[id]
-		if s == nil {
+		if fresh = s == nil; fresh {
 			if o.Name != "" && len(b.sessions) >= b.cfg.MaxSessions {
 				b.mu.Unlock()
-				return packets.Errorf(packets.QuotaExceeded, "too many sessions")
+				return false, packets.Errorf(packets.QuotaExceeded, "too many sessions")
 			}
 			s = &session{holder: &nobody, b: b, id: id, out: sender{mem: &b.memory}}
 			if o.Name != "" {
@@ -271,17 +272,16 @@ func (b *Broker) attachLocal(ctx context.Context, sub *Subscription, o *Subscrib
 			s.out.begin(min(buffer, 65535))
 			sub.s, sub.client = s, &hooks.Client{ID: id}
 			b.locals[sub] = struct{}{}
-			x, fresh := s.saveLocal()
+			x, adds := s.saveLocal()
 			s.mu.Unlock()
 			b.mu.Unlock()
 			if x == nil {
-				return nil
+				return fresh, nil
 			}
-			err := b.journal.wait(ctx, x, !fresh)
-			if err != nil {
-				sub.end(err, fresh)
+			if err = b.journal.wait(ctx, x, !adds); err != nil {
+				sub.end(err, adds)
 			}
-			return err
+			return fresh, err
 		}
 		s.mu.Unlock()
 		b.mu.Unlock()
