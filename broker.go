@@ -352,6 +352,9 @@ func (b *Broker) end(c *conn, err *packets.Error) {
 	_, accepted := b.conns[c]
 	if _, early := b.early[c]; early {
 		c.nc.Close()
+		if cancel := c.few().cancel; cancel != nil {
+			cancel() // a hook may be waiting
+		}
 	}
 	b.mu.Unlock()
 	if accepted {
@@ -371,6 +374,9 @@ func (b *Broker) shut() (early, conns []*conn) {
 		l.Close()
 	}
 	for c := range b.early {
+		if cancel := c.few().cancel; cancel != nil {
+			cancel() // a hook may be waiting
+		}
 		early = append(early, c)
 	}
 	for c := range b.conns {
@@ -418,12 +424,12 @@ func (b *Broker) Shutdown(ctx context.Context) error {
 // returns the error of Store.Close, nil without a Store.
 func (b *Broker) Close() error {
 	early, conns := b.shut()
+	for _, c := range append(early, conns...) {
+		c.nc.Close() // before b.ctx ends: what a hook could not decide for that must not be answered
+	}
 	b.cancel()
 	if b.rules.stop != nil {
 		b.rules.stop()
-	}
-	for _, c := range append(early, conns...) {
-		c.nc.Close()
 	}
 	b.serving.Wait()
 	b.writers.Wait()

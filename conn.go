@@ -93,8 +93,10 @@ func (c *conn) few() *rare {
 func (c *conn) own() *rare {
 	switch {
 	case c.rare != nil:
-	case c.sess == nil:
+	case c.sess == nil: // shut looks for it
+		c.b.mu.Lock()
 		c.rare = new(rare)
+		c.b.mu.Unlock()
 	default: // others look for it as well
 		c.sess.mu.Lock()
 		c.rare = new(rare)
@@ -106,7 +108,7 @@ func (c *conn) own() *rare {
 func newConn(b *Broker, ctx context.Context, nc net.Conn) *conn {
 	c := &conn{b: b, nc: nc, version: packets.V311, maxPacket: maxPacketSize, packetSize: int32(b.cfg.MaxConnectSize)}
 	if ctx != b.ctx {
-		c.own().base = ctx
+		c.own().base = context.WithoutCancel(ctx) // end tells the connection first, and then its hooks
 	}
 	switch x := nc.(type) {
 	case *net.TCPConn, *net.UnixConn:
@@ -145,11 +147,21 @@ func (c *conn) context() context.Context {
 			base = f(base, c.nc)
 		}
 		ctx, cancel := context.WithCancel(base)
-		if c.sess == nil {
-			r.ctx, r.cancel = ctx, cancel
+		if base != c.b.ctx { // which need not end with the Broker
+			end, release := cancel, context.AfterFunc(c.b.ctx, cancel)
+			cancel = func() { release(); end() }
+		}
+		if c.sess == nil { // shut looks for it
+			c.b.mu.Lock()
+			if r.ctx, r.cancel = ctx, cancel; c.b.closed {
+				cancel()
+			}
+			c.b.mu.Unlock()
 		} else { // others look for it as well
 			c.sess.mu.Lock()
-			r.ctx, r.cancel = ctx, cancel
+			if r.ctx, r.cancel = ctx, cancel; c.stopping != nil {
+				cancel() // stop came too early to do it
+			}
 			c.sess.mu.Unlock()
 		}
 	}
@@ -422,7 +434,7 @@ func (c *conn) gather(t *turn) bool {
 func (c *conn) holdBack(t *turn) error {
 	t.end()
 	for i, sub := range t.blocked {
-		sub.await(nil)
+		sub.await(c.context().Done())
 		t.blocked[i] = nil
 	}
 	t.blocked = t.blocked[:0]
@@ -647,6 +659,7 @@ func (c *conn) stop(err *packets.Error) {
 	}
 	c.stopping = err
 	c.out.dropHeld() // it never leaves
+	c.wake()         // and the reader may wait for that
 	if cancel := c.few().cancel; cancel != nil {
 		cancel() // a hook may be waiting
 	}
@@ -690,6 +703,7 @@ func (c *conn) finish(err error) {
 			code = left.code
 		}
 		c.b.detach(c, err == errNormal)
+		c.b.expireAuth(c, time.Time{})
 		if c.sess.stored != 0 && (said || err == errNormal) {
 			c.b.journal.wait(c.b.ctx, c.b.journal.all(), true) // the end of the connection answers DISCONNECT; a store that fails has said so
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -38,7 +39,7 @@ func (b *Broker) learnRules() {
 	}
 	b.rules.deliveries, _ = b.authorizer.(hooks.DeliveryAuthorizer)
 	if x, ok := b.authorizer.(hooks.Reloader); ok {
-		b.rules.stop = x.OnReload(b.reloaded)
+		b.rules.stop = sync.OnceFunc(x.OnReload(b.reloaded)) // Close may be called several times
 	}
 }
 

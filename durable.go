@@ -34,6 +34,13 @@ func (t *turn) publishStored(o *outgoing, r *route) (matched int, err error) {
 			return 0, err
 		}
 	}
+	if t.b.rules.deliveries != nil { // asked before a batch is pinned, which would keep everybody else's from the store meanwhile
+		for i := range r.shared {
+			for k := range r.shared[i].members {
+				t.b.permits(r.shared[i].members[k].s, string(o.pub.Topic))
+			}
+		}
+	}
 	w.waits = o.pub.QoS == packets.QoS2
 	defer func() { w.waits, w.from = false, nil }()
 	if w.from != nil {
@@ -42,6 +49,9 @@ func (t *turn) publishStored(o *outgoing, r *route) (matched int, err error) {
 	}
 	if o.pub.Retain {
 		if err := t.retainStored(o); err != nil {
+			if w.op != nil {
+				w.op.FromSession, w.op.FromID = 0, 0 // it is not received: the PUBREC says so
+			}
 			t.conclude(o)
 			return 0, err
 		}

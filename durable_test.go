@@ -477,3 +477,107 @@ func TestPublishersWaitWhenTooMuchIsUncommitted(t *testing.T) {
 		require.Len(t, p.got(), 20)
 	})
 }
+
+// What was refused is not received, also after a restart.
+func TestARefusedRetainedMessageIsNotReceived(t *testing.T) {
+	onStage(t, func(st *stage) {
+		st.stop()
+		st.cfg.MaxRetained = 1
+		st.start()
+		s := st.durable("s", packets.V5)
+		s.subscribe("t/#", packets.QoS1)
+		p := st.durable("p", packets.V5)
+		p.send(retained(message2("t/1", "x", packets.QoS1, 1)))
+		p.want(packets.TypePuback)
+		p.send(retained(message2("t/2", "y", packets.QoS2, 7)))
+		a := p.want(packets.TypePubrec)[0].(*packets.Ack)
+		require.Equal(t, packets.QuotaExceeded, a.Code) // the exchange is over, the identifier free
+		s.want(packets.TypePublish)
+		s.send(ack(packets.TypePuback, 1))
+		time.Sleep(time.Second)
+		st.crash()
+		s, p = st.durable("s", packets.V5), st.durable("p", packets.V5)
+		p.send(message2("t/3", "another message", packets.QoS2, 7))
+		p.want(packets.TypePubrec)
+		s.want(packets.TypePublish)
+	})
+}
+
+// A 3.1.1 client repeats a QoS 2 message so often, while the store cannot take it, that its reader waits for what is held.
+func TestAReaderIsToldThatNothingIsHeldAnyMore(t *testing.T) {
+	onStage(t, func(st *stage) {
+		st.stop()
+		st.cfg.MaxOutboundBytes = 1024
+		st.start()
+		st.durable("s", packets.V5).subscribe("t", packets.QoS2)
+		p := st.durable("p", packets.V311)
+		time.Sleep(time.Second)
+		st.store.fail(store.ErrFull)
+		release := st.store.hold()
+		m := message2("t", "two", packets.QoS2, 2)
+		p.send(m)
+		m.Dup = true
+		var b []byte
+		for range 20_000 {
+			b, _ = m.Append(b, p.v)
+		}
+		p.nc.Write(b)
+		synctest.Wait()
+		release()
+		time.Sleep(time.Minute)
+		require.True(t, p.ended(), "the reader waits")
+	})
+}
+
+// The end of a durable Session is durable before any connection with a new one is accepted, not only before the first.
+func TestTheEndOfASessionIsDurableBeforeAnyCONNACK(t *testing.T) {
+	onStage(t, func(st *stage) {
+		s := st.durable("c", packets.V5)
+		s.subscribe("t", packets.QoS1)
+		s.nc.Close()
+		time.Sleep(time.Second)
+		st.store.hold() // crash ends it
+		st.dial("c", packets.V5, true, 0).wantNothing("the end of the Session is not durable")
+		accepted := len(st.dial("c", packets.V5, true, 0).got()) > 0
+		st.crash()
+		a := st.dial("c", packets.V5, false, 60).want(packets.TypeConnack)[0].(*packets.Connack)
+		require.False(t, accepted && a.SessionPresent, "a client was told that its Session was over, and has it again")
+	})
+}
+
+type slowDelivery struct {
+	entered chan struct{}
+	slow    func()
+}
+
+func (slowDelivery) Authorize(context.Context, *hooks.AccessRequest) error { return nil }
+
+func (a slowDelivery) AuthorizeDelivery(_ context.Context, r *hooks.AccessRequest) error {
+	if r.Topic == "slow" {
+		close(a.entered)
+		a.slow()
+	}
+	return nil
+}
+
+// A slow decision about a delivery delays who publishes, and nobody else.
+func TestASlowDeliveryDecisionDelaysNoOtherCommit(t *testing.T) {
+	onStage(t, func(st *stage) {
+		st.stop()
+		a := slowDelivery{make(chan struct{}), func() { time.Sleep(time.Minute) }}
+		st.cfg.Authorizer = a
+		st.start()
+		d := st.durable("d", packets.V5)
+		d.subscribe("#", packets.QoS1)
+		d.nc.Close()
+		st.clean("w").subscribe("$share/g/slow", packets.QoS1)
+		p, q := st.clean("p"), st.clean("q")
+		time.Sleep(time.Second)
+		b, _ := message2("slow", "x", packets.QoS1, 1).Append(nil, p.v)
+		p.nc.Write(b)
+		<-a.entered
+		q.send(message2("other", "x", packets.QoS1, 1))
+		time.Sleep(10 * time.Second)
+		q.want(packets.TypePuback)
+	})
+}

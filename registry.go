@@ -98,8 +98,10 @@ func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error
 		case pointless:
 			return false, packets.Errorf(packets.UnspecifiedError, "the client is gone, and has connected anew")
 		case over:
+			old.mu.Lock()
+			a.ends = a.ends || old.stored != 0 || old.conn != nil && old.conn.out.opening // which waits for the end of one before
+			old.mu.Unlock()
 			b.endSession(t, old, packets.Errorf(packets.SessionTakenOver, "another connection with the same Client Identifier"))
-			a.ends = a.ends || old.stored != 0
 		}
 	}
 }
@@ -296,7 +298,6 @@ func (b *Broker) detach(c *conn, normal bool) {
 		}
 	}
 	s.mu.Unlock()
-	b.expireAuth(c, time.Time{})
 	if !stays || w != nil {
 		b.work(func(t *turn) {
 			if w != nil {
