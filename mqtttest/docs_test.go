@@ -133,7 +133,7 @@ func TestOwnConfiguration(t *testing.T) {
 			c.Interceptor = hooks.InterceptorFunc(upperCase)
 		}),
 		mqtttest.Store(func() (store.Store, error) { return segment.Open(dir, segment.Options{}) }),
-		mqtttest.Timeout(time.Second),
+		mqtttest.Timeout(time.Minute),
 		mqtttest.Verbose(), // write the packets to the test's output
 	)
 	b.Client(t, "c1").Send(&packets.Publish{Topic: []byte("a"), Payload: []byte("x")})

@@ -18,7 +18,7 @@ func inBubble(t *testing.T, f func(t *testing.T, b *mqtttest.Broker), opts ...mq
 	t.Helper()
 	start := time.Now()
 	synctest.Test(t, func(t *testing.T) { f(t, mqtttest.NewBroker(t, opts...)) })
-	if took := time.Since(start); took > 2*time.Second { // 50 ms on a machine that does nothing else; this one may
+	if took := time.Since(start); took > time.Minute { // 50 ms on a machine that does nothing else; this one may
 		t.Errorf("took %v of real time", took)
 	}
 }

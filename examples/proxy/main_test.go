@@ -65,34 +65,41 @@ func brokers(t *testing.T, f func(t *testing.T, upstream string)) {
 func mosquitto(t *testing.T) string {
 	broker, passwd := try.Need(t, "mosquitto", "mosquitto"), try.Need(t, "mosquitto_passwd", "mosquitto")
 	dir := t.TempDir()
-	l, err := net.Listen("tcp", "127.0.0.1:0") // for a port that is free
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().(*net.TCPAddr)
-	l.Close()
 	users, conf := filepath.Join(dir, "users"), filepath.Join(dir, "mosquitto.conf")
 	if out, err := exec.Command(passwd, "-b", "-c", users, "inner", "secret").CombinedOutput(); err != nil {
 		t.Fatalf("mosquitto_passwd: %v: %s", err, out)
 	}
-	text := fmt.Sprintf("listener %d 127.0.0.1\nallow_anonymous false\npassword_file %s\nuser root\n", addr.Port, users)
-	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.CommandContext(t.Context(), broker, "-c", conf)
-	said, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	lines := bufio.NewScanner(said)
-	for lines.Scan() && !strings.HasSuffix(lines.Text(), " running") {
-		fmt.Fprintln(t.Output(), lines.Text())
-	}
-	if !strings.HasSuffix(lines.Text(), " running") {
-		t.Fatal("mosquitto has not started")
+	var addr *net.TCPAddr
+	var cmd *exec.Cmd
+	var said io.Reader
+	for attempts, running := 5, false; !running; attempts-- {
+		if attempts == 0 {
+			t.Fatal("mosquitto has not started")
+		}
+		l, err := net.Listen("tcp", "127.0.0.1:0") // for a port that is free; before mosquitto has it, somebody else may
+		if err != nil {
+			t.Fatal(err)
+		}
+		addr = l.Addr().(*net.TCPAddr)
+		l.Close()
+		text := fmt.Sprintf("listener %d 127.0.0.1\nallow_anonymous false\npassword_file %s\nuser root\n", addr.Port, users)
+		if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cmd = exec.CommandContext(t.Context(), broker, "-c", conf)
+		if said, err = cmd.StderrPipe(); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		lines := bufio.NewScanner(said)
+		for lines.Scan() && !strings.HasSuffix(lines.Text(), " running") {
+			fmt.Fprintln(t.Output(), lines.Text())
+		}
+		if running = strings.HasSuffix(lines.Text(), " running"); !running {
+			cmd.Wait()
+		}
 	}
 	logged := make(chan struct{})
 	go func() { // ends with mosquitto

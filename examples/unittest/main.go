@@ -92,7 +92,11 @@ func (t *thermostat) measured(payload string) {
 func (t *thermostat) say(what, state string) {
 	ctx, cancel := context.WithTimeout(t.ctx, 5*time.Second)
 	defer cancel()
-	if _, err := t.c.Publish(ctx, &paho.Publish{Topic: t.room + "/" + what, Payload: []byte(state), QoS: 1, Retain: true}); err != nil {
+	err := t.c.AwaitConnection(ctx) // a measurement may come before autopaho knows that it is connected
+	if err == nil {
+		_, err = t.c.Publish(ctx, &paho.Publish{Topic: t.room + "/" + what, Payload: []byte(state), QoS: 1, Retain: true})
+	}
+	if err != nil {
 		log.Printf("%s %s was not said: %v", what, state, err)
 	}
 }

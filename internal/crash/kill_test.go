@@ -267,7 +267,7 @@ func (tr *trial) begin(t *testing.T) {
 // says what was found.
 func (tr *trial) finish(t *testing.T, leave func()) (f figures) {
 	t.Helper()
-	settle(tr.publishers, tr.subscribers)
+	tr.settle()
 	leave()
 	close(tr.quit)
 	tr.running.Wait()
@@ -353,20 +353,25 @@ func (c *client) subscribe() error {
 	return nil
 }
 
-// settle waits until all that was published is acknowledged and nothing more arrives.
-func settle(publishers, subscribers []*client) {
+// settle waits until all that was published is acknowledged and nothing more arrives. While something is missing it waits longer for it: the
+// machine may be at a standstill.
+func (tr *trial) settle() {
 	deadline := time.Now().Add(2 * time.Minute)
 	before := 0
-	for quiet := 0; quiet < 20 && time.Now().Before(deadline); quiet++ {
+	for quiet, enough := 0, 20; quiet < enough && time.Now().Before(deadline); quiet++ {
 		time.Sleep(100 * time.Millisecond)
-		for _, p := range publishers {
+		for _, p := range tr.publishers {
 			if !p.idle.Load() {
 				quiet = 0
 			}
 		}
 		now := 0
-		for _, s := range subscribers {
+		enough = 20
+		for _, s := range tr.subscribers {
 			now += s.ledger.count()
+			if tr.behind(s) > 0 {
+				enough = 150
+			}
 		}
 		if now != before {
 			before, quiet = now, 0
@@ -380,14 +385,18 @@ func checkRetained(t *testing.T, errs *problems, addr string, publishers []*clie
 	at.Store(addr)
 	quit := make(chan struct{})
 	c := &client{id: "last", version: packets.V5, filter: "t/+/r", addr: &at, errs: errs, quit: quit, ids: make(map[uint16]bool)}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
+	want := 0
+	for _, p := range publishers {
+		want += len(p.last)
+	}
 	done := make(chan struct{})
 	go func() { // waited for below
 		defer close(done)
 		c.run()
 	}()
-	for c.ledger.topics() < len(publishers) && ctx.Err() == nil {
+	for c.ledger.topics() < want && ctx.Err() == nil {
 		time.Sleep(10 * time.Millisecond)
 	}
 	close(quit)

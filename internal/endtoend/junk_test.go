@@ -36,7 +36,7 @@ var junk = []func(rng *rand.Rand, nc net.Conn){
 		io.Copy(io.Discard, nc)
 	},
 	func(rng *rand.Rand, nc net.Conn) { // one byte at a time
-		for _, x := range rawConnect("slow")[:20] {
+		for _, x := range rawConnect("slow", 1)[:20] {
 			if _, err := nc.Write([]byte{x}); err != nil {
 				return
 			}
@@ -52,7 +52,7 @@ var junk = []func(rng *rand.Rand, nc net.Conn){
 		io.Copy(io.Discard, nc)
 	},
 	func(rng *rand.Rand, nc net.Conn) { // half a CONNECT, held until the broker has enough
-		b := rawConnect("half")
+		b := rawConnect("half", 1)
 		nc.Write(b[:rng.IntN(len(b))])
 		io.Copy(io.Discard, nc)
 	},
@@ -62,7 +62,7 @@ var junk = []func(rng *rand.Rand, nc net.Conn){
 		io.Copy(io.Discard, nc)
 	},
 	func(rng *rand.Rand, nc net.Conn) { // a good CONNECT, then random bytes
-		b := rawConnect(fmt.Sprint("junk", rng.Uint64()))
+		b := rawConnect(fmt.Sprint("junk", rng.Uint64()), 1)
 		for range 200 {
 			b = append(b, byte(rng.Uint32()))
 		}
@@ -71,8 +71,8 @@ var junk = []func(rng *rand.Rand, nc net.Conn){
 	},
 }
 
-func rawConnect(id string) []byte {
-	p := packets.Connect{Version: packets.V5, CleanStart: true, ClientID: id, KeepAlive: 1}
+func rawConnect(id string, keepAlive uint16) []byte {
+	p := packets.Connect{Version: packets.V5, CleanStart: true, ClientID: id, KeepAlive: keepAlive}
 	b, err := p.Append(nil, packets.V5)
 	if err != nil {
 		panic(err)
@@ -97,7 +97,7 @@ func (g *goodClient) run(addr string, me, neighbour int, stop <-chan struct{}, a
 	}
 	defer nc.Close()
 	nc.SetDeadline(time.Now().Add(3 * time.Minute))
-	b := rawConnect(fmt.Sprint("good", me))
+	b := rawConnect(fmt.Sprint("good", me), 0) // a machine that stands still for a moment is no reason to end it
 	s := packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: fmt.Sprint("good/", me), QoS: 1}}}
 	b, _ = s.Append(b, packets.V5)
 	if _, g.err = nc.Write(b); g.err != nil {

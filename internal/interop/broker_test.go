@@ -41,9 +41,8 @@ func startBroker(t *testing.T) (address string, own bool) {
 		t.Fatalf("%s: %v\n%s", build, err, out)
 	}
 
-	address = freeAddress(t)
 	output := &tail{}
-	server := exec.Command(program, "-listen", address, "-deny-subscribe", forbidden+"/#")
+	server := exec.Command(program, "-listen", "127.0.0.1:0", "-deny-subscribe", forbidden+"/#")
 	server.Stdout, server.Stderr = output, output
 	if err := server.Start(); err != nil {
 		t.Fatalf("%s: %v", server, err)
@@ -70,6 +69,9 @@ func startBroker(t *testing.T) (address string, own bool) {
 			t.Logf("the last that the broker printed:\n%s", output)
 		}
 	})
+	if address = listens(t.Context(), output, ended); address == "" {
+		t.Fatal("the broker does not say where it listens")
+	}
 	if err := reach(t.Context(), address, ended); err != nil {
 		t.Fatalf("the broker does not come up: %v", err)
 	}
@@ -97,15 +99,26 @@ func reach(ctx context.Context, address string, ended <-chan struct{}) error {
 	}
 }
 
-// freeAddress gives an address on which nobody listens at this moment.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+// listens waits until our own broker has said where it listens.
+func listens(ctx context.Context, output *tail, ended <-chan struct{}) string {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	again := time.NewTicker(20 * time.Millisecond)
+	defer again.Stop()
+	for {
+		for line := range strings.Lines(output.String() + "\n") {
+			if _, address, ok := strings.Cut(strings.TrimSpace(line), "msg=listening addr="); ok {
+				return address
+			}
+		}
+		select {
+		case <-again.C:
+		case <-ended:
+			return ""
+		case <-ctx.Done():
+			return ""
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // A tail keeps the end of what is written to it.

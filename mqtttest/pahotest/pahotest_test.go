@@ -72,7 +72,7 @@ func TestPahoSessionExpiryInVirtualTime(t *testing.T) {
 		connect(false)
 	})
 	t.Logf("two hours took %v", time.Since(start))
-	require.Less(t, time.Since(start), 2*time.Second)
+	require.Less(t, time.Since(start), time.Minute) // well under a second on a machine that does nothing else
 }
 
 // The client's own Keep Alive runs in virtual time, too: it pings, and it notices a broker that has fallen silent.
@@ -153,7 +153,7 @@ func TestAutopahoSessionExpiryInVirtualTime(t *testing.T) {
 		connect(false)
 	})
 	t.Logf("two hours took %v", time.Since(start))
-	require.Less(t, time.Since(start), 2*time.Second)
+	require.Less(t, time.Since(start), time.Minute) // well under a second on a machine that does nothing else
 }
 
 func TestAutopahoSurvivesARestartInVirtualTime(t *testing.T) {
