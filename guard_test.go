@@ -544,3 +544,43 @@ func TestACombinationDecidesDeliveriesAsItsMembersDo(t *testing.T) {
 		})
 	}
 }
+
+// A takeover may come while the first hook is asked for the connection that has the Session; the race detector has a look.
+func TestATakeoverWhileTheFirstHookIsAsked(t *testing.T) {
+	withRules(t, nil, func(c *Config) {
+		c.Authenticator, c.Authorizer, c.Observer = hooks.AllowAll, nil, nil
+		c.Interceptor = hooks.InterceptorFunc(func(_ context.Context, _ *hooks.Client, m *packets.Message) (*packets.Message, error) { return m, nil })
+	}, func(r *guardRig) {
+		for i := range 300 {
+			old := r.connect(as(fmt.Sprint("c", i), "u"))
+			go func() { b, _ := (&packets.Publish{Topic: []byte("t")}).Append(nil, packets.V5); old.nc.Write(b) }()
+			c := r.connect(as(fmt.Sprint("c", i), "u"))
+			c.close()
+			old.close()
+		}
+	})
+}
+
+// A Response Topic may be decided while the client that asked authenticates anew; the race detector has a look.
+func TestAResponseWhileTheClientAuthenticatesAnew(t *testing.T) {
+	withRules(t, everything, func(c *Config) {
+		c.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{"x": hooks.EnhancedAuthenticatorFunc(
+			func(_ context.Context, r *hooks.ConnectRequest) (hooks.Exchange, error) {
+				r.Grant.Identity = hooks.Identity{Principal: "p", Roles: []string{"staff"}}
+				return doneAtOnce{}, nil
+			})}
+	}, func(r *guardRig) {
+		_, err := r.b.Respond(r.t.Context(), "do", upper)
+		require.NoError(t, err)
+		p := as("c", "u")
+		p.Properties = p.Properties.AppendText(packets.AuthenticationMethod, "x")
+		c := r.connect(p)
+		again := &packets.Auth{Code: packets.ReAuthenticate, Properties: packets.Properties(nil).AppendText(packets.AuthenticationMethod, "x")}
+		for range 50 {
+			c.send(&packets.Publish{Topic: []byte("do"), Properties: packets.Properties(nil).AppendText(packets.ResponseTopic, "r")})
+			c.send(again)
+			require.Equal(t, packets.Success, c.recv().(*packets.Auth).Code)
+		}
+		c.close()
+	})
+}

@@ -453,14 +453,14 @@ func (b *Broker) release(num uint32) {
 
 // expireAuth ends the connection at the given time with Maximum connect time, unless it has authenticated anew by then. Zero: never.
 func (b *Broker) expireAuth(c *conn, at time.Time) {
+	c.sess.mu.Lock()
+	defer c.sess.mu.Unlock()
 	if c.rare == nil {
 		return
 	}
-	c.sess.mu.Lock()
 	b.due.set(&c.rare.expires, at, func(time.Time) {
 		b.end(c, packets.Errorf(packets.MaximumConnectTime, "the authentication has expired"))
 	})
-	c.sess.mu.Unlock()
 }
 
 // expireRetained keeps the deadline of the retained message of a topic; m is nil or the one that is there now.

@@ -261,18 +261,20 @@ func (b *Broker) responseTopic(m *Incoming) (string, error) {
 	b.mu.Lock()
 	s := b.sessions[m.from]
 	b.mu.Unlock()
-	var c *conn
+	var client *hooks.Client // nil: it has left
 	var mount string
 	if s != nil {
 		s.mu.Lock()
-		c, mount = s.conn, s.mount
+		if mount = s.mount; s.conn != nil {
+			client = s.client
+		}
 		s.mu.Unlock()
 	}
-	if c == nil && (b.authorizer != nil || s == nil && b.mounts.Load()) { // whose mount point was it?
+	if client == nil && (b.authorizer != nil || s == nil && b.mounts.Load()) { // whose mount point was it?
 		return "", errors.New("the client that asked has left")
 	}
 	if b.authorizer != nil {
-		r := hooks.AccessRequest{Client: c.client, Action: hooks.Subscribe, Topic: topic, QoS: m.QoS}
+		r := hooks.AccessRequest{Client: client, Action: hooks.Subscribe, Topic: topic, QoS: m.QoS}
 		if err := b.authorizeSafely(b.ctx, &r); err != nil {
 			return "", err
 		}

@@ -159,7 +159,7 @@ func TestResponseTopicsAreGuarded(t *testing.T) {
 				if tt.answered {
 					want = append(want, "X")
 				}
-				require.Equal(t, want, unread(watch))
+				require.ElementsMatch(t, want, unread(watch), "in any order: the responder may be faster than who routes the request")
 			})
 		})
 	}

@@ -291,8 +291,8 @@ func (b *Broker) attachLocal(ctx context.Context, sub *Subscription, o *Subscrib
 	}
 }
 
-// saveLocal tells the store, if there is one and s has a Name, that s has a reader. It returns what to wait for, and whether s is new. The lock
-// is held.
+// saveLocal tells the store, if there is one and s has a Name, that s has a reader. It returns what to wait for, and whether s is new to it. The
+// lock is held.
 func (s *session) saveLocal() (x *batch, fresh bool) {
 	switch {
 	case s.b.journal == nil || s.expiry == 0:
