@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/packets"
@@ -40,6 +41,8 @@ type journal struct {
 	ready chan *batch   // from the committer to the releaser, in order
 	over  sync.WaitGroup
 	ended chan struct{} // closed when nothing is committed any more
+
+	lates atomic.Int64 // QoS 2 messages that wait in batches, see late
 
 	mu      sync.Mutex // a leaf. Guards what follows
 	pending *batch
@@ -78,7 +81,8 @@ type batch struct {
 	pins     int  // turns that still fill in what they have added
 	unpinned chan struct{}
 
-	conns  []*conn // that hold output
+	conns  []*conn         // that hold output
+	locals []*Subscription // that wait for QoS 2 messages
 	late   []late
 	undo   []retainedUndo
 	done   chan struct{} // not nil: goroutines wait
@@ -548,7 +552,7 @@ func (j *journal) commitRest(x *batch, ops []store.Op, full error) {
 	case err == nil:
 		j.carried, j.carriedConns = nil, nil
 	case errors.Is(err, store.ErrFull):
-		x.stuck, x.pinned = err, true
+		x.err, x.stuck, x.pinned = full, err, true // also of what only follows nothing is durable yet: it is no success
 		j.carried, j.carriedConns = current(follow), distinct(x.conns)
 	default:
 		j.die(x, err)
@@ -685,6 +689,12 @@ func (j *journal) release(t *turn, x *batch) {
 			x.late[i].receipt.leave(0, 1)
 		}
 	}
+	j.lates.Add(-int64(len(x.late)))
+	for _, sub := range x.locals {
+		sub.s.mu.Lock()
+		sub.signal()
+		sub.s.mu.Unlock()
+	}
 	j.recycle(x)
 }
 
@@ -740,7 +750,8 @@ func (j *journal) recycle(x *batch) {
 	clear(x.ops)
 	clear(x.late)
 	clear(x.undo)
-	y := batch{ops: x.ops[:0], conns: x.conns[:0], late: x.late[:0], undo: x.undo[:0], publishes: x.publishes.emptied(), sents: x.sents.emptied(),
+	clear(x.locals)
+	y := batch{ops: x.ops[:0], conns: x.conns[:0], locals: x.locals[:0], late: x.late[:0], undo: x.undo[:0], publishes: x.publishes.emptied(), sents: x.sents.emptied(),
 		releases: x.releases.emptied(), dones: x.dones.emptied(), forgets: x.forgets.emptied()}
 	*x = y
 	j.mu.Lock()

@@ -29,17 +29,13 @@ type write struct {
 // publishStored is publish for a message that the store has to know.
 func (t *turn) publishStored(o *outgoing, r *route) (matched int, err error) {
 	w := &t.write
-	if o.pub.QoS > packets.QoS0 {
+	if o.pub.QoS > packets.QoS0 && t.stores(o, r) {
 		if err := t.b.journal.refusing(); err != nil {
 			return 0, err
 		}
 	}
-	if t.b.rules.deliveries != nil { // asked before a batch is pinned, which would keep everybody else's from the store meanwhile
-		for i := range r.shared {
-			for k := range r.shared[i].members {
-				t.b.permits(r.shared[i].members[k].s, string(o.pub.Topic))
-			}
-		}
+	for i := range r.shared {
+		t.ask(&r.shared[i], string(o.pub.Topic))
 	}
 	w.waits = o.pub.QoS == packets.QoS2
 	defer func() { w.waits, w.from = false, nil }()
@@ -62,9 +58,43 @@ func (t *turn) publishStored(o *outgoing, r *route) (matched int, err error) {
 	return matched, nil
 }
 
+// ask decides whether the members of a shared subscription may get messages of topic, before a batch is pinned, which would keep everybody
+// else's from the store meanwhile.
+func (t *turn) ask(r *sharedRoute, topic string) {
+	if t.b.rules.deliveries == nil {
+		return
+	}
+	for k := range r.members {
+		t.b.permits(r.members[k].s, topic)
+	}
+}
+
+// askAhead is ask for messages that go to other members.
+func (t *turn) askAhead(shared []delivery) {
+	if t.b.journal == nil || t.b.rules.deliveries == nil {
+		return
+	}
+	for i := range shared {
+		d := &shared[i]
+		t.again(d.msg)
+		t.route.fill(t, t.own.Topic, 0)
+		for k := range t.route.shared {
+			if r := &t.route.shared[k]; r.group == d.group() {
+				t.ask(r, d.msg.Topic)
+			}
+		}
+	}
+}
+
 // stores says whether the store has to know of o.
 func (t *turn) stores(o *outgoing, r *route) bool {
-	return t.b.journal != nil && (o.pub.QoS > packets.QoS0 && r.durable || o.pub.Retain && lasts(o.pub.Topic) || t.write.from != nil)
+	return o.pub.QoS > packets.QoS0 && r.durable || o.pub.Retain && lasts(o.pub.Topic) || t.write.from != nil
+}
+
+// follows says whether o, although the store need not know of it, has to wait behind QoS 2 messages that are not durable yet: it may be of
+// the publisher of one, and must not overtake it [MQTT-4.6.0-6].
+func (t *turn) follows(o *outgoing) bool {
+	return o.pub.QoS == packets.QoS2 && t.b.journal.lates.Load() > 0
 }
 
 // lasts says whether a retained message of the topic outlives the Broker.
@@ -144,6 +174,7 @@ func (t *turn) conclude(o *outgoing) {
 			to[i].ids = slices.Clone(to[i].ids)
 		}
 		x.late = append(x.late, late{o.message(), to, o.receipt})
+		j.lates.Add(1)
 		clear(w.late)
 		w.late = w.late[:0]
 	}
@@ -358,9 +389,9 @@ func (b *Broker) confirm(t *turn, c *conn, a *attachment, x *batch, was *before)
 // publishWillOf publishes the Will of a Session that goes on, and in the same step tells the store that it has none any more.
 func (b *Broker) publishWillOf(t *turn, s *session, w *will) {
 	t.together()
+	defer t.apart() // after a panic as well: a batch that stays pinned would stop the committer
 	b.publishWill(t, w)
 	t.save(s)
-	t.apart()
 }
 
 // takeBack removes an entry of the queue whose message could not be stored, unless it is on its way: then it was QoS 1, and will come twice.

@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -579,5 +582,135 @@ func TestASlowDeliveryDecisionDelaysNoOtherCommit(t *testing.T) {
 		q.send(message2("other", "x", packets.QoS1, 1))
 		time.Sleep(10 * time.Second)
 		q.want(packets.TypePuback)
+	})
+}
+
+// QoS 2 messages of a publisher keep their order, also when only the first has to wait for the store.
+func TestAMessageThatNeedsNoStoreDoesNotOvertakeOneThatDoes(t *testing.T) {
+	onStage(t, func(st *stage) {
+		d := st.durable("d", packets.V5)
+		d.subscribe("t", packets.QoS2)
+		s := st.clean("s")
+		s.subscribe("t", packets.QoS2)
+		p := st.clean("p")
+		time.Sleep(time.Second)
+		release := st.store.hold()
+		p.send(message2("t", "one", packets.QoS2, 1))
+		d.send(&packets.Unsubscribe{PacketID: 2, Filters: []string{"t"}})
+		p.send(message2("t", "two", packets.QoS2, 2))
+		synctest.Wait()
+		release()
+		got := s.want(packets.TypePublish, packets.TypePublish)
+		require.Equal(t, "one", string(got[0].(*packets.Publish).Payload))
+	})
+}
+
+// A program reads a QoS 2 message once it is durable, as a client gets it then.
+func TestAProgramReadsAQoS2MessageOnceItIsDurable(t *testing.T) {
+	onStage(t, func(st *stage) {
+		ctx := context.Background()
+		sub, err := st.b.Subscribe(ctx, "t", &SubscribeOptions{Name: "n", QoS: packets.QoS2})
+		require.NoError(t, err)
+		p := st.clean("p")
+		time.Sleep(time.Second)
+		release := st.store.hold()
+		st.store.fail(store.ErrFull)
+		p.send(message2("t", "x", packets.QoS2, 1))
+		next, cancel := context.WithTimeout(ctx, time.Millisecond)
+		m, err := sub.Next(next)
+		cancel()
+		release()
+		require.Equal(t, packets.QuotaExceeded, p.want(packets.TypePubrec)[0].(*packets.Ack).Code)
+		require.Error(t, err, "a QoS 2 message that was refused: %v", m)
+		st.store.fail(nil)
+		time.Sleep(time.Second)
+		p.send(message2("t", "y", packets.QoS2, 2))
+		m, err = sub.Next(ctx)
+		require.NoError(t, err)
+		require.Equal(t, "y", string(m.Payload))
+	})
+}
+
+type slowEnd struct {
+	hooks.Authorizer
+	slow chan struct{}
+	on   *atomic.Bool
+}
+
+func (slowEnd) Authorize(context.Context, *hooks.AccessRequest) error { return nil }
+
+func (a slowEnd) AuthorizeDelivery(_ context.Context, r *hooks.AccessRequest) error {
+	if a.on.Load() && r.Topic == "t2" {
+		<-a.slow
+	}
+	return nil
+}
+
+// What a Session leaves behind at its end is decided before others have to wait for it.
+func TestASlowDecisionAtTheEndOfASessionDelaysNoOtherCommit(t *testing.T) {
+	onStage(t, func(st *stage) {
+		st.stop()
+		h := slowEnd{slow: make(chan struct{}), on: new(atomic.Bool)}
+		st.cfg.Authorizer = h
+		st.start()
+		a := st.durable("a", packets.V5)
+		a.subscribe("$share/g/#", packets.QoS1)
+		a.nc.Close()
+		synctest.Wait()
+		p, q := st.clean("p"), st.clean("q")
+		d := st.durable("d", packets.V5)
+		d.subscribe("other", packets.QoS1)
+		p.send(message2("t1", "x", packets.QoS1, 1), message2("t2", "x", packets.QoS1, 2))
+		p.want(packets.TypePuback, packets.TypePuback)
+		b := st.durable("b", packets.V5)
+		b.subscribe("$share/g/#", packets.QoS1)
+		b.nc.Close()
+		time.Sleep(time.Second)
+		h.on.Store(true)
+		go st.b.DeleteSession(context.Background(), "a")
+		synctest.Wait()
+		q.send(message2("other", "x", packets.QoS1, 1))
+		time.Sleep(10 * time.Second)
+		got := q.got()
+		close(h.slow)
+		require.Len(t, got, 1, "a slow decision keeps others from the store")
+	})
+}
+
+type panickingLog struct{ slog.Handler }
+
+func (panickingLog) Enabled(context.Context, slog.Level) bool { return true }
+func (panickingLog) Handle(_ context.Context, r slog.Record) error {
+	if strings.HasPrefix(r.Message, "panic in an Observer") {
+		panic("in the log")
+	}
+	return nil
+}
+
+// A panic while a Session's end is written, here of the program's log, does not stop the committer.
+func TestAPanicLeavesNoBatchPinned(t *testing.T) {
+	onStage(t, func(st *stage) {
+		st.stop()
+		st.cfg.Logger = slog.New(panickingLog{})
+		o := *st.cfg.Observer
+		o.Published = func(_ *hooks.Client, m *Message, _ int) {
+			if m.Topic == "will" {
+				panic("in the Observer")
+			}
+		}
+		st.cfg.Observer = &o
+		st.start()
+		d := st.durable("d", packets.V5)
+		d.subscribe("#", packets.QoS1)
+		will := func(c *packets.Connect) { c.Will = &packets.Will{Topic: "will", QoS: 1, Payload: []byte("bye")} }
+		st.dial("c", packets.V5, false, 3600, will).want(packets.TypeConnack)
+		p := st.clean("p")
+		time.Sleep(time.Second)
+		st.dial("c", packets.V5, false, 3600)
+		synctest.Wait()
+		time.Sleep(time.Second)
+		p.send(message2("other", "x", packets.QoS1, 1))
+		time.Sleep(10 * time.Second)
+		p.want(packets.TypePuback)
 	})
 }

@@ -329,3 +329,30 @@ func TestASubscribeThatFailsKeepsTheNamedSession(t *testing.T) {
 		})
 	})
 }
+
+// A removal that has found no room is tried again, and is no success before.
+func TestARemovalThatIsNotStoredIsNoSuccess(t *testing.T) {
+	onStage(t, func(st *stage) {
+		p := st.clean("p")
+		p.send(retained(message2("t", "kept", packets.QoS1, 1)))
+		p.want(packets.TypePuback)
+		time.Sleep(time.Second)
+		st.store.fail(store.ErrFull)
+		p.send(retained(message2("t", "", packets.QoS1, 2)))
+		got := p.got()
+		acked := len(got) == 1 && !got[0].(*packets.Ack).Code.Failed()
+		st.crash()
+		require.False(t, acked && st.b.retained.get("t") != nil, "acknowledged: the removal of a retained message that is there again")
+	})
+}
+
+func TestAPublishThatRemovesWaitsForTheStore(t *testing.T) {
+	onStage(t, func(st *stage) {
+		ctx := context.Background()
+		require.NoError(t, st.b.Publish(ctx, &Message{Topic: "t", Payload: []byte("x"), Retain: true}))
+		time.Sleep(time.Second)
+		st.store.fail(store.ErrFull)
+		err := st.b.Publish(ctx, &Message{Topic: "t", Retain: true, QoS: 1})
+		require.ErrorIs(t, err, store.ErrFull)
+	})
+}

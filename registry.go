@@ -371,7 +371,20 @@ func (b *Broker) endSession(t *turn, s *session, why *packets.Error) {
 	if c != nil {
 		c.flush(t.now)
 	}
+	b.leaveBehind(t, s, w, shared)
+	if f := b.obs.SessionEnded; f != nil {
+		f(s.id)
+	}
+	if local != nil && local.Err() == nil { // one that came at the last moment
+		local.end(ErrSubscriptionClosed, true)
+	}
+}
+
+// leaveBehind publishes the Will of a Session that has ended, passes on what others can have, and tells the store, all in one batch.
+func (b *Broker) leaveBehind(t *turn, s *session, w *will, shared []delivery) {
+	t.askAhead(shared)
 	t.together()
+	defer t.apart() // after a panic as well: a batch that stays pinned would stop the committer
 	if w != nil {
 		b.publishWill(t, w)
 	}
@@ -380,13 +393,6 @@ func (b *Broker) endSession(t *turn, s *session, why *packets.Error) {
 	}
 	if s.stored != 0 {
 		b.journal.end(t, s)
-	}
-	t.apart()
-	if f := b.obs.SessionEnded; f != nil {
-		f(s.id)
-	}
-	if local != nil && local.Err() == nil { // one that came at the last moment
-		local.end(ErrSubscriptionClosed, true)
 	}
 }
 

@@ -385,7 +385,7 @@ func (t *turn) deliverShared(o *outgoing, g *group, members []target) bool {
 // publish routes o and takes care of its retained state. r is its route.
 func (t *turn) publish(o *outgoing, r *route) (matched int, err error) {
 	t.found = len(r.targets) + len(r.shared)
-	if t.b.journal != nil && t.stores(o, r) {
+	if t.b.journal != nil && (t.stores(o, r) || t.follows(o)) {
 		return t.publishStored(o, r)
 	}
 	if o.pub.Retain {

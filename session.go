@@ -164,6 +164,9 @@ func (s *session) enqueue(t *turn, d delivery) bool {
 	}
 	if s.stored != 0 && d.qos > packets.QoS0 {
 		t.record(s, &d)
+		if s.local != nil && d.strict() {
+			s.local.doubt(t.write.batch, d.seq)
+		}
 	}
 	s.out.push(d)
 	s.b.crowded()

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"iter"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -135,6 +136,8 @@ type Subscription struct {
 	report   deadline      // when the others will be
 	stalled  bool          // a publisher has waited in vain
 	room     chan struct{} // not nil: publishers wait; closed when there is room
+
+	undecided []doubtful // in the order of the queue
 }
 
 var (
@@ -493,6 +496,9 @@ func (s *session) next(now time.Time) (d delivery, ok bool) {
 	}
 	for s.out.room() {
 		if s.out.queue.n > 0 {
+			if s.local.doubts(s.out.queue.front()) {
+				return d, false
+			}
 			d = s.out.pop()
 		} else if len(s.cursors) == 0 {
 			return d, false
@@ -507,6 +513,44 @@ func (s *session) next(now time.Time) (d delivery, ok bool) {
 		s.gone(&d)
 	}
 	return d, false
+}
+
+// A doubtful entry is the first one of a queue that came with a batch and must not be read before that is durable: it is QoS 2, may yet be
+// refused, and come again.
+type doubtful struct{ seq, batch uint64 }
+
+// doubt notes that what has just been put into the queue, with x, is undecided. The lock is held.
+func (sub *Subscription) doubt(x *batch, seq uint64) {
+	if n := len(sub.undecided); n > 0 && sub.undecided[n-1].batch == x.n {
+		return
+	}
+	sub.decide()
+	sub.undecided = append(sub.undecided, doubtful{seq, x.n})
+	j := sub.s.b.journal
+	j.mu.Lock()
+	x.locals = append(x.locals, sub)
+	j.mu.Unlock()
+}
+
+// decide forgets what is decided. The lock is held.
+func (sub *Subscription) decide() {
+	if len(sub.undecided) == 0 {
+		return
+	}
+	j := sub.s.b.journal
+	j.mu.Lock()
+	decided := j.decided
+	j.mu.Unlock()
+	sub.undecided = slices.DeleteFunc(sub.undecided, func(u doubtful) bool { return u.batch <= decided })
+}
+
+// doubts says whether d, the front of the queue, is undecided. The lock is held.
+func (sub *Subscription) doubts(d *delivery) bool {
+	if !d.strict() {
+		return false
+	}
+	sub.decide()
+	return len(sub.undecided) > 0 && d.seq >= sub.undecided[0].seq
 }
 
 // nextRetained takes the next retained message of the first cursor. It may find none although there are more.
