@@ -105,7 +105,7 @@ func (b *Broker) shed(time.Time) {
 		b.mu.Lock()
 		for _, s := range b.sessions {
 			s.mu.Lock()
-			if s.conn == nil && s.out.queue.n > 0 {
+			if s.conn == nil && s.local == nil && s.out.queue.n > 0 {
 				victims = append(victims, victim{s, s.out.bytes})
 			}
 			s.mu.Unlock()
@@ -132,7 +132,7 @@ func (b *Broker) shed(time.Time) {
 func (s *session) shorten() (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.conn != nil || s.ended {
+	if s.conn != nil || s.local != nil || s.ended {
 		return 0
 	}
 	for most := (int(s.out.queue.n) + 7) / 8; n < most; n++ {

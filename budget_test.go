@@ -244,3 +244,42 @@ func TestTheDefaultBudget(t *testing.T) {
 		b.Close()
 	}
 }
+
+// A message that never has room in a queue does not empty it.
+func TestAMessageLargerThanAQueue(t *testing.T) {
+	inProcess(t, func(c *Config) { c.MaxQueuedBytes = 1000 }, func(t *testing.T, b *Broker) {
+		sub := mustSubscribe(t, b, "t", nil)
+		mustPublish(t, b, "t", "1", 1)
+		mustPublish(t, b, "t", "2", 1)
+		mustPublish(t, b, "t", string(make([]byte, 1000)), 1)
+		require.Equal(t, []string{"1", "2"}, unread(sub))
+		require.EqualValues(t, 1, sub.Dropped())
+	})
+}
+
+// A named Subscription that somebody reads is not away.
+func TestANamedReaderIsNotAway(t *testing.T) {
+	inProcess(t, func(c *Config) { c.MaxMemory = 100_000 }, func(t *testing.T, b *Broker) {
+		sub := mustSubscribe(t, b, "t", &SubscribeOptions{Name: "n", QoS: 1})
+		for range 103 {
+			mustPublish(t, b, "t", string(make([]byte, 700)), 1)
+		}
+		require.True(t, b.memory.over(dropQueued))
+		time.Sleep(time.Second)
+		require.Zero(t, sub.Dropped())
+		sub.Close()
+		mustPublish(t, b, "t", "x", 1)
+		time.Sleep(time.Second)
+		require.False(t, b.memory.over(dropEnough))
+	})
+}
+
+// MaxMessageExpiry holds for a message with a longer Message Expiry Interval as well.
+func TestMaxMessageExpiryHoldsForTheProgram(t *testing.T) {
+	inProcess(t, func(c *Config) { c.MaxMessageExpiry = 10 * time.Second }, func(t *testing.T, b *Broker) {
+		sub := mustSubscribe(t, b, "t", nil)
+		require.NoError(t, b.Publish(t.Context(), &Message{Topic: "t", Properties: packets.Properties(nil).AppendUint(packets.MessageExpiryInterval, 60)}))
+		time.Sleep(11 * time.Second)
+		require.Empty(t, unread(sub))
+	})
+}

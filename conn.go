@@ -1,6 +1,7 @@
 package dunlin
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -63,6 +64,7 @@ type rare struct {
 	mount  string
 	method string // Authentication Method
 	pace   *pace  // what the client may publish; nil: as much as it likes
+	expiry uint32 // the longest Session Expiry Interval that it was granted; 0: that of Config
 
 	// Made by the reader, then immutable. Guarded by sess.mu once there is a Session.
 	ctx    context.Context
@@ -564,7 +566,7 @@ func (c *conn) onDisconnect(p *packets.Disconnect) error {
 			return packets.Errorf(packets.ProtocolError, "Session Expiry Interval %d in DISCONNECT after 0 in CONNECT", n)
 		}
 		if s.conn == c {
-			s.expiry = min(n, c.b.cfg.maxExpiry())
+			s.expiry = min(n, c.b.cfg.maxExpiry(), cmp.Or(c.few().expiry, noExpiry))
 		}
 	}
 	if p.Code == packets.NormalDisconnection {

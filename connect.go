@@ -469,7 +469,8 @@ func (c *conn) sessionExpiry(p *packets.Connect, g *hooks.Grant) (granted, asked
 	}
 	granted = min(asked, c.b.cfg.maxExpiry())
 	if d := g.Limits.SessionExpiry; d > 0 {
-		granted = min(granted, uint32(min(d/time.Second, noExpiry)))
+		most := uint32(min(d/time.Second, noExpiry))
+		granted, c.own().expiry = min(granted, most), most
 	}
 	return granted, asked
 }

@@ -168,7 +168,9 @@ func (b *Broker) revoke(s *session, gen uint32, subs []heldSub) (n int) {
 	if len(orphans) > 0 {
 		b.work(func(t *turn) {
 			for i := range orphans {
-				b.passOn(t, &orphans[i])
+				if !b.passOn(t, &orphans[i]) {
+					s.dropped(orphans[i].msg, hooks.DropNotAuthorized)
+				}
 			}
 		})
 	}

@@ -110,6 +110,9 @@ func (t *turn) give(o *outgoing, to *target, eager bool) bool {
 	}
 	to.s.mu.Lock()
 	takes := !to.s.ended && (!eager || to.s.ready(min(o.pub.QoS, to.qos)))
+	if takes && to.s.quota.overflow == Block && to.s.full(0) {
+		to.s.local.mayExceed(t, 0) // nobody waits when it gets there
+	}
 	to.s.mu.Unlock()
 	if takes {
 		w.late = append(w.late, *to)
@@ -518,7 +521,7 @@ func (b *Broker) deliverLate(t *turn, l *late) {
 func (t *turn) again(m *message) *outgoing {
 	t.own = packets.Publish{QoS: m.QoS, Retain: m.Retain, Topic: []byte(m.Topic), Properties: m.Properties, Payload: m.Payload}
 	t.out.reset(&t.own, m.From, t.now, 0)
-	t.out.msg, t.out.expires = m, m.Expires
+	t.out.msg, t.out.expires, t.out.waited = m, m.Expires, m.Expires != 0
 	return &t.out
 }
 

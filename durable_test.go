@@ -714,3 +714,41 @@ func TestAPanicLeavesNoBatchPinned(t *testing.T) {
 		p.want(packets.TypePuback)
 	})
 }
+
+// A QoS 2 message that the store need not know does not overtake one that waits for it.
+func TestWhatWaitsForTheStoreIsNotOvertaken(t *testing.T) { // [MQTT-4.6.0-6]
+	onStage(t, func(st *stage) {
+		s, p := st.clean("s"), st.clean("p")
+		s.subscribe("t", packets.QoS2)
+		release := st.store.hold()
+		p.send(retained(message2("t", "1", packets.QoS2, 1)), message2("t", "2", packets.QoS2, 2))
+		release()
+		got := s.want(packets.TypePublish, packets.TypePublish)
+		require.Equal(t, "1", string(got[0].(*packets.Publish).Payload))
+		p.want(packets.TypePubrec, packets.TypePubrec)
+		time.Sleep(time.Second)
+	})
+}
+
+// A QoS 2 message that waits for the Store makes its publisher wait for a full Subscription as any other does.
+func TestBlockHoldsWhereTheStoreComesFirst(t *testing.T) {
+	onStage(t, func(st *stage) {
+		d := st.durable("d", packets.V5)
+		d.subscribe("t", packets.QoS2)
+		d.nc.Close()
+		sub, err := st.b.Subscribe(context.Background(), "t", &SubscribeOptions{QoS: 2, Buffer: 2, Overflow: Block, BlockTimeout: time.Hour})
+		require.NoError(t, err)
+		time.Sleep(time.Second)
+		p := st.clean("p")
+		for id := range uint16(10) {
+			p.send(message2("t", "x", packets.QoS2, id+1))
+		}
+		time.Sleep(time.Second)
+		waiting := 10 - len(p.got())
+		require.GreaterOrEqual(t, waiting, 6, "messages that are not read")
+		for range 10 {
+			_, err := sub.Next(context.Background())
+			require.NoError(t, err)
+		}
+	})
+}

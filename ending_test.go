@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -235,4 +236,142 @@ func TestAReloaderIsStoppedOnce(t *testing.T) {
 	require.NoError(t, b.Shutdown(context.Background()))
 	require.NoError(t, b.Close())
 	require.Equal(t, 1, n)
+}
+
+// A named Session that expires at the moment of Subscribe makes room for a new one.
+func TestSubscribeAtTheMomentOfExpiry(t *testing.T) {
+	inProcess(t, nil, func(t *testing.T, b *Broker) {
+		o := &SubscribeOptions{Name: "n", Expiry: time.Second}
+		met := false
+		var sub *Subscription
+		var err error
+		b.turns = sync.Pool{New: func() any { // whenDue, the first to need a turn, has found it expired, and is about to end it
+			if !met {
+				met = true
+				sub, err = b.Subscribe(t.Context(), "t", o)
+			}
+			return &turn{b: b}
+		}}
+		require.NoError(t, mustSubscribe(t, b, "t", o).Close())
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		require.True(t, met)
+		require.NoError(t, err, "nobody has deleted it")
+		require.NoError(t, sub.Err(), "nobody has deleted it")
+		mustPublish(t, b, "t", "x", 0)
+		require.Equal(t, []string{"x"}, unread(sub))
+	})
+}
+
+// What the ended member of a shared subscription leaves to others has aged, or has expired; what nobody takes is counted as lost.
+func TestWhatAnEndedMemberLeavesHasAged(t *testing.T) { // [MQTT-3.3.2-5] [MQTT-3.3.2-6]
+	synctest.Test(t, func(t *testing.T) {
+		b := newTestBroker(t, nil)
+		l, done := serveMemory(t, b)
+		defer done()
+		p := connect("first")
+		p.Properties = p.Properties.AppendUint(packets.SessionExpiryInterval, 100)
+		first, _ := newTestClient(t, dial(t, l), p)
+		first.subscribe("$share/g/t", 1)
+		first.close()
+		publish := func(payload string, expiry uint32) {
+			props := packets.Properties(nil).AppendUint(packets.MessageExpiryInterval, expiry)
+			require.NoError(t, b.Publish(t.Context(), &Message{Topic: "t", QoS: 1, Payload: []byte(payload), Properties: props}))
+		}
+		publish("old", 50)
+		publish("young", 150)
+		second, _ := newTestClient(t, dial(t, l), connect("second"))
+		second.subscribe("$share/g/t", 1)
+		time.Sleep(101 * time.Second)
+		m := second.recv().(*packets.Publish)
+		require.Equal(t, "young", string(m.Payload), "what has expired is not sent")
+		left, _ := m.Properties.Uint(packets.MessageExpiryInterval)
+		require.LessOrEqual(t, left, uint32(50), "it has waited for 100 s")
+		require.EqualValues(t, 1, b.Stats().MessagesDropped)
+		second.close()
+		require.EqualValues(t, 2, b.Stats().MessagesDropped, "nobody is left to take it")
+	})
+}
+
+// untold is an Authorizer that decides the first publish only when its context ends, and then not at once.
+type untold struct {
+	entered chan struct{}
+	once    *sync.Once
+	slow    func()
+}
+
+func (a untold) Authorize(ctx context.Context, r *hooks.AccessRequest) (err error) {
+	if r.Action == hooks.Publish {
+		a.once.Do(func() {
+			close(a.entered)
+			<-ctx.Done()
+			a.slow()
+			err = ctx.Err()
+		})
+	}
+	return err
+}
+
+// A QoS 2 message that no hook has decided, because its connection was taken over, is not received: sent again it is routed.
+func TestWhatNobodyDecidedIsNotReceived(t *testing.T) {
+	for _, v := range []packets.Version{packets.V311, packets.V5} {
+		for _, late := range []time.Duration{0, time.Second} { // before the client sends it again, and after that
+			t.Run(v.String()+" "+late.String(), func(t *testing.T) {
+				onStage(t, func(st *stage) {
+					st.stop()
+					a := untold{make(chan struct{}), new(sync.Once), func() { time.Sleep(late) }}
+					st.cfg.Authorizer = a
+					st.start()
+					sub, err := st.b.Subscribe(context.Background(), "t", &SubscribeOptions{QoS: 2})
+					require.NoError(t, err)
+					p := st.durable("p", v)
+					wire, err := message2("t", "x", packets.QoS2, 1).Append(nil, v)
+					require.NoError(t, err)
+					p.nc.Write(wire)
+					<-a.entered
+					var got []packets.Packet
+					for i := 0; len(got) == 0 && i < 3; i++ {
+						p = st.durable("p", v)
+						m := message2("t", "x", packets.QoS2, 1)
+						m.Dup = true
+						p.send(m)
+						time.Sleep(time.Minute)
+						got = slices.DeleteFunc(p.got(), func(q packets.Packet) bool { return q.Type() != packets.TypePubrec })
+					}
+					require.Len(t, got, 1)
+					require.Equal(t, packets.Success, got[0].(*packets.Ack).Code)
+					require.Equal(t, []string{"x"}, unread(sub), "received and never routed")
+				})
+			})
+		}
+	}
+}
+
+// A member of a shared subscription whose connection is being ended is away.
+func TestAMemberThatIsBeingEndedIsAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gate := make(chan struct{})
+		b := newTestBroker(t, func(c *Config) {
+			c.Authorizer = hooks.AuthorizerFunc(func(_ context.Context, r *hooks.AccessRequest) error {
+				if r.Topic == "slow" {
+					<-gate
+				}
+				return nil
+			})
+		})
+		l, done := serveMemory(t, b)
+		defer done()
+		first, _ := newTestClient(t, dial(t, l), as("first", "u"))
+		first.subscribe("$share/g/t", 1)
+		second, _ := newTestClient(t, dial(t, l), connect("second"))
+		second.subscribe("$share/g/t", 1)
+		first.send(&packets.Publish{Topic: []byte("slow")})
+		synctest.Wait()
+		b.Disconnect("first", packets.AdministrativeAction)
+		for range 2 {
+			mustPublish(t, b, "t", "x", 1)
+			second.message("t")
+		}
+		close(gate)
+	})
 }

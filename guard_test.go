@@ -584,3 +584,19 @@ func TestAResponseWhileTheClientAuthenticatesAnew(t *testing.T) {
 		c.close()
 	})
 }
+
+// The longest Session Expiry Interval that a client is granted holds in DISCONNECT as well.
+func TestTheGrantedSessionExpiryHoldsInDISCONNECT(t *testing.T) {
+	withRules(t, everything, nil, func(r *guardRig) {
+		r.grant = func(q *hooks.ConnectRequest) error {
+			q.Grant.Limits.SessionExpiry = time.Minute
+			return nil
+		}
+		c := r.connect(as("c", "u"))
+		c.send(&packets.Disconnect{Properties: packets.Properties(nil).AppendUint(packets.SessionExpiryInterval, 1000)})
+		time.Sleep(2 * time.Minute)
+		_, ok := r.b.Session("c")
+		require.False(t, ok, "it is kept for longer than the Authenticator has granted")
+		c.close()
+	})
+}

@@ -608,3 +608,27 @@ func TestRetainedBytesAreExact(t *testing.T) {
 		c.close()
 	})
 }
+
+// A QoS 2 message that a 3.1.1 client is disconnected for was not received: sent again it is routed.
+func TestWhatIsBeyondTheRateIsNotReceived(t *testing.T) {
+	withRules(t, everything, func(c *Config) { c.PublishRate, c.OverRate = 1, RefusePublish }, func(r *guardRig) {
+		s := r.connect(as("s", "u"))
+		s.subscribe("#", 0)
+		old := as("c", "u")
+		old.Version, old.Properties = packets.V311, nil
+		c := r.connect(old)
+		c.publish("a", "", false)
+		s.message("a")
+		m := &packets.Publish{QoS: 2, PacketID: 3, Topic: []byte("b")}
+		c.send(m)
+		_, err := c.r.ReadPacket()
+		require.Error(t, err)
+		time.Sleep(2 * time.Second)
+		c = r.connect(old)
+		m.Dup = true
+		c.send(m)
+		require.Equal(t, packets.TypePubrec, c.recv().Type())
+		s.message("b")
+		c.close()
+	})
+}

@@ -144,3 +144,28 @@ func TestTellingTheObserverOfAPublishAllocatesNothing(t *testing.T) {
 		require.LessOrEqual(t, with, without)
 	}
 }
+
+// A member of a shared subscription that is passed over has lost nothing.
+func TestAMemberThatIsPassedOverLosesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newTestBroker(t, nil)
+		l, done := serveMemory(t, b)
+		defer done()
+		for _, id := range []string{"second", "first"} {
+			p := connect(id)
+			p.Properties = p.Properties.AppendUint(packets.MaximumPacketSize, 100)
+			c, _ := newTestClient(t, dial(t, l), p)
+			c.subscribe("$share/g/t", 0)
+		}
+		large := &Message{Topic: "t", Payload: make([]byte, 200)}
+		b.Publish(t.Context(), large)
+		require.EqualValues(t, 2, b.Stats().MessagesDropped, "nobody can take it, and each is counted once")
+		c, _ := newTestClient(t, dial(t, l), connect("third"))
+		c.subscribe("$share/g/t", 0)
+		for range 3 {
+			out, err := b.PublishWait(t.Context(), large)
+			require.NoError(t, err)
+			require.Equal(t, Outcome{Matched: 1, Acknowledged: 1}, out)
+		}
+	})
+}

@@ -153,10 +153,13 @@ func (c *conn) flush(now time.Time) (congested bool) {
 		x.free()
 		c.out.writing, c.out.stalled = false, false
 	}
-	if !c.out.writing {
-		c.wake() // no writer will
-	}
 	n := c.out.size()
+	if !c.out.writing { // no writer will
+		if n <= c.b.cfg.MaxOutboundBytes/4 {
+			c.out.congest = 0
+		}
+		c.wake()
+	}
 	c.b.memory.recount(&c.out.counted, n)
 	mu.Unlock()
 	return n > c.b.cfg.MaxOutboundBytes/2

@@ -69,6 +69,11 @@ func (c *conn) excess(t *turn, p *packets.Publish, err error) error {
 	case p.QoS == packets.QoS0:
 		return nil
 	case c.version < packets.V5:
+		if p.QoS == packets.QoS2 { // which was not received: the client sends it again
+			c.sess.mu.Lock()
+			c.released(p.PacketID)
+			c.sess.mu.Unlock()
+		}
 		return err
 	}
 	return c.answer(t, p, 0, err)
@@ -232,8 +237,8 @@ func (c *conn) answer(t *turn, p *packets.Publish, matched int, err error) error
 	s := c.sess
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	unstored := errors.Is(err, errNotStored)
-	if code.Failed() && c.version < packets.V5 && !unstored {
+	unstored, undecided := errors.Is(err, errNotStored), err != nil && c.stopping != nil // which ends the context of the hooks
+	if code.Failed() && c.version < packets.V5 && !unstored && !undecided {
 		code = packets.Success // there is no way to say it [v3.1.1 MQTT-3.3.5-2]
 	}
 	if kind == packets.TypePubrec {
@@ -244,8 +249,12 @@ func (c *conn) answer(t *turn, p *packets.Publish, matched int, err error) error
 			c.released(p.PacketID) // the exchange ends here [MQTT-4.3.3-9]
 		}
 	}
-	if unstored && c.version < packets.V5 { // so that the client sends it again
-		c.stop(packets.Errorf(packets.CodeOf(err), "it could not be stored"))
+	if undecided || unstored && c.version < packets.V5 { // so that the client sends it again
+		why := packets.Errorf(packets.CodeOf(err), "it could not be stored")
+		if undecided {
+			why = packets.Errorf(packets.UnspecifiedError, "nobody has decided a message of the connection before")
+		}
+		c.stop(why)
 		t.touch(c)
 		return c.stopping // what comes after it must not overtake it
 	}

@@ -114,7 +114,7 @@ func (s *sender) again() *delivery {
 		d := &s.flight[s.resend]
 		switch d.state {
 		case waiting:
-			if !s.room() {
+			if s.used >= s.quota { // it has its identifier
 				return nil
 			}
 			d.state, d.used = sent, true

@@ -364,3 +364,16 @@ func TestFifoKeepsOrderAndMemory(t *testing.T) {
 		t.Fatalf("all ended at %d, want %d", want, in)
 	}
 }
+
+func TestAllIdentifiersInUseAreSentAgain(t *testing.T) { // [5.0 MQTT-4.4.0-1]
+	var s sender
+	s.begin(maxID)
+	for range maxID {
+		s.open(delivery{msg: new(message), qos: packets.QoS1})
+	}
+	s.begin(maxID)
+	for range maxID {
+		require.NotNil(t, s.again())
+	}
+	require.Nil(t, s.again())
+}

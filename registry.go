@@ -389,15 +389,21 @@ func (b *Broker) leaveBehind(t *turn, s *session, w *will, shared []delivery) {
 		b.publishWill(t, w)
 	}
 	for i := range shared {
-		b.passOn(t, &shared[i])
+		if !b.passOn(t, &shared[i]) {
+			s.dropped(shared[i].msg, hooks.DropSessionEnded)
+		}
 	}
 	if s.stored != 0 {
 		b.journal.end(t, s)
 	}
 }
 
-// passOn gives a message that the ended member of a shared subscription did not complete to another one.
-func (b *Broker) passOn(t *turn, d *delivery) {
+// passOn gives a message that the ended member of a shared subscription did not complete to another one, and says whether one took it.
+func (b *Broker) passOn(t *turn, d *delivery) bool {
+	if d.msg.Expires != 0 && d.msg.Expires <= t.now.UnixNano() {
+		d.settle(false)
+		return false
+	}
 	o := t.again(d.msg)
 	o.receipt = d.receipt()
 	t.route.fill(t, t.own.Topic, 0)
@@ -407,11 +413,12 @@ func (b *Broker) passOn(t *turn, d *delivery) {
 			t.conclude(o)
 			if took {
 				d.receipt().moved()
-				return
+				return true
 			}
 		}
 	}
 	d.settle(false)
+	return false
 }
 
 // forget takes s out of the registry, if it is still the one there.

@@ -84,6 +84,8 @@ type outgoing struct {
 	expires int64
 	msg     *message
 	receipt *receipt // nil for most
+	trying  bool     // another member of the group may take it: who does not has lost nothing
+	waited  bool     // so that less is left of its Message Expiry Interval than pub says
 	frames  [4]frame // by version 5.0 or not, and with Packet Identifier or not
 }
 
@@ -97,7 +99,7 @@ type frame struct {
 
 // reset prepares o for another message.
 func (o *outgoing) reset(p *packets.Publish, from string, now time.Time, maxExpiry time.Duration) {
-	o.pub, o.raw, o.from, o.msg, o.expires, o.receipt = p, nil, from, nil, 0, nil
+	o.pub, o.raw, o.from, o.msg, o.expires, o.receipt, o.waited = p, nil, from, nil, 0, nil, false
 	for i := range o.frames {
 		o.frames[i].ready = false
 	}
@@ -358,6 +360,8 @@ func (t *turn) deliverShared(o *outgoing, g *group, members []target) bool {
 	case HashClient:
 		start = maphash.String(t.b.seed, o.from)
 	}
+	o.trying = true
+	defer func() { o.trying = false }()
 	for i := range n {
 		to := &members[(start+i)%n]
 		if t.b.rules.deliveries != nil && !t.b.permits(to.s, string(o.pub.Topic)) {
@@ -370,6 +374,7 @@ func (t *turn) deliverShared(o *outgoing, g *group, members []target) bool {
 			return true
 		}
 	}
+	o.trying = false
 	for i := range n {
 		to := &members[(start+i)%n]
 		if t.b.rules.deliveries != nil && !t.b.permits(to.s, string(o.pub.Topic)) {
@@ -432,7 +437,7 @@ func (t *turn) publishMessage(m *message, from uint32) (matched int, err error) 
 	t.own = packets.Publish{QoS: m.QoS, Retain: m.Retain, Topic: t.topic, Properties: m.Properties, Payload: m.Payload}
 	o := &t.out
 	o.reset(&t.own, m.From, t.now, t.b.cfg.MaxMessageExpiry)
-	if m.Expires == 0 {
+	if m.Expires == 0 || o.expires != 0 && o.expires < m.Expires { // MaxMessageExpiry
 		m.Expires = o.expires
 	}
 	o.msg = m
@@ -445,7 +450,7 @@ func (t *turn) publishMessage(m *message, from uint32) (matched int, err error) 
 func (c *conn) send(t *turn, o *outgoing, to *target, qos packets.QoS, retain bool) bool {
 	s := c.sess
 	r := c.few()
-	plain := r.mount == "" && (c.version < packets.V5 || len(to.ids) == 0 && r.outAliases == nil)
+	plain := r.mount == "" && !o.waited && (c.version < packets.V5 || len(to.ids) == 0 && r.outAliases == nil)
 	w := wire{qos: qos, retain: retain, ids: to.ids}
 	var f *frame
 	if plain {

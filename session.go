@@ -130,7 +130,7 @@ func (s *session) ready(qos packets.QoS) bool {
 	switch {
 	case s.local != nil:
 		return !s.full(0)
-	case s.conn == nil || s.conn.out.opening:
+	case s.conn == nil || s.conn.out.opening || s.conn.stopping != nil:
 		return false
 	}
 	return s.conn.out.size() <= s.b.cfg.MaxOutboundBytes/2 && (qos == packets.QoS0 || !s.full(0))
@@ -148,7 +148,7 @@ func (s *session) enqueue(t *turn, d delivery) bool {
 		if policy == Block && s.local.mayExceed(t, d.size()) {
 			break
 		}
-		if policy != DropOldest || s.out.queue.n == 0 {
+		if policy != DropOldest || s.out.queue.n == 0 || d.size() > s.quota.bytes { // which never has room
 			s.dropped(d.msg, hooks.DropQueueFull)
 			d.settle(false)
 			if policy == Disconnect && s.conn != nil {
@@ -200,6 +200,9 @@ func (s *session) pending() bool {
 
 // missed is dropped for what did not get as far as a delivery.
 func (s *session) missed(o *outgoing, why hooks.DropReason) {
+	if o.trying {
+		return
+	}
 	s.dropped(o.msg, why)
 	if o.receipt != nil {
 		o.receipt.enter()

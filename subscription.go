@@ -266,7 +266,8 @@ func (b *Broker) attachLocal(ctx context.Context, sub *Subscription, o *Subscrib
 		}
 		s.mu.Lock()
 		other := s.local
-		if other == nil && !s.ended {
+		over := s.ended || !fresh && s.expiry == 0 // it has expired: whenDue is about to end it
+		if other == nil && !over {
 			b.due.cancel(s.due)
 			s.local, s.quota, s.endsAt = sub, quota, 0
 			if o.Name != "" {
@@ -290,6 +291,8 @@ func (b *Broker) attachLocal(ctx context.Context, sub *Subscription, o *Subscrib
 		b.mu.Unlock()
 		if other != nil {
 			other.end(ErrSubscriptionTaken, false)
+		} else {
+			b.work(func(t *turn) { b.endSession(t, s, nil) })
 		}
 	}
 }

@@ -226,3 +226,59 @@ func TestShutdownPublishesWillsToTheProgram(t *testing.T) {
 		done()
 	})
 }
+
+// A slowSocket is a connection whose writes the test decides.
+type slowSocket struct {
+	net.Conn
+	try, write func(b []byte) (int, error)
+}
+
+func (s *slowSocket) TryWrite(b []byte) (int, error) { return s.try(b) }
+func (s *slowSocket) Write(b []byte) (int, error)    { return s.write(b) }
+
+// A congestion that is over does not make publishers impatient with the next one.
+func TestEachCongestionHasItsTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newTestBroker(t, func(c *Config) { c.MaxOutboundBytes = 1000 })
+		l, done := serveMemory(t, b)
+		defer done()
+		takes := func(b []byte) (int, error) { return len(b), nil }
+		s := &slowSocket{try: takes, write: takes}
+		var nc net.Conn
+		nc, s.Conn = net.Pipe()
+		served := make(chan error, 1)
+		go func() { served <- b.ServeConn(t.Context(), s) }()
+		send := func(p packets.Packet) {
+			wire, err := p.Append(nil, packets.V5)
+			require.NoError(t, err)
+			nc.Write(wire)
+			synctest.Wait()
+		}
+		send(connect("s"))
+		send(subscribeTo("t", 0))
+		p, _ := newTestClient(t, dial(t, l), connect("p"))
+		q, _ := newTestClient(t, dial(t, l), connect("q"))
+		time.Sleep(time.Second)
+		synctest.Wait()
+		gate := make(chan struct{})
+		s.try = func(b []byte) (int, error) { <-gate; return len(b), nil }
+		m := &packets.Publish{Topic: []byte("t"), Payload: make([]byte, 600)}
+		p.send(m)
+		synctest.Wait()
+		q.send(m) // finds p writing
+		synctest.Wait()
+		close(gate)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		s.try = func([]byte) (int, error) { return 0, nil }
+		s.write = func(b []byte) (int, error) { time.Sleep(3 * time.Millisecond); return len(b), nil }
+		for range 3 {
+			q.send(m)
+			synctest.Wait()
+		}
+		time.Sleep(time.Minute)
+		require.Zero(t, b.Stats().MessagesDropped, "the client takes what comes")
+		nc.Close()
+		<-served
+	})
+}
