@@ -3,6 +3,7 @@ package mqtttest_test
 import (
 	"context"
 	"io"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -253,5 +254,27 @@ func TestFaultsForAssignedIdentifiers(t *testing.T) {
 		b.Inject(mqtttest.Drop(mqtttest.FromClient, packets.TypePingreq, 0), mqtttest.ForClient(id))
 		c.Send(&packets.Pingreq{})
 		c.WantIdle("it is dropped")
+	})
+}
+
+// A client that takes something now and then is not ended by WriteTimeout, as it would not be without this package in between.
+func TestASlowClientIsNotAStalledOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := mqtttest.NewBroker(t, mqtttest.Config(func(c *dunlin.Config) { c.WriteTimeout = 20 * time.Second }))
+		c := b.Client(t, "slow")
+		c.Send(subscribe(1, "a", 0))
+		c.WantType("", packets.TypeSuback)
+		b.Publish("a", strings.Repeat("x", 400_000))
+		nc := c.Conn()
+		nc.SetReadDeadline(time.Time{})
+		for range 40 {
+			time.Sleep(5 * time.Second)
+			_, err := io.ReadFull(nc, make([]byte, 9_000))
+			require.NoError(t, err)
+		}
+		rest := make([]byte, 1+3+3+1+400_000-40*9_000)
+		_, err := io.ReadFull(nc, rest)
+		require.NoError(t, err)
+		require.Equal(t, byte('x'), rest[len(rest)-1])
 	})
 }

@@ -61,10 +61,11 @@ type link struct {
 	dropped  int                // lines that trace no longer has
 	refuse   packets.ReasonCode // what Refuse wants
 	faulted  bool
-	expected bool  // a Client has seen the end
-	ended    bool  // ServeConn has returned
-	err      error // with this
-	heard    bool  // something has come
+	expected bool          // a Client has seen the end
+	ended    bool          // ServeConn has returned
+	err      error         // with this
+	heard    bool          // something has come
+	span     time.Duration // what was left of the write deadline when it was set
 }
 
 // A way is one direction of a link. Owned by whoever reads or writes.
@@ -232,7 +233,7 @@ func (k *link) Write(p []byte) (int, error) {
 		for len(w.out) > 0 {
 			n, err := k.nc.Write(w.out)
 			w.out = w.out[n:]
-			if err != nil {
+			if err != nil && !(n > 0 && errors.Is(err, os.ErrDeadlineExceeded) && k.extend()) {
 				return 0, err
 			}
 		}
@@ -445,8 +446,24 @@ func (k *link) SetReadDeadline(t time.Time) error {
 }
 
 func (k *link) SetWriteDeadline(t time.Time) error {
+	k.mu.Lock()
+	k.span = time.Until(t)
+	k.mu.Unlock()
+	return k.setWriteDeadline(t)
+}
+
+func (k *link) setWriteDeadline(t time.Time) error {
 	k.dirs[ToClient].deadline.set(t)
 	return k.nc.SetWriteDeadline(t)
+}
+
+// extend sets the write deadline anew, as long after now as it was when it was set: the client has taken something. The broker would do it,
+// but what it writes is taken apart and passes later, so that it cannot see that.
+func (k *link) extend() bool {
+	k.mu.Lock()
+	span := k.span
+	k.mu.Unlock()
+	return span > 0 && k.setWriteDeadline(time.Now().Add(span)) == nil
 }
 
 // tlsLink is a link over TLS.

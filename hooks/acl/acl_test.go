@@ -293,3 +293,38 @@ func TestAtDelivery(t *testing.T) {
 		require.Zero(t, testing.AllocsPerRun(10, func() { _ = d.AuthorizeDelivery(t.Context(), r) }))
 	}
 }
+
+// A client must not choose a name that takes it out of a rule that denies, and so to whom decides next.
+func TestDeniedPatternsHoldWhereTheNextDecides(t *testing.T) {
+	a := acl.New(parseMosquitto(t, "pattern deny secret/#\npattern deny own/%c\npattern x"))
+	a.Abstain = true
+	chain := hooks.ChainAuthorizers(a, hooks.AllowAll)
+	for _, id := range []string{"c", "c+", "#", "a/b"} {
+		for _, q := range []string{"pub secret/a", "sub secret/a", "sub secret/#", "sub #", "pub own/" + strings.Trim(id, "+#")} {
+			if id == "#" && strings.HasPrefix(q, "pub own") {
+				continue
+			}
+			require.Equal(t, packets.NotAuthorized, packets.CodeOf(chain.Authorize(t.Context(), asked(client(id, "-"), q))), "%s of %q", q, id)
+		}
+		require.NoError(t, chain.Authorize(t.Context(), asked(client(id, "-"), "pub y")))
+	}
+}
+
+// An address of IPv4 is one, however the rule writes it.
+func TestAddressesOfIPv4InIPv6(t *testing.T) {
+	c := client("c", "-")
+	c.RemoteAddr = &net.TCPAddr{IP: net.IPv4(10, 0, 0, 1)}
+	for _, rule := range []string{"addr=10.0.0.0/8", "addr=::ffff:10.0.0.1", "addr=::ffff:10.0.0.0/104"} {
+		check(t, parse(t, "deny "+rule+" all #\nallow all #"), c, "pub a!", "sub a!")
+	}
+	check(t, parse(t, "deny addr=::ffff:10.0.0.2 all #\nallow all #"), c, "pub a")
+	c.RemoteAddr = &net.TCPAddr{IP: net.ParseIP("2001:db8::1")}
+	check(t, parse(t, "deny addr=::ffff:10.0.0.1 all #\nallow all #"), c, "pub a")
+}
+
+// A condition that makes no sense must not be none.
+func TestAddressesThatAreNone(t *testing.T) {
+	who := acl.Who{Addr: netip.PrefixFrom(netip.MustParseAddr("10.0.0.0"), 33)}
+	_, err := acl.Rules(acl.Rule{Effect: acl.Allow, Who: who, Filters: []string{"#"}})
+	require.Error(t, err)
+}

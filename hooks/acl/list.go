@@ -32,7 +32,7 @@ func (l *List) Len() int {
 type entry struct {
 	order   int32 // the entry with the least one decides
 	deny    bool
-	plain   bool // not for clients whose names hold + or #
+	plain   bool // if it allows, not for clients whose names hold + or #
 	actions byte // a bit 1 << hooks.Action for each
 	uses    name // the names in the filter
 	who     *Who // further conditions; nil: none

@@ -72,7 +72,7 @@ func (r *modelRule) applies(c *hooks.Client, action hooks.Action) bool {
 	named := user != ""
 	return r.who(c) && (r.action == 0 || r.action == action) &&
 		!(r.names && strings.Contains(r.filter, "%u") && !named) &&
-		!(r.ofNames && strings.ContainsAny(c.Username+c.ID, "+#"))
+		!(r.ofNames && !r.deny && strings.ContainsAny(c.Username+c.ID, "+#"))
 }
 
 // matches puts the names in as text, where that can do no harm, and otherwise matches all that begins like the text before.

@@ -134,7 +134,7 @@ func (q *question) denials(n *node, first bool) {
 func (q *question) applies(e *entry) bool {
 	return e.actions&q.action != 0 &&
 		(e.uses&userName == 0 || q.hasUser) &&
-		!(e.plain && q.hasWild()) &&
+		!(e.plain && !e.deny && q.hasWild()) &&
 		(e.who == nil || e.who.is(q.client))
 }
 

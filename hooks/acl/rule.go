@@ -111,6 +111,11 @@ func (b *builder) rule(r Rule, position string) error {
 		return errors.New("no topic filter")
 	case r.Who.Anonymous && r.Who.User != "":
 		return errors.New("a client with a user name is not anonymous")
+	case r.Who.Addr != netip.Prefix{} && !r.Who.Addr.IsValid():
+		return errors.New("the address is no prefix")
+	}
+	if a := r.Who.Addr; a.Addr().Is4In6() && a.Bits() >= 96 {
+		r.Who.Addr = netip.PrefixFrom(a.Addr().Unmap(), a.Bits()-96) // as clients' addresses are
 	}
 	x := build{user: r.Who.User, anonymous: r.Who.Anonymous}
 	x.actions = actions

@@ -38,6 +38,9 @@ func (x *exchange) Next(ctx context.Context, data []byte) (reply []byte, done bo
 	if err == nil && x.again && (g.Identity.Principal != x.client.Identity.Principal || g.Identity.Tenant != x.client.Identity.Tenant) {
 		err = errors.New("a client that has become somebody else")
 	}
+	if err == nil && !x.again {
+		err = x.tokens.checkUsername(x.client.Username, x.client.HasUsername, g.Identity.Principal)
+	}
 	if err != nil {
 		err = refuse(packets.NotAuthorized, err)
 		if pe, ok := errors.AsType[*packets.Error](err); ok && x.again {

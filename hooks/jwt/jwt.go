@@ -142,13 +142,21 @@ func (t *Tokens) Authenticate(ctx context.Context, r *hooks.ConnectRequest) erro
 		return hooks.ErrAbstain
 	}
 	g, err := t.verify(ctx, token)
-	if err == nil && t.o.CheckUsername && t.o.From == Password && r.Connect.HasUsername && r.Connect.Username != g.Identity.Principal {
-		err = errors.New("the User Name is not that of the token")
+	if err == nil {
+		err = t.checkUsername(r.Connect.Username, r.Connect.HasUsername, g.Identity.Principal)
 	}
 	if err != nil {
 		return refuse(packets.BadUserNameOrPassword, err)
 	}
 	r.Grant.Identity, r.Grant.Expires = g.Identity, g.Expires
+	return nil
+}
+
+// checkUsername does what Options.CheckUsername wants for the User Name of a CONNECT.
+func (t *Tokens) checkUsername(name string, has bool, principal string) error {
+	if t.o.CheckUsername && t.o.From == Password && has && name != principal {
+		return errors.New("the User Name is not that of the token")
+	}
 	return nil
 }
 

@@ -411,3 +411,22 @@ func TestKeysThatCannotBeHad(t *testing.T) {
 	require.Equal(t, packets.ServerUnavailable, packets.CodeOf(err))
 	require.ErrorContains(t, err, "no network")
 }
+
+// The User Name is checked whichever way the token comes.
+func TestEnhancedChecksTheUserName(t *testing.T) {
+	tokens := newTokens(t, func(o *dunlinjwt.Options) { o.CheckUsername = true })
+	for name, want := range map[string]packets.ReasonCode{"jane": packets.Success, "joe": packets.NotAuthorized, "": packets.NotAuthorized} {
+		r := &hooks.ConnectRequest{
+			Client: &hooks.Client{ID: "c", Username: name, HasUsername: true}, Grant: new(hooks.Grant),
+			Connect: &packets.Connect{Username: name, HasUsername: true},
+		}
+		x, err := tokens.Enhanced().Start(t.Context(), r)
+		require.NoError(t, err)
+		_, done, err := x.Next(t.Context(), []byte(sign(t, "EdDSA", ed, nil, with(nil))))
+		require.Equal(t, want == packets.Success, done, "%q", name)
+		if !done {
+			require.Equal(t, want, packets.CodeOf(err))
+			require.Equal(t, hooks.Grant{}, *r.Grant)
+		}
+	}
+}

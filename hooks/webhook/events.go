@@ -310,6 +310,9 @@ func (e *Events) Observer() *hooks.Observer {
 	return o
 }
 
+// lastYear is the last one that a time in JSON can have.
+const lastYear = 9999
+
 // everything returns an Observer of all events.
 func (e *Events) everything() *hooks.Observer {
 	return &hooks.Observer{
@@ -342,6 +345,9 @@ func (e *Events) everything() *hooks.Observer {
 			e.add(x)
 		},
 		Banned: func(kind, value, why string, until time.Time) {
+			if until.Year() > lastYear {
+				until = time.Date(lastYear, time.December, 31, 23, 59, 59, 0, time.UTC)
+			}
 			e.add(Event{Event: "banned", Kind: kind, Value: value, Error: why, Until: until})
 		},
 		Panicked: func(c *hooks.Client, value any) {

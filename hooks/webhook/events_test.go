@@ -293,3 +293,22 @@ func TestCloseGivesUp(t *testing.T) {
 		require.EqualValues(t, 5, e.Dropped())
 	})
 }
+
+// A ban may end when JSON has no more years. The events that it shares a request with are sent all the same, and without further attempts.
+func TestABanBeyondTheYears(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &server{}
+		e := s.events(t, nil)
+		o := e.Observer()
+		began := time.Now()
+		o.Connected(jane(), true)
+		o.Banned("client", "c1", "for good", time.Date(12000, 1, 1, 0, 0, 0, 0, time.UTC))
+		require.NoError(t, e.Close(t.Context()))
+		require.Zero(t, time.Since(began))
+		require.Zero(t, e.Dropped())
+		ds := s.deliveries(t)
+		require.Len(t, ds, 1)
+		require.Len(t, ds[0].Events, 2)
+		require.Equal(t, 9999, ds[0].Events[1].Until.Year())
+	})
+}

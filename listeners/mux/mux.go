@@ -38,7 +38,7 @@ type Mux struct {
 
 	mu       sync.Mutex
 	branches [protocols]*branch // by protocol, nil: not asked for; guarded by mu, as are the next
-	pending  map[net.Conn]struct{}
+	pending  map[net.Conn]bool  // whether the first byte has not come: Close closes those alone
 	closed   bool
 	running  sync.WaitGroup // those who wait for a first byte or for Accept
 }
@@ -61,7 +61,7 @@ func New(l net.Listener, o Options) *Mux {
 	if o.MaxPending == 0 {
 		o.MaxPending = 1024
 	}
-	return &Mux{l: l, o: o, done: make(chan struct{}), pending: make(map[net.Conn]struct{})}
+	return &Mux{l: l, o: o, done: make(chan struct{}), pending: make(map[net.Conn]bool)}
 }
 
 // MQTT returns the listener for connections that begin with an MQTT CONNECT packet. It is the same at each call, as are those of TLS and
@@ -123,7 +123,7 @@ func (m *Mux) adopt(nc net.Conn) {
 	m.mu.Lock()
 	ok := !m.closed && (m.o.MaxPending < 0 || len(m.pending) < m.o.MaxPending)
 	if ok {
-		m.pending[nc] = struct{}{}
+		m.pending[nc] = true
 		m.running.Go(func() { m.route(nc) }) // Close waits for it
 	}
 	m.mu.Unlock()
@@ -142,6 +142,7 @@ func (m *Mux) route(nc net.Conn) {
 	var b *branch
 	if p := tell(first); err == nil && p != unknown {
 		b = m.branches[p]
+		m.pending[nc] = false // who is given it may have it before this goroutine goes on
 	}
 	m.mu.Unlock()
 	ok := b != nil && nc.SetDeadline(time.Time{}) == nil && b.give(whole)
@@ -177,8 +178,10 @@ func (m *Mux) Close() error {
 	}
 	m.closed = true
 	close(m.done)
-	for nc := range m.pending {
-		nc.Close()
+	for nc, silent := range m.pending {
+		if silent {
+			nc.Close()
+		}
 	}
 	m.mu.Unlock()
 	err := m.l.Close()

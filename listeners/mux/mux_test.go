@@ -57,6 +57,10 @@ func TestOnePort(t *testing.T) {
 			require.NoError(t, err)
 			web := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.TLS != nil) })}
 			served := make(chan error, 6)
+			for _, x := range []*Mux{m, inner} { // before Serve: connections for a listener that nobody has asked for are closed
+				x.MQTT()
+				x.HTTP()
+			}
 			for _, f := range []func() error{
 				m.Serve, inner.Serve,
 				func() error { return b.Serve(m.MQTT()) }, func() error { return b.Serve(inner.MQTT()) },
@@ -264,5 +268,30 @@ func TestErrorsOfTheListenerBelow(t *testing.T) {
 		require.Equal(t, 15*time.Millisecond, time.Since(start), "it has waited between attempts")
 		_, err := m.MQTT().Accept()
 		require.ErrorIs(t, err, net.ErrClosed)
+	})
+}
+
+// What has been accepted goes on when the Mux is closed, however soon after.
+func TestCloseRightAfterAccept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for range 200 {
+			mem := listeners.NewMemory()
+			m := New(mem, Options{})
+			l := m.MQTT()
+			served := make(chan error, 1)
+			go func() { served <- m.Serve() }()
+			nc, err := mem.Dial()
+			require.NoError(t, err)
+			nc.Write([]byte{0x10})
+			synctest.Wait() // it waits for Accept
+			got, err := l.Accept()
+			require.NoError(t, err)
+			require.NoError(t, m.Close())
+			_, err = got.Write([]byte("x"))
+			require.NoError(t, err, "one that was accepted goes on")
+			require.ErrorIs(t, <-served, net.ErrClosed)
+			got.Close()
+			nc.Close()
+		}
 	})
 }

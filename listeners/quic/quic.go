@@ -55,6 +55,8 @@ type Listener struct {
 	ctx     context.Context // ends with the Listener
 	cancel  context.CancelFunc
 	running sync.WaitGroup // the accept loop and pending connections
+	failed  chan struct{}  // closed when nothing comes any more although nobody has called Close
+	err     error          // why; set before that
 
 	mu      sync.Mutex
 	users   int // the Listener itself and its connections: the socket is closed with the last; guarded by mu
@@ -109,7 +111,7 @@ func New(socket net.PacketConn, conf *tls.Config, o Options) (*Listener, error) 
 		tr.Close()
 		return nil, fmt.Errorf("quic: %w", err)
 	}
-	l := &Listener{o: o, socket: socket, tr: tr, ln: ln, ready: make(chan net.Conn), users: 1}
+	l := &Listener{o: o, socket: socket, tr: tr, ln: ln, ready: make(chan net.Conn), failed: make(chan struct{}), users: 1}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	l.running.Go(l.accept) // Close waits for it
 	return l, nil
@@ -120,7 +122,11 @@ func (l *Listener) accept() {
 	for {
 		qc, err := l.ln.Accept(l.ctx)
 		if err != nil {
-			return // closed
+			if l.ctx.Err() == nil { // else it is closed
+				l.err = err
+				close(l.failed)
+			}
+			return
 		}
 		l.mu.Lock()
 		room := l.pending < l.o.Backlog
@@ -177,7 +183,8 @@ func (l *Listener) release() {
 	}
 }
 
-// Accept waits for a connection whose client has opened its stream. After Close it fails with net.ErrClosed.
+// Accept waits for a connection whose client has opened its stream. After Close it fails with net.ErrClosed, and with another error when
+// the socket has failed.
 //
 // A connection has the methods CloseWrite, which ends its stream in one direction, and ConnectionState for TLS. One that is closed
 // without it loses what is still on its way.
@@ -186,8 +193,13 @@ func (l *Listener) Accept() (net.Conn, error) {
 	case c := <-l.ready:
 		return c, nil
 	case <-l.ctx.Done():
-		return nil, &net.OpError{Op: "accept", Net: "quic", Addr: l.Addr(), Err: net.ErrClosed}
+	case <-l.failed:
 	}
+	err := net.ErrClosed
+	if l.ctx.Err() == nil {
+		err = l.err
+	}
+	return nil, &net.OpError{Op: "accept", Net: "quic", Addr: l.Addr(), Err: err}
 }
 
 // Close takes no more connections and closes those that nobody has accepted; the others go on, and the socket is closed with the last of

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -253,4 +254,57 @@ func TestCloseLeavesNothing(t *testing.T) {
 func stacks() string {
 	b := make([]byte, 1<<20)
 	return string(b[:runtime.Stack(b, true)])
+}
+
+// brittle is a socket that can break.
+type brittle struct {
+	*net.UDPConn
+	broken chan struct{}
+}
+
+var errBrittle = errors.New("the interface is gone")
+
+func (s *brittle) ReadFrom(b []byte) (int, net.Addr, error) {
+	n, a, err := s.UDPConn.ReadFrom(b)
+	select {
+	case <-s.broken:
+		return 0, nil, errBrittle
+	default:
+		return n, a, err
+	}
+}
+
+// Who accepts learns that nothing comes any more.
+func TestASocketThatBreaks(t *testing.T) {
+	u, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	require.NoError(t, err)
+	socket := &brittle{u, make(chan struct{})}
+	l, err := New(struct{ net.PacketConn }{socket}, certificate(t), Options{})
+	require.NoError(t, err)
+	accepted := make(chan error, 1)
+	go func() {
+		_, err := l.Accept()
+		accepted <- err
+	}()
+	close(socket.broken)
+	c, err := net.DialUDP("udp", nil, u.LocalAddr().(*net.UDPAddr))
+	require.NoError(t, err)
+	defer c.Close()
+	_, err = c.Write([]byte("x"))
+	require.NoError(t, err)
+	select {
+	case err = <-accepted:
+	case <-time.After(5 * time.Second):
+		t.Error("Accept waits on")
+		l.Close()
+		return
+	}
+	require.ErrorIs(t, err, errBrittle)
+	_, err = l.Accept()
+	require.ErrorIs(t, err, errBrittle, "and so does the next")
+	require.NoError(t, l.Close())
+	_, err = l.Accept()
+	require.ErrorIs(t, err, net.ErrClosed)
+	require.ErrorIs(t, l.Close(), net.ErrClosed)
+	require.Eventually(t, func() bool { return !strings.Contains(stacks(), "listeners/quic.(*") }, 10*time.Second, 10*time.Millisecond)
 }

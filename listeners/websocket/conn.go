@@ -54,6 +54,8 @@ type conn struct {
 	moved    bool          // the client has taken something since
 	heard    bool          // something has come since the last look of the timer
 	asked    bool          // a ping is not answered
+	busy     bool          // at the last look no ping could be sent, as somebody was writing
+	taken    bool          // the client has taken something since then
 	timer    *time.Timer
 	closed   bool
 	draining sync.WaitGroup
@@ -308,7 +310,14 @@ func (c *conn) SetDeadline(t time.Time) error {
 }
 
 // SetReadDeadline sets the deadline of Read.
-func (c *conn) SetReadDeadline(t time.Time) error { return c.nc.SetReadDeadline(t) }
+func (c *conn) SetReadDeadline(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return net.ErrClosed // Close has one of its own
+	}
+	return c.nc.SetReadDeadline(t)
+}
 
 // noteHeard is for the pings.
 func (c *conn) noteHeard() {
@@ -337,19 +346,22 @@ func (c *conn) tick() {
 		c.mu.Unlock()
 		return
 	}
-	heard, asked := c.heard, c.asked
-	c.heard, c.asked = false, !heard
+	heard, asked, stuck := c.heard, c.asked, c.busy && !c.taken
+	c.heard, c.asked, c.busy, c.taken = false, false, false, false
 	c.timer.Reset(c.limits.PingInterval)
 	c.mu.Unlock()
 	if heard {
 		return
 	}
-	if asked {
+	sent := !asked && c.sendControl(opPing, nil)
+	if asked || !sent && stuck {
 		c.sendClose(closeGoingAway, errPing.Error())
 		c.nc.Close()
 		return
 	}
-	c.sendControl(opPing, nil)
+	c.mu.Lock()
+	c.asked, c.busy = sent, !sent
+	c.mu.Unlock()
 }
 
 // tlsConn is a connection over TLS.

@@ -452,3 +452,70 @@ func TestCloseWaitsForTheClient(t *testing.T) {
 		require.Zero(t, time.Since(start), "a Read that waits is ended at once")
 	})
 }
+
+// A client is not closed for want of an answer to a ping that nobody could send: it is asked when that is possible.
+func TestAPingThatCouldNotBeSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, peer := pair(t, Options{PingInterval: 10 * time.Second})
+		c.startPings()
+		ended := make(chan error, 1)
+		go func() {
+			_, err := c.Read(make([]byte, 10))
+			ended <- err
+		}()
+		wrote := make(chan error, 1)
+		go func() {
+			_, err := c.Write(make([]byte, maxPiece+1000)) // more than the memory connection holds
+			wrote <- err
+		}()
+		time.Sleep(15 * time.Second)
+		io.ReadFull(peer, make([]byte, 10+maxPiece+4+1000)) // it comes back from behind a tunnel
+		require.NoError(t, <-wrote)
+		var b [2]byte
+		_, err := io.ReadFull(peer, b[:])
+		require.NoError(t, err)
+		require.Equal(t, "\x89\x00", string(b[:]), "it is asked before it is closed")
+		peer.Write(frame(fin|opPong, nil))
+		time.Sleep(8 * time.Second)
+		require.Empty(t, ended)
+	})
+}
+
+// TryWrite does not wait for the Pong that was left to it, nor for the rest of its frame.
+func TestTryWriteWithAPongToCome(t *testing.T) {
+	c, peer := pair(t, Options{})
+	try := c.try
+	c.try = func(b []byte) (int, error) {
+		c.answer([]byte("1")) // as a Read does that goes on meanwhile
+		return try(b)
+	}
+	tried := make(chan int, 1)
+	go func() {
+		n, _ := (&tryConn{c}).TryWrite(make([]byte, maxPiece)) // with the header more than the memory connection holds
+		tried <- n
+	}()
+	select {
+	case n := <-tried:
+		require.Equal(t, maxPiece, n)
+	case <-time.After(3 * time.Second):
+		t.Error("TryWrite waits for the client")
+	}
+	peer.SetReadDeadline(time.Now().Add(10 * time.Second))
+	got := make([]byte, 10+maxPiece+3)
+	_, err := io.ReadFull(peer, got)
+	require.NoError(t, err)
+	require.Equal(t, "\x8a\x011", string(got[len(got)-3:]))
+}
+
+// Once Close has begun, nobody can make it wait for longer than it says.
+func TestDeadlinesDuringClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, _ := pair(t, Options{})
+		closed := make(chan error, 1)
+		go func() { closed <- c.Close() }()
+		synctest.Wait() // it waits for the client's Close frame, which does not come
+		require.ErrorIs(t, c.SetReadDeadline(time.Time{}), net.ErrClosed)
+		time.Sleep(2 * lingering)
+		require.Len(t, closed, 1, "Close has returned")
+	})
+}

@@ -81,7 +81,7 @@ func (c *conn) push(b []byte, begun bool) error {
 // took notes that the client took something.
 func (c *conn) took() {
 	c.mu.Lock()
-	c.moved = true
+	c.moved, c.taken = true, true
 	c.mu.Unlock()
 }
 
@@ -156,12 +156,14 @@ func (c *conn) controlFrame(op byte, p []byte) {
 	c.mu.Unlock()
 }
 
-// sendControl writes a control frame, unless somebody is writing: then that is sign of life enough.
-func (c *conn) sendControl(op byte, p []byte) {
-	if c.wmu.TryLock() {
-		c.controlFrame(op, p)
-		c.unlock()
+// sendControl writes a control frame, unless somebody is writing.
+func (c *conn) sendControl(op byte, p []byte) (sent bool) {
+	if !c.wmu.TryLock() {
+		return false
 	}
+	c.controlFrame(op, p)
+	c.unlock()
+	return true
 }
 
 // answer sends a Pong, or leaves it to whoever is writing. Only the answer to the last ping is kept (RFC 6455, 5.5.3).
@@ -255,7 +257,8 @@ func (c *tryConn) TryWrite(p []byte) (int, error) {
 	if len(p) == 0 || !c.wmu.TryLock() {
 		return 0, nil
 	}
-	defer c.unlock()
+	taken, left := false, false
+	defer func() { c.release(taken, left) }()
 	switch {
 	case c.broken != nil:
 		return 0, c.broken
@@ -280,16 +283,24 @@ func (c *tryConn) TryWrite(p []byte) (int, error) {
 	}
 	if n < len(*frame) {
 		c.rest = append([]byte(nil), (*frame)[n:]...)
-		c.mu.Lock()
-		if !c.closed {
-			c.draining.Go(c.drain) // Close waits for it
-		}
-		c.mu.Unlock()
+		left = true
 	}
+	taken = true
 	return len(p), nil
 }
 
-// drain finishes the frame that TryWrite has begun.
+// release gives wmu back without waiting: the rest of a frame, and a Pong that somebody could not write meanwhile, are left to a goroutine.
+func (c *conn) release(taken, left bool) {
+	c.wmu.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.taken = c.taken || taken
+	if (left || c.hasPong) && !c.closed {
+		c.draining.Go(c.drain) // Close waits for it
+	}
+}
+
+// drain finishes the frame that TryWrite has begun, and writes a Pong that was left to it.
 func (c *conn) drain() {
 	c.wmu.Lock()
 	defer c.unlock()
