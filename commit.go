@@ -751,8 +751,8 @@ func (j *journal) recycle(x *batch) {
 	clear(x.late)
 	clear(x.undo)
 	clear(x.locals)
-	y := batch{ops: x.ops[:0], conns: x.conns[:0], locals: x.locals[:0], late: x.late[:0], undo: x.undo[:0], publishes: x.publishes.emptied(), sents: x.sents.emptied(),
-		releases: x.releases.emptied(), dones: x.dones.emptied(), forgets: x.forgets.emptied()}
+	y := batch{ops: x.ops[:0], conns: x.conns[:0], locals: x.locals[:0], late: x.late[:0], undo: x.undo[:0],
+		publishes: x.publishes.emptied(), sents: x.sents.emptied(), releases: x.releases.emptied(), dones: x.dones.emptied(), forgets: x.forgets.emptied()}
 	*x = y
 	j.mu.Lock()
 	defer j.mu.Unlock()

@@ -294,16 +294,14 @@ func (c *Config) check() error {
 
 // checkHooks says which hook is nil where none may be.
 func (c *Config) checkHooks() error {
-	if err := present("Authenticator", c.Authenticator); err != nil {
-		return err
-	}
-	if c.Authorizer != nil {
-		if err := present("Authorizer", c.Authorizer); err != nil {
-			return err
+	for _, x := range [...]struct {
+		name string
+		hook any
+	}{{"Authenticator", c.Authenticator}, {"Authorizer", c.Authorizer}, {"Interceptor", c.Interceptor}} {
+		if x.hook == nil {
+			continue // the one that must be there has been looked at
 		}
-	}
-	if c.Interceptor != nil {
-		if err := present("Interceptor", c.Interceptor); err != nil {
+		if err := present(x.name, x.hook); err != nil {
 			return err
 		}
 	}
@@ -385,7 +383,7 @@ func (c *Config) checkResponses() error {
 	case !packets.ValidUTF8(r):
 		return errors.New("dunlin: Config.ResponseInformation is not UTF-8, or contains U+0000")
 	case strings.ContainsAny(r, "+#"):
-		return fmt.Errorf("dunlin: Config.ResponseInformation is %q: topics of responses begin with it, so it must have no wildcard", cut(r, 100))
+		return fmt.Errorf("dunlin: Config.ResponseInformation is %q: topics of responses begin with it, so it must have no wildcard", cut(r, maxName))
 	case len(r)+more > c.MaxTopicLength:
 		return fmt.Errorf("dunlin: Config.ResponseInformation has %d bytes: at most %d leave room for the rest of a topic", len(r), c.MaxTopicLength-more)
 	case packets.Levels(strings.TrimSuffix(r, "/"))+1 > c.MaxTopicLevels:

@@ -34,8 +34,10 @@ func (t *turn) publishStored(o *outgoing, r *route) (matched int, err error) {
 			return 0, err
 		}
 	}
-	for i := range r.shared {
-		t.ask(&r.shared[i], string(o.pub.Topic))
+	if t.b.rules.deliveries != nil {
+		for i := range r.shared {
+			t.ask(&r.shared[i], string(o.pub.Topic))
+		}
 	}
 	w.waits = o.pub.QoS == packets.QoS2
 	defer func() { w.waits, w.from = false, nil }()
@@ -61,9 +63,6 @@ func (t *turn) publishStored(o *outgoing, r *route) (matched int, err error) {
 // ask decides whether the members of a shared subscription may get messages of topic, before a batch is pinned, which would keep everybody
 // else's from the store meanwhile.
 func (t *turn) ask(r *sharedRoute, topic string) {
-	if t.b.rules.deliveries == nil {
-		return
-	}
 	for k := range r.members {
 		t.b.permits(r.members[k].s, topic)
 	}

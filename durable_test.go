@@ -1,6 +1,7 @@
 package dunlin
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -520,11 +521,10 @@ func TestAReaderIsToldThatNothingIsHeldAnyMore(t *testing.T) {
 		m := message2("t", "two", packets.QoS2, 2)
 		p.send(m)
 		m.Dup = true
-		var b []byte
-		for range 20_000 {
-			b, _ = m.Append(b, p.v)
-		}
-		p.nc.Write(b)
+		b, err := m.Append(nil, p.v)
+		require.NoError(t, err)
+		_, err = p.nc.Write(bytes.Repeat(b, 20_000))
+		require.NoError(t, err)
 		synctest.Wait()
 		release()
 		time.Sleep(time.Minute)

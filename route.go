@@ -99,7 +99,7 @@ type frame struct {
 
 // reset prepares o for another message.
 func (o *outgoing) reset(p *packets.Publish, from string, now time.Time, maxExpiry time.Duration) {
-	o.pub, o.raw, o.from, o.msg, o.expires, o.receipt, o.waited = p, nil, from, nil, 0, nil, false
+	o.pub, o.raw, o.from, o.msg, o.expires, o.receipt, o.trying, o.waited = p, nil, from, nil, 0, nil, false, false
 	for i := range o.frames {
 		o.frames[i].ready = false
 	}
@@ -361,7 +361,6 @@ func (t *turn) deliverShared(o *outgoing, g *group, members []target) bool {
 		start = maphash.String(t.b.seed, o.from)
 	}
 	o.trying = true
-	defer func() { o.trying = false }()
 	for i := range n {
 		to := &members[(start+i)%n]
 		if t.b.rules.deliveries != nil && !t.b.permits(to.s, string(o.pub.Topic)) {
@@ -371,6 +370,7 @@ func (t *turn) deliverShared(o *outgoing, g *group, members []target) bool {
 			if t.b.cfg.Shared == Sticky {
 				g.next.Store(uint32((start + i) % n))
 			}
+			o.trying = false
 			return true
 		}
 	}
