@@ -140,7 +140,8 @@ type Config struct {
 	// and negative: as publishers say. It adds no property to a message.
 	MaxMessageExpiry time.Duration
 	// MaxRetained and MaxRetainedBytes bound the retained messages. A publish that would exceed them is refused with
-	// Quota exceeded (0x97). Defaults 1,000,000 and 1 GiB.
+	// Quota exceeded (0x97), and a client before 5.0, which cannot be told, is disconnected. A Will, and a message of QoS 0,
+	// are delivered, but not retained. Defaults 1,000,000 and 1 GiB.
 	MaxRetained      int
 	MaxRetainedBytes int
 	// MaxMemory bounds the bytes that messages take in the whole broker: in queues and in flight (each message once), retained, in output

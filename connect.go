@@ -182,9 +182,13 @@ func (b *Broker) refusal(err error, args ...any) error {
 	}
 	if !errors.Is(err, hooks.ErrAbstain) {
 		b.log.Warn("a hook failed, and refused for that", append(args, "err", err)...)
+		err = fmt.Errorf("%w: %w", errHookFailed, err)
 	}
 	return &packets.Error{Code: packets.NotAuthorized, Err: err}
 }
+
+// errHookFailed is in the chain of every refusal that no hook has decided: one has failed instead.
+var errHookFailed = errors.New("a hook failed")
 
 func cloneConnect(p *packets.Connect) *packets.Connect {
 	q := *p

@@ -46,7 +46,7 @@ func (t *turn) publishStored(o *outgoing, r *route) (matched int, err error) {
 		op.FromSession, op.FromID = w.from.stored, w.id
 	}
 	if o.pub.Retain {
-		if err := t.retainStored(o); err != nil {
+		if err := t.orDeliver(o, t.retainStored(o)); err != nil {
 			if w.op != nil {
 				w.op.FromSession, w.op.FromID = 0, 0 // it is not received: the PUBREC says so
 			}
@@ -220,7 +220,7 @@ func (t *turn) apart() {
 // clear is for the end of what a packet has led to, a panic included.
 func (t *turn) clear() {
 	w := &t.write
-	w.op, w.from, w.waits = nil, nil, false
+	w.op, w.from, w.waits, t.untold = nil, nil, false, false
 	clear(w.late)
 	w.late = w.late[:0]
 	t.settle()

@@ -61,20 +61,11 @@ func (c *conn) onPublish(t *turn, p *packets.Publish, raw []byte) error {
 	return c.answer(t, p, matched, err)
 }
 
-// excess refuses a PUBLISH beyond what the client may send or the broker can hold. Before 5.0 there is no other way to say that than to
-// close the connection.
+// excess refuses a PUBLISH beyond what the client may send or the broker can hold.
 func (c *conn) excess(t *turn, p *packets.Publish, err error) error {
 	c.b.stats.dropped.Add(1)
-	switch {
-	case p.QoS == packets.QoS0:
+	if p.QoS == packets.QoS0 {
 		return nil
-	case c.version < packets.V5:
-		if p.QoS == packets.QoS2 { // which was not received: the client sends it again
-			c.sess.mu.Lock()
-			c.released(p.PacketID)
-			c.sess.mu.Unlock()
-		}
-		return err
 	}
 	return c.answer(t, p, 0, err)
 }
@@ -183,6 +174,7 @@ func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (match
 		if err != nil {
 			return 0, err
 		}
+		t.untold = p.QoS == packets.QoS0
 		matched, err = t.publishMessage(m, c.number)
 		if b.obs.Published != nil && err == nil {
 			b.obs.Published(c.client, &m.Message, matched)
@@ -190,6 +182,7 @@ func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (match
 		return matched, err
 	}
 	o.reset(p, c.sess.place(), t.now, b.cfg.MaxMessageExpiry)
+	o.untold = p.QoS == packets.QoS0
 	if plain {
 		o.raw, o.rawV5 = raw, c.version == packets.V5
 	}
@@ -219,7 +212,9 @@ func (c *conn) intercept(t *turn, p *packets.Publish) (*message, error) {
 	return c.b.intercept(c.context(), &t.access, c.client, c.few().mount, o.message())
 }
 
-// answer sends the acknowledgement that the QoS of p asks for; an error is told in it where the version can.
+// answer sends the acknowledgement that the QoS of p asks for. An error is told in it where the version can. Before 5.0 there is no
+// way to tell it: a PUBLISH that the client may not send is acknowledged [v3.1.1 MQTT-3.3.5-2], and any other one that is refused
+// closes the connection, so that the client sends it again.
 func (c *conn) answer(t *turn, p *packets.Publish, matched int, err error) error {
 	if errors.Is(err, hooks.ErrDrop) {
 		err = nil
@@ -237,9 +232,9 @@ func (c *conn) answer(t *turn, p *packets.Publish, matched int, err error) error
 	s := c.sess
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	unstored, undecided := errors.Is(err, errNotStored), err != nil && c.stopping != nil // which ends the context of the hooks
-	if code.Failed() && c.version < packets.V5 && !unstored && !undecided {
-		code = packets.Success // there is no way to say it [v3.1.1 MQTT-3.3.5-2]
+	undecided := err != nil && c.stopping != nil // which ends the context of the hooks
+	if code.Failed() && c.version < packets.V5 && !undecided && final(err) {
+		code = packets.Success
 	}
 	if kind == packets.TypePubrec {
 		if s.in.routed(p.PacketID) && s.conn != nil {
@@ -249,8 +244,8 @@ func (c *conn) answer(t *turn, p *packets.Publish, matched int, err error) error
 			c.released(p.PacketID) // the exchange ends here [MQTT-4.3.3-9]
 		}
 	}
-	if undecided || unstored && c.version < packets.V5 { // so that the client sends it again
-		why := packets.Errorf(packets.CodeOf(err), "it could not be stored")
+	if undecided || code.Failed() && c.version < packets.V5 {
+		why := &packets.Error{Code: packets.CodeOf(err), Reason: "a PUBLISH was refused", Err: err}
 		if undecided {
 			why = packets.Errorf(packets.UnspecifiedError, "nobody has decided a message of the connection before")
 		}
@@ -260,6 +255,16 @@ func (c *conn) answer(t *turn, p *packets.Publish, matched int, err error) error
 	}
 	c.acknowledge(t, kind, p.PacketID, code, err)
 	return nil
+}
+
+// final says whether err, which a PUBLISH was refused with, is about the message, so that it would be refused again. Any other
+// refusal is about the moment: a limit has been reached, the Store does not work, or a hook has failed.
+func final(err error) bool {
+	switch packets.CodeOf(err) {
+	case packets.NotAuthorized, packets.TopicNameInvalid, packets.PayloadFormatInvalid:
+		return !errors.Is(err, errHookFailed)
+	}
+	return false
 }
 
 // acknowledge appends PUBACK or PUBREC for what this turn has routed. The lock is held.
@@ -323,9 +328,10 @@ func (b *Broker) publishWill(t *turn, w *will) {
 			return
 		}
 	}
+	t.untold = true
 	matched, err := t.publishMessage(out, b.numberOf(w.msg.From)) // No Local goes by the Client Identifier [MQTT-3.8.3-3]
 	if err != nil {
-		b.log.Debug("will not retained", "client", w.msg.From, "topic", w.msg.Topic, "err", err)
+		b.log.Debug("will not published", "client", w.msg.From, "topic", w.msg.Topic, "err", err)
 	}
 	if b.obs.Published != nil {
 		b.obs.Published(w.client, &out.Message, matched)

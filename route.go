@@ -19,6 +19,7 @@ type turn struct {
 	dirty     []*conn
 	blocked   []*Subscription // full, with the policy Block: who publishes waits for them
 	receipt   *receipt        // of the next message that publishMessage routes
+	untold    bool            // outgoing.untold of that message
 	gathered  int             // bytes of packets handled since the last flush
 	rounds    int             // and how often gather said yes
 	read      *buffer         // what was read; nil for turns that do not read
@@ -84,6 +85,7 @@ type outgoing struct {
 	expires int64
 	msg     *message
 	receipt *receipt // nil for most
+	untold  bool     // nobody can be told that it is not retained: then it is delivered all the same
 	trying  bool     // another member of the group may take it: who does not has lost nothing
 	waited  bool     // so that less is left of its Message Expiry Interval than pub says
 	frames  [4]frame // by version 5.0 or not, and with Packet Identifier or not
@@ -99,7 +101,8 @@ type frame struct {
 
 // reset prepares o for another message.
 func (o *outgoing) reset(p *packets.Publish, from string, now time.Time, maxExpiry time.Duration) {
-	o.pub, o.raw, o.from, o.msg, o.expires, o.receipt, o.trying, o.waited = p, nil, from, nil, 0, nil, false, false
+	o.pub, o.raw, o.from, o.msg, o.expires, o.receipt = p, nil, from, nil, 0, nil
+	o.untold, o.trying, o.waited = false, false, false
 	for i := range o.frames {
 		o.frames[i].ready = false
 	}
@@ -394,12 +397,22 @@ func (t *turn) publish(o *outgoing, r *route) (matched int, err error) {
 		return t.publishStored(o, r)
 	}
 	if o.pub.Retain {
-		if err := t.retain(o); err != nil {
+		if err := t.orDeliver(o, t.retain(o)); err != nil {
 			return 0, err
 		}
 		t.renew(r)
 	}
 	return t.deliver(o, r), nil
+}
+
+// orDeliver returns err, with which o was not retained, or nil if o is to be delivered nevertheless: a Will, a message of the
+// Broker itself, or one of QoS 0, whose publisher would not learn that it has reached nobody.
+func (t *turn) orDeliver(o *outgoing, err error) error {
+	if err == nil || !o.untold {
+		return err
+	}
+	t.b.log.Debug("a message is delivered, but not retained", "topic", string(o.pub.Topic), "err", err)
+	return nil
 }
 
 // renew looks again who gets a message that has become the retained one: who subscribed after r was resolved may have looked for retained
@@ -442,6 +455,7 @@ func (t *turn) publishMessage(m *message, from uint32) (matched int, err error) 
 	}
 	o.msg = m
 	o.receipt, t.receipt = t.receipt, nil
+	o.untold, t.untold = t.untold, false
 	t.route.fill(t, t.topic, from)
 	return t.publish(o, &t.route)
 }

@@ -304,9 +304,10 @@ func (b *Broker) publishStats(st *Stats, most int) {
 func (b *Broker) sys(name, value string) {
 	b.work(func(t *turn) {
 		m := &message{Message: packets.Message{Topic: "$SYS/broker/" + name, Payload: []byte(value), Retain: true}}
+		t.untold = true
 		matched, err := t.publishMessage(m, 0)
 		if err != nil {
-			b.log.Debug("$SYS not retained", "topic", m.Topic, "err", err)
+			b.log.Debug("$SYS not published", "topic", m.Topic, "err", err)
 			return
 		}
 		b.published(nil, &m.Message, matched)

@@ -10,6 +10,10 @@
 //     want such: at most 1,024 bytes of it, made UTF-8 without control characters.
 //   - any other error is logged and refuses with Not authorized (0x87).
 //
+// PUBACK and PUBREC have no Reason Code before 5.0. There, a PUBLISH that is refused with Not authorized (0x87), Topic Name
+// invalid (0x90) or Payload format invalid (0x99) is acknowledged all the same. With any other code, and if the hook has failed,
+// the connection ends, so that the client sends the message again.
+//
 // Every call gets a context that ends with the Network Connection. Calls are made on the goroutine that reads the
 // connection: a slow decision delays that client and nobody else. A panic there ends that one connection. What is asked when there is no
 // connection to end (a Will that is due, subscriptions after the rules have changed) or for another client (a delivery) is refused by a panic.
