@@ -56,6 +56,7 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/timers"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -78,9 +79,8 @@ var ErrBrokerClosed = errors.New("dunlin: broker closed")
 // A Broker is an MQTT Server. Its methods may be called concurrently.
 //
 // Locks are taken in this order, and none is held across I/O, a decision of a hook or a channel operation:
-// Broker.mu, session.mu, retainMu, expiryMu, then one of these, which are leaves: the tree, the retained messages, numbers, deadlines,
-// the journal.
-// Nobody holds the locks of two sessions.
+// Broker.mu, session.mu, retainMu, expiryMu, then one of these, which are leaves: the tree, the
+// retained messages, numbers, timers, the journal. Nobody holds the locks of two sessions.
 type Broker struct {
 	// Immutable after New.
 	cfg        Config
@@ -100,11 +100,11 @@ type Broker struct {
 	memory    budget
 	shedding  atomic.Bool // shed is due or under way
 	mounts    atomic.Bool // a mount point was granted
-	shedDue   deadline
+	shedDue   timers.Timer
 
 	tree     *tree
 	retained *retainedStore
-	due      *deadlines
+	due      *timers.Timers
 	journal  *journal // nil: there is no Store
 	stats    counters
 	turns    sync.Pool
@@ -126,7 +126,7 @@ type Broker struct {
 	responders sync.WaitGroup             // the goroutines of Respond
 
 	expiryMu sync.Mutex
-	expiring map[string]*deadline // of the retained messages that expire, by topic; guarded by expiryMu
+	expiring map[string]*timers.Timer // of retained messages, by topic; guarded by expiryMu
 
 	retainMu sync.Mutex // held while a retained message changes here and in the journal
 
@@ -147,10 +147,10 @@ func New(cfg Config) (*Broker, error) {
 	b := &Broker{
 		cfg: cfg, log: cfg.Logger, authorizer: cfg.Authorizer,
 		seed: maphash.MakeSeed(), started: time.Now(),
-		tree: newTree(), retained: newRetainedStore(), due: newDeadlines(),
+		tree: newTree(), retained: newRetainedStore(), due: timers.New(),
 		sessions: make(map[string]*session), listeners: make(map[net.Listener]struct{}),
 		early: make(map[*conn]struct{}), conns: make(map[*conn]struct{}),
-		locals: make(map[*Subscription]struct{}), expiring: make(map[string]*deadline),
+		locals: make(map[*Subscription]struct{}), expiring: make(map[string]*timers.Timer),
 		byNumber: make([]*session, 1), // 0 is nobody
 	}
 	b.obs = b.safe(*cfg.Observer)
@@ -433,7 +433,7 @@ func (b *Broker) Close() error {
 	}
 	b.serving.Wait()
 	b.writers.Wait()
-	b.due.close()
+	b.due.Close()
 	b.closeLocal()
 	b.responders.Wait()
 	if b.journal != nil {

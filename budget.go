@@ -87,7 +87,7 @@ var errNoMemory = packets.Errorf(packets.QuotaExceeded, "the broker is at its li
 // crowded is called where memory is taken, with any lock held: it starts shedding if that is due.
 func (b *Broker) crowded() {
 	if b.memory.over(dropQueued) && b.shedding.CompareAndSwap(false, true) {
-		b.due.set(&b.shedDue, time.Now(), b.shed)
+		b.due.Set(&b.shedDue, time.Now(), b.shed)
 	}
 }
 

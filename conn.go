@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/timers"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -78,7 +79,7 @@ type rare struct {
 
 	// Guarded by sess.mu.
 	outAliases map[string]uint16 // nil: the client accepts none
-	expires    deadline          // when its authentication ends
+	expires    timers.Timer      // when its authentication ends
 }
 
 var noRare rare

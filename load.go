@@ -338,17 +338,15 @@ func (b *Broker) resumeLoaded(x *loaded, now time.Time) {
 	s := x.s
 	s.mu.Lock()
 	if s.expiry == 0 { // it ended with its connection
-		s.mu.Unlock()
-		b.work(func(t *turn) { b.endSession(t, s, nil) })
-		return
+		s.endsAt = now.UnixNano()
 	}
 	s.wait()
 	if p := s.put(); p.ExpiresAt != x.put.ExpiresAt || p.Will != nil && p.Will.At != x.put.Will.At {
 		b.journal.add(p) // its deadlines count from now, and not anew from the next start
 	}
-	due := !s.due.at.IsZero() && !s.due.at.After(now)
+	slow := s.asks()
 	s.mu.Unlock()
-	if due {
+	if !slow { // New waits for no hook: its Timer sees to what is due
 		s.whenDue(now)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/timers"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -240,7 +241,7 @@ func (b *Broker) takeOver(t *turn, s *session, c *conn, a attachment) (takeover,
 		b.mu.Unlock()
 		return unvetted, nil
 	case old == nil && !b.closed: // a Will that still waited is not published [MQTT-3.1.3-9]
-		b.due.cancel(s.due)
+		b.due.Cancel(s.due)
 		before := before{s.expiry, s.will, s.quota}
 		s.expiry, s.will, s.quota = a.expiry, a.will, a.quota
 		s.resume(c)
@@ -310,23 +311,34 @@ func (b *Broker) detach(c *conn, normal bool) {
 	}
 }
 
-// wait sets the deadline of a Session whose client is away. The lock is held.
+// wait sets the Timer of a Session whose client is away. s.mu is held.
 func (s *session) wait() {
 	at := s.expiresAt()
 	if s.will != nil && (at.IsZero() || s.will.at.Before(at)) {
 		at = s.will.at
 	}
 	if s.due == nil {
-		s.due = new(deadline)
+		s.due = new(timers.Timer)
 	}
-	s.b.due.set(s.due, at, s.whenDue)
+	if s.asks() {
+		s.b.due.SetSlow(s.due, at, s.whenDue)
+	} else {
+		s.b.due.Set(s.due, at, s.whenDue)
+	}
+}
+
+// asks says whether hooks are asked when the Will of s is due or s ends. s.mu is held.
+func (s *session) asks() bool {
+	b := s.b
+	wills := b.authorizer != nil || b.cfg.Interceptor != nil
+	return s.will != nil && wills || b.rules.deliveries != nil
 }
 
 // whenDue is called when the Will of an absent client is due, or its Session expires.
 func (s *session) whenDue(now time.Time) {
 	b := s.b
 	s.mu.Lock()
-	if s.conn != nil || s.local != nil || s.ended || s.due == nil || s.due.at.IsZero() || s.due.at.After(now) {
+	if s.conn != nil || s.local != nil || s.ended || s.due == nil || !s.due.Over(now) {
 		s.mu.Unlock()
 		return
 	}
@@ -338,7 +350,7 @@ func (s *session) whenDue(now time.Time) {
 		return
 	}
 	s.will = nil
-	b.due.set(s.due, s.expiresAt(), s.whenDue)
+	s.wait() // until its end, which comes behind the Will: the calls of one Timer do not overlap
 	s.mu.Unlock()
 	b.work(func(t *turn) { b.publishWillOf(t, s, w) })
 }
@@ -361,7 +373,7 @@ func (b *Broker) endSession(t *turn, s *session, why *packets.Error) {
 		c.stop(why)
 	}
 	num, local := s.num, s.local
-	b.due.cancel(s.due)
+	b.due.Cancel(s.due)
 	s.mu.Unlock()
 	if num != 0 {
 		b.tree.removeAll(num)
@@ -471,8 +483,13 @@ func (b *Broker) expireAuth(c *conn, at time.Time) {
 	if c.rare == nil {
 		return
 	}
-	b.due.set(&c.rare.expires, at, func(time.Time) {
-		b.end(c, packets.Errorf(packets.MaximumConnectTime, "the authentication has expired"))
+	b.due.Set(&c.rare.expires, at, func(now time.Time) {
+		c.sess.mu.Lock()
+		over := c.rare.expires.Over(now) // or it was set anew this moment
+		c.sess.mu.Unlock()
+		if over {
+			b.end(c, packets.Errorf(packets.MaximumConnectTime, "the authentication has expired"))
+		}
 	})
 }
 
@@ -483,16 +500,16 @@ func (b *Broker) expireRetained(topic string, m *message) {
 	d := b.expiring[topic]
 	if m == nil || m.Expires == 0 {
 		if d != nil {
-			b.due.set(d, time.Time{}, nil)
+			b.due.Cancel(d)
 			delete(b.expiring, topic)
 		}
 		return
 	}
 	if d == nil {
-		d = new(deadline)
+		d = new(timers.Timer)
 		b.expiring[topic] = d
 	}
-	b.due.set(d, time.Unix(0, m.Expires), func(time.Time) {
+	b.due.Set(d, time.Unix(0, m.Expires), func(time.Time) {
 		if !b.removeExpired(m) {
 			return
 		}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/timers"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -35,7 +36,7 @@ type session struct {
 	endsAt  int64         // when it expires, while the client is away, in Unix nanoseconds; 0: never
 	client  *hooks.Client // who has it, or had it last; nil in-process
 	reads   *readings     // kept decisions about deliveries; nil: none
-	due     *deadline     // when it expires or its Will is due; nil until the client first leaves
+	due     *timers.Timer // when it expires or its Will is due; nil until the client first leaves
 }
 
 // A holder is who a Session belongs to. Immutable, so that those without a name share one.

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/timers"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -133,7 +134,7 @@ type Subscription struct {
 	stop     func() bool // of the context
 	dropped  uint64
 	reported uint64        // how many of them have been logged
-	report   deadline      // when the others will be
+	report   timers.Timer  // when the others will be
 	stalled  bool          // a publisher has waited in vain
 	room     chan struct{} // not nil: publishers wait; closed when there is room
 
@@ -268,7 +269,7 @@ func (b *Broker) attachLocal(ctx context.Context, sub *Subscription, o *Subscrib
 		other := s.local
 		over := s.ended || !fresh && s.expiry == 0 // it has expired: whenDue is about to end it
 		if other == nil && !over {
-			b.due.cancel(s.due)
+			b.due.Cancel(s.due)
 			s.local, s.quota, s.endsAt = sub, quota, 0
 			if o.Name != "" {
 				s.expiry = b.localExpiry(o.Expiry)
@@ -627,7 +628,8 @@ func (sub *Subscription) makeRoom() {
 // lost counts a message that did not reach the reader, and has it logged soon. The lock is held.
 func (sub *Subscription) lost() {
 	if sub.dropped++; sub.dropped == sub.reported+1 {
-		sub.s.b.due.set(&sub.report, time.Now().Add(time.Second), func(time.Time) { sub.logDropped() })
+		soon := time.Now().Add(time.Second)
+		sub.s.b.due.SetSlow(&sub.report, soon, func(time.Time) { sub.logDropped() })
 	}
 }
 
@@ -637,7 +639,7 @@ func (sub *Subscription) logDropped() {
 	s.mu.Lock()
 	n, total, queued := sub.dropped-sub.reported, sub.dropped, int(s.out.queue.n)
 	sub.reported = sub.dropped
-	s.b.due.cancel(&sub.report)
+	s.b.due.Cancel(&sub.report)
 	s.mu.Unlock()
 	if n > 0 {
 		s.b.log.Warn("a subscription of the program lost messages", "id", s.id, "lost", n, "in all", total, "queued", queued)

@@ -15,8 +15,13 @@
 // the connection ends, so that the client sends the message again.
 //
 // Every call gets a context that ends with the Network Connection. Calls are made on the goroutine that reads the
-// connection: a slow decision delays that client and nobody else. A panic there ends that one connection. What is asked when there is no
-// connection to end (a Will that is due, subscriptions after the rules have changed) or for another client (a delivery) is refused by a panic.
+// connection: a slow decision delays that client and nobody else. A panic there ends that one
+// connection.
+//
+// Some questions come up when no connection waits for the answer: about a Will that is due while
+// its client is away, about subscriptions after the rules have changed, and about a delivery to
+// another client. A panic refuses those. Wills that are due are decided on goroutines of their own,
+// up to 256 at a time: a slow decision delays that Will alone.
 //
 // Events are the optional functions of an [Observer]. A panic of one of them changes nothing for any client.
 //

@@ -1,0 +1,209 @@
+// Package timers calls functions when they are due. One ordered index holds all that is due, and
+// one time.Timer waits for the first. Nothing is called on the goroutine of that timer: a bounded
+// number of workers, started on demand, makes the calls.
+package timers
+
+import (
+	"sync"
+	"time"
+
+	"github.com/google/btree"
+)
+
+// A Timer is a moment at which something of its owner is due. The zero Timer is not set. The owner
+// keeps it, and guards it with a lock of its own: Set, SetSlow, Cancel and Over of one Timer must
+// not be called concurrently.
+type Timer struct {
+	// Without the monotonic clock; zero: never. Written under the owner's lock and Timers.mu.
+	at time.Time
+
+	// Guarded by Timers.mu.
+	do      func(now time.Time) // nil: nothing is to be called
+	seq     uint64              // tells equal times apart: who was set first is called first
+	lane    *lane               // whose workers call do
+	indexed bool                // it is in lane.index
+	running bool                // a worker is in an earlier do of this Timer
+}
+
+// Over says whether what the Timer was set to last has come. A call asks it whether it is still
+// wanted: after a later Set, or Cancel, the Timer is not over.
+func (t *Timer) Over(now time.Time) bool { return !t.at.IsZero() && !t.at.After(now) }
+
+// Timers calls what is due. Its methods may be called concurrently; none of them waits, except
+// Close.
+type Timers struct {
+	mu      sync.Mutex // a leaf. Guards what follows, and the Timers
+	quick   lane
+	slow    lane
+	seq     uint64
+	timer   *time.Timer // nil until the first Set
+	closed  bool
+	running sync.WaitGroup // workers
+}
+
+// A lane is the functions that share workers.
+type lane struct {
+	index   *btree.BTreeG[*Timer] // those that are not due, and those that wait for a worker
+	workers int
+	most    int // workers at a time
+}
+
+const (
+	quickWorkers = 4   // for what only computes
+	slowWorkers  = 256 // for what may wait for somebody else: so many at a time hold up nobody
+)
+
+// New returns Timers without any goroutine. They must be ended with Close.
+func New() *Timers {
+	before := func(a, b *Timer) bool {
+		return a.at.Before(b.at) || a.at.Equal(b.at) && a.seq < b.seq
+	}
+	return &Timers{
+		quick: lane{index: btree.NewG(16, before), most: quickWorkers},
+		slow:  lane{index: btree.NewG(16, before), most: slowWorkers},
+	}
+}
+
+// Set has do called at the given time, in the place of what t was set to before. A time in the past
+// is due at once, the zero time never. do is called once, on a goroutine of its own, with no lock
+// held. It must not wait for anybody, and must find out whether it is still wanted: a Set or Cancel
+// may come when the call has already begun. The calls of one Timer never overlap.
+func (ts *Timers) Set(t *Timer, at time.Time, do func(now time.Time)) {
+	ts.set(t, &ts.quick, at, do)
+}
+
+// SetSlow is Set for a do that may wait, for a decision for instance. Up to 256 such calls run at a
+// time; only further ones wait for their end, and nothing that was given to Set does.
+func (ts *Timers) SetSlow(t *Timer, at time.Time, do func(now time.Time)) {
+	ts.set(t, &ts.slow, at, do)
+}
+
+// Cancel takes back what t, which may be nil, was set to. It does not wait for a call that has
+// begun.
+func (ts *Timers) Cancel(t *Timer) {
+	if t != nil {
+		ts.set(t, &ts.quick, time.Time{}, nil)
+	}
+}
+
+func (ts *Timers) set(t *Timer, l *lane, at time.Time, do func(now time.Time)) {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	if t.indexed {
+		t.lane.index.Delete(t)
+	}
+	// The wall clock alone: times from a file or a token have no other, and only times of one clock
+	// have an order.
+	t.at, t.do, t.lane, t.indexed = at.Round(0), do, l, false
+	if at.IsZero() || ts.closed {
+		t.do = nil
+		return
+	}
+	ts.seq++
+	if t.seq = ts.seq; !t.running { // otherwise its worker does it
+		ts.insert(t)
+	}
+}
+
+// insert puts t into its lane. mu is held.
+func (ts *Timers) insert(t *Timer) {
+	t.lane.index.ReplaceOrInsert(t)
+	t.indexed = true
+	if first, _ := t.lane.index.Min(); first == t {
+		ts.arm()
+	}
+}
+
+// arm sets the timer for what is due first. A lane whose workers are all busy needs none: they look
+// again. mu is held.
+func (ts *Timers) arm() {
+	var first *Timer
+	for _, l := range [...]*lane{&ts.quick, &ts.slow} {
+		t, ok := l.index.Min()
+		if ok && l.workers < l.most && (first == nil || t.at.Before(first.at)) {
+			first = t
+		}
+	}
+	if first == nil || ts.closed {
+		return
+	}
+	d := max(time.Until(first.at), 0) // of a time that is too far away for a Duration: 292 years
+	if ts.timer == nil {
+		ts.timer = time.AfterFunc(d, ts.wake)
+	} else {
+		ts.timer.Reset(d)
+	}
+}
+
+// wake hands what is due to workers.
+func (ts *Timers) wake() {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	for _, l := range [...]*lane{&ts.quick, &ts.slow} {
+		for l.workers < l.most {
+			c := ts.take(l)
+			if c.t == nil {
+				break
+			}
+			l.workers++
+			ts.running.Go(func() { ts.work(l, c) }) // Close waits for it
+		}
+	}
+	ts.arm()
+}
+
+// A call is what a worker has to do.
+type call struct {
+	t   *Timer // nil: nothing
+	do  func(now time.Time)
+	now time.Time
+}
+
+// take takes what is due first out of l. mu is held.
+func (ts *Timers) take(l *lane) call {
+	t, ok := l.index.Min()
+	now := time.Now()
+	if !ok || ts.closed || t.at.After(now) {
+		return call{}
+	}
+	l.index.Delete(t)
+	c := call{t, t.do, now}
+	t.do, t.indexed, t.running = nil, false, true
+	return c
+}
+
+// work is a worker: it makes the call c, and then whatever else is due.
+func (ts *Timers) work(l *lane, c call) {
+	for c.t != nil {
+		c.do(c.now)
+		ts.mu.Lock()
+		if c.t.running = false; c.t.do != nil { // it was set again meanwhile
+			ts.insert(c.t)
+		}
+		if c = ts.take(l); c.t == nil {
+			l.workers--
+			ts.arm()
+		}
+		ts.mu.Unlock()
+	}
+}
+
+// Len returns how many Timers are set whose call has not begun.
+func (ts *Timers) Len() int {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	return ts.quick.index.Len() + ts.slow.index.Len()
+}
+
+// Close calls nothing any more, and returns when the calls that have begun have returned.
+func (ts *Timers) Close() {
+	ts.mu.Lock()
+	ts.closed = true
+	if ts.timer != nil {
+		ts.timer.Stop()
+	}
+	ts.quick.index.Clear(false)
+	ts.slow.index.Clear(false)
+	ts.mu.Unlock()
+	ts.running.Wait()
+}
