@@ -63,12 +63,10 @@ func TestEveryRowHasItsScenario(t *testing.T) {
 	}
 }
 
-func TestWithoutLoadGeneratorItSaysWhatToDo(t *testing.T) {
-	t.Setenv("MQTTLOAD", "")
-	t.Setenv("MQTTLOAD_SRC", "")
-	err := run(nil, io.Discard, io.Discard)
-	require.ErrorContains(t, err, "-loadsrc")
-	require.ErrorContains(t, run([]string{"-load", "/nonexistent/mqttload"}, io.Discard, io.Discard), "-load")
+func TestAnotherLoadGeneratorThatIsNotThereIsNamed(t *testing.T) {
+	err := run([]string{"-load", "/nonexistent/generator"}, io.Discard, io.Discard)
+	require.ErrorContains(t, err, "-load")
+	require.ErrorContains(t, err, "/nonexistent/generator")
 }
 
 func TestPlotIsXMLAndHasEveryPoint(t *testing.T) {

@@ -152,7 +152,7 @@ func TestKeeperNotesWhatIsWrong(t *testing.T) {
 	require.ErrorContains(t, err, "1 bytes")
 }
 
-// A publisher as mqttload's, a probe, and the sessions for both, on a broker.
+// A publisher as the load generator's, a probe, and the sessions for both, on a broker.
 func TestKeepersAndProbe(t *testing.T) {
 	b, err := dunlin.New(dunlin.Config{Authenticator: hooks.AllowAll, Logger: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)

@@ -34,7 +34,7 @@ type keepers struct {
 // probed is the name of the one whose messages the probe sends.
 const probed = "probe"
 
-// keepAll makes the session of the probe, and one for each of pubs publishers of mqttload's scenario fanin.
+// keepAll makes the session of the probe, and one for each of pubs publishers of the load generator's scenario fanin.
 func keepAll(addr string, pubs int) (keepers, error) {
 	ks := keepers{first: make(chan struct{}), reading: new(sync.WaitGroup), closed: new(atomic.Bool)}
 	var once sync.Once
@@ -58,7 +58,7 @@ func keepAll(addr string, pubs int) (keepers, error) {
 	return ks, nil
 }
 
-// topicOf is where mqttload's publisher of that number publishes in scenario fanin.
+// topicOf is where the load generator's publisher of that number publishes in scenario fanin.
 func topicOf(name string) string { return "b/f/" + name + "/t" }
 
 // Close ends all connections, and returns why one had ended before.
@@ -154,7 +154,7 @@ func (k *keeper) take(b, acks []byte) (int, []byte, error) {
 	}
 }
 
-// stampLen is what mqttload's payloads begin with: a time of 8 bytes, and 4 each for the publisher and the number of the message.
+// stampLen is what the load generator's payloads begin with: a time of 8 bytes, and 4 each for the publisher and the number of the message.
 const stampLen = 16
 
 // note notes that a message has come.

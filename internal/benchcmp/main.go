@@ -1,10 +1,10 @@
 // Command benchcmp compares Dunlin, as examples/server, with Debian's mosquitto and with mochi-mqtt, and with what bare sockets
 // cost, in CPU time per message and in memory. It runs on Linux, from the root of the repository:
 //
-//	go run ./internal/benchcmp -loadsrc path/to/mqttload >table.md
+//	go run ./internal/benchcmp >table.md
 //
-// The load comes from a program of its own, mqttload, which is no part of this repository: -load names its binary, -loadsrc (or
-// MQTTLOAD_SRC) the folder of its source, which is built. A broker that is not installed is left out, and the table says so.
+// The load comes from the program in folder load, which benchcmp builds. -load names the binary of another generator
+// with the same flags and reports, -loadsrc the folder of its source. A broker that is not installed is left out, and the table says so.
 //
 // The runs are interleaved: each round runs every scenario once with every broker. The table has the medians of all rounds, with the lowest
 // and highest, and writes what the generator reported to -out, one JSON object a line; -from makes the table of such a file
@@ -122,8 +122,8 @@ func run(args []string, stdout, stderr io.Writer) error {
 }
 
 func (o *options) flags(fs *flag.FlagSet) {
-	fs.StringVar(&o.load, "load", os.Getenv("MQTTLOAD"), "the load generator's `binary` (or MQTTLOAD)")
-	fs.StringVar(&o.loadSrc, "loadsrc", os.Getenv("MQTTLOAD_SRC"), "the `folder` with its source, to build it (or MQTTLOAD_SRC)")
+	fs.StringVar(&o.load, "load", "", "`binary` of another load generator (default: the one of this project)")
+	fs.StringVar(&o.loadSrc, "loadsrc", "", "`folder` with the source of another load generator, to build it")
 	fs.StringVar(&o.out, "out", "benchcmp.jsonl", "`file` for what the generator reports")
 	fs.StringVar(&o.from, "from", "", "make the table of this `file`, and run nothing")
 	fs.StringVar(&o.only, "only", "", "comma-separated scenarios to run (default all)")
@@ -146,12 +146,12 @@ func (o *options) rounds(n int) int {
 
 // findLoad makes o.load name a binary.
 func (o *options) findLoad(dir string) error {
-	if o.load == "" && o.loadSrc == "" {
-		return errors.New("no load generator: give its binary with -load or the folder of its source with -loadsrc")
-	}
 	if o.load == "" {
-		o.load = filepath.Join(dir, "mqttload")
-		return build(o.loadSrc, o.load, ".")
+		o.load = filepath.Join(dir, "load")
+		if o.loadSrc != "" {
+			return build(o.loadSrc, o.load, ".")
+		}
+		return build("internal/benchcmp", o.load, "./load")
 	}
 	if _, err := exec.LookPath(o.load); err != nil {
 		return fmt.Errorf("-load: %w", err)
@@ -214,7 +214,7 @@ func (t *tools) mosquittoWith(settings string) func(addr string) ([]string, erro
 // all are the contenders of the table.
 func (t *tools) all() []contender {
 	list := []contender{
-		{"floor", "mqttload floor", func(addr string) ([]string, error) { return []string{t.load, "floor", "-addr", addr}, nil }, nil},
+		{"floor", "the floor of the load generator", func(addr string) ([]string, error) { return []string{t.load, "floor", "-addr", addr}, nil }, nil},
 		{"dunlin", dunlinVersion(), t.dunlin(), nil},
 		{"dunlin-v5", "the same, MQTT 5.0", t.dunlin(), []string{"-v", "5"}},
 		{"mochi", mochiVersion, func(addr string) ([]string, error) { return []string{t.mochi, addr}, nil }, nil},
