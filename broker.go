@@ -56,6 +56,7 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/budget"
 	"github.com/dunlin-mqtt/dunlin/internal/timers"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
@@ -97,7 +98,7 @@ type Broker struct {
 	addresses addresses
 	flaps     flapTable
 	bans      banList
-	memory    budget
+	memory    *budget.Budget
 	shedding  atomic.Bool // shed is due or under way
 	mounts    atomic.Bool // a mount point was granted
 	shedDue   timers.Timer
@@ -159,7 +160,8 @@ func New(cfg Config) (*Broker, error) {
 	}
 	b.strict = strict
 	b.addresses.of, b.flaps.of = make(map[netip.Addr]*address), make(map[string]bucket)
-	b.memory.most, b.retained.mem = int64(cfg.MaxMemory), &b.memory
+	b.memory = budget.New(int64(cfg.MaxMemory))
+	b.retained.mem = b.memory
 	b.learnRules()
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	if cfg.Store != nil {

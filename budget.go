@@ -5,66 +5,34 @@ import (
 	"math"
 	"runtime/debug"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// This file is the memory that messages take in the whole broker: those in queues and in flight, each once however many Sessions hold it,
-// and their places there; retained ones; output that sockets have not taken; and packets that have come in part. It is counted byte by
-// byte where it begins and ends to be held, and nowhere else.
-
-// A budget counts. The nil *budget does not.
-type budget struct {
-	used atomic.Int64
-	most int64 // immutable; MaxInt64: no limit
-}
+// This file says what of a message counts in Broker.memory, and how the broker gives way at Config.MaxMemory. What is counted: messages in
+// queues and in flight, each once however many Sessions hold it, and their places there; retained ones; output that sockets have
+// not taken; and packets that have come in part.
 
 // What is held beside the bytes of topic, payload and properties.
 const (
 	messageCost  = 128 // of a message
 	deliveryCost = 64  // of a place in a queue or in flight
+	extraCost    = 64  // of what few deliveries have
 	retainedCost = 48  // of a place among the retained messages
 )
 
+// heldSize is what m counts once, however many places hold it.
 func heldSize(m *message) int64 {
-	return int64(len(m.Topic)+len(m.Payload)+len(m.Properties)) + messageCost
+	return int64(len(m.Topic)+len(m.Payload)+len(m.Properties)+len(m.From)) + messageCost
 }
 
-// hold counts a place that holds m, and m with the first one.
-func (x *budget) hold(m *message, place int64) {
-	if x == nil {
-		return
-	}
-	if atomic.AddInt32(&m.Holders, 1) == 1 {
-		place += heldSize(m)
-	}
-	x.used.Add(place)
-}
+// heldSize is the same for x.
+func (x *extra) heldSize() int64 { return extraCost + int64(len(x.ids))*idBytes }
 
-// release is the end of what hold began.
-func (x *budget) release(m *message, place int64) {
-	if x == nil {
-		return
-	}
-	if atomic.AddInt32(&m.Holders, -1) == 0 {
-		place += heldSize(m)
-	}
-	x.used.Add(-place)
-}
-
-// recount makes *counted, which is part of what is used, n bytes.
-func (x *budget) recount(counted *int32, n int) {
-	if n = min(n, math.MaxInt32); n != int(*counted) {
-		x.used.Add(int64(n) - int64(*counted))
-		*counted = int32(n)
-	}
-}
-
-// over says whether more than a share of the limit, in percent, is used.
-func (x *budget) over(percent int64) bool { return x.used.Load() > x.most/100*percent }
+// idBytes is what a Subscription Identifier takes.
+const idBytes = 4
 
 // The order in which the broker gives way (Config.MaxMemory).
 const (
@@ -86,7 +54,7 @@ var errNoMemory = packets.Errorf(packets.QuotaExceeded, "the broker is at its li
 
 // crowded is called where memory is taken, with any lock held: it starts shedding if that is due.
 func (b *Broker) crowded() {
-	if b.memory.over(dropQueued) && b.shedding.CompareAndSwap(false, true) {
+	if b.memory.Over(dropQueued) && b.shedding.CompareAndSwap(false, true) {
 		b.due.Set(&b.shedDue, time.Now(), b.shed)
 	}
 }
@@ -96,7 +64,7 @@ func (b *Broker) crowded() {
 func (b *Broker) shed(time.Time) {
 	defer b.shedding.Store(false)
 	dropped := 0
-	for b.memory.over(dropEnough) && b.ctx.Err() == nil {
+	for b.memory.Over(dropEnough) && b.ctx.Err() == nil {
 		type victim struct {
 			s     *session
 			bytes int
@@ -114,7 +82,7 @@ func (b *Broker) shed(time.Time) {
 		slices.SortFunc(victims, func(x, y victim) int { return cmp.Compare(y.bytes, x.bytes) })
 		before := dropped
 		for _, v := range victims {
-			if !b.memory.over(dropEnough) {
+			if !b.memory.Over(dropEnough) {
 				break
 			}
 			dropped += v.s.shorten()
@@ -124,7 +92,7 @@ func (b *Broker) shed(time.Time) {
 		}
 	}
 	if dropped > 0 {
-		b.log.Warn("messages of absent clients were dropped to keep within MaxMemory", "messages", dropped, "used", b.memory.used.Load())
+		b.log.Warn("messages of absent clients were dropped to keep within MaxMemory", "messages", dropped, "used", b.memory.Used())
 	}
 }
 
@@ -146,7 +114,7 @@ func (s *session) shorten() (n int) {
 
 // refuseMemory says whether a PUBLISH cannot be taken because there is no memory.
 func (b *Broker) refuseMemory() error {
-	if b.memory.over(refuseAbove) {
+	if b.memory.Over(refuseAbove) {
 		b.crowded()
 		return errNoMemory
 	}

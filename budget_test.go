@@ -12,19 +12,27 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/dunlin-mqtt/dunlin/internal/budget"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// holding counts anew, by looking at everything, what the budget should say when nothing is under way.
-func (b *Broker) holding() (n int64) {
-	seen := map[*message]bool{}
-	add := func(m *message, place int64) {
-		if m == nil {
+// holding counts anew, by looking at everything, what the budget should say of each kind when nothing is under way.
+func (b *Broker) holding() (n [budget.Kinds]int64) {
+	kinds, sizes := map[any]budget.Kind{}, map[any]int64{}
+	hold := func(x any, size int64, k budget.Kind) {
+		if old, seen := kinds[x]; !seen || k == budget.Retained || k == budget.Queued && old == budget.InFlight {
+			kinds[x] = k
+		}
+		sizes[x] = size
+	}
+	add := func(d *delivery, k budget.Kind, place int64) {
+		if d.msg == nil {
 			return
 		}
-		if n += place; !seen[m] {
-			seen[m] = true
-			n += int64(heldSize(m))
+		n[k] += place
+		hold(d.msg, heldSize(d.msg), k)
+		if d.extra != nil {
+			hold(d.extra, d.extra.heldSize(), k)
 		}
 	}
 	b.mu.Lock()
@@ -38,21 +46,35 @@ func (b *Broker) holding() (n int64) {
 	}
 	for _, s := range sessions {
 		s.mu.Lock()
-		s.out.queue.all(func(d *delivery) bool { add(d.msg, deliveryCost); return true })
+		s.out.queue.all(func(d *delivery) bool { add(d, budget.Queued, deliveryCost); return true })
 		for i := range s.out.flight {
-			add(s.out.flight[i].msg, deliveryCost)
+			add(&s.out.flight[i], budget.InFlight, deliveryCost)
 		}
 		if s.conn != nil {
-			n += int64(s.conn.out.size())
+			n[budget.Output] += int64(s.conn.out.size())
 		}
 		s.mu.Unlock()
 	}
 	for _, conns := range []map[*conn]struct{}{b.early, b.conns} {
 		for c := range conns {
-			n += int64(c.restCounted)
+			n[budget.Partial] += int64(c.restCounted)
 		}
 	}
-	b.retained.items.Ascend(func(it retainedItem) bool { add(it.msg, retainedCost); return true })
+	b.retained.items.Ascend(func(it retainedItem) bool {
+		add(&delivery{msg: it.msg}, budget.Retained, retainedCost)
+		return true
+	})
+	for x, k := range kinds {
+		n[k] += sizes[x]
+	}
+	return n
+}
+
+// counted is what the budget says of each kind.
+func (b *Broker) counted() (n [budget.Kinds]int64) {
+	for k := range budget.Kinds {
+		n[k] = b.memory.Of(k)
+	}
 	return n
 }
 
@@ -89,7 +111,11 @@ func TestTheBudgetIsByteAccurate(t *testing.T) {
 				delete(open, i)
 			case k < 7 && c != nil:
 				filter := []string{"t/#", topic, "$share/g/t/#", "$share/g/+/1"}[rng.IntN(4)]
-				c.send(&packets.Subscribe{PacketID: 9, Subscriptions: []packets.Subscription{{Filter: filter, QoS: packets.QoS(rng.IntN(3))}}})
+				p := &packets.Subscribe{PacketID: 9, Subscriptions: []packets.Subscription{{Filter: filter, QoS: packets.QoS(rng.IntN(3))}}}
+				if id := rng.Uint32N(4); id > 0 {
+					p.Properties = p.Properties.AppendUint(packets.SubscriptionIdentifier, id)
+				}
+				c.send(p)
 			case k < 9 && c != nil: // acknowledge something that may be in flight
 				for id := range uint16(8) {
 					kind := []packets.Type{packets.TypePuback, packets.TypePubrec, packets.TypePubcomp}[rng.IntN(3)]
@@ -109,14 +135,14 @@ func TestTheBudgetIsByteAccurate(t *testing.T) {
 			case k == 11 && c != nil: // the beginning of a packet
 				c.nc.Write([]byte{0x30, 0xff, 0x1f, 0, 1, 'a'})
 				synctest.Wait()
-				require.Equal(t, r.b.holding(), r.b.Stats().Memory, "after step %d", step)
+				require.Equal(t, r.b.holding(), r.b.counted(), "after step %d", step)
 				c.close()
 				delete(open, i)
 			default:
 				require.NoError(t, r.b.Publish(context.Background(), m))
 			}
 			synctest.Wait()
-			require.Equal(t, r.b.holding(), r.b.Stats().Memory, "after step %d", step)
+			require.Equal(t, r.b.holding(), r.b.counted(), "after step %d", step)
 		}
 		for _, c := range open {
 			c.close()
@@ -240,7 +266,7 @@ func TestTheDefaultBudget(t *testing.T) {
 		want int64
 	}{{0, min(defaultMemory(), math.MaxInt)}, {-1, math.MaxInt}, {5, 5}} {
 		b := newTestBroker(t, func(c *Config) { c.MaxMemory = tt.set })
-		require.Equal(t, tt.want, b.memory.most)
+		require.Equal(t, tt.want, b.memory.Limit())
 		b.Close()
 	}
 }
@@ -264,13 +290,13 @@ func TestANamedReaderIsNotAway(t *testing.T) {
 		for range 103 {
 			mustPublish(t, b, "t", string(make([]byte, 700)), 1)
 		}
-		require.True(t, b.memory.over(dropQueued))
+		require.True(t, b.memory.Over(dropQueued))
 		time.Sleep(time.Second)
 		require.Zero(t, sub.Dropped())
 		sub.Close()
 		mustPublish(t, b, "t", "x", 1)
 		time.Sleep(time.Second)
-		require.False(t, b.memory.over(dropEnough))
+		require.False(t, b.memory.Over(dropEnough))
 	})
 }
 
@@ -281,5 +307,41 @@ func TestMaxMessageExpiryHoldsForTheProgram(t *testing.T) {
 		require.NoError(t, b.Publish(t.Context(), &Message{Topic: "t", Properties: packets.Properties(nil).AppendUint(packets.MessageExpiryInterval, 60)}))
 		time.Sleep(11 * time.Second)
 		require.Empty(t, unread(sub))
+	})
+}
+
+// The Subscription Identifiers that come with a message are part of what a queue holds. Deliveries that have the same share them.
+func TestSubscriptionIdentifiersOfQueuedMessagesCount(t *testing.T) {
+	const filters, most = 64, 10_000
+	withRules(t, everything, func(c *Config) { c.MaxQueuedBytes = most }, func(r *guardRig) {
+		c := r.connect(as("c", "u"))
+		for i := range uint32(filters) {
+			filter := []byte("a/a/a/a/a/a")
+			for k := range 6 {
+				if i>>k&1 != 0 {
+					filter[2*k] = '+'
+				}
+			}
+			require.Equal(t, packets.ReasonCode(1), c.subscribeWithID(string(filter), 1, i+1))
+		}
+		c.close()
+		p := r.connect(as("p", "u"))
+		before := r.b.Stats().Memory
+		for range 100 {
+			require.False(t, p.publish("a/a/a/a/a/a", "x", false).Failed())
+		}
+		info, _ := r.b.Session("c")
+		require.LessOrEqual(t, info.Queued, most/(filters*idBytes), "the identifiers count against MaxQueuedBytes")
+		require.Greater(t, info.Queued, 10)
+		require.Equal(t, r.b.holding(), r.b.counted())
+		each := int64(len("a/a/a/a/a/axp")) + messageCost + deliveryCost
+		require.Equal(t, int64(info.Queued)*each+extraCost+filters*idBytes, r.b.Stats().Memory-before, "one list for all of them")
+		c = r.connect(as("c", "u"))
+		for range info.Queued {
+			m := c.recv().(*packets.Publish)
+			require.Len(t, slices.Collect(m.Properties.SubscriptionIDs()), filters)
+		}
+		c.close()
+		p.close()
 	})
 }

@@ -116,6 +116,7 @@ type retainedUndo struct {
 const (
 	lazyDelay  = 20 * time.Millisecond  // how long what nobody waits for may wait for company
 	retryDelay = 100 * time.Millisecond // how often a full store is tried again
+	lateBytes  = 96                     // of a receiver of a late message
 	opBytes    = 32                     // about what an operation without a message takes
 	probeSize  = 4 << 10                // least payload of the message without effect that a full store is tried with
 	maxProbe   = 64 << 10               // and the most
@@ -277,7 +278,7 @@ func (j *journal) single(key uint64, d *delivery) {
 	op.To = append(op.To[:0], d.forStore(key))
 	op.Retain, op.FromSession, op.FromID = false, 0, 0
 	j.put(x, op)
-	x.bytes += messageSize(d.msg)
+	x.bytes += messageSize(d.msg) + placeSize(&op.To[0])
 	j.mu.Unlock()
 }
 
@@ -293,6 +294,9 @@ func (d *delivery) forStore(key uint64) store.Delivery {
 func messageSize(m *message) int {
 	return len(m.Topic) + len(m.Payload) + len(m.Properties) + len(m.From) + opBytes
 }
+
+// placeSize is what a place in a queue takes.
+func placeSize(d *store.Delivery) int { return opBytes + len(d.IDs)*idBytes }
 
 // register gives a new Session its key and adds op, its first operation, which the caller waits for.
 func (j *journal) register(s *session, op *store.PutSession) *batch {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/budget"
 	"github.com/dunlin-mqtt/dunlin/internal/timers"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
@@ -333,7 +334,7 @@ func (c *conn) countRest() {
 	if c.rest != nil {
 		n = cap(c.rest.b)
 	}
-	c.b.memory.recount(&c.restCounted, n)
+	c.b.memory.Recount(budget.Partial, &c.restCounted, n)
 }
 
 // readPlain reads through a buffer that stays with the connection: for a net.Conn that cannot be waited for without one.

@@ -118,6 +118,17 @@ func (c *testClient) subscribe(filter string, qos packets.QoS) packets.ReasonCod
 	return ack.Codes[0]
 }
 
+// subscribeWithID is subscribe with a Subscription Identifier.
+func (c *testClient) subscribeWithID(filter string, qos packets.QoS, id uint32) packets.ReasonCode {
+	c.t.Helper()
+	p := &packets.Subscribe{PacketID: 9, Subscriptions: []packets.Subscription{{Filter: filter, QoS: qos}}}
+	p.Properties = p.Properties.AppendUint(packets.SubscriptionIdentifier, id)
+	c.send(p)
+	ack, ok := c.recv().(*packets.Suback)
+	require.True(c.t, ok, "SUBACK first")
+	return ack.Codes[0]
+}
+
 // publish sends a message of QoS 1 and returns the Reason Code of the PUBACK.
 func (c *testClient) publish(topic, payload string, retain bool) packets.ReasonCode {
 	c.t.Helper()

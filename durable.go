@@ -114,7 +114,11 @@ func (t *turn) give(o *outgoing, to *target, eager bool) bool {
 	}
 	to.s.mu.Unlock()
 	if takes {
-		w.late = append(w.late, *to)
+		l := *to
+		if shares := to.share(); shares != nil {
+			l.ids, l.shares = shares.ids, shares
+		}
+		w.late = append(w.late, l)
 		o.receipt.enter()
 	}
 	return takes
@@ -171,18 +175,17 @@ func (t *turn) conclude(o *outgoing) {
 	t.pin()
 	x := w.batch
 	if len(w.late) > 0 {
-		to := slices.Clone(w.late)
-		for i := range to {
-			to[i].ids = slices.Clone(to[i].ids)
-		}
-		x.late = append(x.late, late{o.message(), to, o.receipt})
+		x.late = append(x.late, late{o.message(), slices.Clone(w.late), o.receipt})
+		x.bytes += messageSize(o.message()) + lateBytes*len(w.late)
 		j.lates.Add(1)
 		clear(w.late)
 		w.late = w.late[:0]
 	}
 	if op := w.op; op != nil {
 		w.op = nil
-		x.bytes += opBytes * len(op.To)
+		for i := range op.To {
+			x.bytes += placeSize(&op.To[i])
+		}
 		if len(op.To) == 0 && !op.Retain {
 			x.ops[w.slot] = nil
 			if op.FromSession != 0 {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/budget"
 	"github.com/dunlin-mqtt/dunlin/packets"
 	"github.com/dunlin-mqtt/dunlin/store"
 )
@@ -32,7 +33,8 @@ type loaded struct {
 	s     *session
 	put   *store.PutSession
 	queue []delivery
-	gone  int // of queue
+	gone  int    // of queue
+	extra *extra // the last one with Subscription Identifiers
 }
 
 // load reads the whole store. The journal has not been started yet.
@@ -115,7 +117,7 @@ func (l *loader) putSession(op *store.PutSession) error {
 		if op.Session == 0 {
 			return errors.New("a Session without number")
 		}
-		x = &loaded{s: &session{holder: &nobody, b: l.b, out: sender{mem: &l.b.memory}, stored: op.Session, quota: l.b.queueLimits(&hooks.Limits{})}}
+		x = &loaded{s: &session{holder: &nobody, b: l.b, out: sender{mem: l.b.memory}, stored: op.Session, quota: l.b.queueLimits(&hooks.Limits{})}}
 		l.sessions[op.Session] = x
 	}
 	x.put = op
@@ -158,7 +160,7 @@ func (l *loader) publish(op *store.Publish) {
 			continue
 		}
 		d := delivery{msg: op.Message, seq: to.Seq, qos: to.QoS, retain: to.Retain}
-		d.extra = l.extra(to)
+		d.extra = l.extra(x, to)
 		k := len(x.queue)
 		if k > 0 && x.queue[k-1].seq >= d.seq {
 			var found bool
@@ -177,8 +179,8 @@ func (l *loader) publish(op *store.Publish) {
 	}
 }
 
-// extra returns what an entry of a queue has beside its message.
-func (l *loader) extra(to *store.Delivery) (e *extra) {
+// extra returns what an entry of the queue of x has beside its message. Entries that follow each other share it if it is the same.
+func (l *loader) extra(x *loaded, to *store.Delivery) (e *extra) {
 	if to.Group != "" {
 		if e = l.groups[to.Group]; e == nil {
 			e = &extra{group: &group{filter: strings.Clone(to.Group)}}
@@ -188,11 +190,14 @@ func (l *loader) extra(to *store.Delivery) (e *extra) {
 	if len(to.IDs) == 0 {
 		return e
 	}
-	ids := &extra{ids: slices.Clone(to.IDs)}
+	var g *group
 	if e != nil {
-		ids.group = e.group
+		g = e.group
 	}
-	return ids
+	if last := x.extra; last == nil || last.group != g || !slices.Equal(last.ids, to.IDs) {
+		x.extra = &extra{ids: slices.Clone(to.IDs), group: g}
+	}
+	return x.extra
 }
 
 // find returns the place of seq in the queue.
@@ -324,7 +329,7 @@ func (l *loader) fill(x *loaded) {
 			d.msg = nil
 		}
 		if d.msg != nil {
-			s.out.mem.hold(d.msg, deliveryCost)
+			s.out.hold(d, budget.InFlight)
 		}
 		s.out.flight = append(s.out.flight, *d)
 		s.out.live++

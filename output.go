@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/dunlin-mqtt/dunlin/internal/budget"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -160,7 +161,7 @@ func (c *conn) flush(now time.Time) (congested bool) {
 		}
 		c.wake()
 	}
-	c.b.memory.recount(&c.out.counted, n)
+	c.b.memory.Recount(budget.Output, &c.out.counted, n)
 	mu.Unlock()
 	return n > c.b.cfg.MaxOutboundBytes/2
 }
@@ -174,7 +175,7 @@ func (c *conn) fail(x *buffer) {
 		c.out.buf = nil
 	}
 	c.out.dropHeld()
-	c.b.memory.recount(&c.out.counted, 0)
+	c.b.memory.Recount(budget.Output, &c.out.counted, 0)
 	c.wake()
 	c.nc.SetReadDeadline(aLongTimeAgo)
 	c.unpause()
@@ -189,7 +190,7 @@ func (c *conn) discard() {
 		c.out.buf.free()
 		c.out.buf = nil
 	}
-	c.b.memory.recount(&c.out.counted, 0)
+	c.b.memory.Recount(budget.Output, &c.out.counted, 0)
 }
 
 // wake lets those go on who wait for the backlog to fall. The lock is held.
@@ -268,7 +269,7 @@ func (c *conn) writeRest(x *buffer) {
 		x.free()
 		c.out.backlog = 0
 		c.fill(time.Now())
-		c.b.memory.recount(&c.out.counted, c.out.size())
+		c.b.memory.Recount(budget.Output, &c.out.counted, c.out.size())
 		if c.out.size() <= c.b.cfg.MaxOutboundBytes/4 {
 			c.out.congest = 0
 			c.wake()
@@ -299,7 +300,7 @@ func (c *conn) writeAll(b []byte) error {
 			mu := &c.sess.mu
 			mu.Lock()
 			c.out.backlog -= n
-			c.b.memory.recount(&c.out.counted, c.out.size())
+			c.b.memory.Recount(budget.Output, &c.out.counted, c.out.size())
 			c.out.stalled = false
 			mu.Unlock()
 			if errors.Is(err, os.ErrDeadlineExceeded) {

@@ -317,11 +317,10 @@ func (b *Broker) publishWill(t *turn, w *will) {
 			return
 		}
 	}
-	m := *w.msg
-	if n, ok := m.Properties.Uint(packets.MessageExpiryInterval); ok { // it counts from the publication
-		m.Expires = t.now.Add(time.Duration(n) * time.Second).UnixNano()
+	out := &message{Message: w.msg.Message, Expires: w.msg.Expires, From: w.msg.From}
+	if n, ok := out.Properties.Uint(packets.MessageExpiryInterval); ok { // it counts from the publication
+		out.Expires = t.now.Add(time.Duration(n) * time.Second).UnixNano()
 	}
-	out := &m
 	if b.cfg.Interceptor != nil {
 		var err error
 		if out, err = b.interceptSafely(t, w, out); err != nil {

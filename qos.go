@@ -1,6 +1,9 @@
 package dunlin
 
-import "github.com/dunlin-mqtt/dunlin/packets"
+import (
+	"github.com/dunlin-mqtt/dunlin/internal/budget"
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
 
 // This file is the two directions of QoS 1 and 2 (4.3) as plain data: no clock, no lock, no I/O. A Session has one sender
 // and one receiver; their Packet Identifiers have nothing to do with each other (2.2.1).
@@ -17,11 +20,12 @@ type delivery struct {
 	used   bool // it takes a place of the send quota of this connection
 }
 
-// extra is what few deliveries have.
+// extra is what few deliveries have. Those that have the same, and no receipt, share one; ids are immutable.
 type extra struct {
 	ids     []uint32 // Subscription Identifiers
 	group   *group   // the shared subscription that it came by
 	receipt *receipt // of PublishWait, until the delivery is settled
+	holders budget.Holders
 }
 
 type flightState byte
@@ -50,12 +54,16 @@ func (d *delivery) ids() []uint32 {
 
 // size is what a queued delivery counts against MaxQueuedBytes.
 func (d *delivery) size() int {
-	return len(d.msg.Payload) + len(d.msg.Topic) + len(d.msg.Properties) + 64
+	n := len(d.msg.Payload) + len(d.msg.Topic) + len(d.msg.Properties) + 64
+	if d.extra != nil {
+		n += len(d.extra.ids) * idBytes
+	}
+	return n
 }
 
 // A sender is the outbound half: the queue, and in sending order what is in flight.
 type sender struct {
-	mem    *budget // counts what is held; nil: nobody does
+	mem    *budget.Budget // counts what is held; nil: nobody does
 	queue  fifo[delivery]
 	bytes  int        // size of what is queued
 	flight []delivery // flight[:head] is done
@@ -67,6 +75,22 @@ type sender struct {
 	qos0   int32 // how many of the queue are QoS 0
 	free   int32 // how many identifiers after lastID are known not to be in use
 	lastID uint16
+}
+
+// hold counts the place of d, which has its message, in the queue or in flight.
+func (s *sender) hold(d *delivery, k budget.Kind) {
+	s.mem.Hold(&d.msg.Holders, k, heldSize(d.msg), deliveryCost)
+	if d.extra != nil {
+		s.mem.Hold(&d.extra.holders, k, d.extra.heldSize(), 0)
+	}
+}
+
+// release is the end of what hold began.
+func (s *sender) release(d *delivery, k budget.Kind) {
+	s.mem.Release(&d.msg.Holders, k, heldSize(d.msg), deliveryCost)
+	if d.extra != nil {
+		s.mem.Release(&d.extra.holders, k, d.extra.heldSize(), 0)
+	}
 }
 
 // begin starts a Network Connection: what is in flight has to be sent again, in its order, before anything else [MQTT-4.4.0-1].
@@ -138,10 +162,12 @@ func (s *sender) open(d delivery) uint16 {
 		s.compact()
 	}
 	d.id, d.state, d.used = s.nextID(), sent, true
-	s.flight = append(s.flight, d)
 	if d.msg != nil {
-		s.mem.hold(d.msg, deliveryCost)
+		s.hold(&d, budget.InFlight)
+	} else if d.receipt() == nil {
+		d.extra = nil // it is not sent again
 	}
+	s.flight = append(s.flight, d)
 	s.live++
 	s.used++
 	s.resend = int32(len(s.flight))
@@ -201,7 +227,7 @@ func (s *sender) finish(d *delivery) {
 		s.used--
 	}
 	d.settle(true)
-	s.content(d, nil)
+	s.empty(d)
 	*d = delivery{state: done}
 	s.live--
 	for int(s.head) < len(s.flight) && s.flight[s.head].state == done {
@@ -216,7 +242,7 @@ func (s *sender) finish(d *delivery) {
 // with PUBREL, so that the client does not take the next message with that Packet Identifier for this one.
 func (s *sender) forget(d *delivery) {
 	d.settle(false)
-	s.content(d, nil)
+	s.empty(d)
 	switch {
 	case d.state != waiting:
 	case d.qos == packets.QoS1:
@@ -226,23 +252,21 @@ func (s *sender) forget(d *delivery) {
 	}
 }
 
-// content makes m, which may be nil, the message of a delivery in flight.
-func (s *sender) content(d *delivery, m *message) {
+// empty takes the message, with what belongs to it, out of a delivery in flight that is settled.
+func (s *sender) empty(d *delivery) {
 	if d.msg != nil {
-		s.mem.release(d.msg, deliveryCost)
+		s.release(d, budget.InFlight)
 	}
-	if d.msg = m; m != nil {
-		s.mem.hold(m, deliveryCost)
-	}
+	d.msg, d.extra = nil, nil
 }
 
 // clear takes everything out.
 func (s *sender) clear() {
 	for i := range s.flight {
-		s.content(&s.flight[i], nil)
+		s.empty(&s.flight[i])
 	}
 	s.queue.all(func(d *delivery) bool {
-		s.mem.release(d.msg, deliveryCost)
+		s.release(d, budget.Queued)
 		return true
 	})
 	*s = sender{mem: s.mem}
@@ -270,14 +294,14 @@ func (s *sender) push(d delivery) {
 	if d.qos == packets.QoS0 {
 		s.qos0++
 	}
-	s.mem.hold(d.msg, deliveryCost)
+	s.hold(&d, budget.Queued)
 	s.queue.push(d)
 }
 
 // pop takes the front of the queue, which must not be empty.
 func (s *sender) pop() delivery {
 	d := s.queue.pop()
-	s.mem.release(d.msg, deliveryCost)
+	s.release(&d, budget.Queued)
 	s.bytes -= d.size()
 	if d.qos == packets.QoS0 {
 		s.qos0--
@@ -290,7 +314,7 @@ func (s *sender) remove(match func(*delivery) bool) {
 	old := s.queue
 	s.queue, s.bytes, s.qos0 = fifo[delivery]{}, 0, 0
 	old.all(func(d *delivery) bool {
-		s.mem.release(d.msg, deliveryCost)
+		s.release(d, budget.Queued)
 		if !match(d) {
 			s.push(*d)
 		}
@@ -325,7 +349,7 @@ func (s *sender) ack(kind packets.Type, id uint16, code packets.ReasonCode) (v v
 		return mismatched, 0
 	case kind == packets.TypePubrec && !code.Failed():
 		d.settle(true)
-		s.content(d, nil) // it will never be sent again [MQTT-4.3.3-5]
+		s.empty(d) // it will never be sent again [MQTT-4.3.3-5]
 		d.state = released
 		return sendPubrel, seq // also when repeated
 	case kind == packets.TypePubcomp && d.state == sent:

@@ -177,7 +177,7 @@ const (
 // begin makes a new Session for c. It unlocks b.mu.
 func (b *Broker) begin(t *turn, c *conn, a attachment) error {
 	s := &session{
-		out:    sender{mem: &b.memory},
+		out:    sender{mem: b.memory},
 		holder: b.holder(c.client.ID, c.client.Identity.Principal, c.named(), c.few().mount), b: b, id: c.client.ID,
 		expiry: a.expiry, will: a.will, quota: a.quota,
 	}

@@ -5,6 +5,8 @@ import (
 	"sync"
 
 	"github.com/google/btree"
+
+	"github.com/dunlin-mqtt/dunlin/internal/budget"
 )
 
 // A retainedStore keeps the retained message of each topic (3.3.1.3), in the order of the topics' bytes. All methods may be
@@ -13,16 +15,16 @@ type retainedStore struct {
 	mu    sync.RWMutex
 	items *btree.BTreeG[retainedItem] // guarded by mu
 	size  int64                       // guarded by mu
-	mem   *budget                     // counts what is held; nil: nobody does
+	mem   *budget.Budget              // counts what is held; nil: nobody does
 }
 
 // exchange counts that m is held, and old no longer. Both may be nil.
 func (r *retainedStore) exchange(old, m *message) {
 	if m != nil {
-		r.mem.hold(m, retainedCost)
+		r.mem.Hold(&m.Holders, budget.Retained, heldSize(m), retainedCost)
 	}
 	if old != nil {
-		r.mem.release(old, retainedCost)
+		r.mem.Release(&old.Holders, budget.Retained, heldSize(old), retainedCost)
 	}
 }
 

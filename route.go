@@ -3,6 +3,7 @@ package dunlin
 import (
 	"encoding/binary"
 	"hash/maphash"
+	"slices"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
@@ -181,15 +182,29 @@ type target struct {
 	retain bool     // Retain As Published
 	ids    []uint32 // Subscription Identifiers
 	group  *group   // by a shared subscription
+	shares *extra   // what its deliveries have besides their message, once there was one
 }
 
 // extra returns what a delivery of o to the target has besides its message. Its receipt, if any, counts it from now on.
 func (to *target) extra(o *outgoing) *extra {
-	if len(to.ids) == 0 && to.group == nil && o.receipt == nil {
-		return nil
+	shares := to.share()
+	if o.receipt == nil {
+		return shares
 	}
 	o.receipt.enter()
-	return &extra{ids: append([]uint32(nil), to.ids...), group: to.group, receipt: o.receipt}
+	x := &extra{group: to.group, receipt: o.receipt}
+	if shares != nil {
+		x.ids = shares.ids
+	}
+	return x
+}
+
+// share returns what all deliveries to the target have besides their message, nil if they have nothing.
+func (to *target) share() *extra {
+	if to.shares == nil && (len(to.ids) > 0 || to.group != nil) {
+		to.shares = &extra{ids: slices.Clone(to.ids), group: to.group}
+	}
+	return to.shares
 }
 
 // A route is who gets the messages of one topic, valid as long as the part of the tree that it came from has not changed.

@@ -111,9 +111,9 @@ func (s *session) deliver(t *turn, o *outgoing, to *target, eager bool) bool {
 		undecided = !known // it takes the way through the queue
 	}
 	switch {
-	case c == nil && s.local == nil && qos == packets.QoS0 && (!s.b.cfg.QueueQoS0 || s.b.memory.over(leaveQoS0)):
+	case c == nil && s.local == nil && qos == packets.QoS0 && (!s.b.cfg.QueueQoS0 || s.b.memory.Over(leaveQoS0)):
 		return false
-	case c != nil && c.out.backlog > 0 && qos == packets.QoS0 && s.b.memory.over(leaveQoS0):
+	case c != nil && c.out.backlog > 0 && qos == packets.QoS0 && s.b.memory.Over(leaveQoS0):
 		s.missed(o, hooks.DropMemory)
 		return false
 	case c == nil || undecided || (qos > packets.QoS0 && (!s.out.direct() || c.out.size() > s.b.cfg.MaxOutboundBytes/2)) || s.out.qos0 > 0:

@@ -260,7 +260,7 @@ func (b *Broker) attachLocal(ctx context.Context, sub *Subscription, o *Subscrib
 				b.mu.Unlock()
 				return false, packets.Errorf(packets.QuotaExceeded, "too many sessions")
 			}
-			s = &session{holder: &nobody, b: b, id: id, out: sender{mem: &b.memory}}
+			s = &session{holder: &nobody, b: b, id: id, out: sender{mem: b.memory}}
 			if o.Name != "" {
 				b.sessions[id] = s
 			}

@@ -52,7 +52,7 @@ func (b *Broker) Stats() Stats {
 	b.mu.Unlock()
 	st.Subscriptions = b.tree.len()
 	st.Retained, st.RetainedBytes = b.retained.len(), b.retained.bytes()
-	st.Memory = b.memory.used.Load()
+	st.Memory = b.memory.Used()
 	for _, s := range sessions {
 		s.mu.Lock()
 		st.Queued += int(s.out.queue.n)

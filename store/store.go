@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"sync/atomic"
 
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
@@ -119,9 +120,8 @@ type Message struct {
 	Expires int64  // absolute expiry
 	From    string // Client Identifier of the publisher
 
-	// Holders counts the places in the broker's memory that hold the message. It is changed atomically while others read the message. A
-	// Store neither keeps nor copies it.
-	Holders int32
+	// Holders counts the places in the broker's memory that hold the message. A Store neither keeps nor copies it.
+	Holders atomic.Int64
 }
 
 // A Delivery is one place in the queue of a Session. The order of a queue is that of Seq, in whatever order its entries come. No

@@ -378,7 +378,7 @@ func reuses(ops iter.Seq2[store.Op, error]) iter.Seq2[store.Op, error] {
 		var m store.Message
 		for op, err := range ops {
 			if p, ok := op.(*store.Publish); ok {
-				m = *p.Message
+				m.Message, m.Expires, m.From = p.Message.Message, p.Message.Expires, p.Message.From
 				p.Message = &m
 			}
 			if !yield(op, err) {

@@ -280,9 +280,7 @@ func copyOf[T any](p *T) *T {
 }
 
 func cloneMessage(m *store.Message) *store.Message {
-	n := *m
-	n.Message = cloneBody(m.Message)
-	return &n
+	return &store.Message{Message: cloneBody(m.Message), Expires: m.Expires, From: m.From}
 }
 
 func cloneBody(m packets.Message) packets.Message {

@@ -1,0 +1,176 @@
+// Package budget counts the memory that clients make the broker hold: in all, and by kind. It is counted where it begins and ends
+// to be held, and nowhere else.
+package budget
+
+import (
+	"math"
+	"sync/atomic"
+)
+
+// A Kind is what memory is held for.
+type Kind uint8
+
+// The first three are for what several places share, see Hold.
+const (
+	Queued        Kind = iota // messages in queues
+	InFlight                  // messages that were sent and may have to be sent again
+	Retained                  // retained messages
+	Output                    // what was sent and the socket has not taken
+	Partial                   // the beginnings of packets
+	Subscriptions             // the subscription tree
+	Routes                    // cached routes, and Topic Aliases
+	Sessions                  // what a Session has besides
+	Uncommitted               // what waits for the Store
+	Kinds                     // how many there are
+)
+
+var names = [Kinds]string{
+	"queued", "in flight", "retained", "output", "partial packets", "subscriptions", "routes", "sessions", "uncommitted",
+}
+
+// String returns the name of the kind.
+func (k Kind) String() string { return names[k] }
+
+// stays says whether memory of kind k is held until a client or the program gives it up: no slow client is waited for, and
+// nothing is dropped to get it back.
+func (k Kind) stays() bool { return k == Retained || k == Subscriptions || k == Sessions }
+
+// What stays may take so much of the limit, in percent. The rest is for messages that are on their way, so that nobody can
+// stop them for good.
+const (
+	stayPercent = 75 // all that stays
+	kindPercent = 50 // one kind of it
+)
+
+// A Budget counts bytes against a limit. Its methods may be called from any goroutine, with any lock held. The nil *Budget does not
+// count.
+type Budget struct {
+	limit int64 // immutable
+	used  [Kinds]atomic.Int64
+}
+
+// New returns a Budget of which nothing is used.
+func New(limit int64) *Budget { return &Budget{limit: limit} }
+
+// Limit returns what New was given.
+func (b *Budget) Limit() int64 { return b.limit }
+
+// Add counts n bytes more, or less.
+func (b *Budget) Add(k Kind, n int64) {
+	if b != nil {
+		b.used[k].Add(n)
+	}
+}
+
+// Recount makes *counted, which is part of what is used, n bytes. The caller guards *counted.
+func (b *Budget) Recount(k Kind, counted *int32, n int) {
+	if n = min(n, math.MaxInt32); b != nil && n != int(*counted) {
+		b.used[k].Add(int64(n) - int64(*counted))
+		*counted = int32(n)
+	}
+}
+
+// Used returns how many bytes are used.
+func (b *Budget) Used() (n int64) {
+	for k := range b.used {
+		n += b.used[k].Load()
+	}
+	return n
+}
+
+// Of returns how many of them are of kind k.
+func (b *Budget) Of(k Kind) int64 { return b.used[k].Load() }
+
+// Over says whether more than a share of the limit, in percent, is used.
+func (b *Budget) Over(percent int64) bool { return b.Used() > b.share(percent) }
+
+func (b *Budget) share(percent int64) int64 { return b.limit / 100 * percent }
+
+// Fits says whether n bytes more of kind k, which is one that stays, leave enough for messages on their way. What makes less of it
+// always fits. Callers that ask at the same time may go beyond together, each by what it asked for.
+func (b *Budget) Fits(k Kind, n int64) bool {
+	if b == nil || n <= 0 {
+		return true
+	}
+	all := n
+	for k := range Kinds {
+		if k.stays() {
+			all += b.used[k].Load()
+		}
+	}
+	return all <= b.share(stayPercent) && b.used[k].Load()+n <= b.share(kindPercent)
+}
+
+// Holders counts the places that hold one thing, by kind: Queued, InFlight and Retained. It must not be copied while there are any. The
+// zero value is nobody.
+type Holders = atomic.Int64
+
+// Where the counts are. A thing is retained in one place at a time, or in two for a moment.
+const (
+	queuedOne   = 1
+	inFlightOne = 1 << 30
+	retainedOne = 1 << 60
+)
+
+func one(k Kind) int64 {
+	switch k {
+	case Queued:
+		return queuedOne
+	case InFlight:
+		return inFlightOne
+	case Retained:
+		return retainedOne
+	}
+	panic("BUG: a kind that does not share")
+}
+
+// shared is the kind that a thing with these holders counts for. ok is false if there are none.
+func shared(holders int64) (k Kind, ok bool) {
+	switch {
+	case holders >= retainedOne:
+		return Retained, true
+	case holders%inFlightOne != 0:
+		return Queued, true
+	}
+	return InFlight, holders != 0
+}
+
+// Hold counts a place of the given size that begins to hold a thing, and, if it is the first, size bytes of that. These count as
+// retained while it is retained, and otherwise as queued while it is in a queue.
+func (b *Budget) Hold(h *Holders, k Kind, size, place int64) {
+	if b != nil {
+		b.change(h, k, one(k), size, place)
+	}
+}
+
+// Release is the end of what Hold began, with the same arguments.
+func (b *Budget) Release(h *Holders, k Kind, size, place int64) {
+	if b != nil {
+		b.change(h, k, -one(k), size, -place)
+	}
+}
+
+func (b *Budget) change(h *Holders, k Kind, by, size, place int64) {
+	now := h.Add(by)
+	was, held := shared(now - by)
+	is, holds := shared(now)
+	if held && holds && was == is { // nearly always, where there are several
+		b.used[k].Add(place)
+		return
+	}
+	if held {
+		if was == k {
+			place -= size
+		} else {
+			b.used[was].Add(-size)
+		}
+	}
+	if holds {
+		if is == k {
+			place += size
+		} else {
+			b.used[is].Add(size)
+		}
+	}
+	b.used[k].Add(place)
+}
