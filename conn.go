@@ -524,8 +524,7 @@ func (c *conn) other(t *turn, h packets.Header, body []byte) error {
 		if len(body) > 0 {
 			return packets.Errorf(packets.MalformedPacket, "PINGREQ with a body")
 		}
-		c.reply(t, func(b []byte) []byte { return append(b, byte(packets.TypePingresp)<<4, 0) })
-		return nil
+		return c.reply(t, new(packets.Pingresp))
 	case packets.TypeSubscribe:
 		p = new(packets.Subscribe)
 	case packets.TypeUnsubscribe:
@@ -581,34 +580,6 @@ func (c *conn) onDisconnect(p *packets.Disconnect) error {
 type clientLeft struct{ code packets.ReasonCode }
 
 func (e *clientLeft) Error() string { return "the client disconnected: " + e.code.String() }
-
-// reply appends to the output of the connection itself.
-func (c *conn) reply(t *turn, f func(b []byte) []byte) {
-	c.sess.mu.Lock()
-	if !c.out.dead && c.stopping == nil {
-		x := c.out.reserve(512)
-		x.b = f(x.b)
-		t.touch(c)
-	}
-	c.sess.mu.Unlock()
-}
-
-// ack appends PUBACK, PUBREC, PUBREL or PUBCOMP. The lock is held; the caller touches c.
-func (c *conn) ack(kind packets.Type, id uint16, code packets.ReasonCode) {
-	if c.stopping != nil {
-		return // nothing follows the DISCONNECT [MQTT-3.14.4-1]
-	}
-	x := c.out.reserve(5)
-	first := byte(kind) << 4
-	if kind == packets.TypePubrel {
-		first |= 2
-	}
-	if c.version == packets.V5 && code != packets.Success {
-		x.b = append(x.b, first, 3, byte(id>>8), byte(id), byte(code))
-	} else {
-		x.b = append(x.b, first, 2, byte(id>>8), byte(id))
-	}
-}
 
 // expired is called when the read deadline has passed, or hearOut asks: it moves it on if the client was heard of meanwhile, and otherwise
 // says why the connection ends. Keep Alive is one and a half times what the client named, counted from its last whole packet [MQTT-3.1.2-22].
@@ -668,11 +639,7 @@ func (c *conn) stop(err *packets.Error) {
 		cancel() // a hook may be waiting
 	}
 	if c.version == packets.V5 && !c.out.opening {
-		d := packets.Disconnect{Code: fitting(err.Code, packets.TypeDisconnect), Properties: c.reason(err, 2)}
-		if d.Size(packets.V5) <= int(c.maxPacket) {
-			x := c.out.reserve(d.Size(packets.V5))
-			x.b, _ = d.Append(x.b, packets.V5)
-		}
+		c.append(&packets.Disconnect{Code: fitting(err.Code, packets.TypeDisconnect), Properties: c.reason(err, 2)})
 	}
 	c.nc.SetReadDeadline(aLongTimeAgo)
 	c.unpause()

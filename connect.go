@@ -35,6 +35,12 @@ func (c *conn) early(t *turn, h packets.Header, body []byte) error {
 	p := &t.connect
 	err := p.Decode(h, body, 0)
 	c.version = p.Version
+	if n, ok := p.Properties.Uint(packets.MaximumPacketSize); ok {
+		c.maxPacket = int32(min(n, maxPacketSize))
+	}
+	if n, ok := p.Properties.Uint(packets.RequestProblemInformation); ok {
+		c.noReasons = n == 0
+	}
 	switch {
 	case packets.CodeOf(err) == packets.UnsupportedProtocolVersion, err == nil && !c.b.cfg.accepts(p.Version):
 		return c.refuse(packets.Errorf(packets.UnsupportedProtocolVersion, "protocol version %d is not accepted", p.Version))
@@ -56,13 +62,6 @@ func (c *conn) early(t *turn, h packets.Header, body []byte) error {
 // acceptable checks what needs no hook. It gives the client an identifier if it sent none.
 func (c *conn) acceptable(p *packets.Connect) error {
 	cfg := &c.b.cfg
-	c.maxPacket = maxPacketSize
-	if n, ok := p.Properties.Uint(packets.MaximumPacketSize); ok {
-		c.maxPacket = int32(min(n, maxPacketSize))
-	}
-	if n, ok := p.Properties.Uint(packets.RequestProblemInformation); ok {
-		c.noReasons = n == 0
-	}
 	if _, ok := p.Properties.Bytes(packets.AuthenticationData); ok && !p.Properties.Has(packets.AuthenticationMethod) {
 		return packets.Errorf(packets.ProtocolError, "Authentication Data without Authentication Method")
 	}
@@ -289,16 +288,17 @@ func (c *conn) onAuth(t *turn, a *packets.Auth) error {
 	out := packets.Auth{Code: packets.ContinueAuthentication, Properties: c.authProperties(reply)}
 	if done {
 		out.Code, own.exchange = packets.Success, nil
+	}
+	if err := c.fits(&out); err != nil {
+		return err
+	}
+	if done {
 		if err := c.identify(&own.grant.Identity); err != nil {
 			return err
 		}
 		c.b.expireAuth(c, own.grant.Expires)
 	}
-	c.reply(t, func(b []byte) []byte {
-		b, _ = out.Append(b, packets.V5)
-		return b
-	})
-	return nil
+	return c.reply(t, &out)
 }
 
 // identify takes over what a re-authentication has found out: the same Principal, with what else is known of it. Then all decisions are due
@@ -325,22 +325,6 @@ func (c *conn) identify(id *hooks.Identity) error {
 		c.b.reviewSession(s)
 	}
 	return nil
-}
-
-// writeEarly writes a packet before the connection has its session. It may wait until the deadline of the CONNECT.
-func (c *conn) writeEarly(p packets.Packet) error {
-	if int(c.maxPacket) < p.Size(c.version) {
-		return packets.Errorf(packets.PacketTooLarge, "%v would exceed what the client accepts", p.Type())
-	}
-	b, err := p.Append(nil, c.version)
-	if err == nil {
-		if d := c.b.cfg.ConnectTimeout; d > 0 {
-			c.nc.SetWriteDeadline(time.Now().Add(d))
-		}
-		_, err = c.nc.Write(b)
-		c.nc.SetWriteDeadline(time.Time{})
-	}
-	return err
 }
 
 // refuse answers the CONNECT with a Reason Code, or, where the version has none that fits, with silence, and returns err.
@@ -416,8 +400,8 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 	keepAlive := c.negotiateKeepAlive(p, g)
 
 	a := packets.Connack{Properties: c.connackProperties(p, g, expiry != askedExpiry, expiry, keepAlive, authData)}
-	if c.version == packets.V5 && a.Size(packets.V5) > int(c.maxPacket) {
-		return c.refuse(packets.Errorf(packets.PacketTooLarge, "the CONNACK would exceed the Maximum Packet Size"))
+	if err := c.fits(&a); err != nil {
+		return c.refuse(err)
 	}
 	a.SessionPresent, err = b.attach(t, c, attachment{clean: p.CleanStart, expiry: expiry, will: w, quota: b.queueLimits(&g.Limits), connack: &a})
 	if err != nil {

@@ -213,9 +213,7 @@ func (c *conn) refuseAnswer(first byte, id uint16, err error) {
 		c.stop(pe)
 		return
 	}
-	a := packets.Ack{Kind: kind, PacketID: id, Code: pe.Code, Properties: c.reason(pe, 5)}
-	y := c.out.reserve(a.Size(c.version))
-	y.b, _ = a.Append(y.b, c.version)
+	c.append(&packets.Ack{Kind: kind, PacketID: id, Code: pe.Code, Properties: c.reason(pe, 5)})
 }
 
 // withdraw takes what is held under an identifier out again, and says whether it was there: a PUBLISH, or, with PUBREC as its first byte, an

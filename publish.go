@@ -274,9 +274,7 @@ func (c *conn) acknowledge(t *turn, kind packets.Type, id uint16, code packets.R
 	}
 	at := c.out.end()
 	if pe, ok := errors.AsType[*packets.Error](err); ok && code.Failed() && !c.noReasons && pe.Reason != "" {
-		a := packets.Ack{Kind: kind, PacketID: id, Code: code, Properties: c.reason(pe, 5)}
-		x := c.out.reserve(a.Size(c.version))
-		x.b, _ = a.Append(x.b, c.version)
+		c.append(&packets.Ack{Kind: kind, PacketID: id, Code: code, Properties: c.reason(pe, 5)})
 	} else {
 		c.ack(kind, id, code)
 	}

@@ -211,10 +211,9 @@ func (b *Broker) move(c *conn) {
 	b.stats.accepted.Add(1)
 }
 
-// welcome puts the CONNACK at the front of the output. The lock is held.
+// welcome puts the CONNACK, which fits, at the front of the output. The lock is held.
 func (c *conn) welcome(a *packets.Connack) {
-	x := c.out.reserve(a.Size(c.version))
-	x.b, _ = a.Append(x.b, c.version)
+	c.append(a)
 }
 
 // takeOver resumes s with c if nobody has it, and otherwise takes it from who has.

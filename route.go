@@ -482,9 +482,10 @@ func (c *conn) send(t *turn, o *outgoing, to *target, qos packets.QoS, retain bo
 	plain := r.mount == "" && !o.waited && (c.version < packets.V5 || len(to.ids) == 0 && r.outAliases == nil)
 	w := wire{qos: qos, retain: retain, ids: to.ids}
 	var f *frame
+	var x *buffer
 	if plain {
 		f = o.frame(c.version == packets.V5, qos > packets.QoS0)
-		if len(f.b) > int(c.maxPacket) {
+		if x = c.room(len(f.b)); x == nil {
 			s.missed(o, hooks.DropTooLarge)
 			return false
 		}
@@ -509,7 +510,6 @@ func (c *conn) send(t *turn, o *outgoing, to *target, qos packets.QoS, retain bo
 	}
 	at := c.out.end()
 	if plain {
-		x := c.out.reserve(len(f.b))
 		n := len(x.b)
 		x.b = append(x.b, f.b...)
 		x.b[n] = w.first()
@@ -541,9 +541,6 @@ func (c *conn) tooLarge(m *message, w wire) bool {
 
 // appendMessage appends m to the output of c, which has room for it, and says whether the client accepts its size. The lock is held.
 func (c *conn) appendMessage(m *message, w wire, now time.Time) bool {
-	if c.tooLarge(m, w) {
-		return false
-	}
 	name := m.Topic[len(c.few().mount):]
 	topic, alias := c.outAlias(name)
 	n, _ := publishSize(c.version, w, len(topic), alias, len(m.Properties), len(m.Payload))
@@ -554,7 +551,10 @@ func (c *conn) appendMessage(m *message, w wire, now time.Time) bool {
 		topic, alias = name, 0
 		n, _ = publishSize(c.version, w, len(topic), alias, len(m.Properties), len(m.Payload))
 	}
-	x := c.out.reserve(n + 5)
+	x := c.room(1 + uvarintLen(n) + n)
+	if x == nil {
+		return false
+	}
 	at := len(x.b)
 	x.b = appendPublish(x.b, c.version, w, topic, alias, m.Properties, m.Payload)
 	if c.version == packets.V5 && m.Expires != 0 {

@@ -16,6 +16,9 @@ func (c *conn) onSubscribe(t *turn, p *packets.Subscribe) error {
 		return err
 	}
 	ack := packets.Suback{PacketID: p.PacketID, Codes: make([]packets.ReasonCode, len(p.Subscriptions))}
+	if err := c.fits(&ack); err != nil {
+		return err
+	}
 	refuse := func(i int, err error) {
 		ack.Codes[i] = fitting(packets.CodeOf(err), packets.TypeSuback)
 		if len(ack.Properties) == 0 && c.version == packets.V5 {
@@ -51,10 +54,9 @@ func (c *conn) onSubscribe(t *turn, p *packets.Subscribe) error {
 			}
 		}
 	}
-	c.reply(t, func(b []byte) []byte {
-		b, _ = ack.Append(b, c.version)
-		return b
-	})
+	if err := c.reply(t, &ack); err != nil {
+		return err
+	}
 	if len(cursors) > 0 { // after the SUBACK, so that the client knows what they are for
 		s := c.sess
 		s.mu.Lock()
@@ -263,6 +265,9 @@ func dropCursors(cs []cursor, filter string) []cursor {
 // onUnsubscribe handles UNSUBSCRIBE (3.10).
 func (c *conn) onUnsubscribe(t *turn, p *packets.Unsubscribe) error {
 	ack := packets.Unsuback{PacketID: p.PacketID, Codes: make([]packets.ReasonCode, len(p.Filters))}
+	if err := c.fits(&ack); err != nil {
+		return err
+	}
 	for i, f := range p.Filters {
 		group, filter, err := packets.SplitShared(f)
 		switch {
@@ -287,9 +292,5 @@ func (c *conn) onUnsubscribe(t *turn, p *packets.Unsubscribe) error {
 			}
 		}
 	}
-	c.reply(t, func(b []byte) []byte {
-		b, _ = ack.Append(b, c.version)
-		return b
-	})
-	return nil
+	return c.reply(t, &ack)
 }
