@@ -6,6 +6,7 @@ import (
 	"flag"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -24,13 +25,16 @@ import (
 // access are the flags.
 type access struct {
 	allowAnonymous        bool
+	localOnly             bool // nothing is said about who may connect: only this machine may
 	passwordFile, aclFile string
 	aclAtDelivery         bool
 	auditLog              string
 }
 
 func (a *access) flags(fs *flag.FlagSet) {
-	fs.BoolVar(&a.allowAnonymous, "allow-anonymous", true, "accept clients without a User Name; without -password-file, all clients")
+	fs.BoolVar(&a.allowAnonymous, "allow-anonymous", false,
+		"accept clients without a User Name; without -password-file, all clients (default: only from this machine, and only while "+
+			"neither -password-file nor -tls-identity-as-username says who may connect)")
 	fs.StringVar(&a.passwordFile, "password-file", "", "`file` of users and passwords as mosquitto_passwd makes it; bcrypt and Argon2id are known, too")
 	fs.StringVar(&a.aclFile, "acl-file", "", "`file` of topics that may be read and written, in the form of Mosquitto's acl_file")
 	fs.StringVar(&a.auditLog, "audit-log", "", "`file` to which security events are appended, one JSON object in a line")
@@ -60,6 +64,38 @@ func (a *access) openTrail(cfg *dunlin.Config) (trail *audit.Trail, end func(), 
 			cfg.Logger.Error("the audit log may not be complete", "err", err)
 		}
 	}, nil
+}
+
+// settle decides about anonymous clients where -allow-anonymous is not given: they may connect from this machine, until there are
+// credentials.
+func (a *access) settle(fs *flag.FlagSet, byCertificate bool) {
+	given := false
+	fs.Visit(func(f *flag.Flag) { given = given || f.Name == "allow-anonymous" })
+	if !given && a.passwordFile == "" && !byCertificate {
+		a.allowAnonymous, a.localOnly = true, true
+	}
+}
+
+// admits says in words who may connect, for the log.
+func (a *access) admits(byCertificate bool) string {
+	var who []string
+	if byCertificate {
+		who = append(who, "clients with a certificate")
+	}
+	if a.passwordFile != "" {
+		who = append(who, "users in "+a.passwordFile)
+	}
+	switch {
+	case a.localOnly:
+		who = append(who, "anyone on this machine (local only mode)")
+	case a.allowAnonymous && a.passwordFile == "":
+		who = append(who, "anyone")
+	case a.allowAnonymous:
+		who = append(who, "clients without a user name")
+	case len(who) == 0:
+		return "nobody"
+	}
+	return strings.Join(who, ", ")
 }
 
 // set sets what decides in cfg, and adds what can be reloaded to r. byCertificate has clients on TLS take their name from it.

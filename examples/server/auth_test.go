@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -84,6 +85,54 @@ func TestNobodyIsAccepted(t *testing.T) {
 	}
 }
 
+func TestAPasswordFileAloneLetsNobodyAnonymousIn(t *testing.T) {
+	file := write(t, "passwords", "jane:"+auth.Hash("pencil", 1))
+	for _, args := range [][]string{
+		{"-password-file", file},
+		{"-config", write(t, "server.conf", "password-file "+file)},
+	} {
+		addrs, printed := start(t, append(args, "-listen", "127.0.0.1:0")...)
+		for _, l := range []login{{"c", "-", "-"}, {"c", "", "pencil"}} {
+			_, code := connect(t, dial(t, addrs[0]), l)
+			require.Equal(t, packets.NotAuthorized, code, "%q %+v", args, l)
+		}
+		_, code := connect(t, dial(t, addrs[0]), login{"c", "jane", "pencil"})
+		require.Equal(t, packets.Success, code)
+		require.Contains(t, printed.String(), "users in "+file, "the log says who may connect")
+	}
+}
+
+func TestWithoutCredentialsOnlyThisMachineMayConnect(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "socket")
+	addrs, printed := start(t, "-listen", "127.0.0.1:0", "-listen", "unix:"+path, "-ws", "localhost:0")
+	_, code := connect(t, dial(t, addrs[0]), login{"c", "-", "-"})
+	require.Equal(t, packets.Success, code)
+	require.Contains(t, printed.String(), "local only mode")
+
+	for _, args := range [][]string{
+		{"-listen", "0.0.0.0:0"},
+		{"-listen", ":0"},
+		{"-listen", "127.0.0.1:0", "-ws", "0.0.0.0:0"},
+		{"-quic", "0.0.0.0:0"},
+	} {
+		o, err := parse(args)
+		require.NoError(t, err)
+		o.logTo(io.Discard)
+		err = o.serve(t.Context())
+		require.ErrorContains(t, err, "not listening on ", "%q", args)
+		require.ErrorContains(t, err, "-allow-anonymous", "the error says what opens it")
+		require.ErrorContains(t, err, "-password-file")
+	}
+	for _, args := range [][]string{
+		{"-listen", "127.0.0.1:0", "-proxy-protocol", "2"},
+		{"-ws", "127.0.0.1:0", "-ws-trusted-proxy", "127.0.0.1"},
+	} {
+		_, err := parse(args)
+		require.ErrorContains(t, err, "clients from elsewhere", "%q", args)
+	}
+	start(t, "-listen", ":0", "-allow-anonymous") // said by name it listens everywhere
+}
+
 // TestReload changes both files under connected clients: on SIGHUP, and because they look different.
 func TestReload(t *testing.T) {
 	passwords := write(t, "passwords", "jane:"+auth.Hash("pencil", 1))
@@ -142,7 +191,7 @@ func TestFilesThatMakeNoSense(t *testing.T) {
 func TestAuditLog(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "audit")
 	rules := write(t, "rules", "topic a")
-	addrs, _ := start(t, "-listen", "127.0.0.1:0", "-password-file", write(t, "passwords", "jane:"+auth.Hash("pencil", 1)), "-acl-file", rules, "-audit-log", file)
+	addrs, _ := start(t, "-listen", "127.0.0.1:0", "-password-file", write(t, "passwords", "jane:"+auth.Hash("pencil", 1)), "-allow-anonymous", "-acl-file", rules, "-audit-log", file)
 	_, code := connect(t, dial(t, addrs[0]), login{"c1", "jane", "wrong password"})
 	require.True(t, code.Failed())
 	c := login{"c2", "-", "-"}.at(t, dial(t, addrs[0]))

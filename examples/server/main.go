@@ -1,5 +1,5 @@
 // Command server is a complete stand-alone broker made only of Dunlin's public API. By default it listens on 127.0.0.1:1883 and
-// is open to anyone there; its flags set the fields of dunlin.Config.
+// accepts anyone on this machine. Its flags set the fields of dunlin.Config.
 package main
 
 import (
@@ -152,7 +152,8 @@ func readConfig(name string) (args []string, err error) {
 
 // finish checks the flags and sets what takes more than a variable.
 func (o *options) finish(fs *flag.FlagSet) error {
-	if err := o.transport.check(); err != nil {
+	o.access.settle(fs, o.identity)
+	if err := o.transport.check(o.access.localOnly); err != nil {
 		return err
 	}
 	if err := o.persistence.finish(); err != nil {
@@ -269,6 +270,7 @@ func (o *options) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	o.cfg.Logger.Info("started", "version", dunlin.Version, "admits", o.access.admits(o.identity))
 	errs := make(chan error, len(listeners))
 	for _, l := range listeners {
 		o.cfg.Logger.Info("listening", "addr", l.Addr().String())

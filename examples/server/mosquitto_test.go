@@ -131,8 +131,8 @@ func TestAccessAsMosquitto(t *testing.T) {
 		file := r.rules()
 		rules := write(t, "rules", file)
 		guarded, open := startMosquitto(t, "true", passwords, rules)
-		addrs, _ := start(t, "-listen", "127.0.0.1:0", "-password-file", passwords, "-acl-file", rules)
-		filtered, _ := start(t, "-listen", "127.0.0.1:0", "-password-file", passwords, "-acl-file", rules, "-acl-at-delivery",
+		addrs, _ := start(t, "-listen", "127.0.0.1:0", "-allow-anonymous", "-password-file", passwords, "-acl-file", rules)
+		filtered, _ := start(t, "-listen", "127.0.0.1:0", "-allow-anonymous", "-password-file", passwords, "-acl-file", rules, "-acl-at-delivery",
 			"-deny-subscribe", "not/this")
 		everything := login{"everything", "-", "-"}.at(t, dial(t, open))
 		for _, l := range logins {

@@ -20,6 +20,7 @@ type transport struct {
 	files                        tlsfiles.Options
 	identity                     bool
 	proxyProtocol                int
+	localOnly                    bool // only this machine may connect
 	web                          web
 	quic                         list
 }
@@ -39,9 +40,12 @@ func (tr *transport) flags(fs *flag.FlagSet) {
 	fs.Var(&tr.quic, "quic", "UDP `address` to listen on for MQTT over QUIC, repeatable; without -tls-cert its certificate is made up at each start")
 }
 
-// check says what does not go together.
-func (tr *transport) check() error {
+// check says what does not go together. With localOnly nobody is verified, so that only this machine may connect.
+func (tr *transport) check(localOnly bool) error {
+	tr.localOnly = localOnly
 	switch {
+	case localOnly && (tr.proxyProtocol != 0 || len(tr.web.proxies) > 0):
+		return fmt.Errorf("-proxy-protocol and -ws-trusted-proxy bring clients from elsewhere: %s", opensUp)
 	case (len(tr.tlsListen) > 0 || tr.files != tlsfiles.Options{} && len(tr.quic) > 0) && (tr.files.Certificate == "" || tr.files.Key == ""):
 		return errors.New("-tls-listen needs -tls-cert and -tls-key")
 	case len(tr.tlsListen)+len(tr.quic) == 0 && (tr.identity || tr.files != tlsfiles.Options{}):
@@ -62,6 +66,22 @@ func (tr *transport) check() error {
 	return nil
 }
 
+// opensUp is what to do about a listener that is refused because nobody is verified.
+const opensUp = "give -password-file to say who may connect, or -allow-anonymous to let everybody in"
+
+// isLocal says whether only this machine can connect to a.
+func isLocal(a net.Addr) bool {
+	switch a := a.(type) {
+	case *net.UnixAddr:
+		return true
+	case *net.TCPAddr:
+		return a.IP.IsLoopback()
+	case *net.UDPAddr:
+		return a.IP.IsLoopback()
+	}
+	return false
+}
+
 // open opens all listeners, or none. What can be reloaded is added to r.
 func (tr *transport) open(r reloads, log *slog.Logger) (ls []net.Listener, err error) {
 	defer func() {
@@ -78,6 +98,9 @@ func (tr *transport) open(r reloads, log *slog.Logger) (ls []net.Listener, err e
 			if err == nil {
 				if l, err = open(addr); err == nil {
 					ls = append(ls, l)
+					if tr.localOnly && !isLocal(l.Addr()) {
+						err = fmt.Errorf("not listening on %s, which is not only for this machine: %s", addr, opensUp)
+					}
 				}
 			}
 		}

@@ -60,7 +60,7 @@ func TestIdentityAsUsername(t *testing.T) {
 	s := newSite(t)
 	passwords := write(t, "passwords", "jane:"+auth.Hash("pencil", 1))
 	rules := write(t, "rules", "topic readwrite anonymous", "user jane", "topic readwrite jane", "user sensor 7", "topic readwrite sensor", "pattern readwrite by/%u/#")
-	addrs, _ := start(t, s.flags("-listen", "127.0.0.1:0", "-tls-identity-as-username", "-password-file", passwords, "-acl-file", rules)...)
+	addrs, _ := start(t, s.flags("-listen", "127.0.0.1:0", "-tls-identity-as-username", "-allow-anonymous", "-password-file", passwords, "-acl-file", rules)...)
 	plain, overTLS := addrs[0], addrs[1]
 
 	sensor := login{"s", "jane", "wrong"}.at(t, dialTLS(t, overTLS, s.client(s.clients.Issue("sensor 7"))))
@@ -136,7 +136,7 @@ func TestProxyProtocol(t *testing.T) {
 	}
 	for _, version := range []byte{1, 2} {
 		t.Run("version "+string('0'+version), func(t *testing.T) {
-			addrs, printed := start(t, s.flags("-listen", "127.0.0.1:0", "-proxy-protocol", string('0'+version), "-log-level", "debug")...)
+			addrs, printed := start(t, s.flags("-listen", "127.0.0.1:0", "-allow-anonymous", "-proxy-protocol", string('0'+version), "-log-level", "debug")...)
 			plain, overTLS := addrs[0], addrs[1]
 			login{"c", "-", "-"}.at(t, through(t, plain, header(version))).ping()
 			eventually(t, "the client's own address", func() bool { return containsAll(printed.String(), "client=c remote=203.0.113.7:4711") })
@@ -151,16 +151,16 @@ func TestProxyProtocol(t *testing.T) {
 		})
 	}
 	t.Run("a health check of the proxy's own", func(t *testing.T) {
-		addrs, _ := start(t, "-listen", "127.0.0.1:0", "-proxy-protocol", "2")
+		addrs, _ := start(t, "-listen", "127.0.0.1:0", "-allow-anonymous", "-proxy-protocol", "2")
 		h := &proxyproto.Header{Version: 2, Command: proxyproto.LOCAL}
 		login{"c", "-", "-"}.at(t, through(t, addrs[0], h)).ping()
 	})
 	t.Run("from elsewhere", func(t *testing.T) {
-		addrs, _ := start(t, "-listen", "127.0.0.1:0", "-proxy-protocol", "2", "-proxy-from", "192.0.2.0/24")
+		addrs, _ := start(t, "-listen", "127.0.0.1:0", "-allow-anonymous", "-proxy-protocol", "2", "-proxy-from", "192.0.2.0/24")
 		closed(t, dial(t, addrs[0]))
 	})
 	t.Run("headers that do not come keep nobody else out", func(t *testing.T) {
-		addrs, _ := start(t, "-listen", "127.0.0.1:0", "-proxy-protocol", "2")
+		addrs, _ := start(t, "-listen", "127.0.0.1:0", "-allow-anonymous", "-proxy-protocol", "2")
 		for range 50 {
 			c := dial(t, addrs[0])
 			_, err := c.Write([]byte("\r\n\r\n"))

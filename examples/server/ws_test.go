@@ -101,13 +101,13 @@ func TestQUICWithTheFilesOfTLS(t *testing.T) {
 func TestFlagsOfWebSocketAndQUIC(t *testing.T) {
 	for _, args := range [][]string{
 		{"-ws-origin", "a.example"},
-		{"-ws", ":0", "-ws-trusted-proxy", "somewhere"},
+		{"-ws", ":0", "-allow-anonymous", "-ws-trusted-proxy", "somewhere"},
 		{"-quic", ":0", "-tls-cert", "c"},
 	} {
 		_, err := parse(args)
 		require.ErrorContains(t, err, "-", "%q", args)
 	}
-	o, err := parse([]string{"-ws", ":0", "-ws-trusted-proxy", "10.0.0.0/8", "-ws-trusted-proxy", "::1"})
+	o, err := parse([]string{"-ws", ":0", "-allow-anonymous", "-ws-trusted-proxy", "10.0.0.0/8", "-ws-trusted-proxy", "::1"})
 	require.NoError(t, err)
 	require.Empty(t, o.listen, "there is no default beside other listeners")
 	ps, err := o.web.trusted()
