@@ -3,7 +3,6 @@ package dunlin
 import (
 	"context"
 	"errors"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,10 +27,6 @@ import (
 //
 // Acknowledgements of subscribers are written with the next batch: should a crash forget one, the client sees a QoS 1 message twice, as
 // it may, and a PUBREL twice, which it answers.
-//
-// An operation either adds (Publish, Received, a new Session or subscription, retained messages), and somebody waits who can be told
-// that it failed, or it follows what has happened already (Sent, Released, Done, Forget, the end of something). When there is no room for a batch, what
-// adds is taken back and refused, and what follows is kept and tried again, until it is committed.
 
 // A journal is the queue of operations of a Broker with a Store.
 type journal struct {
@@ -68,49 +63,6 @@ type journal struct {
 	probeAt      time.Time  // when a full store is tried again
 	wanted       int        // bytes that there was no room for when it became full
 	grown        int        // bytes since the last checkpoint
-}
-
-// A batch is what one Commit makes durable, and who waits for it. Guarded by journal.mu until the committer has taken it and nobody pins
-// it, then owned by the committer, then by the releaser.
-type batch struct {
-	n        uint64
-	ops      []store.Op // nil: withdrawn
-	bytes    int
-	urgent   bool // somebody waits
-	timed    bool // journal.lazy runs for it
-	pins     int  // turns that still fill in what they have added
-	unpinned chan struct{}
-
-	conns  []*conn         // that hold output
-	locals []*Subscription // that wait for QoS 2 messages
-	late   []late
-	undo   []retainedUndo
-	done   chan struct{} // not nil: goroutines wait
-	births []uint64      // Sessions that begin in it
-	err    error         // why nothing that was added is there; nil: it is durable
-	stuck  error         // why what follows is not durable, with all that was carried; nil: it is
-	dead   bool          // and never will be
-	pinned bool          // operations live on in journal.carried
-	probes bool          // a full store is tried with it
-
-	publishes slab[store.Publish]
-	sents     slab[store.Sent]
-	releases  slab[store.Released]
-	dones     slab[store.Done]
-	forgets   slab[store.Forget]
-}
-
-// late is a QoS 2 message for receivers that the store does not know, or that get it at QoS 0: they get it once it is durable.
-type late struct {
-	msg     *message
-	to      []target
-	receipt *receipt // that counts a place for each of them; nil for most
-}
-
-// retainedUndo is what a change of a retained message is undone with.
-type retainedUndo struct {
-	topic    string
-	now, old *message // nil: none
 }
 
 const (
@@ -187,14 +139,6 @@ func (j *journal) rouse() {
 	j.pending.urgent = true
 	j.mu.Unlock()
 	j.wake()
-}
-
-// enlist notes that c holds output for x. mu is held, and the lock of c's session.
-func (x *batch) enlist(c *conn) {
-	x.urgent = true
-	if h := c.out.held; h == nil || len(h.marks) == 0 || h.marks[len(h.marks)-1].batch != x.n {
-		x.conns = append(x.conns, c)
-	}
 }
 
 // join makes c a waiter for all that is not decided yet. It returns nil if there is no such thing.
@@ -282,22 +226,6 @@ func (j *journal) single(key uint64, d *delivery) {
 	j.mu.Unlock()
 }
 
-// forStore is d as the store knows it.
-func (d *delivery) forStore(key uint64) store.Delivery {
-	sd := store.Delivery{Session: key, Seq: d.seq, QoS: d.qos, Retain: d.retain, IDs: d.ids()}
-	if g := d.group(); g != nil {
-		sd.Group = g.filter
-	}
-	return sd
-}
-
-func messageSize(m *message) int {
-	return len(m.Topic) + len(m.Payload) + len(m.Properties) + len(m.From) + opBytes
-}
-
-// placeSize is what a place in a queue takes.
-func placeSize(d *store.Delivery) int { return opBytes + len(d.IDs)*idBytes }
-
 // register gives a new Session its key and adds op, its first operation, which the caller waits for.
 func (j *journal) register(s *session, op *store.PutSession) *batch {
 	j.mu.Lock()
@@ -347,14 +275,6 @@ func (j *journal) want(x *batch) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	x.want()
-}
-
-// want makes a place to wait. mu is held.
-func (x *batch) want() {
-	x.urgent = true
-	if x.done == nil {
-		x.done = make(chan struct{})
-	}
 }
 
 // wait returns when x is decided, with the error for what it adds, or for what follows, or when ctx ends, with its cause. x must have been
@@ -478,17 +398,6 @@ func (j *journal) rest() {
 	}
 }
 
-// probe adds a message without effect to x now and then while the store is full, to find out whether there is room again, and twice as
-// much as was wanted. mu is held.
-func (j *journal) probe(x *batch) {
-	if now := time.Now(); j.full && !now.Before(j.probeAt) {
-		j.probeAt = now.Add(retryDelay)
-		x.probes = true
-		payload := make([]byte, min(max(2*j.wanted, probeSize), maxProbe))
-		j.put(x, &store.Publish{Message: &message{Message: packets.Message{Topic: "probe", Payload: payload}}})
-	}
-}
-
 // fresh returns an empty batch. mu is held.
 func (j *journal) fresh(n uint64) *batch {
 	if k := len(j.free); k > 0 {
@@ -536,124 +445,6 @@ func (j *journal) commit(x *batch) {
 		j.commitRest(x, ops, err)
 	default:
 		j.die(x, err)
-	}
-}
-
-// commitRest deals with a batch that there is no room for: what adds is given up, what follows is committed or kept for later.
-func (j *journal) commitRest(x *batch, ops []store.Op, full error) {
-	if !j.full {
-		j.wanted, j.probeAt = x.bytes, time.Now().Add(retryDelay)
-	}
-	follow := x.following(ops)
-	err := full
-	if len(follow) < len(ops) {
-		x.err, err = full, nil
-		if len(follow) > 0 {
-			err = j.store.Commit(context.Background(), follow)
-		}
-	}
-	switch {
-	case err == nil:
-		j.carried, j.carriedConns = nil, nil
-	case errors.Is(err, store.ErrFull):
-		x.err, x.stuck, x.pinned = full, err, true // also of what only follows nothing is durable yet: it is no success
-		j.carried, j.carriedConns = current(follow), distinct(x.conns)
-	default:
-		j.die(x, err)
-		return
-	}
-	j.fail(full, false)
-}
-
-// distinct returns a copy of conns without repetitions.
-func distinct(conns []*conn) (out []*conn) {
-	seen := make(map[*conn]bool, len(conns))
-	for _, c := range conns {
-		if !seen[c] {
-			seen[c] = true
-			out = append(out, c)
-		}
-	}
-	return out
-}
-
-// current leaves out of ops, which follow, those that a later one makes void, so that what is carried does not grow with the time that the
-// store is full.
-func current(ops []store.Op) []store.Op {
-	type subject struct {
-		session uint64
-		name    string
-		kind    byte
-	}
-	seen := make(map[subject]bool)
-	for i := len(ops) - 1; i >= 0; i-- {
-		var x subject
-		switch op := ops[i].(type) {
-		case *store.PutSession:
-			x = subject{session: op.Session, kind: 's'}
-		case *store.DeleteSubscription:
-			x = subject{op.Session, op.Filter, 'f'}
-		case *store.DeleteRetained:
-			x = subject{name: op.Topic, kind: 'r'}
-		default:
-			continue
-		}
-		if seen[x] {
-			ops[i] = nil
-		}
-		seen[x] = true
-	}
-	return slices.DeleteFunc(ops, func(op store.Op) bool { return op == nil })
-}
-
-// following returns those of ops that follow what has happened already.
-func (x *batch) following(ops []store.Op) (f []store.Op) {
-	for _, op := range ops {
-		switch op := op.(type) {
-		case *store.Publish, *store.Received, *store.PutSubscription, *store.PutRetained:
-		case *store.PutSession:
-			if !slices.Contains(x.births, op.Session) {
-				f = append(f, op)
-			}
-		default:
-			f = append(f, op)
-		}
-	}
-	return f
-}
-
-// die is the end of a store that cannot go on: only what is in memory already is served.
-func (j *journal) die(x *batch, err error) {
-	x.err, x.stuck, x.dead = err, err, true
-	j.carried, j.carriedConns = nil, nil
-	j.fail(err, true)
-}
-
-// fail refuses from now on what adds.
-func (j *journal) fail(err error, dead bool) {
-	j.mu.Lock()
-	first := j.failure == nil || dead && !j.dead
-	j.failure, j.dead = err, dead
-	j.mu.Unlock()
-	j.full = !dead
-	if !first {
-		return
-	}
-	j.b.log.Error("the store failed: QoS 1 and 2 that need it are refused", "err", err, "untilRestart", dead)
-	if f := j.b.obs.StoreFailed; f != nil {
-		f(err)
-	}
-}
-
-// recovered ends what fail began.
-func (j *journal) recovered() {
-	j.mu.Lock()
-	j.failure = nil
-	j.mu.Unlock()
-	j.full = false
-	j.b.log.Info("the store works again")
-	if f := j.b.obs.StoreRecovered; f != nil {
-		f()
 	}
 }
 
@@ -740,46 +531,3 @@ func (j *journal) session(key uint64) *session {
 	defer j.mu.Unlock()
 	return j.sessions[key]
 }
-
-// recycle keeps the memory of x for another batch, unless somebody still has some of it.
-func (j *journal) recycle(x *batch) {
-	if x.done != nil || x.pinned || x.dead {
-		return
-	}
-	for i := range x.publishes.n {
-		op := x.publishes.at(i)
-		clear(op.To)
-		op.Message = nil
-	}
-	clear(x.ops)
-	clear(x.late)
-	clear(x.undo)
-	clear(x.locals)
-	y := batch{ops: x.ops[:0], conns: x.conns[:0], locals: x.locals[:0], late: x.late[:0], undo: x.undo[:0],
-		publishes: x.publishes.emptied(), sents: x.sents.emptied(), releases: x.releases.emptied(), dones: x.dones.emptied(), forgets: x.forgets.emptied()}
-	*x = y
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if len(j.free) < 2 && cap(x.ops) <= 1<<16 {
-		j.free = append(j.free, x)
-	}
-}
-
-// A slab is memory for many T that are used and given up together.
-type slab[T any] struct {
-	chunks []*[64]T
-	n      int
-}
-
-// next returns one that may have been used before.
-func (s *slab[T]) next() *T {
-	if s.n == len(s.chunks)*64 {
-		s.chunks = append(s.chunks, new([64]T))
-	}
-	s.n++
-	return s.at(s.n - 1)
-}
-
-func (s *slab[T]) at(i int) *T { return &s.chunks[i/64][i%64] }
-
-func (s *slab[T]) emptied() slab[T] { return slab[T]{chunks: s.chunks} }
