@@ -9,10 +9,11 @@ import "github.com/dunlin-mqtt/dunlin/store"
 type batch struct {
 	n        uint64
 	ops      []store.Op // nil: withdrawn
-	bytes    int
-	urgent   bool // somebody waits
-	timed    bool // journal.lazy runs for it
-	pins     int  // turns that still fill in what they have added
+	bytes    int        // what the operations weigh
+	counted  int        // how much of that the count of memory knows of
+	urgent   bool       // somebody waits
+	timed    bool       // journal.lazy runs for it
+	pins     int        // turns that still fill in what they have added
 	unpinned chan struct{}
 
 	conns  []*conn         // that hold output
@@ -71,13 +72,6 @@ func (d *delivery) forStore(key uint64) store.Delivery {
 	}
 	return sd
 }
-
-func messageSize(m *message) int {
-	return len(m.Topic) + len(m.Payload) + len(m.Properties) + len(m.From) + opBytes
-}
-
-// placeSize is what a place in a queue takes.
-func placeSize(d *store.Delivery) int { return opBytes + len(d.IDs)*idBytes }
 
 // recycle keeps the memory of x for another batch, unless somebody still has some of it.
 func (j *journal) recycle(x *batch) {

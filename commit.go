@@ -68,8 +68,6 @@ type journal struct {
 const (
 	lazyDelay  = 20 * time.Millisecond  // how long what nobody waits for may wait for company
 	retryDelay = 100 * time.Millisecond // how often a full store is tried again
-	lateBytes  = 96                     // of a receiver of a late message
-	opBytes    = 32                     // about what an operation without a message takes
 	probeSize  = 4 << 10                // least payload of the message without effect that a full store is tried with
 	maxProbe   = 64 << 10               // and the most
 
@@ -121,7 +119,7 @@ func (j *journal) add(op store.Op) {
 // put appends op to x, and sees to it that x is committed soon, even if nobody is going to wait for it. mu is held.
 func (j *journal) put(x *batch, op store.Op) {
 	x.ops = append(x.ops, op)
-	x.bytes += opBytes
+	x.grow(j.b.memory, weigh(op))
 	if x.urgent || x.timed || j.closed {
 		return
 	}
@@ -145,13 +143,18 @@ func (j *journal) rouse() {
 func (j *journal) join(c *conn) *batch {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	x := j.pending
-	if j.decided+1 == x.n && len(x.ops) == 0 && !j.stuck {
+	if j.settled() {
 		return nil
 	}
+	x := j.pending
 	x.enlist(c)
 	j.wake()
 	return x
+}
+
+// settled says whether everything that was added is decided. mu is held.
+func (j *journal) settled() bool {
+	return j.decided+1 == j.pending.n && len(j.pending.ops) == 0 && !j.stuck
 }
 
 // sent adds that an entry of a queue has its identifier. If c is not nil it will hold the PUBLISH until that is durable. x is where the
@@ -222,7 +225,6 @@ func (j *journal) single(key uint64, d *delivery) {
 	op.To = append(op.To[:0], d.forStore(key))
 	op.Retain, op.FromSession, op.FromID = false, 0, 0
 	j.put(x, op)
-	x.bytes += messageSize(d.msg) + placeSize(&op.To[0])
 	j.mu.Unlock()
 }
 
@@ -342,7 +344,9 @@ func (j *journal) throttle(ctx context.Context) {
 func (j *journal) commitAll() {
 	defer close(j.ready)
 	for x := j.take(); x != nil; x = j.take() {
+		x.count(j.b.memory, 2*x.bytes)
 		j.commit(x)
+		x.count(j.b.memory, x.bytes)
 		j.ready <- x
 		if j.grown > checkpointBytes && !x.dead {
 			j.grown = 0
@@ -490,6 +494,7 @@ func (j *journal) release(t *turn, x *batch) {
 		sub.signal()
 		sub.s.mu.Unlock()
 	}
+	x.count(j.b.memory, 0)
 	j.recycle(x)
 }
 

@@ -144,7 +144,6 @@ func (t *turn) operation(m *message, born uint64) *store.Publish {
 	w.op = x.publishes.next()
 	w.op.Message, w.op.To, w.op.Retain, w.op.FromSession, w.op.FromID = m, w.op.To[:0], false, 0, 0
 	j.put(x, w.op)
-	x.bytes += messageSize(m)
 	return w.op
 }
 
@@ -154,6 +153,17 @@ func (t *turn) pin() {
 		w.batch = t.b.journal.pending
 		w.batch.pins++
 		w.wrote = true
+	}
+}
+
+// follow makes whoever waits for what the turn does wait for all that is not decided yet, although
+// the turn adds nothing.
+func (t *turn) follow() {
+	j := t.b.journal
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if !j.settled() {
+		t.pin()
 	}
 }
 
@@ -176,21 +186,16 @@ func (t *turn) conclude(o *outgoing) {
 	x := w.batch
 	if len(w.late) > 0 {
 		x.late = append(x.late, late{o.message(), slices.Clone(w.late), o.receipt})
-		x.bytes += messageSize(o.message()) + lateBytes*len(w.late)
+		x.grow(j.b.memory, opWeight+messageWeight(o.message())+lateWeight*len(w.late))
 		j.lates.Add(1)
 		clear(w.late)
 		w.late = w.late[:0]
 	}
 	if op := w.op; op != nil {
 		w.op = nil
-		for i := range op.To {
-			x.bytes += placeSize(&op.To[i])
-		}
+		x.grow(j.b.memory, weighDeliveries(op.To))
 		if len(op.To) == 0 && !op.Retain {
-			x.ops[w.slot] = nil
-			if op.FromSession != 0 {
-				x.ops[w.slot] = &store.Received{Session: op.FromSession, ID: op.FromID}
-			}
+			x.withdraw(j.b.memory, w.slot, op)
 		}
 	}
 	if o.pub.QoS > packets.QoS0 {
@@ -457,6 +462,10 @@ func (t *turn) retainStored(o *outgoing) error {
 	defer b.retainMu.Unlock()
 	topic := string(o.pub.Topic)
 	u := retainedUndo{topic: topic, old: b.retained.get(topic)}
+	if u.old == nil && len(o.pub.Payload) == 0 {
+		t.follow()
+		return nil
+	}
 	if err := t.retain(o); err != nil {
 		return err
 	}

@@ -329,6 +329,7 @@ const (
 	ignored       verdict = iota // for nothing that is in flight
 	completed                    // the delivery is over
 	sendPubrel                   // PUBREL is due
+	repeatPubrel                 // PUBREL is due once more
 	unknownPubrec                // PUBREL with Packet Identifier not found is due
 	mismatched                   // an acknowledgement of the other QoS: Protocol Error
 )
@@ -348,10 +349,14 @@ func (s *sender) ack(kind packets.Type, id uint16, code packets.ReasonCode) (v v
 	case (kind == packets.TypePuback) != (d.qos == packets.QoS1):
 		return mismatched, 0
 	case kind == packets.TypePubrec && !code.Failed():
+		if d.state != sent {
+			d.state = released
+			return repeatPubrel, seq
+		}
 		d.settle(true)
 		s.empty(d) // it will never be sent again [MQTT-4.3.3-5]
 		d.state = released
-		return sendPubrel, seq // also when repeated
+		return sendPubrel, seq
 	case kind == packets.TypePubcomp && d.state == sent:
 		return mismatched, 0
 	default:

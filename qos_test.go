@@ -84,7 +84,7 @@ func (p *peer) receive(k simPacket) error {
 		reply(packets.TypePubcomp)
 	default:
 		switch v, _ := p.out.ack(k.kind, k.id, packets.Success); v {
-		case sendPubrel:
+		case sendPubrel, repeatPubrel:
 			reply(packets.TypePubrel)
 		case mismatched, unknownPubrec:
 			return fmt.Errorf("%s: %v for identifier %d got verdict %d", p.name, k.kind, k.id, v)

@@ -374,6 +374,9 @@ func (s *session) acked(t *turn, c *conn, a *packets.Ack) error {
 			x = s.b.journal.released(c, s.stored, seq)
 		}
 		c.hold(at, x, firmly, a.PacketID)
+	case repeatPubrel:
+		c.ack(packets.TypePubrel, a.PacketID, packets.Success)
+		c.hold(at, s.undecided(c, true), firmly, a.PacketID)
 	case unknownPubrec:
 		c.ack(packets.TypePubrel, a.PacketID, packets.PacketIdentifierNotFound)
 		c.hold(at, nil, after, a.PacketID)
