@@ -145,7 +145,7 @@ type Config struct {
 	MaxRetained      int
 	MaxRetainedBytes int
 	// MaxMemory bounds the bytes that messages take in the whole broker: in queues and in flight (each message once), retained, in output
-	// that sockets have not taken, and in packets that have come in part. It gives way in this order: from 80 % on, QoS 0 messages are not
+	// that sockets have not taken, in packets that have come in part, and in what waits for the Store. It gives way in this order: from 80 % on, QoS 0 messages are not
 	// kept for clients whose sockets do not take them at once, or who are away; above 90 % the queues of absent clients are shortened, the
 	// largest first and the oldest messages of each, down to 85 %; at the limit each publish, retained or not, is refused with Quota exceeded
 	// (0x97), and a client before 5.0 that cannot be told is disconnected. Default: half of the runtime's memory limit (GOMEMLIMIT) if
