@@ -64,15 +64,6 @@ func (x *batch) want() {
 	}
 }
 
-// forStore is d as the store knows it.
-func (d *delivery) forStore(key uint64) store.Delivery {
-	sd := store.Delivery{Session: key, Seq: d.seq, QoS: d.qos, Retain: d.retain, IDs: d.ids()}
-	if g := d.group(); g != nil {
-		sd.Group = g.filter
-	}
-	return sd
-}
-
 // recycle keeps the memory of x for another batch, unless somebody still has some of it.
 func (j *journal) recycle(x *batch) {
 	if x.done != nil || x.pinned || x.dead {

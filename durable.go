@@ -264,6 +264,15 @@ func (t *turn) addTo(op store.Op) {
 	}
 }
 
+// forStore is d as the store knows it.
+func (d *delivery) forStore(key uint64) store.Delivery {
+	sd := store.Delivery{Session: key, Seq: d.seq, QoS: d.qos, Retain: d.retain, IDs: d.ids()}
+	if g := d.group(); g != nil {
+		sd.Group = g.filter
+	}
+	return sd
+}
+
 // record gives d, which enters the queue of s, its place there, and puts it into the operation of its message. The lock of s is held.
 func (t *turn) record(s *session, d *delivery) {
 	s.seq++
