@@ -8,7 +8,18 @@ require (
 )
 
 require (
+	github.com/coder/websocket v1.8.15 // indirect
+	github.com/google/btree v1.1.3 // indirect
+)
+
+require (
+	github.com/dunlin-mqtt/dunlin v0.0.0
+	github.com/dunlin-mqtt/dunlin/listeners/websocket v0.0.0
 	github.com/gorilla/websocket v1.5.3 // indirect
 	golang.org/x/net v0.44.0 // indirect
-	golang.org/x/sync v0.17.0 // indirect
+	golang.org/x/sync v0.24.0 // indirect
 )
+
+replace github.com/dunlin-mqtt/dunlin => ../..
+
+replace github.com/dunlin-mqtt/dunlin/listeners/websocket => ../../listeners/websocket

@@ -30,6 +30,7 @@ packages=
 has_paho /usr/bin/python3 || has_paho "$(command -v python3 || true)" || packages="$packages python3-paho-mqtt"
 have node || packages="$packages nodejs"
 have npm || packages="$packages npm"
+{ have cc && [ -e /usr/include/MQTTClient.h ]; } || packages="$packages gcc libc6-dev libpaho-mqtt-dev"
 if [ -n "$packages" ]; then
 	have apt-get || {
 		echo "setup.sh: no apt-get here; please install what Debian calls:$packages" >&2

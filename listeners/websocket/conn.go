@@ -42,7 +42,8 @@ type conn struct {
 	reading atomic.Bool
 
 	wmu     sync.Mutex // held while something is written
-	rest    []byte     // of a frame that TryWrite could not finish; guarded by wmu
+	packet  packetEnd  // of the packet that is being written; guarded by wmu
+	rest    []byte     // of the frames that TryWrite could not finish; guarded by wmu
 	broken  error      // no frame can be written any more; guarded by wmu
 	goodbye bool       // a Close frame has been written; guarded by wmu
 
@@ -81,7 +82,7 @@ const (
 )
 
 const (
-	// maxPiece is the most that Write puts into one frame.
+	// maxPiece is the most that Write and TryWrite hand to the connection below at a time.
 	maxPiece = 64 << 10
 	// controlTimeout bounds what a Pong or Close may wait for the socket.
 	controlTimeout = 5 * time.Second

@@ -359,11 +359,112 @@ func TestAPingThatIsNotAnswered(t *testing.T) {
 	})
 }
 
+// onePacket is an MQTT packet of n bytes, which need three for the Remaining Length.
+func onePacket(n int) []byte {
+	b := make([]byte, n)
+	b[0] = 0x30
+	binary.AppendUvarint(b[:1], uint64(n-4))
+	return b
+}
+
+// Clients that take one packet out of each frame must not miss the second one.
+func TestEachPacketLeavesInAFrameOfItsOwn(t *testing.T) {
+	small := [][]byte{
+		{0xD0, 0}, {0x40, 2, 0, 1}, append([]byte{0x30, 0xC8, 1}, make([]byte, 200)...), {0xE0, 0},
+	}
+	stream := join(small...)
+	var want []byte
+	for _, p := range small {
+		want = append(appendHeader(want, opBinary, len(p)), p...)
+	}
+	t.Run("written together they leave in one call", func(t *testing.T) {
+		below := &recorder{}
+		n, err := newConn(below, Options{}, nil).Write(stream)
+		require.NoError(t, err)
+		require.Equal(t, len(stream), n)
+		require.Equal(t, [][]byte{want}, below.calls)
+	})
+	t.Run("TryWrite does the same", func(t *testing.T) {
+		below := &recorder{}
+		c := newConn(below, Options{}, nil)
+		c.try = below.Write
+		n, err := (&tryConn{c}).TryWrite(stream)
+		require.NoError(t, err)
+		require.Equal(t, len(stream), n)
+		require.Equal(t, [][]byte{want}, below.calls)
+	})
+	t.Run("written in two parts, a frame holds no more than a part of one packet", func(t *testing.T) {
+		for cut := 1; cut < len(stream); cut++ {
+			below := &recorder{}
+			c := newConn(below, Options{}, nil)
+			for _, part := range [][]byte{stream[:cut], stream[cut:]} {
+				_, err := c.Write(part)
+				require.NoError(t, err)
+			}
+			payloads := payloadsOf(t, join(below.calls...))
+			require.Equal(t, stream, join(payloads...), "cut at %d", cut)
+			for _, p := range small { // each packet begins with a frame
+				for len(p) > 0 {
+					require.LessOrEqual(t, len(payloads[0]), len(p), "cut at %d", cut)
+					p, payloads = p[len(payloads[0]):], payloads[1:]
+				}
+			}
+		}
+	})
+	t.Run("what was not taken does not count", func(t *testing.T) {
+		below := &recorder{}
+		c := newConn(below, Options{}, nil)
+		c.try = func([]byte) (int, error) { return 0, nil }
+		n, err := (&tryConn{c}).TryWrite(stream[:3])
+		require.NoError(t, err)
+		require.Zero(t, n)
+		_, err = c.Write(stream)
+		require.NoError(t, err)
+		require.Equal(t, [][]byte{want}, below.calls)
+	})
+	t.Run("a packet that is larger than a piece", func(t *testing.T) {
+		below := &recorder{}
+		_, err := newConn(below, Options{}, nil).Write(join(onePacket(2*maxPiece+10), small[0]))
+		require.NoError(t, err)
+		payloads := payloadsOf(t, join(below.calls...))
+		require.Len(t, payloads, 4)
+		require.Equal(t, small[0], payloads[3])
+	})
+}
+
+// A recorder keeps what is written to it.
+type recorder struct {
+	scripted
+	calls [][]byte
+}
+
+func (r *recorder) Write(b []byte) (int, error) {
+	r.calls = append(r.calls, bytes.Clone(b))
+	return len(b), nil
+}
+
+// payloadsOf takes frames of a server apart.
+func payloadsOf(t *testing.T, b []byte) (payloads [][]byte) {
+	for len(b) > 0 {
+		require.Equal(t, byte(0x80|opBinary), b[0])
+		n, at := int(b[1]), 2
+		switch n {
+		case 126:
+			n, at = int(binary.BigEndian.Uint16(b[2:])), 4
+		case 127:
+			n, at = int(binary.BigEndian.Uint64(b[2:])), 10
+		}
+		payloads = append(payloads, b[at:at+n])
+		b = b[at+n:]
+	}
+	return payloads
+}
+
 // The answer to a ping does not wait for a client that reads nothing: the last one is kept for later.
 func TestPongsBehindAWrite(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, peer := pair(t, Options{})
-		big := make([]byte, maxPiece+1000) // more than the memory connection holds
+		big := onePacket(maxPiece + 1000) // more than the memory connection holds
 		go c.Write(big)
 		synctest.Wait()
 		peer.Write(join(frame(fin|opPing, []byte("1")), frame(fin|opPing, []byte("2")), frame(binFin, []byte("x"))))
@@ -465,7 +566,7 @@ func TestAPingThatCouldNotBeSent(t *testing.T) {
 		}()
 		wrote := make(chan error, 1)
 		go func() {
-			_, err := c.Write(make([]byte, maxPiece+1000)) // more than the memory connection holds
+			_, err := c.Write(onePacket(maxPiece + 1000)) // more than the memory connection holds
 			wrote <- err
 		}()
 		time.Sleep(15 * time.Second)
@@ -491,7 +592,7 @@ func TestTryWriteWithAPongToCome(t *testing.T) {
 	}
 	tried := make(chan int, 1)
 	go func() {
-		n, _ := (&tryConn{c}).TryWrite(make([]byte, maxPiece)) // with the header more than the memory connection holds
+		n, _ := (&tryConn{c}).TryWrite(onePacket(maxPiece)) // with the header more than the memory connection holds
 		tried <- n
 	}()
 	select {

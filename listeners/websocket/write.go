@@ -9,16 +9,56 @@ import (
 	"time"
 )
 
-// This file is the way out. A frame is written whole or the connection is over: wmu is held from its first byte to its last, and what
-// TryWrite leaves of one is finished before anything else.
+// This file is the way out. Each MQTT packet is a message, and a frame, of its own, although the standard
+// allows more in one: there are clients that take the first packet out of a frame and then wait for the
+// socket. All packets of a Write still leave in one call.
+//
+// What is handed to the socket is written whole or the connection is over: wmu is held from its first byte
+// to its last, and what TryWrite leaves is finished before anything else.
 
 var errBroken = errors.New("websocket: an earlier write was cut short")
 
-// frames holds buffers for a header and a payload, so that a frame leaves in one call and, over TLS, in one record.
+// A packetEnd finds where MQTT packets end in a stream of them.
+type packetEnd struct {
+	header int // bytes of the fixed header that have passed
+	left   int // of the packet, behind its header
+	known  bool
+}
+
+// next returns how many bytes of p, which is not empty, belong to the packet that has begun, or that
+// p begins.
+func (e *packetEnd) next(p []byte) (n int) {
+	for ; n < len(p) && !e.known; n++ {
+		if e.header > 0 { // the Remaining Length, seven bits a byte
+			e.left |= int(p[n]&0x7F) << (7 * (e.header - 1))
+			e.known = p[n] < 0x80 || e.header == 4
+		}
+		e.header++
+	}
+	part := min(e.left, len(p)-n)
+	n += part
+	if e.left -= part; e.known && e.left == 0 {
+		*e = packetEnd{}
+	}
+	return n
+}
+
+// appendFrames appends p, in one frame for each packet or part of one. wmu is held.
+func (c *conn) appendFrames(b, p []byte) []byte {
+	for len(p) > 0 {
+		n := c.packet.next(p)
+		b = append(appendHeader(b, opBinary, n), p[:n]...)
+		p = p[n:]
+	}
+	return b
+}
+
+// frames holds buffers for headers and payloads, so that what is written leaves in one call and, over TLS,
+// in one record.
 var frames = sync.Pool{New: func() any { return new([]byte) }}
 
-// Write sends p in binary messages of one frame each and waits until all is written. A deadline that passes with a frame half written
-// ends all writing, unless the client has taken something of it: then the time counts anew.
+// Write sends p in binary messages of one frame each, one for each MQTT packet, and waits until all is
+// written. A deadline that passes when a part of p has been written ends all writing, unless the client has taken something of it: then the time counts anew.
 func (c *conn) Write(p []byte) (n int, err error) {
 	c.wmu.Lock()
 	defer c.unlock()
@@ -30,7 +70,7 @@ func (c *conn) Write(p []byte) (n int, err error) {
 		if len(piece) > maxPiece {
 			piece = piece[:maxPiece]
 		}
-		if err := c.writeFrame(opBinary, piece); err != nil {
+		if err := c.writePackets(piece); err != nil {
 			return n, err
 		}
 		if n += len(piece); n == len(p) {
@@ -39,18 +79,36 @@ func (c *conn) Write(p []byte) (n int, err error) {
 	}
 }
 
-// writeFrame writes one frame. wmu is held.
-func (c *conn) writeFrame(op byte, p []byte) error {
-	switch {
-	case c.broken != nil:
-		return c.broken
-	case c.goodbye:
+// writePackets writes p. wmu is held.
+func (c *conn) writePackets(p []byte) error {
+	if err := c.over(); err != nil {
+		return err
+	}
+	b := frames.Get().(*[]byte)
+	defer frames.Put(b)
+	before := c.packet
+	*b = c.appendFrames((*b)[:0], p)
+	err := c.push(*b, false)
+	if err != nil { // nothing of p was written, or nothing more will be
+		c.packet = before
+	}
+	return err
+}
+
+// writeControl writes a control frame. wmu is held.
+func (c *conn) writeControl(op byte, p []byte) error {
+	if err := c.over(); err != nil {
+		return err
+	}
+	return c.push(append(appendHeader(nil, op, len(p)), p...), false)
+}
+
+// over says why nothing can be written any more, if that is so. wmu is held.
+func (c *conn) over() error {
+	if c.broken == nil && c.goodbye {
 		return net.ErrClosed
 	}
-	frame := frames.Get().(*[]byte)
-	defer frames.Put(frame)
-	*frame = append(appendHeader((*frame)[:0], op, len(p)), p...)
-	return c.push(*frame, false)
+	return c.broken
 }
 
 // push writes b. begun says that a part of its frame has been written. wmu is held.
@@ -149,7 +207,7 @@ func (c *conn) controlFrame(op byte, p []byte) {
 	c.nc.SetWriteDeadline(own)
 	c.mu.Unlock()
 	if c.finishRest() == nil {
-		c.writeFrame(op, p) // its error is that of the next write as well
+		c.writeControl(op, p) // its error is that of the next write as well
 	}
 	c.mu.Lock()
 	c.nc.SetWriteDeadline(c.deadline)
@@ -251,20 +309,19 @@ func (c *conn) SetWriteDeadline(t time.Time) error {
 // tryConn is a connection that can write without waiting.
 type tryConn struct{ *conn }
 
-// TryWrite sends p in one frame if the socket takes the beginning of it now, and returns 0 and no error if not. What the socket does not
-// take of a frame that has begun is written by a goroutine; until it has done so TryWrite takes nothing.
+// TryWrite sends p, or its first 64 KiB, in frames as Write does, if the socket takes the beginning of them
+// now, and returns 0 and no error if not. What the socket does not take of them is written by a goroutine;
+// until it has done so TryWrite takes nothing.
 func (c *tryConn) TryWrite(p []byte) (int, error) {
 	if len(p) == 0 || !c.wmu.TryLock() {
 		return 0, nil
 	}
 	taken, left := false, false
 	defer func() { c.release(taken, left) }()
-	switch {
-	case c.broken != nil:
-		return 0, c.broken
-	case c.goodbye:
-		return 0, net.ErrClosed
-	case len(c.rest) > 0:
+	if err := c.over(); err != nil {
+		return 0, err
+	}
+	if len(c.rest) > 0 {
 		return 0, nil
 	}
 	if len(p) > maxPiece {
@@ -272,13 +329,15 @@ func (c *tryConn) TryWrite(p []byte) (int, error) {
 	}
 	frame := frames.Get().(*[]byte)
 	defer frames.Put(frame)
-	*frame = append(appendHeader((*frame)[:0], opBinary, len(p)), p...)
+	before := c.packet
+	*frame = c.appendFrames((*frame)[:0], p)
 	n, err := c.try(*frame)
 	if err != nil {
 		c.broken = err
 		return 0, err
 	}
 	if n == 0 {
+		c.packet = before
 		return 0, nil
 	}
 	if n < len(*frame) {
