@@ -114,10 +114,7 @@ func (c *conn) subscribe(sub *packets.Subscription, id uint32, cursors *[]cursor
 		return g, err
 	}
 	shared := group != ""
-	switch {
-	case !packets.ValidTopicFilter(filter):
-		return g, packets.Errorf(packets.TopicFilterInvalid, "%q is no Topic Filter", cut(sub.Filter, maxName))
-	case len(sub.Filter) > cfg.MaxTopicLength || packets.Levels(filter) > cfg.MaxTopicLevels:
+	if len(sub.Filter) > cfg.MaxTopicLength || packets.Levels(filter) > cfg.MaxTopicLevels {
 		return g, packets.Errorf(packets.TopicFilterInvalid, "a Topic Filter has more bytes or levels than are accepted")
 	}
 	if err := c.b.switchedOff(group, filter); err != nil {
@@ -271,7 +268,7 @@ func (c *conn) onUnsubscribe(t *turn, p *packets.Unsubscribe) error {
 	for i, f := range p.Filters {
 		group, filter, err := packets.SplitShared(f)
 		switch {
-		case err != nil || !packets.ValidTopicFilter(filter):
+		case err != nil:
 			ack.Codes[i] = packets.TopicFilterInvalid
 		case !c.sess.unsubscribe(group, c.few().mount+filter):
 			ack.Codes[i] = packets.NoSubscriptionExisted

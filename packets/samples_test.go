@@ -56,7 +56,7 @@ func samples(v Version) []sample {
 			&Publish{QoS: QoS1, PacketID: 1, Topic: []byte("big"), Payload: make([]byte, 16384)}},
 		{"a SUBSCRIBE with one filter", v, &Subscribe{PacketID: 1, Subscriptions: []Subscription{{Filter: "a"}}}},
 		{"a SUBSCRIBE with three filters", v, &Subscribe{PacketID: 2, Properties: props(user.AppendUint(SubscriptionIdentifier, 200)),
-			Subscriptions: []Subscription{{Filter: "a/+/b", QoS: QoS1}, {Filter: ""},
+			Subscriptions: []Subscription{{Filter: "a/+/b", QoS: QoS1}, {Filter: "/"},
 				{Filter: "$share/g/#", QoS: QoS2, RetainAsPublished: v >= V5, RetainHandling: min(byte(v)/5*2, 2)}}}},
 		{"a SUBACK", v, &Suback{PacketID: 2, Codes: []ReasonCode{GrantedQoS1, UnspecifiedError, GrantedQoS0}, Properties: props(reason)}},
 		{"an UNSUBSCRIBE with one filter", v, &Unsubscribe{PacketID: 3, Filters: []string{"#"}}},
@@ -125,6 +125,11 @@ func randomText(r *rand.Rand) string {
 // randomTopic returns a Topic Name.
 func randomTopic(r *rand.Rand) string {
 	return "t" + strings.NewReplacer("+", "p", "#", "h").Replace(randomText(r))
+}
+
+// randomFilter returns a Topic Filter.
+func randomFilter(r *rand.Rand) string {
+	return randomTopic(r) + []string{"", "/+", "/#", "/+/b"}[r.IntN(4)]
 }
 
 // randomBytes returns binary data; nil if it is empty.
@@ -214,7 +219,7 @@ func randomPacket(r *rand.Rand, v Version) Packet {
 	case TypeSubscribe:
 		s := &Subscribe{PacketID: id, Properties: props}
 		for range 1 + r.IntN(4) {
-			sub := Subscription{Filter: randomText(r), QoS: QoS(r.IntN(3))}
+			sub := Subscription{Filter: randomFilter(r), QoS: QoS(r.IntN(3))}
 			if v >= V5 {
 				sub.NoLocal, sub.RetainAsPublished, sub.RetainHandling = is(), is(), byte(r.IntN(3))
 			}
@@ -226,7 +231,7 @@ func randomPacket(r *rand.Rand, v Version) Packet {
 	case TypeUnsubscribe:
 		u := &Unsubscribe{PacketID: id, Properties: props}
 		for range 1 + r.IntN(4) {
-			u.Filters = append(u.Filters, randomText(r))
+			u.Filters = append(u.Filters, randomFilter(r))
 		}
 		return u
 	case TypeUnsuback:

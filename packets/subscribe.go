@@ -81,8 +81,8 @@ func (s *Subscription) options(v Version) byte {
 	return o | s.RetainHandling<<4
 }
 
-// Decode decodes the body: see Packet. A Topic Filter that is UTF-8 but not valid as a filter is no error here, for
-// SUBACK refuses it alone.
+// Decode decodes the body: see Packet. A Topic Filter that is not well formed makes the packet malformed: an empty one, one with
+// a wildcard in the wrong place, and in 5.0 one that begins like a shared one but is none (see SplitShared).
 func (s *Subscribe) Decode(_ Header, body []byte, v Version) error {
 	return s.decode(body, v, Limits{})
 }
@@ -101,7 +101,7 @@ func (s *Subscribe) decode(body []byte, v Version, l Limits) error {
 	s.Subscriptions = make([]Subscription, n)
 	for i := range s.Subscriptions {
 		sub := &s.Subscriptions[i]
-		sub.Filter = r.text("topic filter")
+		sub.Filter = r.topicFilter(v)
 		sub.decodeOptions(&r, v)
 	}
 	return r.end()
@@ -127,6 +127,23 @@ func countFilters(r *cursor, extra int, l Limits) (n int) {
 		r.err = err
 	}
 	return n
+}
+
+// topicFilter reads a Topic Filter (4.7.1). Before 5.0 there are no shared ones.
+func (r *cursor) topicFilter(v Version) string {
+	f := r.text("topic filter")
+	switch {
+	case r.err != nil:
+	case f == "":
+		r.fail(MalformedPacket, "topic filter", "is empty") // [MQTT-4.7.3-1]
+	case !ValidTopicFilter(f):
+		r.fail(MalformedPacket, "topic filter", "has a wildcard in the wrong place") // [MQTT-4.7.1-1] [MQTT-4.7.1-2]
+	case v >= V5 && strings.HasPrefix(f, "$share/"):
+		if _, _, err := SplitShared(f); err != nil {
+			r.fail(MalformedPacket, "topic filter", "begins with $share/, but is not that of a shared subscription")
+		}
+	}
+	return f
 }
 
 // decodeOptions reads the Subscription Options, or the Requested QoS before 5.0.

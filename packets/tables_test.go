@@ -618,3 +618,33 @@ func TestTopicsOfTheTable(t *testing.T) {
 		require.False(t, valid(filter), "%q is not valid", filter)
 	}
 }
+
+// [MQTT-4.7.1-1] [MQTT-4.7.1-2] [MQTT-4.7.3-1] [MQTT-4.8.2-1] [MQTT-4.8.2-2]
+func TestAnIllFormedFilterMakesThePacketMalformed(t *testing.T) {
+	decode := func(filter string, v Version) (errs []error) {
+		for _, p := range []Packet{
+			&Subscribe{PacketID: 1, Subscriptions: []Subscription{{Filter: "a"}, {Filter: filter}}},
+			&Unsubscribe{PacketID: 1, Filters: []string{"a", filter}},
+		} {
+			_, _, err := Decode(encode(t, p, v), v, Limits{})
+			errs = append(errs, err)
+		}
+		return errs
+	}
+	for _, v := range versions {
+		for _, filter := range tables().Topics.InvalidFilters {
+			for _, err := range decode(filter, v) {
+				if v < V5 && ValidTopicFilter(filter) { // there are no shared subscriptions
+					require.NoError(t, err, "%q in %v", filter, v)
+					continue
+				}
+				requireCode(t, MalformedPacket, err, "%q in %v", filter, v)
+			}
+		}
+		for _, filter := range tables().Topics.ValidFilters {
+			for _, err := range decode(filter, v) {
+				require.NoError(t, err, "%q in %v", filter, v)
+			}
+		}
+	}
+}

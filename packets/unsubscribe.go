@@ -48,7 +48,7 @@ func (u *Unsubscribe) Append(dst []byte, v Version) ([]byte, error) {
 	return b, nil
 }
 
-// Decode decodes the body: see Packet. A Topic Filter that is UTF-8 but not valid as a filter is no error here.
+// Decode decodes the body: see Packet. A Topic Filter that is not well formed makes the packet malformed, as in Subscribe.
 func (u *Unsubscribe) Decode(_ Header, body []byte, v Version) error {
 	return u.decode(body, v, Limits{})
 }
@@ -66,7 +66,7 @@ func (u *Unsubscribe) decode(body []byte, v Version, l Limits) error {
 	}
 	u.Filters = make([]string, n)
 	for i := range u.Filters {
-		u.Filters[i] = r.text("topic filter")
+		u.Filters[i] = r.topicFilter(v)
 	}
 	return r.end()
 }
