@@ -67,7 +67,7 @@ func (b *Broker) publishLocal(ctx context.Context, m *Message, l local) (matched
 	blocked := b.work(func(t *turn) {
 		sm := &message{Message: *m, From: l.from}
 		if n, ok := m.Properties.Uint(packets.MessageExpiryInterval); ok {
-			sm.Expires = t.now.Add(time.Duration(n) * time.Second).UnixNano()
+			sm.Expires = unixNano(t.now.Add(time.Duration(n) * time.Second))
 		}
 		t.receipt = l.receipt
 		if matched, err = t.publishMessage(sm, l.number); err == nil {

@@ -339,7 +339,7 @@ func (s *session) put() *store.PutSession {
 		op.Username = w.client.Username
 		op.Will = &store.Will{Message: w.msg.Message, Delay: uint32(min(w.delay/time.Second, math.MaxUint32))}
 		if !w.at.IsZero() {
-			op.Will.At = w.at.UnixNano()
+			op.Will.At = unixNano(w.at)
 		}
 	}
 	return op

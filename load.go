@@ -67,6 +67,9 @@ func (b *Broker) load() error {
 
 // apply does what one operation says.
 func (l *loader) apply(op store.Op) error {
+	if q := highestQoS(op); q > packets.QoS2 {
+		return fmt.Errorf("QoS %d, expected at most 2: the store is damaged", q)
+	}
 	switch op := op.(type) {
 	case *store.PutSession:
 		return l.putSession(op)
@@ -109,6 +112,26 @@ func (l *loader) apply(op store.Op) error {
 		return fmt.Errorf("a %T, which this version does not know", op)
 	}
 	return nil
+}
+
+// highestQoS returns the highest QoS in op, for which no packet has a place if it is above 2.
+func highestQoS(op store.Op) (q packets.QoS) {
+	switch op := op.(type) {
+	case *store.PutSession:
+		if op.Will != nil {
+			q = op.Will.Message.QoS
+		}
+	case *store.PutSubscription:
+		q = op.QoS
+	case *store.PutRetained:
+		q = op.Message.QoS
+	case *store.Publish:
+		q = op.Message.QoS
+		for i := range op.To {
+			q = max(q, op.To[i].QoS)
+		}
+	}
+	return q
 }
 
 func (l *loader) putSession(op *store.PutSession) error {

@@ -317,7 +317,7 @@ func (b *Broker) publishWill(t *turn, w *will) {
 	}
 	out := &message{Message: w.msg.Message, Expires: w.msg.Expires, From: w.msg.From}
 	if n, ok := out.Properties.Uint(packets.MessageExpiryInterval); ok { // it counts from the publication
-		out.Expires = t.now.Add(time.Duration(n) * time.Second).UnixNano()
+		out.Expires = unixNano(t.now.Add(time.Duration(n) * time.Second))
 	}
 	if b.cfg.Interceptor != nil {
 		var err error

@@ -109,11 +109,11 @@ func (o *outgoing) reset(p *packets.Publish, from string, now time.Time, maxExpi
 	}
 	if len(p.Properties) > 0 {
 		if n, ok := p.Properties.Uint(packets.MessageExpiryInterval); ok {
-			o.expires = now.Add(time.Duration(n) * time.Second).UnixNano()
+			o.expires = unixNano(now.Add(time.Duration(n) * time.Second))
 		}
 	}
 	if maxExpiry > 0 {
-		if most := now.Add(maxExpiry).UnixNano(); o.expires == 0 || o.expires > most {
+		if most := unixNano(now.Add(maxExpiry)); o.expires == 0 || o.expires > most {
 			o.expires = most
 		}
 	}
@@ -573,7 +573,10 @@ func patchExpiry(p []byte, w wire, topic int, m *message, now time.Time) {
 	if at < 0 {
 		return
 	}
-	rest := max(0, (m.Expires-now.UnixNano()+int64(time.Second)-1)/int64(time.Second))
+	rest := int64(0)
+	if at := now.UnixNano(); m.Expires > at {
+		rest = (m.Expires-at-1)/int64(time.Second) + 1
+	}
 	i := 1
 	for ; p[i] >= 0x80; i++ {
 	}

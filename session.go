@@ -428,7 +428,7 @@ func (s *session) leave(now time.Time, normal bool) (w *will, stays bool) {
 func (s *session) setEnd(now time.Time) {
 	s.endsAt = 0
 	if s.expiry != noExpiry {
-		s.endsAt = now.Add(time.Duration(s.expiry) * time.Second).UnixNano()
+		s.endsAt = unixNano(now.Add(time.Duration(s.expiry) * time.Second))
 	}
 }
 

@@ -316,7 +316,8 @@ func (b *Broker) localExpiry(d time.Duration) uint32 {
 	if d == 0 {
 		return most
 	}
-	return uint32(min(int64((d+time.Second-1)/time.Second), int64(most)))
+	seconds := int64((d-1)/time.Second) + 1 // d is not 0
+	return uint32(min(seconds, int64(most)))
 }
 
 // Add makes the Subscription get the messages of one more filter, or changes the options of one that it has. Of o, which may be nil, only the options that

@@ -177,7 +177,7 @@ func refuse(code packets.ReasonCode, err error) error {
 
 // verify returns what a token grants.
 func (t *Tokens) verify(ctx context.Context, token string) (g hooks.Grant, err error) {
-	claims := jwt.MapClaims{}
+	claims := &payload{jwt.MapClaims{}}
 	_, err = t.parser.ParseWithClaims(token, claims, func(token *jwt.Token) (any, error) {
 		if _, has := token.Header["crit"]; has {
 			return nil, errors.New("a critical header that is not understood")
@@ -188,7 +188,7 @@ func (t *Tokens) verify(ctx context.Context, token string) (g hooks.Grant, err e
 	if err != nil {
 		return g, err
 	}
-	if g.Identity, err = t.identity(claims); err != nil {
+	if g.Identity, err = t.identity(claims.MapClaims); err != nil {
 		return g, err
 	}
 	expires, err := claims.GetExpirationTime()

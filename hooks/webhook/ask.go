@@ -207,7 +207,7 @@ func (a *asker) keep(x *answer) {
 		ttl = a.o.AllowFor
 	}
 	if x.Cache != nil {
-		ttl = time.Duration(min(*x.Cache, maxSeconds) * float64(time.Second))
+		ttl = seconds(*x.Cache)
 	}
 	if x.Expires > 0 {
 		ttl = min(ttl, seconds(x.Expires)) // what it grants is over then

@@ -463,3 +463,39 @@ func TestNoRedirects(t *testing.T) {
 	require.NoError(t, ask("/other"))
 	require.ErrorContains(t, ask("/"), "307")
 }
+
+// Times of answers at both edges: the shortest one is no 0, which would mean no limit.
+func TestTimesOfAnswersAtTheirEdges(t *testing.T) {
+	const year = 365 * 24 * time.Hour
+	for says, want := range map[string]time.Duration{
+		"0": 0, "5e-324": 1, "1e-9": 1, "1.5": 1500 * time.Millisecond,
+		"31536000": year, "1.7e308": year,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s := &server{body: fmt.Sprintf(`{"result":"allow","expires_seconds":%[1]s,
+				"limits":{"keep_alive_seconds":%[1]s,"session_expiry_seconds":%[1]s}}`, says)}
+			r := connect("pencil")
+			require.NoError(t, s.authenticator(t, nil).Authenticate(t.Context(), r))
+			require.Equal(t, want, r.Grant.Limits.KeepAlive, says)
+			require.Equal(t, want, r.Grant.Limits.SessionExpiry, says)
+			if want == 0 {
+				require.Zero(t, r.Grant.Expires)
+			} else {
+				require.Equal(t, time.Now().Add(want), r.Grant.Expires, says)
+			}
+		})
+	}
+}
+
+func TestAnAnswerIsKeptForNoNegativeTime(t *testing.T) {
+	for _, says := range []string{"-1.7e308", "-1", "-5e-324", "0"} {
+		synctest.Test(t, func(t *testing.T) {
+			s := &server{body: fmt.Sprintf(`{"result":"allow","cache_seconds":%s}`, says)}
+			a := s.authenticator(t, nil)
+			for n := range 2 {
+				require.NoError(t, a.Authenticate(t.Context(), connect("pencil")))
+				require.Equal(t, n+1, s.questions(), says)
+			}
+		})
+	}
+}

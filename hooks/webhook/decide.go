@@ -138,8 +138,13 @@ func (g *grant) to(r *hooks.Grant, at time.Time) {
 	}
 }
 
+// seconds makes a Duration of what an answer says: at most a year, and 0 only of what is not
+// positive, because a limit of 0 is none.
 func seconds(s float64) time.Duration {
-	return time.Duration(min(s, maxSeconds) * float64(time.Second))
+	if s <= 0 {
+		return 0
+	}
+	return max(time.Duration(min(s, maxSeconds)*float64(time.Second)), 1)
 }
 
 // An Authorizer asks a server what clients may publish and subscribe to. Each question that no kept answer decides makes the client
