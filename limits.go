@@ -29,9 +29,15 @@ func (k *bucket) fill(now int64, rate, burst float64) {
 	k.at = max(now, k.at)
 }
 
+// has says whether there is a token.
+func (k *bucket) has(now int64, rate, burst float64) bool {
+	k.fill(now, rate, burst)
+	return k.level >= 1
+}
+
 // take takes a token if there is one.
 func (k *bucket) take(now int64, rate, burst float64) bool {
-	if k.fill(now, rate, burst); k.level < 1 {
+	if !k.has(now, rate, burst) {
 		return false
 	}
 	k.level--
@@ -124,26 +130,58 @@ func (b *Broker) admit(a net.Addr, now time.Time) (*address, error) {
 	cfg, as, at := &b.cfg, &b.addresses, now.UnixNano()
 	as.mu.Lock()
 	defer as.mu.Unlock()
-	// What is refused takes no token of the other bucket, so that one address cannot use up what all have.
+	if err := b.refusalLocked(ip, ok, at); err != nil {
+		return nil, err
+	}
 	var x *address
+	if !exempt(b.strict.rateInAll, ip, ok) {
+		as.connects.take(at, cfg.ConnectRate, max(cfg.ConnectRate, 1))
+	}
 	if ok {
 		x = as.entry(ip)
-		switch {
-		case x.conns >= cfg.MaxConnectionsPerIP && !exempt(b.strict.connections, ip, ok):
-			return nil, packets.Errorf(packets.QuotaExceeded, "more than %d connections from the address", cfg.MaxConnectionsPerIP)
-		case cfg.ConnectRatePerIP > 0 && !exempt(b.strict.rate, ip, ok) && !x.connects.take(at, cfg.ConnectRatePerIP, max(cfg.ConnectRatePerIP, 1)):
-			return nil, packets.Errorf(packets.ConnectionRateExceeded, "more than %g connections per second from the address", cfg.ConnectRatePerIP)
-		}
-	}
-	if cfg.ConnectRate > 0 && !exempt(b.strict.rateInAll, ip, ok) && !as.connects.take(at, cfg.ConnectRate, max(cfg.ConnectRate, 1)) {
-		return nil, packets.Errorf(packets.ConnectionRateExceeded, "more than %g connections per second", cfg.ConnectRate)
-	}
-	if ok {
+		x.connects.take(at, cfg.ConnectRatePerIP, max(cfg.ConnectRatePerIP, 1))
 		if x.conns++; x.conns == 1 {
 			as.idle--
 		}
 	}
 	return x, nil
+}
+
+// refusalLocked says why a connection from ip is not taken up now, if it is not. It takes nothing from any bucket, so that an address
+// that is refused does not use up what all have. ok is false for a peer without IP address. The lock of the addresses is held.
+func (b *Broker) refusalLocked(ip netip.Addr, ok bool, at int64) error {
+	cfg, as := &b.cfg, &b.addresses
+	if x := as.of[ip]; ok && x != nil {
+		switch {
+		case x.conns >= cfg.MaxConnectionsPerIP && !exempt(b.strict.connections, ip, ok):
+			return packets.Errorf(packets.QuotaExceeded, "more than %d connections from the address", cfg.MaxConnectionsPerIP)
+		case cfg.ConnectRatePerIP > 0 && !exempt(b.strict.rate, ip, ok) && !x.connects.has(at, cfg.ConnectRatePerIP, max(cfg.ConnectRatePerIP, 1)):
+			return packets.Errorf(packets.ConnectionRateExceeded, "more than %g connections per second from the address", cfg.ConnectRatePerIP)
+		}
+	}
+	if cfg.ConnectRate > 0 && !exempt(b.strict.rateInAll, ip, ok) && !as.connects.has(at, cfg.ConnectRate, max(cfg.ConnectRate, 1)) {
+		return packets.Errorf(packets.ConnectionRateExceeded, "more than %g connections per second", cfg.ConnectRate)
+	}
+	return nil
+}
+
+// Admits says whether the Broker would take up a connection from an address now: it returns nil if so, and otherwise an error that says
+// which Ban or which limit of Config for addresses is in the way. It returns ErrBrokerClosed after Shutdown or Close. It counts nothing,
+// tells the Observer nothing and does not block. A listener that lets connections wait before Accept returns them asks it first: see the
+// option Admit of packages listeners/mux, listeners/websocket and listeners/quic.
+func (b *Broker) Admits(from net.Addr) error {
+	if b.isClosed() {
+		return ErrBrokerClosed
+	}
+	now := time.Now()
+	ip, ok := remoteIP(from)
+	if b.bans.address(ip, ok, now) {
+		return packets.Errorf(packets.Banned, "the address is banned")
+	}
+	as := &b.addresses
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	return b.refusalLocked(network(ip), ok, now.UnixNano())
 }
 
 // dismiss is the end of a connection that was admitted with x.

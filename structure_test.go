@@ -28,7 +28,7 @@ var allowedImports = []struct {
 	imports []string
 }{
 	{"packets", nil},
-	{"listeners", nil},
+	{"listeners", []string{"listeners"}}, // what they share below listeners/internal
 	{"hooks", []string{"packets", "hooks"}},
 	{"store", []string{"packets", "store", "internal"}},
 	{"internal", []string{"packets", "internal"}},

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/dunlin-mqtt/dunlin"
 	"github.com/dunlin-mqtt/dunlin/hooks"
@@ -114,7 +115,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		w.Header().Set("Content-Type", "application/json")
 		fmt.Fprintf(w, `{"connected": %s, "published": %s, "dropped": %s}`+"\n", &m.connected, &m.published, &m.dropped)
 	})
-	srv := &http.Server{Handler: mux}
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
 	fmt.Fprintf(out, "listening on %v\nmetrics at http://%v/metrics and /vars\n", l.Addr(), hl.Addr())

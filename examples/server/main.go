@@ -266,7 +266,7 @@ func (o *options) serve(ctx context.Context) error {
 	if err := o.limits.ban(b); err != nil {
 		return err
 	}
-	listeners, err := o.transport.open(o.reloads, o.cfg.Logger)
+	listeners, err := o.transport.open(o.reloads, o.cfg.Logger, b.Admits)
 	if err != nil {
 		return err
 	}
@@ -281,7 +281,13 @@ func (o *options) serve(ctx context.Context) error {
 	}
 	watching.Go(func() { o.reloads.run(ctx, hangup, o.cfg.Logger, trail) }) // ends with ctx; waited for above
 	if o.pprof != "" {
-		go http.ListenAndServe(o.pprof, nil) // for profiles; ends with the program
+		profiles, err := net.Listen("tcp", o.pprof)
+		if err != nil {
+			return fmt.Errorf("-pprof: %w", err)
+		}
+		srv := &http.Server{ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute} // the handler is http.DefaultServeMux
+		defer srv.Close()
+		go srv.Serve(profiles) // ends with srv
 	}
 	select {
 	case err := <-errs:

@@ -82,8 +82,8 @@ func isLocal(a net.Addr) bool {
 	return false
 }
 
-// open opens all listeners, or none. What can be reloaded is added to r.
-func (tr *transport) open(r reloads, log *slog.Logger) (ls []net.Listener, err error) {
+// open opens all listeners, or none. What can be reloaded is added to r. admit is the Broker's Admits.
+func (tr *transport) open(r reloads, log *slog.Logger, admit func(net.Addr) error) (ls []net.Listener, err error) {
 	defer func() {
 		if err != nil {
 			for _, l := range ls {
@@ -106,7 +106,7 @@ func (tr *transport) open(r reloads, log *slog.Logger) (ls []net.Listener, err e
 		}
 	}
 	add(tr.listen, tr.openOne)
-	add(tr.web.listen, func(addr string) (net.Listener, error) { return tr.web.open(addr, tr.openOne) })
+	add(tr.web.listen, func(addr string) (net.Listener, error) { return tr.web.open(addr, tr.openOne, admit) })
 	if err != nil || len(tr.tlsListen)+len(tr.quic) == 0 {
 		return ls, err
 	}
@@ -121,7 +121,9 @@ func (tr *transport) open(r reloads, log *slog.Logger) (ls []net.Listener, err e
 		}
 		return tls.NewListener(l, conf), nil
 	})
-	add(tr.quic, func(addr string) (net.Listener, error) { return quic.Listen("udp", addr, conf, quic.Options{}) })
+	add(tr.quic, func(addr string) (net.Listener, error) {
+		return quic.Listen("udp", addr, conf, quic.Options{Admit: admit})
+	})
 	return ls, err
 }
 

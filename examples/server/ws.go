@@ -51,8 +51,8 @@ func (w *web) trusted() (ps []netip.Prefix, err error) {
 	return ps, nil
 }
 
-// open serves HTTP on an address, for the broker alone.
-func (w *web) open(addr string, listen func(string) (net.Listener, error)) (net.Listener, error) {
+// open serves HTTP on an address, for the broker alone. admit is the Broker's Admits.
+func (w *web) open(addr string, listen func(string) (net.Listener, error), admit func(net.Addr) error) (net.Listener, error) {
 	proxies, err := w.trusted()
 	if err != nil {
 		return nil, err
@@ -61,12 +61,15 @@ func (w *web) open(addr string, listen func(string) (net.Listener, error)) (net.
 	if err != nil {
 		return nil, err
 	}
-	l := websocket.New(websocket.Options{Origins: w.origins, TrustedProxies: proxies})
+	l := websocket.New(websocket.Options{Origins: w.origins, TrustedProxies: proxies, Admit: admit})
 	mux := http.NewServeMux()
 	mux.Handle(wsPath, l)
 	s := &webListener{
 		Listener: l, addr: below.Addr(), ended: make(chan struct{}),
-		srv: &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10},
+		srv: &http.Server{ // the times are for HTTP, and end with the handshake
+			Handler: mux, ConnState: l.ConnState, MaxHeaderBytes: 16 << 10,
+			ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: time.Minute,
+		},
 	}
 	go func() { // Close waits for it
 		defer close(s.ended)

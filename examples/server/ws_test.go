@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -88,6 +89,23 @@ func TestWebSocketAndQUIC(t *testing.T) {
 	require.NoError(t, err)
 	resp.Body.Close()
 	require.Equal(t, http.StatusNotFound, resp.StatusCode)
+}
+
+// A banned address costs neither an HTTP request nor a QUIC handshake.
+func TestABanHoldsBeforeWebSocketAndQUICBegin(t *testing.T) {
+	addrs, _ := start(t, "-ws", "127.0.0.1:0", "-quic", "127.0.0.1:0", "-ban", "address:127.0.0.0/8")
+	nc := dial(t, addrs[0])
+	nc.SetReadDeadline(time.Now().Add(5 * time.Second)) // HTTP would wait for a request for ten seconds
+	_, err := nc.Read(make([]byte, 1))
+	require.Error(t, err)
+	var timeout net.Error
+	require.False(t, errors.As(err, &timeout) && timeout.Timeout(), "%v", err)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	_, err = quic.DialAddr(ctx, addrs[1], &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"mqtt"}}, nil)
+	var refused *quic.TransportError
+	require.ErrorAs(t, err, &refused)
+	require.Equal(t, quic.ConnectionRefused, refused.ErrorCode)
 }
 
 func TestQUICWithTheFilesOfTLS(t *testing.T) {

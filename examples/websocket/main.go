@@ -52,7 +52,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	}
 	go b.Serve(tcp) // ends with b
 	// One value is both: a handler for the mux, and a listener for the broker. Only pages of the same host may connect.
-	ws := websocket.New(websocket.Options{})
+	ws := websocket.New(websocket.Options{Admit: b.Admits})
 	go b.Serve(ws) // ends with b
 	pages, err := fs.Sub(web, "web")
 	if err != nil {
@@ -65,7 +65,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	srv := &http.Server{Handler: mux, ConnState: ws.ConnState, ReadHeaderTimeout: 10 * time.Second}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
 	if *demo > 0 {

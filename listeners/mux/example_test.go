@@ -26,7 +26,7 @@ func ExampleNew() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	m := mux.New(tcp, mux.Options{})
+	m := mux.New(tcp, mux.Options{Admit: b.Admits})
 	defer m.Close()
 	inner := mux.New(tls.NewListener(m.TLS(), &tls.Config{Certificates: []tls.Certificate{cert}}), mux.Options{})
 	defer inner.Close()

@@ -20,14 +20,26 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"github.com/dunlin-mqtt/dunlin/listeners/internal/waiting"
 )
 
 // Options of a Mux. The zero value is a safe default. A negative duration or limit means none.
 type Options struct {
-	// FirstByte is how long a client may take to send its first byte, a TLS handshake below the Mux included. Default 10 s.
+	// FirstByte is how long a client may take to send its first byte, a TLS handshake below the Mux
+	// included. The connection may wait as long again for Accept. Default 10 s.
 	FirstByte time.Duration
-	// MaxPending bounds the connections that have not sent a byte yet or wait for Accept. Another one is closed. Default 1,024.
+	// MaxPending bounds the connections that have not sent a byte yet or wait for Accept. One address
+	// (IPv4, or a /64 of IPv6) may hold as many as are free: half of them if it is the only one. When
+	// it holds as many as it may, its oldest pending connection is closed for its newest. When all are
+	// held, the oldest of all is closed for an address that holds none. So clients that connect and
+	// say nothing do not shut the port. Default 1,024.
 	MaxPending int
+	// Admit is asked about the RemoteAddr of each connection before the connection waits. An error
+	// closes the connection. Give it the Broker's Admits, so that banned addresses and addresses at
+	// their limits do not hold places here. It is called by Serve and must not block. Nil: every
+	// address is admitted.
+	Admit func(from net.Addr) error
 }
 
 // A Mux takes connections from one listener and hands them to several, by protocol. Its methods may be called concurrently.
@@ -36,11 +48,11 @@ type Mux struct {
 	o    Options
 	done chan struct{} // closed by Close
 
+	pending  *waiting.Room // connections that wait for a first byte or for Accept
 	mu       sync.Mutex
-	branches [protocols]*branch // by protocol, nil: not asked for; guarded by mu, as are the next
-	pending  map[net.Conn]bool  // whether the first byte has not come: Close closes those alone
+	branches [protocols]*branch // by protocol, nil: not asked for; guarded by mu, as is the next
 	closed   bool
-	running  sync.WaitGroup // those who wait for a first byte or for Accept
+	running  sync.WaitGroup // one for each pending connection
 }
 
 type protocol int
@@ -61,7 +73,7 @@ func New(l net.Listener, o Options) *Mux {
 	if o.MaxPending == 0 {
 		o.MaxPending = 1024
 	}
-	return &Mux{l: l, o: o, done: make(chan struct{}), pending: make(map[net.Conn]bool)}
+	return &Mux{l: l, o: o, done: make(chan struct{}), pending: waiting.NewRoom(o.MaxPending)}
 }
 
 // MQTT returns the listener for connections that begin with an MQTT CONNECT packet. It is the same at each call, as are those of TLS and
@@ -118,13 +130,20 @@ func (m *Mux) isClosed() bool {
 	return m.closed
 }
 
-// adopt lets a connection wait for its first byte, if there is room.
+// adopt lets a connection wait for its first byte, if it is admitted and there is room.
 func (m *Mux) adopt(nc net.Conn) {
+	if m.o.Admit != nil && m.o.Admit(nc.RemoteAddr()) != nil {
+		nc.Close()
+		return
+	}
+	if m.o.FirstByte > 0 { // before Enter: expire may replace the deadline from then on
+		nc.SetDeadline(time.Now().Add(m.o.FirstByte))
+	}
+	p := m.pending.Enter(nc.RemoteAddr(), func() { expire(nc) })
 	m.mu.Lock()
-	ok := !m.closed && (m.o.MaxPending < 0 || len(m.pending) < m.o.MaxPending)
+	ok := p != nil && !m.closed
 	if ok {
-		m.pending[nc] = true
-		m.running.Go(func() { m.route(nc) }) // Close waits for it
+		m.running.Go(func() { m.route(nc, p) }) // Close waits for it
 	}
 	m.mu.Unlock()
 	if !ok {
@@ -132,26 +151,31 @@ func (m *Mux) adopt(nc net.Conn) {
 	}
 }
 
-// route waits for the first byte of a connection and hands it to the listener that it is for.
-func (m *Mux) route(nc net.Conn) {
-	if m.o.FirstByte > 0 {
-		nc.SetDeadline(time.Now().Add(m.o.FirstByte))
-	}
+// expire ends the wait for a first byte. It does not close the connection, which may take time over TLS: route does that.
+func expire(nc net.Conn) { nc.SetDeadline(time.Unix(1, 0)) }
+
+// route waits for the first byte of a connection and hands the connection to the listener of its protocol.
+func (m *Mux) route(nc net.Conn, p *waiting.Place) {
+	defer p.Leave()
 	first, whole, err := peek(nc)
-	m.mu.Lock()
-	var b *branch
-	if p := tell(first); err == nil && p != unknown {
-		b = m.branches[p]
-		m.pending[nc] = false // who is given it may have it before this goroutine goes on
-	}
-	m.mu.Unlock()
-	ok := b != nil && nc.SetDeadline(time.Time{}) == nil && b.give(whole)
-	m.mu.Lock()
-	delete(m.pending, nc)
-	m.mu.Unlock()
-	if !ok {
+	b := m.listenerFor(first)
+	evicted := make(chan struct{})
+	// From here on nobody but this goroutine sets a deadline: after b.give the connection belongs to the caller of Accept.
+	if err != nil || b == nil || !p.OnEvict(func() { close(evicted) }) ||
+		nc.SetDeadline(time.Time{}) != nil || !b.give(whole, evicted) {
 		nc.Close()
 	}
+}
+
+// listenerFor returns the listener of the protocol that begins with a byte, or nil if there is none.
+func (m *Mux) listenerFor(first byte) *branch {
+	p := tell(first)
+	if p == unknown {
+		return nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.branches[p]
 }
 
 // tell says which protocol begins with a byte: MQTT with a CONNECT packet, TLS with a handshake record, HTTP with the capital letter of a
@@ -178,12 +202,8 @@ func (m *Mux) Close() error {
 	}
 	m.closed = true
 	close(m.done)
-	for nc, silent := range m.pending {
-		if silent {
-			nc.Close()
-		}
-	}
 	m.mu.Unlock()
+	m.pending.Close()
 	err := m.l.Close()
 	m.running.Wait()
 	return err
@@ -197,11 +217,20 @@ type branch struct {
 	once  sync.Once
 }
 
-// give waits until somebody accepts the connection, and says whether that happened.
-func (b *branch) give(nc net.Conn) bool {
+// give waits until somebody accepts the connection, and says whether that happened. It gives up when the connection is evicted, or has
+// waited for FirstByte.
+func (b *branch) give(nc net.Conn, evicted <-chan struct{}) bool {
+	var late <-chan time.Time
+	if d := b.m.o.FirstByte; d > 0 {
+		t := time.NewTimer(d)
+		defer t.Stop()
+		late = t.C
+	}
 	select {
 	case b.ready <- nc:
 		return true
+	case <-late:
+	case <-evicted:
 	case <-b.done:
 	case <-b.m.done:
 	}

@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"github.com/quic-go/quic-go"
+
+	"github.com/dunlin-mqtt/dunlin/listeners/internal/waiting"
 )
 
 // ALPN is the name of the protocol in the TLS handshake.
@@ -34,8 +36,59 @@ type Options struct {
 	MaxIdleTimeout time.Duration
 	// StreamTimeout is how long after the handshake a client may take to open its stream. Default 10 s.
 	StreamTimeout time.Duration
-	// Backlog is how many connections may be between their handshake and Accept. Another one is refused. Default 128; none cannot be had.
+	// Backlog is how many connections may be between their handshake and Accept. One address (IPv4, or a /64 of IPv6) may hold as many as
+	// are free: half of them if it is the only one. When it holds as many as it may, its oldest connection without a stream is closed for
+	// its newest. When all are held, the oldest of all is closed for an address that holds none. A connection that gets no place is
+	// refused. Default 128; none cannot be had.
 	Backlog int
+	// MaxHandshakes is how many handshakes may be under way. One address may hold as many as are free. Another one is refused. While more
+	// than an eighth are under way, a client has to show that its address is its own before it gets a place, which takes one round trip
+	// more (RFC 9000, 8.1.2). Default 1,024; none cannot be had.
+	MaxHandshakes int
+	// ReceiveWindow is how many bytes of a connection may be received and not yet read; a connection begins with at most 16 KiB. In frames of
+	// one byte, which is what a hostile client sends, each of them takes some 200 bytes of memory. Default 256 KiB, at least 4 KiB; none
+	// cannot be had.
+	ReceiveWindow int
+	// Admit is asked about the client's address before the handshake. An error refuses the connection. Give it the Broker's Admits, so that
+	// banned addresses and addresses at their limits cost no handshake and hold no places here. It must not block. Nil: every address
+	// is admitted.
+	Admit func(from net.Addr) error
+}
+
+// setDefaults fills in what is zero.
+func (o *Options) setDefaults() {
+	def := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	def(&o.KeepAlivePeriod, 20*time.Second)
+	def(&o.MaxIdleTimeout, time.Minute)
+	def(&o.StreamTimeout, 10*time.Second)
+	if o.Backlog <= 0 {
+		o.Backlog = 128
+	}
+	if o.MaxHandshakes <= 0 {
+		o.MaxHandshakes = 1024
+	}
+	if o.ReceiveWindow <= 0 {
+		o.ReceiveWindow = 256 << 10
+	}
+	o.ReceiveWindow = max(o.ReceiveWindow, 4<<10)
+}
+
+// config is what the transport is told.
+func (o *Options) config() *quic.Config {
+	idle := o.MaxIdleTimeout
+	if idle < 0 {
+		idle = 1 << 62 // the client's decides
+	}
+	window := uint64(o.ReceiveWindow)
+	return &quic.Config{
+		KeepAlivePeriod: max(o.KeepAlivePeriod, 0), MaxIdleTimeout: idle, MaxIncomingStreams: 1, MaxIncomingUniStreams: -1,
+		InitialStreamReceiveWindow: min(window, 16<<10), MaxStreamReceiveWindow: window,
+		InitialConnectionReceiveWindow: min(window, 16<<10), MaxConnectionReceiveWindow: window,
+	}
 }
 
 // Codes with which a connection is closed (RFC 9000, 20.2). MQTT has its own Reason Codes before that.
@@ -58,9 +111,11 @@ type Listener struct {
 	failed  chan struct{}  // closed when nothing comes any more although nobody has called Close
 	err     error          // why; set before that
 
-	mu      sync.Mutex
-	users   int // the Listener itself and its connections: the socket is closed with the last; guarded by mu
-	pending int // connections between handshake and Accept; guarded by mu
+	handshakes *waiting.Room // connections before the end of their handshake
+	pending    *waiting.Room // connections between handshake and Accept
+
+	mu    sync.Mutex
+	users int // the Listener itself and its connections: the socket is closed with the last; guarded by mu
 }
 
 // Listen opens a UDP socket and listens on it. conf needs a certificate, and may ask for one of the client; its NextProtos and MinVersion
@@ -88,34 +143,50 @@ func New(socket net.PacketConn, conf *tls.Config, o Options) (*Listener, error) 
 	}
 	conf = conf.Clone()
 	conf.NextProtos, conf.MinVersion = []string{ALPN}, tls.VersionTLS13
-	def := func(d *time.Duration, v time.Duration) {
-		if *d == 0 {
-			*d = v
-		}
+	o.setDefaults()
+	l := &Listener{
+		o: o, socket: socket, ready: make(chan net.Conn), failed: make(chan struct{}), users: 1,
+		handshakes: waiting.NewRoom(o.MaxHandshakes), pending: waiting.NewRoom(o.Backlog),
 	}
-	def(&o.KeepAlivePeriod, 20*time.Second)
-	def(&o.MaxIdleTimeout, time.Minute)
-	def(&o.StreamTimeout, 10*time.Second)
-	if o.Backlog <= 0 {
-		o.Backlog = 128
-	}
-	idle := o.MaxIdleTimeout
-	if idle < 0 {
-		idle = 1 << 62 // the client's decides
-	}
-	tr := &quic.Transport{Conn: socket}
-	ln, err := tr.Listen(conf, &quic.Config{
-		KeepAlivePeriod: max(o.KeepAlivePeriod, 0), MaxIdleTimeout: idle, MaxIncomingStreams: 1, MaxIncomingUniStreams: -1,
-	})
-	if err != nil {
-		tr.Close()
+	l.tr = &quic.Transport{Conn: socket, VerifySourceAddress: l.doubtful, ConnContext: l.admit}
+	l.ctx, l.cancel = context.WithCancel(context.Background())
+	var err error
+	if l.ln, err = l.tr.Listen(conf, o.config()); err != nil {
+		l.cancel()
+		l.tr.Close()
 		return nil, fmt.Errorf("quic: %w", err)
 	}
-	l := &Listener{o: o, socket: socket, tr: tr, ln: ln, ready: make(chan net.Conn), failed: make(chan struct{}), users: 1}
-	l.ctx, l.cancel = context.WithCancel(context.Background())
 	l.running.Go(l.accept) // Close waits for it
 	return l, nil
 }
+
+// doubtful says whether a client has to show first that its address is its own.
+func (l *Listener) doubtful(net.Addr) bool { return l.handshakes.Len() > l.o.MaxHandshakes/8 }
+
+// errRefused makes the transport refuse a connection.
+var errRefused = errors.New("quic: the connection is not admitted")
+
+// handshake is the key under which the context of a connection has the function that ends its place in handshakes.
+type handshake struct{}
+
+// admit decides whether a client may begin its handshake. ctx ends with the connection, or when the handshake fails.
+func (l *Listener) admit(ctx context.Context, info *quic.ClientInfo) (context.Context, error) {
+	if l.o.Admit != nil && l.o.Admit(info.RemoteAddr) != nil {
+		return nil, errRefused
+	}
+	place := l.handshakes.Enter(info.RemoteAddr, nil)
+	if place == nil {
+		return nil, errRefused
+	}
+	stop := context.AfterFunc(ctx, func() { place.Leave() })
+	return context.WithValue(ctx, handshake{}, func() {
+		stop()
+		place.Leave()
+	}), nil
+}
+
+// errBusy is why a connection without a stream has to make room.
+var errBusy = errors.New("quic: too many connections are waiting")
 
 // accept takes connections whose handshake is done and waits, for each by itself, for the stream.
 func (l *Listener) accept() {
@@ -128,36 +199,40 @@ func (l *Listener) accept() {
 			}
 			return
 		}
-		l.mu.Lock()
-		room := l.pending < l.o.Backlog
-		if room {
-			l.pending++
-			l.users++
-		}
-		l.mu.Unlock()
-		if !room {
+		qc.Context().Value(handshake{}).(func())()
+		ctx, cancel := context.WithCancelCause(l.ctx)
+		place := l.pending.Enter(qc.RemoteAddr(), func() { cancel(errBusy) })
+		if place == nil {
+			cancel(nil)
 			qc.CloseWithError(codeBusy, "too many connections are waiting")
 			continue
 		}
-		l.running.Go(func() { l.open(qc) }) // Close waits for it
+		l.mu.Lock()
+		l.users++
+		l.mu.Unlock()
+		l.running.Go(func() { // Close waits for it
+			defer cancel(nil)
+			defer place.Leave()
+			l.open(ctx, qc, place)
+		})
 	}
 }
 
-// open waits for the stream of a connection, then for Accept.
-func (l *Listener) open(qc *quic.Conn) {
-	defer func() {
-		l.mu.Lock()
-		l.pending--
-		l.mu.Unlock()
-	}()
-	ctx, cancel := l.ctx, context.CancelFunc(func() {})
+// open waits for the stream of a connection, then for Accept. It ends with ctx.
+func (l *Listener) open(ctx context.Context, qc *quic.Conn, place *waiting.Place) {
+	limited := ctx
 	if l.o.StreamTimeout > 0 {
-		ctx, cancel = context.WithTimeout(ctx, l.o.StreamTimeout)
+		var cancel context.CancelFunc
+		limited, cancel = context.WithTimeout(ctx, l.o.StreamTimeout)
+		defer cancel()
 	}
-	defer cancel()
-	s, err := qc.AcceptStream(ctx)
-	if err != nil {
-		qc.CloseWithError(codeLate, "no stream was opened")
+	s, err := qc.AcceptStream(limited)
+	if err != nil || !place.OnEvict(nil) {
+		if context.Cause(ctx) == errBusy {
+			qc.CloseWithError(codeBusy, "too many connections are waiting")
+		} else {
+			qc.CloseWithError(codeLate, "no stream was opened")
+		}
 		l.release()
 		return
 	}

@@ -199,24 +199,6 @@ func TestAClientThatOpensNoStream(t *testing.T) {
 	require.ErrorContains(t, err, "no stream was opened")
 }
 
-func TestBacklog(t *testing.T) {
-	l := listen(t, Options{Backlog: 1})
-	first, err := dial(t, l, ALPN)
-	require.NoError(t, err)
-	require.Eventually(t, func() bool {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		return l.pending == 1
-	}, 10*time.Second, time.Millisecond)
-	second, err := dial(t, l, ALPN)
-	if err == nil {
-		<-second.Context().Done()
-		err = context.Cause(second.Context())
-	}
-	require.ErrorContains(t, err, "too many connections")
-	require.NoError(t, first.Context().Err())
-}
-
 // After Close and the end of the last connection nothing is left: no goroutine, and the port is free.
 func TestCloseLeavesNothing(t *testing.T) {
 	l := listen(t, Options{})

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/dunlin-mqtt/dunlin/listeners/internal/waiting"
 )
 
 // A conn is the server's end of a WebSocket connection as a stream of bytes.
@@ -23,6 +25,7 @@ type conn struct {
 	remote net.Addr
 	limits Options
 	try    func([]byte) (int, error) // nil: the connection below cannot write without waiting
+	place  *waiting.Place            // in the Listener's backlog until Accept; guarded by the Listener's mu
 
 	// Owned by the reader.
 	early   []byte   // came with the request

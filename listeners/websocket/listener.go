@@ -28,6 +28,8 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+
+	"github.com/dunlin-mqtt/dunlin/listeners/internal/waiting"
 )
 
 // Options of a Listener. The zero value is a safe default. For limits and durations zero means the default and a negative value means none.
@@ -46,8 +48,15 @@ type Options struct {
 	// TrustedProxies are the addresses of reverse proxies whose X-Forwarded-For is believed: RemoteAddr is then the last address in it that
 	// is no trusted proxy. Default: none, and the header is ignored.
 	TrustedProxies []netip.Prefix
-	// Backlog is how many connections may wait for Accept. Another one is refused with 503. Default 128.
+	// Backlog is how many connections may be in their handshake or wait for Accept. One address (IPv4, or a /64 of IPv6) may hold as many
+	// as are free. Another one is refused with 503. Default 128; none cannot be had.
 	Backlog int
+	// MaxPending bounds the HTTP connections that have not become WebSocket connections, of a server with ConnState. Default 1,024.
+	MaxPending int
+	// Admit is asked about the client's address before the handshake, and by ConnState about the peer of each new HTTP connection. An error
+	// refuses the handshake with 503, and closes the connection in ConnState. Give it the Broker's Admits, so that banned addresses and
+	// addresses at their limits do not hold places here. It must not block. Nil: every address is admitted.
+	Admit func(from net.Addr) error
 }
 
 // maxPacket is the largest MQTT packet.
@@ -56,13 +65,16 @@ const maxPacket = 268435460
 // A Listener is an http.Handler that upgrades requests to WebSocket connections, and a net.Listener that accepts them. Its methods
 // may be called concurrently. It starts no goroutine.
 type Listener struct {
-	o Options // immutable
+	// Immutable.
+	o       Options
+	backlog *waiting.Room // handshakes, and connections that wait for Accept
+	pending *waiting.Room // HTTP connections that ConnState was told about
 
 	mu      sync.Mutex
-	changed sync.Cond // waiting or closed
-	waiting []*conn   // guarded by mu
-	coming  int       // handshakes that have a place in waiting; guarded by mu
-	closed  bool      // guarded by mu
+	changed sync.Cond                   // waiting or closed
+	waiting []*conn                     // guarded by mu
+	closed  bool                        // guarded by mu
+	places  map[net.Conn]*waiting.Place // in pending; guarded by mu
 }
 
 // New returns a Listener that is ready to be mounted and served. It panics if one of Origins is no pattern, as http.ServeMux does.
@@ -78,8 +90,13 @@ func New(o Options) *Listener {
 	if o.Backlog <= 0 {
 		o.Backlog = 128
 	}
+	if o.MaxPending == 0 {
+		o.MaxPending = 1024
+	}
 	checkPatterns(o.Origins)
-	l := &Listener{o: o}
+	l := &Listener{
+		o: o, backlog: waiting.NewRoom(o.Backlog), pending: waiting.NewRoom(o.MaxPending), places: make(map[net.Conn]*waiting.Place),
+	}
 	l.changed.L = &l.mu
 	return l
 }
@@ -109,27 +126,94 @@ func (l *Listener) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "WebSocket needs HTTP/1.1, and no middleware that hides http.Hijacker", http.StatusNotImplemented)
 		return
 	}
-	if !l.reserve() {
+	place := l.enter(w, l.remoteAddr(r, requestAddr(r)))
+	if place == nil {
 		w.Header().Set("Retry-After", "1")
 		http.Error(w, "the MQTT broker takes no more connections now", http.StatusServiceUnavailable)
 		return
 	}
-	var hw hijacked
-	hw.ResponseWriter = w
+	c := l.shakeHands(w, r)
+	if c == nil {
+		place.Leave()
+		return
+	}
+	c.remote, c.place = l.remoteAddr(r, c.remote), place
+	l.deliver(c)
+}
+
+// handshakeTimeout is how long a client may take to read the answers to earlier requests, so that there is room for that to its handshake.
+const handshakeTimeout = 10 * time.Second
+
+// enter takes a place in the backlog for a handshake, if the client may have one. The place of a handshake that does not come to its end
+// goes to others when they need it.
+func (l *Listener) enter(w http.ResponseWriter, from net.Addr) *waiting.Place {
+	l.mu.Lock()
+	closed := l.closed
+	l.mu.Unlock()
+	if closed || l.o.Admit != nil && l.o.Admit(from) != nil {
+		return nil
+	}
+	rc := http.NewResponseController(w)
+	rc.SetWriteDeadline(time.Now().Add(handshakeTimeout)) // until Hijack, which removes it
+	return l.backlog.Enter(from, func() { rc.SetWriteDeadline(time.Unix(1, 0)) })
+}
+
+// shakeHands answers a request and takes its connection over. It returns nil if that fails; the client has been told.
+func (l *Listener) shakeHands(w http.ResponseWriter, r *http.Request) *conn {
+	begun := time.Now()
+	hw := hijacked{ResponseWriter: w}
 	o := websocket.AcceptOptions{Subprotocols: subprotocols, OriginPatterns: l.o.Origins, CompressionMode: websocket.CompressionDisabled}
 	if len(l.o.Origins) == 1 && l.o.Origins[0] == "*" {
 		o.InsecureSkipVerify = true
 	}
-	if _, err := websocket.Accept(&hw, r, &o); err != nil {
+	_, err := websocket.Accept(&hw, r, &o)
+	if err != nil || time.Since(begun) >= handshakeTimeout { // package http does not say that it could not write the answer
 		if hw.nc != nil {
 			hw.nc.Close()
 		}
-		l.deliver(nil)
-		return
+		return nil
 	}
-	c := newConn(hw.nc, l.o, hw.early)
-	c.remote = l.remoteAddr(r, hw.nc.RemoteAddr())
-	l.deliver(c)
+	return newConn(hw.nc, l.o, hw.early)
+}
+
+// ConnState is for http.Server.ConnState, of a server whose port is there for the broker:
+//
+//	srv := &http.Server{Handler: mux, ConnState: l.ConnState, ReadHeaderTimeout: 10 * time.Second}
+//
+// It closes new connections that Options.Admit refuses. It keeps the connections that have not become WebSocket connections, silent and
+// idle ones included, within Options.MaxPending. One address (IPv4, or a /64 of IPv6) may hold as many of them as are free. When an address
+// holds as many as it may, its oldest is closed for its newest; when all are held, the oldest of all is closed for an address that holds none.
+func (l *Listener) ConnState(nc net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		var place *waiting.Place
+		if l.o.Admit == nil || l.o.Admit(nc.RemoteAddr()) == nil {
+			place = l.pending.Enter(nc.RemoteAddr(), func() { cut(nc) })
+		}
+		if place == nil {
+			cut(nc)
+			return
+		}
+		l.mu.Lock()
+		l.places[nc] = place
+		l.mu.Unlock()
+	case http.StateHijacked, http.StateClosed:
+		l.mu.Lock()
+		place := l.places[nc]
+		delete(l.places, nc)
+		l.mu.Unlock()
+		if place != nil {
+			place.Leave()
+		}
+	}
+}
+
+// cut closes a connection of the HTTP server at once. Over TLS a proper Close may block for seconds.
+func cut(nc net.Conn) {
+	if x, ok := nc.(interface{ NetConn() net.Conn }); ok {
+		nc = x.NetConn()
+	}
+	nc.Close()
 }
 
 // canHijack looks for what Hijack needs before the handshake is answered.
@@ -160,28 +244,17 @@ func offersMQTT(h http.Header) bool {
 	return false
 }
 
-// reserve takes a place in waiting before the handshake.
-func (l *Listener) reserve() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closed || len(l.waiting)+l.coming >= l.o.Backlog {
-		return false
-	}
-	l.coming++
-	return true
-}
-
-// deliver uses the place, or gives it back if c is nil.
+// deliver lets a connection wait for Accept, or closes it if there is no place for it any more.
 func (l *Listener) deliver(c *conn) {
 	l.mu.Lock()
-	l.coming--
-	closed := l.closed
-	if c != nil && !closed {
+	ok := !l.closed && c.place.OnEvict(nil) // evicted: its handshake took too long
+	if ok {
 		l.waiting = append(l.waiting, c)
 		l.changed.Signal()
 	}
 	l.mu.Unlock()
-	if c != nil && closed {
+	if !ok {
+		c.place.Leave()
 		c.end(false)
 	}
 }
@@ -201,6 +274,8 @@ func (l *Listener) Accept() (net.Conn, error) {
 	}
 	c := l.waiting[0]
 	l.waiting = append(l.waiting[:0], l.waiting[1:]...)
+	c.place.Leave()
+	c.place = nil
 	c.startPings()
 	if t, ok := c.nc.(interface{ ConnectionState() tls.ConnectionState }); ok {
 		return &tlsConn{c, t.ConnectionState()}, nil
@@ -263,6 +338,15 @@ func (h *hijacked) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	mine, _ := net.Pipe()
 	mine.Close()
 	return mine, bufio.NewReadWriter(bufio.NewReaderSize(mine, 16), bufio.NewWriterSize(mine, 16)), nil
+}
+
+// requestAddr is the address of the peer of a request whose connection has not been taken over.
+func requestAddr(r *http.Request) net.Addr {
+	at, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return &net.UnixAddr{Net: "unix", Name: r.RemoteAddr}
+	}
+	return net.TCPAddrFromAddrPort(at)
 }
 
 // remoteAddr is the peer, or whom a trusted proxy names.
