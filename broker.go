@@ -57,6 +57,7 @@ import (
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/internal/budget"
+	"github.com/dunlin-mqtt/dunlin/internal/logins"
 	"github.com/dunlin-mqtt/dunlin/internal/timers"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
@@ -159,6 +160,7 @@ func New(cfg Config) (*Broker, error) {
 		b.authorizer = nil
 	}
 	b.strict = strict
+	b.addresses.logins = logins.New(logins.Limits{PerName: cfg.MaxAuthFailures, PerAddress: cfg.MaxAuthFailuresPerIP})
 	b.addresses.of, b.flaps.of = make(map[netip.Addr]*address), make(map[string]bucket)
 	b.memory = budget.New(int64(cfg.MaxMemory))
 	b.retained.mem = b.memory

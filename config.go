@@ -70,7 +70,7 @@ type Config struct {
 	// MaxConnecting bounds the connections whose CONNECT has not come or not been decided. Another one is closed. Default 32,768.
 	MaxConnecting int
 
-	// The next five hold for an address: an IPv4 address, or an IPv6 /64 network. Their defaults, but not values that are set, leave out
+	// The next six hold for an address: an IPv4 address, or an IPv6 /64 network. Their defaults, but not values that are set, leave out
 	// loopback addresses and connections without IP address.
 
 	// MaxConnectionsPerIP bounds the connections from one address. Another one is closed before anything is read. Default 10,000.
@@ -78,9 +78,12 @@ type Config struct {
 	// ConnectRatePerIP is how many connections per second are taken up from one address, ConnectRate how many in all; a second's
 	// worth may come at once. Others are closed before anything is read. Defaults 1,000 and 50,000.
 	ConnectRatePerIP, ConnectRate float64
-	// MaxAuthFailures is how many authentications from one address may fail in a minute. Then, until there is room again, those who come from
-	// it are refused with Connection rate exceeded (0x9F) and no hook is asked. Default 60.
-	MaxAuthFailures int
+	// MaxAuthFailures is how many authentications of one User Name from one address may fail in a minute. (Where there is
+	// no User Name, the Client Identifier counts.) MaxAuthFailuresPerIP is how many from one address may fail in all; it
+	// does not hold for a User Name that was accepted from the address before. An authentication under way counts as
+	// failed until it has succeeded. Beyond, until there is room again, the client is refused with Connection rate
+	// exceeded (0x9F) and no hook is asked. Defaults 60, and 5 times MaxAuthFailures.
+	MaxAuthFailures, MaxAuthFailuresPerIP int
 	// MaxTakeovers is how often in a minute connections may take over the same Client Identifier from each other. One that does it more
 	// often is banned (see Ban) for BanTime. Defaults 60, and 5 minutes; either negative: nobody is.
 	MaxTakeovers int
@@ -350,6 +353,7 @@ func (c *Config) fill() {
 	limit(&c.MaxConnecting, 32_768, math.MaxInt32)
 	limit(&c.MaxConnectionsPerIP, 10_000, math.MaxInt32)
 	limitCount(&c.MaxAuthFailures, 60)
+	limitCount(&c.MaxAuthFailuresPerIP, 5*min(c.MaxAuthFailures, math.MaxInt32/5))
 	limitCount(&c.MaxTakeovers, 60)
 	limit(&c.MaxSessions, 1_000_000, math.MaxInt32)
 	limit(&c.MaxPacketSize, 1<<20, maxPacketSize)

@@ -107,9 +107,6 @@ func (c *conn) authenticate(t *turn, p *packets.Connect) error {
 		client.TLS = &st
 	}
 	c.client = client
-	if c.b.slowed(client.RemoteAddr, t.now) {
-		return c.refuse(packets.Errorf(packets.ConnectionRateExceeded, "too many authentications have failed, try again later"))
-	}
 	if err := c.barred(t.now); err != nil {
 		return c.refuse(err)
 	}
@@ -119,8 +116,12 @@ func (c *conn) authenticate(t *turn, p *packets.Connect) error {
 	}
 	r := &hooks.ConnectRequest{Client: client, Connect: p, Grant: new(hooks.Grant)}
 	if !ok {
-		if err := c.decideConnect(r); err != nil {
-			return c.fails(err)
+		err := c.asks(func(known bool) (decided bool, err error) {
+			r.Known = known
+			return true, c.decideConnect(r)
+		})
+		if err != nil {
+			return c.refuse(err)
 		}
 		return c.accept(t, p, r.Grant, nil)
 	}
@@ -128,9 +129,14 @@ func (c *conn) authenticate(t *turn, p *packets.Connect) error {
 	if auth == nil {
 		return c.refuse(packets.Errorf(packets.BadAuthenticationMethod, "Authentication Method %q is not known", method))
 	}
-	ex, err := auth.Start(c.context(), r)
+	var ex hooks.Exchange
+	err := c.asks(func(known bool) (decided bool, err error) {
+		r.Known = known
+		ex, err = auth.Start(c.context(), r)
+		return false, err
+	})
 	if err != nil {
-		return c.fails(err)
+		return c.refuse(err)
 	}
 	// The packet outlives the read buffer for as long as the exchange lasts.
 	own := c.own()
@@ -148,19 +154,6 @@ func (c *conn) decideConnect(r *hooks.ConnectRequest) error {
 		defer cancel()
 	}
 	return c.b.cfg.Authenticator.Authenticate(ctx, r)
-}
-
-// fails refuses the client because of what the Authenticator said. It counts against the address, unless it was the Authenticator that failed.
-func (c *conn) fails(err error) error {
-	refusal := c.b.refusal(err, "client", c.client.ID)
-	_, decided := errors.AsType[*packets.Error](err)
-	if decided || errors.Is(err, hooks.ErrAbstain) {
-		switch packets.CodeOf(refusal) {
-		case packets.BadUserNameOrPassword, packets.NotAuthorized, packets.Banned, packets.BadAuthenticationMethod:
-			c.b.failed(c.client.RemoteAddr, time.Now())
-		}
-	}
-	return c.refuse(refusal)
 }
 
 var noGrant hooks.Grant // read only
@@ -227,12 +220,15 @@ func (c *conn) checkAuth(a *packets.Auth, want packets.ReasonCode) error {
 	return nil
 }
 
-// exchange asks the Exchange for its next step, and refuses an answer that no packet can hold.
+// exchange asks the Exchange for its next step, and refuses an answer that no packet can hold. The error is a *packets.Error.
 func (c *conn) exchange(data []byte) (reply []byte, done bool, err error) {
-	reply, done, err = c.own().exchange.Next(c.context(), data)
-	if err == nil && len(reply) > math.MaxUint16 {
-		err = fmt.Errorf("the Exchange answered with %d bytes, Authentication Data has at most 65535", len(reply))
-	}
+	err = c.asks(func(bool) (decided bool, err error) {
+		reply, done, err = c.own().exchange.Next(c.context(), data)
+		if err == nil && len(reply) > math.MaxUint16 {
+			err = fmt.Errorf("the Exchange answered with %d bytes, Authentication Data has at most 65535", len(reply))
+		}
+		return done, err
+	})
 	return reply, done, err
 }
 
@@ -242,7 +238,7 @@ func (c *conn) step(t *turn, data []byte) error {
 	reply, done, err := c.exchange(data)
 	switch {
 	case err != nil:
-		return c.fails(err)
+		return c.refuse(err)
 	case done:
 		p := own.connect
 		own.exchange, own.connect = nil, nil
@@ -274,16 +270,19 @@ func (c *conn) onAuth(t *turn, a *packets.Auth) error {
 	}
 	if own.exchange == nil {
 		own.grant = new(hooks.Grant)
-		ex, err := c.b.cfg.EnhancedAuth[own.method].Start(c.context(), &hooks.ConnectRequest{Client: c.client, Grant: own.grant})
+		err := c.asks(func(known bool) (decided bool, err error) {
+			r := &hooks.ConnectRequest{Client: c.client, Grant: own.grant, Known: known}
+			own.exchange, err = c.b.cfg.EnhancedAuth[own.method].Start(c.context(), r)
+			return false, err
+		})
 		if err != nil {
-			return c.b.refusal(err, "client", c.client.ID)
+			return err
 		}
-		own.exchange = ex
 	}
 	data, _ := a.Properties.Bytes(packets.AuthenticationData)
 	reply, done, err := c.exchange(data)
 	if err != nil {
-		return c.b.refusal(err, "client", c.client.ID)
+		return err
 	}
 	out := packets.Auth{Code: packets.ContinueAuthentication, Properties: c.authProperties(reply)}
 	if done {

@@ -1,12 +1,14 @@
 package dunlin
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"sync"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/logins"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -52,7 +54,6 @@ type address struct {
 	ip       netip.Addr
 	conns    int
 	connects bucket
-	failures bucket // of authentication
 }
 
 // addresses is the table of them. Those with a connection are as many as there are connections, of others it keeps maxIdle.
@@ -61,6 +62,8 @@ type addresses struct {
 	of       map[netip.Addr]*address // guarded by mu
 	idle     int                     // how many of them have no connection; guarded by mu
 	connects bucket                  // in all; guarded by mu
+
+	logins *logins.Table // immutable
 }
 
 // remoteIP returns the IP address of a peer. ok is false if it has none.
@@ -112,7 +115,7 @@ type strictness struct{ connections, rate, rateInAll, failures, takeovers bool }
 
 func (c *Config) strictness() strictness {
 	return strictness{
-		c.MaxConnectionsPerIP != 0, c.ConnectRatePerIP != 0, c.ConnectRate != 0, c.MaxAuthFailures != 0, c.MaxTakeovers != 0,
+		c.MaxConnectionsPerIP != 0, c.ConnectRatePerIP != 0, c.ConnectRate != 0, c.MaxAuthFailures != 0 || c.MaxAuthFailuresPerIP != 0, c.MaxTakeovers != 0,
 	}
 }
 
@@ -196,47 +199,63 @@ func (b *Broker) dismiss(x *address, now time.Time) {
 		return
 	}
 	as.idle++
-	burst, most := max(cfg.ConnectRatePerIP, 1), float64(cfg.MaxAuthFailures)
+	burst := max(cfg.ConnectRatePerIP, 1)
 	x.connects.fill(now.UnixNano(), cfg.ConnectRatePerIP, burst)
-	x.failures.fill(now.UnixNano(), most/60, most)
-	if x.connects.level >= burst && x.failures.level >= most { // nothing to remember
+	if x.connects.level >= burst { // nothing to remember
 		delete(as.of, x.ip)
 		as.idle--
 	}
 }
 
-// slowed says whether so many authentications from a have failed that no further one is tried now.
-func (b *Broker) slowed(a net.Addr, now time.Time) bool {
-	ip, ok := remoteIP(a)
-	ip = network(ip)
-	cfg, as := &b.cfg, &b.addresses
-	if !ok || cfg.MaxAuthFailures <= 0 || exempt(b.strict.failures, ip, ok) {
-		return false
+// errSlowed refuses a client because of failures before.
+var errSlowed = packets.Errorf(packets.ConnectionRateExceeded, "too many authentications have failed, try again later")
+
+// asks has a hook decide about the client, unless too many of its kind were refused. decided says whether a nil error
+// accepts the client, or the hook wants to hear more. The error is a *packets.Error.
+func (c *conn) asks(hook func(known bool) (decided bool, err error)) error {
+	b, table, client := c.b, c.b.addresses.logins, c.client
+	ip, ok := remoteIP(client.RemoteAddr)
+	who := logins.Who{
+		Addr: network(ip), Name: client.Username, Named: client.HasUsername, Again: c.accepted,
+		Exempt: !ok || exempt(b.strict.failures, ip, ok),
 	}
-	as.mu.Lock()
-	defer as.mu.Unlock()
-	x := as.of[ip]
-	if x == nil || x.failures.at == 0 {
-		return false
+	if !who.Named {
+		who.Name = client.ID
 	}
-	x.failures.fill(now.UnixNano(), float64(cfg.MaxAuthFailures)/60, float64(cfg.MaxAuthFailures))
-	return x.failures.level < 1
+	x, ok := table.Begin(who, time.Now())
+	if !ok {
+		b.log.Debug("authentication is slowed down", "address", who.Addr, "client", client.ID)
+		return errSlowed
+	}
+	decided, err := hook(x.Known)
+	switch {
+	case err == nil && decided:
+		table.Accepted(x, time.Now())
+		return nil
+	case err == nil:
+		table.Undecided(x, time.Now())
+		return nil
+	}
+	refusal := b.refusal(err, "client", client.ID)
+	switch {
+	case !failedLogin(err, refusal):
+		table.Undecided(x, time.Now())
+	case x.Over:
+		return errSlowed // what unknown names get, so that nobody learns which names are known
+	}
+	return refusal
 }
 
-// failed counts an authentication that failed.
-func (b *Broker) failed(a net.Addr, now time.Time) {
-	ip, ok := remoteIP(a)
-	ip = network(ip)
-	cfg, as := &b.cfg, &b.addresses
-	if !ok || cfg.MaxAuthFailures <= 0 || exempt(b.strict.failures, ip, ok) {
-		return
+// failedLogin says whether a hook has refused the client: it has not if it failed itself or was too busy.
+func failedLogin(err, refusal error) bool {
+	if _, decided := errors.AsType[*packets.Error](err); !decided && !errors.Is(err, hooks.ErrAbstain) {
+		return false
 	}
-	as.mu.Lock()
-	defer as.mu.Unlock()
-	x := as.entry(ip)
-	if x.failures.take(now.UnixNano(), float64(cfg.MaxAuthFailures)/60, float64(cfg.MaxAuthFailures)); x.failures.level < 1 {
-		b.log.Debug("authentication from an address is slowed down", "address", ip)
+	switch packets.CodeOf(refusal) {
+	case packets.BadUserNameOrPassword, packets.NotAuthorized, packets.Banned, packets.BadAuthenticationMethod:
+		return true
 	}
+	return false
 }
 
 // A flapTable counts takeovers by session.place.

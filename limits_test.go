@@ -190,12 +190,6 @@ func TestDefaultLimitsLeaveLoopbackOut(t *testing.T) {
 			}
 		}
 		require.Equal(t, packets.QuotaExceeded, packets.CodeOf(r.admit(tcpAddr("192.0.2.1"), now.Add(time.Minute))), "10,000 connections")
-		for range 1_000 {
-			r.b.failed(tcpAddr("127.0.0.1"), now)
-			r.b.failed(tcpAddr("192.0.2.1"), now)
-		}
-		require.False(t, r.b.slowed(tcpAddr("127.0.0.1"), now))
-		require.True(t, r.b.slowed(tcpAddr("192.0.2.1"), now))
 		for range 10_000 {
 			r.dismiss(tcpAddr("192.0.2.1"), now)
 		}
@@ -211,7 +205,6 @@ func TestTheTableOfAddressesIsBounded(t *testing.T) {
 		for i := range 3 * maxIdle {
 			a := tcpAddr(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}).String())
 			require.NoError(t, r.admit(a, now))
-			r.b.failed(a, now)
 			r.dismiss(a, now)
 		}
 		r.b.addresses.mu.Lock()
@@ -249,54 +242,6 @@ func TestConnectionsInProgressAreBounded(t *testing.T) {
 		_, err := b.Read(make([]byte, 1))
 		require.ErrorIs(t, err, io.EOF, "one that says nothing does not keep its place")
 		b.Close()
-	})
-}
-
-func TestFailedAuthenticationsSlowAnAddressDown(t *testing.T) {
-	withRules(t, everything, func(c *Config) { c.MaxAuthFailures = 3 }, func(r *guardRig) {
-		asked := 0
-		answer := error(packets.Errorf(packets.BadUserNameOrPassword, "wrong"))
-		r.grant = func(q *hooks.ConnectRequest) error {
-			asked++
-			if q.Client.Username == "good" {
-				return nil
-			}
-			return answer
-		}
-		try := func(addr, user string, want packets.ReasonCode) {
-			t.Helper()
-			c, code := r.connectFrom(addr, as("c", user))
-			require.Equal(t, int(want), code)
-			c.close()
-		}
-		for range 3 {
-			try("192.0.2.1", "bad", packets.BadUserNameOrPassword)
-		}
-		asked = 0
-		try("192.0.2.1", "bad", packets.ConnectionRateExceeded)
-		try("192.0.2.1", "good", packets.ConnectionRateExceeded)
-		v3 := as("c", "good")
-		v3.Version, v3.Properties = packets.V311, nil
-		_, code := r.connectFrom("192.0.2.1", v3)
-		require.EqualValues(t, 3, packets.ReasonCode(code).ReturnCode(), "Server unavailable, in 3.1.1")
-		require.Zero(t, asked, "nobody looks at the password")
-		try("192.0.2.2", "good", packets.Success)
-		time.Sleep(20 * time.Second)
-		try("192.0.2.1", "bad", packets.BadUserNameOrPassword)
-		try("192.0.2.1", "good", packets.ConnectionRateExceeded)
-		time.Sleep(20 * time.Second)
-		try("192.0.2.1", "good", packets.Success)
-		try("192.0.2.1", "good", packets.Success)
-
-		answer = fmt.Errorf("the database is down")
-		for range 10 {
-			try("192.0.2.3", "bad", packets.NotAuthorized)
-		}
-		answer = packets.Errorf(packets.ServerBusy, "come back later")
-		for range 10 {
-			try("192.0.2.3", "bad", packets.ServerBusy)
-		}
-		try("192.0.2.3", "good", packets.Success)
 	})
 }
 

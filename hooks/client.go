@@ -1,5 +1,7 @@
 package hooks
 
+import "net/netip"
+
 // User returns the name by which rules should know the client: the Principal of its Identity or, where the Authenticator set
 // none, the User Name of its CONNECT. ok is false for a client that has neither. A User Name beside a Principal says nothing:
 // nobody has verified it.
@@ -8,4 +10,22 @@ func (c *Client) User() (name string, ok bool) {
 		return c.Identity.Principal, true
 	}
 	return c.Username, c.HasUsername
+}
+
+// Network returns what limits for an address count as one: the IPv4 address of the client, or the /64 network of its IPv6
+// address. ok is false for a client without an IP address.
+func (c *Client) Network() (ip netip.Addr, ok bool) {
+	if c.RemoteAddr == nil {
+		return ip, false
+	}
+	ap, err := netip.ParseAddrPort(c.RemoteAddr.String())
+	if err != nil {
+		return ip, false
+	}
+	ip = ap.Addr().Unmap().WithZone("")
+	if ip.Is6() && !ip.IsLoopback() {
+		p, _ := ip.Prefix(64) // an IPv6 address has 128 bits
+		ip = p.Addr()
+	}
+	return ip, true
 }

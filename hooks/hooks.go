@@ -113,6 +113,10 @@ type ConnectRequest struct {
 	Connect *packets.Connect
 	// Grant is for the Authenticator to fill in. Never nil.
 	Grant *Grant
+	// Known says that a client with the same User Name was accepted from the same address (see Client.Network) before.
+	// It proves nothing. It is for Authenticators that must choose whom to serve first. False where there is no User
+	// Name, and after a restart of the broker.
+	Known bool
 }
 
 // An Authenticator decides a CONNECT. On nil the connection is accepted with what was put into r.Grant.

@@ -3,6 +3,7 @@ package hooks_test
 import (
 	"context"
 	"errors"
+	"net"
 	"reflect"
 	"testing"
 
@@ -50,6 +51,25 @@ func TestNames(t *testing.T) {
 	require.Equal(t, "queue full", hooks.DropQueueFull.String())
 	require.Equal(t, "refused", hooks.DropRefused.String())
 	require.Equal(t, "unknown", hooks.DropReason(200).String())
+}
+
+func TestNetwork(t *testing.T) {
+	for addr, want := range map[net.Addr]string{
+		&net.TCPAddr{IP: net.IPv4(192, 0, 2, 7), Port: 1}:               "192.0.2.7",
+		&net.TCPAddr{IP: net.ParseIP("::ffff:192.0.2.7"), Port: 1}:      "192.0.2.7",
+		&net.UDPAddr{IP: net.ParseIP("2001:db8:1:2:3:4:5:6"), Port: 1}:  "2001:db8:1:2::",
+		&net.TCPAddr{IP: net.ParseIP("fe80::1"), Port: 1, Zone: "eth0"}: "fe80::",
+		&net.TCPAddr{IP: net.IPv6loopback, Port: 1}:                     "::1",
+		&net.UnixAddr{Name: "@x"}:                                       "",
+		&net.TCPAddr{}:                                                  "",
+		nil:                                                             "",
+	} {
+		ip, ok := (&hooks.Client{RemoteAddr: addr}).Network()
+		require.Equal(t, want != "", ok, "%v", addr)
+		if ok {
+			require.Equal(t, want, ip.String(), "%v", addr)
+		}
+	}
 }
 
 // recorder returns an Observer that calls f with the name of each event, and fails on a field that is no function.

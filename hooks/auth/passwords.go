@@ -10,21 +10,33 @@ import (
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/hooks/internal/files"
+	"github.com/dunlin-mqtt/dunlin/hooks/internal/turns"
+	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
 // Passwords is an Authenticator for clients with User Name and Password. It refuses others than its users, and a User Name
 // without a Password, with Bad User Name or Password (0x86), and abstains where there is no User Name.
 //
-// A refusal takes as much work for a User Name that does not exist as for one that does. Checking passwords is made to be slow: at
-// most half of the processors do it at a time, and other clients wait for them.
+// A refusal takes as much work for a User Name that does not exist as for one that does.
+//
+// Checking passwords is made to be slow. At most half of the processors do it at a time, and other clients wait. They wait
+// in two lines, whose first clients take turns: one line for the clients that are Known (see hooks.ConnectRequest), one for
+// the others. In each line the addresses (see hooks.Client.Network) take turns. So neither somebody who tries many
+// passwords from a few addresses, nor somebody who does it from many, keeps a client out that was there before. A line
+// holds 1,024 clients; beyond, the address with the most clients in it loses its last one. A client that waited in vain is
+// refused with Server busy (0x89).
 type Passwords struct {
 	users atomic.Pointer[Users]
-	busy  chan struct{} // holds an element for each check under way
+	turns *turns.Queue
 }
+
+// maxWaiting is how many clients may wait in each line.
+const maxWaiting = 1024
 
 // NewPasswords returns an Authenticator for the users. Nil is none.
 func NewPasswords(us *Users) *Passwords {
-	p := &Passwords{busy: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))}
+	n := max(1, runtime.GOMAXPROCS(0)/2)
+	p := &Passwords{turns: turns.New(n, n, maxWaiting)} // a turn is short, so that one address may have all
 	p.users.Store(us)
 	return p
 }
@@ -32,27 +44,41 @@ func NewPasswords(us *Users) *Passwords {
 // Set puts us in place of the users before, for clients that connect or authenticate anew from now on.
 func (p *Passwords) Set(us *Users) { p.users.Store(us) }
 
-// Authenticate decides r. The error is hooks.ErrAbstain, a *packets.Error, or that of a context that ended before the password
-// could be checked.
+// Authenticate decides r. It blocks while the client waits for its turn, until ctx ends, and while the password is checked. The
+// error is hooks.ErrAbstain or a *packets.Error.
 func (p *Passwords) Authenticate(ctx context.Context, r *hooks.ConnectRequest) error {
 	if !r.Connect.HasUsername {
 		return hooks.ErrAbstain
 	}
-	e, known := p.users.Load().find(r.Connect.Username)
-	if e == nil || !r.Connect.HasPassword {
+	if !r.Connect.HasPassword || p.users.Load().Len() == 0 {
 		return errPassword
 	}
-	select {
-	case p.busy <- struct{}{}:
-		defer func() { <-p.busy }()
-	case <-ctx.Done():
-		return ctx.Err()
+	end, err := p.turns.Take(ctx, peer(r))
+	if err != nil {
+		return &packets.Error{
+			Code: packets.ServerBusy, Reason: "too many passwords are being checked, try again later",
+			Err: fmt.Errorf("auth: before the password was checked: %w", err),
+		}
+	}
+	defer end()
+	e, known := p.users.Load().find(r.Connect.Username)
+	if e == nil {
+		return errPassword
 	}
 	if right := e.verify(r.Connect.Password); !right || !known {
 		return errPassword
 	}
 	e.grantTo(r.Grant)
 	return nil
+}
+
+// peer returns whose turns r uses up: those of its address or, where there is none, of its User Name.
+func peer(r *hooks.ConnectRequest) turns.Peer {
+	key := "name " + r.Connect.Username
+	if ip, ok := r.Client.Network(); ok {
+		key = ip.String()
+	}
+	return turns.Peer{Key: key, Known: r.Known}
 }
 
 // grantTo writes what u gets to g.

@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -207,12 +211,50 @@ func TestChecksLeaveProcessorsFree(t *testing.T) {
 		for range 100 {
 			if err := <-results; err != nil {
 				require.ErrorIs(t, err, context.Canceled)
+				require.Equal(t, packets.ServerBusy, packets.CodeOf(err), "the password is neither right nor wrong")
 				gone++
 			}
 		}
 		require.Equal(t, max(1, runtime.GOMAXPROCS(0)/2), most)
 		require.LessOrEqual(t, gone, 50)
 		require.Positive(t, gone, "a client that has gone is not checked")
+	})
+}
+
+// An address that tries many passwords loses those that wait for it, not the clients of others.
+func TestAFullLineRefusesTheAddressWithTheMost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		scheme := func(string) (auth.Verifier, error) {
+			return func([]byte) bool { <-release; return true }, nil
+		}
+		users, err := auth.NewUsers([]auth.User{{Name: "u", Hash: "h"}}, scheme)
+		require.NoError(t, err)
+		p := auth.NewPasswords(users)
+		from := func(ip string, known bool) error {
+			r := connect("u", "p")
+			r.Client.RemoteAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(ip), 1))
+			r.Known = known
+			return p.Authenticate(t.Context(), r)
+		}
+		var all sync.WaitGroup
+		var busy atomic.Int64
+		for i := range 2000 {
+			all.Go(func() { // waited for below
+				if err := from(fmt.Sprintf("2001:db8::%x", i), false); err != nil {
+					require.Equal(t, packets.ServerBusy, packets.CodeOf(err))
+					busy.Add(1)
+				}
+			})
+		}
+		synctest.Wait()
+		require.EqualValues(t, 2000-1024-max(1, runtime.GOMAXPROCS(0)/2), busy.Load())
+		all.Go(func() { require.NoError(t, from("2001:db8:0:1::1", false)) })
+		all.Go(func() { require.NoError(t, from("2001:db8::1", true), "known ones have a line of their own") })
+		synctest.Wait()
+		require.EqualValues(t, 2000-1024-max(1, runtime.GOMAXPROCS(0)/2)+1, busy.Load())
+		close(release)
+		all.Wait()
 	})
 }
 
