@@ -425,11 +425,18 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 	return err
 }
 
+// maxSaid is the highest Maximum Packet Size that every client library takes: the largest Remaining Length. Packets have up to
+// five bytes more.
+const maxSaid = 268_435_455
+
 // lower applies the limits that the Authenticator set.
 func (c *conn) lower(l *hooks.Limits) {
 	c.packetSize, c.receiveMaximum = int32(c.b.cfg.MaxPacketSize), int32(c.b.cfg.ReceiveMaximum)
 	if l.PacketSize > 0 {
 		c.packetSize = min(c.packetSize, int32(min(l.PacketSize, maxPacketSize)))
+	}
+	if c.packetSize > maxSaid { // and is not told, so that it must not be a limit
+		c.packetSize = maxPacketSize
 	}
 	if l.ReceiveMaximum > 0 {
 		c.receiveMaximum = min(c.receiveMaximum, int32(l.ReceiveMaximum))
@@ -491,7 +498,7 @@ func (c *conn) connackProperties(p *packets.Connect, g *hooks.Grant, sayExpiry b
 	if m := cfg.maxQoS(); m < packets.QoS2 {
 		q = q.AppendUint(packets.MaximumQoS, uint32(m))
 	}
-	if c.packetSize < maxPacketSize {
+	if c.packetSize <= maxSaid {
 		q = q.AppendUint(packets.MaximumPacketSize, uint32(c.packetSize))
 	}
 	if p.ClientID == "" {

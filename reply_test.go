@@ -222,3 +222,38 @@ func TestEveryPacketGoesOutThroughOneFunction(t *testing.T) {
 	}
 	require.Len(t, found, len(allowed), "%v", found)
 }
+
+// There are client libraries that end the connection on a Maximum Packet Size above 268,435,455.
+func TestAMaximumPacketSizeIsAnnouncedUpToTheLargestRemainingLength(t *testing.T) {
+	const most = 268_435_455
+	for _, tt := range []struct {
+		config, grant int
+		want          uint32 // 0: not announced
+	}{
+		{0, 0, 1 << 20}, {1, 0, 1}, {most, 0, most}, {most + 1, 0, 0}, {most + 5, 0, 0}, {-1, 0, 0},
+		{-1, 1, 1}, {-1, most, most}, {-1, most + 1, 0}, {-1, most + 5, 0}, {-1, most + 6, 0},
+		{most + 2, most + 1, 0}, {-1, -1, 0}, {100, most, 100},
+	} {
+		withRules(t, everything, func(c *Config) { c.MaxPacketSize = tt.config }, func(r *guardRig) {
+			r.grant = func(q *hooks.ConnectRequest) error {
+				q.Grant.Limits.PacketSize = tt.grant
+				return nil
+			}
+			p := connect("c")
+			if tt.config == 1 || tt.config == 100 { // which no CONNECT fits into
+				r.b.cfg.MaxConnectSize = 1000
+			}
+			c, ack := newTestClient(t, dial(t, r.l), p)
+			n, ok := ack.Properties.Uint(packets.MaximumPacketSize)
+			require.Equal(t, tt.want != 0, ok, "%+v: %d", tt, n)
+			require.Equal(t, tt.want, n, "%+v", tt)
+			s := r.b.ofClient("c")[0]
+			s.mu.Lock()
+			if tt.want == 0 {
+				require.EqualValues(t, maxPacketSize, s.conn.packetSize, "%+v: what is not announced is no limit", tt)
+			}
+			s.mu.Unlock()
+			c.nc.Close()
+		})
+	}
+}

@@ -144,8 +144,8 @@ func (c *Connect) Append(dst []byte, _ Version) ([]byte, error) {
 }
 
 // Decode decodes the body: see Packet. The version is that of the packet and the parameter is ignored. The error is
-// UnsupportedProtocolVersion for a Protocol Name or Protocol Level that is not one of the three versions,
-// TopicNameInvalid for a Will Topic that is empty or has wildcards, and otherwise MalformedPacket or ProtocolError.
+// UnsupportedProtocolVersion for a Protocol Level that is not one of the three versions, and for 5.0 with another Protocol Name;
+// ProtocolError for any other Protocol Name, which a server answers with nothing; TopicNameInvalid for a Will Topic that is empty or has wildcards, and otherwise MalformedPacket or ProtocolError.
 // c.Version is set to the Protocol Level whenever there was one to read, so that a refusal can be told in the form
 // that the client understands.
 func (c *Connect) Decode(_ Header, body []byte, _ Version) error {
@@ -156,10 +156,12 @@ func (c *Connect) Decode(_ Header, body []byte, _ Version) error {
 	if r.err != nil {
 		return r.err
 	}
-	switch v := c.Version; {
-	case v == V31 && string(name) == "MQIsdp", (v == V311 || v == V5) && string(name) == "MQTT":
-	default:
+	switch v, old := c.Version, string(name) == "MQIsdp"; {
+	case v == V31 && old, (v == V311 || v == V5) && string(name) == "MQTT":
+	case v == V5, string(name) == "MQTT", old && v != V311: // [MQTT-3.1.2-1] [v3.1.1 MQTT-3.1.2-2]
 		return Errorf(UnsupportedProtocolVersion, "CONNECT: neither MQTT 3.1, 3.1.1 nor 5.0")
+	default: // [v3.1.1 MQTT-3.1.2-1]
+		return Errorf(ProtocolError, "CONNECT: the protocol name is not that of MQTT")
 	}
 	flags := r.uint8("connect flags")
 	c.checkFlags(&r, flags)

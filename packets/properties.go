@@ -375,7 +375,7 @@ func (p Properties) Without(dst Properties, ids ...Property) Properties {
 // Check returns an *Error if p is not a valid set of properties for packets of type in, or TypeWill (2.2.2.2):
 // MalformedPacket if it is cut short, has a property that is not defined or not allowed there, or a string that is
 // not UTF-8; ProtocolError if one occurs twice that may not, has a value outside of its range, or is a Response Topic
-// with wildcards; TopicAliasInvalid if a Topic Alias is 0.
+// that is empty or has wildcards; TopicAliasInvalid if a Topic Alias is 0.
 func (p Properties) Check(in Type) error {
 	var seen [256 / 64]uint64
 	for len(p) > 0 {
@@ -410,8 +410,12 @@ func checkValue(in Type, id Property, value []byte) error {
 		if malformed || info.kind == kindPair && !ValidUTF8(value[n+2:]) {
 			return Errorf(MalformedPacket, "%v: %v is not UTF-8 or contains U+0000", in, id)
 		}
-		if wildcard && id == ResponseTopic {
+		switch {
+		case id != ResponseTopic:
+		case wildcard:
 			return Errorf(ProtocolError, "%v: %v contains a wildcard", in, id) // [MQTT-3.3.2-14]
+		case n == 2:
+			return Errorf(ProtocolError, "%v: %v is empty", in, id) // [MQTT-4.7.3-1]
 		}
 		return nil
 	case kindBinary:
