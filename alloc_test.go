@@ -38,7 +38,9 @@ type feed struct {
 
 func newFeed(t testing.TB, b *Broker, p *packets.Connect) *feed {
 	s := &sink{}
-	f := &feed{t, b.adopt(b.ctx, s), s}
+	c, err := b.adopt(b.ctx, s)
+	require.NoError(t, err)
+	f := &feed{t, c, s}
 	f.packet(p, p.Version)
 	require.True(t, f.c.accepted)
 	t.Cleanup(func() { f.c.finish(net.ErrClosed) })

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -187,35 +188,43 @@ func (b *Broker) endBanned(x Ban) {
 		network, _ = parseNetwork(x.Value) // Ban has checked it
 	}
 	b.mu.Lock()
-	var of []*conn
-	for c := range b.conns {
-		is := false
-		c.sess.mu.Lock()
-		switch x.Kind {
-		case BanClient:
-			is = c.sess.id == x.Value
-		case BanUser:
-			is = c.sess.named && (c.sess.principal == x.Value || c.sess.who().Username == x.Value)
-		default:
-			ip, ok := remoteIP(c.nc.RemoteAddr())
-			is = ok && network.Contains(ip)
-		}
-		c.sess.mu.Unlock()
-		if is {
-			of = append(of, c)
+	conns := slices.Collect(maps.Keys(b.conns))
+	early := slices.Collect(maps.Keys(b.early))
+	b.mu.Unlock()
+	for _, c := range conns {
+		if c.isOf(x, network) {
+			b.end(c, packets.Errorf(packets.AdministrativeAction, "banned"))
 		}
 	}
 	if x.Kind == BanAddress {
-		for c := range b.early {
-			if ip, ok := remoteIP(c.nc.RemoteAddr()); ok && network.Contains(ip) {
-				c.nc.Close()
-			}
-		}
+		b.endEarlyOf(early, network)
 	}
+}
+
+// endEarlyOf closes those of conns that come from a network and are not accepted yet.
+func (b *Broker) endEarlyOf(conns []*conn, network netip.Prefix) {
+	conns = slices.DeleteFunc(conns, func(c *conn) bool {
+		ip, ok := remoteIP(c.nc.RemoteAddr())
+		return !ok || !network.Contains(ip)
+	})
+	b.mu.Lock()
+	conns = slices.DeleteFunc(conns, func(c *conn) bool { return !b.dismissLocked(c) })
 	b.mu.Unlock()
-	for _, c := range of {
-		b.end(c, packets.Errorf(packets.AdministrativeAction, "banned"))
+	closeAll(conns)
+}
+
+// isOf says whether x is about c, which is accepted. network is that of a BanAddress.
+func (c *conn) isOf(x Ban, network netip.Prefix) bool {
+	if x.Kind == BanAddress {
+		ip, ok := remoteIP(c.nc.RemoteAddr())
+		return ok && network.Contains(ip)
 	}
+	c.sess.mu.Lock()
+	defer c.sess.mu.Unlock()
+	if x.Kind == BanClient {
+		return c.sess.id == x.Value
+	}
+	return c.sess.named && (c.sess.principal == x.Value || c.sess.who().Username == x.Value)
 }
 
 func (x *banned) over(now time.Time) bool { return !x.Until.IsZero() && !x.Until.After(now) }

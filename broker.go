@@ -55,6 +55,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/internal/budget"
 	"github.com/dunlin-mqtt/dunlin/internal/logins"
@@ -117,7 +119,7 @@ type Broker struct {
 	closed    bool                      // no new listeners and connections. Guarded by mu, as are the next four
 	sessions  map[string]*session       // by session.place
 	listeners map[net.Listener]struct{} // being served
-	early     map[*conn]struct{}        // connections before they are accepted
+	early     map[*conn]bool            // connections before they are accepted; true: see dismissLocked
 	conns     map[*conn]struct{}        // and after
 
 	serving sync.WaitGroup // readers, and Serve
@@ -151,7 +153,7 @@ func New(cfg Config) (*Broker, error) {
 		seed: maphash.MakeSeed(), started: time.Now(),
 		tree: newTree(), retained: newRetainedStore(), due: timers.New(),
 		sessions: make(map[string]*session), listeners: make(map[net.Listener]struct{}),
-		early: make(map[*conn]struct{}), conns: make(map[*conn]struct{}),
+		early: make(map[*conn]bool), conns: make(map[*conn]struct{}),
 		locals: make(map[*Subscription]struct{}), expiring: make(map[string]*timers.Timer),
 		byNumber: make([]*session, 1), // 0 is nobody
 	}
@@ -204,9 +206,7 @@ func (b *Broker) Serve(l net.Listener) error {
 		nc, err := l.Accept()
 		if err == nil {
 			pause = 0
-			if c := b.adopt(b.ctx, nc); c != nil {
-				go c.serve() // Shutdown and Close wait for it
-			}
+			b.take(nc)
 			continue
 		}
 		if b.isClosed() {
@@ -225,6 +225,21 @@ func (b *Broker) Serve(l net.Listener) error {
 		case <-b.ctx.Done():
 			t.Stop()
 		}
+	}
+}
+
+// take serves a connection that a listener has accepted, or turns it away.
+func (b *Broker) take(nc net.Conn) {
+	c, err := b.adopt(b.ctx, nc)
+	if err == nil {
+		go c.serve() // Shutdown and Close wait for it
+		return
+	}
+	switch nc.(type) {
+	case *net.TCPConn, *net.UnixConn:
+		b.turnAway(nc, err)
+	default: // its Close may take time, as that of a WebSocket does: others are to be accepted meanwhile
+		b.serving.Go(func() { b.turnAway(nc, err) })
 	}
 }
 
@@ -254,54 +269,58 @@ func growStack() {
 // client sent DISCONNECT with Reason Code 0x00, and says otherwise why the connection ended. Cancelling ctx ends the connection
 // with Administrative action (0x98), and the error then wraps its cause. A connection beyond the limits of Config for addresses is closed at once.
 func (b *Broker) ServeConn(ctx context.Context, nc net.Conn) error {
-	c := b.adopt(ctx, nc)
-	if c == nil {
-		if b.isClosed() {
-			return ErrBrokerClosed
+	c, err := b.adopt(ctx, nc)
+	if err != nil {
+		b.turnAway(nc, err)
+		if err != ErrBrokerClosed {
+			err = errTurnedAway
 		}
-		return errTurnedAway
+		return err
 	}
 	stop := context.AfterFunc(ctx, func() { b.end(c, packets.Errorf(packets.AdministrativeAction, "ended by the server")) })
-	err := c.run(false)
+	err = c.run(false)
 	if ended := !stop(); ended && err != nil {
 		return &packets.Error{Code: packets.AdministrativeAction, Reason: "ended by the server", Err: context.Cause(ctx)}
 	}
 	return err
 }
 
-// adopt makes a conn of nc. It returns nil, having closed nc, if the Broker is closed or takes no more.
-func (b *Broker) adopt(ctx context.Context, nc net.Conn) *conn {
+// adopt makes a conn of nc. The error says why nc is not taken up; the caller then turns it away.
+func (b *Broker) adopt(ctx context.Context, nc net.Conn) (*conn, error) {
 	now := time.Now()
 	from, err := b.admit(nc.RemoteAddr(), now)
 	if err != nil {
-		b.turnAway(nc, err)
-		return nil
+		return nil, err
 	}
 	c := newConn(b, ctx, nc)
 	c.from = from
-	b.mu.Lock()
-	if full := len(b.early) >= b.cfg.MaxConnecting; b.closed || full {
-		b.mu.Unlock()
-		b.dismiss(from, now)
-		if full {
-			b.turnAway(nc, packets.Errorf(packets.ServerBusy, "more than %d connections without CONNECT", b.cfg.MaxConnecting))
-		} else {
-			nc.Close()
-		}
-		return nil
-	}
-	b.early[c] = struct{}{}
-	b.serving.Add(1)
 	if d := b.cfg.ConnectTimeout; d > 0 {
 		nc.SetReadDeadline(now.Add(d))
 	}
+	b.mu.Lock()
+	switch {
+	case b.closed:
+		err = ErrBrokerClosed
+	case len(b.early) >= b.cfg.MaxConnecting:
+		err = packets.Errorf(packets.ServerBusy, "more than %d connections without CONNECT", b.cfg.MaxConnecting)
+	default:
+		b.early[c] = false
+		b.serving.Add(1)
+	}
 	b.mu.Unlock()
-	return c
+	if err != nil {
+		b.dismiss(from, now)
+		return nil, err
+	}
+	return c, nil
 }
 
 // turnAway closes a connection that is not taken up.
 func (b *Broker) turnAway(nc net.Conn, err error) {
 	nc.Close()
+	if err == ErrBrokerClosed {
+		return
+	}
 	b.stats.refused.Add(1)
 	if f := b.obs.Refused; f != nil {
 		f(&hooks.Client{RemoteAddr: nc.RemoteAddr(), LocalAddr: nc.LocalAddr()}, packets.CodeOf(err), err)
@@ -350,17 +369,15 @@ func (b *Broker) connections() int {
 	return len(b.conns)
 }
 
-// end makes a connection end with err.
+// end makes a connection end with err. No lock is held.
 func (b *Broker) end(c *conn, err *packets.Error) {
 	b.mu.Lock()
 	_, accepted := b.conns[c]
-	if _, early := b.early[c]; early {
-		c.nc.Close()
-		if cancel := c.few().cancel; cancel != nil {
-			cancel() // a hook may be waiting
-		}
-	}
+	early := b.dismissLocked(c)
 	b.mu.Unlock()
+	if early {
+		closeAll([]*conn{c})
+	}
 	if accepted {
 		c.sess.mu.Lock()
 		c.stop(err)
@@ -369,22 +386,60 @@ func (b *Broker) end(c *conn, err *packets.Error) {
 	}
 }
 
-// shut takes no more connections and returns those that there are.
-func (b *Broker) shut() (early, conns []*conn) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.closed = true
-	for l := range b.listeners {
-		l.Close()
-	}
-	for c := range b.early {
+// dismissLocked ends c if it is not accepted yet, and says whether that is so. From now on c gets no
+// answer and no Session: what a hook says because its context has ended is no decision. The caller
+// holds b.mu, and closes c after it has unlocked that.
+func (b *Broker) dismissLocked(c *conn) bool {
+	_, early := b.early[c]
+	if early {
+		b.early[c] = true
 		if cancel := c.few().cancel; cancel != nil {
 			cancel() // a hook may be waiting
 		}
+	}
+	return early
+}
+
+// dismissed says whether c was ended before it was accepted.
+func (b *Broker) dismissed(c *conn) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.early[c]
+}
+
+// closing is how many connections are closed at a time.
+const closing = 4096
+
+// closeAll closes connections, many at a time: a WebSocket or TLS connection may take seconds to say
+// goodbye. No lock is held.
+func closeAll(conns []*conn) {
+	var g errgroup.Group
+	g.SetLimit(closing)
+	for _, c := range conns {
+		g.Go(c.nc.Close)
+	}
+	g.Wait() // the errors do not matter: all connections are over
+}
+
+// shut takes no more connections, closes the listeners, and returns the connections that there are.
+// Those that are not accepted are dismissed, and the caller closes them.
+func (b *Broker) shut() (early, conns []*conn) {
+	var ls []net.Listener
+	b.mu.Lock()
+	b.closed = true
+	for l := range b.listeners {
+		ls = append(ls, l)
+	}
+	for c := range b.early {
+		b.dismissLocked(c)
 		early = append(early, c)
 	}
 	for c := range b.conns {
 		conns = append(conns, c)
+	}
+	b.mu.Unlock()
+	for _, l := range ls {
+		l.Close()
 	}
 	return early, conns
 }
@@ -399,9 +454,7 @@ func (b *Broker) shut() (early, conns []*conn) {
 // when its own context ends.
 func (b *Broker) Shutdown(ctx context.Context) error {
 	early, conns := b.shut()
-	for _, c := range early {
-		c.nc.Close()
-	}
+	closeAll(early)
 	for _, c := range conns {
 		b.end(c, packets.Errorf(packets.ServerShuttingDown, ""))
 	}
@@ -428,9 +481,7 @@ func (b *Broker) Shutdown(ctx context.Context) error {
 // returns the error of Store.Close, nil without a Store.
 func (b *Broker) Close() error {
 	early, conns := b.shut()
-	for _, c := range append(early, conns...) {
-		c.nc.Close() // before b.ctx ends: what a hook could not decide for that must not be answered
-	}
+	closeAll(append(early, conns...)) // before b.ctx ends: what a hook could not decide for that must not be answered
 	b.cancel()
 	if b.rules.stop != nil {
 		b.rules.stop()

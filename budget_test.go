@@ -55,10 +55,11 @@ func (b *Broker) holding() (n [budget.Kinds]int64) {
 		}
 		s.mu.Unlock()
 	}
-	for _, conns := range []map[*conn]struct{}{b.early, b.conns} {
-		for c := range conns {
-			n[budget.Partial] += int64(c.restCounted)
-		}
+	for c := range b.early {
+		n[budget.Partial] += int64(c.restCounted)
+	}
+	for c := range b.conns {
+		n[budget.Partial] += int64(c.restCounted)
 	}
 	b.retained.items.Ascend(func(it retainedItem) bool {
 		add(&delivery{msg: it.msg}, budget.Retained, retainedCost)

@@ -157,8 +157,8 @@ func (c *conn) context() context.Context {
 		}
 		if c.sess == nil { // shut looks for it
 			c.b.mu.Lock()
-			if r.ctx, r.cancel = ctx, cancel; c.b.closed {
-				cancel()
+			if r.ctx, r.cancel = ctx, cancel; c.b.closed || c.b.early[c] {
+				cancel() // dismissLocked came too early to do it
 			}
 			c.b.mu.Unlock()
 		} else { // others look for it as well
@@ -231,56 +231,85 @@ var errPause = errors.New("wait until the client may publish again")
 // errNormal is a DISCONNECT from the client with Reason Code 0x00.
 var errNormal = errors.New("the client disconnected")
 
-// readRaw reads whenever there is something, and holds no buffer while there is nothing.
-func (c *conn) readRaw(fresh bool) (err error) {
-	var t *turn
-	raw := c.raw.Read(func(fd uintptr) bool {
-		for {
-			if t == nil {
-				t = c.b.getTurn()
-				c.unpark(t)
-			}
-			n, rerr := readFD(fd, t.read.b[len(t.read.b):cap(t.read.b)])
-			switch {
-			case rerr == syscall.EINTR:
-				continue
-			case rerr == syscall.EAGAIN:
-				if err = c.endTurn(t, nil); err != nil {
-					return true
-				}
-				c.park(t)
-				t = nil
-				if c.deep && fresh {
-					err = errAgain
-					return true
-				}
-				return false
-			case rerr != nil:
-				err = c.endTurn(t, rerr)
-				return true
-			case n <= 0:
-				err = c.endTurn(t, io.EOF)
-				return true
-			}
-			t.read.b = t.read.b[:len(t.read.b)+n]
+// readRaw reads whenever there is something, and holds no buffer while there is nothing. With fresh
+// it returns errAgain before it waits on a stack that has grown.
+func (c *conn) readRaw(fresh bool) error {
+	r := &rawReader{c: c, fresh: fresh}
+	read := r.read // made once
+	for {
+		err := c.raw.Read(read)
+		if err == nil {
+			err = r.err
+		}
+		t := r.turn
+		if t == nil {
+			return err // a deadline, or the end, came while there was nothing to read
+		}
+		if err == nil {
 			if err = c.packets(t); err == nil && c.gather(t) {
+				r.unflushed = true
 				c.widen(t)
 				continue
 			}
-			if err = c.endTurn(t, err); err != nil {
-				return true
-			}
-			// Only EAGAIN says that there is nothing more: the poller may have told of data and of the end at once, and then tells no more.
-			c.widen(t)
+		} else if err == errUnflushed {
+			err = nil
 		}
-	})
-	if t != nil {
-		c.park(t)
+		r.unflushed = false
+		if err = c.endTurn(t, err); err != nil {
+			c.park(t)
+			return err
+		}
+		// Only EAGAIN says that there is nothing more: the poller may have told of data and of the end
+		// at once, and then tells no more.
+		c.widen(t)
 	}
-	if err == nil {
-		err = raw
+}
+
+// A rawReader is what a reader of a socket hands to RawConn.Read.
+type rawReader struct {
+	c         *conn
+	turn      *turn // holds what was read; nil while the reader waits
+	err       error // what read has found; nil: more bytes in turn
+	fresh     bool
+	unflushed bool // the turn has written to others, and has looked for more before it flushes
+}
+
+// errUnflushed says that nothing more is there to read, and that the turn has to be flushed first.
+var errUnflushed = errors.New("flush, then wait")
+
+// read is the function for RawConn.Read, which holds the lock of the descriptor while it runs. Close of
+// the net.Conn waits for that lock. So read only reads: packets, hooks and flushes run outside of it.
+// It returns false, and holds no buffer, if the reader has to wait for something to read.
+func (r *rawReader) read(fd uintptr) bool {
+	c := r.c
+	if r.turn == nil {
+		r.turn = c.b.getTurn()
+		c.unpark(r.turn)
 	}
-	return err
+	x := r.turn.read
+	for {
+		n, err := readFD(fd, x.b[len(x.b):cap(x.b)])
+		switch {
+		case err == syscall.EINTR:
+			continue
+		case err == syscall.EAGAIN && r.unflushed:
+			r.err = errUnflushed
+		case err == syscall.EAGAIN && c.deep && r.fresh:
+			r.err = errAgain
+		case err == syscall.EAGAIN:
+			c.park(r.turn)
+			r.turn = nil
+			return false
+		case err != nil:
+			r.err = err
+		case n <= 0:
+			r.err = io.EOF
+		default:
+			x.b = x.b[:len(x.b)+n]
+			r.err = nil
+		}
+		return true
+	}
 }
 
 // The read buffer of a turn, and how much of an incomplete packet is copied rather than kept in its buffer.
@@ -613,21 +642,17 @@ func (c *conn) probe() {
 	}
 }
 
-// setReadDeadline sets the deadline of the reader, unless the connection is being stopped: then it stays in the past.
+// setReadDeadline sets the deadline of the reader, and then says why the connection is being stopped, if it
+// is: the deadline that rouse has set may be the one that this replaces.
 func (c *conn) setReadDeadline(at time.Time) error {
-	c.sess.mu.Lock()
-	defer c.sess.mu.Unlock()
-	if c.stopping != nil {
-		return c.stopping
+	if err := c.nc.SetReadDeadline(at); err != nil {
+		return err
 	}
-	if c.out.dead {
-		return errWrite
-	}
-	return c.nc.SetReadDeadline(at)
+	return c.stopped()
 }
 
-// stop makes the connection end with err, which a 5.0 client is told in DISCONNECT. The lock is held; the caller flushes.
-// Only the first call counts.
+// stop makes the connection end with err, which a 5.0 client is told in DISCONNECT. The lock of the Session is
+// held; the caller flushes when it has unlocked that, which rouses the reader. Only the first call counts.
 func (c *conn) stop(err *packets.Error) {
 	if c.stopping != nil || c.out.dead {
 		return
@@ -641,7 +666,6 @@ func (c *conn) stop(err *packets.Error) {
 	if c.version == packets.V5 && !c.out.opening {
 		c.append(&packets.Disconnect{Code: fitting(err.Code, packets.TypeDisconnect), Properties: c.reason(err, 2)})
 	}
-	c.nc.SetReadDeadline(aLongTimeAgo)
 	c.unpause()
 }
 

@@ -181,8 +181,9 @@ type coreLink struct {
 
 func (h *coreHarness) Open(string) (script.Link, error) {
 	l := &coreLink{h: h}
-	if l.c = h.b.adopt(h.b.ctx, brokerEnd{l}); l.c == nil {
-		return nil, ErrBrokerClosed
+	var err error
+	if l.c, err = h.b.adopt(h.b.ctx, brokerEnd{l}); err != nil {
+		return nil, err
 	}
 	h.links = append(h.links, l)
 	return l, nil

@@ -70,6 +70,7 @@ type out struct {
 	opening bool          // the CONNACK waits until the Session is durable: until then nothing is written
 	backlog int           // bytes that are in the writer's hands
 	counted int32         // how much of size the count of memory knows of
+	roused  bool          // the reader knows, or is about to be told, that the connection ends
 	congest time.Duration // since when publishers have waited for it, since Broker.started; 0: they do not
 	room    chan struct{} // not nil: somebody waits for the output to become less; closed by whoever has written, or finds nothing to write
 }
@@ -162,11 +163,25 @@ func (c *conn) flush(now time.Time) (congested bool) {
 		c.wake()
 	}
 	c.b.memory.Recount(budget.Output, &c.out.counted, n)
+	rouse := c.mustRouse()
 	mu.Unlock()
+	if rouse {
+		c.nc.SetReadDeadline(aLongTimeAgo)
+	}
 	return n > c.b.cfg.MaxOutboundBytes/2
 }
 
-// fail ends all writing after an error. The reader finds out by itself: its deadline is moved to now.
+// mustRouse says whether the caller has to wake the reader, by a deadline in the past, because the connection
+// ends: once. The lock of the Session is held; the caller unlocks it before it sets the deadline.
+func (c *conn) mustRouse() bool {
+	if c.out.roused || c.stopping == nil && !c.out.dead {
+		return false
+	}
+	c.out.roused = true
+	return true
+}
+
+// fail ends all writing after an error. The lock of the Session is held; the caller rouses the reader.
 func (c *conn) fail(x *buffer) {
 	x.free()
 	c.out.dead, c.out.writing, c.out.backlog = true, false, 0
@@ -177,7 +192,6 @@ func (c *conn) fail(x *buffer) {
 	c.out.dropHeld()
 	c.b.memory.Recount(budget.Output, &c.out.counted, 0)
 	c.wake()
-	c.nc.SetReadDeadline(aLongTimeAgo)
 	c.unpause()
 }
 
@@ -262,7 +276,11 @@ func (c *conn) writeRest(x *buffer) {
 		mu.Lock()
 		if err != nil {
 			c.fail(x)
+			rouse := c.mustRouse()
 			mu.Unlock()
+			if rouse {
+				c.nc.SetReadDeadline(aLongTimeAgo)
+			}
 			c.b.log.Debug("write failed", "client", c.id(), "err", err)
 			return
 		}
@@ -374,9 +392,19 @@ func (c *conn) closeGently() {
 			deadline = time.Now().Add(lingering)
 		}
 	}
-	c.nc.SetReadDeadline(deadline)
 	if hc, ok := c.nc.(interface{ CloseWrite() error }); ok && hc.CloseWrite() == nil {
-		io.CopyN(io.Discard, c.nc, 1<<20) // ends at EOF or the deadline; nothing depends on it
+		c.drain(deadline)
+	}
+}
+
+// drain reads what the client still sends, at most 1 MiB, until it closes or the deadline. Nothing depends on it.
+func (c *conn) drain(deadline time.Time) {
+	for range 2 { // again, if the deadline that rouses the reader has come in between
+		c.nc.SetReadDeadline(deadline)
+		_, err := io.CopyN(io.Discard, c.nc, 1<<20)
+		if !errors.Is(err, os.ErrDeadlineExceeded) || !time.Now().Before(deadline) {
+			return
+		}
 	}
 }
 

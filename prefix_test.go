@@ -60,7 +60,7 @@ func TestEveryPrefixOfEveryPacketIsSurvived(t *testing.T) {
 				cut := binary.AppendUvarint([]byte{whole[0]}, uint64(n))
 				cut = append(cut, whole[h.Len:h.Len+n]...)
 				f := &feed{t: t, sink: &sink{}}
-				f.c = b.adopt(b.ctx, f.sink)
+				f.c, _ = b.adopt(b.ctx, f.sink)
 				if p.Type() != packets.TypeConnect {
 					f.packet(&packets.Connect{Version: v, CleanStart: true, ClientID: "c"}, v)
 				}

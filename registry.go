@@ -68,9 +68,9 @@ func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error
 	key, named, principal := c.sessionKey(), c.named(), c.client.Identity.Principal
 	for {
 		b.mu.Lock()
-		if b.closed {
+		if b.closed || b.early[c] {
 			b.mu.Unlock()
-			return false, packets.Errorf(packets.ServerShuttingDown, "")
+			return false, errDismissed
 		}
 		old := b.sessions[key]
 		if old != nil && !old.belongsTo(principal, named) && !b.open() {
@@ -107,6 +107,9 @@ func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error
 	}
 }
 
+// errDismissed is the end of a connection that was ended, with the Broker or alone, before it was accepted.
+var errDismissed = packets.Errorf(packets.ServerShuttingDown, "the connection was ended before it was accepted")
+
 // hearOut gives the reader of a connection that would leave a Will a moment to take in what has come already: the DISCONNECT of a
 // client that connects anew right behind it was there first, and drops the Will [MQTT-3.14.4-3]. When nothing is left to be read, it
 // asks the reader, which answers when it waits for more. It looks every millisecond, because a Will goes in many ways, and to be told of each
@@ -124,8 +127,8 @@ func (s *session) hearOut() {
 		if !asked && !c.unread() {
 			s.mu.Lock()
 			w.asked, w.heard, asked = true, false, true
-			c.nc.SetReadDeadline(aLongTimeAgo)
 			s.mu.Unlock()
+			c.nc.SetReadDeadline(aLongTimeAgo)
 		}
 		time.Sleep(time.Millisecond)
 	}

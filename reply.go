@@ -1,6 +1,7 @@
 package dunlin
 
 import (
+	"net"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/packets"
@@ -17,10 +18,14 @@ func (c *conn) fits(p packets.Packet) error {
 	return nil
 }
 
-// writeEarly writes a packet before the connection has its session. It may wait until the deadline of the CONNECT.
+// writeEarly writes a packet before the connection has its session. It may wait until the deadline of the CONNECT. A connection
+// that was dismissed is told nothing.
 func (c *conn) writeEarly(p packets.Packet) error {
 	if err := c.fits(p); err != nil {
 		return err
+	}
+	if c.b.dismissed(c) {
+		return net.ErrClosed
 	}
 	b, err := p.Append(nil, c.version)
 	if err == nil {
