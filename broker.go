@@ -60,6 +60,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/internal/budget"
 	"github.com/dunlin-mqtt/dunlin/internal/logins"
+	"github.com/dunlin-mqtt/dunlin/internal/retained"
 	"github.com/dunlin-mqtt/dunlin/internal/timers"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
@@ -83,8 +84,8 @@ var ErrBrokerClosed = errors.New("dunlin: broker closed")
 // A Broker is an MQTT Server. Its methods may be called concurrently.
 //
 // Locks are taken in this order, and none is held across I/O, a decision of a hook or a channel operation:
-// Broker.mu, session.mu, retainMu, expiryMu, then one of these, which are leaves: the tree, the
-// retained messages, numbers, timers, the journal. Nobody holds the locks of two sessions.
+// a lock of topics, Broker.mu, session.mu, then the retained messages, then one of these, which are
+// leaves: the tree, numbers, timers, the journal. Nobody holds the locks of two sessions.
 type Broker struct {
 	// Immutable after New.
 	cfg        Config
@@ -107,7 +108,7 @@ type Broker struct {
 	shedDue   timers.Timer
 
 	tree     *tree
-	retained *retainedStore
+	retained *retained.Store
 	due      *timers.Timers
 	journal  *journal // nil: there is no Store
 	stats    counters
@@ -129,10 +130,8 @@ type Broker struct {
 	localCount uint64                     // for the names of those that have none
 	responders sync.WaitGroup             // the goroutines of Respond
 
-	expiryMu sync.Mutex
-	expiring map[string]*timers.Timer // of retained messages, by topic; guarded by expiryMu
-
-	retainMu sync.Mutex // held while a retained message changes here and in the journal
+	topics      topicLocks
+	retainedDue timers.Timer // set with the lock of retained held
 
 	closing  sync.Once
 	closeErr error // of the Store
@@ -151,10 +150,10 @@ func New(cfg Config) (*Broker, error) {
 	b := &Broker{
 		cfg: cfg, log: cfg.Logger, authorizer: cfg.Authorizer,
 		seed: maphash.MakeSeed(), started: time.Now(),
-		tree: newTree(), retained: newRetainedStore(), due: timers.New(),
+		tree: newTree(), due: timers.New(),
 		sessions: make(map[string]*session), listeners: make(map[net.Listener]struct{}),
 		early: make(map[*conn]bool), conns: make(map[*conn]struct{}),
-		locals: make(map[*Subscription]struct{}), expiring: make(map[string]*timers.Timer),
+		locals:   make(map[*Subscription]struct{}),
 		byNumber: make([]*session, 1), // 0 is nobody
 	}
 	b.obs = b.safe(*cfg.Observer)
@@ -165,7 +164,7 @@ func New(cfg Config) (*Broker, error) {
 	b.addresses.logins = logins.New(logins.Limits{PerName: cfg.MaxAuthFailures, PerAddress: cfg.MaxAuthFailuresPerIP})
 	b.addresses.of, b.flaps.of = make(map[netip.Addr]*address), make(map[string]bucket)
 	b.memory = budget.New(int64(cfg.MaxMemory))
-	b.retained.mem = b.memory
+	b.retained = b.newRetained()
 	b.learnRules()
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	if cfg.Store != nil {
@@ -175,6 +174,7 @@ func New(cfg Config) (*Broker, error) {
 			return nil, err
 		}
 	}
+	b.watchRetained()
 	if cfg.SysInterval > 0 {
 		b.writers.Go(b.publishSys) // ended by ctx
 	}

@@ -61,10 +61,9 @@ func (b *Broker) holding() (n [budget.Kinds]int64) {
 	for c := range b.conns {
 		n[budget.Partial] += int64(c.restCounted)
 	}
-	b.retained.items.Ascend(func(it retainedItem) bool {
-		add(&delivery{msg: it.msg}, budget.Retained, retainedCost)
-		return true
-	})
+	for m := range b.Retained("#") {
+		add(&delivery{msg: b.retained.Get(m.Topic)}, budget.Retained, retainedCost)
+	}
 	for x, k := range kinds {
 		n[k] += sizes[x]
 	}

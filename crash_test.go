@@ -440,7 +440,7 @@ func (w *simWorld) check() {
 	for _, p := range publishers {
 		for topic, o := range p.acked {
 			// What was refused without the client hearing of it is sent again, behind what was accepted since.
-			if m := w.b.retained.get(topic); m == nil || string(m.Payload) != o.payload && !w.mixed {
+			if m := w.b.retained.Get(topic); m == nil || string(m.Payload) != o.payload && !w.mixed {
 				w.t.Errorf("retained on %s is %v, the last acknowledged was %q", topic, m, o.payload)
 			}
 		}

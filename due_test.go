@@ -118,7 +118,7 @@ func TestASlowDecisionAboutAWillDelaysThatWillAlone(t *testing.T) {
 				gone.Store(true)
 				st.dial("other", packets.V5, false, 10).nc.Close()
 				token := st.clean("token")
-				expiring := retained(message2("r", "x", packets.QoS1, 1))
+				expiring := toRetain(message2("r", "x", packets.QoS1, 1))
 				expiring.Properties = packets.Properties(nil).AppendUint(packets.MessageExpiryInterval, 10)
 				watcher.send(expiring)
 				watcher.want(packets.TypePuback)

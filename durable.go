@@ -34,13 +34,9 @@ func (t *turn) publishStored(o *outgoing, r *route) (matched int, err error) {
 			return 0, err
 		}
 	}
-	if t.b.rules.deliveries != nil {
-		for i := range r.shared {
-			t.ask(&r.shared[i], string(o.pub.Topic))
-		}
-	}
-	w.waits = o.pub.QoS == packets.QoS2
-	defer func() { w.waits, w.from = false, nil }()
+	t.askMembers(o, r)
+	w.waits = o.pub.QoS == packets.QoS2 || t.follows(o)
+	defer func() { w.waits, w.from, t.asked = false, nil, false }()
 	if w.from != nil {
 		op := t.operation(o.message(), 0)
 		op.FromSession, op.FromID = w.from.stored, w.id
@@ -61,11 +57,34 @@ func (t *turn) publishStored(o *outgoing, r *route) (matched int, err error) {
 }
 
 // ask decides whether the members of a shared subscription may get messages of topic, before a batch is pinned, which would keep everybody
-// else's from the store meanwhile.
+// else's from the store meanwhile, or the topic is locked.
 func (t *turn) ask(r *sharedRoute, topic string) {
 	for k := range r.members {
 		t.b.permits(r.members[k].s, topic)
 	}
+}
+
+// askMembers is ask for all shared subscriptions of r. Until t.asked is reset, permits asks nobody.
+func (t *turn) askMembers(o *outgoing, r *route) {
+	if t.b.rules.deliveries == nil || t.asked {
+		return
+	}
+	for i := range r.shared {
+		t.ask(&r.shared[i], string(o.pub.Topic))
+	}
+	t.asked = true
+}
+
+// permits says whether s, a member of a shared subscription, may get messages of topic. If that was to be asked already and is not known, as
+// the rules have changed this moment, s gets the message into its queue, and it is asked when that is sent.
+func (t *turn) permits(s *session, topic string) bool {
+	if !t.asked {
+		return t.b.permits(s, topic)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	may, known := s.reading(topic)
+	return may || !known
 }
 
 // askAhead is ask for messages that go to other members.
@@ -91,14 +110,9 @@ func (t *turn) stores(o *outgoing, r *route) bool {
 }
 
 // follows says whether o, although the store need not know of it, has to wait behind QoS 2 messages that are not durable yet: it may be of
-// the publisher of one, and must not overtake it [MQTT-4.6.0-6].
+// the publisher of one, and must not overtake it [MQTT-4.6.0-6]; or one of them may be of the same topic, and what is retained came last.
 func (t *turn) follows(o *outgoing) bool {
-	return o.pub.QoS == packets.QoS2 && t.b.journal.lates.Load() > 0
-}
-
-// lasts says whether a retained message of the topic outlives the Broker.
-func lasts[T string | []byte](topic T) bool {
-	return len(topic) < 5 || string(topic[:5]) != "$SYS/"
+	return (o.pub.QoS == packets.QoS2 || o.pub.Retain) && t.b.journal.lates.Load() > 0
 }
 
 // give hands o to one receiver, or notes that he gets it when it is durable.
@@ -188,6 +202,7 @@ func (t *turn) conclude(o *outgoing) {
 		x.late = append(x.late, late{o.message(), slices.Clone(w.late), o.receipt})
 		x.grow(j.b.memory, opWeight+messageWeight(o.message())+lateWeight*len(w.late))
 		j.lates.Add(1)
+		x.urgent = true
 		clear(w.late)
 		w.late = w.late[:0]
 	}
@@ -459,70 +474,6 @@ func (s *session) neverReceived(id uint16, n uint64, err error) {
 		c.refuseAnswer(first, id, err)
 	}
 	c.released(id)
-}
-
-// retainStored is retain for what outlives the Broker. What is retained changes here and in the journal in the same order.
-func (t *turn) retainStored(o *outgoing) error {
-	if !lasts(o.pub.Topic) {
-		return t.retain(o)
-	}
-	b, j := t.b, t.b.journal
-	b.retainMu.Lock()
-	defer b.retainMu.Unlock()
-	topic := string(o.pub.Topic)
-	u := retainedUndo{topic: topic, old: b.retained.get(topic)}
-	if u.old == nil && len(o.pub.Payload) == 0 {
-		t.follow()
-		return nil
-	}
-	if err := t.retain(o); err != nil {
-		return err
-	}
-	if len(o.pub.Payload) > 0 {
-		u.now = o.message()
-		t.operation(u.now, 0).Retain = true
-	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	t.pin()
-	if u.now == nil {
-		j.put(t.write.batch, &store.DeleteRetained{Topic: topic})
-	}
-	t.write.batch.undo = append(t.write.batch.undo, u)
-	return nil
-}
-
-// removeExpired removes m if it still is the retained message of its topic, and says whether it was.
-func (b *Broker) removeExpired(m *message) bool {
-	if b.journal == nil || !lasts(m.Topic) {
-		return b.retained.removeExactly(m)
-	}
-	b.retainMu.Lock()
-	defer b.retainMu.Unlock()
-	if !b.retained.removeExactly(m) {
-		return false
-	}
-	b.journal.add(&store.DeleteRetained{Topic: m.Topic})
-	return true
-}
-
-// restoreRetained undoes a change of a retained message, unless there has been another one.
-func (b *Broker) restoreRetained(u *retainedUndo) {
-	b.retainMu.Lock()
-	defer b.retainMu.Unlock()
-	old := b.journal.standing(u.old)
-	switch {
-	case u.now == nil:
-		return // a removal is tried again
-	case b.retained.get(u.topic) != u.now: // by a later batch, which may fail as well
-		b.journal.undone[u.now] = old
-		return
-	case old != nil:
-		b.retained.set(old)
-	default:
-		b.retained.remove(u.topic)
-	}
-	b.expireRetained(u.topic, old)
 }
 
 // deliverLate hands a QoS 2 message, now that it is durable, to those that the store does not know.

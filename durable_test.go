@@ -205,7 +205,7 @@ func message2(topic, payload string, q packets.QoS, id uint16) *packets.Publish 
 	return &packets.Publish{Topic: []byte(topic), Payload: []byte(payload), QoS: q, PacketID: id}
 }
 
-func retained(p *packets.Publish) *packets.Publish {
+func toRetain(p *packets.Publish) *packets.Publish {
 	p.Retain = true
 	return p
 }
@@ -296,13 +296,13 @@ func TestNothingLeavesBeforeItIsDurable(t *testing.T) {
 		{"a PUBACK of a retained message waits for it", func(st *stage) (a, w *peerConn) {
 			a = st.clean("p")
 			return a, a
-		}, func(st *stage, a *peerConn) { a.send(retained(message2("t/1", "x", packets.QoS1, 7))) }, []packets.Type{packets.TypePuback}},
+		}, func(st *stage, a *peerConn) { a.send(toRetain(message2("t/1", "x", packets.QoS1, 7))) }, []packets.Type{packets.TypePuback}},
 		{"a PUBACK of what removes a retained message waits as well", func(st *stage) (a, w *peerConn) {
 			a = st.clean("p")
-			a.send(retained(message2("t/1", "x", packets.QoS1, 7)))
+			a.send(toRetain(message2("t/1", "x", packets.QoS1, 7)))
 			a.want(packets.TypePuback)
 			return a, a
-		}, func(st *stage, a *peerConn) { a.send(retained(message2("t/1", "", packets.QoS1, 8))) }, []packets.Type{packets.TypePuback}},
+		}, func(st *stage, a *peerConn) { a.send(toRetain(message2("t/1", "", packets.QoS1, 8))) }, []packets.Type{packets.TypePuback}},
 		{"acknowledgements keep their order, also of what need not wait", func(st *stage) (a, w *peerConn) {
 			absent(st)
 			a = st.clean("p")
@@ -491,9 +491,9 @@ func TestARefusedRetainedMessageIsNotReceived(t *testing.T) {
 		s := st.durable("s", packets.V5)
 		s.subscribe("t/#", packets.QoS1)
 		p := st.durable("p", packets.V5)
-		p.send(retained(message2("t/1", "x", packets.QoS1, 1)))
+		p.send(toRetain(message2("t/1", "x", packets.QoS1, 1)))
 		p.want(packets.TypePuback)
-		p.send(retained(message2("t/2", "y", packets.QoS2, 7)))
+		p.send(toRetain(message2("t/2", "y", packets.QoS2, 7)))
 		a := p.want(packets.TypePubrec)[0].(*packets.Ack)
 		require.Equal(t, packets.QuotaExceeded, a.Code) // the exchange is over, the identifier free
 		s.want(packets.TypePublish)
@@ -721,7 +721,7 @@ func TestWhatWaitsForTheStoreIsNotOvertaken(t *testing.T) { // [MQTT-4.6.0-6]
 		s, p := st.clean("s"), st.clean("p")
 		s.subscribe("t", packets.QoS2)
 		release := st.store.hold()
-		p.send(retained(message2("t", "1", packets.QoS2, 1)), message2("t", "2", packets.QoS2, 2))
+		p.send(toRetain(message2("t", "1", packets.QoS2, 1)), message2("t", "2", packets.QoS2, 2))
 		release()
 		got := s.want(packets.TypePublish, packets.TypePublish)
 		require.Equal(t, "1", string(got[0].(*packets.Publish).Payload))

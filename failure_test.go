@@ -163,16 +163,16 @@ func TestASessionThatIsNotStoredIsRefused(t *testing.T) {
 func TestARetainedMessageThatIsNotStoredIsUndone(t *testing.T) {
 	onStage(t, func(st *stage) {
 		p := st.clean("p")
-		p.send(retained(message2("t", "kept", packets.QoS1, 1)))
+		p.send(toRetain(message2("t", "kept", packets.QoS1, 1)))
 		p.want(packets.TypePuback)
 		time.Sleep(time.Second)
 		release := st.store.hold()
 		st.store.fail(store.ErrFull)
-		p.send(retained(message2("t", "a", packets.QoS1, 2)), retained(message2("t", "b", packets.QoS2, 3)), retained(message2("n", "c", packets.QoS1, 4)))
+		p.send(toRetain(message2("t", "a", packets.QoS1, 2)), toRetain(message2("t", "b", packets.QoS2, 3)), toRetain(message2("n", "c", packets.QoS1, 4)))
 		release()
 		p.want(packets.TypePuback, packets.TypePubrec, packets.TypePuback)
-		require.Equal(t, "kept", string(st.b.retained.get("t").Payload))
-		require.Nil(t, st.b.retained.get("n"))
+		require.Equal(t, "kept", string(st.b.retained.Get("t").Payload))
+		require.Nil(t, st.b.retained.Get("n"))
 	})
 }
 
@@ -248,7 +248,7 @@ func TestWhatIsCarriedDoesNotGrowWithTime(t *testing.T) {
 			n := st.dial("s", packets.V5, false, 3600)
 			require.Equal(t, packets.QuotaExceeded, n.want(packets.TypeConnack)[0].(*packets.Connack).Code)
 			require.True(t, n.ended())
-			st.clean("c").send(retained(message2("r", "", packets.QoS0, 0)))
+			st.clean("c").send(toRetain(message2("r", "", packets.QoS0, 0)))
 			time.Sleep(time.Second)
 		}
 		st.store.fail(nil)
@@ -334,15 +334,15 @@ func TestASubscribeThatFailsKeepsTheNamedSession(t *testing.T) {
 func TestARemovalThatIsNotStoredIsNoSuccess(t *testing.T) {
 	onStage(t, func(st *stage) {
 		p := st.clean("p")
-		p.send(retained(message2("t", "kept", packets.QoS1, 1)))
+		p.send(toRetain(message2("t", "kept", packets.QoS1, 1)))
 		p.want(packets.TypePuback)
 		time.Sleep(time.Second)
 		st.store.fail(store.ErrFull)
-		p.send(retained(message2("t", "", packets.QoS1, 2)))
+		p.send(toRetain(message2("t", "", packets.QoS1, 2)))
 		got := p.got()
 		acked := len(got) == 1 && !got[0].(*packets.Ack).Code.Failed()
 		st.crash()
-		require.False(t, acked && st.b.retained.get("t") != nil, "acknowledged: the removal of a retained message that is there again")
+		require.False(t, acked && st.b.retained.Get("t") != nil, "acknowledged: the removal of a retained message that is there again")
 	})
 }
 

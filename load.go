@@ -59,7 +59,7 @@ func (b *Broker) load() error {
 	loaded := len(l.sessions)
 	l.finish()
 	if ops > 0 {
-		b.log.Info("the store is loaded", "sessions", loaded, "retained", b.retained.len(), "messages queued", l.queued,
+		b.log.Info("the store is loaded", "sessions", loaded, "retained", b.retained.Len(), "messages queued", l.queued,
 			"took", time.Since(began).Round(time.Millisecond))
 	}
 	return nil
@@ -107,7 +107,7 @@ func (l *loader) apply(op store.Op) error {
 	case *store.PutRetained:
 		l.retain(op.Message)
 	case *store.DeleteRetained:
-		l.b.retained.remove(op.Topic)
+		l.b.retained.Remove(op.Topic)
 	default:
 		return fmt.Errorf("a %T, which this version does not know", op)
 	}
@@ -261,9 +261,9 @@ func (l *loader) received(session uint64, id uint16) {
 
 func (l *loader) retain(m *message) {
 	if len(m.Payload) > 0 {
-		l.b.retained.set(m)
+		l.b.retained.Restore(m)
 	} else {
-		l.b.retained.remove(m.Topic)
+		l.b.retained.Remove(m.Topic)
 	}
 }
 
@@ -306,9 +306,6 @@ func (l *loader) finish() {
 	}
 	for _, x := range byKey {
 		b.resumeLoaded(x, now)
-	}
-	for _, m := range b.retained.mortal() {
-		b.expireRetained(m.Topic, m)
 	}
 }
 

@@ -494,30 +494,3 @@ func (b *Broker) expireAuth(c *conn, at time.Time) {
 		}
 	})
 }
-
-// expireRetained keeps the deadline of the retained message of a topic; m is nil or the one that is there now.
-func (b *Broker) expireRetained(topic string, m *message) {
-	b.expiryMu.Lock()
-	defer b.expiryMu.Unlock()
-	d := b.expiring[topic]
-	if m == nil || m.Expires == 0 {
-		if d != nil {
-			b.due.Cancel(d)
-			delete(b.expiring, topic)
-		}
-		return
-	}
-	if d == nil {
-		d = new(timers.Timer)
-		b.expiring[topic] = d
-	}
-	b.due.Set(d, time.Unix(0, m.Expires), func(time.Time) {
-		if !b.removeExpired(m) {
-			return
-		}
-		b.expireRetained(topic, nil)
-		if b.obs.Dropped != nil {
-			b.obs.Dropped("", &m.Message, hooks.DropExpired)
-		}
-	})
-}

@@ -124,7 +124,7 @@ func TestWillsAndDeadlinesOutliveACrash(t *testing.T) {
 				c.nc.Close()
 			}
 		}
-		st.clean("p").send(retained(message2("kept", "x", packets.QoS1, 1)))
+		st.clean("p").send(toRetain(message2("kept", "x", packets.QoS1, 1)))
 		time.Sleep(100 * time.Second)
 		st.crash() // 100 s after "delayed" has gone
 		w = st.dial("watcher", packets.V5, false, 3600)
@@ -139,7 +139,7 @@ func TestWillsAndDeadlinesOutliveACrash(t *testing.T) {
 		w.wantNothing("291 s are no 300 s")
 		time.Sleep(10 * time.Second)
 		w.want(packets.TypePublish)
-		require.Equal(t, "x", string(st.b.retained.get("kept").Payload))
+		require.Equal(t, "x", string(st.b.retained.Get("kept").Payload))
 
 		// What falls due while the process is away is carried out when it starts.
 		w.nc.Close()
@@ -343,7 +343,7 @@ func TestADisconnectIsDurableWhenTheConnectionEnds(t *testing.T) {
 		require.True(t, there)
 		_, there = st.b.Session("dropped")
 		require.False(t, there)
-		require.Nil(t, st.b.retained.get("will"))
+		require.Nil(t, st.b.retained.Get("will"))
 	})
 }
 

@@ -38,7 +38,8 @@ type turn struct {
 	access  hooks.AccessRequest
 	route   route // for routing without a connection's cache
 	matches matches
-	found   int // how many subscriptions the last message matched, whether or not anybody took it
+	asked   bool // what the members of shared subscriptions may get has been asked
+	found   int  // how many subscriptions the last message matched, whether or not anybody took it
 	write   write
 
 	received, receivedBytes, sent uint64 // added to the Broker's counters at the end
@@ -381,7 +382,7 @@ func (t *turn) deliverShared(o *outgoing, g *group, members []target) bool {
 	o.trying = true
 	for i := range n {
 		to := &members[(start+i)%n]
-		if t.b.rules.deliveries != nil && !t.b.permits(to.s, string(o.pub.Topic)) {
+		if t.b.rules.deliveries != nil && !t.permits(to.s, string(o.pub.Topic)) {
 			continue
 		}
 		if t.give(o, to, true) {
@@ -395,7 +396,7 @@ func (t *turn) deliverShared(o *outgoing, g *group, members []target) bool {
 	o.trying = false
 	for i := range n {
 		to := &members[(start+i)%n]
-		if t.b.rules.deliveries != nil && !t.b.permits(to.s, string(o.pub.Topic)) {
+		if t.b.rules.deliveries != nil && !t.permits(to.s, string(o.pub.Topic)) {
 			continue
 		}
 		if t.give(o, to, false) {
@@ -408,11 +409,20 @@ func (t *turn) deliverShared(o *outgoing, g *group, members []target) bool {
 // publish routes o and takes care of its retained state. r is its route.
 func (t *turn) publish(o *outgoing, r *route) (matched int, err error) {
 	t.found = len(r.targets) + len(r.shared)
+	if o.pub.Retain {
+		return t.publishRetained(o, r)
+	}
+	return t.pass(o, r)
+}
+
+// pass is publish with the topic locked, if o has to do with its retained message.
+func (t *turn) pass(o *outgoing, r *route) (matched int, err error) {
 	if t.b.journal != nil && (t.stores(o, r) || t.follows(o)) {
 		return t.publishStored(o, r)
 	}
 	if o.pub.Retain {
-		if err := t.orDeliver(o, t.retain(o)); err != nil {
+		_, err := t.retain(o)
+		if err := t.orDeliver(o, err); err != nil {
 			return 0, err
 		}
 		t.renew(r)
@@ -427,35 +437,6 @@ func (t *turn) orDeliver(o *outgoing, err error) error {
 		return err
 	}
 	t.b.log.Debug("a message is delivered, but not retained", "topic", string(o.pub.Topic), "err", err)
-	return nil
-}
-
-// renew looks again who gets a message that has become the retained one: who subscribed after r was resolved may have looked for retained
-// messages before this one was there, and has to get it now.
-func (t *turn) renew(r *route) {
-	if r.version != r.watch.version() {
-		r.fill(t, r.topic, r.from)
-		t.found = len(r.targets) + len(r.shared)
-	}
-}
-
-// retain makes o the retained message of its topic, or, with no payload, removes that [MQTT-3.3.1-5] [MQTT-3.3.1-6].
-func (t *turn) retain(o *outgoing) error {
-	b := t.b
-	if len(o.pub.Payload) == 0 {
-		if old := b.retained.remove(string(o.pub.Topic)); old != nil && old.Expires != 0 {
-			b.expireRetained(old.Topic, nil)
-		}
-		return nil
-	}
-	m := o.message()
-	old, ok := b.retained.setWithin(m, b.cfg.MaxRetained, int64(b.cfg.MaxRetainedBytes))
-	if !ok {
-		return packets.Errorf(packets.QuotaExceeded, "too many retained messages")
-	}
-	if m.Expires != 0 || (old != nil && old.Expires != 0) {
-		b.expireRetained(m.Topic, m)
-	}
 	return nil
 }
 

@@ -78,7 +78,7 @@ type will struct {
 // A cursor walks the retained messages that match a new subscription, at the pace of the receiver.
 type cursor struct {
 	filter  string
-	after   string // the last topic that was looked at
+	from    string // the topic to go on at
 	qos     packets.QoS
 	noLocal bool
 	id      uint32 // Subscription Identifier
@@ -312,12 +312,13 @@ func (s *session) sendRetained(c *conn, now time.Time) bool {
 	if room == nil {
 		room = new(scanned)
 	}
-	found, next, over := s.b.retained.scan(cur.filter, cur.after, len(room), room[:0])
+	f := s.b.retained.Scan(cur.filter, cur.from, len(room), walkLook, room[:0])
 	defer func() {
 		clear(room[:])
 		s.b.scans.Put(room)
 	}()
-	for _, m := range found {
+	for _, m := range f.Messages {
+		cur.from = m.Topic
 		if c.out.size() >= pumpBytes {
 			return false
 		}
@@ -341,10 +342,8 @@ func (s *session) sendRetained(c *conn, now time.Time) bool {
 			}
 			s.sendQueued(c, d, now)
 		}
-		cur.after = m.Topic
 	}
-	cur.after = next
-	if over {
+	if cur.from = f.Next; f.Next == "" {
 		s.cursors = s.cursors[1:]
 		if len(s.cursors) == 0 {
 			s.cursors = nil

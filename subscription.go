@@ -562,14 +562,15 @@ func (sub *Subscription) doubts(d *delivery) bool {
 func (s *session) nextRetained() (d delivery, ok bool) {
 	var room [1]*message
 	cur := &s.cursors[0]
-	found, next, over := s.b.retained.scan(cur.filter, cur.after, 1, room[:0])
+	f := s.b.retained.Scan(cur.filter, cur.from, 1, walkLook, room[:0])
+	found := f.Messages
 	if len(found) > 0 && !(cur.noLocal && found[0].From == s.id) {
 		d, ok = delivery{msg: found[0], qos: min(found[0].QoS, cur.qos), retain: true}, true
 		if cur.id != 0 {
 			d.extra = &extra{ids: []uint32{cur.id}}
 		}
 	}
-	if cur.after = next; over {
+	if cur.from = f.Next; f.Next == "" {
 		if s.cursors = s.cursors[1:]; len(s.cursors) == 0 {
 			s.cursors = nil
 		}

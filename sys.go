@@ -51,7 +51,7 @@ func (b *Broker) Stats() Stats {
 	sessions := slices.Collect(maps.Values(b.sessions))
 	b.mu.Unlock()
 	st.Subscriptions = b.tree.len()
-	st.Retained, st.RetainedBytes = b.retained.len(), b.retained.bytes()
+	st.Retained, st.RetainedBytes = b.retained.Len(), b.retained.Bytes()
 	st.Memory = b.memory.Used()
 	for _, s := range sessions {
 		s.mu.Lock()
@@ -162,18 +162,15 @@ func (s *session) info() (info SessionInfo, ok bool) {
 // Retained yields the retained messages whose topics match filter, in the order of their topics. They are shared: nobody may modify them.
 func (b *Broker) Retained(filter string) iter.Seq[*Message] {
 	return func(yield func(*Message) bool) {
-		after := ""
-		for {
-			found, next, over := b.retained.scan(filter, after, 64, nil)
+		for from, more := "", true; more; {
+			f := b.retained.Scan(filter, from, 64, walkLook, nil)
 			now := time.Now().UnixNano()
-			for _, m := range found {
+			for _, m := range f.Messages {
 				if (m.Expires == 0 || m.Expires > now) && !yield(&m.Message) {
 					return
 				}
 			}
-			if after = next; over {
-				return
-			}
+			from, more = f.Next, f.Next != ""
 		}
 	}
 }

@@ -162,7 +162,7 @@ func TestTheLargestNumbersOfConfigWork(t *testing.T) {
 				p.nc.Close()
 				time.Sleep(time.Hour - time.Second)
 				other := st.durable("other", packets.V5)
-				other.send(retained(message2("t/1", "x", packets.QoS1, 1)))
+				other.send(toRetain(message2("t/1", "x", packets.QoS1, 1)))
 				other.want(packets.TypePuback)
 				p = st.dial("c", packets.V5, false, 3600)
 				p.want(packets.TypeConnack, packets.TypePublish)

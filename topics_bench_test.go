@@ -160,43 +160,6 @@ func BenchmarkTreeFanOut(b *testing.B) {
 	}
 }
 
-func BenchmarkRetained(b *testing.B) {
-	const n = 1_000_000
-	msgs := make([]*message, n)
-	for i := range msgs {
-		msgs[i] = retainedMessage(fmt.Sprintf("d/%d/x/%d", i%100_000, i/100_000), "")
-	}
-	before := heapInUse()
-	r := newRetainedStore()
-	for _, m := range msgs {
-		r.set(m)
-	}
-	perTopic := float64(heapInUse()-before) / n
-	b.Run("replace", func(b *testing.B) {
-		b.ReportAllocs()
-		for i := range b.N {
-			r.set(msgs[i*7919%n])
-		}
-		b.ReportMetric(perTopic, "B/topic")
-	})
-	for _, filter := range []string{"d/777/#", "d/777/x/3", "#", "d/+/x/3", "d/+/y"} {
-		b.Run("scan "+filter, func(b *testing.B) {
-			b.ReportAllocs()
-			var dst []*message
-			calls, found := 0, 0
-			for range b.N {
-				for after, done := "", false; !done; {
-					dst, after, done = r.scan(filter, after, 100, dst[:0])
-					calls++
-					found += len(dst)
-				}
-			}
-			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(calls), "ns/call")
-			b.ReportMetric(float64(found)/float64(b.N), "found")
-		})
-	}
-}
-
 // wildFilter and wildTopic: topic k matches filter k and, of that shape, no other.
 func wildFilter(k int) string {
 	a, d := k%1000, k/1000

@@ -43,7 +43,7 @@ func TestAnOperationWeighsWhatItHolds(t *testing.T) {
 
 // removal is a PUBLISH that removes the retained message of a topic.
 func removal(topic string, q packets.QoS, id uint16) *packets.Publish {
-	return retained(message2(topic, "", q, id))
+	return toRetain(message2(topic, "", q, id))
 }
 
 func TestRemovingARetainedMessageThatIsNotThereIsNoOperation(t *testing.T) {
@@ -67,7 +67,7 @@ func TestRemovingARetainedMessageThatIsNotThereIsNoOperation(t *testing.T) {
 func TestARepeatedRemovalWaitsForTheFirst(t *testing.T) {
 	kept := func(st *stage) (p, q *peerConn) {
 		p, q = st.clean("p"), st.clean("q")
-		p.send(retained(message2("t", "kept", packets.QoS1, 1)))
+		p.send(toRetain(message2("t", "kept", packets.QoS1, 1)))
 		p.want(packets.TypePuback)
 		return p, q
 	}
@@ -90,7 +90,7 @@ func TestARepeatedRemovalWaitsForTheFirst(t *testing.T) {
 		a := q.want(packets.TypePuback)[0].(*packets.Ack)
 		require.Equal(t, packets.QuotaExceeded, a.Code, "the removal is not durable")
 		st.crash()
-		require.NotNil(t, st.b.retained.get("t"))
+		require.NotNil(t, st.b.retained.Get("t"))
 	})
 }
 
@@ -129,7 +129,7 @@ func TestWhatOneClientHasUncommittedIsBoundedInBytes(t *testing.T) {
 			topic := strings.Repeat("x", 60_000) + string(rune('a'+i%20))
 			for _, payload := range []string{"x", ""} {
 				var err error
-				b, err = retained(message2(topic, payload, packets.QoS0, 0)).Append(b, p.v)
+				b, err = toRetain(message2(topic, payload, packets.QoS0, 0)).Append(b, p.v)
 				require.NoError(t, err)
 			}
 		}
