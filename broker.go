@@ -61,6 +61,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/budget"
 	"github.com/dunlin-mqtt/dunlin/internal/logins"
 	"github.com/dunlin-mqtt/dunlin/internal/retained"
+	"github.com/dunlin-mqtt/dunlin/internal/subs"
 	"github.com/dunlin-mqtt/dunlin/internal/timers"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
@@ -107,7 +108,7 @@ type Broker struct {
 	mounts    atomic.Bool // a mount point was granted
 	shedDue   timers.Timer
 
-	tree     *tree
+	tree     *subs.Tree
 	retained *retained.Store
 	due      *timers.Timers
 	journal  *journal // nil: there is no Store
@@ -150,7 +151,7 @@ func New(cfg Config) (*Broker, error) {
 	b := &Broker{
 		cfg: cfg, log: cfg.Logger, authorizer: cfg.Authorizer,
 		seed: maphash.MakeSeed(), started: time.Now(),
-		tree: newTree(), due: timers.New(),
+		tree: subs.New(), due: timers.New(),
 		sessions: make(map[string]*session), listeners: make(map[net.Listener]struct{}),
 		early: make(map[*conn]bool), conns: make(map[*conn]struct{}),
 		locals:   make(map[*Subscription]struct{}),

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/subs"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -98,14 +99,14 @@ func (s *session) who() *hooks.Client {
 }
 
 // held lists the subscriptions. The lock is held.
-func (s *session) held() (subs []heldSub) {
+func (s *session) held() (all []heldSub) {
 	if s.num != 0 {
-		s.b.tree.each(s.num, func(group, filter string, o subOptions) bool {
-			subs = append(subs, heldSub{group: group, filter: filter, qos: o.qos})
+		s.b.tree.Each(s.num, func(group, filter string, o subs.Options) bool {
+			all = append(all, heldSub{group: group, filter: filter, qos: o.QoS})
 			return true
 		})
 	}
-	return subs
+	return all
 }
 
 // reviewSession decides the subscriptions of s anew, for who made them, and returns how many were revoked.
@@ -137,8 +138,8 @@ func (b *Broker) refused(ctx context.Context, client *hooks.Client, mount string
 
 // revoke takes refused subscriptions away from s, with what they have brought, unless s has got another connection since gen. What came by a
 // shared subscription goes to another member.
-func (b *Broker) revoke(s *session, gen uint32, subs []heldSub) (n int) {
-	if len(subs) == 0 {
+func (b *Broker) revoke(s *session, gen uint32, refused []heldSub) (n int) {
+	if len(refused) == 0 {
 		return 0
 	}
 	s.mu.Lock()
@@ -147,8 +148,8 @@ func (b *Broker) revoke(s *session, gen uint32, subs []heldSub) (n int) {
 		return 0
 	}
 	client := s.who()
-	out := subs[:0]
-	for _, sub := range subs {
+	out := refused[:0]
+	for _, sub := range refused {
 		if s.drop(sub.group, sub.filter) {
 			out = append(out, sub)
 		}
@@ -156,10 +157,7 @@ func (b *Broker) revoke(s *session, gen uint32, subs []heldSub) (n int) {
 	orphans := s.purge(out)
 	s.mu.Unlock()
 	for _, sub := range out {
-		filter := sub.filter[len(s.mount):]
-		if sub.group != "" {
-			filter = "$share/" + sub.group + "/" + filter
-		}
+		filter := subs.FullFilter(sub.group, sub.filter[len(s.mount):])
 		b.log.Info("a subscription is no longer allowed", "client", s.id, "filter", filter, "err", sub.err)
 		if f := b.obs.Revoked; f != nil {
 			f(client, filter, sub.err)
@@ -198,19 +196,19 @@ func (c *conn) decideAgain(sub heldSub) error {
 // purge takes out what revoked subscriptions have brought and no other one matches. It returns what came by shared ones. The lock is held.
 func (s *session) purge(revoked []heldSub) (orphans []delivery) {
 	const left, gone = 1, 2
-	tr := newTree()
+	tr := subs.New()
 	for _, sub := range s.held() {
-		tr.add(left, "", sub.filter, subOptions{})
+		tr.Add(left, "", sub.filter, subs.Options{})
 	}
 	for _, sub := range revoked {
-		tr.add(gone, "", sub.filter, subOptions{})
+		tr.Add(gone, "", sub.filter, subs.Options{})
 	}
-	var m matches
+	var m subs.Matches
 	lost := func(topic string) bool {
 		var a, b bool
-		tr.match([]byte(topic), 0, &m)
-		for i := range m.subs {
-			a, b = a || m.subs[i].sub == left, b || m.subs[i].sub == gone
+		tr.Match([]byte(topic), 0, &m)
+		for i := range m.Subs {
+			a, b = a || m.Subs[i].Sub == left, b || m.Subs[i].Sub == gone
 		}
 		return b && !a
 	}

@@ -283,7 +283,7 @@ func (t *turn) addTo(op store.Op) {
 func (d *delivery) forStore(key uint64) store.Delivery {
 	sd := store.Delivery{Session: key, Seq: d.seq, QoS: d.qos, Retain: d.retain, IDs: d.ids()}
 	if g := d.group(); g != nil {
-		sd.Group = g.filter
+		sd.Group = g.Filter
 	}
 	return sd
 }
@@ -494,14 +494,6 @@ func (t *turn) again(m *message) *outgoing {
 	t.out.reset(&t.own, m.From, t.now, 0)
 	t.out.msg, t.out.expires, t.out.waited = m, m.Expires, m.Expires != 0
 	return &t.out
-}
-
-// fullFilter is a Topic Filter as the store has it.
-func fullFilter(group, filter string) string {
-	if group == "" {
-		return filter
-	}
-	return "$share/" + group + "/" + filter
 }
 
 // Healthy returns nil while the Store works, and otherwise the error that it failed with. While it is not nil, what needs the Store is

@@ -11,6 +11,7 @@ import (
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/internal/budget"
+	"github.com/dunlin-mqtt/dunlin/internal/subs"
 	"github.com/dunlin-mqtt/dunlin/packets"
 	"github.com/dunlin-mqtt/dunlin/store"
 )
@@ -81,7 +82,7 @@ func (l *loader) apply(op store.Op) error {
 		return l.subscribe(op)
 	case *store.DeleteSubscription:
 		if x := l.sessions[op.Session]; x != nil {
-			if group, filter, err := packets.SplitShared(op.Filter); err == nil && x.s.num != 0 && l.b.tree.remove(x.s.num, group, filter) {
+			if group, filter, err := packets.SplitShared(op.Filter); err == nil && x.s.num != 0 && l.b.tree.Remove(x.s.num, group, filter) {
 				x.s.subs--
 			}
 		}
@@ -151,7 +152,7 @@ func (l *loader) putSession(op *store.PutSession) error {
 func (l *loader) drop(x *loaded) {
 	delete(l.sessions, x.s.stored)
 	if x.s.num != 0 {
-		l.b.tree.removeAll(x.s.num)
+		l.b.tree.RemoveAll(x.s.num)
 		l.b.release(x.s.num)
 	}
 }
@@ -168,8 +169,8 @@ func (l *loader) subscribe(op *store.PutSubscription) error {
 	if x.s.num == 0 {
 		x.s.num = l.b.number(x.s)
 	}
-	o := subOptions{qos: op.QoS, noLocal: op.NoLocal, retainAsPublished: op.RetainAsPublished, retainHandling: op.RetainHandling, id: op.ID}
-	if _, existed := l.b.tree.add(x.s.num, group, filter, o); !existed {
+	o := subs.Options{QoS: op.QoS, NoLocal: op.NoLocal, RetainAsPublished: op.RetainAsPublished, RetainHandling: op.RetainHandling, ID: op.ID}
+	if _, existed := l.b.tree.Add(x.s.num, group, filter, o); !existed {
 		x.s.subs++
 	}
 	return nil
@@ -206,14 +207,14 @@ func (l *loader) publish(op *store.Publish) {
 func (l *loader) extra(x *loaded, to *store.Delivery) (e *extra) {
 	if to.Group != "" {
 		if e = l.groups[to.Group]; e == nil {
-			e = &extra{group: &group{filter: strings.Clone(to.Group)}}
+			e = &extra{group: &subs.Group{Filter: strings.Clone(to.Group)}}
 			l.groups[to.Group] = e
 		}
 	}
 	if len(to.IDs) == 0 {
 		return e
 	}
-	var g *group
+	var g *subs.Group
 	if e != nil {
 		g = e.group
 	}
@@ -288,8 +289,8 @@ func (l *loader) finish() {
 		b.sessions[x.s.place()] = x.s
 	}
 	for _, e := range l.groups { // what still names a stand-in has no group to go to
-		if group, filter, err := packets.SplitShared(e.group.filter); err == nil {
-			if g := b.tree.group(group, filter); g != nil {
+		if group, filter, err := packets.SplitShared(e.group.Filter); err == nil {
+			if g := b.tree.Group(group, filter); g != nil {
 				e.group = g
 			}
 		}
@@ -337,8 +338,8 @@ func (l *loader) fill(x *loaded) {
 		if d.state == done {
 			continue
 		}
-		if g := d.group(); g != nil && g.number == 0 {
-			d.extra.group = l.groups[g.filter].group
+		if g := d.group(); g != nil {
+			d.extra.group = l.groups[g.Filter].group
 		}
 		if d.id == 0 {
 			d.state = waiting

@@ -256,7 +256,7 @@ func TestSubscriptionEndsWithItsContextCloseOrTheBroker(t *testing.T) {
 		b.Close()
 		_, err = byBroker.Next(t.Context())
 		require.ErrorIs(t, err, ErrBrokerClosed)
-		require.Equal(t, 0, b.tree.len())
+		require.Equal(t, 0, b.tree.Len())
 	})
 }
 
@@ -520,7 +520,7 @@ func TestANamedSubscriptionKeepsItsQueue(t *testing.T) {
 		require.True(t, b.DeleteSession(t.Context(), "$local/jobs"), "also while somebody reads it")
 		_, ok = b.Session("$local/jobs")
 		require.False(t, ok)
-		require.Zero(t, b.tree.len())
+		require.Zero(t, b.tree.Len())
 	})
 }
 
@@ -532,7 +532,7 @@ func TestANamedSubscriptionExpires(t *testing.T) {
 		require.Equal(t, []string{"there"}, unread(sub), "not while it is read")
 		sub.Close()
 		time.Sleep(time.Hour + time.Second)
-		require.Zero(t, b.tree.len())
+		require.Zero(t, b.tree.Len())
 		require.Zero(t, b.Stats().Sessions)
 
 		sub = mustSubscribe(t, b, "a", &SubscribeOptions{Name: "n"})
@@ -568,7 +568,7 @@ func TestSubscribersRaceForAName(t *testing.T) {
 	}
 	wg.Wait()
 	b.DeleteSession(t.Context(), "$local/n")
-	require.Zero(t, b.tree.len())
+	require.Zero(t, b.tree.Len())
 	require.Zero(t, b.Stats().Sessions)
 	b.mu.Lock()
 	defer b.mu.Unlock()

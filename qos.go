@@ -2,6 +2,7 @@ package dunlin
 
 import (
 	"github.com/dunlin-mqtt/dunlin/internal/budget"
+	"github.com/dunlin-mqtt/dunlin/internal/subs"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -22,9 +23,9 @@ type delivery struct {
 
 // extra is what few deliveries have. Those that have the same, and no receipt, share one; ids are immutable.
 type extra struct {
-	ids     []uint32 // Subscription Identifiers
-	group   *group   // the shared subscription that it came by
-	receipt *receipt // of PublishWait, until the delivery is settled
+	ids     []uint32    // Subscription Identifiers
+	group   *subs.Group // the shared subscription that it came by
+	receipt *receipt    // of PublishWait, until the delivery is settled
 	holders budget.Holders
 }
 
@@ -38,7 +39,7 @@ const (
 	done
 )
 
-func (d *delivery) group() *group {
+func (d *delivery) group() *subs.Group {
 	if d.extra == nil {
 		return nil
 	}

@@ -378,7 +378,7 @@ func (b *Broker) endSession(t *turn, s *session, why *packets.Error) {
 	b.due.Cancel(s.due)
 	s.mu.Unlock()
 	if num != 0 {
-		b.tree.removeAll(num)
+		b.tree.RemoveAll(num)
 		b.release(num)
 	}
 	b.forget(s)

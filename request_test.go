@@ -56,7 +56,7 @@ func TestRequestAndRespond(t *testing.T) {
 		require.NoError(t, r.Close())
 		_, err = b.Request(t.Context(), "do/upper", nil)
 		require.ErrorIs(t, err, ErrNoResponder)
-		require.Zero(t, b.tree.len(), "requests leave no subscription")
+		require.Zero(t, b.tree.Len(), "requests leave no subscription")
 	})
 }
 
@@ -208,7 +208,7 @@ func TestRequestsOfAndToClientsWithMountPoints(t *testing.T) {
 				m := <-done
 				require.Equal(t, "one", m.Publisher)
 				require.Equal(t, tt.mount+to, m.Topic)
-				require.Equal(t, 2, b.tree.len(), "requests leave no subscription")
+				require.Equal(t, 2, b.tree.Len(), "requests leave no subscription")
 			})
 		})
 	}

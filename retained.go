@@ -69,7 +69,7 @@ func (t *turn) retain(o *outgoing) (old *message, err error) {
 // renew looks again who gets a message that has become the retained one: who subscribed after r was resolved may have looked for retained
 // messages before this one was there, and has to get it now.
 func (t *turn) renew(r *route) {
-	if r.version != r.watch.version() {
+	if r.version != r.watch.Version() {
 		r.fill(t, r.topic, r.from)
 		t.found = len(r.targets) + len(r.shared)
 	}

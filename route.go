@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/subs"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -37,7 +38,7 @@ type turn struct {
 	props   packets.Properties
 	access  hooks.AccessRequest
 	route   route // for routing without a connection's cache
-	matches matches
+	matches subs.Matches
 	asked   bool // what the members of shared subscriptions may get has been asked
 	found   int  // how many subscriptions the last message matched, whether or not anybody took it
 	write   write
@@ -180,10 +181,10 @@ func (o *outgoing) frame(v5, id bool) *frame {
 type target struct {
 	s      *session
 	qos    packets.QoS
-	retain bool     // Retain As Published
-	ids    []uint32 // Subscription Identifiers
-	group  *group   // by a shared subscription
-	shares *extra   // what its deliveries have besides their message, once there was one
+	retain bool        // Retain As Published
+	ids    []uint32    // Subscription Identifiers
+	group  *subs.Group // by a shared subscription
+	shares *extra      // what its deliveries have besides their message, once there was one
 }
 
 // extra returns what a delivery of o to the target has besides its message. Its receipt, if any, counts it from now on.
@@ -211,7 +212,7 @@ func (to *target) share() *extra {
 // A route is who gets the messages of one topic, valid as long as the part of the tree that it came from has not changed.
 type route struct {
 	topic   []byte
-	watch   watch
+	watch   subs.Watch
 	version uint64 // of watch
 	valid   bool
 	durable bool   // some of the receivers are known to the store
@@ -225,7 +226,7 @@ type route struct {
 
 // A sharedRoute is a shared subscription that the topic matches: one of the members gets the message.
 type sharedRoute struct {
-	group   *group
+	group   *subs.Group
 	members []target
 }
 
@@ -236,50 +237,47 @@ func (r *route) fill(t *turn, topic []byte, from uint32) {
 		r.topic, r.valid, r.decided = append(r.topic[:0], topic...), false, 0
 	}
 	if !r.valid {
-		r.watch, r.valid = b.tree.watch(topic), true
+		r.watch, r.valid = b.tree.Watch(topic), true
 	}
 	for {
-		r.version, r.durable, r.from = r.watch.version(), false, from
-		b.tree.match(topic, from, m)
-		r.ids = append(r.ids[:0], m.ids...)
+		r.version, r.durable, r.from = r.watch.Version(), false, from
+		b.tree.Match(topic, from, m)
+		r.ids = append(r.ids[:0], m.IDs...)
 		clear(r.targets)
 		r.targets = r.targets[:0]
 		clear(r.shared)
 		r.shared = r.shared[:0]
 		b.numbers.RLock()
-		for i := range m.subs {
-			x := &m.subs[i]
-			if s := b.byNumber[x.sub]; s != nil {
-				to := target{s: s, qos: x.qos, retain: x.retainAsPublished}
-				if x.nids > 0 {
-					to.ids = r.ids[x.ids : x.ids+x.nids]
-				}
+		for i := range m.Subs {
+			x := &m.Subs[i]
+			if s := b.byNumber[x.Sub]; s != nil {
+				to := target{s: s, qos: x.QoS, retain: x.RetainAsPublished, ids: x.IDs(r.ids)}
 				r.targets = append(r.targets, to)
-				r.durable = r.durable || s.stored != 0 && x.qos > packets.QoS0
+				r.durable = r.durable || s.stored != 0 && x.QoS > packets.QoS0
 			}
 		}
-		for i := range m.groups {
-			r.addGroup(b, &m.groups[i])
+		for i := range m.Groups {
+			r.addGroup(b, &m.Groups[i])
 		}
 		b.numbers.RUnlock()
 		// A number that was given to another session meanwhile would have changed the version.
-		if r.watch.version() == r.version {
+		if r.watch.Version() == r.version {
 			return
 		}
 	}
 }
 
-func (r *route) addGroup(b *Broker, g *sharedMatch) {
-	sr := sharedRoute{group: g.group, members: make([]target, 0, len(g.members))}
-	for i := range g.members {
-		m := &g.members[i]
-		s := b.byNumber[m.sub]
+func (r *route) addGroup(b *Broker, g *subs.SharedMatch) {
+	sr := sharedRoute{group: g.Group, members: make([]target, 0, len(g.Members))}
+	for i := range g.Members {
+		m := &g.Members[i]
+		s := b.byNumber[m.Sub]
 		if s == nil {
 			continue
 		}
-		to := target{s: s, qos: m.opts.qos, retain: m.opts.retainAsPublished, group: g.group}
-		if m.opts.id != 0 {
-			to.ids = []uint32{m.opts.id}
+		to := target{s: s, qos: m.QoS, retain: m.RetainAsPublished, group: g.Group}
+		if m.ID != 0 {
+			to.ids = []uint32{m.ID}
 		}
 		sr.members = append(sr.members, to)
 		r.durable = r.durable || s.stored != 0 && to.qos > packets.QoS0
@@ -323,7 +321,7 @@ func (t *turn) resolve(r *route, topic []byte, from uint32) *route {
 		r = &t.route
 		r.valid = false
 	}
-	if !r.valid || r.version != r.watch.version() || string(r.topic) != string(topic) {
+	if !r.valid || r.version != r.watch.Version() || string(r.topic) != string(topic) {
 		r.fill(t, topic, from)
 	}
 	return r
@@ -363,7 +361,7 @@ func (t *turn) deliver(o *outgoing, r *route) (n int) {
 
 // deliverShared gives o to one of the members: to the first from where the strategy starts that can send it on at once, otherwise to the first
 // that takes it at all.
-func (t *turn) deliverShared(o *outgoing, g *group, members []target) bool {
+func (t *turn) deliverShared(o *outgoing, g *subs.Group, members []target) bool {
 	n := uint64(len(members))
 	if n == 0 {
 		return false
@@ -371,9 +369,9 @@ func (t *turn) deliverShared(o *outgoing, g *group, members []target) bool {
 	var start uint64
 	switch t.b.cfg.Shared {
 	case RoundRobin:
-		start = uint64(g.next.Add(1) - 1)
+		start = uint64(g.Next.Add(1) - 1)
 	case Sticky:
-		start = uint64(g.next.Load())
+		start = uint64(g.Next.Load())
 	case HashTopic:
 		start = maphash.Bytes(t.b.seed, o.pub.Topic)
 	case HashClient:
@@ -387,7 +385,7 @@ func (t *turn) deliverShared(o *outgoing, g *group, members []target) bool {
 		}
 		if t.give(o, to, true) {
 			if t.b.cfg.Shared == Sticky {
-				g.next.Store(uint32((start + i) % n))
+				g.Next.Store(uint32((start + i) % n))
 			}
 			o.trying = false
 			return true

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/subs"
 	"github.com/dunlin-mqtt/dunlin/packets"
 	"github.com/dunlin-mqtt/dunlin/store"
 )
@@ -62,7 +63,7 @@ func (c *conn) onSubscribe(t *turn, p *packets.Subscribe) error {
 		s.mu.Lock()
 		if s.conn == c && !s.ended {
 			for _, cur := range cursors {
-				if _, has := c.b.tree.get(s.num, "", cur.filter); has { // not revoked meanwhile
+				if _, has := c.b.tree.Get(s.num, "", cur.filter); has { // not revoked meanwhile
 					s.cursors = append(s.cursors, cur)
 				}
 			}
@@ -130,9 +131,9 @@ func (c *conn) subscribe(sub *packets.Subscription, id uint32, cursors *[]cursor
 			return g, err
 		}
 	}
-	opts := subOptions{qos: min(sub.QoS, cfg.maxQoS()), noLocal: sub.NoLocal, retainAsPublished: sub.RetainAsPublished, retainHandling: sub.RetainHandling, id: id}
+	opts := subs.Options{QoS: min(sub.QoS, cfg.maxQoS()), NoLocal: sub.NoLocal, RetainAsPublished: sub.RetainAsPublished, RetainHandling: sub.RetainHandling, ID: id}
 	if c.version < packets.V5 {
-		opts.noLocal, opts.retainAsPublished, opts.retainHandling = false, false, 0
+		opts.NoLocal, opts.RetainAsPublished, opts.RetainHandling = false, false, 0
 	}
 	filter = c.few().mount + filter
 	g, err = c.sess.subscribe(c, group, filter, opts)
@@ -141,15 +142,15 @@ func (c *conn) subscribe(sub *packets.Subscription, id uint32, cursors *[]cursor
 	}
 	c.number = c.sess.num
 	if c.b.rules.epoch.Load() != epoch { // the review of the change may have come too early for this one
-		if err := c.decideAgain(heldSub{group: group, filter: filter, qos: opts.qos}); err != nil {
+		if err := c.decideAgain(heldSub{group: group, filter: filter, qos: opts.QoS}); err != nil {
 			return g, err
 		}
 	}
-	if !shared && !cfg.DisableRetain && (opts.retainHandling == 0 || opts.retainHandling == 1 && !g.existed) {
-		*cursors = append(*cursors, cursor{filter: filter, qos: opts.qos, noLocal: opts.noLocal, id: id})
+	if !shared && !cfg.DisableRetain && (opts.RetainHandling == 0 || opts.RetainHandling == 1 && !g.existed) {
+		*cursors = append(*cursors, cursor{filter: filter, qos: opts.QoS, noLocal: opts.NoLocal, id: id})
 	}
 	if f := c.b.obs.Subscribed; f != nil {
-		f(c.client, sub.Filter, opts.qos)
+		f(c.client, sub.Filter, opts.QoS)
 	}
 	return g, nil
 }
@@ -160,7 +161,7 @@ type grant struct {
 	group, filter string
 	qos           packets.QoS
 	batch         *batch // that makes it durable; nil: it need not be
-	old           subOptions
+	old           subs.Options
 	existed       bool // with old
 }
 
@@ -179,8 +180,8 @@ func (s *session) takeBackSubscription(g *grant) {
 	switch {
 	case s.ended:
 	case g.existed:
-		s.b.tree.add(s.num, g.group, g.filter, g.old)
-	case s.b.tree.remove(s.num, g.group, g.filter):
+		s.b.tree.Add(s.num, g.group, g.filter, g.old)
+	case s.b.tree.Remove(s.num, g.group, g.filter):
 		s.subs--
 	}
 }
@@ -201,7 +202,7 @@ func tooWide(filter string, n int) bool {
 var errLost = packets.Errorf(packets.UnspecifiedError, "the connection has been taken over")
 
 // subscribe puts a subscription into the tree. c is the connection that asked, nil for a program.
-func (s *session) subscribe(c *conn, group, filter string, o subOptions) (g grant, err error) {
+func (s *session) subscribe(c *conn, group, filter string, o subs.Options) (g grant, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended || s.conn != c {
@@ -211,17 +212,17 @@ func (s *session) subscribe(c *conn, group, filter string, o subOptions) (g gran
 		s.num = s.b.number(s)
 	}
 	if int(s.subs) >= s.b.cfg.MaxSubscriptions {
-		if _, has := s.b.tree.get(s.num, group, filter); !has {
+		if _, has := s.b.tree.Get(s.num, group, filter); !has {
 			return g, packets.Errorf(packets.QuotaExceeded, "more than %d subscriptions", s.b.cfg.MaxSubscriptions)
 		}
 	}
-	g = grant{group: group, filter: filter, qos: o.qos}
-	if g.old, g.existed = s.b.tree.add(s.num, group, filter, o); !g.existed {
+	g = grant{group: group, filter: filter, qos: o.QoS}
+	if g.old, g.existed = s.b.tree.Add(s.num, group, filter, o); !g.existed {
 		s.subs++
 	}
 	if s.stored != 0 {
-		g.batch = s.b.journal.await(&store.PutSubscription{Session: s.stored, ID: o.id, Subscription: packets.Subscription{
-			Filter: fullFilter(group, filter), QoS: o.qos, NoLocal: o.noLocal, RetainAsPublished: o.retainAsPublished, RetainHandling: o.retainHandling,
+		g.batch = s.b.journal.await(&store.PutSubscription{Session: s.stored, ID: o.ID, Subscription: packets.Subscription{
+			Filter: subs.FullFilter(group, filter), QoS: o.QoS, NoLocal: o.NoLocal, RetainAsPublished: o.RetainAsPublished, RetainHandling: o.RetainHandling,
 		}})
 	}
 	return g, nil
@@ -236,7 +237,7 @@ func (s *session) unsubscribe(group, filter string) bool {
 
 // drop is unsubscribe with the lock held.
 func (s *session) drop(group, filter string) bool {
-	if s.ended || s.num == 0 || !s.b.tree.remove(s.num, group, filter) {
+	if s.ended || s.num == 0 || !s.b.tree.Remove(s.num, group, filter) {
 		return false
 	}
 	s.subs--
@@ -244,7 +245,7 @@ func (s *session) drop(group, filter string) bool {
 		s.cursors = dropCursors(s.cursors, filter)
 	}
 	if s.stored != 0 {
-		s.b.journal.add(&store.DeleteSubscription{Session: s.stored, Filter: fullFilter(group, filter)})
+		s.b.journal.add(&store.DeleteSubscription{Session: s.stored, Filter: subs.FullFilter(group, filter)})
 	}
 	return true
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/subs"
 	"github.com/dunlin-mqtt/dunlin/internal/timers"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
@@ -331,7 +332,7 @@ func (sub *Subscription) Add(filter string, o *SubscribeOptions) error {
 	if err != nil {
 		return err
 	}
-	opts := subOptions{qos: o.QoS, noLocal: o.NoLocal, retainAsPublished: o.RetainAsPublished, retainHandling: byte(o.RetainHandling), id: o.ID}
+	opts := subs.Options{QoS: o.QoS, NoLocal: o.NoLocal, RetainAsPublished: o.RetainAsPublished, RetainHandling: byte(o.RetainHandling), ID: o.ID}
 	if err := sub.Err(); err != nil {
 		return err
 	}

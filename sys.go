@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/subs"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -50,7 +51,7 @@ func (b *Broker) Stats() Stats {
 	st.Connections, st.Sessions = len(b.conns), len(b.sessions)
 	sessions := slices.Collect(maps.Values(b.sessions))
 	b.mu.Unlock()
-	st.Subscriptions = b.tree.len()
+	st.Subscriptions = b.tree.Len()
 	st.Retained, st.RetainedBytes = b.retained.Len(), b.retained.Bytes()
 	st.Memory = b.memory.Used()
 	for _, s := range sessions {
@@ -146,12 +147,9 @@ func (s *session) info() (info SessionInfo, ok bool) {
 		info.ExpiresAt = s.expiresAt()
 	}
 	if s.num != 0 {
-		s.b.tree.each(s.num, func(group, filter string, o subOptions) bool {
-			if group != "" {
-				filter = "$share/" + group + "/" + filter
-			}
+		s.b.tree.Each(s.num, func(group, filter string, o subs.Options) bool {
 			info.Subscriptions = append(info.Subscriptions, packets.Subscription{
-				Filter: filter, QoS: o.qos, NoLocal: o.noLocal, RetainAsPublished: o.retainAsPublished, RetainHandling: o.retainHandling,
+				Filter: subs.FullFilter(group, filter), QoS: o.QoS, NoLocal: o.NoLocal, RetainAsPublished: o.RetainAsPublished, RetainHandling: o.RetainHandling,
 			})
 			return true
 		})

@@ -1,4 +1,4 @@
-package dunlin
+package subs
 
 import (
 	"hash/maphash"
@@ -17,7 +17,7 @@ import (
 // This file checks the subscription tree from inside and against a model.
 
 // check fails the test if the parts of t contradict one another.
-func (t *tree) check(tb testing.TB) {
+func (t *Tree) check(tb testing.TB) {
 	tb.Helper()
 	r := require.New(tb)
 	t.lock()
@@ -53,8 +53,8 @@ func (t *tree) check(tb testing.TB) {
 		entries += t.checkList(tb, nodeOwner(i))
 		for g := t.groups[n.groups]; g != nil; g = g.after {
 			r.Equal(i, g.node)
-			r.NotZero(g.list.n, "group %s is empty", g.name)
-			r.Same(g, t.byName[groupKey{i, g.name}])
+			r.NotZero(g.list.n, "group %s is empty", g.Name)
+			r.Same(g, t.byName[groupKey{i, g.Name}])
 			entries += t.checkList(tb, g.owner())
 			groups++
 		}
@@ -90,7 +90,7 @@ func (t *tree) check(tb testing.TB) {
 	r.Equal(t.total, inRings, "entries in the rings")
 }
 
-func (t *tree) checkList(tb testing.TB, ow owner) int {
+func (t *Tree) checkList(tb testing.TB, ow owner) int {
 	n, prev := 0, uint32(0)
 	l := t.ownerList(ow)
 	for i := l.first; i != 0; i = t.entries.at(i).next {
@@ -112,7 +112,7 @@ type subscriptionKey struct {
 }
 
 // A treeModel does what a tree does, slowly.
-type treeModel map[subscriptionKey]subOptions
+type treeModel map[subscriptionKey]Options
 
 type modelMatch struct {
 	QoS packets.QoS
@@ -122,11 +122,11 @@ type modelMatch struct {
 
 type modelResult struct {
 	Subs   map[uint32]modelMatch
-	Groups map[string]map[uint32]subOptions // by "name filter"
+	Groups map[string]map[uint32]Options // by "name filter"
 }
 
 func (m treeModel) match(topic string, from uint32) modelResult {
-	r := modelResult{map[uint32]modelMatch{}, map[string]map[uint32]subOptions{}}
+	r := modelResult{map[uint32]modelMatch{}, map[string]map[uint32]Options{}}
 	for k, o := range m {
 		if !packets.MatchTopic(k.filter, topic) {
 			continue
@@ -134,18 +134,18 @@ func (m treeModel) match(topic string, from uint32) modelResult {
 		if k.group != "" {
 			g := k.group + " " + k.filter
 			if r.Groups[g] == nil {
-				r.Groups[g] = map[uint32]subOptions{}
+				r.Groups[g] = map[uint32]Options{}
 			}
 			r.Groups[g][k.sub] = o
 			continue
 		}
-		if o.noLocal && k.sub == from {
+		if o.NoLocal && k.sub == from {
 			continue
 		}
 		x := r.Subs[k.sub]
-		x.QoS, x.RAP = max(x.QoS, o.qos), x.RAP || o.retainAsPublished
-		if o.id != 0 {
-			x.IDs = append(x.IDs, o.id)
+		x.QoS, x.RAP = max(x.QoS, o.QoS), x.RAP || o.RetainAsPublished
+		if o.ID != 0 {
+			x.IDs = append(x.IDs, o.ID)
 			slices.Sort(x.IDs)
 		}
 		r.Subs[k.sub] = x
@@ -154,20 +154,20 @@ func (m treeModel) match(topic string, from uint32) modelResult {
 }
 
 // result brings what a tree found into the form of the model.
-func (m *matches) result(tb testing.TB, t *tree) modelResult {
-	r := modelResult{map[uint32]modelMatch{}, map[string]map[uint32]subOptions{}}
-	for _, x := range m.subs {
-		require.NotContains(tb, r.Subs, x.sub, "a subscriber is there twice")
-		ids := slices.Clone(m.ids[x.ids : x.ids+x.nids])
+func (m *Matches) result(tb testing.TB, t *Tree) modelResult {
+	r := modelResult{map[uint32]modelMatch{}, map[string]map[uint32]Options{}}
+	for _, x := range m.Subs {
+		require.NotContains(tb, r.Subs, x.Sub, "a subscriber is there twice")
+		ids := slices.Clone(x.IDs(m.IDs))
 		slices.Sort(ids)
-		r.Subs[x.sub] = modelMatch{x.qos, x.retainAsPublished, ids}
+		r.Subs[x.Sub] = modelMatch{x.QoS, x.RetainAsPublished, ids}
 	}
-	for _, g := range m.groups {
-		name := g.group.name + " " + string(t.appendFilter(nil, g.group.node))
+	for _, g := range m.Groups {
+		name := g.Group.Name + " " + string(t.appendFilter(nil, g.Group.node))
 		require.NotContains(tb, r.Groups, name, "a group is there twice")
-		r.Groups[name] = map[uint32]subOptions{}
-		for _, x := range g.members {
-			r.Groups[name][x.sub] = x.opts
+		r.Groups[name] = map[uint32]Options{}
+		for _, x := range g.Members {
+			r.Groups[name][x.Sub] = x.Options
 		}
 	}
 	return r
@@ -186,7 +186,7 @@ func diffResults(want, got modelResult) string {
 			got.Subs[k] = x
 		}
 	}
-	return cmp.Diff(want, got, cmp.AllowUnexported(subOptions{}))
+	return cmp.Diff(want, got, cmp.AllowUnexported(Options{}))
 }
 
 // FuzzTree drives a tree and a model with the same steps. The tree hashes with a new seed each time, so that coverage is never the
@@ -243,59 +243,59 @@ func fuzzName(a, b byte, wild bool) string {
 
 // runTree reads steps of four bytes and compares after each.
 func runTree(tb testing.TB, steps []byte) {
-	tr, model := newTree(), treeModel{}
-	var m matches
+	tr, model := New(), treeModel{}
+	var m Matches
 	for ; len(steps) >= 4; steps = steps[4:] {
 		op, who, a, b := steps[0], steps[1], steps[2], steps[3]
 		sub := uint32(who%16) + 1
 		k := subscriptionKey{sub, []string{"", "", "g", "h"}[who>>4&3], fuzzName(a, b, true)}
 		old, existed := model[k]
-		if got, ok := tr.get(k.sub, k.group, k.filter); got != old || ok != existed {
+		if got, ok := tr.Get(k.sub, k.group, k.filter); got != old || ok != existed {
 			tb.Fatalf("get of %v: %v %v, want %v %v", k, got, ok, old, existed)
 		}
 		switch op % 16 {
 		case 0, 1, 2, 3, 4, 5, 6, 7:
-			o := subOptions{packets.QoS(op >> 4 % 3), k.group == "" && op&64 != 0, op&128 != 0, who >> 6 % 3, uint32(who >> 5)}
-			if gotOld, got := tr.add(k.sub, k.group, k.filter, o); gotOld != old || got != existed {
+			o := Options{packets.QoS(op >> 4 % 3), k.group == "" && op&64 != 0, op&128 != 0, who >> 6 % 3, uint32(who >> 5)}
+			if gotOld, got := tr.Add(k.sub, k.group, k.filter, o); gotOld != old || got != existed {
 				tb.Fatalf("add of %v: %v %v, want %v %v", k, gotOld, got, old, existed)
 			}
 			model[k] = o
 		case 8, 9, 10, 11, 12:
-			if got := tr.remove(k.sub, k.group, k.filter); got != existed {
+			if got := tr.Remove(k.sub, k.group, k.filter); got != existed {
 				tb.Fatalf("remove of %v: %v, want %v", k, got, existed)
 			}
 			delete(model, k)
 		case 13:
 			want := len(model)
-			maps.DeleteFunc(model, func(k subscriptionKey, _ subOptions) bool { return k.sub == sub })
-			if got := tr.removeAll(sub); got != want-len(model) {
+			maps.DeleteFunc(model, func(k subscriptionKey, _ Options) bool { return k.sub == sub })
+			if got := tr.RemoveAll(sub); got != want-len(model) {
 				tb.Fatalf("removeAll of %d: %d, want %d", sub, got, want-len(model))
 			}
 		default:
 			want := treeModel{}
 			maps.Copy(want, model)
-			maps.DeleteFunc(want, func(k subscriptionKey, _ subOptions) bool { return k.sub != sub })
+			maps.DeleteFunc(want, func(k subscriptionKey, _ Options) bool { return k.sub != sub })
 			got := treeModel{}
-			tr.each(sub, func(group, filter string, o subOptions) bool {
+			tr.Each(sub, func(group, filter string, o Options) bool {
 				got[subscriptionKey{sub, group, filter}] = o
 				return true
 			})
-			if !maps.Equal(want, got) || tr.count(sub) != len(want) {
-				tb.Fatalf("subscriptions of %d (%d of them): %v, want %v", sub, tr.count(sub), got, want)
+			if !maps.Equal(want, got) || tr.Count(sub) != len(want) {
+				tb.Fatalf("subscriptions of %d (%d of them): %v, want %v", sub, tr.Count(sub), got, want)
 			}
 		}
 		topic := fuzzName(b, a, false)
-		tr.match([]byte(topic), sub, &m)
+		tr.Match([]byte(topic), sub, &m)
 		if d := diffResults(model.match(topic, sub), m.result(tb, tr)); d != "" {
 			tb.Fatalf("match of %s: %s", topic, d)
 		}
-		if tr.len() != len(model) {
-			tb.Fatalf("%d subscriptions, want %d", tr.len(), len(model))
+		if tr.Len() != len(model) {
+			tb.Fatalf("%d subscriptions, want %d", tr.Len(), len(model))
 		}
 	}
 	tr.check(tb)
 	for sub := range uint32(16) {
-		tr.removeAll(sub + 1)
+		tr.RemoveAll(sub + 1)
 	}
 	tr.check(tb)
 	if n := tr.nodes.used(); n != 1 {

@@ -1,4 +1,4 @@
-package dunlin
+package subs
 
 import (
 	"fmt"
@@ -48,12 +48,12 @@ func TestTreeMatch(t *testing.T) {
 	} {
 		for _, group := range []string{"", "g"} {
 			t.Run(tt.name+map[string]string{"g": ", shared"}[group], func(t *testing.T) {
-				tr := newTree()
-				tr.add(1, group, tt.filter, subOptions{})
-				var m matches
+				tr := New()
+				tr.Add(1, group, tt.filter, Options{})
+				var m Matches
 				count := func(topic string) int {
-					tr.match([]byte(topic), 0, &m)
-					return len(m.subs) + len(m.groups)
+					tr.Match([]byte(topic), 0, &m)
+					return len(m.Subs) + len(m.Groups)
 				}
 				for _, topic := range strings.Fields(tt.yes) {
 					require.Equal(t, 1, count(topic), "%s must match %s", tt.filter, topic)
@@ -64,7 +64,7 @@ func TestTreeMatch(t *testing.T) {
 					require.False(t, packets.MatchTopic(tt.filter, topic))
 				}
 				tr.check(t)
-				require.True(t, tr.remove(1, group, tt.filter))
+				require.True(t, tr.Remove(1, group, tt.filter))
 				require.Zero(t, count(strings.Fields(tt.yes)[0]), "nothing matches once the filter is removed")
 				tr.check(t)
 				require.Equal(t, 1, tr.nodes.used(), "only the root is left")
@@ -77,7 +77,7 @@ func TestTreeMerging(t *testing.T) {
 	type sub struct {
 		sub           uint32
 		group, filter string
-		o             subOptions
+		o             Options
 	}
 	for _, tt := range []struct {
 		name string
@@ -86,41 +86,41 @@ func TestTreeMerging(t *testing.T) {
 		want map[uint32]modelMatch
 	}{
 		{"overlapping subscriptions of one subscriber are one match with the highest QoS",
-			[]sub{{1, "", "a", subOptions{qos: 1}}, {1, "", "+", subOptions{qos: 2}}, {1, "", "#", subOptions{qos: 0}}}, 0,
+			[]sub{{1, "", "a", Options{QoS: 1}}, {1, "", "+", Options{QoS: 2}}, {1, "", "#", Options{QoS: 0}}}, 0,
 			map[uint32]modelMatch{1: {QoS: 2}}},
 		{"Retain As Published of any of them counts",
-			[]sub{{1, "", "a", subOptions{}}, {1, "", "#", subOptions{retainAsPublished: true}}}, 0,
+			[]sub{{1, "", "a", Options{}}, {1, "", "#", Options{RetainAsPublished: true}}}, 0,
 			map[uint32]modelMatch{1: {RAP: true}}},
 		{"all Subscription Identifiers are kept, also equal ones",
-			[]sub{{1, "", "a", subOptions{id: 7}}, {1, "", "+", subOptions{}}, {1, "", "#", subOptions{id: 7}},
-				{2, "", "#", subOptions{id: 9}}}, 0,
+			[]sub{{1, "", "a", Options{ID: 7}}, {1, "", "+", Options{}}, {1, "", "#", Options{ID: 7}},
+				{2, "", "#", Options{ID: 9}}}, 0,
 			map[uint32]modelMatch{1: {IDs: []uint32{7, 7}}, 2: {IDs: []uint32{9}}}},
 		{"identifiers of subscribers of one filter do not mix",
-			[]sub{{1, "", "a", subOptions{id: 1}}, {2, "", "a", subOptions{}}, {3, "", "a", subOptions{id: 268435455}}}, 0,
+			[]sub{{1, "", "a", Options{ID: 1}}, {2, "", "a", Options{}}, {3, "", "a", Options{ID: 268435455}}}, 0,
 			map[uint32]modelMatch{1: {IDs: []uint32{1}}, 2: {}, 3: {IDs: []uint32{268435455}}}},
 		{"No Local leaves the publisher out [MQTT-3.8.3-3]",
-			[]sub{{1, "", "a", subOptions{noLocal: true}}, {2, "", "a", subOptions{noLocal: true}}}, 1,
+			[]sub{{1, "", "a", Options{NoLocal: true}}, {2, "", "a", Options{NoLocal: true}}}, 1,
 			map[uint32]modelMatch{2: {}}},
 		{"another subscription of the publisher still matches, with its own options",
-			[]sub{{1, "", "a", subOptions{noLocal: true, qos: 2, id: 5}}, {1, "", "+", subOptions{qos: 1, id: 6}}}, 1,
+			[]sub{{1, "", "a", Options{NoLocal: true, QoS: 2, ID: 5}}, {1, "", "+", Options{QoS: 1, ID: 6}}}, 1,
 			map[uint32]modelMatch{1: {QoS: 1, IDs: []uint32{6}}}},
 		{"without No Local the publisher gets its own",
-			[]sub{{1, "", "a", subOptions{}}}, 1,
+			[]sub{{1, "", "a", Options{}}}, 1,
 			map[uint32]modelMatch{1: {}}},
 		{"a shared subscription does not merge with others",
-			[]sub{{1, "g", "a", subOptions{qos: 2}}, {1, "", "a", subOptions{qos: 1}}}, 0,
+			[]sub{{1, "g", "a", Options{QoS: 2}}, {1, "", "a", Options{QoS: 1}}}, 0,
 			map[uint32]modelMatch{1: {QoS: 1}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			tr := newTree()
+			tr := New()
 			for _, s := range tt.subs {
-				tr.add(s.sub, s.group, s.filter, s.o)
+				tr.Add(s.sub, s.group, s.filter, s.o)
 			}
-			var m matches
+			var m Matches
 			for range 2 {
-				tr.match([]byte("a"), tt.from, &m)
+				tr.Match([]byte("a"), tt.from, &m)
 				got := m.result(t, tr)
-				got.Groups = map[string]map[uint32]subOptions{}
+				got.Groups = map[string]map[uint32]Options{}
 				require.Empty(t, diffResults(modelResult{tt.want, got.Groups}, got))
 			}
 		})
@@ -128,155 +128,155 @@ func TestTreeMerging(t *testing.T) {
 }
 
 func TestMatchesAreUsedAgain(t *testing.T) {
-	tr := newTree()
+	tr := New()
 	for i := range uint32(50) {
-		tr.add(i+1, "", "a/b", subOptions{id: i})
-		tr.add(i+1, "", "a/+", subOptions{id: i})
-		tr.add(i+1, "g", "a/+", subOptions{})
+		tr.Add(i+1, "", "a/b", Options{ID: i})
+		tr.Add(i+1, "", "a/+", Options{ID: i})
+		tr.Add(i+1, "g", "a/+", Options{})
 	}
-	tr.add(7, "", "c", subOptions{})
-	m := matches{table: make([]uint64, 256), gen: 1<<32 - 3}
+	tr.Add(7, "", "c", Options{})
+	m := Matches{table: make([]uint64, 256), gen: 1<<32 - 3}
 	for range 6 { // the generation wraps around
-		tr.match([]byte("a/b"), 0, &m)
-		require.Len(t, m.subs, 50)
-		require.Len(t, m.ids, 2*49)
-		require.Len(t, m.groups, 1)
+		tr.Match([]byte("a/b"), 0, &m)
+		require.Len(t, m.Subs, 50)
+		require.Len(t, m.IDs, 2*49)
+		require.Len(t, m.Groups, 1)
 	}
 	require.EqualValues(t, 4, m.gen)
-	tr.match([]byte("c"), 0, &m)
-	require.Equal(t, []match{{sub: 7}}, m.subs)
-	require.Empty(t, m.ids)
-	require.Empty(t, m.groups)
-	tr.match(nil, 0, &m)
-	require.Empty(t, m.subs, "no topic matches nothing")
+	tr.Match([]byte("c"), 0, &m)
+	require.Equal(t, []Match{{Sub: 7}}, m.Subs)
+	require.Empty(t, m.IDs)
+	require.Empty(t, m.Groups)
+	tr.Match(nil, 0, &m)
+	require.Empty(t, m.Subs, "no topic matches nothing")
 }
 
 func TestTreeGroups(t *testing.T) {
 	t.Run("names and filters make groups, and members keep the order they came in", func(t *testing.T) {
-		tr := newTree()
+		tr := New()
 		for i := range uint32(3) {
-			tr.add(i+1, "g", "a/+", subOptions{qos: packets.QoS(i)})
+			tr.Add(i+1, "g", "a/+", Options{QoS: packets.QoS(i)})
 		}
-		tr.add(4, "h", "a/+", subOptions{})
-		tr.add(1, "g", "#", subOptions{})
-		var m matches
-		tr.match([]byte("a/b"), 1, &m)
-		require.Len(t, m.groups, 3)
-		require.Empty(t, m.subs)
-		i := slices.IndexFunc(m.groups, func(g sharedMatch) bool { return len(g.members) == 3 })
-		require.Equal(t, []member{{1, subOptions{qos: 0}}, {2, subOptions{qos: 1}}, {3, subOptions{qos: 2}}}, m.groups[i].members)
-		require.Equal(t, "g", m.groups[i].group.name)
+		tr.Add(4, "h", "a/+", Options{})
+		tr.Add(1, "g", "#", Options{})
+		var m Matches
+		tr.Match([]byte("a/b"), 1, &m)
+		require.Len(t, m.Groups, 3)
+		require.Empty(t, m.Subs)
+		i := slices.IndexFunc(m.Groups, func(g SharedMatch) bool { return len(g.Members) == 3 })
+		require.Equal(t, []Member{{1, Options{QoS: 0}}, {2, Options{QoS: 1}}, {3, Options{QoS: 2}}}, m.Groups[i].Members)
+		require.Equal(t, "g", m.Groups[i].Group.Name)
 	})
 	t.Run("members that were given out do not change", func(t *testing.T) {
-		tr := newTree()
-		tr.add(1, "g", "a", subOptions{})
-		var m, later matches
-		tr.match([]byte("a"), 0, &m)
-		tr.add(2, "g", "a", subOptions{})
-		tr.add(1, "g", "a", subOptions{qos: 2})
-		require.Equal(t, []member{{1, subOptions{}}}, m.groups[0].members)
-		tr.match([]byte("a"), 0, &later)
-		require.Equal(t, []member{{1, subOptions{qos: 2}}, {2, subOptions{}}}, later.groups[0].members)
-		require.Same(t, m.groups[0].group, later.groups[0].group, "the group is the same as long as it has members")
+		tr := New()
+		tr.Add(1, "g", "a", Options{})
+		var m, later Matches
+		tr.Match([]byte("a"), 0, &m)
+		tr.Add(2, "g", "a", Options{})
+		tr.Add(1, "g", "a", Options{QoS: 2})
+		require.Equal(t, []Member{{1, Options{}}}, m.Groups[0].Members)
+		tr.Match([]byte("a"), 0, &later)
+		require.Equal(t, []Member{{1, Options{QoS: 2}}, {2, Options{}}}, later.Groups[0].Members)
+		require.Same(t, m.Groups[0].Group, later.Groups[0].Group, "the group is the same as long as it has members")
 	})
 	t.Run("a group ends with its last member, wherever it stands", func(t *testing.T) {
-		tr := newTree()
+		tr := New()
 		names := []string{"a", "b", "c", "d"}
 		for _, gone := range names {
 			for _, n := range names {
-				tr.add(1, n, "x", subOptions{})
+				tr.Add(1, n, "x", Options{})
 			}
-			require.True(t, tr.remove(1, gone, "x"))
-			require.False(t, tr.remove(1, gone, "x"))
+			require.True(t, tr.Remove(1, gone, "x"))
+			require.False(t, tr.Remove(1, gone, "x"))
 			tr.check(t)
-			var m matches
-			tr.match([]byte("x"), 0, &m)
-			require.Len(t, m.groups, 3)
+			var m Matches
+			tr.Match([]byte("x"), 0, &m)
+			require.Len(t, m.Groups, 3)
 		}
-		require.Equal(t, 3, tr.removeAll(1))
+		require.Equal(t, 3, tr.RemoveAll(1))
 		tr.check(t)
 		require.Equal(t, 1, tr.nodes.used())
 	})
 }
 
 func TestTreeSubscriptions(t *testing.T) {
-	tr := newTree()
+	tr := New()
 	long := strings.Repeat("long/", 100) + "+"
 	type sub struct {
 		group, filter string
-		o             subOptions
+		o             Options
 	}
 	want := []sub{
-		{"", "a", subOptions{qos: 2, noLocal: true, retainAsPublished: true, retainHandling: 2, id: 268435455}},
-		{"g", "a", subOptions{qos: 1}},
-		{"", "a/#", subOptions{retainHandling: 1}},
-		{"", "/", subOptions{id: 1}},
-		{"", "#", subOptions{}},
-		{"", "+//+", subOptions{}},
-		{"h", long, subOptions{}},
-		{"", long + "/x", subOptions{}},
-		{"", "$SYS/+", subOptions{}},
+		{"", "a", Options{QoS: 2, NoLocal: true, RetainAsPublished: true, RetainHandling: 2, ID: 268435455}},
+		{"g", "a", Options{QoS: 1}},
+		{"", "a/#", Options{RetainHandling: 1}},
+		{"", "/", Options{ID: 1}},
+		{"", "#", Options{}},
+		{"", "+//+", Options{}},
+		{"h", long, Options{}},
+		{"", long + "/x", Options{}},
+		{"", "$SYS/+", Options{}},
 	}
 	for _, s := range want {
-		old, existed := tr.add(3, s.group, s.filter, s.o)
+		old, existed := tr.Add(3, s.group, s.filter, s.o)
 		require.False(t, existed)
 		require.Zero(t, old)
 	}
-	tr.add(4, "", "a", subOptions{})
+	tr.Add(4, "", "a", Options{})
 	list := func() (got []sub) {
-		tr.each(3, func(group, filter string, o subOptions) bool {
+		tr.Each(3, func(group, filter string, o Options) bool {
 			got = append(got, sub{group, filter, o})
-			require.Equal(t, len(want), tr.count(3), "yield may call the tree")
+			require.Equal(t, len(want), tr.Count(3), "yield may call the tree")
 			return true
 		})
 		return got
 	}
 	require.Equal(t, want, list(), "each gives everything back, oldest first")
-	require.Equal(t, len(want), tr.count(3))
-	require.Equal(t, len(want)+1, tr.len())
+	require.Equal(t, len(want), tr.Count(3))
+	require.Equal(t, len(want)+1, tr.Len())
 
-	old, existed := tr.add(3, "", "a", subOptions{qos: 1})
+	old, existed := tr.Add(3, "", "a", Options{QoS: 1})
 	require.True(t, existed)
 	require.Equal(t, want[0].o, old)
-	want[0].o = subOptions{qos: 1}
+	want[0].o = Options{QoS: 1}
 	require.Equal(t, want, list(), "a subscription that is replaced keeps its place")
 
-	o, ok := tr.get(3, "g", "a")
+	o, ok := tr.Get(3, "g", "a")
 	require.True(t, ok)
 	require.Equal(t, want[1].o, o)
 	for _, k := range []subscriptionKey{
 		{3, "h", "a"}, {4, "g", "a"}, {3, "", "b"}, {3, "", "a/+"}, {3, "", "a/+/b/#"}, {9, "", "a"}, {0, "", "a"},
 	} {
-		_, ok = tr.get(k.sub, k.group, k.filter)
+		_, ok = tr.Get(k.sub, k.group, k.filter)
 		require.False(t, ok, "%v is not there", k)
-		require.False(t, tr.remove(k.sub, k.group, k.filter))
+		require.False(t, tr.Remove(k.sub, k.group, k.filter))
 	}
 	n := 0
-	tr.each(3, func(string, string, subOptions) bool { n++; return n < 2 })
+	tr.Each(3, func(string, string, Options) bool { n++; return n < 2 })
 	require.Equal(t, 2, n, "yield ends it")
 
-	require.True(t, tr.remove(3, "", "#"))
+	require.True(t, tr.Remove(3, "", "#"))
 	want = slices.Delete(want, 4, 5)
 	require.Equal(t, want, list())
 	tr.check(t)
-	require.Equal(t, len(want), tr.removeAll(3))
-	require.Zero(t, tr.removeAll(3))
-	require.Zero(t, tr.removeAll(77))
-	require.Zero(t, tr.count(3))
-	require.Zero(t, tr.count(77))
+	require.Equal(t, len(want), tr.RemoveAll(3))
+	require.Zero(t, tr.RemoveAll(3))
+	require.Zero(t, tr.RemoveAll(77))
+	require.Zero(t, tr.Count(3))
+	require.Zero(t, tr.Count(77))
 	require.Empty(t, list())
-	require.Equal(t, 1, tr.len())
+	require.Equal(t, 1, tr.Len())
 	tr.check(t)
-	require.PanicsWithValue(t, "BUG: subscriber 0", func() { tr.add(0, "", "a", subOptions{}) })
+	require.PanicsWithValue(t, "BUG: subscriber 0", func() { tr.Add(0, "", "a", Options{}) })
 }
 
 func TestTreeManySubscribersOfOneFilter(t *testing.T) {
 	for _, group := range []string{"", "g"} {
-		tr := newTree()
+		tr := New()
 		const n = 1000
 		for i := range uint32(n) {
-			tr.add(i+1, group, "a/+", subOptions{qos: packets.QoS(i % 3)})
-			_, existed := tr.add(i+1, group, "a/+", subOptions{qos: packets.QoS(i % 3)})
+			tr.Add(i+1, group, "a/+", Options{QoS: packets.QoS(i % 3)})
+			_, existed := tr.Add(i+1, group, "a/+", Options{QoS: packets.QoS(i % 3)})
 			require.True(t, existed)
 		}
 		tr.check(t)
@@ -285,28 +285,28 @@ func TestTreeManySubscribersOfOneFilter(t *testing.T) {
 			if i > n-30 {
 				tr.check(t)
 			}
-			require.True(t, tr.remove((i*7)%n+1, group, "a/+"))
+			require.True(t, tr.Remove((i*7)%n+1, group, "a/+"))
 		}
 		tr.check(t)
 		require.Empty(t, tr.indexed)
-		require.Zero(t, tr.len())
+		require.Zero(t, tr.Len())
 	}
 }
 
 func TestTreeGivesMemoryBack(t *testing.T) {
-	tr := newTree()
+	tr := New()
 	for i := range 20_000 {
-		tr.add(uint32(i%5+1), "", fmt.Sprintf("a/%d/+", i), subOptions{})
+		tr.Add(uint32(i%5+1), "", fmt.Sprintf("a/%d/+", i), Options{})
 	}
 	tr.check(t)
 	for i := range uint32(5) {
-		require.Equal(t, 4000, tr.removeAll(i+1))
+		require.Equal(t, 4000, tr.RemoveAll(i+1))
 	}
 	tr.check(t)
 	require.Len(t, tr.nodes.chunks, 1)
 	require.Empty(t, tr.entries.chunks)
 	require.Len(t, tr.edges.dir, 1)
-	tr.add(1, "", "a", subOptions{})
+	tr.Add(1, "", "a", Options{})
 	tr.check(t)
 }
 
@@ -317,7 +317,7 @@ func TestTreeVersion(t *testing.T) {
 		{"+/b", "/b"}, {"/+", "/b"}, {"$SYS/#", "$SYS/a"},
 	} {
 		for _, group := range []string{"", "g"} {
-			tr := newTree()
+			tr := New()
 			last := tr.version([]byte(tt.topic))
 			grown := func(what string) {
 				t.Helper()
@@ -329,19 +329,19 @@ func TestTreeVersion(t *testing.T) {
 				t.Helper()
 				require.Equal(t, last, tr.version([]byte(tt.topic)), what)
 			}
-			tr.add(1, group, tt.filter, subOptions{})
+			tr.Add(1, group, tt.filter, Options{})
 			grown("adding")
-			tr.add(1, group, tt.filter, subOptions{})
+			tr.Add(1, group, tt.filter, Options{})
 			same("an add that changes nothing")
-			tr.add(1, group, tt.filter, subOptions{qos: 1})
+			tr.Add(1, group, tt.filter, Options{QoS: 1})
 			grown("changing the options of")
-			tr.add(2, group, tt.filter, subOptions{qos: 1})
+			tr.Add(2, group, tt.filter, Options{QoS: 1})
 			grown("a second subscriber of")
-			tr.remove(1, group, tt.filter)
+			tr.Remove(1, group, tt.filter)
 			grown("removing")
-			tr.remove(1, group, tt.filter)
+			tr.Remove(1, group, tt.filter)
 			same("a remove of nothing")
-			tr.removeAll(2)
+			tr.RemoveAll(2)
 			grown("removing all of the subscriber of")
 		}
 	}
@@ -350,20 +350,20 @@ func TestTreeVersion(t *testing.T) {
 // A versionedCache is what a connection does with the tree.
 type versionedCache struct {
 	version uint64
-	m       matches
+	m       Matches
 	there   map[uint32]bool
 }
 
-func (c *versionedCache) has(t *tree, topic []byte) map[uint32]bool {
+func (c *versionedCache) has(t *Tree, topic []byte) map[uint32]bool {
 	if v := t.version(topic); c.there == nil || v != c.version {
 		c.version, c.there = v, map[uint32]bool{}
-		t.match(topic, 0, &c.m)
-		for _, x := range c.m.subs {
-			c.there[x.sub] = true
+		t.Match(topic, 0, &c.m)
+		for _, x := range c.m.Subs {
+			c.there[x.Sub] = true
 		}
-		for _, g := range c.m.groups {
-			for _, x := range g.members {
-				c.there[x.sub] = true
+		for _, g := range c.m.Groups {
+			for _, x := range g.Members {
+				c.there[x.Sub] = true
 			}
 		}
 	}
@@ -371,7 +371,7 @@ func (c *versionedCache) has(t *tree, topic []byte) map[uint32]bool {
 }
 
 func TestTreeVersionWithWriters(t *testing.T) {
-	tr := newTree()
+	tr := New()
 	topic := []byte("a/b")
 	filters := []string{"a/b", "a/+", "+/b", "#"}
 	// The steps of each writer. After an odd one its subscription is there, after an even one it is not.
@@ -388,11 +388,11 @@ func TestTreeVersionWithWriters(t *testing.T) {
 				started[w].Add(1)
 				switch {
 				case i%2 == 0:
-					tr.add(sub, group, filter, subOptions{id: i})
+					tr.Add(sub, group, filter, Options{ID: i})
 				case i%4 == 1:
-					tr.remove(sub, group, filter)
+					tr.Remove(sub, group, filter)
 				default:
-					tr.removeAll(sub)
+					tr.RemoveAll(sub)
 				}
 				finished[w].Add(1)
 				runtime.Gosched()
@@ -431,54 +431,54 @@ func TestTreeVersionWithWriters(t *testing.T) {
 	require.NotZero(t, checks.Load())
 	t.Logf("%d checks", checks.Load())
 	tr.check(t)
-	require.Zero(t, tr.len())
+	require.Zero(t, tr.Len())
 }
 
 func TestTreeMatchDoesNotAllocate(t *testing.T) {
-	tr := newTree()
+	tr := New()
 	for k := range 2000 {
-		tr.add(uint32(k%20+1), "", wildFilter(k), subOptions{qos: 1, id: uint32(k)})
+		tr.Add(uint32(k%20+1), "", wildFilter(k), Options{QoS: 1, ID: uint32(k)})
 	}
 	for i := range uint32(100) {
-		tr.add(i+1, "", "w/#", subOptions{id: i})
-		tr.add(i+1, "g", "w/#", subOptions{})
+		tr.Add(i+1, "", "w/#", Options{ID: i})
+		tr.Add(i+1, "g", "w/#", Options{})
 	}
-	var m matches
+	var m Matches
 	topics := [][]byte{[]byte("w/s1/d1/t"), []byte("w/s15/d0/x/y"), []byte("none"), []byte("$SYS/x")}
 	require.Zero(t, testing.AllocsPerRun(200, func() {
 		for _, topic := range topics {
 			tr.version(topic)
-			tr.match(topic, 1, &m)
+			tr.Match(topic, 1, &m)
 		}
 	}))
-	tr.add(1, "", "z/+", subOptions{})
+	tr.Add(1, "", "z/+", Options{})
 	require.Zero(t, testing.AllocsPerRun(200, func() {
-		tr.add(1, "", "z/y", subOptions{})
-		tr.get(1, "", "z/y")
-		tr.remove(1, "", "z/y")
+		tr.Add(1, "", "z/y", Options{})
+		tr.Get(1, "", "z/y")
+		tr.Remove(1, "", "z/y")
 	}), "neither do add and remove where there is room")
 }
 
 func TestTreeDeepTopics(t *testing.T) {
 	const levels = 32_000
 	deep := strings.Repeat("/", levels)
-	tr := newTree()
+	tr := New()
 	filters := []string{deep, strings.Repeat("+/", levels) + "+", strings.Repeat("/", levels-1) + "/#", "/+" + strings.Repeat("/", levels-1)}
 	for i, f := range filters {
-		tr.add(uint32(i+1), "", f, subOptions{})
-		tr.each(uint32(i+1), func(_, filter string, _ subOptions) bool {
+		tr.Add(uint32(i+1), "", f, Options{})
+		tr.Each(uint32(i+1), func(_, filter string, _ Options) bool {
 			require.True(t, f == filter, "the filter comes back as it was")
 			return true
 		})
 	}
-	var m matches
-	tr.match([]byte(deep), 0, &m)
-	require.Len(t, m.subs, len(filters))
-	tr.match([]byte(deep+"/"), 0, &m)
-	require.Len(t, m.subs, 1, "one level more is for # only")
+	var m Matches
+	tr.Match([]byte(deep), 0, &m)
+	require.Len(t, m.Subs, len(filters))
+	tr.Match([]byte(deep+"/"), 0, &m)
+	require.Len(t, m.Subs, 1, "one level more is for # only")
 	tr.check(t)
 	for i, f := range filters {
-		require.True(t, tr.remove(uint32(i+1), "", f))
+		require.True(t, tr.Remove(uint32(i+1), "", f))
 	}
 	tr.check(t)
 	require.Equal(t, 1, tr.nodes.used())
@@ -486,23 +486,23 @@ func TestTreeDeepTopics(t *testing.T) {
 
 func TestTreeManyFiltersForOneTopic(t *testing.T) {
 	const levels = 10
-	tr := newTree()
+	tr := New()
 	for i := range 1 << levels {
 		var f []string
 		for l := range levels {
 			f = append(f, []string{"a", "+"}[i>>l&1])
 		}
-		tr.add(1, "", strings.Join(f, "/"), subOptions{id: uint32(i + 1)})
+		tr.Add(1, "", strings.Join(f, "/"), Options{ID: uint32(i + 1)})
 	}
-	var m matches
+	var m Matches
 	topic := strings.TrimSuffix(strings.Repeat("a/", levels), "/")
-	tr.match([]byte(topic), 0, &m)
-	require.Len(t, m.subs, 1)
-	slices.Sort(m.ids)
-	require.EqualValues(t, 1, m.ids[0])
-	require.Len(t, slices.Compact(m.ids), 1<<levels, "each identifier is there once")
+	tr.Match([]byte(topic), 0, &m)
+	require.Len(t, m.Subs, 1)
+	slices.Sort(m.IDs)
+	require.EqualValues(t, 1, m.IDs[0])
+	require.Len(t, slices.Compact(m.IDs), 1<<levels, "each identifier is there once")
 	tr.check(t)
-	require.Equal(t, 1<<levels, tr.removeAll(1))
+	require.Equal(t, 1<<levels, tr.RemoveAll(1))
 	require.Equal(t, 1, tr.nodes.used())
 }
 

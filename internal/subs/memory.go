@@ -1,4 +1,4 @@
-package dunlin
+package subs
 
 import (
 	"bytes"
@@ -88,27 +88,27 @@ const (
 	wildRoot  = 1
 )
 
-func (t *tree) reset() {
+func (t *Tree) reset() {
 	t.nodes, t.entries, t.edges = arena[node]{}, arena[subEntry]{}, newEdgeTable()
-	t.indexed, t.byName = map[uint64]uint32{}, map[groupKey]*group{}
-	t.groups, t.free = []*group{nil}, nil
+	t.indexed, t.byName = map[uint64]uint32{}, map[groupKey]*Group{}
+	t.groups, t.free = []*Group{nil}, nil
 	t.nodes.take() // wildRoot
 }
 
 // shrink gives the memory of an empty tree back, if it is worth it.
-func (t *tree) shrink() {
+func (t *Tree) shrink() {
 	if t.total == 0 && len(t.nodes.chunks)+len(t.entries.chunks) > 16 {
 		t.reset()
 	}
 }
 
 // pieceHash hashes as much of a label as one node holds.
-func (t *tree) pieceHash(label []byte) uint64 {
+func (t *Tree) pieceHash(label []byte) uint64 {
 	return maphash.Bytes(t.seed, label[:min(len(label), labelMax)])
 }
 
 // path returns the node that label leads to from parent, or 0. h is the pieceHash of label.
-func (t *tree) path(parent uint32, label []byte, h uint64) uint32 {
+func (t *Tree) path(parent uint32, label []byte, h uint64) uint32 {
 	kind := nodeWhole
 	for len(label) > labelMax {
 		if parent = t.child(parent, kind, label[:labelMax], edgeHash(parent, kind, h)); parent == 0 {
@@ -121,7 +121,7 @@ func (t *tree) path(parent uint32, label []byte, h uint64) uint32 {
 }
 
 // child returns the child of parent with that label, or 0.
-func (t *tree) child(parent uint32, kind nodeKind, label []byte, x uint32) uint32 {
+func (t *Tree) child(parent uint32, kind nodeKind, label []byte, x uint32) uint32 {
 	s := t.edges.segment(x)
 	for i := slotOf(x); s.slots[i] != 0; {
 		if edge := s.slots[i]; uint32(edge>>32) == x {
@@ -138,7 +138,7 @@ func (t *tree) child(parent uint32, kind nodeKind, label []byte, x uint32) uint3
 }
 
 // ensurePath returns the node that label leads to from parent, making what is missing.
-func (t *tree) ensurePath(parent uint32, label []byte) uint32 {
+func (t *Tree) ensurePath(parent uint32, label []byte) uint32 {
 	for kind := nodeWhole; ; kind = nodeRest {
 		piece := label[:min(len(label), labelMax)]
 		x := edgeHash(parent, kind, maphash.Bytes(t.seed, piece))
@@ -156,7 +156,7 @@ func (t *tree) ensurePath(parent uint32, label []byte) uint32 {
 	}
 }
 
-func (t *tree) newNode(parent uint32, kind nodeKind, label []byte) uint32 {
+func (t *Tree) newNode(parent uint32, kind nodeKind, label []byte) uint32 {
 	i := t.nodes.take()
 	n := t.nodes.at(i)
 	n.parent, n.kind, n.size = parent, kind, uint8(copy(n.label[:], label))
@@ -164,7 +164,7 @@ func (t *tree) newNode(parent uint32, kind nodeKind, label []byte) uint32 {
 }
 
 // ensure returns the node of filter, making what is missing.
-func (t *tree) ensure(filter []byte) uint32 {
+func (t *Tree) ensure(filter []byte) uint32 {
 	if isExact(filter) {
 		return t.ensurePath(exactRoot, filter)
 	}
@@ -191,7 +191,7 @@ func (t *tree) ensure(filter []byte) uint32 {
 }
 
 // lookup returns where the subscription of sub to filter belongs, and its entry or 0.
-func (t *tree) lookup(sub uint32, group string, filter []byte) (owner, uint32) {
+func (t *Tree) lookup(sub uint32, group string, filter []byte) (owner, uint32) {
 	i := uint32(wildRoot)
 	if isExact(filter) {
 		i = t.path(exactRoot, filter, t.pieceHash(filter))
@@ -224,7 +224,7 @@ func (t *tree) lookup(sub uint32, group string, filter []byte) (owner, uint32) {
 }
 
 // appendFilter appends the filter of node i.
-func (t *tree) appendFilter(dst []byte, i uint32) []byte {
+func (t *Tree) appendFilter(dst []byte, i uint32) []byte {
 	size := 0
 	for j := i; j > wildRoot; j = t.nodes.at(j).parent {
 		n := t.nodes.at(j)
@@ -249,7 +249,7 @@ func (t *tree) appendFilter(dst []byte, i uint32) []byte {
 }
 
 // prune frees node i if nothing needs it, and then its parent likewise.
-func (t *tree) prune(i uint32) {
+func (t *Tree) prune(i uint32) {
 	for i > wildRoot {
 		n := t.nodes.at(i)
 		if n.list.n > 0 || n.groups != 0 || n.kids > 0 || n.plus != 0 || n.hash != 0 {
@@ -275,18 +275,18 @@ func (t *tree) prune(i uint32) {
 // A subList is the subscribers of a node or a group: the first of a chain of entries, and how many.
 type subList struct{ first, n uint32 }
 
-// listWalk is how many entries are walked to find one; those of longer lists are in tree.indexed.
+// listWalk is how many entries are walked to find one; those of longer lists are in Tree.indexed.
 const listWalk = 8
 
 // An owner is a node or a group: whose list an entry is in.
 type owner uint32
 
 func nodeOwner(i uint32) owner      { return owner(i << 1) }
-func (g *group) owner() owner       { return owner(g.number<<1 | 1) }
+func (g *Group) owner() owner       { return owner(g.number<<1 | 1) }
 func (o owner) key(s uint32) uint64 { return uint64(o)<<32 | uint64(s) }
 
 // ownerGroup returns the group, nil if o is a node.
-func (t *tree) ownerGroup(o owner) *group {
+func (t *Tree) ownerGroup(o owner) *Group {
 	if o&1 == 0 {
 		return nil
 	}
@@ -294,14 +294,14 @@ func (t *tree) ownerGroup(o owner) *group {
 }
 
 // ownerNode returns the node of the filter.
-func (t *tree) ownerNode(o owner) uint32 {
+func (t *Tree) ownerNode(o owner) uint32 {
 	if g := t.ownerGroup(o); g != nil {
 		return g.node
 	}
 	return uint32(o >> 1)
 }
 
-func (t *tree) ownerList(o owner) *subList {
+func (t *Tree) ownerList(o owner) *subList {
 	if g := t.ownerGroup(o); g != nil {
 		return &g.list
 	}
@@ -328,32 +328,32 @@ const (
 
 func (e *subEntry) qos() packets.QoS { return packets.QoS(e.opts & optQoS) }
 
-func (e *subEntry) options() subOptions {
-	return subOptions{
-		qos:               e.qos(),
-		noLocal:           e.opts&optNoLocal != 0,
-		retainAsPublished: e.opts&optRetainAsPublished != 0,
-		retainHandling:    byte(e.opts >> optRetainHandling),
-		id:                e.id,
+func (e *subEntry) options() Options {
+	return Options{
+		QoS:               e.qos(),
+		NoLocal:           e.opts&optNoLocal != 0,
+		RetainAsPublished: e.opts&optRetainAsPublished != 0,
+		RetainHandling:    byte(e.opts >> optRetainHandling),
+		ID:                e.id,
 	}
 }
 
-func (e *subEntry) set(o subOptions) {
-	e.opts = uint32(o.qos) | uint32(o.retainHandling)<<optRetainHandling
-	if o.noLocal {
+func (e *subEntry) set(o Options) {
+	e.opts = uint32(o.QoS) | uint32(o.RetainHandling)<<optRetainHandling
+	if o.NoLocal {
 		e.opts |= optNoLocal
 	}
-	if o.retainAsPublished {
+	if o.RetainAsPublished {
 		e.opts |= optRetainAsPublished
 	}
-	e.id = o.id
+	e.id = o.ID
 }
 
 // A subscriber is the ring of its entries.
 type subscriber struct{ newest, n uint32 }
 
 // find returns the entry of sub in the list of ow, or 0.
-func (t *tree) find(ow owner, sub uint32) uint32 {
+func (t *Tree) find(ow owner, sub uint32) uint32 {
 	l := t.ownerList(ow)
 	if l.n > listWalk {
 		return t.indexed[ow.key(sub)]
@@ -366,7 +366,7 @@ func (t *tree) find(ow owner, sub uint32) uint32 {
 }
 
 // insert makes an entry.
-func (t *tree) insert(ow owner, sub uint32, o subOptions) {
+func (t *Tree) insert(ow owner, sub uint32, o Options) {
 	i := t.entries.take()
 	e := t.entries.at(i)
 	e.sub, e.owner = sub, ow
@@ -404,7 +404,7 @@ func (t *tree) insert(ow owner, sub uint32, o subOptions) {
 }
 
 // delete removes entry i, with the group and the nodes that nothing else needs.
-func (t *tree) delete(i uint32) {
+func (t *Tree) delete(i uint32) {
 	e := t.entries.at(i)
 	ow, sub := e.owner, e.sub
 	l := t.ownerList(ow)
@@ -531,7 +531,7 @@ func (s *edgeSegment) add(edge uint64) {
 	s.n++
 }
 
-// remove takes the edge to node out and closes the gap, so that a search may still end at the first empty slot.
+// Remove takes the edge to node out and closes the gap, so that a search may still end at the first empty slot.
 func (d *edgeTable) remove(x, node uint32) {
 	s := d.segment(x)
 	i := slotOf(x)

@@ -1,4 +1,4 @@
-package dunlin
+package subs
 
 import (
 	"bytes"
@@ -20,10 +20,10 @@ func wildFilters(n int) []string {
 	return s
 }
 
-func wildTree(filters []string) *tree {
-	t := newTree()
+func wildTree(filters []string) *Tree {
+	t := New()
 	for k, f := range filters {
-		t.add(uint32(k%benchSubscribers+1), "", f, subOptions{qos: 1})
+		t.Add(uint32(k%benchSubscribers+1), "", f, Options{QoS: 1})
 	}
 	return t
 }
@@ -50,13 +50,13 @@ func BenchmarkTreeMatch(b *testing.B) {
 			for i := range topics {
 				topics[i] = wildTopic(r.IntN(n), r)
 			}
-			var m matches
+			var m Matches
 			b.ReportAllocs()
 			b.ResetTimer()
 			for i := range b.N {
-				t.match(topics[i%len(topics)], 0, &m)
-				if len(m.subs) != 1 {
-					b.Fatalf("%d matches for %s", len(m.subs), topics[i%len(topics)])
+				t.Match(topics[i%len(topics)], 0, &m)
+				if len(m.Subs) != 1 {
+					b.Fatalf("%d matches for %s", len(m.Subs), topics[i%len(topics)])
 				}
 			}
 			b.ReportMetric(perSub, "B/sub")
@@ -72,12 +72,12 @@ func BenchmarkTreeAddRemove(b *testing.B) {
 	for _, n := range benchSizes {
 		filters := wildFilters(n)
 		order := rand.New(rand.NewPCG(3, 4)).Perm(n)
-		phase := func(name string, before, timed func(t *tree)) {
+		phase := func(name string, before, timed func(t *Tree)) {
 			b.Run(fmt.Sprintf("%s/%d", name, n), func(b *testing.B) {
 				b.ReportAllocs()
 				for range b.N {
 					b.StopTimer()
-					t := newTree()
+					t := New()
 					before(t)
 					b.StartTimer()
 					timed(t)
@@ -85,32 +85,32 @@ func BenchmarkTreeAddRemove(b *testing.B) {
 				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/filter")
 			})
 		}
-		fill := func(t *tree) {
+		fill := func(t *Tree) {
 			for k, f := range filters {
-				t.add(uint32(k%benchSubscribers+1), "", f, subOptions{qos: 1})
+				t.Add(uint32(k%benchSubscribers+1), "", f, Options{QoS: 1})
 			}
 		}
-		phase("add", func(*tree) {}, fill)
-		phase("remove in order", fill, func(t *tree) {
+		phase("add", func(*Tree) {}, fill)
+		phase("remove in order", fill, func(t *Tree) {
 			for k, f := range filters {
-				t.remove(uint32(k%benchSubscribers+1), "", f)
+				t.Remove(uint32(k%benchSubscribers+1), "", f)
 			}
 		})
-		phase("remove at random", fill, func(t *tree) {
+		phase("remove at random", fill, func(t *Tree) {
 			for _, k := range order {
-				t.remove(uint32(k%benchSubscribers+1), "", filters[k])
+				t.Remove(uint32(k%benchSubscribers+1), "", filters[k])
 			}
 		})
-		phase("removeAll", fill, func(t *tree) {
+		phase("removeAll", fill, func(t *Tree) {
 			for s := range uint32(benchSubscribers) {
-				t.removeAll(s + 1)
+				t.RemoveAll(s + 1)
 			}
 		})
 	}
 }
 
 func BenchmarkTreeVersion(b *testing.B) {
-	t := newTree()
+	t := New()
 	r := rand.New(rand.NewPCG(1, 2))
 	topics := make([][]byte, 1024)
 	for i := range topics {
@@ -128,33 +128,33 @@ func BenchmarkTreeVersion(b *testing.B) {
 func BenchmarkTreeFanOut(b *testing.B) {
 	const n = 10_000
 	for _, overlap := range []bool{false, true} {
-		t := newTree()
+		t := New()
 		for i := range uint32(n) {
-			t.add(i+1, "", "b/o", subOptions{id: i % 2})
+			t.Add(i+1, "", "b/o", Options{ID: i % 2})
 		}
 		if overlap {
-			t.add(1, "", "b/#", subOptions{})
+			t.Add(1, "", "b/#", Options{})
 		}
 		b.Run(fmt.Sprintf("match/overlap=%v", overlap), func(b *testing.B) {
-			var m matches
+			var m Matches
 			b.ReportAllocs()
 			for range b.N {
-				t.match([]byte("b/o"), 0, &m)
+				t.Match([]byte("b/o"), 0, &m)
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/n, "ns/subscriber")
 		})
 	}
 	for _, group := range []string{"", "g"} {
-		t := newTree()
+		t := New()
 		for i := range uint32(n) {
-			t.add(i+1, group, "b/o", subOptions{})
+			t.Add(i+1, group, "b/o", Options{})
 		}
 		b.Run("leave and join/group="+group, func(b *testing.B) {
 			b.ReportAllocs()
 			for i := range b.N {
 				s := uint32(i*7919%n + 1)
-				t.remove(s, group, "b/o")
-				t.add(s, group, "b/o", subOptions{})
+				t.Remove(s, group, "b/o")
+				t.Add(s, group, "b/o", Options{})
 			}
 		})
 	}
