@@ -53,7 +53,7 @@ func (p *Passwords) Authenticate(ctx context.Context, r *hooks.ConnectRequest) e
 	if !r.Connect.HasPassword || p.users.Load().Len() == 0 {
 		return errPassword
 	}
-	end, err := p.turns.Take(ctx, peer(r))
+	end, err := p.turns.Take(ctx, claim(r))
 	if err != nil {
 		return &packets.Error{
 			Code: packets.ServerBusy, Reason: "too many passwords are being checked, try again later",
@@ -72,13 +72,13 @@ func (p *Passwords) Authenticate(ctx context.Context, r *hooks.ConnectRequest) e
 	return nil
 }
 
-// peer returns whose turns r uses up: those of its address or, where there is none, of its User Name.
-func peer(r *hooks.ConnectRequest) turns.Peer {
+// claim returns whose turns r uses up: those of its address or, where there is none, of its User Name.
+func claim(r *hooks.ConnectRequest) turns.Claim {
 	key := "name " + r.Connect.Username
 	if ip, ok := r.Client.Network(); ok {
 		key = ip.String()
 	}
-	return turns.Peer{Key: key, Known: r.Known}
+	return turns.Claim{Peer: key, Known: r.Known}
 }
 
 // grantTo writes what u gets to g.

@@ -11,12 +11,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"sync"
+	"net/http/httptrace"
+	"sync/atomic"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/hooks/internal/turns"
 	"github.com/dunlin-mqtt/dunlin/packets"
-	"golang.org/x/sync/semaphore"
 	"golang.org/x/sync/singleflight"
 )
 
@@ -30,17 +31,25 @@ type Options struct {
 	Header http.Header
 	// Secret signs the requests. Empty: they are not signed.
 	Secret []byte
-	// Timeout is how long an answer may take, the wait for its turn included. Zero: 5 s.
+	// Timeout is how long an answer may take. Before that, a question waits for its turn, as long at most. Zero: 5 s.
 	Timeout time.Duration
-	// MaxConcurrent bounds the requests under way. Zero: 64.
+	// MaxConcurrent bounds the requests under way. Zero: 64. One peer has at most three quarters of them. A peer is an
+	// address (see hooks.Client.Network) where a CONNECT is decided, with its User Name if that was accepted from there
+	// before, and otherwise the name that was verified.
 	MaxConcurrent int
+	// MaxWaiting bounds the questions that wait for their turn, in bytes. Peers take turns. Where there are too many
+	// questions, the peer that has most of them loses its last ones, which are refused. Zero: 8 MiB.
+	MaxWaiting int
 	// AllowFor and DenyFor are how long answers that allow, and those that deny or abstain, are kept. Zero: 30 s and 5 s; negative: they are not.
 	// So long, somebody whose rights were taken away may still have them.
 	AllowFor, DenyFor time.Duration
-	// MaxCached bounds the answers that are kept. Those that were not used for longest make room. Zero: 16,384.
-	MaxCached int
-	// BreakAfter is how many failures in a row open the circuit: for BreakFor nothing is asked, and everything refused that
-	// no kept answer allows; then one question tries whether the server is back. Zero: 5 failures, 10 s.
+	// MaxCached and MaxCachedBytes bound the answers that are kept. Those that were not used for longest make room; a peer
+	// with more than an eighth makes room for itself. Zero: 16,384 answers, 16 MiB.
+	MaxCached, MaxCachedBytes int
+	// BreakAfter is how many failures in a row open the circuit: for BreakFor nothing is asked, and everything is refused
+	// that no kept answer allows; then one question tries whether the server is back. Questions about one peer open the
+	// circuit for that peer alone, unless the server cannot be reached at all: it may be these questions that it fails at.
+	// A question that waits for its turn in vain is no failure of the server. Zero: 5 failures, 10 s.
 	BreakAfter int
 	BreakFor   time.Duration
 	// Logger is told when the circuit opens and closes. Nil: slog.Default().
@@ -51,19 +60,16 @@ type Options struct {
 type asker struct {
 	poster
 	o       Options
-	turns   *semaphore.Weighted
+	turns   *turns.Queue
 	flights singleflight.Group
 	circuit circuit
+	kept    kept
 	salt    []byte // of the keys in kept
 	unable  packets.ReasonCode
-
-	mu   sync.Mutex
-	kept map[key]*list.Element // of *answer; guarded by mu
-	used *list.List            // the same, the last used one first; guarded by mu
 }
 
-// A key stands for a question. It is a MAC, so that what is kept does not tell passwords.
-type key [sha256.Size]byte
+// questionSize is what a waiting question takes besides its text, in bytes.
+const questionSize = 1024
 
 func newAsker(o Options, unable packets.ReasonCode) (*asker, error) {
 	for _, d := range []struct {
@@ -77,7 +83,9 @@ func newAsker(o Options, unable packets.ReasonCode) (*asker, error) {
 	for _, n := range []struct {
 		of  *int
 		def int
-	}{{&o.MaxConcurrent, 64}, {&o.MaxCached, 16_384}, {&o.BreakAfter, 5}} {
+	}{
+		{&o.MaxConcurrent, 64}, {&o.MaxWaiting, 8 << 20}, {&o.MaxCached, 16_384}, {&o.MaxCachedBytes, 16 << 20}, {&o.BreakAfter, 5},
+	} {
 		if *n.of <= 0 {
 			*n.of = n.def
 		}
@@ -88,18 +96,17 @@ func newAsker(o Options, unable packets.ReasonCode) (*asker, error) {
 	a := &asker{
 		poster: poster{client: o.Client, url: o.URL, header: o.Header, secret: o.Secret, timeout: o.Timeout},
 		o:      o,
-		turns:  semaphore.NewWeighted(int64(o.MaxConcurrent)),
+		turns:  turns.New(o.MaxConcurrent, max(1, o.MaxConcurrent*3/4), o.MaxWaiting),
+		kept:   newKept(o.MaxCached, o.MaxCachedBytes),
 		salt:   make([]byte, sha256.Size),
 		unable: unable,
-		kept:   map[key]*list.Element{},
-		used:   list.New(),
 	}
-	a.circuit = circuit{after: o.BreakAfter, wait: o.BreakFor, log: o.Logger.With("url", o.URL)}
+	a.circuit = circuit{after: o.BreakAfter, wait: o.BreakFor, log: o.Logger.With("url", o.URL), peers: map[string]*failures{}}
 	_, _ = rand.Read(a.salt) // never fails
 	return a, a.check()
 }
 
-// An answer is one that made sense. It is immutable.
+// An answer is one that made sense. It is immutable, but for its places.
 type answer struct {
 	Result     string             `json:"result"`
 	ReasonCode packets.ReasonCode `json:"reason_code"`
@@ -108,13 +115,17 @@ type answer struct {
 	grant
 
 	key   key
+	peer  string
+	size  int       // in bytes
 	until time.Time // it is kept
 	at    time.Time // it came
+
+	place, placeOfPeer *list.Element // guarded by the mu of kept
 }
 
-// ask returns the answer to a question. It blocks until there is one, at most for the time-out, or ctx ends. The error is a
-// *packets.Error.
-func (a *asker) ask(ctx context.Context, question any) (*answer, error) {
+// ask returns the answer to a question. It blocks until there is one, at most for twice the time-out, or ctx ends. The error
+// is a *packets.Error. c says for whom it is asked.
+func (a *asker) ask(ctx context.Context, c turns.Claim, question any) (*answer, error) {
 	body, err := json.Marshal(question)
 	if err != nil {
 		return nil, a.failed(err)
@@ -122,10 +133,10 @@ func (a *asker) ask(ctx context.Context, question any) (*answer, error) {
 	mac := hmac.New(sha256.New, a.salt)
 	mac.Write(body)
 	k := key(mac.Sum(nil))
-	if x := a.lookup(k); x != nil {
+	if x := a.kept.find(k, time.Now()); x != nil {
 		return x, nil
 	}
-	flight := a.flights.DoChan(string(k[:]), func() (any, error) { return a.fetch(k, body) }) // ends with the time-out
+	flight := a.flights.DoChan(string(k[:]), func() (any, error) { return a.fetch(c, k, body) }) // ends with the time-outs
 	select {
 	case r := <-flight:
 		if r.Err != nil {
@@ -155,140 +166,78 @@ func (x *answer) decide(deny packets.ReasonCode) error {
 	return &packets.Error{Code: deny, Reason: x.Reason, Err: errors.New("webhook: the server denies it")}
 }
 
+var errOpen = errors.New("the circuit is open after failures")
+
 // fetch asks the server and keeps the answer.
-func (a *asker) fetch(k key, body []byte) (*answer, error) {
-	if x := a.lookup(k); x != nil {
+func (a *asker) fetch(c turns.Claim, k key, body []byte) (*answer, error) {
+	if x := a.kept.find(k, time.Now()); x != nil {
 		return x, nil // of a flight that ended just before
 	}
-	if !a.circuit.enter() {
-		return nil, errors.New("the circuit is open after failures")
+	if a.circuit.open(c.Peer) {
+		return nil, errOpen
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), a.timeout)
 	defer cancel()
-	x, err := a.request(ctx, body)
-	a.circuit.leave(err)
+	c.Size = questionSize + len(body)
+	end, err := a.turns.Take(ctx, c)
 	if err != nil {
+		return nil, fmt.Errorf("waiting for one of %d requests under way: %w", a.o.MaxConcurrent, err)
+	}
+	defer end()
+	if !a.circuit.enter(c.Peer) {
+		return nil, errOpen
+	}
+	x, unreachable, err := a.request(body)
+	if err != nil {
+		a.circuit.failed(c.Peer, unreachable, err)
 		return nil, err
 	}
-	x.key = k
+	a.circuit.answered(c.Peer)
+	x.key, x.peer = k, c.Peer
 	a.keep(x)
 	return x, nil
 }
 
-func (a *asker) request(ctx context.Context, body []byte) (*answer, error) {
-	if err := a.turns.Acquire(ctx, 1); err != nil {
-		return nil, fmt.Errorf("waiting for one of %d requests under way: %w", a.o.MaxConcurrent, err)
-	}
-	defer a.turns.Release(1)
+// request makes a request. unreachable says, of an error, that there was no connection to the server.
+func (a *asker) request(body []byte) (x *answer, unreachable bool, err error) {
+	var connected atomic.Bool
+	ctx := httptrace.WithClientTrace(context.Background(), &httptrace.ClientTrace{
+		GotConn: func(httptrace.GotConnInfo) { connected.Store(true) },
+	})
 	status, b, err := a.post(ctx, body, "")
 	if err != nil {
-		return nil, err
+		return nil, !connected.Load(), err
 	}
 	if status != http.StatusOK {
-		return nil, fmt.Errorf("status %d, not 200", status)
+		return nil, false, fmt.Errorf("status %d, not 200", status)
 	}
-	x := &answer{at: time.Now()}
+	x = &answer{at: time.Now(), size: answerSize + len(b)}
 	if err := json.Unmarshal(b, x); err != nil {
-		return nil, fmt.Errorf("an answer that is not what it should be: %w", err)
+		return nil, false, fmt.Errorf("an answer that is not what it should be: %w", err)
 	}
 	switch {
 	case x.Result != "allow" && x.Result != "deny" && x.Result != "abstain":
-		return nil, fmt.Errorf("an answer whose result %q is none of allow, deny and abstain", x.Result)
+		return nil, false, fmt.Errorf("an answer whose result %q is none of allow, deny and abstain", x.Result)
 	case x.ReasonCode != 0 && !x.ReasonCode.Failed():
-		return nil, fmt.Errorf("an answer whose reason_code %d is not 128 or more", x.ReasonCode)
+		return nil, false, fmt.Errorf("an answer whose reason_code %d is not 128 or more", x.ReasonCode)
 	}
-	return x, x.grant.check()
+	return x, false, x.grant.check()
 }
 
-// keep takes note of an answer for as long as it may.
+// keep keeps an answer for as long as it may be given again.
 func (a *asker) keep(x *answer) {
 	ttl := a.o.DenyFor
 	if x.Result == "allow" {
 		ttl = a.o.AllowFor
 	}
 	if x.Cache != nil {
-		ttl = seconds(*x.Cache)
+		ttl = time.Duration(min(*x.Cache, maxSeconds) * float64(time.Second))
 	}
 	if x.Expires > 0 {
 		ttl = min(ttl, seconds(x.Expires)) // what it grants is over then
 	}
-	if ttl <= 0 {
-		return
-	}
-	x.until = x.at.Add(ttl)
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if old := a.kept[x.key]; old != nil {
-		a.used.Remove(old)
-	}
-	a.kept[x.key] = a.used.PushFront(x)
-	for a.used.Len() > a.o.MaxCached {
-		a.forget(a.used.Back())
-	}
-}
-
-// forget removes an answer. The lock is held.
-func (a *asker) forget(e *list.Element) { delete(a.kept, a.used.Remove(e).(*answer).key) }
-
-// lookup returns a kept answer, nil if there is none.
-func (a *asker) lookup(k key) *answer {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	e := a.kept[k]
-	if e == nil {
-		return nil
-	}
-	x := e.Value.(*answer)
-	if !time.Now().Before(x.until) {
-		a.forget(e)
-		return nil
-	}
-	a.used.MoveToFront(e)
-	return x
-}
-
-// A circuit stops questions to a server that does not answer.
-type circuit struct {
-	after int
-	wait  time.Duration
-	log   *slog.Logger
-
-	mu      sync.Mutex
-	failed  int       // in a row; guarded by mu
-	until   time.Time // it is open, if failed is after or more; guarded by mu
-	probing bool      // a question tries whether the server is back; guarded by mu
-}
-
-// enter says whether a question may be asked, which then has to leave.
-func (c *circuit) enter() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.failed < c.after {
-		return true
-	}
-	if c.probing || time.Now().Before(c.until) {
-		return false
-	}
-	c.probing = true
-	return true
-}
-
-// leave takes note of how a question went.
-func (c *circuit) leave(err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if err == nil {
-		if c.failed >= c.after {
-			c.log.Info("webhook: the server answers again")
-		}
-		c.failed, c.probing = 0, false
-		return
-	}
-	c.failed++
-	if c.failed == c.after {
-		c.log.Warn("webhook: the server fails, everything is refused for a while", "for", c.wait, "err", err)
-	}
-	if c.failed >= c.after {
-		c.until, c.probing = time.Now().Add(c.wait), false
+	if ttl > 0 {
+		x.until = x.at.Add(ttl)
+		a.kept.add(x)
 	}
 }

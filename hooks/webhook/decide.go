@@ -11,6 +11,7 @@ import (
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/hooks/auth"
+	"github.com/dunlin-mqtt/dunlin/hooks/internal/turns"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -67,7 +68,7 @@ func (a *Authenticator) Authenticate(ctx context.Context, r *hooks.ConnectReques
 	if c.TLS != nil && len(c.TLS.VerifiedChains) > 0 {
 		q.Certificate = describe(c.TLS.PeerCertificates[0])
 	}
-	x, err := a.ask(ctx, &q)
+	x, err := a.ask(ctx, connecting(r), &q)
 	if err == nil {
 		err = x.decide(packets.BadUserNameOrPassword)
 	}
@@ -75,6 +76,31 @@ func (a *Authenticator) Authenticate(ctx context.Context, r *hooks.ConnectReques
 		x.to(r.Grant, x.at)
 	}
 	return err
+}
+
+// connecting says for whom a CONNECT is decided.
+func connecting(r *hooks.ConnectRequest) turns.Claim {
+	c := turns.Claim{Peer: address(r.Client), Known: r.Known}
+	if r.Known || c.Peer == "" {
+		c.Peer += " " + r.Connect.Username
+	}
+	return c
+}
+
+// acting says for whom a publish or subscription is decided.
+func acting(c *hooks.Client) turns.Claim {
+	if c.Identity.Principal != "" {
+		return turns.Claim{Peer: "principal " + c.Identity.Principal}
+	}
+	return turns.Claim{Peer: address(c)}
+}
+
+func address(c *hooks.Client) string {
+	ip, ok := c.Network()
+	if !ok {
+		return ""
+	}
+	return ip.String()
 }
 
 func describe(c *x509.Certificate) *certificate {
@@ -186,7 +212,7 @@ func (a *Authorizer) Authorize(ctx context.Context, r *hooks.AccessRequest) erro
 	if user, ok := c.User(); ok {
 		q.User = &user
 	}
-	x, err := a.ask(ctx, &q)
+	x, err := a.ask(ctx, acting(c), &q)
 	if err != nil {
 		return err
 	}

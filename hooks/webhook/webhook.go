@@ -38,9 +38,12 @@
 //
 // # Failures
 //
-// Everything else refuses: no answer within the time-out, another status, a body that makes no sense, a circuit that is open. A CONNECT is then
-// answered with Server unavailable (0x88), a publish or subscription with Implementation specific error (0x83): the client may
-// try again.
+// Everything else refuses: no answer within the time-out, another status, a body that makes no sense, a circuit that is open, a question
+// that waited in vain for its turn. A CONNECT is then answered with Server unavailable (0x88), a publish or subscription with
+// Implementation specific error (0x83): the client may try again.
+//
+// Questions about one peer, an address or a user, do not keep the answers from others, however many they are and however the server
+// fails at them: see Options.MaxConcurrent, MaxWaiting, MaxCached and BreakAfter.
 //
 // # Events
 //

@@ -12,49 +12,54 @@ import (
 // ErrFull is the error of Take when too many wait.
 var ErrFull = errors.New("too many are waiting for a turn")
 
-// A Peer wants turns.
-type Peer struct {
-	// Key tells peers apart, for instance an address.
-	Key string
+// A Claim is for one turn.
+type Claim struct {
+	// Peer is who wants the turn, for instance an address.
+	Peer string
 	// Known peers wait in a line of their own. While both lines have somebody in them, they get every second turn.
 	Known bool
+	// Size is how much room the claim takes while it waits. Zero: 1.
+	Size int
 }
 
 // A Queue gives out turns. In each of its two lines, peers take turns in rotation, and the turns of one peer are given
 // in the order in which it asked.
 type Queue struct {
 	share int // how many turns one peer may have at a time
-	room  int // how many may wait in each line
+	room  int // the sum of the sizes of what may wait in each line
 
 	mu sync.Mutex
 	// Guarded by mu.
 	free  int            // turns that nobody has
-	held  map[string]int // turns, by the Key of the peer that has them
+	held  map[string]int // turns, by the peer that has them
 	lines [2]line        // of those that are not Known, and of those that are
 	next  int            // the line whose turn it is
 }
 
 // A line is those that wait. All of it is guarded by the mu of its Queue.
 type line struct {
-	waiting  int
+	size     int                      // of all that wait
 	rotation list.List                // of *group; the first is the next
-	groups   map[string]*list.Element // of rotation, by Key
+	groups   map[string]*list.Element // of rotation, by peer
 }
 
 // A group is those that wait for one peer.
 type group struct {
-	key     string
+	peer    string
+	size    int       // of all waiters
 	waiters list.List // of *waiter; the first has waited longest
 }
 
 // A waiter is one call of Take.
 type waiter struct {
+	size  int
 	place *list.Element // in its group; nil: it waits no longer; guarded by the mu of the Queue
 	ready chan struct{} // closed when it waits no longer
 	err   error         // why it has no turn; set before ready is closed
 }
 
-// New returns a Queue of n turns. One peer has at most share of them at a time. room bounds how many wait in each line.
+// New returns a Queue of n turns. One peer has at most share of them at a time. room bounds the sum of the sizes of what
+// waits in each line.
 func New(n, share, room int) *Queue {
 	q := &Queue{share: share, room: room, free: n, held: map[string]int{}}
 	for i := range q.lines {
@@ -63,33 +68,39 @@ func New(n, share, room int) *Queue {
 	return q
 }
 
-// Take waits for a turn of the peer, which the caller must end with give, once. The error is that of ctx, or ErrFull.
-// ErrFull is returned at once if the line is full, or later, when somebody else came whose peer has fewer waiting than p
-// has.
-func (q *Queue) Take(ctx context.Context, p Peer) (give func(), err error) {
-	give = func() { q.give(p.Key) }
+// Take waits for a turn, which the caller must end with give, once. The error is that of ctx, or ErrFull. ErrFull is
+// returned at once if the line is full, or later, when a peer that has less waiting than this one needs the room.
+func (q *Queue) Take(ctx context.Context, c Claim) (give func(), err error) {
+	c.Size = max(c.Size, 1)
+	give = func() { q.give(c.Peer) }
 	q.mu.Lock()
-	if q.free > 0 && q.held[p.Key] < q.share {
-		q.grantLocked(p.Key)
+	if q.free > 0 && q.held[c.Peer] < q.share {
+		q.grantLocked(c.Peer)
 		q.mu.Unlock()
 		return give, nil
 	}
-	l := q.line(p)
-	if l.waiting >= q.room && !l.makeRoomLocked(p.Key) {
+	l := &q.lines[0]
+	if c.Known {
+		l = &q.lines[1]
+	}
+	if !l.makeRoomLocked(&c, q.room) {
 		q.mu.Unlock()
 		return nil, ErrFull
 	}
-	w := l.joinLocked(p.Key)
+	w := l.joinLocked(&c)
 	q.mu.Unlock()
 	select {
 	case <-w.ready:
-		return give, w.err
+		if w.err != nil {
+			return nil, w.err
+		}
+		return give, nil
 	case <-ctx.Done():
 	}
 	q.mu.Lock()
 	waits := w.place != nil
 	if waits {
-		l.leaveLocked(p.Key, w)
+		l.leaveLocked(c.Peer, w)
 	}
 	q.mu.Unlock()
 	if !waits && w.err == nil { // it was given a turn at the same moment
@@ -99,12 +110,12 @@ func (q *Queue) Take(ctx context.Context, p Peer) (give func(), err error) {
 }
 
 // give ends a turn of a peer.
-func (q *Queue) give(key string) {
+func (q *Queue) give(peer string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.free++
-	if q.held[key]--; q.held[key] == 0 {
-		delete(q.held, key)
+	if q.held[peer]--; q.held[peer] == 0 {
+		delete(q.held, peer)
 	}
 	for q.free > 0 {
 		switch {
@@ -116,80 +127,77 @@ func (q *Queue) give(key string) {
 	}
 }
 
-func (q *Queue) line(p Peer) *line {
-	if p.Known {
-		return &q.lines[1]
-	}
-	return &q.lines[0]
-}
-
-func (q *Queue) grantLocked(key string) {
+func (q *Queue) grantLocked(peer string) {
 	q.free--
-	q.held[key]++
+	q.held[peer]++
 }
 
 // serveLocked gives a turn to the first peer of l that may have one, and says whether there was one.
 func (q *Queue) serveLocked(l *line) bool {
 	for e := l.rotation.Front(); e != nil; e = e.Next() {
 		g := e.Value.(*group)
-		if q.held[g.key] >= q.share {
+		if q.held[g.peer] >= q.share {
 			continue
 		}
-		q.grantLocked(g.key)
+		q.grantLocked(g.peer)
 		l.rotation.MoveToBack(e)
 		w := g.waiters.Front().Value.(*waiter)
-		l.leaveLocked(g.key, w)
+		l.leaveLocked(g.peer, w)
 		close(w.ready)
 		return true
 	}
 	return false
 }
 
-// joinLocked adds a waiter for a peer.
-func (l *line) joinLocked(key string) *waiter {
-	e := l.groups[key]
+// joinLocked adds a waiter.
+func (l *line) joinLocked(c *Claim) *waiter {
+	e := l.groups[c.Peer]
 	if e == nil {
-		e = l.rotation.PushBack(&group{key: key})
-		l.groups[key] = e
+		e = l.rotation.PushBack(&group{peer: c.Peer})
+		l.groups[c.Peer] = e
 	}
-	w := &waiter{ready: make(chan struct{})}
-	w.place = e.Value.(*group).waiters.PushBack(w)
-	l.waiting++
+	w, g := &waiter{size: c.Size, ready: make(chan struct{})}, e.Value.(*group)
+	w.place = g.waiters.PushBack(w)
+	g.size += w.size
+	l.size += w.size
 	return w
 }
 
 // leaveLocked removes a waiter of a peer.
-func (l *line) leaveLocked(key string, w *waiter) {
-	e := l.groups[key]
+func (l *line) leaveLocked(peer string, w *waiter) {
+	e := l.groups[peer]
 	g := e.Value.(*group)
 	g.waiters.Remove(w.place)
 	w.place = nil
-	l.waiting--
+	g.size -= w.size
+	l.size -= w.size
 	if g.waiters.Len() == 0 {
 		l.rotation.Remove(e)
-		delete(l.groups, key)
+		delete(l.groups, peer)
 	}
 }
 
-// makeRoomLocked sends the last waiter of the peer away that has most of them, and says whether it did: not if that
-// would leave the peer with no more than the newcomer's has.
-func (l *line) makeRoomLocked(newcomer string) bool {
-	own := 0
-	if e := l.groups[newcomer]; e != nil {
-		own = e.Value.(*group).waiters.Len()
+// makeRoomLocked says whether there is room for a claim. Where there is none, it sends the last waiters of the peers away
+// that have most, as long as these have more than the newcomer would have.
+func (l *line) makeRoomLocked(c *Claim, room int) bool {
+	with := c.Size // what the newcomer would have
+	if e := l.groups[c.Peer]; e != nil {
+		with += e.Value.(*group).size
 	}
-	var most *group
-	for e := l.rotation.Front(); e != nil; e = e.Next() {
-		if g := e.Value.(*group); most == nil || g.waiters.Len() > most.waiters.Len() {
-			most = g
+	for l.size > room-c.Size {
+		var most *group
+		for e := l.rotation.Front(); e != nil; e = e.Next() {
+			if g := e.Value.(*group); most == nil || g.size > most.size {
+				most = g
+			}
 		}
+		if most == nil || most.size <= with {
+			return false
+		}
+		w := most.waiters.Back().Value.(*waiter)
+		l.leaveLocked(most.peer, w)
+		w.err = ErrFull
+		close(w.ready)
 	}
-	if most == nil || most.waiters.Len() <= own+1 {
-		return false
-	}
-	w := most.waiters.Back().Value.(*waiter)
-	l.leaveLocked(most.key, w)
-	w.err = ErrFull
-	close(w.ready)
 	return true
 }

@@ -25,7 +25,7 @@ type rig struct {
 }
 
 // take calls Take, and writes down name when it returns, with a ! where it is an error.
-func (r *rig) take(name string, p turns.Peer) {
+func (r *rig) take(name string, p turns.Claim) {
 	go func() {
 		give, err := r.q.Take(r.ctx, p)
 		r.mu.Lock()
@@ -65,7 +65,7 @@ func bubble(t *testing.T, q *turns.Queue, f func(r *rig)) {
 
 func TestPeersTakeTurns(t *testing.T) {
 	bubble(t, turns.New(1, 1, 100), func(r *rig) {
-		a, b, c := turns.Peer{Key: "a"}, turns.Peer{Key: "b"}, turns.Peer{Key: "c"}
+		a, b, c := turns.Claim{Peer: "a"}, turns.Claim{Peer: "b"}, turns.Claim{Peer: "c"}
 		r.take("a0", a)
 		r.came("a0")
 		for i := 1; i <= 3; i++ {
@@ -89,7 +89,7 @@ func TestPeersTakeTurns(t *testing.T) {
 
 func TestKnownPeersGetEverySecondTurn(t *testing.T) {
 	bubble(t, turns.New(1, 1, 100), func(r *rig) {
-		a, k := turns.Peer{Key: "a"}, turns.Peer{Key: "k", Known: true}
+		a, k := turns.Claim{Peer: "a"}, turns.Claim{Peer: "k", Known: true}
 		r.take("first", a)
 		r.came("first")
 		for i := range 5 {
@@ -108,7 +108,7 @@ func TestKnownPeersGetEverySecondTurn(t *testing.T) {
 
 func TestOnePeerDoesNotHaveAllTurns(t *testing.T) {
 	bubble(t, turns.New(3, 2, 100), func(r *rig) {
-		a, b := turns.Peer{Key: "a"}, turns.Peer{Key: "b"}
+		a, b := turns.Claim{Peer: "a"}, turns.Claim{Peer: "b"}
 		for i := range 4 {
 			r.take(fmt.Sprint("a", i), a)
 		}
@@ -127,7 +127,7 @@ func TestOnePeerDoesNotHaveAllTurns(t *testing.T) {
 
 func TestAFullLineSendsTheLastOfTheLongestAway(t *testing.T) {
 	bubble(t, turns.New(1, 1, 4), func(r *rig) {
-		a, b, c, d := turns.Peer{Key: "a"}, turns.Peer{Key: "b"}, turns.Peer{Key: "c"}, turns.Peer{Key: "d"}
+		a, b, c, d := turns.Claim{Peer: "a"}, turns.Claim{Peer: "b"}, turns.Claim{Peer: "c"}, turns.Claim{Peer: "d"}
 		r.take("a0", a)
 		for i := 1; i <= 4; i++ {
 			r.take(fmt.Sprint("a", i), a)
@@ -141,11 +141,11 @@ func TestAFullLineSendsTheLastOfTheLongestAway(t *testing.T) {
 		r.came("a3!")
 		r.take("b2", b)
 		r.came("b2!")
-		r.take("known", turns.Peer{Key: "a", Known: true})
+		r.take("known", turns.Claim{Peer: "a", Known: true})
 		r.came()
 		r.take("d1", d)
 		r.came("a2!")
-		r.take("e1", turns.Peer{Key: "e"})
+		r.take("e1", turns.Claim{Peer: "e"})
 		r.came("e1!")
 		last := "a0"
 		for _, next := range []string{"a1", "known", "b1", "c1", "d1"} {
@@ -155,9 +155,28 @@ func TestAFullLineSendsTheLastOfTheLongestAway(t *testing.T) {
 	})
 }
 
+func TestRoomIsCountedInSizes(t *testing.T) {
+	bubble(t, turns.New(1, 1, 10), func(r *rig) {
+		r.take("first", turns.Claim{Peer: "a"})
+		r.came("first")
+		r.take("a1", turns.Claim{Peer: "a", Size: 4})
+		r.take("a2", turns.Claim{Peer: "a", Size: 5})
+		r.take("a3", turns.Claim{Peer: "a", Size: 2})
+		r.came("a3!")
+		r.take("b1", turns.Claim{Peer: "b", Size: 11})
+		r.came("b1!")
+		r.take("b2", turns.Claim{Peer: "b", Size: 3})
+		r.came("a2!")
+		r.take("c1", turns.Claim{Peer: "c", Size: 5})
+		r.came("c1!")
+		r.ends("first", "a1")
+		r.ends("a1", "b2")
+	})
+}
+
 func TestACallThatEndsLeavesTheLine(t *testing.T) {
 	bubble(t, turns.New(1, 1, 2), func(r *rig) {
-		a := turns.Peer{Key: "a"}
+		a := turns.Claim{Peer: "a"}
 		r.take("a0", a)
 		r.came("a0")
 		whole := r.ctx
@@ -197,16 +216,16 @@ func TestNoTurnIsLost(t *testing.T) {
 		}
 		var all sync.WaitGroup
 		for range 2000 {
-			p := turns.Peer{Key: string(rune('a' + random.IntN(4))), Known: random.IntN(3) == 0}
+			p := turns.Claim{Peer: string(rune('a' + random.IntN(4))), Known: random.IntN(3) == 0}
 			start, patience, work := random.IntN(1000), random.IntN(30), random.IntN(10)
 			all.Go(func() { // waited for below
 				time.Sleep(time.Duration(start) * time.Millisecond)
 				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(patience)*time.Millisecond)
 				defer cancel()
 				if give, err := q.Take(ctx, p); err == nil {
-					count(p.Key, 1)
+					count(p.Peer, 1)
 					time.Sleep(time.Duration(work) * time.Millisecond)
-					count(p.Key, -1)
+					count(p.Peer, -1)
 					give()
 				}
 			})
@@ -214,7 +233,7 @@ func TestNoTurnIsLost(t *testing.T) {
 		all.Wait()
 		require.Equal(t, n, most)
 		for _, key := range []string{"x", "x", "y"} {
-			_, err := q.Take(t.Context(), turns.Peer{Key: key})
+			_, err := q.Take(t.Context(), turns.Claim{Peer: key})
 			require.NoError(t, err, "all turns are there")
 		}
 	})
