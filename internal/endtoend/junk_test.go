@@ -87,9 +87,17 @@ type goodClient struct {
 	err       error
 }
 
-// run exchanges QoS 1 messages until stop, then waits for what is still to come.
-func (g *goodClient) run(addr string, me, neighbour int, stop <-chan struct{}, all *sync.WaitGroup, published *atomic.Int64) {
-	defer all.Done()
+// signals are what the good clients and the test tell each other.
+type signals struct {
+	start     chan struct{} // closed when all have subscribed
+	stop      chan struct{} // closed when the junk is over
+	published atomic.Int64
+	running   sync.WaitGroup
+}
+
+// run subscribes, exchanges QoS 1 messages from start to stop, then waits for what is still to come.
+func (g *goodClient) run(addr string, me, neighbour int, sign *signals) {
+	defer sign.running.Done()
 	nc, err := net.Dial("tcp", addr)
 	if err != nil {
 		g.err = err
@@ -108,6 +116,7 @@ func (g *goodClient) run(addr string, me, neighbour int, stop <-chan struct{}, a
 		defer close(ended)
 		g.err = g.receive(nc)
 	}()
+	<-sign.start // before all have subscribed a message may be for nobody
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for id := uint16(1); ; id++ {
@@ -118,11 +127,11 @@ func (g *goodClient) run(addr string, me, neighbour int, stop <-chan struct{}, a
 			b, _ := p.Append(nil, packets.V5)
 			if _, err := nc.Write(b); err == nil {
 				g.sent++
-				published.Add(1)
+				sign.published.Add(1)
 			}
 			continue
 		case <-ended:
-		case <-stop:
+		case <-sign.stop:
 			p := packets.Publish{QoS: 1, PacketID: 2000, Topic: fmt.Append(nil, "good/", neighbour), Payload: []byte("last")}
 			b, _ := p.Append(nil, packets.V5)
 			nc.Write(b)
@@ -179,14 +188,18 @@ func TestGoodClientsAmongJunk(t *testing.T) {
 	go func() { served <- b.Serve(l) }()
 	addr := l.Addr().String()
 
-	good, stop := make([]goodClient, clients), make(chan struct{})
-	var goodOnes, junkOnes sync.WaitGroup
-	var published atomic.Int64
+	good := make([]goodClient, clients)
+	sign := signals{start: make(chan struct{}), stop: make(chan struct{})}
+	var junkOnes sync.WaitGroup
 	for i := range good {
-		goodOnes.Add(1)
-		go good[i].run(addr, i, (i+1)%clients, stop, &goodOnes, &published)
+		sign.running.Add(1)
+		go good[i].run(addr, i, (i+1)%clients, &sign)
 	}
-	for b.Stats().Subscriptions < clients || published.Load() < int64(clients) {
+	for b.Stats().Subscriptions < clients {
+		time.Sleep(10 * time.Millisecond)
+	}
+	close(sign.start)
+	for sign.published.Load() < int64(clients) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	heapBefore, goroutines := heap(), runtime.NumGoroutine()
@@ -218,8 +231,8 @@ func TestGoodClientsAmongJunk(t *testing.T) {
 	require.Eventually(t, func() bool { return b.Stats().Connections == clients && runtime.NumGoroutine() <= goroutines+2 }, 30*time.Second, 50*time.Millisecond,
 		"no connection and no goroutine is left of the junk")
 	heapAfter := heap()
-	close(stop)
-	goodOnes.Wait()
+	close(sign.stop)
+	sign.running.Wait()
 
 	var delays []time.Duration
 	sent, got := 0, 0
