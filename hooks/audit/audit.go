@@ -29,13 +29,14 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/hooks/auth"
+	"github.com/dunlin-mqtt/dunlin/hooks/internal/queue"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -47,23 +48,21 @@ const (
 )
 
 // A Trail gives records to a slog.Handler. Nothing that happens in the broker waits for the Handler: records go to a queue, and one
-// goroutine takes them from there. Where the queue is full, records are lost; how many is written as soon as there is room.
+// goroutine takes them from there. Where the queue is full, records are lost; how many is written as soon as there is room. Records about
+// one address do not fill the last quarter of the queue.
 type Trail struct {
 	handler slog.Handler
-	queue   chan slog.Record
+	queue   *queue.Queue[slog.Record]
 	lost    atomic.Uint64 // and not yet written of
 	done    chan struct{} // closed when the goroutine has ended
-
-	mu     sync.RWMutex // held while queueing, so that nothing is queued after Close has begun
-	closed bool         // guarded by mu
 }
 
-// New returns a Trail to h, which writes until Close. queue is how many records may wait; zero: 8,192.
-func New(h slog.Handler, queue int) *Trail {
-	if queue <= 0 {
-		queue = defaultQueue
+// New returns a Trail to h, which writes until Close. records is how many may wait, of 4 KiB at most each. Zero: 8,192.
+func New(h slog.Handler, records int) *Trail {
+	if records <= 0 {
+		records = defaultQueue
 	}
-	t := &Trail{handler: h, queue: make(chan slog.Record, queue), done: make(chan struct{})}
+	t := &Trail{handler: h, queue: queue.New[slog.Record](records, math.MaxInt), done: make(chan struct{})}
 	go t.run() // Close waits for it
 	return t
 }
@@ -71,12 +70,7 @@ func New(h slog.Handler, queue int) *Trail {
 // Close returns when all records have been written, or when ctx ends, with its error; in that case the rest is still written while the
 // program runs. Records that come after the beginning of Close are lost.
 func (t *Trail) Close(ctx context.Context) error {
-	t.mu.Lock()
-	if !t.closed {
-		t.closed = true
-		close(t.queue)
-	}
-	t.mu.Unlock()
+	t.queue.Close()
 	select {
 	case <-t.done:
 		return nil
@@ -87,12 +81,21 @@ func (t *Trail) Close(ctx context.Context) error {
 
 func (t *Trail) run() {
 	defer close(t.done)
-	for r := range t.queue {
-		t.handle(r)
-		if n := t.lost.Swap(0); n > 0 {
-			r := slog.NewRecord(time.Now(), slog.LevelError, "records lost", 0)
-			r.AddAttrs(slog.Uint64("count", n))
+	for {
+		for _, r := range t.queue.Take(1, 0) {
 			t.handle(r)
+			if n := t.lost.Swap(0); n > 0 {
+				r := slog.NewRecord(time.Now(), slog.LevelError, "records lost", 0)
+				r.AddAttrs(slog.Uint64("count", n))
+				t.handle(r)
+			}
+		}
+		switch records, _, closed := t.queue.Load(); {
+		case records > 0:
+		case closed:
+			return
+		default:
+			<-t.queue.Ready()
 		}
 	}
 }
@@ -104,18 +107,20 @@ func (t *Trail) handle(r slog.Record) {
 	}
 }
 
-// write queues a record.
-func (t *Trail) write(level slog.Level, message string, attrs ...slog.Attr) {
-	r := slog.NewRecord(time.Now(), level, message, 0)
-	r.AddAttrs(attrs...)
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	if t.closed {
-		return
+// write queues a record about a client, which may be nil.
+func (t *Trail) write(c *hooks.Client, level slog.Level, message string, attrs ...slog.Attr) {
+	peer := "" // the broker and its program
+	if c != nil {
+		ip, _ := c.Network()
+		peer = "client " + ip.String()
+		attrs = append(of(c), attrs...)
 	}
-	select {
-	case t.queue <- r:
-	default:
+	queued := t.queue.Add(peer, 0, func(uint64) slog.Record {
+		r := slog.NewRecord(time.Now(), level, message, 0)
+		r.AddAttrs(attrs...)
+		return r
+	})
+	if !queued {
 		t.lost.Add(1)
 	}
 }
@@ -124,42 +129,42 @@ func (t *Trail) write(level slog.Level, message string, attrs ...slog.Attr) {
 // this module report to.
 func (t *Trail) Reload(what string, err error) {
 	if err != nil {
-		t.write(slog.LevelError, "reload failed", slog.String("what", what), failure(err))
+		t.write(nil, slog.LevelError, "reload failed", slog.String("what", what), failure(err))
 		return
 	}
-	t.write(slog.LevelInfo, "reloaded", slog.String("what", what))
+	t.write(nil, slog.LevelInfo, "reloaded", slog.String("what", what))
 }
 
 // Observer returns what tells the broker's events to t.
 func (t *Trail) Observer() *hooks.Observer {
 	return &hooks.Observer{
 		Connected: func(c *hooks.Client, present bool) {
-			t.write(slog.LevelInfo, "connect accepted", append(of(c), slog.String("version", c.Version.String()), slog.Bool("session_present", present))...)
+			t.write(c, slog.LevelInfo, "connect accepted", slog.String("version", c.Version.String()), slog.Bool("session_present", present))
 		},
 		Refused:      t.ended(slog.LevelWarn, "connect refused"),
 		Disconnected: t.ended(slog.LevelInfo, "disconnected"),
 		Denied: func(c *hooks.Client, action hooks.Action, topic string, err error) {
-			t.write(slog.LevelWarn, "access denied", append(of(c), slog.String("action", action.String()), text("topic", topic), failure(err))...)
+			t.write(c, slog.LevelWarn, "access denied", slog.String("action", action.String()), text("topic", topic), failure(err))
 		},
 		Revoked: func(c *hooks.Client, filter string, err error) {
-			t.write(slog.LevelWarn, "access revoked", append(of(c), text("topic", filter), failure(err))...)
+			t.write(c, slog.LevelWarn, "access revoked", text("topic", filter), failure(err))
 		},
 		Banned: func(kind, value, why string, until time.Time) {
 			attrs := []slog.Attr{slog.String("kind", kind), text("value", value), text("why", why)}
 			if !until.IsZero() {
 				attrs = append(attrs, slog.Time("until", until))
 			}
-			t.write(slog.LevelWarn, "banned", attrs...)
+			t.write(nil, slog.LevelWarn, "banned", attrs...)
 		},
 		Panicked: func(c *hooks.Client, value any) {
-			t.write(slog.LevelError, "panic", append(of(c), text("err", fmt.Sprint(value)))...)
+			t.write(c, slog.LevelError, "panic", text("err", fmt.Sprint(value)))
 		},
 	}
 }
 
 func (t *Trail) ended(level slog.Level, message string) func(*hooks.Client, packets.ReasonCode, error) {
 	return func(c *hooks.Client, code packets.ReasonCode, err error) {
-		t.write(level, message, append(of(c), slog.Int("code", int(code)), slog.String("reason", code.String()), failure(err))...)
+		t.write(c, level, message, slog.Int("code", int(code)), slog.String("reason", code.String()), failure(err))
 	}
 }
 

@@ -110,6 +110,10 @@ func TestSlowHandler(t *testing.T) {
 		for range 100 {
 			o.Denied(jane(), hooks.Publish, "a", nil)
 		}
+		other := jane()
+		other.RemoteAddr = &net.TCPAddr{IP: net.IPv4(192, 0, 2, 8), Port: 4711}
+		o.Connected(other, false)
+		trail.Reload("acl file", nil)
 		require.Zero(t, time.Since(began))
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 		defer cancel()
@@ -118,7 +122,9 @@ func TestSlowHandler(t *testing.T) {
 		require.Equal(t, 12*time.Second, time.Since(began))
 		got := records(t, &b)
 		require.Len(t, got, 12)
-		require.Equal(t, map[string]any{"level": "ERROR", "msg": "records lost", "count": float64(90)}, got[1])
+		require.Equal(t, map[string]any{"level": "ERROR", "msg": "records lost", "count": float64(92)}, got[1])
+		require.Equal(t, "connect accepted", got[10]["msg"], "one address does not keep the records of others out")
+		require.Equal(t, "reloaded", got[11]["msg"])
 	})
 }
 

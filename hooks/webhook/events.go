@@ -1,16 +1,11 @@
 package webhook
 
 import (
-	"context"
-	"crypto/rand"
-	"encoding/json"
 	"fmt"
 	"log/slog"
-	mathrand "math/rand/v2"
 	"net/http"
 	"slices"
-	"sync"
-	"sync/atomic"
+	"strings"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
@@ -34,11 +29,15 @@ type EventOptions struct {
 	Only []string
 	// Payloads sends the payloads of messages, too.
 	Payloads bool
-	// Batch is the most events in one request, Interval how long one may wait for others. Zero: 100 and 1 s.
-	Batch    int
-	Interval time.Duration
-	// Queue is how many events may wait, those of the request under way not counted. Further ones are dropped. Zero: 10,000.
-	Queue int
+	// Batch is the most events in one request, RequestBytes the most bytes; but an event that is larger has a request of its
+	// own. Interval is how long an event may wait for others. A server that refuses a request as too large (413) gets it in
+	// halves, and no such large ones any more. Zero: 100, 1 MiB and 1 s.
+	Batch, RequestBytes int
+	Interval            time.Duration
+	// Queue and QueueBytes bound the events that wait, those of the request under way not counted. Further ones are
+	// dropped. Events about one address, or about one client where the address is not known, do not fill the last quarter.
+	// Zero: 10,000 and 16 MiB.
+	Queue, QueueBytes int
 	// Attempts is how often a request is made before its events are dropped, RetryMin the pause after the first, which doubles up to
 	// RetryMax, each shortened by up to a half at random. Zero: 10, 500 ms and 30 s.
 	Attempts           int
@@ -66,6 +65,9 @@ type EventOptions struct {
 //	dropped                       client_id, error, and the message's if it is known
 //
 // The client's are client_id, user and remote_ip; the message's topic, qos, retain, size and payload.
+//
+// Texts of more than 1,024 bytes are cut, and truncated names the fields that are: client_id, user, topic, value or error.
+// It names payload where the server has refused the event with its payload as too large.
 type Event struct {
 	Seq            uint64              `json:"seq"`
 	Time           time.Time           `json:"time"`
@@ -87,194 +89,38 @@ type Event struct {
 	Kind           string              `json:"kind,omitempty"`
 	Value          string              `json:"value,omitempty"`
 	Until          time.Time           `json:"until,omitzero"`
+	Truncated      []string            `json:"truncated,omitempty"`
 }
 
-// Events sends what happens to a server. Its Observer never waits: events go to a queue, and one goroutine sends them.
-type Events struct {
-	poster
-	o       EventOptions
-	queue   chan Event
-	seq     atomic.Uint64
-	dropped atomic.Uint64
+// maxText is how much of a text is sent, in bytes.
+const maxText = 1024
 
-	ctx     context.Context // ends when Close gives up
-	cancel  context.CancelFunc
-	closing chan struct{} // closed by Close
-	done    chan struct{} // closed when the goroutine has ended
-
-	mu     sync.RWMutex // held by add, so that nothing is queued after Close has begun
-	closed bool         // guarded by mu
-}
-
-// NewEvents returns one that sends from now on until Close. It fails if the options make no sense.
-func NewEvents(o EventOptions) (*Events, error) {
-	for _, d := range []struct {
-		of  *time.Duration
-		def time.Duration
-	}{{&o.Interval, time.Second}, {&o.RetryMin, 500 * time.Millisecond}, {&o.RetryMax, 30 * time.Second}} {
-		if *d.of <= 0 {
-			*d.of = d.def
-		}
-	}
-	for _, n := range []struct {
-		of  *int
-		def int
-	}{{&o.Batch, 100}, {&o.Queue, 10_000}, {&o.Attempts, 10}} {
-		if *n.of <= 0 {
-			*n.of = n.def
-		}
-	}
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
-	for _, name := range o.Only {
-		if !slices.Contains(eventNames, name) {
-			return nil, fmt.Errorf("webhook: EventOptions.Only: %q is none of %q", name, eventNames)
-		}
-	}
-	e := &Events{
-		poster:  poster{client: o.Client, url: o.URL, header: o.Header, secret: o.Secret, timeout: o.Timeout},
-		o:       o,
-		queue:   make(chan Event, o.Queue),
-		closing: make(chan struct{}),
-		done:    make(chan struct{}),
-	}
-	if err := e.check(); err != nil {
-		return nil, err
-	}
-	e.ctx, e.cancel = context.WithCancel(context.Background())
-	go e.run() // Close waits for it
-	return e, nil
-}
-
-// Dropped returns how many events the server has not got and will not get.
-func (e *Events) Dropped() uint64 { return e.dropped.Load() }
-
-// Close sends what is queued, and returns when that is done or ctx has ended, with an error in the latter case. Events that come
-// after the beginning of Close are dropped. Further calls do the same.
-func (e *Events) Close(ctx context.Context) error {
-	e.mu.Lock()
-	if !e.closed {
-		e.closed = true
-		close(e.closing)
-	}
-	e.mu.Unlock()
-	defer e.client.CloseIdleConnections()
-	select {
-	case <-e.done:
-		return nil
-	case <-ctx.Done():
-	}
-	e.cancel()
-	<-e.done
-	return fmt.Errorf("webhook: %d events were not sent: %w", e.Dropped(), ctx.Err())
-}
-
-// add queues an event, if there is room.
-func (e *Events) add(x Event) {
-	x.Seq, x.Time = e.seq.Add(1), time.Now().UTC()
-	e.mu.RLock()
-	defer e.mu.RUnlock()
-	if e.closed {
-		e.dropped.Add(1)
-		return
-	}
-	select {
-	case e.queue <- x:
-	default:
-		e.dropped.Add(1)
-	}
-}
-
-// run sends until the queue is empty and Close has been called.
-func (e *Events) run() {
-	defer close(e.done)
-	for {
-		batch, more := e.gather()
-		if len(batch) > 0 {
-			e.send(batch)
-		}
-		if !more {
-			return
+// cut shortens the texts of x. They are copies then: nothing holds on to the long ones.
+func (x *Event) cut() {
+	for _, f := range []struct {
+		name string
+		text *string
+	}{{"client_id", &x.ClientID}, {"user", &x.User}, {"topic", &x.Topic}, {"value", &x.Value}, {"error", &x.Error}} {
+		if len(*f.text) > maxText {
+			*f.text = strings.ToValidUTF8(strings.Clone((*f.text)[:maxText]), "")
+			x.Truncated = append(x.Truncated, f.name)
 		}
 	}
 }
 
-// gather waits for a batch. more is false if it is the last.
-func (e *Events) gather() (batch []Event, more bool) {
-	var full <-chan time.Time
-	for len(batch) < e.o.Batch {
-		select {
-		case x := <-e.queue:
-			if batch = append(batch, x); full == nil {
-				t := time.NewTimer(e.o.Interval)
-				defer t.Stop()
-				full = t.C
-			}
-		case <-full:
-			return batch, true
-		case <-e.closing:
-			for len(batch) < e.o.Batch {
-				select {
-				case x := <-e.queue:
-					batch = append(batch, x)
-				default:
-					return batch, false
-				}
-			}
-		}
-	}
-	return batch, true
+// eventSize is what an Event takes besides its texts and its payload, in bytes.
+const eventSize = 512
+
+func (x *Event) size() int {
+	return eventSize + len(x.ClientID) + len(x.User) + len(x.Topic) + len(x.Value) + len(x.Error) + len(x.Payload)
 }
 
-// send makes attempts at a request until the server has it.
-func (e *Events) send(batch []Event) {
-	delivery := rand.Text()
-	pause := e.o.RetryMin
-	for attempt := 1; ; attempt++ {
-		err := e.attempt(batch, delivery)
-		if err == nil {
-			return
-		}
-		if _, never := err.(refused); never || attempt >= e.o.Attempts || e.ctx.Err() != nil {
-			e.dropped.Add(uint64(len(batch)))
-			e.o.Logger.Warn("webhook: events are dropped", "url", e.url, "events", len(batch), "attempts", attempt, "err", err)
-			return
-		}
-		wait := time.NewTimer(pause/2 + mathrand.N(pause/2+1))
-		select {
-		case <-wait.C:
-		case <-e.ctx.Done():
-			wait.Stop()
-		}
-		pause = min(2*pause, e.o.RetryMax)
+// peer is whom x is about, for its share of the queue.
+func (x *Event) peer() string {
+	if x.RemoteIP != "" {
+		return x.RemoteIP
 	}
-}
-
-// refused is the error of a status that will not become another one.
-type refused int
-
-func (r refused) Error() string { return fmt.Sprintf("status %d", int(r)) }
-
-func (e *Events) attempt(batch []Event, delivery string) error {
-	body, err := json.Marshal(struct {
-		Sent    time.Time `json:"sent"`
-		Dropped uint64    `json:"dropped"`
-		Events  []Event   `json:"events"`
-	}{time.Now().UTC(), e.Dropped(), batch})
-	if err != nil {
-		return err
-	}
-	status, _, err := e.post(e.ctx, body, delivery)
-	switch {
-	case err != nil && status == 0:
-		return err
-	case status >= 200 && status < 300:
-		return nil
-	case retry(status):
-		return fmt.Errorf("status %d", status)
-	}
-	return refused(status)
+	return "client " + x.ClientID
 }
 
 // eventNames are the names in the order of the Observer's fields.

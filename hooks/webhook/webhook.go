@@ -53,10 +53,11 @@
 //	  {"seq": 1, "time": "2026-01-02T15:04:05.123Z", "event": "connected", "client_id": "c1", "user": "jane", "remote_ip": "192.0.2.7",
 //	   "session_present": true}]}
 //
-// seq counts events; where numbers are missing, events were dropped, and dropped says how many there were in all. Which events there
-// are, and their fields, is said at [Event]. A status of 200 to 299 means that the server has them. Others, but for 408, 425, 429
-// and 500 and more, mean that it never will; then, and after too many attempts, they are dropped. The header Dunlin-Delivery is the same
-// for each attempt at the same request.
+// seq counts events in the order in which they are delivered. Where numbers are missing, events were dropped; dropped says how many
+// there were in all. The events and their fields are described at [Event]. A status of 200 to 299 means that the server has the
+// events. With 413 it gets them again in smaller requests. Another status means that the server will never take them, except
+// 408, 425, 429, and 500 and more. Then, and after too many attempts, they are dropped. The header Dunlin-Delivery is the same for
+// each attempt at the same request.
 //
 // # Signatures
 //
