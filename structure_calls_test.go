@@ -8,7 +8,9 @@ import (
 	"go/parser"
 	"go/token"
 	"go/types"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -101,10 +103,23 @@ func loadRoot(t *testing.T) *rootSource {
 		r.files[name], r.lines[name] = f, strings.Count(string(text), "\n")
 		files = append(files, f)
 	}
-	conf := types.Config{Importer: importer.ForCompiler(r.fset, "source", nil)}
+	conf := types.Config{Importer: importer.ForCompiler(r.fset, "gc", exported(t))}
 	r.pkg, err = conf.Check(modulePath, r.fset, files, r.info)
 	require.NoError(t, err)
 	return r
+}
+
+// exported returns how to open what the compiler has exported of a package that the root imports.
+func exported(t *testing.T) importer.Lookup {
+	list := exec.Command("go", "list", "-deps", "-export", "-f", "{{.ImportPath}}={{.Export}}", ".")
+	out, err := list.Output()
+	require.NoError(t, err)
+	files := map[string]string{}
+	for line := range strings.Lines(string(out)) {
+		path, file, _ := strings.Cut(strings.TrimSpace(line), "=")
+		files[path] = file
+	}
+	return func(path string) (io.ReadCloser, error) { return os.Open(files[path]) }
 }
 
 // built says whether a file belongs to a build for Linux without tags.
