@@ -43,7 +43,6 @@
 package dunlin
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"hash/maphash"
@@ -134,8 +133,7 @@ type Broker struct {
 	topics      topicLocks
 	retainedDue timers.Timer // set with the lock of retained held
 
-	closing  sync.Once
-	closeErr error // of the Store
+	closing closing
 
 	numbers  sync.RWMutex
 	byNumber []*session // by session.num; guarded by numbers, as is the next
@@ -156,6 +154,7 @@ func New(cfg Config) (*Broker, error) {
 		early: make(map[*conn]bool), conns: make(map[*conn]struct{}),
 		locals:   make(map[*Subscription]struct{}),
 		byNumber: make([]*session, 1), // 0 is nobody
+		closing:  closing{ended: make(chan struct{})},
 	}
 	b.obs = b.safe(*cfg.Observer)
 	if cfg.Authorizer == hooks.Authorizer(hooks.AllowAll) {
@@ -294,7 +293,7 @@ func (b *Broker) adopt(ctx context.Context, nc net.Conn) (*conn, error) {
 		return nil, err
 	}
 	c := newConn(b, ctx, nc)
-	c.from = from
+	c.from, c.lastPacket = from, now.Sub(b.started)
 	if d := b.cfg.ConnectTimeout; d > 0 {
 		nc.SetReadDeadline(now.Add(d))
 	}
@@ -408,94 +407,18 @@ func (b *Broker) dismissed(c *conn) bool {
 	return b.early[c]
 }
 
-// closing is how many connections are closed at a time.
-const closing = 4096
+// maxClosing is how many connections are closed at a time.
+const maxClosing = 4096
 
 // closeAll closes connections, many at a time: a WebSocket or TLS connection may take seconds to say
 // goodbye. No lock is held.
 func closeAll(conns []*conn) {
 	var g errgroup.Group
-	g.SetLimit(closing)
+	g.SetLimit(maxClosing)
 	for _, c := range conns {
 		g.Go(c.nc.Close)
 	}
 	g.Wait() // the errors do not matter: all connections are over
-}
-
-// shut takes no more connections, closes the listeners, and returns the connections that there are.
-// Those that are not accepted are dismissed, and the caller closes them.
-func (b *Broker) shut() (early, conns []*conn) {
-	var ls []net.Listener
-	b.mu.Lock()
-	b.closed = true
-	for l := range b.listeners {
-		ls = append(ls, l)
-	}
-	for c := range b.early {
-		b.dismissLocked(c)
-		early = append(early, c)
-	}
-	for c := range b.conns {
-		conns = append(conns, c)
-	}
-	b.mu.Unlock()
-	for _, l := range ls {
-		l.Close()
-	}
-	return early, conns
-}
-
-// Shutdown closes the listeners, sends every 5.0 client DISCONNECT with Server shutting down (0x8B), waits until what was queued for the wire is
-// written, and closes the connections. A client that takes nothing is waited for until WriteTimeout, and one that took all has a second to
-// close from its side. If ctx ends first Shutdown closes the connections at once and returns the cause of that. Messages that still wait for
-// acknowledgements of the client stay in its Session, and outlive the Broker with a Store. Wills are published to in-process subscribers
-// only. Otherwise Shutdown returns the error of Store.Close, as Close does.
-//
-// When it returns no goroutine of the Broker is left. So it waits, even beyond ctx, for a hook, a handler or a call of the Store that does not return
-// when its own context ends.
-func (b *Broker) Shutdown(ctx context.Context) error {
-	early, conns := b.shut()
-	closeAll(early)
-	for _, c := range conns {
-		b.end(c, packets.Errorf(packets.ServerShuttingDown, ""))
-	}
-	done := make(chan struct{})
-	go func() { // ends when the last reader does, which Close sees to
-		b.serving.Wait()
-		close(done)
-	}()
-	var err error
-	select {
-	case <-done:
-	case <-ctx.Done():
-		err = context.Cause(ctx)
-	}
-	closed := b.Close()
-	<-done
-	if err != nil && closed != nil {
-		return errors.Join(err, closed)
-	}
-	return cmp.Or(err, closed)
-}
-
-// Close closes listeners and connections at once and waits for their goroutines. It may be called several times, and after or during Shutdown. It
-// returns the error of Store.Close, nil without a Store.
-func (b *Broker) Close() error {
-	early, conns := b.shut()
-	closeAll(append(early, conns...)) // before b.ctx ends: what a hook could not decide for that must not be answered
-	b.cancel()
-	if b.rules.stop != nil {
-		b.rules.stop()
-	}
-	b.serving.Wait()
-	b.writers.Wait()
-	b.due.Close()
-	b.closeLocal()
-	b.responders.Wait()
-	if b.journal != nil {
-		b.closing.Do(func() { b.closeErr = b.journal.close() })
-	}
-	return b.closeErr
 }
 
 // getTurn takes a turn from the pool.

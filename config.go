@@ -56,8 +56,9 @@ type Config struct {
 	// Versions lists the protocol versions that are accepted. Empty: all of 3.1, 3.1.1 and 5.0.
 	Versions []packets.Version
 
-	// ConnectTimeout is how long after it was accepted a connection may take until its CONNECT has come and been
-	// decided. Default 10 s.
+	// ConnectTimeout is how long a connection may take from its beginning to the CONNACK. Hooks that decide
+	// about the CONNECT share that time with the client, an exchange of AUTH packets included: their contexts end with it. A
+	// re-authentication has as long. Default 10 s.
 	ConnectTimeout time.Duration
 	// WriteTimeout ends a connection whose client takes nothing for so long while there is something to send. Default 30 s.
 	WriteTimeout time.Duration

@@ -48,7 +48,7 @@ type conn struct {
 	open        atomic.Int32  // QoS 2 messages that came on this connection and are not released
 	readHint    int32         // the read buffer that the last large packet needed
 	restCounted int32         // how much of rest the count of memory knows of
-	lastPacket  time.Duration // when the last whole packet came, since Broker.started
+	lastPacket  time.Duration // when the last whole packet came, since Broker.started; until c is accepted: when c came
 	rest        *buffer       // the beginning of an incomplete packet, while the reader waits for more
 	routes      routes
 	rare        *rare // see there
@@ -73,10 +73,8 @@ type rare struct {
 	cancel context.CancelFunc
 
 	// Owned by the reader.
-	aliases  []string // by Topic Alias of the client
-	exchange hooks.Exchange
-	connect  *packets.Connect // while its exchange is under way
-	grant    *hooks.Grant     // of the exchange
+	aliases  []string  // by Topic Alias of the client
+	exchange *exchange // the authentication under way; nil: none is
 
 	// Guarded by sess.mu.
 	outAliases map[string]uint16 // nil: the client accepts none
@@ -416,7 +414,9 @@ func (c *conn) packets(t *turn) error {
 		}
 	}
 	if used > 0 {
-		c.lastPacket = t.now.Sub(c.b.started)
+		if c.accepted {
+			c.lastPacket = t.now.Sub(c.b.started)
+		}
 		t.receivedBytes += uint64(used)
 		if used < readSize/4 {
 			c.readHint = 0
@@ -491,7 +491,7 @@ func (c *conn) easeOff(t *turn) {
 // packet handles the packet that b begins with and returns its length, 0 if it is not complete.
 func (c *conn) packet(t *turn, b []byte) (int, error) {
 	v := c.version
-	if !c.accepted && c.few().connect == nil {
+	if !c.accepted && c.few().exchange == nil {
 		v = 0
 		if b[0] != byte(packets.TypeConnect)<<4 {
 			return 0, packets.Errorf(packets.ProtocolError, "the first packet is no CONNECT")

@@ -22,7 +22,7 @@ import (
 // early handles what comes before the connection is accepted: CONNECT, then AUTH if an exchange is under way.
 func (c *conn) early(t *turn, h packets.Header, body []byte) error {
 	c.deep = true
-	if c.few().connect != nil {
+	if c.few().exchange != nil {
 		var a packets.Auth
 		if h.Type != packets.TypeAuth {
 			return c.refuse(packets.Errorf(packets.ProtocolError, "%v during authentication", h.Type))
@@ -129,32 +129,40 @@ func (c *conn) authenticate(t *turn, p *packets.Connect) error {
 	if auth == nil {
 		return c.refuse(packets.Errorf(packets.BadAuthenticationMethod, "Authentication Method %q is not known", method))
 	}
-	var ex hooks.Exchange
-	err := c.asks(func(known bool) (decided bool, err error) {
-		r.Known = known
-		ex, err = auth.Start(c.context(), r)
-		return false, err
-	})
+	err := c.begin(auth, r)
 	if err != nil {
 		return c.refuse(err)
 	}
-	// The packet outlives the read buffer for as long as the exchange lasts.
 	own := c.own()
-	own.connect, own.exchange, own.method, own.grant = cloneConnect(p), ex, method, r.Grant
+	own.method = method
+	own.exchange.connect = cloneConnect(p) // the packet outlives the read buffer for as long as the exchange lasts
 	data, _ := p.Properties.Bytes(packets.AuthenticationData)
 	return c.step(t, data)
 }
 
-// decideConnect asks the Authenticator, within ConnectTimeout.
+// decideConnect asks the Authenticator.
 func (c *conn) decideConnect(r *hooks.ConnectRequest) error {
-	ctx := c.context()
-	if d := c.b.cfg.ConnectTimeout; d > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, d)
-		defer cancel()
-	}
+	ctx, cancel := c.decisionContext()
+	defer cancel()
 	return c.b.cfg.Authenticator.Authenticate(ctx, r)
 }
+
+// decisionContext returns the context for a hook that decides who the client is and what it brings: it ends with the
+// connection, and when ConnectTimeout is over. Until the CONNACK all decisions share that time, which began when the connection
+// was taken up; a re-authentication has as long, from the call.
+func (c *conn) decisionContext() (context.Context, context.CancelFunc) {
+	d := c.b.cfg.ConnectTimeout
+	if d <= 0 {
+		return c.context(), func() {}
+	}
+	if c.accepted {
+		return context.WithTimeout(c.context(), d)
+	}
+	return context.WithDeadline(c.context(), c.arrived().Add(d))
+}
+
+// arrived is when the connection was taken up. It is known until c is accepted.
+func (c *conn) arrived() time.Time { return c.b.started.Add(c.lastPacket) }
 
 var noGrant hooks.Grant // read only
 
@@ -220,29 +228,59 @@ func (c *conn) checkAuth(a *packets.Auth, want packets.ReasonCode) error {
 	return nil
 }
 
-// exchange asks the Exchange for its next step, and refuses an answer that no packet can hold. The error is a *packets.Error.
-func (c *conn) exchange(data []byte) (reply []byte, done bool, err error) {
+// An exchange is an authentication of several steps that is under way.
+type exchange struct {
+	hooks.Exchange
+	connect *packets.Connect // nil: the client is accepted, and authenticates anew
+	grant   *hooks.Grant
+	ctx     context.Context // of all its steps
+	cancel  context.CancelFunc
+}
+
+// begin asks an EnhancedAuthenticator for the exchange that r wants. The error is a *packets.Error.
+func (c *conn) begin(auth hooks.EnhancedAuthenticator, r *hooks.ConnectRequest) error {
+	x := &exchange{grant: r.Grant}
+	x.ctx, x.cancel = c.decisionContext()
+	err := c.asks(func(known bool) (decided bool, err error) {
+		r.Known = known
+		x.Exchange, err = auth.Start(x.ctx, r)
+		return false, err
+	})
+	if err != nil {
+		x.cancel()
+		return err
+	}
+	c.own().exchange = x
+	return nil
+}
+
+// next asks the Exchange for its next step, and refuses an answer that no packet can hold. The exchange is over if it is
+// done, and after an error, which is a *packets.Error.
+func (c *conn) next(data []byte) (reply []byte, done bool, err error) {
+	x := c.own().exchange
 	err = c.asks(func(bool) (decided bool, err error) {
-		reply, done, err = c.own().exchange.Next(c.context(), data)
+		reply, done, err = x.Next(x.ctx, data)
 		if err == nil && len(reply) > math.MaxUint16 {
 			err = fmt.Errorf("the Exchange answered with %d bytes, Authentication Data has at most 65535", len(reply))
 		}
 		return done, err
 	})
+	if done || err != nil {
+		x.cancel()
+		c.own().exchange = nil
+	}
 	return reply, done, err
 }
 
 // step takes the exchange of the CONNECT one further.
 func (c *conn) step(t *turn, data []byte) error {
-	own := c.own()
-	reply, done, err := c.exchange(data)
+	x := c.own().exchange
+	reply, done, err := c.next(data)
 	switch {
 	case err != nil:
 		return c.refuse(err)
 	case done:
-		p := own.connect
-		own.exchange, own.connect = nil, nil
-		return c.accept(t, p, own.grant, reply)
+		return c.accept(t, x.connect, x.grant, reply)
 	}
 	return c.writeEarly(&packets.Auth{Code: packets.ContinueAuthentication, Properties: c.authProperties(reply)})
 }
@@ -269,33 +307,29 @@ func (c *conn) onAuth(t *turn, a *packets.Auth) error {
 		return err
 	}
 	if own.exchange == nil {
-		own.grant = new(hooks.Grant)
-		err := c.asks(func(known bool) (decided bool, err error) {
-			r := &hooks.ConnectRequest{Client: c.client, Grant: own.grant, Known: known}
-			own.exchange, err = c.b.cfg.EnhancedAuth[own.method].Start(c.context(), r)
-			return false, err
-		})
-		if err != nil {
+		r := &hooks.ConnectRequest{Client: c.client, Grant: new(hooks.Grant)}
+		if err := c.begin(c.b.cfg.EnhancedAuth[own.method], r); err != nil {
 			return err
 		}
 	}
+	grant := own.exchange.grant
 	data, _ := a.Properties.Bytes(packets.AuthenticationData)
-	reply, done, err := c.exchange(data)
+	reply, done, err := c.next(data)
 	if err != nil {
 		return err
 	}
 	out := packets.Auth{Code: packets.ContinueAuthentication, Properties: c.authProperties(reply)}
 	if done {
-		out.Code, own.exchange = packets.Success, nil
+		out.Code = packets.Success
 	}
 	if err := c.fits(&out); err != nil {
 		return err
 	}
 	if done {
-		if err := c.identify(&own.grant.Identity); err != nil {
+		if err := c.identify(&grant.Identity); err != nil {
 			return err
 		}
-		c.b.expireAuth(c, own.grant.Expires)
+		c.b.expireAuth(c, grant.Expires)
 	}
 	return c.reply(t, &out)
 }
@@ -540,7 +574,9 @@ func (c *conn) newWill(t *turn, p *packets.Connect) (*will, error) {
 	}
 	if c.b.authorizer != nil {
 		t.access = hooks.AccessRequest{Client: c.client, Action: hooks.Publish, Topic: w.Topic, QoS: w.QoS, Retain: w.Retain, Will: true}
-		if err := c.b.authorize(c.context(), &t.access); err != nil {
+		ctx, cancel := c.decisionContext()
+		defer cancel()
+		if err := c.b.authorize(ctx, &t.access); err != nil {
 			return nil, err
 		}
 	}

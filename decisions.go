@@ -121,19 +121,25 @@ func (b *Broker) reviewSession(s *session) int {
 	}
 	subs := s.held()
 	s.mu.Unlock()
-	return b.revoke(s, gen, b.refused(ctx, client, s.mount, subs))
+	refused, _ := b.refused(ctx, client, s.mount, subs) // what is left undecided is decided when the client comes back
+	return b.revoke(s, gen, refused)
 }
 
-// refused asks the Authorizer about subs and returns those that it refuses.
-func (b *Broker) refused(ctx context.Context, client *hooks.Client, mount string, subs []heldSub) []heldSub {
+// refused asks the Authorizer about subs and returns those that it refuses. The error says that ctx has ended before all were
+// decided: a hook that gives up for that has refused nothing.
+func (b *Broker) refused(ctx context.Context, client *hooks.Client, mount string, subs []heldSub) ([]heldSub, error) {
 	out := subs[:0]
 	for _, sub := range subs {
 		r := hooks.AccessRequest{Client: client, Action: hooks.Subscribe, Topic: sub.filter[len(mount):], Group: sub.group, QoS: sub.qos}
-		if sub.err = b.authorizeSafely(ctx, &r); sub.err != nil {
+		sub.err = b.authorizeSafely(ctx, &r)
+		switch {
+		case errors.Is(sub.err, errHookFailed) && ctx.Err() != nil:
+			return out, sub.err
+		case sub.err != nil:
 			out = append(out, sub)
 		}
 	}
-	return out
+	return out, nil
 }
 
 // revoke takes refused subscriptions away from s, with what they have brought, unless s has got another connection since gen. What came by a
@@ -184,11 +190,11 @@ func (c *conn) decideAgain(sub heldSub) error {
 	if lost {
 		return nil // who has it now has decided it
 	}
-	subs := c.b.refused(c.context(), c.client, s.mount, []heldSub{sub})
+	subs, err := c.b.refused(c.context(), c.client, s.mount, []heldSub{sub})
 	if len(subs) == 0 {
-		return nil
+		return err
 	}
-	err := subs[0].err
+	err = subs[0].err
 	c.b.revoke(s, gen, subs)
 	return err
 }
@@ -248,15 +254,19 @@ func (b *Broker) vetted(s *session, v vetting) bool {
 	return b.authorizer == nil || s.num == 0 || v == vetting{s.gen, b.rules.epoch.Load()}
 }
 
-// vet decides the subscriptions of s, which waits for its client, for c, which wants to resume it: whoever that is now.
-func (b *Broker) vet(s *session, c *conn) vetting {
+// vet decides the subscriptions of s, which waits for its client, for c, which wants to resume it: whoever that is now. The
+// error says that this has taken too long, or that c has been ended.
+func (b *Broker) vet(s *session, c *conn) (vetting, error) {
 	epoch := b.rules.epoch.Load()
 	s.mu.Lock()
 	v := vetting{s.gen, epoch}
 	subs := s.held()
 	s.mu.Unlock()
-	b.revoke(s, v.gen, b.refused(c.context(), c.client, s.mount, subs))
-	return v
+	ctx, cancel := c.decisionContext()
+	defer cancel()
+	refused, err := b.refused(ctx, c.client, s.mount, subs)
+	b.revoke(s, v.gen, refused)
+	return v, err
 }
 
 // mayPublish asks the Authorizer about a PUBLISH, or remembers what it said, in r, the place of topic in the cache. topic has the mount

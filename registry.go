@@ -95,7 +95,9 @@ func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error
 		case resumed:
 			return true, err
 		case unvetted:
-			a.vetting = b.vet(old, c)
+			if a.vetting, err = b.vet(old, c); err != nil {
+				return false, err
+			}
 		case pointless:
 			return false, packets.Errorf(packets.UnspecifiedError, "the client is gone, and has connected anew")
 		case over:

@@ -30,12 +30,20 @@ func (c *conn) writeEarly(p packets.Packet) error {
 	b, err := p.Append(nil, c.version)
 	if err == nil {
 		if d := c.b.cfg.ConnectTimeout; d > 0 {
-			c.nc.SetWriteDeadline(time.Now().Add(d))
+			c.nc.SetWriteDeadline(later(c.arrived().Add(d), time.Now().Add(lingering))) // a refusal may come when the time is over
 		}
 		_, err = c.nc.Write(b)
 		c.nc.SetWriteDeadline(time.Time{})
 	}
 	return err
+}
+
+// later returns the later of two times.
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // room returns the output with room for a packet of n bytes, which the caller appends, or nil if the client accepts none that

@@ -143,6 +143,9 @@ var AllowAll = allowAll{}
 
 // An EnhancedAuthenticator runs the exchange of one Authentication Method (4.12): at CONNECT, and again whenever the
 // client re-authenticates. On re-authentication r.Connect is nil and the identity must stay that of r.Client.
+//
+// The context of Start and of each Next is one for the whole exchange. It also ends when ConnectTimeout of the broker's Config is over,
+// which counts from the beginning of the connection, or from the beginning of the re-authentication.
 type EnhancedAuthenticator interface {
 	Start(ctx context.Context, r *ConnectRequest) (Exchange, error)
 }
