@@ -102,12 +102,18 @@ func TestNewRefusesWhatMakesNoSense(t *testing.T) {
 		edit func(*Config)
 		want string
 	}{
-		"no Authenticator":                              {func(c *Config) { c.Authenticator = nil }, "Authenticator is nil"},
-		"an Authenticator that is nil":                  {func(c *Config) { c.Authenticator = none }, "Authenticator is nil"},
-		"a chain with nil":                              {func(c *Config) { c.Authenticator = hooks.ChainAuthenticators(hooks.AllowAll, nil) }, "Authenticator: member 1 is nil"},
-		"a chain in a chain with nil":                   {func(c *Config) { c.Authorizer = hooks.AllAuthorizers(hooks.AnyAuthorizer(hooks.AuthorizerFunc(nil))) }, "Authorizer: member 0: member 0 is nil"},
-		"an Interceptor that is nil":                    {func(c *Config) { c.Interceptor = hooks.InterceptorFunc(nil) }, "Interceptor is nil"},
-		"a method that is nil":                          {func(c *Config) { c.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{"X": nil} }, `EnhancedAuth["X"] is nil`},
+		"no Authenticator":             {func(c *Config) { c.Authenticator = nil }, "Authenticator is nil"},
+		"an Authenticator that is nil": {func(c *Config) { c.Authenticator = none }, "Authenticator is nil"},
+		"a chain with nil":             {func(c *Config) { c.Authenticator = hooks.ChainAuthenticators(hooks.AllowAll, nil) }, "Authenticator: member 1 is nil"},
+		"a chain in a chain with nil":  {func(c *Config) { c.Authorizer = hooks.AllAuthorizers(hooks.AnyAuthorizer(hooks.AuthorizerFunc(nil))) }, "Authorizer: member 0: member 0 is nil"},
+		"an Interceptor that is nil":   {func(c *Config) { c.Interceptor = hooks.InterceptorFunc(nil) }, "Interceptor is nil"},
+		"a method that is nil":         {func(c *Config) { c.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{"X": nil} }, `EnhancedAuth["X"] is nil`},
+		"a method without name": {func(c *Config) {
+			c.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{"": challengeAuth{}}
+		}, `EnhancedAuth: "" is no Authentication Method`},
+		"a method that is no text": {func(c *Config) {
+			c.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{"\xff": challengeAuth{}}
+		}, "EnhancedAuth: \"\\xff\" is no Authentication Method"},
 		"a version that is none":                        {func(c *Config) { c.Versions = []packets.Version{6} }, "Versions: 6"},
 		"QoS 3":                                         {func(c *Config) { c.MaxQoS = &three }, "MaxQoS: 3"},
 		"a Keep Alive over 18 h":                        {func(c *Config) { c.MaxKeepAlive = 24 * time.Hour }, "MaxKeepAlive is 24h"},

@@ -1,6 +1,7 @@
 package dunlin
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -311,6 +312,10 @@ func (c *Config) checkHooks() error {
 		}
 	}
 	for method, x := range c.EnhancedAuth {
+		if method == "" || len(method) > math.MaxUint16 || !packets.ValidUTF8(method) {
+			return fmt.Errorf("dunlin: Config.EnhancedAuth: %q is no Authentication Method: it must be UTF-8 without U+0000, of 1 to 65535 bytes",
+				cut(method, maxName))
+		}
 		if err := present(fmt.Sprintf("EnhancedAuth[%q]", method), x); err != nil {
 			return err
 		}
@@ -419,10 +424,16 @@ func (c *Config) maxQoS() packets.QoS {
 	return *c.MaxQoS
 }
 
+// wholeSeconds returns d, if it is positive, as a Session Expiry Interval: a part of a second counts as a whole one, and what the
+// interval cannot say is for ever.
+func wholeSeconds(d time.Duration) uint32 {
+	if d <= 0 {
+		return 0
+	}
+	return uint32(min((d-1)/time.Second+1, noExpiry))
+}
+
 // maxExpiry is MaxSessionExpiry as a Session Expiry Interval.
 func (c *Config) maxExpiry() uint32 {
-	if s := (c.MaxSessionExpiry + time.Second - 1) / time.Second; s > 0 && s < noExpiry {
-		return uint32(s)
-	}
-	return noExpiry
+	return cmp.Or(wholeSeconds(c.MaxSessionExpiry), noExpiry)
 }

@@ -399,14 +399,13 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 	if err := c.barred(t.now); err != nil { // now that the Principal is known
 		return c.refuse(err)
 	}
+	if err := b.checkGrant(g); err != nil {
+		return c.refuse(b.refusal(err, "client", c.client.ID))
+	}
 	if p := b.newPace(&g.Limits); p != nil {
 		c.own().pace = p
 	}
 	if g.MountPoint != "" {
-		if !packets.ValidTopicName(g.MountPoint) || g.MountPoint[0] == '$' || len(g.MountPoint) > c.b.cfg.MaxTopicLength/2 {
-			err := fmt.Errorf("the Authenticator granted the mount point %q, which no Topic Name of a client can begin with", g.MountPoint)
-			return c.refuse(b.refusal(err, "client", c.client.ID))
-		}
 		c.own().mount = g.MountPoint
 		b.mounts.Store(true)
 	}
@@ -421,7 +420,11 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 	if err != nil {
 		return c.refuse(err)
 	}
-	expiry, askedExpiry := c.sessionExpiry(p, g)
+	asked := askedExpiry(p)
+	expiry := min(asked, b.cfg.maxExpiry())
+	if most := wholeSeconds(g.Limits.SessionExpiry); most > 0 {
+		expiry, c.own().expiry = min(expiry, most), most
+	}
 	c.window = int32(b.cfg.MaxInflight)
 	if n, ok := p.Properties.Uint(packets.ReceiveMaximum); ok {
 		c.window = min(c.window, int32(n))
@@ -432,7 +435,7 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 	}
 	keepAlive := c.negotiateKeepAlive(p, g)
 
-	a := packets.Connack{Properties: c.connackProperties(p, g, expiry != askedExpiry, expiry, keepAlive, authData)}
+	a := packets.Connack{Properties: c.connackProperties(p, g, expiry != asked, expiry, keepAlive, authData)}
 	if err := c.fits(&a); err != nil {
 		return c.refuse(err)
 	}
@@ -457,64 +460,6 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 	}
 	b.log.Debug("connected", "client", c.client.ID, "remote", c.client.RemoteAddr, "version", c.version, "resumed", a.SessionPresent)
 	return err
-}
-
-// maxSaid is the highest Maximum Packet Size that every client library takes: the largest Remaining Length. Packets have up to
-// five bytes more.
-const maxSaid = 268_435_455
-
-// lower applies the limits that the Authenticator set.
-func (c *conn) lower(l *hooks.Limits) {
-	c.packetSize, c.receiveMaximum = int32(c.b.cfg.MaxPacketSize), int32(c.b.cfg.ReceiveMaximum)
-	if l.PacketSize > 0 {
-		c.packetSize = min(c.packetSize, int32(min(l.PacketSize, maxPacketSize)))
-	}
-	if c.packetSize > maxSaid { // and is not told, so that it must not be a limit
-		c.packetSize = maxPacketSize
-	}
-	if l.ReceiveMaximum > 0 {
-		c.receiveMaximum = min(c.receiveMaximum, int32(l.ReceiveMaximum))
-	}
-}
-
-func (b *Broker) queueLimits(l *hooks.Limits) queueLimits {
-	q := queueLimits{b.cfg.MaxQueuedBytes, int32(b.cfg.MaxQueuedMessages), b.cfg.Overflow}
-	if l.QueuedMessages > 0 {
-		q.messages = int32(min(int(q.messages), l.QueuedMessages))
-	}
-	if l.QueuedBytes > 0 {
-		q.bytes = min(q.bytes, l.QueuedBytes)
-	}
-	return q
-}
-
-// sessionExpiry returns the Session Expiry Interval in force and the one that was asked for (3.1.2.11.2).
-func (c *conn) sessionExpiry(p *packets.Connect, g *hooks.Grant) (granted, asked uint32) {
-	if p.Version == packets.V5 {
-		asked, _ = p.Properties.Uint(packets.SessionExpiryInterval)
-	} else if !p.CleanStart {
-		asked = noExpiry
-	}
-	granted = min(asked, c.b.cfg.maxExpiry())
-	if d := g.Limits.SessionExpiry; d > 0 {
-		most := uint32(min(d/time.Second, noExpiry))
-		granted, c.own().expiry = min(granted, most), most
-	}
-	return granted, asked
-}
-
-// negotiateKeepAlive sets the time after which silence ends the connection and returns the Keep Alive in force, in seconds.
-func (c *conn) negotiateKeepAlive(p *packets.Connect, g *hooks.Grant) uint16 {
-	most := c.b.cfg.MaxKeepAlive
-	if d := g.Limits.KeepAlive; d > 0 && (most == 0 || d < most) {
-		most = d
-	}
-	k := time.Duration(p.KeepAlive) * time.Second
-	if most > 0 && (k == 0 || k > most) {
-		k = max(most.Truncate(time.Second), time.Second)
-	}
-	c.keepAlive = k + k/2
-	return uint16(k / time.Second)
 }
 
 // connackProperties says every limit that is in force and is not what its absence would mean (3.2.2.3).

@@ -317,8 +317,7 @@ func (b *Broker) localExpiry(d time.Duration) uint32 {
 	if d == 0 {
 		return most
 	}
-	seconds := int64((d-1)/time.Second) + 1 // d is not 0
-	return uint32(min(seconds, int64(most)))
+	return min(wholeSeconds(d), most)
 }
 
 // Add makes the Subscription get the messages of one more filter, or changes the options of one that it has. Of o, which may be nil, only the options that

@@ -89,7 +89,8 @@ type Grant struct {
 	Expires time.Time
 }
 
-// Limits of one connection. Zero leaves each as the broker's Config has it.
+// Limits of one connection. Zero, and a negative value, leaves each as the broker's Config has it. What is more than a packet of
+// MQTT can say is taken for the most that one can. A rate that is no number, or infinite, refuses the client, as Config refuses it.
 type Limits struct {
 	// ReceiveMaximum is how many QoS 1 and 2 publishes of the client may be unacknowledged (3.2.2.3.3).
 	ReceiveMaximum uint16
@@ -142,7 +143,8 @@ func (allowAll) Authorize(context.Context, *AccessRequest) error     { return ni
 var AllowAll = allowAll{}
 
 // An EnhancedAuthenticator runs the exchange of one Authentication Method (4.12): at CONNECT, and again whenever the
-// client re-authenticates. On re-authentication r.Connect is nil and the identity must stay that of r.Client.
+// client re-authenticates. On re-authentication r.Connect is nil and the identity must stay that of r.Client; of the Grant its
+// Identity and Expires count, and the rest stays as it was.
 //
 // The context of Start and of each Next is one for the whole exchange. It also ends when ConnectTimeout of the broker's Config is over,
 // which counts from the beginning of the connection, or from the beginning of the re-authentication.

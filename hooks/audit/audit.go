@@ -57,7 +57,8 @@ type Trail struct {
 	done    chan struct{} // closed when the goroutine has ended
 }
 
-// New returns a Trail to h, which writes until Close. records is how many may wait, of 4 KiB at most each. Zero: 8,192.
+// New returns a Trail to h, which writes until Close. records is how many may wait, of 4 KiB at most each. Zero or
+// negative: 8,192.
 func New(h slog.Handler, records int) *Trail {
 	if records <= 0 {
 		records = defaultQueue

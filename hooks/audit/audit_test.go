@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"math"
 	"net"
 	"strings"
 	"testing"
@@ -135,4 +136,15 @@ func TestLevels(t *testing.T) {
 	trail.Observer().Denied(jane(), hooks.Publish, "a", nil)
 	require.NoError(t, trail.Close(t.Context()))
 	require.Len(t, records(t, &b), 1, "what the Handler does not want it is not given")
+}
+
+// A queue of any length can be asked for.
+func TestTheQueueAtItsEdges(t *testing.T) {
+	for _, queue := range []int{math.MinInt, -1, 1, math.MaxInt} {
+		var b bytes.Buffer
+		trail := audit.New(slog.NewJSONHandler(&b, nil), queue)
+		trail.Reload("acl file", nil)
+		require.NoError(t, trail.Close(t.Context()))
+		require.Len(t, records(t, &b), 1)
+	}
 }

@@ -13,7 +13,7 @@ import (
 // maxSet is the most that a JSON Web Key Set may be, in bytes.
 const maxSet = 1 << 20
 
-// FetchOptions are how a KeyURL fetches.
+// FetchOptions are how a KeyURL fetches. A negative duration means the default.
 type FetchOptions struct {
 	// Client makes the requests. Nil: http.DefaultClient.
 	Client *http.Client

@@ -97,6 +97,9 @@ func New(o Options) (*Tokens, error) {
 	if o.From > Username {
 		return nil, errors.New("jwt: Options.From is neither Password nor Username")
 	}
+	if o.Leeway < 0 {
+		return nil, fmt.Errorf("jwt: Options.Leeway is %v, which is negative", o.Leeway)
+	}
 	if len(o.Algorithms) == 0 {
 		o.Algorithms = algorithms
 	}

@@ -21,7 +21,7 @@ import (
 	"golang.org/x/sync/singleflight"
 )
 
-// Options are how questions are asked.
+// Options are how questions are asked. A negative number or duration means the default, but for AllowFor and DenyFor.
 type Options struct {
 	// URL is where they go. Required. It should be one with https: passwords go there.
 	URL string
@@ -76,7 +76,7 @@ func newAsker(o Options, unable packets.ReasonCode) (*asker, error) {
 		of  *time.Duration
 		def time.Duration
 	}{{&o.AllowFor, 30 * time.Second}, {&o.DenyFor, 5 * time.Second}, {&o.BreakFor, 10 * time.Second}} {
-		if *d.of == 0 {
+		if *d.of == 0 || *d.of < 0 && d.of == &o.BreakFor {
 			*d.of = d.def
 		}
 	}

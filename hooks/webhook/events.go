@@ -12,7 +12,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// EventOptions are which events are sent, and how.
+// EventOptions are which events are sent, and how. A negative number or duration means the default.
 type EventOptions struct {
 	// URL is where they go. Required.
 	URL string

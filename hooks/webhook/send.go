@@ -30,6 +30,9 @@ type Events struct {
 	limit int // most bytes of a request, as far as the server has not refused them; owned by the goroutine
 }
 
+// maxRetry is the longest pause, so that twice as much is a Duration.
+const maxRetry = 365 * 24 * time.Hour
+
 // NewEvents returns one that sends from now on until Close. It fails if the options make no sense.
 func NewEvents(o EventOptions) (*Events, error) {
 	for _, d := range []struct {
@@ -48,6 +51,7 @@ func NewEvents(o EventOptions) (*Events, error) {
 			*n.of = n.def
 		}
 	}
+	o.RetryMin, o.RetryMax = min(o.RetryMin, maxRetry), min(o.RetryMax, maxRetry)
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}

@@ -26,7 +26,7 @@ var ErrLocked = disk.ErrLocked
 type Options struct {
 	// Durability is what Commit waits for. The zero value is [store.Synced].
 	Durability store.Durability
-	// SegmentSize is how long a segment gets, and how much room is reserved on the disk at a time; 0: 64 MiB. When the disk
+	// SegmentSize is how long a segment gets, and how much room is reserved on the disk at a time; 0: 64 MiB; at most 1 TiB. When the disk
 	// is nearly full segments are shorter, and up to a sixteenth of this is left free for commits that take something away, besides
 	// a sixteenth of each segment, 256 KiB at most.
 	SegmentSize int64
@@ -36,6 +36,7 @@ type Options struct {
 
 const (
 	defaultSegmentSize = 64 << 20
+	maxSegmentSize     = 1 << 40
 	noneBuffer         = 256 << 10 // how much waits in memory with store.None
 	keepBuffer         = 8 << 20   // a larger buffer is let go after use
 	maxTail            = 256 << 10 // of a segment, for commits that add nothing
@@ -87,6 +88,8 @@ func Open(dir string, opts Options) (*Store, error) {
 		return nil, fmt.Errorf("store/segment: Options.Durability is %d, use store.Synced, store.Buffered or store.None", opts.Durability)
 	case opts.SegmentSize < 0:
 		return nil, fmt.Errorf("store/segment: Options.SegmentSize is %d, which is negative; 0: %d", opts.SegmentSize, defaultSegmentSize)
+	case opts.SegmentSize > maxSegmentSize:
+		return nil, fmt.Errorf("store/segment: Options.SegmentSize is %d, at most %d is possible", opts.SegmentSize, int64(maxSegmentSize))
 	}
 	d, err := disk.Make(dir)
 	if err != nil {

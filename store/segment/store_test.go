@@ -411,6 +411,7 @@ func TestOpenRefusesWhatMakesNoSense(t *testing.T) {
 	}{
 		{"no directory", "", Options{}, "the name of the directory is empty"},
 		{"a segment of less than nothing", t.TempDir(), Options{SegmentSize: -1}, "SegmentSize is -1"},
+		{"a segment that no disk has room for", t.TempDir(), Options{SegmentSize: 1<<40 + 1}, "SegmentSize is 1099511627777"},
 		{"a durability that is none", t.TempDir(), Options{Durability: 99}, "Durability is 99"},
 	} {
 		_, err := Open(tt.dir, tt.opts)

@@ -1,0 +1,83 @@
+package dunlin
+
+import (
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// This file is what an Authenticator granted, held to the same rules as Config: what makes no sense refuses the client, what goes
+// beyond what a packet can say is the most that it can say, and zero and negative limits leave each as Config has it.
+
+// checkGrant says what makes no sense in g.
+func (b *Broker) checkGrant(g *hooks.Grant) error {
+	for _, x := range [...]struct {
+		name string
+		rate float64
+	}{{"PublishRate", g.Limits.PublishRate}, {"PublishBytes", g.Limits.PublishBytes}} {
+		if math.IsNaN(x.rate) || math.IsInf(x.rate, 0) {
+			return fmt.Errorf("the Authenticator granted the %s %v, which is no rate", x.name, x.rate)
+		}
+	}
+	m := g.MountPoint
+	if m != "" && (!packets.ValidTopicName(m) || m[0] == '$' || len(m) > b.cfg.MaxTopicLength/2) {
+		return fmt.Errorf("the Authenticator granted the mount point %q, which no Topic Name of a client can begin with", cut(m, maxName))
+	}
+	return nil
+}
+
+// maxSaid is the highest Maximum Packet Size that every client library takes: the largest Remaining Length. Packets have up to
+// five bytes more.
+const maxSaid = 268_435_455
+
+// lower applies the limits that the Authenticator set.
+func (c *conn) lower(l *hooks.Limits) {
+	c.packetSize, c.receiveMaximum = int32(c.b.cfg.MaxPacketSize), int32(c.b.cfg.ReceiveMaximum)
+	if l.PacketSize > 0 {
+		c.packetSize = min(c.packetSize, int32(min(l.PacketSize, maxPacketSize)))
+	}
+	if c.packetSize > maxSaid { // and is not told, so that it must not be a limit
+		c.packetSize = maxPacketSize
+	}
+	if l.ReceiveMaximum > 0 {
+		c.receiveMaximum = min(c.receiveMaximum, int32(l.ReceiveMaximum))
+	}
+}
+
+func (b *Broker) queueLimits(l *hooks.Limits) queueLimits {
+	q := queueLimits{b.cfg.MaxQueuedBytes, int32(b.cfg.MaxQueuedMessages), b.cfg.Overflow}
+	if l.QueuedMessages > 0 {
+		q.messages = int32(min(int(q.messages), l.QueuedMessages))
+	}
+	if l.QueuedBytes > 0 {
+		q.bytes = min(q.bytes, l.QueuedBytes)
+	}
+	return q
+}
+
+// askedExpiry is the Session Expiry Interval that a client asks for (3.1.2.11.2).
+func askedExpiry(p *packets.Connect) (asked uint32) {
+	if p.Version == packets.V5 {
+		asked, _ = p.Properties.Uint(packets.SessionExpiryInterval)
+	} else if !p.CleanStart {
+		asked = noExpiry
+	}
+	return asked
+}
+
+// negotiateKeepAlive sets the time after which silence ends the connection and returns the Keep Alive in force, in seconds.
+func (c *conn) negotiateKeepAlive(p *packets.Connect, g *hooks.Grant) uint16 {
+	most := c.b.cfg.MaxKeepAlive
+	if d := g.Limits.KeepAlive; d > 0 && (most == 0 || d < most) {
+		most = min(d, math.MaxUint16*time.Second)
+	}
+	k := time.Duration(p.KeepAlive) * time.Second
+	if most > 0 && (k == 0 || k > most) {
+		k = max(most.Truncate(time.Second), time.Second)
+	}
+	c.keepAlive = k + k/2
+	return uint16(k / time.Second)
+}
