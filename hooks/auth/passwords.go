@@ -141,7 +141,8 @@ func (f *PasswordFile) load(name string, schemes []Scheme) error {
 func (f *PasswordFile) Reload() error { return f.set.Reload() }
 
 // Watch looks every interval (zero: 2 s) whether the file has changed, and if so calls Reload and then report, if it is not nil,
-// with the result. It returns when ctx ends. A file is read once it has stayed the same for one interval.
+// with the result. It returns when ctx ends. A file is read once it has stayed the same for one interval. What fails is
+// tried again, less and less often, and reported again when the error or the file is another one.
 func (f *PasswordFile) Watch(ctx context.Context, interval time.Duration, report func(error)) {
 	f.set.Watch(ctx, interval, report)
 }

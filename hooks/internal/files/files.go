@@ -18,7 +18,7 @@ type Set struct {
 	load  func() error
 
 	mu   sync.Mutex // held while loading
-	seen stamp      // the files as they were just before the last load; guarded by mu
+	seen stamp      // the files as they were just before the last load that succeeded; guarded by mu
 }
 
 // New calls load for the first time and returns its error. load reads the named files anew and puts what they hold in
@@ -32,13 +32,22 @@ func New(load func() error, names ...string) (*Set, error) {
 func (s *Set) Reload() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.seen = stampOf(s.names)
-	return s.load()
+	seen := stampOf(s.names)
+	err := s.load()
+	if err == nil {
+		s.seen = seen
+	}
+	return err
 }
 
-// Watch looks at the files every interval (zero: Interval) until ctx ends, and calls Reload and then report, if it is not
-// nil, with the result, when they have changed since the last load. A file that is being written is left alone: it must
-// have been the same for one interval.
+// maxPause is how many intervals there are at most between two tries of a load that fails.
+const maxPause = 32
+
+// Watch looks at the files every interval (zero: Interval) until ctx ends, and calls Reload when they have changed since
+// the last load that succeeded. A file that is being written is left alone: it must have been the same for one interval. A
+// load that fails is tried again, after one interval, then two, four and so on: it may have failed for a reason that has
+// nothing to do with the files. report, if it is not nil, is called with the result of a load, except where the same files
+// fail with the same error as before.
 func (s *Set) Watch(ctx context.Context, interval time.Duration, report func(error)) {
 	if interval <= 0 {
 		interval = Interval
@@ -46,6 +55,8 @@ func (s *Set) Watch(ctx context.Context, interval time.Duration, report func(err
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	last := stampOf(s.names)
+	var failed error // of the load before; nil: it succeeded, or the files have changed
+	pause, skip := 0, 0
 	for {
 		select {
 		case <-ctx.Done():
@@ -58,11 +69,19 @@ func (s *Set) Watch(ctx context.Context, interval time.Duration, report func(err
 		loaded := last.equal(s.seen)
 		s.mu.Unlock()
 		if loaded || !last.equal(before) {
+			failed, pause, skip = nil, 0, 0
 			continue
 		}
-		if err := s.Reload(); report != nil {
+		if skip > 0 {
+			skip--
+			continue
+		}
+		err := s.Reload()
+		if report != nil && (err == nil || failed == nil || err.Error() != failed.Error()) {
 			report(err)
 		}
+		failed = err
+		skip, pause = pause, min(2*pause+1, maxPause-1)
 	}
 }
 
