@@ -19,7 +19,7 @@ type FetchOptions struct {
 	Client *http.Client
 	// Timeout ends a request. Zero: 5 s.
 	Timeout time.Duration
-	// Refresh is the age at which the keys are fetched again. Zero: 15 minutes.
+	// Refresh is the age at which the keys are fetched again, when the next token comes. Zero: 15 minutes.
 	Refresh time.Duration
 	// Retry is the least time between the beginnings of two requests, whatever tokens come. Zero: 30 s.
 	Retry time.Duration
@@ -29,9 +29,10 @@ type FetchOptions struct {
 	Report func(error)
 }
 
-// A KeyURL is a KeySource from a URL, which keeps what it has fetched. Nothing runs between requests: a token that comes when the keys have to be
-// fetched again, or whose key is not among them, waits for that, as do those that come at the same time. If fetching fails the keys
-// from before serve on.
+// A KeyURL is a KeySource from a URL, which keeps what it has fetched. It makes one request at a time, and none that no token
+// asks for. A token whose key is there is verified with that key at once, whatever the server does, until the keys are
+// MaxAge old. A token whose key is not there waits for one request, as do others that come at the same time. If a request
+// fails the keys from before stay.
 type KeyURL struct {
 	url string
 	o   FetchOptions
@@ -43,8 +44,8 @@ type KeyURL struct {
 	request chan struct{} // closed when the request under way has ended; nil: there is none; guarded by mu
 }
 
-// FetchKeys fetches a JSON Web Key Set. Keys that are not for verifying signatures, or of a kind that is not known, are left out, and so
-// are secrets, which do not belong at a URL. Nil options are the zero ones. The URL should be one with https: who can forge the
+// FetchKeys fetches a JSON Web Key Set. Keys that are of no use are left out, as by OpenKeys, and so are
+// secrets, which do not belong at a URL. Nil options are the zero ones. The URL should be one with https: who can forge the
 // answer can forge tokens.
 func FetchKeys(ctx context.Context, url string, o *FetchOptions) (*KeyURL, error) {
 	k := &KeyURL{url: url}
@@ -71,39 +72,43 @@ func FetchKeys(ctx context.Context, url string, o *FetchOptions) (*KeyURL, error
 	return k, nil
 }
 
-// Find returns the keys with the identifier. It blocks while it has to fetch them, until ctx ends.
+// Find returns the keys with the identifier. If there is none that may be used, it blocks until a request has ended, or ctx
+// ends; where the last request began less than FetchOptions.Retry ago, it makes none.
 func (k *KeyURL) Find(ctx context.Context, id string) ([]Key, error) {
-	for {
-		k.mu.Lock()
-		found, _ := k.keys.Find(ctx, id)
-		age := time.Since(k.fetched)
-		want := len(found) == 0 || age >= k.o.Refresh
-		may := time.Since(k.tried) >= k.o.Retry
-		if !want || k.request == nil && !may {
-			k.mu.Unlock()
-			if age >= k.o.MaxAge {
-				return nil, fmt.Errorf("the keys of %s are %v old", k.url, age.Round(time.Second))
-			}
-			return found, nil
-		}
-		request := k.request
-		if request == nil {
-			request = k.begin()
-		}
-		k.mu.Unlock()
-		select {
-		case <-request:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
+	k.mu.Lock()
+	found, err := k.findLocked(id)
+	usable := err == nil && len(found) > 0
+	if stale := time.Since(k.fetched) >= k.o.Refresh; k.request == nil && (stale || !usable) && time.Since(k.tried) >= k.o.Retry {
+		k.beginLocked()
 	}
+	request := k.request
+	k.mu.Unlock()
+	if usable || request == nil {
+		return found, err
+	}
+	select {
+	case <-request:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.findLocked(id)
 }
 
-// begin begins a request, which several may wait for, whichever of them goes away. The lock is held.
-func (k *KeyURL) begin() chan struct{} {
+// findLocked returns the keys with the identifier that are there, and an error if they are too old.
+func (k *KeyURL) findLocked(id string) ([]Key, error) {
+	if age := time.Since(k.fetched); age >= k.o.MaxAge {
+		return nil, fmt.Errorf("the keys of %s are %v old", k.url, age.Round(time.Second))
+	}
+	return k.keys.find(id), nil
+}
+
+// beginLocked begins a request, which several may wait for, whichever of them goes away.
+func (k *KeyURL) beginLocked() {
 	request := make(chan struct{})
 	k.request, k.tried = request, time.Now()
-	go func() { // ends with the time-out of the request at the latest; Find waits for it
+	go func() { // ends with the time-out of the request at the latest
 		keys, err := k.fetch(context.Background())
 		if k.o.Report != nil {
 			k.o.Report(err)
@@ -116,7 +121,6 @@ func (k *KeyURL) begin() chan struct{} {
 		k.request = nil
 		close(request)
 	}()
-	return request
 }
 
 func (k *KeyURL) fetch(ctx context.Context) (*Keys, error) {

@@ -38,7 +38,7 @@ type Key struct {
 	ID string
 	// Algorithm is the only one that the key is for. Empty: those of its kind.
 	Algorithm string
-	// Key is a *rsa.PublicKey of at least 2048 bits, an *ecdsa.PublicKey on P-256, P-384 or P-521, an ed25519.PublicKey, or a secret of at
+	// Key is a *rsa.PublicKey of 2048 to 16384 bits, an *ecdsa.PublicKey on P-256, P-384 or P-521, an ed25519.PublicKey, or a secret of at
 	// least 32 bytes as a []byte.
 	Key any
 }
@@ -65,8 +65,8 @@ func (k *Key) fits(algorithm string) bool {
 func (k *Key) check() error {
 	switch key := k.Key.(type) {
 	case *rsa.PublicKey:
-		if key.N.BitLen() < 2048 {
-			return fmt.Errorf("an RSA key of %d bits, at least 2048 are wanted", key.N.BitLen())
+		if n := key.N.BitLen(); n < 2048 || n > 16_384 {
+			return fmt.Errorf("an RSA key of %d bits, at least 2048 and at most 16384 are wanted", n)
 		}
 	case ed25519.PublicKey:
 		if len(key) != ed25519.PublicKeySize {
@@ -102,16 +102,18 @@ func NewKeys(keys ...Key) (*Keys, error) {
 }
 
 // Find returns the keys with the identifier.
-func (k *Keys) Find(_ context.Context, id string) (found []Key, _ error) {
+func (k *Keys) Find(_ context.Context, id string) ([]Key, error) { return k.find(id), nil }
+
+func (k *Keys) find(id string) (found []Key) {
 	if id == "" {
-		return k.keys, nil
+		return k.keys
 	}
 	for _, key := range k.keys {
 		if key.ID == id {
 			found = append(found, key)
 		}
 	}
-	return found, nil
+	return found
 }
 
 // A KeyFile is a KeySource from a file.
@@ -120,8 +122,8 @@ type KeyFile struct {
 	set     *files.Set
 }
 
-// OpenKeys reads a JSON Web Key Set (RFC 7517 section 5) from a file. Keys that are not for verifying signatures, or of a kind that is not known, are
-// left out.
+// OpenKeys reads a JSON Web Key Set (RFC 7517 section 5) from a file. Keys that are of no use are left out: those that are not
+// for verifying signatures, of a kind that is not known, too short, or not well formed. It is an error if no key is left.
 func OpenKeys(name string) (*KeyFile, error) {
 	f := new(KeyFile)
 	var err error
@@ -152,7 +154,8 @@ func (f *KeyFile) Find(ctx context.Context, id string) ([]Key, error) {
 func (f *KeyFile) Reload() error { return f.set.Reload() }
 
 // Watch looks every interval (zero: 2 s) whether the file has changed, and if so calls Reload and then report, if it is not nil,
-// with the result. It returns when ctx ends. A file is read once it has stayed the same for one interval.
+// with the result. It returns when ctx ends. A file is read once it has stayed the same for one interval. What fails is
+// tried again, less and less often, and reported again when the error or the file is another one.
 func (f *KeyFile) Watch(ctx context.Context, interval time.Duration, report func(error)) {
 	f.set.Watch(ctx, interval, report)
 }
@@ -164,33 +167,52 @@ type webKey struct {
 	N, E, X, Y, K           string
 }
 
-// parseSet reads a set. secrets says whether it may hold some.
+// parseSet reads a set. secrets says whether it may hold some. Keys that are of no use are left out (RFC 7517 section 5).
 func parseSet(b []byte, secrets bool) (*Keys, error) {
-	var set struct{ Keys []webKey }
+	var set struct{ Keys []json.RawMessage }
 	if err := json.Unmarshal(b, &set); err != nil {
 		return nil, fmt.Errorf("not a JSON Web Key Set: %w", err)
 	}
 	keys := new(Keys)
-	for i := range set.Keys {
-		w := &set.Keys[i]
-		if w.Use != "" && w.Use != "sig" || w.KeyOps != nil && !slices.Contains(w.KeyOps, "verify") ||
-			w.Alg != "" && !known(w.Alg) || w.Kty == "oct" && !secrets {
-			continue
-		}
-		key, err := w.key()
-		if err == nil && key != nil {
-			k := Key{ID: w.Kid, Algorithm: w.Alg, Key: key}
-			err = k.check()
-			keys.keys = append(keys.keys, k)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("key %d, %q: %w", i+1, w.Kid, err)
+	var why error // the first key that could be meant is of no use
+	for i, text := range set.Keys {
+		k, err := parseKey(text, secrets)
+		switch {
+		case err != nil && why == nil:
+			why = fmt.Errorf(", and key %d is of no use: %w", i+1, err)
+		case k != nil:
+			keys.keys = append(keys.keys, *k)
 		}
 	}
 	if len(keys.keys) == 0 {
+		if why != nil {
+			return nil, fmt.Errorf("the set holds no key for verifying signatures%w", why)
+		}
 		return nil, errors.New("the set holds no key for verifying signatures")
 	}
 	return keys, nil
+}
+
+// parseKey reads a key of a set. It returns nil for one that is for something else, and an error for one that is not well
+// formed.
+func parseKey(text []byte, secrets bool) (*Key, error) {
+	var w webKey
+	if err := json.Unmarshal(text, &w); err != nil {
+		return nil, err
+	}
+	if w.Use != "" && w.Use != "sig" || w.KeyOps != nil && !slices.Contains(w.KeyOps, "verify") ||
+		w.Alg != "" && !known(w.Alg) || w.Kty == "oct" && !secrets {
+		return nil, nil
+	}
+	key, err := w.key()
+	if key == nil || err != nil {
+		return nil, err
+	}
+	k := &Key{ID: w.Kid, Algorithm: w.Alg, Key: key}
+	if err := k.check(); err != nil {
+		return nil, err
+	}
+	return k, nil
 }
 
 // key returns the key itself (RFC 7518 section 6, RFC 8037), nil if it is of a kind that is not known.

@@ -115,6 +115,22 @@ func TestOpenKeys(t *testing.T) {
 		})
 	}
 
+	t.Run("keys of no use beside others", func(t *testing.T) {
+		write(webSet(t,
+			webKey(t, &small.PublicKey, "kid", "small"), map[string]any{"kty": 7}, map[string]any{"kty": "EC", "kid": 7},
+			map[string]any{"kty": "RSA", "n": "AQ"}, webKey(t, []byte("secret")), webKey(t, edPublic, "alg", "RS256"), webKey(t, edPublic, "kid", "ed"),
+			map[string]any{"kty": "EC", "crv": "P-256", "x": encode(make([]byte, 32)), "y": encode(make([]byte, 32))},
+			webKey(t, &rsa.PublicKey{N: new(big.Int).Lsh(big.NewInt(1), 1<<15), E: 65537}, "kid", "huge"),
+		))
+		require.NoError(t, keys.Reload())
+		all, err := keys.Find(t.Context(), "")
+		require.NoError(t, err)
+		require.Len(t, all, 1)
+		require.NoError(t, tokens.Authenticate(t.Context(), connect(sign(t, "EdDSA", ed, kid("ed"), with(nil)))))
+		write(`{"keys":[7,null,"x",` + webSet(t, webKey(t, edPublic, "kid", "ed"))[len(`{"keys":[`):])
+		require.NoError(t, keys.Reload())
+	})
+
 	ctx, stop := context.WithCancel(t.Context())
 	reports := make(chan error, 1)
 	var watch sync.WaitGroup
@@ -185,7 +201,9 @@ func TestFetchKeys(t *testing.T) {
 		// What tells the keys apart is their names.
 		accepted := func(id string) bool {
 			t.Helper()
-			return tokens.Authenticate(t.Context(), connect(sign(t, "EdDSA", ed, kid(id), with(nil)))) == nil
+			err := tokens.Authenticate(t.Context(), connect(sign(t, "EdDSA", ed, kid(id), with(nil))))
+			synctest.Wait() // for a request that nobody waits for
+			return err == nil
 		}
 		for range 10 {
 			require.True(t, accepted("one"))
@@ -267,6 +285,47 @@ func TestFetchKeysTogether(t *testing.T) {
 		_, err = keys.Find(t.Context(), "three")
 		require.NoError(t, err)
 		require.Equal(t, 5*time.Second, time.Since(began), "a request that is not answered ends")
+	})
+}
+
+// The key server is slow, and then does not answer any more. Tokens whose key is there do not wait for it, and others wait for one request.
+func TestASlowKeyServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &site{status: 200, body: webSet(t, webKey(t, edPublic, "kid", "one"))}
+		keys, err := dunlinjwt.FetchKeys(t.Context(), "https://id.example.org/keys", &dunlinjwt.FetchOptions{
+			Client: &http.Client{Transport: s}, Retry: time.Millisecond, Timeout: 300 * time.Millisecond,
+		})
+		require.NoError(t, err)
+		s.wait = time.Hour
+		time.Sleep(15 * time.Minute)
+		began := time.Now()
+		for range 1000 {
+			found, err := keys.Find(t.Context(), "one")
+			require.NoError(t, err)
+			require.Len(t, found, 1)
+		}
+		require.Zero(t, time.Since(began), "the key at hand is used")
+		found, err := keys.Find(t.Context(), "two")
+		require.NoError(t, err)
+		require.Empty(t, found)
+		require.Equal(t, 300*time.Millisecond, time.Since(began), "one that is not there waits for the request under way")
+		require.EqualValues(t, 2, s.asked.Load())
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		_, err = keys.Find(ctx, "two")
+		require.NoError(t, err)
+		require.EqualValues(t, 3, s.asked.Load(), "one request for one look-up")
+
+		time.Sleep(24 * time.Hour)
+		s.set(0, "", errors.New("no network"))
+		s.wait = 0
+		_, err = keys.Find(t.Context(), "one")
+		require.ErrorContains(t, err, "24h")
+		s.set(200, webSet(t, webKey(t, edPublic, "kid", "one")), nil)
+		time.Sleep(time.Second)
+		found, err = keys.Find(t.Context(), "one")
+		require.NoError(t, err)
+		require.Len(t, found, 1, "keys that are too old wait for new ones")
 	})
 }
 
