@@ -9,8 +9,11 @@ import (
 	"github.com/dunlin-mqtt/dunlin/hooks/acl"
 )
 
-// maxLists bounds how many different pairs of claims are kept as rules.
-const maxLists = 1024
+// maxLists and maxListBytes bound how many different pairs of claims are kept as rules, and how long they are together.
+const (
+	maxLists     = 1024
+	maxListBytes = 1 << 20
+)
 
 // Authorizer returns an Authorizer that goes by the claims Publish and Subscribe of the client's token. What they do not allow it
 // refuses: a subscription is allowed if one of the filters of Subscribe matches everything that it can match (package acl). It abstains
@@ -20,6 +23,7 @@ func (t *Tokens) Authorizer() hooks.Authorizer { return &authorizer{lists: map[[
 type authorizer struct {
 	mu    sync.RWMutex
 	lists map[[2]string]*acl.ACL // by what the two claims hold; guarded by mu
+	size  int                    // of what they hold, in bytes; guarded by mu
 }
 
 // Authorize decides r.
@@ -60,9 +64,15 @@ func (a *authorizer) list(of [2]string) (*acl.ACL, error) {
 	l = acl.New(list)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if len(a.lists) >= maxLists {
+	if a.lists[of] != nil {
+		return l, nil // somebody else was faster
+	}
+	size := len(of[0]) + len(of[1])
+	if len(a.lists) >= maxLists || a.size+size > maxListBytes {
 		clear(a.lists)
+		a.size = 0
 	}
 	a.lists[of] = l
+	a.size += size
 	return l, nil
 }
