@@ -35,7 +35,8 @@
 //
 // # Shutdown
 //
-// Shutdown tells the clients and flushes what is on its way; Close does not wait. After either no goroutine of the Broker is left.
+// Shutdown tells the clients and flushes what is on its way; Close does not wait. After either no goroutine of the Broker is left, unless
+// the error is ErrStillClosing: a hook or another function that the Broker calls cannot wait for its end.
 //
 // # Concurrency
 //
@@ -154,7 +155,7 @@ func New(cfg Config) (*Broker, error) {
 		early: make(map[*conn]bool), conns: make(map[*conn]struct{}),
 		locals:   make(map[*Subscription]struct{}),
 		byNumber: make([]*session, 1), // 0 is nobody
-		closing:  closing{ended: make(chan struct{})},
+		closing:  closing{quiet: make(chan struct{}), ended: make(chan struct{})},
 	}
 	b.obs = b.safe(*cfg.Observer)
 	if cfg.Authorizer == hooks.Authorizer(hooks.AllowAll) {
@@ -354,6 +355,7 @@ func (b *Broker) leave(c *conn, code packets.ReasonCode, err error) {
 	delete(b.conns, c)
 	b.mu.Unlock()
 	b.dismiss(c.from, time.Now())
+	b.closing.left.Add(1)
 	b.serving.Done()
 }
 

@@ -65,7 +65,8 @@ func (st *stage) stop() {
 		p.nc.Close()
 	}
 	st.peers = nil
-	st.b.Close()
+	for errors.Is(st.b.Close(), ErrStillClosing) { // a hook of the test takes its time
+	}
 	<-st.served
 }
 

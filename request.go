@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/packets"
@@ -120,7 +121,8 @@ func (b *Broker) responses() string {
 // they are. Nil means no response. An error is told to the requester, as a ResponseError says, and logged at Debug: the first 1,024 bytes of its
 // text, made UTF-8 without control characters. A response that cannot be published is told as an error as well.
 //
-// ctx ends with the Responder. The handler must not call Close of the Responder or of the Broker.
+// ctx ends with the Responder. If the handler calls Close of the Responder, or Close or Shutdown of the Broker, that does not wait, and
+// returns an error with ErrStillClosing: the end comes when the handler has returned.
 type Handler func(ctx context.Context, request *Incoming) (response *Message, err error)
 
 // A Responder answers requests until it is closed.
@@ -130,6 +132,8 @@ type Responder struct {
 	handler Handler
 	cancel  context.CancelFunc
 	done    chan struct{}
+
+	handling atomic.Bool // the handler is being called
 }
 
 // Respond calls handler for each request that is published to filter, one after the other, on one goroutine that ends when ctx does, with Close
@@ -165,9 +169,13 @@ func (b *Broker) Respond(ctx context.Context, filter string, handler Handler) (*
 	return r, nil
 }
 
-// Close ends the Responder and waits for its handler to return. It returns nil.
+// Close ends the Responder and waits for its handler to return. It returns nil; called by a handler or a hook while the handler of
+// this Responder runs, it does not wait, and returns an error with ErrStillClosing.
 func (r *Responder) Close() error {
 	r.cancel()
+	if r.handling.Load() && calledBack() {
+		return fmt.Errorf("%w: a Responder was closed by a function that a Broker has called; it ends when its handler returns", ErrStillClosing)
+	}
 	<-r.done
 	return nil
 }
@@ -240,6 +248,8 @@ func (r *Responder) call(ctx context.Context, m *Incoming) (response *Message, e
 			response, err = nil, errors.New("internal error")
 		}
 	}()
+	r.handling.Store(true)
+	defer r.handling.Store(false)
 	if response, err = r.handler(ctx, m); err != nil {
 		err = errors.New(legible(err.Error())) // here, where a panic of Error is caught
 	}

@@ -23,6 +23,10 @@
 // another client. A panic refuses those. Wills that are due are decided on goroutines of their own,
 // up to 256 at a time: a slow decision delays that Will alone.
 //
+// No hook can wait for the end of the broker, which waits for the hook. Close and Shutdown of the broker know when a hook calls them: they
+// return an error with dunlin.ErrStillClosing at once, and the broker ends when the hook has returned. A hook must not wait for another
+// goroutine that calls them, either.
+//
 // Events are the optional functions of an [Observer]. A panic of one of them changes nothing for any client.
 //
 // Every panic is counted (dunlin.Stats.Panics), logged with its stack, and told to [Observer].Panicked.
@@ -121,6 +125,8 @@ type ConnectRequest struct {
 }
 
 // An Authenticator decides a CONNECT. On nil the connection is accepted with what was put into r.Grant.
+//
+// It cannot wait for Close or Shutdown of the broker: see the package.
 type Authenticator interface {
 	Authenticate(ctx context.Context, r *ConnectRequest) error
 }
@@ -148,6 +154,8 @@ var AllowAll = allowAll{}
 //
 // The context of Start and of each Next is one for the whole exchange. It also ends when ConnectTimeout of the broker's Config is over,
 // which counts from the beginning of the connection, or from the beginning of the re-authentication.
+//
+// It cannot wait for Close or Shutdown of the broker: see the package.
 type EnhancedAuthenticator interface {
 	Start(ctx context.Context, r *ConnectRequest) (Exchange, error)
 }
@@ -163,6 +171,8 @@ func (f EnhancedAuthenticatorFunc) Start(ctx context.Context, r *ConnectRequest)
 // An Exchange is one authentication under way. Next is called with the Authentication Data of the CONNECT (nil if it had
 // none) and of each AUTH that follows. Until done, the reply goes to the client in an AUTH packet; with done, in the
 // CONNACK or the closing AUTH. The data is valid only during the call. An error refuses the client.
+//
+// It cannot wait for Close or Shutdown of the broker: see the package.
 type Exchange interface {
 	Next(ctx context.Context, data []byte) (reply []byte, done bool, err error)
 }
@@ -205,6 +215,8 @@ type AccessRequest struct {
 
 // An Authorizer decides each publish and each Topic Filter of a SUBSCRIBE. A filter must be allowed only if every topic that
 // it can match may be read: deliveries are not asked about again.
+//
+// It cannot wait for Close or Shutdown of the broker: see the package.
 type Authorizer interface {
 	Authorize(ctx context.Context, r *AccessRequest) error
 }
@@ -219,6 +231,8 @@ type Authorizer interface {
 //
 // Combinations of Authorizers are DeliveryAuthorizers if one of theirs is: see [ChainAuthorizers]. An Authorizer of your own around another
 // one must have the method as well, or what the other one left to the delivery is decided by nobody.
+//
+// It cannot wait for Close or Shutdown of the broker: see the package.
 type DeliveryAuthorizer interface {
 	Authorizer
 	AuthorizeDelivery(ctx context.Context, r *AccessRequest) error
@@ -238,6 +252,8 @@ var ErrDrop = errors.New("hooks: message dropped")
 // message in its place, or an error that refuses it: the publisher is told in the packet that its QoS has for that. It must
 // not modify m. Topics are with the mount point, under which they must stay. What it returns is checked, may not begin with "$", and is
 // authorized again if its topic or Retain differs.
+//
+// It cannot wait for Close or Shutdown of the broker: see the package.
 type Interceptor interface {
 	Intercept(ctx context.Context, c *Client, m *packets.Message) (*packets.Message, error)
 }

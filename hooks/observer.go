@@ -49,6 +49,9 @@ func (r DropReason) String() string {
 // Calls are made where the thing happens, some of them for every message and with a lock held: they must return at once, must not call
 // into the broker, and must not keep or modify what they are given unless its type allows it. Fields are added in minor releases.
 //
+// Close and Shutdown of the broker may be called all the same: they return an error with dunlin.ErrStillClosing at once, and the broker
+// ends when the function has returned.
+//
 // A panic of a function is counted, logged with its stack, and told to Panicked, and nothing else happens: the connection, and what it was
 // told about, go on. One of Panicked itself is counted and logged.
 type Observer struct {

@@ -22,6 +22,9 @@ import (
 //
 // The broker calls Load once, to its end, before anything else, then Commit and Checkpoint from one goroutine at a time, and Close
 // once when all of that is over.
+//
+// None of its methods may wait for Close or Shutdown of the broker. A method that calls them gets an error with dunlin.ErrStillClosing at
+// once, and the broker closes when the method has returned.
 type Store interface {
 	// Load yields operations that, applied in order to an empty state, rebuild what was committed. They need not be
 	// those that were given to Commit: what has been superseded may be missing. A message stays one *Message however many
