@@ -114,7 +114,7 @@ type Broker struct {
 	journal  *journal // nil: there is no Store
 	stats    counters
 	turns    sync.Pool
-	scans    sync.Pool    // of *scanned
+	walkers  walkers
 	yielding atomic.Int32 // turns in yield
 
 	mu        sync.Mutex
@@ -166,6 +166,7 @@ func New(cfg Config) (*Broker, error) {
 	b.addresses.of, b.flaps.of = make(map[netip.Addr]*address), make(map[string]bucket)
 	b.memory = budget.New(int64(cfg.MaxMemory))
 	b.retained = b.newRetained()
+	b.walkers.most = 1 + runtime.GOMAXPROCS(0)/4
 	b.learnRules()
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	if cfg.Store != nil {

@@ -73,7 +73,7 @@ func (b *Broker) shed(time.Time) {
 		b.mu.Lock()
 		for _, s := range b.sessions {
 			s.mu.Lock()
-			if s.conn == nil && s.local == nil && s.out.queue.n > 0 {
+			if s.conn == nil && s.local == nil && (s.out.queue.n > 0 || s.cursors != nil) {
 				victims = append(victims, victim{s, s.out.bytes})
 			}
 			s.mu.Unlock()
@@ -96,7 +96,8 @@ func (b *Broker) shed(time.Time) {
 	}
 }
 
-// shorten drops the oldest eighth of the queue, at least one message, if the client is away. It returns how many.
+// shorten drops the oldest eighth of the queue, at least one message, and what retained messages are still to be sent, if the client is
+// away. It returns how many.
 func (s *session) shorten() (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -109,7 +110,7 @@ func (s *session) shorten() (n int) {
 		d.settle(false)
 		s.gone(&d)
 	}
-	return n
+	return n + s.shedCursorsLocked()
 }
 
 // refuseMemory says whether a PUBLISH cannot be taken because there is no memory.

@@ -53,6 +53,7 @@ func (b *Broker) holding() (n [budget.Kinds]int64) {
 		if s.conn != nil {
 			n[budget.Output] += int64(s.conn.out.size())
 		}
+		n[budget.Sessions] += int64(s.cursors.Bytes())
 		s.mu.Unlock()
 	}
 	for c := range b.early {

@@ -128,7 +128,9 @@ type Config struct {
 	// Maximum is not lower. Default 256; none: 65,535.
 	MaxInflight int
 	// MaxQueuedMessages and MaxQueuedBytes bound the queue of one Session: what waits for the client to come back, or
-	// for room in its window. Overflow decides what happens beyond. Defaults 16,384 messages and 16 MiB.
+	// for room in its window. Overflow decides what happens beyond. Defaults 16,384 messages and 16 MiB. MaxQueuedBytes
+	// bounds as well what a Session remembers of new subscriptions whose retained messages are still to be sent, about
+	// 130 bytes and the filter for each. A subscription beyond is refused in the SUBACK with Quota exceeded (0x97).
 	MaxQueuedMessages int
 	MaxQueuedBytes    int
 	// Overflow is the policy for a full queue. Default: the oldest message makes room.

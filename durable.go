@@ -476,6 +476,31 @@ func (s *session) neverReceived(id uint16, n uint64, err error) {
 	c.released(id)
 }
 
+// retainStored is retain for what outlives the Broker.
+func (t *turn) retainStored(o *outgoing) error {
+	old, err := t.retain(o)
+	if err != nil || !lasts(o.pub.Topic) {
+		return err
+	}
+	j, u := t.b.journal, retainedUndo{topic: string(o.pub.Topic), old: old}
+	if old == nil && len(o.pub.Payload) == 0 {
+		t.follow()
+		return nil
+	}
+	if len(o.pub.Payload) > 0 {
+		u.now = o.message()
+		t.operation(u.now, 0).Retain = true
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	t.pin()
+	if u.now == nil {
+		j.put(t.write.batch, &store.DeleteRetained{Topic: u.topic})
+	}
+	t.write.batch.undo = append(t.write.batch.undo, u)
+	return nil
+}
+
 // deliverLate hands a QoS 2 message, now that it is durable, to those that the store does not know.
 func (b *Broker) deliverLate(t *turn, l *late) {
 	for i := range l.to {

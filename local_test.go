@@ -48,11 +48,12 @@ func mustPublish(t *testing.T, b *Broker, topic, payload string, qos QoS) {
 // unread takes what is there without waiting.
 func unread(sub *Subscription) (got []string) {
 	for {
-		m := sub.take(time.Now())
-		if m == nil {
+		m, more := sub.take(time.Now())
+		if m != nil {
+			got = append(got, string(m.Payload))
+		} else if !more {
 			return got
 		}
-		got = append(got, string(m.Payload))
 	}
 }
 

@@ -294,7 +294,7 @@ func TestResponsesStayBelowTheMountPoint(t *testing.T) {
 				close(left)
 				synctest.Wait()
 				var got []string
-				for m := sub.take(time.Now()); m != nil; m = sub.take(time.Now()) {
+				for m, _ := sub.take(time.Now()); m != nil; m, _ = sub.take(time.Now()) {
 					if string(m.Payload) == "answer" {
 						got = append(got, m.Topic)
 					}

@@ -438,6 +438,36 @@ func (t *turn) orDeliver(o *outgoing, err error) error {
 	return nil
 }
 
+// publishRetained is publish for a message that becomes the retained one of its topic, or removes it.
+func (t *turn) publishRetained(o *outgoing, r *route) (matched int, err error) {
+	t.askMembers(o, r)
+	defer t.b.lockTopic(o.pub.Topic).Unlock() // after a panic as well
+	defer func() { t.asked = false }()
+	return t.pass(o, r)
+}
+
+// retain makes o the retained message of its topic, or, with no payload, removes that one
+// [MQTT-3.3.1-5] [MQTT-3.3.1-6]. It returns the retained message that there was, nil for none. The
+// topic is locked.
+func (t *turn) retain(o *outgoing) (old *message, err error) {
+	if len(o.pub.Payload) == 0 {
+		return t.b.retained.Remove(string(o.pub.Topic)), nil
+	}
+	if old, err = t.b.retained.Set(o.message()); err != nil {
+		return nil, packets.Errorf(packets.QuotaExceeded, "%v", err)
+	}
+	return old, nil
+}
+
+// renew looks again who gets a message that has become the retained one: who subscribed after r was resolved may have looked for retained
+// messages before this one was there, and has to get it now.
+func (t *turn) renew(r *route) {
+	if r.version != r.watch.Version() {
+		r.fill(t, r.topic, r.from)
+		t.found = len(r.targets) + len(r.shared)
+	}
+}
+
 // publishMessage routes a message that comes from no connection: a Will, an in-process publish, $SYS.
 func (t *turn) publishMessage(m *message, from uint32) (matched int, err error) {
 	t.topic = append(t.topic[:0], m.Topic...)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/retained"
 	"github.com/dunlin-mqtt/dunlin/internal/timers"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
@@ -27,11 +28,12 @@ type session struct {
 	subs    int32         // subscriptions
 	expiry  uint32        // Session Expiry Interval, seconds; 0: ends with the connection
 	gen     uint32        // how many connections have had it
+	walking bool          // somebody looks for retained messages, or is about to
 	ended   bool          // nothing may be added to it any more
 	will    *will
 	out     sender
 	in      receiver
-	cursors []cursor // retained messages still to be sent, one for each new subscription
+	cursors *retained.Cursors // retained messages still to be sent, see there; nil: none
 	quota   queueLimits
 	endsAt  int64         // when it expires, while the client is away, in Unix nanoseconds; 0: never
 	client  *hooks.Client // who has it, or had it last; nil in-process
@@ -73,15 +75,6 @@ type will struct {
 	at     time.Time // due, once the connection has ended; zero before
 
 	asked, heard bool // see hearOut
-}
-
-// A cursor walks the retained messages that match a new subscription, at the pace of the receiver.
-type cursor struct {
-	filter  string
-	from    string // the topic to go on at
-	qos     packets.QoS
-	noLocal bool
-	id      uint32 // Subscription Identifier
 }
 
 // pumpBytes is how full an output buffer is made from the queue before the socket has to take some.
@@ -196,7 +189,7 @@ func (s *session) dropped(m *message, why hooks.DropReason) {
 
 // pending says whether something waits for pump. The lock is held.
 func (s *session) pending() bool {
-	return int(s.out.resend) < len(s.out.flight) || s.out.queue.n > 0 || len(s.cursors) > 0
+	return int(s.out.resend) < len(s.out.flight) || s.out.queue.n > 0 || s.cursors != nil
 }
 
 // missed is dropped for what did not get as far as a delivery.
@@ -238,9 +231,10 @@ func (s *session) pump(c *conn, now time.Time) {
 			s.sendQueued(c, s.out.pop(), now)
 			continue
 		}
-		if len(s.cursors) == 0 || !s.sendRetained(c, now) {
-			return
+		if !s.walking && s.walkableLocked(c) != nil {
+			s.b.walkLaterLocked(s)
 		}
+		return
 	}
 }
 
@@ -301,56 +295,6 @@ func (s *session) sendQueued(c *conn, d delivery, now time.Time) {
 
 // lasting says whether d, once in flight, may be needed again: on a later connection, or by another member of its group.
 func (s *session) lasting(d *delivery) bool { return s.expiry > 0 || s.stored != 0 || d.group() != nil }
-
-// scanned is room for what sendRetained looks at, at a time.
-type scanned [32]*message
-
-// sendRetained sends some of the retained messages that the first cursor has yet to see, and says whether to go on.
-func (s *session) sendRetained(c *conn, now time.Time) bool {
-	cur := &s.cursors[0]
-	room, _ := s.b.scans.Get().(*scanned)
-	if room == nil {
-		room = new(scanned)
-	}
-	f := s.b.retained.Scan(cur.filter, cur.from, len(room), walkLook, room[:0])
-	defer func() {
-		clear(room[:])
-		s.b.scans.Put(room)
-	}()
-	for _, m := range f.Messages {
-		cur.from = m.Topic
-		if c.out.size() >= pumpBytes {
-			return false
-		}
-		qos := min(m.QoS, cur.qos)
-		skip := m.Expires != 0 && m.Expires <= now.UnixNano() || len(m.Topic) < len(s.mount)
-		if s.b.rules.deliveries != nil && !skip {
-			may, known := s.reading(m.Topic)
-			if !known {
-				s.reads.asked = append(s.reads.asked, m.Topic)
-				return false // fill asks
-			}
-			skip = !may
-		}
-		if !skip && (!cur.noLocal || m.From != s.place()) {
-			if qos > packets.QoS0 && !s.out.room() {
-				return false
-			}
-			d := delivery{msg: m, qos: qos, retain: true}
-			if cur.id != 0 {
-				d.extra = &extra{ids: []uint32{cur.id}}
-			}
-			s.sendQueued(c, d, now)
-		}
-	}
-	if cur.from = f.Next; f.Next == "" {
-		s.cursors = s.cursors[1:]
-		if len(s.cursors) == 0 {
-			s.cursors = nil
-		}
-	}
-	return true
-}
 
 // acked handles PUBACK, PUBREC and PUBCOMP from the client. There is something to write only for a PUBREC, or if messages wait for a
 // place in the window.
@@ -461,7 +405,8 @@ func (s *session) end() (w *will, shared []delivery) {
 	}
 	s.out.queue.all(func(d *delivery) bool { collect(d); return true })
 	s.out.clear()
-	s.in, s.cursors, s.subs = receiver{}, nil, 0
+	s.dropCursorsLocked()
+	s.in, s.subs = receiver{}, 0
 	return w, shared
 }
 

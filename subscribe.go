@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/retained"
 	"github.com/dunlin-mqtt/dunlin/internal/subs"
 	"github.com/dunlin-mqtt/dunlin/packets"
 	"github.com/dunlin-mqtt/dunlin/store"
@@ -12,6 +13,9 @@ import (
 
 // onSubscribe handles SUBSCRIBE: each filter is decided by itself, in order (3.8).
 func (c *conn) onSubscribe(t *turn, p *packets.Subscribe) error {
+	var grants []grant
+	// After the SUBACK, so that the client knows what they are for; also after a panic.
+	defer func() { c.sendRetained(grants) }()
 	id, err := c.available(p)
 	if err != nil {
 		return err
@@ -28,14 +32,12 @@ func (c *conn) onSubscribe(t *turn, p *packets.Subscribe) error {
 			}
 		}
 	}
-	var cursors []cursor
-	var grants []grant
 	down := c.sess.down()
 	for i := range p.Subscriptions {
 		err := down
 		if err == nil {
 			var g grant
-			if g, err = c.subscribe(&p.Subscriptions[i], id, &cursors); err == nil {
+			if g, err = c.subscribe(&p.Subscriptions[i], id); err == nil {
 				g.at = i
 				grants = append(grants, g)
 				ack.Codes[i] = packets.ReasonCode(g.qos)
@@ -50,27 +52,11 @@ func (c *conn) onSubscribe(t *turn, p *packets.Subscribe) error {
 		for i := range grants {
 			if err := c.b.journal.wait(c.b.ctx, grants[i].batch, false); err != nil {
 				c.sess.takeBackSubscription(&grants[i])
-				cursors = dropCursors(cursors, grants[i].filter)
 				refuse(grants[i].at, err)
 			}
 		}
 	}
-	if err := c.reply(t, &ack); err != nil {
-		return err
-	}
-	if len(cursors) > 0 { // after the SUBACK, so that the client knows what they are for
-		s := c.sess
-		s.mu.Lock()
-		if s.conn == c && !s.ended {
-			for _, cur := range cursors {
-				if _, has := c.b.tree.Get(s.num, "", cur.filter); has { // not revoked meanwhile
-					s.cursors = append(s.cursors, cur)
-				}
-			}
-		}
-		s.mu.Unlock()
-	}
-	return nil
+	return c.reply(t, &ack)
 }
 
 // available returns the Subscription Identifier, 0 if there is none. It is a Protocol Error for a 5.0 client to use what the CONNACK has said is not
@@ -108,13 +94,12 @@ func (b *Broker) switchedOff(group, filter string) error {
 }
 
 // subscribe makes one subscription and returns the QoS that is granted.
-func (c *conn) subscribe(sub *packets.Subscription, id uint32, cursors *[]cursor) (g grant, err error) {
+func (c *conn) subscribe(sub *packets.Subscription, id uint32) (g grant, err error) {
 	cfg := &c.b.cfg
 	group, filter, err := packets.SplitShared(sub.Filter)
 	if err != nil {
 		return g, err
 	}
-	shared := group != ""
 	if len(sub.Filter) > cfg.MaxTopicLength || packets.Levels(filter) > cfg.MaxTopicLevels {
 		return g, packets.Errorf(packets.TopicFilterInvalid, "a Topic Filter has more bytes or levels than are accepted")
 	}
@@ -146,9 +131,6 @@ func (c *conn) subscribe(sub *packets.Subscription, id uint32, cursors *[]cursor
 			return g, err
 		}
 	}
-	if !shared && !cfg.DisableRetain && (opts.RetainHandling == 0 || opts.RetainHandling == 1 && !g.existed) {
-		*cursors = append(*cursors, cursor{filter: filter, qos: opts.QoS, noLocal: opts.NoLocal, id: id})
-	}
 	if f := c.b.obs.Subscribed; f != nil {
 		f(c.client, sub.Filter, opts.QoS)
 	}
@@ -162,7 +144,9 @@ type grant struct {
 	qos           packets.QoS
 	batch         *batch // that makes it durable; nil: it need not be
 	old           subs.Options
-	existed       bool // with old
+	existed       bool             // with old
+	cursor        *retained.Cursor // sends the retained messages; nil: none are sent
+	replaced      *retained.Cursor // did it for old; nil: none were still to be sent
 }
 
 // down returns why nothing can be added to the Session, nil if it can.
@@ -177,10 +161,18 @@ func (s *session) down() error {
 func (s *session) takeBackSubscription(g *grant) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.ended {
+		return
+	}
+	if g.cursor != nil && s.cursors.Of(g.filter) == g.cursor {
+		s.dropCursorLocked(g.filter)
+	}
 	switch {
-	case s.ended:
 	case g.existed:
 		s.b.tree.Add(s.num, g.group, g.filter, g.old)
+		if g.replaced != nil {
+			s.putCursorLocked(g.replaced)
+		}
 	case s.b.tree.Remove(s.num, g.group, g.filter):
 		s.subs--
 	}
@@ -201,6 +193,9 @@ func tooWide(filter string, n int) bool {
 
 var errLost = packets.Errorf(packets.UnspecifiedError, "the connection has been taken over")
 
+// onlyIfNew is the Retain Handling that sends retained messages for a new subscription only (3.8.3.1).
+const onlyIfNew = 1
+
 // subscribe puts a subscription into the tree. c is the connection that asked, nil for a program.
 func (s *session) subscribe(c *conn, group, filter string, o subs.Options) (g grant, err error) {
 	s.mu.Lock()
@@ -211,14 +206,30 @@ func (s *session) subscribe(c *conn, group, filter string, o subs.Options) (g gr
 	if s.num == 0 {
 		s.num = s.b.number(s)
 	}
-	if int(s.subs) >= s.b.cfg.MaxSubscriptions {
-		if _, has := s.b.tree.Get(s.num, group, filter); !has {
-			return g, packets.Errorf(packets.QuotaExceeded, "more than %d subscriptions", s.b.cfg.MaxSubscriptions)
+	full, has := int(s.subs) >= s.b.cfg.MaxSubscriptions, false
+	if full || o.RetainHandling == onlyIfNew {
+		_, has = s.b.tree.Get(s.num, group, filter)
+	}
+	if full && !has {
+		return g, packets.Errorf(packets.QuotaExceeded, "more than %d subscriptions", s.b.cfg.MaxSubscriptions)
+	}
+	sends := group == "" && (o.RetainHandling == 0 || o.RetainHandling == onlyIfNew && !has)
+	if c != nil && s.b.cfg.DisableRetain {
+		sends = false
+	}
+	if sends {
+		if err := s.admitCursorLocked(filter); err != nil {
+			return g, err
 		}
 	}
 	g = grant{group: group, filter: filter, qos: o.QoS}
 	if g.old, g.existed = s.b.tree.Add(s.num, group, filter, o); !g.existed {
 		s.subs++
+	}
+	if sends { // the subscription being there, nothing that becomes retained is missed
+		g.cursor, g.replaced = s.addCursorLocked(filter, &o)
+	} else if cur := s.cursors.Of(filter); cur != nil && group == "" {
+		cur.QoS, cur.NoLocal, cur.ID = o.QoS, o.NoLocal, o.ID
 	}
 	if s.stored != 0 {
 		g.batch = s.b.journal.await(&store.PutSubscription{Session: s.stored, ID: o.ID, Subscription: packets.Subscription{
@@ -242,22 +253,12 @@ func (s *session) drop(group, filter string) bool {
 	}
 	s.subs--
 	if group == "" {
-		s.cursors = dropCursors(s.cursors, filter)
+		s.dropCursorLocked(filter)
 	}
 	if s.stored != 0 {
 		s.b.journal.add(&store.DeleteSubscription{Session: s.stored, Filter: subs.FullFilter(group, filter)})
 	}
 	return true
-}
-
-func dropCursors(cs []cursor, filter string) []cursor {
-	keep := cs[:0]
-	for _, c := range cs {
-		if c.filter != filter {
-			keep = append(keep, c)
-		}
-	}
-	return keep
 }
 
 // onUnsubscribe handles UNSUBSCRIBE (3.10).

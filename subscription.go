@@ -351,14 +351,11 @@ func (sub *Subscription) Add(filter string, o *SubscribeOptions) error {
 			return err
 		}
 	}
-	if group == "" && (o.RetainHandling == SendRetained || o.RetainHandling == SendRetainedIfNew && !g.existed) {
-		s.mu.Lock()
-		if s.local == sub {
-			s.cursors = append(s.cursors, cursor{filter: inner, qos: o.QoS, noLocal: o.NoLocal, id: o.ID})
-			sub.signal()
-		}
-		s.mu.Unlock()
+	s.mu.Lock()
+	if s.readyCursorsLocked([]grant{g}) {
+		sub.signal()
 	}
+	s.mu.Unlock()
 	if f := s.b.obs.Subscribed; f != nil {
 		f(sub.client, filter, o.QoS)
 	}
@@ -403,8 +400,12 @@ func (sub *Subscription) signal() {
 // error is ErrSubscriptionClosed, ErrSubscriptionTaken, ErrBrokerClosed, or the cause of the context of Subscribe.
 func (sub *Subscription) Next(ctx context.Context) (*Incoming, error) {
 	for {
-		if m := sub.take(time.Now()); m != nil {
+		m, more := sub.take(time.Now())
+		if m != nil {
 			return m, nil
+		}
+		if more && ctx.Err() == nil && sub.Err() == nil {
+			continue
 		}
 		select {
 		case <-sub.news:
@@ -438,20 +439,23 @@ func (sub *Subscription) Err() error {
 	}
 }
 
-// take returns what there is to read, nil if there is nothing.
-func (sub *Subscription) take(now time.Time) *Incoming {
+// take returns what there is to read, nil if there is nothing. more says that it was not looked everywhere.
+func (sub *Subscription) take(now time.Time) (m *Incoming, more bool) {
 	s := sub.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.local != sub {
-		return nil
+		return nil, false
 	}
 	d, ok := s.next(now)
+	if !ok {
+		d, ok, more = s.nextRetainedLocked(sub, now)
+	}
 	sub.makeRoom()
 	if !ok {
-		return nil
+		return nil, more
 	}
-	m := &Incoming{Message: d.msg.Message, SubscriptionIDs: d.ids(), Redelivered: d.id != 0, sub: sub, from: d.msg.From}
+	m = &Incoming{Message: d.msg.Message, SubscriptionIDs: d.ids(), Redelivered: d.id != 0, sub: sub, from: d.msg.From}
 	m.Publisher, _, _ = strings.Cut(m.from, "\x00") // see sessionKey
 	m.QoS, m.Retain = d.qos, d.retain
 	if d.msg.Expires != 0 {
@@ -469,10 +473,10 @@ func (sub *Subscription) take(now time.Time) *Incoming {
 		s.gone(&d)
 		d.settle(true)
 	}
-	if s.out.queue.n > 0 || len(s.cursors) > 0 || int(s.out.resend) < len(s.out.flight) {
+	if s.out.queue.n > 0 || s.cursors != nil || int(s.out.resend) < len(s.out.flight) {
 		sub.signal() // for other readers
 	}
-	return m
+	return m, false
 }
 
 // openLocal puts d in flight until it is acknowledged.
@@ -490,8 +494,8 @@ func (s *session) openLocal(d delivery) uint16 {
 	return id
 }
 
-// next takes the next message of an in-process Session: from those in flight that an earlier reader left, from the queue, then from the
-// retained ones. The lock is held.
+// next takes the next message of an in-process Session: from those in flight that an earlier reader left, then from the queue. The lock is
+// held.
 func (s *session) next(now time.Time) (d delivery, ok bool) {
 	if again := s.out.again(); again != nil {
 		return *again, true
@@ -500,16 +504,10 @@ func (s *session) next(now time.Time) (d delivery, ok bool) {
 		return d, false
 	}
 	for s.out.room() {
-		if s.out.queue.n > 0 {
-			if s.local.doubts(s.out.queue.front()) {
-				return d, false
-			}
-			d = s.out.pop()
-		} else if len(s.cursors) == 0 {
+		if s.out.queue.n == 0 || s.local.doubts(s.out.queue.front()) {
 			return d, false
-		} else if d, ok = s.nextRetained(); !ok {
-			continue
 		}
+		d = s.out.pop()
 		if d.msg.Expires == 0 || d.msg.Expires > now.UnixNano() {
 			return d, true
 		}
@@ -556,26 +554,6 @@ func (sub *Subscription) doubts(d *delivery) bool {
 	}
 	sub.decide()
 	return len(sub.undecided) > 0 && d.seq >= sub.undecided[0].seq
-}
-
-// nextRetained takes the next retained message of the first cursor. It may find none although there are more.
-func (s *session) nextRetained() (d delivery, ok bool) {
-	var room [1]*message
-	cur := &s.cursors[0]
-	f := s.b.retained.Scan(cur.filter, cur.from, 1, walkLook, room[:0])
-	found := f.Messages
-	if len(found) > 0 && !(cur.noLocal && found[0].From == s.id) {
-		d, ok = delivery{msg: found[0], qos: min(found[0].QoS, cur.qos), retain: true}, true
-		if cur.id != 0 {
-			d.extra = &extra{ids: []uint32{cur.id}}
-		}
-	}
-	if cur.from = f.Next; f.Next == "" {
-		if s.cursors = s.cursors[1:]; len(s.cursors) == 0 {
-			s.cursors = nil
-		}
-	}
-	return d, ok
 }
 
 // mayExceed says whether a message that finds the queue full is put there all the same, because its publisher will wait. The lock is held.
@@ -702,7 +680,7 @@ func (sub *Subscription) end(err error, everything bool) {
 // leaveLocal leaves a named Session without a reader. The lock is held.
 func (b *Broker) leaveLocal(s *session) {
 	s.local = nil
-	s.cursors = nil // the next reader subscribes anew
+	s.dropCursorsLocked() // the next reader subscribes anew
 	s.leave(time.Now(), true)
 	s.wait()
 	if s.stored != 0 {
