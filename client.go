@@ -60,7 +60,7 @@ func (b *Broker) publishLocal(ctx context.Context, m *Message, l local) (matched
 	if err := b.sound(m); err != nil {
 		return 0, err
 	}
-	if err := b.refuseMemory(); err != nil {
+	if err := b.refuseMemory(); err != nil && !b.shrinks(m) {
 		return 0, err
 	}
 	var x *batch // what makes the message durable; nil: it need not be
@@ -87,15 +87,20 @@ func (b *Broker) publishLocal(ctx context.Context, m *Message, l local) (matched
 	return matched, err
 }
 
+// shrinks says whether m makes the retained messages smaller, which is possible beyond every limit.
+func (b *Broker) shrinks(m *Message) bool {
+	return m.Retain && b.retained.Shrinks(m.Topic, len(m.Payload), len(m.Properties))
+}
+
 // sound says what is wrong with a message that the program has made: to publish it, or in the place of another one.
 func (b *Broker) sound(m *Message) error {
 	size := len(m.Payload) + len(m.Topic) + len(m.Properties)
 	switch {
-	case len(m.Topic) > b.cfg.MaxTopicLength:
+	case len(m.Topic) > b.cfg.MaxTopicLength && !b.shrinks(m):
 		return packets.Errorf(packets.TopicNameInvalid, "a topic of %d bytes, at most %d are accepted", len(m.Topic), b.cfg.MaxTopicLength)
 	case !packets.ValidTopicName(m.Topic):
 		return packets.Errorf(packets.TopicNameInvalid, "%q is no Topic Name", cut(m.Topic, maxName))
-	case packets.Levels(m.Topic) > b.cfg.MaxTopicLevels:
+	case packets.Levels(m.Topic) > b.cfg.MaxTopicLevels && !b.shrinks(m):
 		return packets.Errorf(packets.TopicNameInvalid, "a topic of %d levels, at most %d are accepted", packets.Levels(m.Topic), b.cfg.MaxTopicLevels)
 	case m.QoS > packets.QoS2:
 		return packets.Errorf(packets.ProtocolError, "QoS %d", m.QoS)

@@ -148,7 +148,8 @@ type Config struct {
 	MaxMessageExpiry time.Duration
 	// MaxRetained and MaxRetainedBytes bound the retained messages. A publish that would exceed them is refused with
 	// Quota exceeded (0x97), and a client before 5.0, which cannot be told, is disconnected. A Will, and a message of QoS 0,
-	// are delivered, but not retained. Defaults 1,000,000 and 1 GiB.
+	// are delivered, but not retained. Whatever makes the retained messages smaller is always taken: a removal, and a message that is not
+	// larger than the one in whose place it comes. Defaults 1,000,000 and 1 GiB. See MaxMemory for a third bound.
 	MaxRetained      int
 	MaxRetainedBytes int
 	// MaxMemory bounds the bytes that messages take in the whole broker: in queues and in flight (each message once), retained, in output
@@ -157,6 +158,9 @@ type Config struct {
 	// largest first and the oldest messages of each, down to 85 %; at the limit each publish, retained or not, is refused with Quota exceeded
 	// (0x97), and a client before 5.0 that cannot be told is disconnected. Default: half of the runtime's memory limit (GOMEMLIMIT) if
 	// there is one, otherwise 4 GiB.
+	//
+	// Retained messages get no more than half of it, and are refused beyond as by MaxRetainedBytes, so that they cannot stop other
+	// messages for good. At the limit a removal of a retained message is still taken, and a smaller one in the place of another.
 	MaxMemory int
 
 	// MaxQoS is the highest QoS that clients may publish with; nil means 2. A lower one is announced to 5.0 clients, granted

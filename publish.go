@@ -28,11 +28,15 @@ func (c *conn) onPublish(t *turn, p *packets.Publish, raw []byte) error {
 		return packets.Errorf(packets.QoSNotSupported, "QoS %d, at most %d is accepted", p.QoS, cfg.maxQoS())
 	case p.Retain && cfg.DisableRetain:
 		return packets.Errorf(packets.RetainNotSupported, "retained messages are not accepted")
-	case len(p.Topic) > cfg.MaxTopicLength || packets.Levels(p.Topic) > cfg.MaxTopicLevels:
-		return packets.Errorf(packets.TopicNameInvalid, "the topic name has more bytes or levels than are accepted")
 	}
+	topic := p.Topic
 	if m := c.few().mount; m != "" {
 		t.mounted = append(append(t.mounted[:0], m...), p.Topic...)
+		topic = t.mounted
+	}
+	shrinks := func() bool { return p.Retain && c.b.retained.Shrinks(string(topic), len(p.Payload), len(p.Properties)) }
+	if (len(p.Topic) > cfg.MaxTopicLength || packets.Levels(p.Topic) > cfg.MaxTopicLevels) && !shrinks() {
+		return packets.Errorf(packets.TopicNameInvalid, "the topic name has more bytes or levels than are accepted")
 	}
 	if p.QoS == packets.QoS2 {
 		fresh, err := c.received(t, p.PacketID)
@@ -42,7 +46,7 @@ func (c *conn) onPublish(t *turn, p *packets.Publish, raw []byte) error {
 	} else if p.QoS == packets.QoS1 && c.open.Load() >= c.receiveMaximum && c.version == packets.V5 {
 		return c.tooManyOpen()
 	}
-	if err := c.b.refuseMemory(); err != nil {
+	if err := c.b.refuseMemory(); err != nil && !shrinks() {
 		return c.excess(t, p, err)
 	}
 	if x := c.few().pace; x != nil && !x.take(t.now.UnixNano(), len(raw)) {

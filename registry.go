@@ -23,6 +23,7 @@ type attachment struct {
 	connack *packets.Connack
 	vetting vetting // what attach knows of the subscriptions that are kept
 	ends    bool    // a Session that the store knows has ended for it
+	instead bool    // a Session has ended for it, whose place it takes
 }
 
 // sessionKey is the place of c's Session in the registry: its Client Identifier, and with SessionPerPrincipal also who it belongs to.
@@ -77,7 +78,7 @@ func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error
 			b.mu.Unlock()
 			return false, packets.Errorf(packets.ClientIdentifierNotValid, "the Client Identifier belongs to somebody else")
 		}
-		if old == nil && len(b.sessions) >= b.cfg.MaxSessions {
+		if old == nil && len(b.sessions) >= b.cfg.MaxSessions && !a.instead {
 			b.mu.Unlock()
 			return false, packets.Errorf(packets.QuotaExceeded, "too many sessions")
 		}
@@ -101,6 +102,7 @@ func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error
 		case pointless:
 			return false, packets.Errorf(packets.UnspecifiedError, "the client is gone, and has connected anew")
 		case over:
+			a.instead = true
 			old.mu.Lock()
 			a.ends = a.ends || old.stored != 0 || old.conn != nil && old.conn.out.opening // which waits for the end of one before
 			old.mu.Unlock()

@@ -24,6 +24,13 @@ func (b *Broker) newRetained() *retained.Store {
 	return retained.New(retained.Options{
 		MaxMessages: b.cfg.MaxRetained,
 		MaxBytes:    int64(b.cfg.MaxRetainedBytes),
+		Fits: func(m, old *message) bool {
+			n := heldSize(m) + retainedCost
+			if old != nil {
+				n -= heldSize(old) + retainedCost
+			}
+			return b.memory.Fits(budget.Retained, n)
+		},
 		Hold: func(m *message) {
 			b.memory.Hold(&m.Holders, budget.Retained, heldSize(m), retainedCost)
 		},
