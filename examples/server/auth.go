@@ -27,6 +27,7 @@ type access struct {
 	allowAnonymous        bool
 	localOnly             bool // nothing is said about who may connect: only this machine may
 	passwordFile, aclFile string
+	passwordSecret        string
 	aclAtDelivery         bool
 	auditLog              string
 }
@@ -36,6 +37,8 @@ func (a *access) flags(fs *flag.FlagSet) {
 		"accept clients without a User Name; without -password-file, all clients (default: only from this machine, and only while "+
 			"neither -password-file nor -tls-identity-as-username says who may connect)")
 	fs.StringVar(&a.passwordFile, "password-file", "", "`file` of users and passwords as mosquitto_passwd makes it; bcrypt and Argon2id are known, too")
+	fs.StringVar(&a.passwordSecret, "password-secret", "",
+		"`file` with a secret that hides which users exist, also over restarts; it is made if it does not exist (default: a random secret at each start)")
 	fs.StringVar(&a.aclFile, "acl-file", "", "`file` of topics that may be read and written, in the form of Mosquitto's acl_file")
 	fs.StringVar(&a.auditLog, "audit-log", "", "`file` to which security events are appended, one JSON object in a line")
 	fs.BoolVar(&a.aclAtDelivery, "acl-at-delivery", false,
@@ -98,12 +101,25 @@ func (a *access) admits(byCertificate bool) string {
 	return strings.Join(who, ", ")
 }
 
+// openPasswords opens the file of -password-file.
+func (a *access) openPasswords() (*auth.PasswordFile, error) {
+	file, err := auth.Open(a.passwordFile, crypt.Bcrypt, crypt.Argon2id)
+	if err != nil || a.passwordSecret == "" {
+		return file, err
+	}
+	secret, err := auth.SecretFile(a.passwordSecret)
+	if err != nil {
+		return nil, err
+	}
+	return file, file.SetSecret(secret)
+}
+
 // set sets what decides in cfg, and adds what can be reloaded to r. byCertificate has clients on TLS take their name from it.
 func (a *access) set(cfg *dunlin.Config, byCertificate bool, r reloads) error {
 	cfg.Authenticator = hooks.AuthenticatorFunc(refuseAll)
 	switch {
 	case a.passwordFile != "":
-		file, err := auth.Open(a.passwordFile, crypt.Bcrypt, crypt.Argon2id)
+		file, err := a.openPasswords()
 		if err != nil {
 			return err
 		}
@@ -115,7 +131,9 @@ func (a *access) set(cfg *dunlin.Config, byCertificate bool, r reloads) error {
 			}
 			return file.Authenticate(ctx, r)
 		})
-		cfg.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{auth.SCRAMSHA256: auth.SCRAM(file.Find)}
+		cfg.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{auth.SCRAMSHA256: file.SCRAM()}
+	case a.passwordSecret != "":
+		return errors.New("-password-secret needs -password-file")
 	case a.allowAnonymous:
 		cfg.Authenticator = hooks.AllowAll
 	}

@@ -102,6 +102,34 @@ func TestAPasswordFileAloneLetsNobodyAnonymousIn(t *testing.T) {
 	}
 }
 
+// The secret of -password-secret is made once. With it SCRAM tells a name without a user the same salt after a restart.
+func TestAPasswordSecretIsKept(t *testing.T) {
+	file := write(t, "passwords", "jane:"+auth.HashSCRAM("pencil", 1))
+	told := func(args ...string) string {
+		addrs, _ := start(t, append(args, "-listen", "127.0.0.1:0", "-password-file", file)...)
+		nc := dial(t, addrs[0])
+		p := &packets.Connect{Version: packets.V5, ClientID: "c", CleanStart: true}
+		p.Properties = p.Properties.AppendText(packets.AuthenticationMethod, auth.SCRAMSHA256).
+			AppendBytes(packets.AuthenticationData, []byte("n,,n=nobody,r=x"))
+		wire, err := p.Append(nil, p.Version)
+		require.NoError(t, err)
+		_, err = nc.Write(wire)
+		require.NoError(t, err)
+		r := packets.NewReader(nc, packets.Limits{})
+		r.SetVersion(packets.V5)
+		answer, err := r.ReadPacket()
+		require.NoError(t, err)
+		data, _ := answer.(*packets.Auth).Properties.Bytes(packets.AuthenticationData)
+		_, salt, _ := strings.Cut(string(data), ",")
+		require.NotEmpty(t, salt)
+		return salt
+	}
+	secret := filepath.Join(t.TempDir(), "secret")
+	first := told("-password-secret", secret)
+	require.Equal(t, first, told("-password-secret", secret))
+	require.NotEqual(t, first, told())
+}
+
 func TestWithoutCredentialsOnlyThisMachineMayConnect(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "socket")
 	addrs, printed := start(t, "-listen", "127.0.0.1:0", "-listen", "unix:"+path, "-ws", "localhost:0")

@@ -5,7 +5,7 @@
 //	file, err := auth.Open("passwords")
 //	...
 //	config.Authenticator = hooks.ChainAuthenticators(auth.Certificate(auth.CommonName), file, auth.Anonymous(true))
-//	config.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{auth.SCRAMSHA256: auth.SCRAM(file.Find)}
+//	config.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{auth.SCRAMSHA256: file.SCRAM()}
 //
 // Each sets the Principal of the client's Identity to what it has verified. Access rules and the ownership of Sessions go by
 // that, not by what the client wrote into its CONNECT.

@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -26,8 +27,9 @@ import (
 // holds 1,024 clients; beyond, the address with the most clients in it loses its last one. A client that waited in vain is
 // refused with Server busy (0x89).
 type Passwords struct {
-	users atomic.Pointer[Users]
-	turns *turns.Queue
+	users  atomic.Pointer[Users]
+	secret atomic.Pointer[secret]
+	turns  *turns.Queue
 }
 
 // maxWaiting is how many clients may wait in each line.
@@ -38,7 +40,23 @@ func NewPasswords(us *Users) *Passwords {
 	n := max(1, runtime.GOMAXPROCS(0)/2)
 	p := &Passwords{turns: turns.New(n, n, maxWaiting)} // a turn is short, so that one address may have all
 	p.users.Store(us)
+	s := newSecret()
+	p.secret.Store(&s)
 	return p
+}
+
+// SetSecret sets the secret by which names without a user are treated as if they had one: as whose password the password is
+// checked, which says how long that takes, and which salt and iteration count SCRAM tells. Without it the secret is a
+// random one, and these change with each start of the program. Whoever compares them then finds out which names have no
+// user. Have at least 16 bytes, the same at each start, which nobody can guess: see [SecretFile]. It fails if there are
+// less. It is to be called before the first client comes.
+func (p *Passwords) SetSecret(b []byte) error {
+	if len(b) < minSecret {
+		return fmt.Errorf("auth: a secret of %d bytes, at least %d are wanted", len(b), minSecret)
+	}
+	s := secret(bytes.Clone(b))
+	p.secret.Store(&s)
+	return nil
 }
 
 // Set puts us in place of the users before, for clients that connect or authenticate anew from now on.
@@ -61,7 +79,7 @@ func (p *Passwords) Authenticate(ctx context.Context, r *hooks.ConnectRequest) e
 		}
 	}
 	defer end()
-	e, known := p.users.Load().find(r.Connect.Username)
+	e, known := p.users.Load().find(r.Connect.Username, *p.secret.Load())
 	if e == nil {
 		return errPassword
 	}
@@ -97,12 +115,33 @@ func (u *User) principal() string {
 	return u.Name
 }
 
-// Find returns the user of that name, nil if there is none. The User must not be modified. It is the function that SCRAM asks for.
+// Find returns the user of that name, nil if there is none. The User must not be modified.
 func (p *Passwords) Find(_ context.Context, name string) (*User, error) {
-	if e, known := p.users.Load().find(name); known {
+	if e := p.users.Load().get(name); e != nil {
 		return &e.User, nil
 	}
 	return nil, nil
+}
+
+// SCRAM returns the Authentication Method SCRAM-SHA-256 for the users of p, as [NewSCRAM] does for others. A name without a
+// user is told the iteration count of one of the users, and a salt as long as that one's.
+func (p *Passwords) SCRAM() hooks.EnhancedAuthenticator {
+	return &scram{
+		find: func(_ context.Context, name string) (*User, *scramKeys, error) {
+			if e := p.users.Load().get(name); e != nil {
+				return &e.User, e.keys, nil
+			}
+			return nil, nil, nil
+		},
+		standIn: func(name string) *scramKeys {
+			s, saltLength, iterations := *p.secret.Load(), saltSize, scramIterations
+			if us := p.users.Load(); us != nil && len(us.scram) > 0 {
+				like := us.scram[s.pick(name, len(us.scram))].keys
+				saltLength, iterations = len(like.salt), like.iterations
+			}
+			return s.scramKeys(name, saltLength, iterations)
+		},
+	}
 }
 
 // A PasswordFile is Passwords whose users come from a file.

@@ -176,6 +176,41 @@ func TestUnknownUsersCostAsMuchAsKnownOnes(t *testing.T) {
 	require.Greater(t, len(checked), 4, "for different names different ones do")
 }
 
+// Users whose passwords take different work: which of them stands in for a name is the same after a restart, and after a change of the users.
+func TestWhoStandsInStaysTheSame(t *testing.T) {
+	cost := "" // of the last check
+	scheme := func(hash string) (auth.Verifier, error) {
+		return func([]byte) bool { cost = hash[:5]; return false }, nil
+	}
+	var list []auth.User
+	costs := func() (of []string) {
+		users, err := auth.NewUsers(list, scheme)
+		require.NoError(t, err)
+		p := auth.NewPasswords(users)
+		require.NoError(t, p.SetSecret([]byte("sixteen bytes at least")))
+		for i := range 200 {
+			require.Error(t, p.Authenticate(t.Context(), connect(fmt.Sprint("nobody", i), "p")))
+			of = append(of, cost)
+		}
+		return of
+	}
+	for i := range 40 {
+		list = append(list, auth.User{Name: fmt.Sprint("user", i), Hash: []string{"cheap", "dear "}[i%2] + fmt.Sprint(i*7919%100)})
+	}
+	before := costs()
+	require.Contains(t, before, "cheap")
+	require.Contains(t, before, "dear ")
+	require.Equal(t, before, costs())
+	list = append(list, auth.User{Name: "new", Hash: "cheap50"})
+	changed := 0
+	for i, c := range costs() {
+		if c != before[i] {
+			changed++
+		}
+	}
+	require.LessOrEqual(t, changed, 10)
+}
+
 func TestChecksLeaveProcessorsFree(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		under, most := 0, 0

@@ -2,6 +2,7 @@ package auth
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/pbkdf2"
@@ -10,9 +11,9 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"unicode"
 	"unicode/utf8"
 
@@ -100,24 +101,96 @@ func scramScheme(hash string) (Verifier, error) {
 	}, nil
 }
 
-// SCRAM returns the Authentication Method SCRAM-SHA-256 (RFC 5802, RFC 7677), without channel binding, for the users that find
-// returns: Passwords.Find is one. It returns nil for a user that does not exist; an error ends the authentication. Their hashes
-// must be those of HashSCRAM; a user with another one cannot authenticate in this way.
+// SCRAMOptions are where the users of SCRAM come from, and how names without a user are hidden.
+type SCRAMOptions struct {
+	// Find returns the user of that name, nil if there is none. An error ends the authentication. The hash must be one of
+	// HashSCRAM; a user with another one cannot authenticate in this way. Required.
+	Find func(ctx context.Context, name string) (*User, error)
+	// Secret makes the salt and the iteration count that a name without a user is told. It should be the same at each start,
+	// as the salts of users are, or else whoever compares finds out which names have no user: see [SecretFile]. It must have
+	// at least 16 bytes that nobody can guess. Empty: random ones.
+	Secret []byte
+	// Iterations are the iteration counts of the users. A name without a user is told one of them, always the same. Several
+	// that are equal make that one more frequent. Empty: 15,000, as HashSCRAM makes them.
+	Iterations []int
+}
+
+// NewSCRAM returns the Authentication Method SCRAM-SHA-256 (RFC 5802, RFC 7677), without channel binding, for users from
+// anywhere. For those of Passwords there is Passwords.SCRAM. It fails if the options make no sense.
 //
 // The client sends its first message as the Authentication Data of the CONNECT, or in answer to an empty one if it had none there. A
-// client whose authentication fails is refused with Not authorized (0x87), whatever the reason: that its user does not exist it learns no
-// sooner, and in no other way, than that its password is wrong. On re-authentication the client must be who it was.
+// client whose authentication fails is refused with Not authorized (0x87), whatever the reason. That its user does not exist it learns
+// no sooner, and in no other way, than that its password is wrong. On re-authentication the client must be who it was.
+func NewSCRAM(o SCRAMOptions) (hooks.EnhancedAuthenticator, error) {
+	key := secret(bytes.Clone(o.Secret))
+	switch {
+	case o.Find == nil:
+		return nil, errors.New("auth: SCRAMOptions.Find is nil: without it there are no users")
+	case len(key) == 0:
+		key = newSecret()
+	case len(key) < minSecret:
+		return nil, fmt.Errorf("auth: SCRAMOptions.Secret has %d bytes, at least %d are wanted", len(key), minSecret)
+	}
+	counts := slices.Sorted(slices.Values(o.Iterations))
+	if len(counts) == 0 {
+		counts = []int{scramIterations}
+	}
+	if counts[0] < 1 || counts[len(counts)-1] > maxIterations {
+		return nil, fmt.Errorf("auth: SCRAMOptions.Iterations are not all 1 to %d", maxIterations)
+	}
+	return newSCRAM(o.Find, key, counts), nil
+}
+
+// SCRAM is NewSCRAM with nothing but a function that finds users.
 func SCRAM(find func(ctx context.Context, name string) (*User, error)) hooks.EnhancedAuthenticator {
-	s := &scram{find: find, secret: randomBytes(sha256.Size)}
-	s.iterations.Store(scramIterations)
-	return s
+	return newSCRAM(find, newSecret(), []int{scramIterations})
+}
+
+func newSCRAM(find func(context.Context, string) (*User, error), key secret, counts []int) *scram {
+	nobody := HashSCRAM("", 1)
+	return &scram{
+		find: func(ctx context.Context, name string) (*User, *scramKeys, error) {
+			u, err := find(ctx, name)
+			if err != nil {
+				return nil, nil, err
+			}
+			if u == nil {
+				_, _ = parseSCRAM(nobody) // it takes its time
+				return nil, nil, nil
+			}
+			keys, err := parseSCRAM(u.Hash)
+			if err != nil {
+				return nil, nil, &brokenUser{name, err}
+			}
+			return u, keys, nil
+		},
+		standIn: func(name string) *scramKeys {
+			return key.scramKeys(name, saltSize, counts[key.pick(name, len(counts))])
+		},
+	}
+}
+
+// scramKeys returns what a name gets that has no user. No password is right for it.
+func (s secret) scramKeys(name string, saltLength, iterations int) *scramKeys {
+	return &scramKeys{
+		iterations: iterations, salt: s.bytes("salt", name, saltLength),
+		stored: s.bytes("stored", name, sha256.Size), server: s.bytes("server", name, sha256.Size),
+	}
 }
 
 type scram struct {
-	find       func(ctx context.Context, name string) (*User, error)
-	secret     []byte       // makes the salts of users that do not exist
-	iterations atomic.Int64 // of the last user that does
+	// find returns a user and its keys. Both are nil if there is none; keys alone if its hash is not one of SCRAM.
+	find    func(ctx context.Context, name string) (*User, *scramKeys, error)
+	standIn func(name string) *scramKeys
 }
+
+// A brokenUser is the error of a user whose hash makes no sense. The client does not learn that there is such a user.
+type brokenUser struct {
+	name string
+	err  error
+}
+
+func (e *brokenUser) Error() string { return fmt.Sprintf("user %q: %v", e.name, e.err) }
 
 func (s *scram) Start(_ context.Context, r *hooks.ConnectRequest) (hooks.Exchange, error) {
 	return &scramExchange{
@@ -142,6 +215,7 @@ type scramExchange struct {
 	signed string // as much of the AuthMessage as is known
 	user   *User  // nil: there is none
 	keys   *scramKeys
+	why    string // there is none, if that is not simply so
 }
 
 // scramState is what the client has to send next.
@@ -188,20 +262,16 @@ func (x *scramExchange) first(ctx context.Context, message string) ([]byte, erro
 	if err != nil {
 		return nil, err
 	}
-	u, err := x.find(ctx, name)
+	x.keys = x.standIn(name) // for users, too: it takes its time
+	u, keys, err := x.find(ctx, name)
+	if broken, ok := errors.AsType[*brokenUser](err); ok {
+		x.why, err = broken.Error(), nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("auth: %s: %w", SCRAMSHA256, err)
 	}
-	if u != nil {
-		if x.keys, err = parseSCRAM(u.Hash); err != nil {
-			return nil, fmt.Errorf("auth: %s: user %q: %w", SCRAMSHA256, name, err)
-		}
-	}
-	if x.keys != nil {
-		x.user = u
-		x.iterations.Store(int64(x.keys.iterations))
-	} else {
-		x.keys = &scramKeys{iterations: int(x.iterations.Load()), salt: mac(x.secret, name)[:saltSize], stored: x.secret, server: x.secret}
+	if keys != nil {
+		x.user, x.keys = u, keys
 	}
 	x.nonce = clientNonce + x.nonce
 	reply := "r=" + x.nonce + ",s=" + encode(x.keys.salt) + ",i=" + strconv.Itoa(x.keys.iterations)
@@ -287,7 +357,7 @@ func (x *scramExchange) final(message string) ([]byte, error) {
 	subtle.XORBytes(key, key, proof)
 	stored := sha256.Sum256(key)
 	if right := subtle.ConstantTimeCompare(stored[:], x.keys.stored) == 1; !right || x.user == nil {
-		return nil, errSCRAM("wrong user name or password")
+		return nil, errSCRAM(cmp.Or(x.why, "wrong user name or password"))
 	}
 	if x.again && x.user.principal() != x.client.Identity.Principal {
 		return nil, errSCRAM("a client that has become somebody else")

@@ -8,6 +8,9 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -255,25 +258,108 @@ func TestSCRAMReauthentication(t *testing.T) {
 	require.Empty(t, other.Grant.Identity.Principal)
 }
 
+// told returns the salt and the iteration count that a name is told.
+func told(t *testing.T, method hooks.EnhancedAuthenticator, name string) (salt, iterations string) {
+	t.Helper()
+	x, err := method.Start(t.Context(), connecting())
+	require.NoError(t, err)
+	reply, _, err := x.Next(t.Context(), []byte("n,,n="+name+",r=abc"))
+	require.NoError(t, err)
+	f := strings.Split(string(reply), ",")
+	require.Len(t, f, 3)
+	return f[1], f[2]
+}
+
 func TestSCRAMUnknownUsersLookLikeKnownOnes(t *testing.T) {
-	method := SCRAM(scramUsers(t).Find)
-	ask := func(name string) (salt, iterations string) {
-		x, err := method.Start(t.Context(), connecting())
-		require.NoError(t, err)
-		reply, _, err := x.Next(t.Context(), []byte("n,,n="+name+",r=abc"))
-		require.NoError(t, err)
-		f := strings.Split(string(reply), ",")
-		require.Len(t, f, 3)
-		return f[1], f[2]
+	secretOfTest := []byte("sixteen bytes at least")
+	var list []User
+	add := func(n, iterations int) {
+		for range n {
+			list = append(list, User{Name: fmt.Sprint("user", len(list)), Hash: HashSCRAM("p", iterations)})
+		}
 	}
-	_, known := ask("user")
-	salt, iterations := ask("nobody")
-	require.Equal(t, known, iterations)
-	again, _ := ask("nobody")
-	require.Equal(t, salt, again, "a user's salt does not change between attempts")
-	other, _ := ask("nobody else")
-	require.NotEqual(t, salt, other)
-	require.Len(t, salt, len("s="+vectorSalt))
+	passwords := func() *Passwords { // as after a restart
+		us, err := NewUsers(list)
+		require.NoError(t, err)
+		p := NewPasswords(us)
+		require.NoError(t, p.SetSecret(secretOfTest))
+		return p
+	}
+	add(30, 10)
+	add(10, 20)
+	p := passwords()
+	ofNames := func(p *Passwords) (told2 []string) {
+		method := p.SCRAM()
+		for i := range 200 {
+			salt, iterations := told(t, method, fmt.Sprint("nobody", i))
+			told2 = append(told2, salt+" "+iterations)
+		}
+		return told2
+	}
+	before := ofNames(p)
+	_, known := told(t, p.SCRAM(), "user30")
+	require.Equal(t, "i=20", known)
+	require.Equal(t, before, ofNames(p), "it is no matter who asked before")
+	require.Equal(t, before, ofNames(passwords()), "nor whether the program was started again")
+	few, salts := 0, map[string]bool{}
+	for _, s := range before {
+		salts[s] = true
+		require.Len(t, s, len("s="+vectorSalt+" i=10"))
+		if strings.HasSuffix(s, "i=20") {
+			few++
+		}
+	}
+	require.Len(t, salts, 200, "each name has its own salt")
+	require.InDelta(t, 50, few, 25, "the iteration counts are as frequent as among users")
+
+	add(1, 20)
+	list = append(list, User{Name: "other", Hash: Hash("p", 1)})
+	changed := 0
+	for i, s := range ofNames(passwords()) {
+		if s != before[i] {
+			changed++
+		}
+	}
+	require.LessOrEqual(t, changed, 10, "a new user changes what few names are told")
+
+	require.NoError(t, p.SetSecret([]byte("another secret, no shorter")))
+	require.NotEqual(t, before, ofNames(p))
+	require.ErrorContains(t, p.SetSecret([]byte("short")), "5 bytes")
+	none := NewPasswords(nil)
+	_, iterations := told(t, none.SCRAM(), "nobody")
+	require.Equal(t, "i=15000", iterations)
+}
+
+func TestSCRAMOptions(t *testing.T) {
+	find := scramUsers(t).Find
+	o := SCRAMOptions{Find: find, Secret: []byte("sixteen bytes at least"), Iterations: []int{4096, 4096, 7}}
+	one, err := NewSCRAM(o)
+	require.NoError(t, err)
+	two, err := NewSCRAM(o)
+	require.NoError(t, err)
+	other := SCRAM(find)
+	counts := map[string]int{}
+	for i := range 100 {
+		name := fmt.Sprint("nobody", i)
+		salt, iterations := told(t, one, name)
+		again, same := told(t, two, name)
+		require.Equal(t, salt, again)
+		require.Equal(t, iterations, same)
+		counts[iterations]++
+		third, iterations := told(t, other, name)
+		require.NotEqual(t, salt, third)
+		require.Equal(t, "i=15000", iterations)
+	}
+	require.Len(t, counts, 2)
+	require.Greater(t, counts["i=4096"], counts["i=7"])
+	_, err = NewSCRAM(SCRAMOptions{})
+	require.ErrorContains(t, err, "Find")
+	_, err = NewSCRAM(SCRAMOptions{Find: find, Secret: []byte("short")})
+	require.ErrorContains(t, err, "Secret")
+	for _, n := range []int{0, -1, 10_000_001} {
+		_, err = NewSCRAM(SCRAMOptions{Find: find, Iterations: []int{4096, n}})
+		require.ErrorContains(t, err, "Iterations")
+	}
 }
 
 func TestSCRAMLookupFails(t *testing.T) {
@@ -282,11 +368,48 @@ func TestSCRAMLookupFails(t *testing.T) {
 	require.NoError(t, err)
 	_, _, err = x.Next(t.Context(), []byte(vectorFirst))
 	require.ErrorIs(t, err, down)
+}
 
-	x, err = SCRAM(func(context.Context, string) (*User, error) { return &User{Name: "user", Hash: "SCRAM-SHA-256$x"}, nil }).Start(t.Context(), connecting())
+// A user whose hash makes no sense is refused as one that does not exist, at the end. What is wrong is in the error, for the log.
+func TestSCRAMOfABrokenUser(t *testing.T) {
+	method := SCRAM(func(context.Context, string) (*User, error) { return &User{Name: "user", Hash: "SCRAM-SHA-256$x"}, nil })
+	client := scramClient{"n,,", "user", "pencil", "abc"}
+	x, err := method.Start(t.Context(), connecting())
 	require.NoError(t, err)
-	_, _, err = x.Next(t.Context(), []byte(vectorFirst))
+	reply, _, err := x.Next(t.Context(), []byte(client.first()))
+	require.NoError(t, err)
+	final, _ := client.final(string(reply))
+	_, _, err = x.Next(t.Context(), []byte(final))
 	require.ErrorContains(t, err, `user "user"`)
+	pe, ok := errors.AsType[*packets.Error](err)
+	require.True(t, ok)
+	require.Equal(t, packets.NotAuthorized, pe.Code)
+	require.Equal(t, "authentication failed", pe.Reason)
+}
+
+func TestSecretFile(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "secret")
+	b, err := SecretFile(name)
+	require.NoError(t, err)
+	require.Len(t, b, 32)
+	again, err := SecretFile(name)
+	require.NoError(t, err)
+	require.Equal(t, b, again)
+	info, err := os.Stat(name)
+	require.NoError(t, err)
+	if runtime.GOOS != "windows" {
+		require.EqualValues(t, 0o600, info.Mode().Perm())
+	}
+	files, err := os.ReadDir(filepath.Dir(name))
+	require.NoError(t, err)
+	require.Len(t, files, 1)
+	require.NoError(t, os.WriteFile(name, b[:15], 0o600))
+	_, err = SecretFile(name)
+	require.ErrorContains(t, err, "15 bytes")
+	_, err = SecretFile(filepath.Join(name, "x"))
+	require.Error(t, err)
+	_, err = SecretFile(filepath.Join(filepath.Dir(name), "no", "folder"))
+	require.ErrorIs(t, err, os.ErrNotExist)
 }
 
 func FuzzSCRAM(f *testing.F) {

@@ -3,8 +3,8 @@ package auth
 import (
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
@@ -35,24 +35,27 @@ var builtin = []Scheme{pbkdf2SHA512, saltedSHA512, scramScheme}
 // Users are a set of users. It is immutable.
 type Users struct {
 	byName map[string]*entry
-	all    []*entry
-	seed   maphash.Seed
+	// all are the users, scram those with a hash of SCRAM, ordered by their hashes: those that take the same work are
+	// beside each other.
+	all, scram []*entry
 }
 
 type entry struct {
 	User
 	verify Verifier
+	keys   *scramKeys // nil: the hash is not one of SCRAM
 }
 
 // NewUsers returns the set of the given users, whose names must differ. Their hashes may be those of Mosquitto's password
 // files ($7$, which [Hash] makes, and $6$), of SCRAM-SHA-256 (which [HashSCRAM] makes), and of the further schemes.
 func NewUsers(users []User, schemes ...Scheme) (*Users, error) {
-	us := &Users{byName: map[string]*entry{}, seed: maphash.MakeSeed()}
+	us := &Users{byName: map[string]*entry{}}
 	for _, u := range users {
 		if err := us.add(u, schemes); err != nil {
 			return nil, fmt.Errorf("auth: user %q: %w", u.Name, err)
 		}
 	}
+	us.order()
 	return us, nil
 }
 
@@ -60,7 +63,7 @@ func NewUsers(users []User, schemes ...Scheme) (*Users, error) {
 // lines and those that begin with # are comments. file is its name in errors. There is no other error than a *hooks.ParseError
 // and those of r: one line that makes no sense is reason to refuse the file.
 func ParseUsers(r io.Reader, file string, schemes ...Scheme) (*Users, error) {
-	us := &Users{byName: map[string]*entry{}, seed: maphash.MakeSeed()}
+	us := &Users{byName: map[string]*entry{}}
 	err := files.EachLine(r, file, func(line string, _ int) error {
 		if strings.TrimSpace(line) == "" || line[0] == '#' {
 			return nil
@@ -74,6 +77,7 @@ func ParseUsers(r io.Reader, file string, schemes ...Scheme) (*Users, error) {
 	if err != nil {
 		return nil, err
 	}
+	us.order()
 	return us, nil
 }
 
@@ -88,10 +92,24 @@ func (us *Users) add(u User, schemes []Scheme) error {
 	if err != nil {
 		return err
 	}
-	e := &entry{u, verify}
+	keys, err := parseSCRAM(u.Hash)
+	if err != nil {
+		return err
+	}
+	e := &entry{u, verify, keys}
 	us.byName[u.Name] = e
 	us.all = append(us.all, e)
 	return nil
+}
+
+// order is called when all users are there.
+func (us *Users) order() {
+	slices.SortFunc(us.all, func(a, b *entry) int { return strings.Compare(a.Hash, b.Hash) })
+	for _, e := range us.all {
+		if e.keys != nil {
+			us.scram = append(us.scram, e)
+		}
+	}
 }
 
 // verifier asks the schemes.
@@ -116,12 +134,21 @@ func (us *Users) Len() int {
 
 // find returns the user, or else another one, always the same, whose password can be checked in place of one that there is not. It
 // returns nil if there is nobody.
-func (us *Users) find(name string) (e *entry, known bool) {
+func (us *Users) find(name string, s secret) (e *entry, known bool) {
 	if us.Len() == 0 {
 		return nil, false
 	}
+	instead := us.all[s.pick(name, len(us.all))] // for users, too: it takes its time
 	if e := us.byName[name]; e != nil {
 		return e, true
 	}
-	return us.all[maphash.String(us.seed, name)%uint64(len(us.all))], false
+	return instead, false
+}
+
+// get returns the user, nil if there is none.
+func (us *Users) get(name string) *entry {
+	if us == nil {
+		return nil
+	}
+	return us.byName[name]
 }
