@@ -48,7 +48,7 @@ const (
 )
 
 // A Trail gives records to a slog.Handler. Nothing that happens in the broker waits for the Handler: records go to a queue, and one
-// goroutine takes them from there. Where the queue is full, records are lost; how many is written as soon as there is room. Records about
+// goroutine takes them from there. Where the queue is full, records are lost; how many is written as soon as there is room. A record that the Handler fails at is lost, too. Records about
 // one address do not fill the last quarter of the queue.
 type Trail struct {
 	handler slog.Handler
@@ -84,11 +84,11 @@ func (t *Trail) run() {
 	defer close(t.done)
 	for {
 		for _, r := range t.queue.Take(1, 0) {
-			t.handle(r)
+			t.handle(r, 1)
 			if n := t.lost.Swap(0); n > 0 {
 				r := slog.NewRecord(time.Now(), slog.LevelError, "records lost", 0)
 				r.AddAttrs(slog.Uint64("count", n))
-				t.handle(r)
+				t.handle(r, n)
 			}
 		}
 		switch records, _, closed := t.queue.Load(); {
@@ -101,10 +101,11 @@ func (t *Trail) run() {
 	}
 }
 
-// handle gives a record to the Handler. What that returns nobody could be told.
-func (t *Trail) handle(r slog.Record) {
-	if ctx := context.Background(); t.handler.Enabled(ctx, r.Level) {
-		_ = t.handler.Handle(ctx, r)
+// handle gives a record to the Handler. If that fails, as on a full disk, records more are lost.
+func (t *Trail) handle(r slog.Record, records uint64) {
+	ctx := context.Background()
+	if t.handler.Enabled(ctx, r.Level) && t.handler.Handle(ctx, r) != nil {
+		t.lost.Add(records)
 	}
 }
 

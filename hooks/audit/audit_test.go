@@ -129,6 +129,32 @@ func TestSlowHandler(t *testing.T) {
 	})
 }
 
+// failing is a Handler that fails for a while, as on a full disk.
+type failing struct {
+	slog.Handler
+	n *int
+}
+
+func (f failing) Handle(ctx context.Context, r slog.Record) error {
+	if *f.n--; *f.n >= 0 {
+		return errors.New("no space left on device")
+	}
+	return f.Handler.Handle(ctx, r)
+}
+
+func TestRecordsThatCannotBeWrittenAreCounted(t *testing.T) {
+	var b bytes.Buffer
+	fails := 5 // two records, each with one that says how many are lost, and a third
+	trail := audit.New(failing{slog.NewJSONHandler(&b, nil), &fails}, 0)
+	for range 3 {
+		trail.Observer().Connected(jane(), false)
+	}
+	require.NoError(t, trail.Close(t.Context()))
+	got := records(t, &b)
+	require.Len(t, got, 1)
+	require.Equal(t, map[string]any{"level": "ERROR", "msg": "records lost", "count": float64(3)}, got[0])
+}
+
 func TestLevels(t *testing.T) {
 	var b bytes.Buffer
 	trail := audit.New(slog.NewJSONHandler(&b, &slog.HandlerOptions{Level: slog.LevelWarn}), 0)
