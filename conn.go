@@ -187,25 +187,85 @@ func (c *conn) run(fresh bool) (err error) {
 			}
 		}
 	}()
+	var look look
 	for {
 		if c.raw != nil {
-			err = c.readRaw(fresh)
+			err = c.readRaw(fresh, look.under)
 		} else {
 			err = c.readPlain()
 		}
-		if err == errPause {
-			if err = c.pause(); err != nil {
-				return err
-			}
-			continue
+		switch {
+		case err == errPause:
+			err = c.pause()
+		case err == errDry, errors.Is(err, os.ErrDeadlineExceeded):
+			look, err = c.awoke(look, err == errDry)
 		}
-		if !errors.Is(err, os.ErrDeadlineExceeded) {
-			return err
-		}
-		if err = c.expired(time.Now()); err != nil {
+		if err != nil {
 			return err
 		}
 	}
+}
+
+// A look is reading what has come until a deadline has passed, before anything is concluded from that. A process that was
+// stopped for a while finds its deadlines over, and what clients have sent meanwhile unread.
+type look struct {
+	under bool
+	until time.Time // zero for a socket: it says by itself that there is nothing more
+}
+
+// lookTime is how long a look takes where only a Read that waits can tell that there is nothing.
+const lookTime = 100 * time.Millisecond
+
+// errDry ends a look at a socket: all is read.
+var errDry = errors.New("nothing more is there to read")
+
+// awoke is called when the read deadline has passed, or, with dry, when the look at what was there is over. It begins a look,
+// which replaces was, or says why the connection ends.
+func (c *conn) awoke(was look, dry bool) (look, error) {
+	now := time.Now()
+	for {
+		if !dry && c.mustLook(was, now) {
+			l := look{under: true}
+			if c.raw == nil {
+				l.until = now.Add(lookTime)
+			}
+			return l, c.setReadDeadline(l.until)
+		}
+		if err := c.expired(now); err != nil {
+			return look{}, err
+		}
+		if !c.asked() {
+			return look{}, nil
+		}
+		dry = false // hearOut has asked before the deadline was set again
+	}
+}
+
+// mustLook says whether there may be something to read although the read deadline has passed.
+func (c *conn) mustLook(was look, now time.Time) bool {
+	if c.raw != nil {
+		return true
+	}
+	due := c.dueAt()
+	switch {
+	case due.IsZero(), due.After(now):
+		return false
+	case was.under:
+		return now.Sub(was.until) >= lookTime // the process was stopped once more
+	}
+	return now.After(due) // at the very instant this goroutine was waiting, and has missed nothing
+}
+
+// dueAt is when the client must have been heard of, zero: never.
+func (c *conn) dueAt() time.Time {
+	last, within := c.b.started.Add(c.lastPacket), c.keepAlive
+	if !c.accepted {
+		within = c.b.cfg.ConnectTimeout
+	}
+	if within <= 0 {
+		return time.Time{}
+	}
+	return last.Add(within)
 }
 
 // panicked makes an error of what was recovered.
@@ -230,9 +290,9 @@ var errPause = errors.New("wait until the client may publish again")
 var errNormal = errors.New("the client disconnected")
 
 // readRaw reads whenever there is something, and holds no buffer while there is nothing. With fresh
-// it returns errAgain before it waits on a stack that has grown.
-func (c *conn) readRaw(fresh bool) error {
-	r := &rawReader{c: c, fresh: fresh}
+// it returns errAgain before it waits on a stack that has grown. With look it returns errDry instead of waiting.
+func (c *conn) readRaw(fresh, look bool) error {
+	r := &rawReader{c: c, fresh: fresh, look: look}
 	read := r.read // made once
 	for {
 		err := c.raw.Read(read)
@@ -269,6 +329,7 @@ type rawReader struct {
 	turn      *turn // holds what was read; nil while the reader waits
 	err       error // what read has found; nil: more bytes in turn
 	fresh     bool
+	look      bool
 	unflushed bool // the turn has written to others, and has looked for more before it flushes
 }
 
@@ -292,6 +353,8 @@ func (r *rawReader) read(fd uintptr) bool {
 			continue
 		case err == syscall.EAGAIN && r.unflushed:
 			r.err = errUnflushed
+		case err == syscall.EAGAIN && r.look:
+			r.err = errDry
 		case err == syscall.EAGAIN && c.deep && r.fresh:
 			r.err = errAgain
 		case err == syscall.EAGAIN:
@@ -610,8 +673,9 @@ type clientLeft struct{ code packets.ReasonCode }
 
 func (e *clientLeft) Error() string { return "the client disconnected: " + e.code.String() }
 
-// expired is called when the read deadline has passed, or hearOut asks: it moves it on if the client was heard of meanwhile, and otherwise
-// says why the connection ends. Keep Alive is one and a half times what the client named, counted from its last whole packet [MQTT-3.1.2-22].
+// expired is called when the read deadline has passed, or hearOut asks, and what was there to read is read: it moves the deadline
+// on if the client was heard of meanwhile, and otherwise says why the connection ends. Keep Alive is one and a half times what the
+// client named, counted from its last whole packet [MQTT-3.1.2-22].
 func (c *conn) expired(now time.Time) error {
 	if !c.accepted {
 		return packets.Errorf(packets.ProtocolError, "no CONNECT within %v", c.b.cfg.ConnectTimeout)
@@ -620,11 +684,8 @@ func (c *conn) expired(now time.Time) error {
 		return err
 	}
 	c.heard()
-	if c.keepAlive == 0 {
-		return c.setReadDeadline(time.Time{})
-	}
-	due := c.b.started.Add(c.lastPacket + c.keepAlive)
-	if !due.After(now) {
+	due := c.dueAt()
+	if !due.IsZero() && !due.After(now) {
 		return packets.Errorf(packets.KeepAliveTimeout, "nothing from the client for %v", c.keepAlive)
 	}
 	return c.setReadDeadline(due)
@@ -645,7 +706,7 @@ func (c *conn) probe() {
 // setReadDeadline sets the deadline of the reader, and then says why the connection is being stopped, if it
 // is: the deadline that rouse has set may be the one that this replaces.
 func (c *conn) setReadDeadline(at time.Time) error {
-	if err := c.nc.SetReadDeadline(at); err != nil {
+	if err := c.nc.SetReadDeadline(at); err != nil || c.sess == nil {
 		return err
 	}
 	return c.stopped()

@@ -408,11 +408,13 @@ func (b *Broker) confirm(t *turn, c *conn, a *attachment, x *batch, was *before)
 		return err
 	}
 	if was == nil {
+		s.will.answer()
 		s.will = nil
 		s.mu.Unlock()
 		b.endSession(t, s, nil)
 		return err
 	}
+	s.will.answer()
 	s.conn, s.expiry, s.will, s.quota = nil, was.expiry, was.will, was.quota
 	s.wait()
 	b.journal.add(s.put())

@@ -307,9 +307,15 @@ func (c *conn) writeRest(x *buffer) {
 // writeAll writes b and waits as long as the client takes something within WriteTimeout.
 func (c *conn) writeAll(b []byte) error {
 	const piece = 64 << 10 // so that progress is seen
+	var again bool         // the deadline was noticed late, as by a process that was stopped: the client has a moment more
 	for len(b) > 0 {
-		if t := c.b.cfg.WriteTimeout; t > 0 {
-			c.nc.SetWriteDeadline(time.Now().Add(t))
+		t := c.b.cfg.WriteTimeout
+		if again {
+			t = lookTime
+		}
+		deadline := time.Now().Add(t)
+		if t > 0 {
+			c.nc.SetWriteDeadline(deadline)
 		}
 		n, err := c.nc.Write(b[:min(len(b), piece)])
 		b = b[n:]
@@ -321,9 +327,13 @@ func (c *conn) writeAll(b []byte) error {
 			c.b.memory.Recount(budget.Output, &c.out.counted, c.out.size())
 			c.out.stalled = false
 			mu.Unlock()
-			if errors.Is(err, os.ErrDeadlineExceeded) {
+			if again = false; errors.Is(err, os.ErrDeadlineExceeded) {
 				continue
 			}
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) && !again && time.Now().After(deadline) {
+			again = true
+			continue
 		}
 		if err != nil {
 			return err

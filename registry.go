@@ -114,34 +114,32 @@ func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error
 // errDismissed is the end of a connection that was ended, with the Broker or alone, before it was accepted.
 var errDismissed = packets.Errorf(packets.ServerShuttingDown, "the connection was ended before it was accepted")
 
-// hearOut gives the reader of a connection that would leave a Will a moment to take in what has come already: the DISCONNECT of a
-// client that connects anew right behind it was there first, and drops the Will [MQTT-3.14.4-3]. When nothing is left to be read, it
-// asks the reader, which answers when it waits for more. It looks every millisecond, because a Will goes in many ways, and to be told of each
-// would cost every connection a field; who comes back where nothing is left to be heard waits for one look.
-func (s *session) hearOut() {
-	asked := false
-	for range 100 {
-		s.mu.Lock()
-		c, w := s.conn, s.will
-		if c == nil || w == nil || c.raw == nil || asked && w.heard {
-			s.mu.Unlock()
-			return
-		}
-		s.mu.Unlock()
-		if !asked && !c.unread() {
-			s.mu.Lock()
-			w.asked, w.heard, asked = true, false, true
-			s.mu.Unlock()
-			c.nc.SetReadDeadline(aLongTimeAgo)
-		}
-		time.Sleep(time.Millisecond)
-	}
-}
+// hearingTime is how long hearOut waits at most: for a reader that waits for a hook, for instance.
+const hearingTime = 100 * time.Millisecond
 
-// unread says whether something has come that the reader has not taken, be it the end.
-func (c *conn) unread() bool {
-	_, err := c.peek()
-	return err == nil
+// hearOut gives the reader of a connection that would leave a Will a moment to take in what has come already: the DISCONNECT of a
+// client that connects anew right behind it was there first, and drops the Will [MQTT-3.14.4-3]. It wakes the reader, which reads
+// what there is, and then answers by heard, unless the Will is gone before.
+func (s *session) hearOut() {
+	s.mu.Lock()
+	c, w := s.conn, s.will
+	if c == nil || w == nil || c.raw == nil {
+		s.mu.Unlock()
+		return
+	}
+	if w.heard == nil {
+		w.heard = make(chan struct{})
+	}
+	heard := w.heard
+	s.mu.Unlock()
+	c.nc.SetReadDeadline(aLongTimeAgo)
+	t := time.NewTimer(hearingTime)
+	defer t.Stop()
+	select {
+	case <-heard:
+	case <-t.C:
+	case <-s.b.ctx.Done():
+	}
 }
 
 // peek says what the next read from c will return if nothing more comes until then.
@@ -160,14 +158,31 @@ func (c *conn) hungUp(t *turn) bool {
 	return n == 0 && err == nil || errors.Is(err, syscall.ECONNRESET)
 }
 
-// heard tells hearOut, if it has asked, that the reader is done with all that it has read.
+// heard tells hearOut, if it has asked, that the reader is done with all that has come.
 func (c *conn) heard() {
 	s := c.sess
 	s.mu.Lock()
-	if w := s.will; s.conn == c && w != nil {
-		w.heard = w.asked
+	if s.conn == c {
+		s.will.answer()
 	}
 	s.mu.Unlock()
+}
+
+// asked says whether hearOut waits for c.
+func (c *conn) asked() bool {
+	s := c.sess
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.conn == c && s.will != nil && s.will.heard != nil
+}
+
+// answer lets hearOut go on. It is called whenever its connection, or w, which may be nil, leaves the Session. The lock of
+// the Session is held.
+func (w *will) answer() {
+	if w != nil && w.heard != nil {
+		close(w.heard)
+		w.heard = nil
+	}
 }
 
 // A takeover is what became of an attempt to resume a Session.
@@ -275,6 +290,7 @@ func (b *Broker) takeOver(t *turn, s *session, c *conn, a attachment) (takeover,
 	if w != nil && (w.delay > 0 || old.out.opening) {
 		w = nil // the Session goes on in time; or its client has not been accepted
 	}
+	s.will.answer()
 	s.conn, s.will = nil, nil
 	s.setEnd(t.now)
 	old.stop(packets.Errorf(packets.SessionTakenOver, "another connection with the same Client Identifier"))
@@ -371,6 +387,7 @@ func (b *Broker) endSession(t *turn, s *session, why *packets.Error) {
 	}
 	c := s.conn
 	if c != nil && c.out.opening {
+		s.will.answer()
 		s.will = nil // of a client that has not been accepted
 	}
 	w, shared := s.end()

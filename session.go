@@ -74,7 +74,7 @@ type will struct {
 	client *hooks.Client
 	at     time.Time // due, once the connection has ended; zero before
 
-	asked, heard bool // see hearOut
+	heard chan struct{} // not nil: hearOut waits until it is closed. Guarded by the mu of the Session
 }
 
 // pumpBytes is how full an output buffer is made from the queue before the socket has to take some.
@@ -351,6 +351,7 @@ func (s *session) resume(c *conn) {
 // leave is the end of connection c at now: the session waits for its client, or, with no expiry, is over. It returns the
 // Will if that is to be published now, and whether the session goes on. The lock is held.
 func (s *session) leave(now time.Time, normal bool) (w *will, stays bool) {
+	s.will.answer()
 	s.conn = nil
 	if normal {
 		s.will = nil
@@ -387,6 +388,7 @@ func (s *session) expiresAt() time.Time {
 // messages that came by a shared subscription, which go to other members, but for those of QoS 2 that were sent [MQTT-4.8.2-5]. The lock is held.
 func (s *session) end() (w *will, shared []delivery) {
 	s.ended = true
+	s.will.answer()
 	w, s.will = s.will, nil
 	collect := func(d *delivery) {
 		if d.group() != nil && d.msg != nil && (d.qos == packets.QoS1 || d.id == 0) {
