@@ -144,6 +144,7 @@ type Broker struct {
 // New checks cfg, fills in its defaults, and returns a Broker that serves nothing yet. It must be ended with Shutdown or Close.
 func New(cfg Config) (*Broker, error) {
 	strict := cfg.strictness()
+	cfg.own()
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
@@ -176,6 +177,7 @@ func New(cfg Config) (*Broker, error) {
 			return nil, err
 		}
 	}
+	b.followRules() // when nothing can fail any more
 	b.watchRetained()
 	if cfg.SysInterval > 0 {
 		b.writers.Go(b.publishSys) // ended by ctx

@@ -30,7 +30,7 @@ func (b *Broker) Publish(ctx context.Context, m *Message) error {
 // local is what an in-process publish may have besides its message.
 type local struct {
 	from    string        // Client Identifier of the Subscription that publishes
-	number  uint32        // its number in the tree
+	origin  origin        // and as what it publishes
 	client  *hooks.Client // and what the Observer knows of it
 	receipt *receipt      // of PublishWait
 }
@@ -70,7 +70,7 @@ func (b *Broker) publishLocal(ctx context.Context, m *Message, l local) (matched
 			sm.Expires = unixNano(t.now.Add(time.Duration(n) * time.Second))
 		}
 		t.receipt = l.receipt
-		if matched, err = t.publishMessage(sm, l.number); err == nil {
+		if matched, err = t.publishMessage(sm, l.origin); err == nil {
 			b.published(l.client, &sm.Message, matched)
 		}
 		if t.write.batch != nil {

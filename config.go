@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math"
 	"net"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -261,6 +263,14 @@ func limitDuration(d *time.Duration, def time.Duration) {
 	}
 	if *d < 0 {
 		*d = 0
+	}
+}
+
+// own makes copies of what the caller could change later.
+func (c *Config) own() {
+	c.Versions, c.EnhancedAuth = slices.Clone(c.Versions), maps.Clone(c.EnhancedAuth)
+	if c.MaxQoS != nil {
+		c.MaxQoS = new(*c.MaxQoS)
 	}
 }
 

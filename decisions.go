@@ -39,6 +39,10 @@ func (b *Broker) learnRules() {
 		b.rules.stable = x.Stable()
 	}
 	b.rules.deliveries, _ = b.authorizer.(hooks.DeliveryAuthorizer)
+}
+
+// followRules has the Authorizer tell of changes until b.rules.stop is called.
+func (b *Broker) followRules() {
 	if x, ok := b.authorizer.(hooks.Reloader); ok {
 		b.rules.stop = sync.OnceFunc(x.OnReload(b.reloaded)) // Close may be called several times
 	}
@@ -100,7 +104,7 @@ func (s *session) who() *hooks.Client {
 
 // held lists the subscriptions. The lock is held.
 func (s *session) held() (all []heldSub) {
-	if s.num != 0 {
+	if s.num != 0 && !s.ended { // then another Session may have its number
 		s.b.tree.Each(s.num, func(group, filter string, o subs.Options) bool {
 			all = append(all, heldSub{group: group, filter: filter, qos: o.QoS})
 			return true

@@ -95,7 +95,7 @@ func (t *turn) askAhead(shared []delivery) {
 	for i := range shared {
 		d := &shared[i]
 		t.again(d.msg)
-		t.route.fill(t, t.own.Topic, 0)
+		t.route.fill(t, t.own.Topic, origin{})
 		for k := range t.route.shared {
 			if r := &t.route.shared[k]; r.group == d.group() {
 				t.ask(r, d.msg.Topic)

@@ -179,7 +179,7 @@ func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (match
 			return 0, err
 		}
 		t.untold = p.QoS == packets.QoS0
-		matched, err = t.publishMessage(m, c.number)
+		matched, err = t.publishMessage(m, c.origin())
 		if b.obs.Published != nil && err == nil {
 			b.obs.Published(c.client, &m.Message, matched)
 		}
@@ -190,12 +190,15 @@ func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (match
 	if plain {
 		o.raw, o.rawV5 = raw, c.version == packets.V5
 	}
-	matched, err = t.publish(o, t.resolve(r, topic, c.number))
+	matched, err = t.publish(o, t.resolve(r, topic, c.origin()))
 	if b.obs.Published != nil && err == nil {
 		b.obs.Published(c.client, &o.message().Message, matched)
 	}
 	return matched, err
 }
+
+// origin is where the messages of c come from.
+func (c *conn) origin() origin { return origin{c.sess, c.number} }
 
 // saysText says whether the Payload Format Indicator promises UTF-8 (3.3.2.3.2).
 func saysText(p packets.Properties) bool {
@@ -330,7 +333,7 @@ func (b *Broker) publishWill(t *turn, w *will) {
 		}
 	}
 	t.untold = true
-	matched, err := t.publishMessage(out, b.numberOf(w.msg.From)) // No Local goes by the Client Identifier [MQTT-3.8.3-3]
+	matched, err := t.publishMessage(out, b.originOf(w.msg.From)) // No Local goes by the Client Identifier [MQTT-3.8.3-3]
 	if err != nil {
 		b.log.Debug("will not published", "client", w.msg.From, "topic", w.msg.Topic, "err", err)
 	}

@@ -441,7 +441,7 @@ func (b *Broker) passOn(t *turn, d *delivery) bool {
 	}
 	o := t.again(d.msg)
 	o.receipt = d.receipt()
-	t.route.fill(t, t.own.Topic, 0)
+	t.route.fill(t, t.own.Topic, origin{})
 	for i := range t.route.shared {
 		if r := &t.route.shared[i]; r.group == d.group() {
 			took := t.deliverShared(o, r.group, r.members)
@@ -479,17 +479,17 @@ func (b *Broker) number(s *session) uint32 {
 	return uint32(len(b.byNumber) - 1)
 }
 
-// numberOf returns the number of the session of a client, 0 if it has none.
-func (b *Broker) numberOf(clientID string) uint32 {
+// originOf returns the Session in a place of the registry as the origin of a message.
+func (b *Broker) originOf(place string) origin {
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	s := b.sessions[clientID]
+	s := b.sessions[place]
+	b.mu.Unlock()
 	if s == nil {
-		return 0
+		return origin{}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.num
+	return origin{s, s.num}
 }
 
 func (b *Broker) release(num uint32) {

@@ -100,7 +100,7 @@ func (b *Broker) mountsFor(topic string) (mounts []string) {
 	}
 	b.work(func(t *turn) {
 		t.topic = append(t.topic[:0], topic...)
-		t.route.fill(t, t.topic, 0)
+		t.route.fill(t, t.topic, origin{})
 		add(t.route.targets)
 		for i := range t.route.shared {
 			add(t.route.shared[i].members)

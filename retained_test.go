@@ -91,7 +91,7 @@ func TestASubscribeDoesNotMissWhatBecomesRetained(t *testing.T) {
 			c, _ := newTestClient(t, dial(t, l), connect("c"))
 			publisher := b.getTurn()
 			publisher.now = time.Now()
-			publisher.route.fill(publisher, []byte("t"), 0)
+			publisher.route.fill(publisher, []byte("t"), origin{})
 			c.subscribe("t", packets.QoS0)
 			publisher.own = packets.Publish{Retain: true, Topic: []byte("t"), Payload: []byte("new")}
 			publisher.out.reset(&publisher.own, "", publisher.now, 0)

@@ -216,7 +216,7 @@ type route struct {
 	version uint64 // of watch
 	valid   bool
 	durable bool   // some of the receivers are known to the store
-	from    uint32 // the number of the session whose messages these are
+	from    origin // whose messages these are
 	decided uint64 // the epoch of the rules in which refused was said to the connection that has this route; 0: never
 	refused error
 	targets []target
@@ -230,8 +230,23 @@ type sharedRoute struct {
 	members []target
 }
 
-// fill resolves who gets messages of topic that come from the session with number from.
-func (r *route) fill(t *turn, topic []byte, from uint32) {
+// An origin is the Session that publishes a message, for No Local. The zero value is none that subscribes.
+type origin struct {
+	s      *session
+	number uint32 // that s had
+}
+
+// numberLocked returns the number in the tree, 0 if the Session has none, or has ended: then another one may have its number. b.numbers
+// is held.
+func (o origin) numberLocked(b *Broker) uint32 {
+	if b.byNumber[o.number] != o.s {
+		return 0
+	}
+	return o.number
+}
+
+// fill resolves who gets messages of topic that come from a Session.
+func (r *route) fill(t *turn, topic []byte, from origin) {
 	b, m := t.b, &t.matches
 	if string(r.topic) != string(topic) {
 		r.topic, r.valid, r.decided = append(r.topic[:0], topic...), false, 0
@@ -241,7 +256,10 @@ func (r *route) fill(t *turn, topic []byte, from uint32) {
 	}
 	for {
 		r.version, r.durable, r.from = r.watch.Version(), false, from
-		b.tree.Match(topic, from, m)
+		b.numbers.RLock()
+		number := from.numberLocked(b)
+		b.numbers.RUnlock()
+		b.tree.Match(topic, number, m)
 		r.ids = append(r.ids[:0], m.IDs...)
 		clear(r.targets)
 		r.targets = r.targets[:0]
@@ -316,7 +334,7 @@ func (rs *routes) at(b *Broker, topic []byte) *route {
 
 // resolve makes r, from the cache of a connection, the route of topic, if it is not that already. A topic that has no place there
 // gets the turn's route, which is good until the next one does.
-func (t *turn) resolve(r *route, topic []byte, from uint32) *route {
+func (t *turn) resolve(r *route, topic []byte, from origin) *route {
 	if r == nil {
 		r = &t.route
 		r.valid = false
@@ -469,7 +487,7 @@ func (t *turn) renew(r *route) {
 }
 
 // publishMessage routes a message that comes from no connection: a Will, an in-process publish, $SYS.
-func (t *turn) publishMessage(m *message, from uint32) (matched int, err error) {
+func (t *turn) publishMessage(m *message, from origin) (matched int, err error) {
 	t.topic = append(t.topic[:0], m.Topic...)
 	t.own = packets.Publish{QoS: m.QoS, Retain: m.Retain, Topic: t.topic, Properties: m.Properties, Payload: m.Payload}
 	o := &t.out

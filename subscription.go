@@ -382,9 +382,9 @@ func (sub *Subscription) Publish(ctx context.Context, m *Message) error {
 	}
 	s := sub.s
 	s.mu.Lock()
-	number := s.num
+	o := origin{s, s.num}
 	s.mu.Unlock()
-	_, err := s.b.publishLocal(ctx, m, local{from: s.id, number: number, client: sub.client})
+	_, err := s.b.publishLocal(ctx, m, local{from: s.id, origin: o, client: sub.client})
 	return err
 }
 

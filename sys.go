@@ -300,7 +300,7 @@ func (b *Broker) sys(name, value string) {
 	b.work(func(t *turn) {
 		m := &message{Message: packets.Message{Topic: "$SYS/broker/" + name, Payload: []byte(value), Retain: true}}
 		t.untold = true
-		matched, err := t.publishMessage(m, 0)
+		matched, err := t.publishMessage(m, origin{})
 		if err != nil {
 			b.log.Debug("$SYS not published", "topic", m.Topic, "err", err)
 			return

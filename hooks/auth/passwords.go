@@ -16,7 +16,8 @@ import (
 )
 
 // Passwords is an Authenticator for clients with User Name and Password. It refuses others than its users, and a User Name
-// without a Password, with Bad User Name or Password (0x86), and abstains where there is no User Name.
+// without a Password or with an empty one, whatever the hash of the user, with Bad User Name or Password (0x86), and abstains
+// where there is no User Name.
 //
 // A refusal takes as much work for a User Name that does not exist as for one that does.
 //
@@ -68,7 +69,7 @@ func (p *Passwords) Authenticate(ctx context.Context, r *hooks.ConnectRequest) e
 	if !r.Connect.HasUsername {
 		return hooks.ErrAbstain
 	}
-	if !r.Connect.HasPassword || p.users.Load().Len() == 0 {
+	if len(r.Connect.Password) == 0 || p.users.Load().Len() == 0 {
 		return errPassword
 	}
 	end, err := p.turns.Take(ctx, claim(r))

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode"
 	"unicode/utf8"
 
@@ -104,7 +105,7 @@ func scramScheme(hash string) (Verifier, error) {
 // SCRAMOptions are where the users of SCRAM come from, and how names without a user are hidden.
 type SCRAMOptions struct {
 	// Find returns the user of that name, nil if there is none. An error ends the authentication. The hash must be one of
-	// HashSCRAM; a user with another one cannot authenticate in this way. Required.
+	// HashSCRAM; a user with another one, or whose password is empty, cannot authenticate in this way. Required.
 	Find func(ctx context.Context, name string) (*User, error)
 	// Secret makes the salt and the iteration count that a name without a user is told. It should be the same at each start,
 	// as the salts of users are, or else whoever compares finds out which names have no user: see [SecretFile]. It must have
@@ -182,6 +183,32 @@ type scram struct {
 	// find returns a user and its keys. Both are nil if there is none; keys alone if its hash is not one of SCRAM.
 	find    func(ctx context.Context, name string) (*User, *scramKeys, error)
 	standIn func(name string) *scramKeys
+
+	mu    sync.Mutex
+	empty map[[sha256.Size]byte]bool // whether StoredKeys are those of the empty password; guarded by mu
+}
+
+// maxLooked is how many keys are remembered to be those of the empty password or not.
+const maxLooked = 1 << 14
+
+// isEmpty says whether k are the keys of the empty password. To find out takes as much work as
+// clients have, so the answer is remembered.
+func (s *scram) isEmpty(k *scramKeys) bool {
+	key := [sha256.Size]byte(k.stored)
+	s.mu.Lock()
+	empty, looked := s.empty[key]
+	s.mu.Unlock()
+	if looked {
+		return empty
+	}
+	empty = subtle.ConstantTimeCompare(scramKeysOf("", k.salt, k.iterations).stored, k.stored) == 1
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.empty == nil || len(s.empty) >= maxLooked {
+		s.empty = make(map[[sha256.Size]byte]bool)
+	}
+	s.empty[key] = empty
+	return empty
 }
 
 // A brokenUser is the error of a user whose hash makes no sense. The client does not learn that there is such a user.
@@ -358,6 +385,9 @@ func (x *scramExchange) final(message string) ([]byte, error) {
 	stored := sha256.Sum256(key)
 	if right := subtle.ConstantTimeCompare(stored[:], x.keys.stored) == 1; !right || x.user == nil {
 		return nil, errSCRAM(cmp.Or(x.why, "wrong user name or password"))
+	}
+	if x.isEmpty(x.keys) {
+		return nil, errSCRAM("the password of the user is empty")
 	}
 	if x.again && x.user.principal() != x.client.Identity.Principal {
 		return nil, errSCRAM("a client that has become somebody else")

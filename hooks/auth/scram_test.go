@@ -44,6 +44,7 @@ func scramUsers(t *testing.T) *Passwords {
 		{Name: "user", Hash: vectorHash(t)},
 		{Name: "a,b=c", Hash: vectorHash(t), Grant: &hooks.Grant{MountPoint: "m/", Identity: hooks.Identity{Principal: "abc"}}},
 		{Name: "plain", Hash: Hash("pencil", 1)},
+		{Name: "empty", Hash: HashSCRAM("", 4096)},
 	})
 	require.NoError(t, err)
 	return NewPasswords(users)
@@ -119,6 +120,7 @@ func TestSCRAMExchanges(t *testing.T) {
 		{"a client that wants to be itself", scramClient{"n,a=user,", "user", "pencil", "abc"}, true, hooks.Grant{Identity: hooks.Identity{Principal: "user"}}},
 		{"an escaped name", scramClient{"n,,", "a=2Cb=3Dc", "pencil", "abc"}, true, hooks.Grant{MountPoint: "m/", Identity: hooks.Identity{Principal: "abc"}}},
 		{"a wrong password", scramClient{"n,,", "user", "Pencil", "abc"}, false, hooks.Grant{}},
+		{"a right password that is empty", scramClient{"n,,", "empty", "", "abc"}, false, hooks.Grant{}},
 		{"an unknown user", scramClient{"n,,", "nobody", "pencil", "abc"}, false, hooks.Grant{}},
 		{"a user with another hash", scramClient{"n,,", "plain", "pencil", "abc"}, false, hooks.Grant{}},
 	} {
@@ -432,4 +434,24 @@ func FuzzSCRAM(f *testing.F) {
 			}
 		}
 	})
+}
+
+// An account whose hash is that of the empty password lets nobody in who sends one.
+func TestAnEmptyPasswordLetsNobodyIn(t *testing.T) {
+	for name, hash := range map[string]string{
+		"PBKDF2": Hash("", 1000), "SCRAM": HashSCRAM("", 4096), "a password": Hash("x", 1000),
+	} {
+		t.Run(name, func(t *testing.T) {
+			us, err := NewUsers([]User{{Name: "jane", Hash: hash}})
+			require.NoError(t, err)
+			p := NewPasswords(us)
+			for _, password := range [][]byte{nil, {}} {
+				r := &hooks.ConnectRequest{
+					Client: &hooks.Client{}, Grant: new(hooks.Grant),
+					Connect: &packets.Connect{HasUsername: true, Username: "jane", HasPassword: true, Password: password},
+				}
+				require.Equal(t, packets.BadUserNameOrPassword, packets.CodeOf(p.Authenticate(t.Context(), r)))
+			}
+		})
+	}
 }
