@@ -102,6 +102,7 @@ type Broker struct {
 	strict    strictness // immutable
 	addresses addresses
 	flaps     flapTable
+	paces     paceTable
 	bans      banList
 	memory    *budget.Budget
 	shedding  atomic.Bool // shed is due or under way
@@ -164,7 +165,7 @@ func New(cfg Config) (*Broker, error) {
 	}
 	b.strict = strict
 	b.addresses.logins = logins.New(logins.Limits{PerName: cfg.MaxAuthFailures, PerAddress: cfg.MaxAuthFailuresPerIP})
-	b.addresses.of, b.flaps.of = make(map[netip.Addr]*address), make(map[string]bucket)
+	b.addresses.of, b.flaps.of, b.paces.of = make(map[netip.Addr]*address), make(map[string]bucket), make(map[string]*pace)
 	b.memory = budget.New(int64(cfg.MaxMemory))
 	b.retained = b.newRetained()
 	b.walkers.most = 1 + runtime.GOMAXPROCS(0)/4

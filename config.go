@@ -93,8 +93,11 @@ type Config struct {
 	MaxTakeovers int
 	BanTime      time.Duration
 
-	// PublishRate and PublishBytes bound the PUBLISH packets of one client, and their bytes, per second; a second's worth may come at once.
-	// An Authenticator may lower them (hooks.Limits). OverRate decides what happens beyond. Default and negative: no limit.
+	// PublishRate and PublishBytes bound the PUBLISH packets, and their bytes, that one owner sends per second; a second's worth may come at
+	// once. The owner is the principal, with all its connections. Clients that nobody has verified, or that have no name, are told apart by
+	// Client Identifier, and by address if they have none. What an owner has used up stays used up on its next connection.
+	// An Authenticator may lower the rates (hooks.Limits); those of the connection that came last hold. OverRate decides what happens
+	// beyond. Default and negative: no limit.
 	PublishRate, PublishBytes float64
 	OverRate                  OverRate
 	// MaxSessions bounds the Sessions, connected or not. A new one is refused with Quota exceeded (0x97). Default
@@ -190,7 +193,8 @@ type Config struct {
 type OverRate byte
 
 const (
-	// PauseReading reads nothing from the client until it is within its rate again. Nothing is lost; what else it sends waits as well.
+	// PauseReading decodes no PUBLISH of the owner that is beyond the rate before its time has come. Nothing is lost; what a client has sent
+	// behind such a PUBLISH waits as well. A client that does not publish is not paused.
 	PauseReading OverRate = iota
 	// RefusePublish acknowledges each PUBLISH beyond with Quota exceeded (0x97) and drops it; one of QoS 0 is dropped in silence.
 	// A client before 5.0 cannot be told, and is disconnected for a QoS 1 or 2 one.

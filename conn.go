@@ -64,9 +64,10 @@ type rare struct {
 	// Immutable once the CONNECT is accepted.
 	base   context.Context // what ServeConn was given
 	mount  string
-	method string // Authentication Method
-	pace   *pace  // what the client may publish; nil: as much as it likes
-	expiry uint32 // the longest Session Expiry Interval that it was granted; 0: that of Config
+	method string        // Authentication Method
+	pace   *pace         // what the owner of the client may publish; nil: as much as it likes
+	wake   chan struct{} // capacity 1: a pause for pace is to end
+	expiry uint32        // the longest Session Expiry Interval that it was granted; 0: that of Config
 
 	// Made by the reader, then immutable. Guarded by sess.mu once there is a Session.
 	ctx    context.Context
@@ -188,14 +189,16 @@ func (c *conn) run(fresh bool) (err error) {
 		}
 	}()
 	var look look
+	rest := false // there may be whole packets in what was read before a pause
 	for {
 		if c.raw != nil {
-			err = c.readRaw(fresh, look.under)
+			err = c.readRaw(reading{fresh: fresh, look: look.under, rest: rest})
 		} else {
-			err = c.readPlain()
+			err = c.readPlain(rest)
 		}
+		rest = err == errPause
 		switch {
-		case err == errPause:
+		case rest:
 			err = c.pause()
 		case err == errDry, errors.Is(err, os.ErrDeadlineExceeded):
 			look, err = c.awoke(look, err == errDry)
@@ -289,14 +292,23 @@ var errPause = errors.New("wait until the client may publish again")
 // errNormal is a DISCONNECT from the client with Reason Code 0x00.
 var errNormal = errors.New("the client disconnected")
 
-// readRaw reads whenever there is something, and holds no buffer while there is nothing. With fresh
-// it returns errAgain before it waits on a stack that has grown. With look it returns errDry instead of waiting.
-func (c *conn) readRaw(fresh, look bool) error {
-	r := &rawReader{c: c, fresh: fresh, look: look}
+// reading is how a socket is read.
+type reading struct {
+	fresh bool // return errAgain instead of waiting on a stack that has grown
+	look  bool // return errDry instead of waiting
+	rest  bool // begin with what was read before
+}
+
+// readRaw reads whenever there is something, and holds no buffer while there is nothing.
+func (c *conn) readRaw(how reading) error {
+	r := &rawReader{c: c, fresh: how.fresh, look: how.look}
 	read := r.read // made once
 	for {
-		err := c.raw.Read(read)
-		if err == nil {
+		var err error
+		if how.rest {
+			how.rest, r.turn = false, c.b.getTurn()
+			c.unpark(r.turn)
+		} else if err = c.raw.Read(read); err == nil {
 			err = r.err
 		}
 		t := r.turn
@@ -427,14 +439,20 @@ func (c *conn) countRest() {
 	c.b.memory.Recount(budget.Partial, &c.restCounted, n)
 }
 
-// readPlain reads through a buffer that stays with the connection: for a net.Conn that cannot be waited for without one.
-func (c *conn) readPlain() error {
+// readPlain reads through a buffer that stays with the connection: for a net.Conn that cannot be waited for without one. With rest it
+// begins with what was read before.
+func (c *conn) readPlain(rest bool) error {
 	if c.rest == nil {
 		c.rest = newBuffer(4 << 10)
 	}
 	for {
-		n, err := c.nc.Read(c.rest.b[len(c.rest.b):cap(c.rest.b)])
-		if n > 0 {
+		var n int
+		var err error
+		if !rest {
+			n, err = c.nc.Read(c.rest.b[len(c.rest.b):cap(c.rest.b)])
+		}
+		if n > 0 || rest {
+			rest = false
 			t := c.b.getTurn()
 			t.read = c.rest
 			t.read.b = t.read.b[:len(t.read.b)+n]
@@ -500,9 +518,6 @@ func (c *conn) endTurn(t *turn, err error) error {
 	}
 	if err == nil && c.accepted {
 		err = c.stopped()
-	}
-	if p := c.few().pace; err == nil && p != nil && p.debt() > 0 {
-		err = errPause
 	}
 	return err
 }
@@ -584,6 +599,8 @@ func (c *conn) packet(t *turn, b []byte) (int, error) {
 		err = c.early(t, h, body)
 	case h.Type == packets.TypeDisconnect && len(body) == 0: // as nearly all are: no need for a deep stack
 		err = errNormal
+	case h.Type == packets.TypePublish && !c.within(t, n):
+		return 0, errPause
 	case h.Type == packets.TypePublish:
 		if err = t.pub.Decode(h, body, c.version); err == nil {
 			err = c.onPublish(t, &t.pub, b[:n:n])
@@ -691,18 +708,6 @@ func (c *conn) expired(now time.Time) error {
 	return c.setReadDeadline(due)
 }
 
-// probe makes TCP itself find out whether the client's machine is still there: nothing else would for a client without Keep Alive.
-// Elsewhere it is not needed, so that a listener may leave it off.
-func (c *conn) probe() {
-	nc := c.nc
-	if x, ok := nc.(interface{ NetConn() net.Conn }); ok { // TLS
-		nc = x.NetConn()
-	}
-	if tcp, ok := nc.(*net.TCPConn); ok {
-		_ = tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true}) // a system that cannot do it leaves the client as it is
-	}
-}
-
 // setReadDeadline sets the deadline of the reader, and then says why the connection is being stopped, if it
 // is: the deadline that rouse has set may be the one that this replaces.
 func (c *conn) setReadDeadline(at time.Time) error {
@@ -786,5 +791,6 @@ func (c *conn) finish(err error) {
 		c.rest = nil
 	}
 	c.countRest()
+	c.b.leavePace(c.few().pace, time.Now())
 	c.b.leave(c, code, err)
 }

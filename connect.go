@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -402,8 +403,8 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 	if err := b.checkGrant(g); err != nil {
 		return c.refuse(b.refusal(err, "client", c.client.ID))
 	}
-	if p := b.newPace(&g.Limits); p != nil {
-		c.own().pace = p
+	if x := b.paceOf(c, p, &g.Limits); x != nil {
+		c.own().pace, c.own().wake = x, make(chan struct{}, 1)
 	}
 	if g.MountPoint != "" {
 		c.own().mount = g.MountPoint
@@ -509,6 +510,18 @@ func (c *conn) connackProperties(p *packets.Connect, g *hooks.Grant, sayExpiry b
 		q = append(q, c.authProperties(authData)...)
 	}
 	return q
+}
+
+// probe makes TCP itself find out whether the client's machine is still there: nothing else would for a client without Keep Alive.
+// Elsewhere it is not needed, so that a listener may leave it off.
+func (c *conn) probe() {
+	nc := c.nc
+	if x, ok := nc.(interface{ NetConn() net.Conn }); ok { // TLS
+		nc = x.NetConn()
+	}
+	if tcp, ok := nc.(*net.TCPConn); ok {
+		_ = tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true}) // a system that cannot do it leaves the client as it is
+	}
 }
 
 // newWill makes the Will of a CONNECT, past the Authorizer.

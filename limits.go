@@ -290,17 +290,27 @@ func (b *Broker) tookOver(c *conn, now time.Time) {
 	}
 }
 
-// A pace is what a client may publish in time. Owned by the reader, but for wake.
+// A pace is what an owner may publish in time, over all its connections. What it owes outlives them.
 type pace struct {
-	rate, bytes float64 // per second; 0: no limit
+	owner  string // its key in the table; immutable, as the next
+	refuse bool
+	users  int // connections; guarded by paceTable.mu
+
+	mu          sync.Mutex // a leaf. Guards what follows
+	rate, bytes float64    // per second; 0: no limit. Those of the connection that came last
 	messages    bucket
 	volume      bucket
-	refuse      bool
-	wake        chan struct{} // capacity 1: the pause is to end
 }
 
-// newPace returns the limits of a connection, nil if there are none.
-func (b *Broker) newPace(l *hooks.Limits) *pace {
+// A paceTable holds the paces of owners that are connected, and of maxIdle others that owe something.
+type paceTable struct {
+	mu   sync.Mutex
+	of   map[string]*pace // guarded by mu
+	idle int              // how many of them have no connection; guarded by mu
+}
+
+// paceOf returns the limits of a connection that is being accepted, nil if there are none. leavePace must follow.
+func (b *Broker) paceOf(c *conn, p *packets.Connect, l *hooks.Limits) *pace {
 	lower := func(general, own float64) float64 {
 		switch {
 		case own <= 0:
@@ -314,15 +324,79 @@ func (b *Broker) newPace(l *hooks.Limits) *pace {
 	if rate == 0 && bytes == 0 {
 		return nil
 	}
-	return &pace{rate: rate, bytes: bytes, refuse: b.cfg.OverRate == RefusePublish, wake: make(chan struct{}, 1)}
+	owner := "client " + p.ClientID
+	switch {
+	case c.named() && !b.open():
+		owner = "principal " + c.client.Identity.Principal
+	case p.ClientID == "": // it gets another one each time
+		ip, _ := remoteIP(c.client.RemoteAddr)
+		owner = "address " + network(ip).String()
+	}
+	ps := &b.paces
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	x := ps.of[owner]
+	if x == nil {
+		x = &pace{owner: owner, refuse: b.cfg.OverRate == RefusePublish}
+		ps.of[owner] = x
+	} else if x.users == 0 {
+		ps.idle--
+	}
+	x.users++
+	x.mu.Lock()
+	x.rate, x.bytes = rate, bytes
+	x.mu.Unlock()
+	return x
 }
 
-// take counts a PUBLISH of n bytes and says whether it is within the limits. A second's worth may come at once. What goes beyond, or one
-// message larger than that, is a debt.
-func (p *pace) take(now int64, n int) bool {
+// leavePace is the end of a connection of x, which may be nil.
+func (b *Broker) leavePace(x *pace, now time.Time) {
+	if x == nil {
+		return
+	}
+	ps := &b.paces
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if x.users--; x.users > 0 {
+		return
+	}
+	if x.full(now.UnixNano()) {
+		delete(ps.of, x.owner)
+		return
+	}
+	if ps.idle >= maxIdle {
+		for owner, old := range ps.of { // in no order: an attacker that fills the table cannot choose
+			if old.users == 0 && old != x {
+				delete(ps.of, owner)
+				ps.idle--
+				break
+			}
+		}
+	}
+	ps.idle++
+}
+
+// fillLocked adds what has come since. A second's worth may come at once. mu is held.
+func (p *pace) fillLocked(now int64) {
 	p.messages.fill(now, p.rate, max(p.rate, 1))
 	p.volume.fill(now, p.bytes, p.bytes)
-	if p.refuse && (p.rate > 0 && p.messages.level < 1 || p.bytes > 0 && p.volume.level <= 0) {
+}
+
+// full says whether nothing of a second's worth is used.
+func (p *pace) full(now int64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.fillLocked(now)
+	return (p.rate == 0 || p.messages.level >= max(p.rate, 1)) && (p.bytes == 0 || p.volume.level >= p.bytes)
+}
+
+// take counts a PUBLISH of n bytes if it is within the limits, and says whether it is. One message may be larger than what is left of
+// the bytes, and is a debt.
+func (p *pace) take(now int64, n int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.fillLocked(now)
+	if p.rate > 0 && p.messages.level < 1 || p.bytes > 0 && p.volume.level <= 0 {
 		return false
 	}
 	p.messages.level--
@@ -330,25 +404,38 @@ func (p *pace) take(now int64, n int) bool {
 	return true
 }
 
-// debt is how long reading has to pause.
-func (p *pace) debt() (d time.Duration) {
-	wait := func(level, rate float64) {
-		if rate > 0 && level < 0 {
-			d = max(d, time.Duration(min(-level/rate, 3600)*1e9))
+// wait is how long it takes until the next PUBLISH is within the limits, at most an hour.
+func (p *pace) wait(now int64) (d time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.fillLocked(now)
+	until := func(level, rate float64) {
+		if rate > 0 && level < 1 {
+			d = max(d, time.Duration(min((1-level)/rate, 3600)*1e9)+1)
 		}
 	}
-	wait(p.messages.level, p.rate)
-	wait(p.volume.level, p.bytes)
+	until(p.messages.level, p.rate)
+	if p.volume.level <= 0 {
+		until(p.volume.level, p.bytes)
+	}
 	return d
+}
+
+// within says whether a PUBLISH of n bytes may be decoded now. With PauseReading the reader pauses before the first that is beyond the
+// rate, and all other packets before it have been handled. RefusePublish is for onPublish to do.
+func (c *conn) within(t *turn, n int) bool {
+	p := c.few().pace
+	return p == nil || p.refuse || p.take(t.now.UnixNano(), n)
 }
 
 // pause waits until the client may publish again, or the connection is to end.
 func (c *conn) pause() error {
-	t := time.NewTimer(c.few().pace.debt())
+	r := c.few()
+	t := time.NewTimer(r.pace.wait(time.Now().UnixNano()))
 	defer t.Stop()
 	select {
 	case <-t.C:
-	case <-c.few().pace.wake:
+	case <-r.wake:
 	case <-c.b.ctx.Done():
 	}
 	c.lastPacket = time.Since(c.b.started) // its Keep Alive is not to blame for what was not read
@@ -357,9 +444,9 @@ func (c *conn) pause() error {
 
 // unpause ends a pause. The lock is held.
 func (c *conn) unpause() {
-	if p := c.few().pace; p != nil {
+	if r := c.few(); r.wake != nil {
 		select {
-		case p.wake <- struct{}{}:
+		case r.wake <- struct{}{}:
 		default:
 		}
 	}

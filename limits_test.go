@@ -491,7 +491,16 @@ func (r *guardRig) debt(id string) time.Duration {
 	if s.conn == nil || s.conn.few().pace == nil {
 		return 0
 	}
-	return s.conn.few().pace.debt()
+	p := s.conn.few().pace
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	owes := func(level, rate float64) time.Duration {
+		if rate == 0 {
+			return 0
+		}
+		return time.Duration(max(0, -level/rate) * 1e9)
+	}
+	return max(owes(p.messages.level, p.rate), owes(p.volume.level, p.bytes))
 }
 
 func TestAPauseEndsWithTheConnection(t *testing.T) {

@@ -49,7 +49,7 @@ func (c *conn) onPublish(t *turn, p *packets.Publish, raw []byte) error {
 	if err := c.b.refuseMemory(); err != nil && !shrinks() {
 		return c.excess(t, p, err)
 	}
-	if x := c.few().pace; x != nil && !x.take(t.now.UnixNano(), len(raw)) {
+	if x := c.few().pace; x != nil && x.refuse && !x.take(t.now.UnixNano(), len(raw)) {
 		return c.excess(t, p, errTooFast)
 	}
 	if cfg.Store != nil && (p.QoS > packets.QoS0 || p.Retain || cfg.Interceptor != nil) {
