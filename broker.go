@@ -84,9 +84,9 @@ var ErrBrokerClosed = errors.New("dunlin: broker closed")
 
 // A Broker is an MQTT Server. Its methods may be called concurrently.
 //
-// Locks are taken in this order, and none is held across I/O, a decision of a hook or a channel operation:
-// a lock of topics, Broker.mu, session.mu, then the retained messages, then one of these, which are
-// leaves: the tree, numbers, timers, the journal. Nobody holds the locks of two sessions.
+// Locks are taken in this order, and none is held across I/O, a decision of a hook or a channel
+// operation: a lock of topics, session.mu, then the retained messages, then one of these, which are
+// leaves: Broker.mu, the tree, numbers, timers, the journal. Nobody holds the locks of two sessions.
 type Broker struct {
 	// Immutable after New.
 	cfg        Config
@@ -119,8 +119,8 @@ type Broker struct {
 	yielding atomic.Int32 // turns in yield
 
 	mu        sync.Mutex
-	closed    bool                      // no new listeners and connections. Guarded by mu, as are the next four
-	sessions  map[string]*session       // by session.place
+	closed    bool // no new listeners and connections. Guarded by mu, as are the next four
+	sessions  sessionIndex
 	listeners map[net.Listener]struct{} // being served
 	early     map[*conn]bool            // connections before they are accepted; true: see dismissLocked
 	conns     map[*conn]struct{}        // and after
@@ -153,7 +153,7 @@ func New(cfg Config) (*Broker, error) {
 		cfg: cfg, log: cfg.Logger, authorizer: cfg.Authorizer,
 		seed: maphash.MakeSeed(), started: time.Now(),
 		tree: subs.New(), due: timers.New(),
-		sessions: make(map[string]*session), listeners: make(map[net.Listener]struct{}),
+		sessions: newSessionIndex(), listeners: make(map[net.Listener]struct{}),
 		early: make(map[*conn]bool), conns: make(map[*conn]struct{}),
 		locals:   make(map[*Subscription]struct{}),
 		byNumber: make([]*session, 1), // 0 is nobody

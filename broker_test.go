@@ -502,9 +502,7 @@ func TestAFrozenSubscriberCostsTheOthersNothingAndStaysInBounds(t *testing.T) {
 		s, _ := b.Session("frozen")
 		require.LessOrEqual(t, s.Queued, 100)
 		require.Greater(t, b.Stats().MessagesDropped, uint64(500))
-		b.mu.Lock()
-		c := b.sessions["frozen"].conn
-		b.mu.Unlock()
+		c := b.sessionAt("frozen").conn
 		require.LessOrEqual(t, c.out.size(), bound+2000)
 		for _, c := range []*testClient{frozen, live, pub} {
 			c.nc.Close()

@@ -70,15 +70,13 @@ func (b *Broker) shed(time.Time) {
 			bytes int
 		}
 		var victims []victim
-		b.mu.Lock()
-		for _, s := range b.sessions {
+		for s := range b.allSessions() {
 			s.mu.Lock()
 			if s.conn == nil && s.local == nil && (s.out.queue.n > 0 || s.cursors != nil) {
 				victims = append(victims, victim{s, s.out.bytes})
 			}
 			s.mu.Unlock()
 		}
-		b.mu.Unlock()
 		slices.SortFunc(victims, func(x, y victim) int { return cmp.Compare(y.bytes, x.bytes) })
 		before := dropped
 		for _, v := range victims {

@@ -35,15 +35,12 @@ func (b *Broker) holding() (n [budget.Kinds]int64) {
 			hold(d.extra, d.extra.heldSize(), k)
 		}
 	}
+	sessions := slices.Collect(b.allSessions())
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	sessions := make([]*session, 0, len(b.sessions)+len(b.locals))
-	for _, s := range b.sessions {
-		sessions = append(sessions, s)
-	}
 	for sub := range b.locals {
 		sessions = append(sessions, sub.s)
 	}
+	b.mu.Unlock()
 	for _, s := range sessions {
 		s.mu.Lock()
 		s.out.queue.all(func(d *delivery) bool { add(d, budget.Queued, deliveryCost); return true })
@@ -56,12 +53,14 @@ func (b *Broker) holding() (n [budget.Kinds]int64) {
 		n[budget.Sessions] += int64(s.cursors.Bytes())
 		s.mu.Unlock()
 	}
+	b.mu.Lock()
 	for c := range b.early {
 		n[budget.Partial] += int64(c.restCounted)
 	}
 	for c := range b.conns {
 		n[budget.Partial] += int64(c.restCounted)
 	}
+	b.mu.Unlock()
 	for m := range b.Retained("#") {
 		add(&delivery{msg: b.retained.Get(m.Topic)}, budget.Retained, retainedCost)
 	}
@@ -163,9 +162,7 @@ func TestTheBudgetIsByteAccurate(t *testing.T) {
 
 // flight is a copy of what is in flight to a client with that Packet Identifier.
 func (r *guardRig) flight(id string, packet uint16) *delivery {
-	r.b.mu.Lock()
-	s := r.b.sessions[id]
-	r.b.mu.Unlock()
+	s := r.b.sessionAt(id)
 	if s == nil {
 		return nil
 	}

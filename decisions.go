@@ -66,20 +66,15 @@ func (b *Broker) reloaded() {
 // review decides the subscriptions of all Sessions anew.
 func (b *Broker) review() {
 	for again := true; again; {
-		b.mu.Lock()
-		sessions := make([]*session, 0, len(b.sessions))
-		for _, s := range b.sessions {
-			sessions = append(sessions, s)
-		}
-		b.mu.Unlock()
-		n := 0
-		for _, s := range sessions {
+		sessions, n := 0, 0
+		for s := range b.allSessions() {
 			if b.ctx.Err() != nil {
 				return
 			}
+			sessions++
 			n += b.reviewSession(s)
 		}
-		b.log.Info("the rules have changed", "sessions", len(sessions), "subscriptions revoked", n)
+		b.log.Info("the rules have changed", "sessions", sessions, "subscriptions revoked", n)
 		b.mu.Lock()
 		again, b.rules.again = b.rules.again, false
 		b.rules.reviewing = again

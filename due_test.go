@@ -258,7 +258,7 @@ func TestAnAuthenticationThatIsRenewedInTimeDoesNotEnd(t *testing.T) {
 			})
 		})
 		p := st.clean("c")
-		s := st.b.sessions["c"]
+		s := st.b.sessionAt("c")
 		c := s.conn
 		expires := time.Now().Add(10 * time.Second)
 		s.mu.Lock()

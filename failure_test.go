@@ -51,7 +51,7 @@ func TestAFailedCommitAcknowledgesNothing(t *testing.T) {
 				require.Equal(t, []error{f.err}, st.failed)
 				info, _ := st.b.Session("s")
 				require.Zero(t, info.Queued, "messages that were refused")
-				require.Empty(t, st.b.sessions["p"].in.ids, "an identifier that was refused is free")
+				require.Empty(t, st.b.sessionAt("p").in.ids, "an identifier that was refused is free")
 
 				// At the door, while it lasts.
 				p.send(message2("t/1", "a", packets.QoS1, 3))
@@ -192,11 +192,11 @@ func TestAQoS2MessageIsRefusedOnTheNextConnectionToo(t *testing.T) {
 		p2.want(packets.TypeConnack)
 		p2.send(m)
 		require.Equal(t, packets.QuotaExceeded, p2.want(packets.TypePubrec)[0].(*packets.Ack).Code, "the repetition of what was never stored")
-		require.Empty(t, st.b.sessions["p"].in.ids)
+		require.Empty(t, st.b.sessionAt("p").in.ids)
 		time.Sleep(time.Second)
 		p2.send(m)
 		require.Equal(t, packets.NoMatchingSubscribers, p2.want(packets.TypePubrec)[0].(*packets.Ack).Code)
-		require.Len(t, st.b.sessions["p"].in.ids, 1)
+		require.Len(t, st.b.sessionAt("p").in.ids, 1)
 	})
 }
 

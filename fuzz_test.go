@@ -455,8 +455,7 @@ func (r *fuzzRun) check() {
 	if subs != st.Subscriptions || queued != st.Queued || inflight != st.Inflight || connected > st.Connections || retained > st.Retained || st.Panics > 0 {
 		r.errorf("a walk finds %d subscriptions, %d queued, %d in flight, %d connected, %d retained; the counters are %+v", subs, queued, inflight, connected, retained, st)
 	}
-	r.h.b.mu.Lock()
-	for _, s := range r.h.b.sessions {
+	for s := range r.h.b.allSessions() {
 		s.mu.Lock()
 		if s.out.queue.n > s.quota.messages {
 			r.errorf("%d messages wait for %s, over the bound", s.out.queue.n, s.id)
@@ -471,7 +470,6 @@ func (r *fuzzRun) check() {
 		}
 		s.mu.Unlock()
 	}
-	r.h.b.mu.Unlock()
 	live := 0
 	r.h.b.numbers.RLock()
 	for _, s := range r.h.b.byNumber[1:] {

@@ -483,9 +483,7 @@ func TestPublishRates(t *testing.T) {
 // debt is how long the client id would have to pause now.
 func (r *guardRig) debt(id string) time.Duration {
 	synctest.Wait()
-	r.b.mu.Lock()
-	s := r.b.sessions[id]
-	r.b.mu.Unlock()
+	s := r.b.sessionAt(id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.conn == nil || s.conn.few().pace == nil {

@@ -286,7 +286,7 @@ func (l *loader) finish() {
 		byKey[x.s.place()] = x
 	}
 	for _, x := range byKey {
-		b.sessions[x.s.place()] = x.s
+		b.sessions.put(x.s.place(), x.s)
 	}
 	for _, e := range l.groups { // what still names a stand-in has no group to go to
 		if group, filter, err := packets.SplitShared(e.group.Filter); err == nil {

@@ -68,28 +68,16 @@ func (c *conn) named() bool { return c.client.Identity.Principal != "" || c.clie
 func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error) {
 	key, named, principal := c.sessionKey(), c.named(), c.client.Identity.Principal
 	for {
-		b.mu.Lock()
-		if b.closed || b.early[c] {
-			b.mu.Unlock()
-			return false, errDismissed
+		old := b.sessionAt(key)
+		if old == nil {
+			if err := b.begin(t, c, a); err != errTaken {
+				return false, err
+			}
+			continue
 		}
-		old := b.sessions[key]
-		if old != nil && !old.belongsTo(principal, named) && !b.open() {
-			b.mu.Unlock()
+		if !old.belongsTo(principal, named) && !b.open() {
 			return false, packets.Errorf(packets.ClientIdentifierNotValid, "the Client Identifier belongs to somebody else")
 		}
-		if old == nil && len(b.sessions) >= b.cfg.MaxSessions && !a.instead {
-			b.mu.Unlock()
-			return false, packets.Errorf(packets.QuotaExceeded, "too many sessions")
-		}
-		if old == nil && len(b.conns) >= b.cfg.MaxConnections { // others have come since acceptable looked
-			b.mu.Unlock()
-			return false, packets.Errorf(packets.ServerBusy, "too many connections")
-		}
-		if old == nil {
-			return false, b.begin(t, c, a)
-		}
-		b.mu.Unlock()
 		old.hearOut()
 		result, err := b.takeOver(t, old, c, a)
 		switch result {
@@ -100,7 +88,7 @@ func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error
 				return false, err
 			}
 		case pointless:
-			return false, packets.Errorf(packets.UnspecifiedError, "the client is gone, and has connected anew")
+			return false, err
 		case over:
 			a.instead = true
 			old.mu.Lock()
@@ -196,7 +184,7 @@ const (
 	pointless          // the client that wanted it is not there any more
 )
 
-// begin makes a new Session for c. It unlocks b.mu.
+// begin makes a new Session for c. It returns errTaken if somebody else has just made it.
 func (b *Broker) begin(t *turn, c *conn, a attachment) error {
 	s := &session{
 		out:    sender{mem: b.memory},
@@ -205,6 +193,11 @@ func (b *Broker) begin(t *turn, c *conn, a attachment) error {
 	}
 	s.mu.Lock()
 	s.resume(c)
+	if err := b.enter(s, c, &a); err != nil {
+		c.sess = nil
+		s.mu.Unlock()
+		return err
+	}
 	var x *batch
 	switch {
 	case b.journal != nil && a.expiry > 0:
@@ -212,11 +205,8 @@ func (b *Broker) begin(t *turn, c *conn, a attachment) error {
 	case a.ends: // the client forgets what it had of the old one, which must not come back [MQTT-3.1.2-4]
 		x = b.journal.all()
 	}
-	c.out.opening = x != nil
-	b.sessions[s.place()] = s
-	b.move(c)
-	b.mu.Unlock()
 	if x != nil {
+		c.out.opening = true
 		s.mu.Unlock()
 		return b.confirm(t, c, &a, x, nil)
 	}
@@ -226,8 +216,43 @@ func (b *Broker) begin(t *turn, c *conn, a attachment) error {
 	return nil
 }
 
-// move makes c one of the accepted connections. b.mu is held.
-func (b *Broker) move(c *conn) {
+// errTaken is the answer to one who comes too late with a new Session.
+var errTaken = errors.New("there is such a Session")
+
+// enter makes s, which is new, one of the Sessions, and c, which has it, one of the connections.
+// s.mu is held, so that nobody sees an unfinished Session.
+func (b *Broker) enter(s *session, c *conn, a *attachment) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.closed || b.early[c]:
+		return errDismissed
+	case b.sessions.get(s.place()) != nil:
+		return errTaken
+	case b.sessions.len() >= b.cfg.MaxSessions && !a.instead:
+		return packets.Errorf(packets.QuotaExceeded, "too many sessions")
+	case len(b.conns) >= b.cfg.MaxConnections: // others have come since acceptable looked
+		return packets.Errorf(packets.ServerBusy, "too many connections")
+	}
+	b.sessions.put(s.place(), s)
+	b.moveLocked(c)
+	return nil
+}
+
+// move makes c one of the accepted connections, unless it was dismissed. The lock of its Session is
+// held.
+func (b *Broker) move(c *conn) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed || b.early[c] {
+		return false
+	}
+	b.moveLocked(c)
+	return true
+}
+
+// moveLocked is move with b.mu held.
+func (b *Broker) moveLocked(c *conn) {
 	delete(b.early, c)
 	b.conns[c] = struct{}{}
 	b.stats.accepted.Add(1)
@@ -240,51 +265,25 @@ func (c *conn) welcome(a *packets.Connack) {
 
 // takeOver resumes s with c if nobody has it, and otherwise takes it from who has.
 func (b *Broker) takeOver(t *turn, s *session, c *conn, a attachment) (takeover, error) {
-	b.mu.Lock()
+	if s.connected() && c.hungUp(t) { // its CONNECT came before that of the connection that has s
+		return pointless, errGone
+	}
 	s.mu.Lock()
 	old := s.conn
 	switch {
-	case old != nil && c.hungUp(t): // its CONNECT is from before the one of old, which came to be accepted first
-		s.mu.Unlock()
-		b.mu.Unlock()
-		return pointless, nil
 	case s.ended, a.clean, s.expiry == 0, // with no expiry it ends with its connection, which may have gone this moment
 		s.mount != c.few().mount, // another mount point is another world
 		!s.belongsTo(c.client.Identity.Principal, c.named()):
 		s.mu.Unlock()
-		b.mu.Unlock()
 		if old != nil {
 			b.tookOver(c, t.now)
 		}
 		return over, nil
 	case old == nil && !b.vetted(s, a.vetting):
 		s.mu.Unlock()
-		b.mu.Unlock()
 		return unvetted, nil
-	case old == nil && !b.closed: // a Will that still waited is not published [MQTT-3.1.3-9]
-		b.due.Cancel(s.due)
-		before := before{s.expiry, s.will, s.quota}
-		s.expiry, s.will, s.quota = a.expiry, a.will, a.quota
-		s.resume(c)
-		b.move(c)
-		c.number = s.num
-		a.connack.SessionPresent = true
-		b.mu.Unlock()
-		if s.stored != 0 {
-			c.out.opening = true
-			x := b.journal.await(s.put())
-			s.mu.Unlock()
-			return resumed, b.confirm(t, c, &a, x, &before)
-		}
-		c.welcome(a.connack)
-		s.mu.Unlock()
-		c.flush(time.Now())
-		return resumed, nil
-	}
-	b.mu.Unlock()
-	if old == nil {
-		s.mu.Unlock()
-		return vacated, nil // the Broker is closed, as attach will find
+	case old == nil:
+		return b.resumeLocked(t, s, c, a)
 	}
 	w := s.will
 	if w != nil && (w.delay > 0 || old.out.opening) {
@@ -302,6 +301,42 @@ func (b *Broker) takeOver(t *turn, s *session, c *conn, a attachment) (takeover,
 		b.publishWillOf(t, s, w)
 	}
 	return vacated, nil
+}
+
+var errGone = packets.Errorf(packets.UnspecifiedError, "the client is gone, and has connected anew")
+
+// resumeLocked gives c the Session s, which waits for its client. s.mu is held; resumeLocked
+// unlocks it.
+func (b *Broker) resumeLocked(t *turn, s *session, c *conn, a attachment) (takeover, error) {
+	c.sess = s // which whoever finds c among the connections looks for
+	if !b.move(c) {
+		c.sess = nil
+		s.mu.Unlock()
+		return pointless, errDismissed
+	}
+	b.due.Cancel(s.due) // a Will that still waited is not published [MQTT-3.1.3-9]
+	before := before{s.expiry, s.will, s.quota}
+	s.expiry, s.will, s.quota = a.expiry, a.will, a.quota
+	s.resume(c)
+	c.number = s.num
+	a.connack.SessionPresent = true
+	if s.stored != 0 {
+		c.out.opening = true
+		x := b.journal.await(s.put())
+		s.mu.Unlock()
+		return resumed, b.confirm(t, c, &a, x, &before)
+	}
+	c.welcome(a.connack)
+	s.mu.Unlock()
+	c.flush(time.Now())
+	return resumed, nil
+}
+
+// connected says whether a connection has s.
+func (s *session) connected() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.conn != nil
 }
 
 // detach is the end of c's part in its Session, unless it was taken over. normal drops the Will.
@@ -459,9 +494,7 @@ func (b *Broker) passOn(t *turn, d *delivery) bool {
 // forget takes s out of the registry, if it is still the one there.
 func (b *Broker) forget(s *session) {
 	b.mu.Lock()
-	if b.sessions[s.place()] == s {
-		delete(b.sessions, s.place())
-	}
+	b.sessions.remove(s.place(), s)
 	b.mu.Unlock()
 }
 
@@ -481,9 +514,7 @@ func (b *Broker) number(s *session) uint32 {
 
 // originOf returns the Session in a place of the registry as the origin of a message.
 func (b *Broker) originOf(place string) origin {
-	b.mu.Lock()
-	s := b.sessions[place]
-	b.mu.Unlock()
+	s := b.sessionAt(place)
 	if s == nil {
 		return origin{}
 	}

@@ -268,9 +268,7 @@ func (b *Broker) responseTopic(m *Incoming) (string, error) {
 	case !strings.HasPrefix(topic, b.cfg.ResponseInformation):
 		return "", packets.Errorf(packets.NotAuthorized, "the Response Topic does not begin with the Response Information")
 	}
-	b.mu.Lock()
-	s := b.sessions[m.from]
-	b.mu.Unlock()
+	s := b.sessionAt(m.from)
 	var client *hooks.Client // nil: it has left
 	var mount string
 	if s != nil {

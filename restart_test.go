@@ -149,10 +149,10 @@ func TestWillsAndDeadlinesOutliveACrash(t *testing.T) {
 		time.Sleep(2 * time.Hour)
 		st.store = store
 		st.start()
-		require.Empty(t, st.b.sessions, "all have expired")
+		require.Zero(t, st.b.sessions.len(), "all have expired")
 		time.Sleep(time.Second)
 		st.crash()
-		require.Empty(t, st.b.sessions)
+		require.Zero(t, st.b.sessions.len())
 	})
 }
 
@@ -297,7 +297,7 @@ func TestWhatACleanStartEndsStaysEnded(t *testing.T) {
 				release()
 				c.want(packets.TypeConnack)
 				st.crash()
-				require.Empty(t, st.b.sessions)
+				require.Zero(t, st.b.sessions.len())
 			})
 		})
 	}
@@ -315,7 +315,7 @@ func TestACleanStartOverASessionThatCannotBeRemoved(t *testing.T) {
 		st.store.fail(nil)
 		time.Sleep(time.Second)
 		st.crash()
-		require.Empty(t, st.b.sessions, "it was removed when there was room")
+		require.Zero(t, st.b.sessions.len(), "it was removed when there was room")
 	})
 }
 

@@ -124,6 +124,7 @@ func (m *Incoming) Ack() {
 type Subscription struct {
 	s            *session
 	client       *hooks.Client // for the Observer
+	named        bool
 	manual       bool
 	blockTimeout time.Duration
 	news         chan struct{} // capacity 1: something may be there to read
@@ -171,7 +172,10 @@ func (b *Broker) Subscribe(ctx context.Context, filter string, o *SubscribeOptio
 	if _, _, err := b.splitFilter(filter, o); err != nil {
 		return nil, err
 	}
-	sub := &Subscription{manual: o.ManualAck, blockTimeout: o.BlockTimeout, news: make(chan struct{}, 1), closed: make(chan struct{})}
+	sub := &Subscription{
+		named: o.Name != "", manual: o.ManualAck, blockTimeout: o.BlockTimeout,
+		news: make(chan struct{}, 1), closed: make(chan struct{}),
+	}
 	if sub.blockTimeout == 0 {
 		sub.blockTimeout = time.Second
 	}
@@ -243,60 +247,84 @@ func (b *Broker) attachLocal(ctx context.Context, sub *Subscription, o *Subscrib
 	}
 	quota := queueLimits{b.cfg.MaxQueuedBytes, int32(min(buffer, 1<<31-1)), o.Overflow}
 	for {
-		b.mu.Lock()
-		if b.closed {
-			b.mu.Unlock()
-			return false, ErrBrokerClosed
-		}
-		var id string
-		if o.Name == "" {
-			b.localCount++
-			id = localPrefix + "#" + strconv.FormatUint(b.localCount, 10)
-		} else {
-			id = localPrefix + o.Name
-		}
-		s := b.sessions[id]
-		if fresh = s == nil; fresh {
-			if o.Name != "" && len(b.sessions) >= b.cfg.MaxSessions {
-				b.mu.Unlock()
-				return false, packets.Errorf(packets.QuotaExceeded, "too many sessions")
-			}
-			s = &session{holder: &nobody, b: b, id: id, out: sender{mem: b.memory}}
-			if o.Name != "" {
-				b.sessions[id] = s
-			}
-		}
+		s, fresh := b.findLocal(o.Name)
 		s.mu.Lock()
 		other := s.local
 		over := s.ended || !fresh && s.expiry == 0 // it has expired: whenDue is about to end it
-		if other == nil && !over {
-			b.due.Cancel(s.due)
-			s.local, s.quota, s.endsAt = sub, quota, 0
-			if o.Name != "" {
-				s.expiry = b.localExpiry(o.Expiry)
-			}
-			s.out.begin(min(buffer, 65535))
-			sub.s, sub.client = s, &hooks.Client{ID: id}
-			b.locals[sub] = struct{}{}
-			x, adds := s.saveLocal()
+		if other != nil || over {
 			s.mu.Unlock()
-			b.mu.Unlock()
-			if x == nil {
-				return fresh, nil
+			if other != nil {
+				other.end(ErrSubscriptionTaken, false)
+			} else {
+				b.work(func(t *turn) { b.endSession(t, s, nil) })
 			}
-			if err = b.journal.wait(ctx, x, !adds); err != nil {
-				sub.end(err, adds)
-			}
-			return fresh, err
+			continue
 		}
+		sub.s, sub.client = s, &hooks.Client{ID: s.id}
+		if err := b.enterLocal(sub); err != nil {
+			s.mu.Unlock()
+			if err == errTaken {
+				continue
+			}
+			return false, err
+		}
+		b.due.Cancel(s.due)
+		s.local, s.quota, s.endsAt = sub, quota, 0
+		if o.Name != "" {
+			s.expiry = b.localExpiry(o.Expiry)
+		}
+		s.out.begin(min(buffer, 65535))
+		x, adds := s.saveLocal()
 		s.mu.Unlock()
-		b.mu.Unlock()
-		if other != nil {
-			other.end(ErrSubscriptionTaken, false)
-		} else {
-			b.work(func(t *turn) { b.endSession(t, s, nil) })
+		if x == nil {
+			return fresh, nil
+		}
+		if err = b.journal.wait(ctx, x, !adds); err != nil {
+			sub.end(err, adds)
+		}
+		return fresh, err
+	}
+}
+
+// findLocal returns the Session of a Subscription with a name, or a new one that is not among the
+// Sessions yet.
+func (b *Broker) findLocal(name string) (s *session, fresh bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if name != "" {
+		s = b.sessions.get(localPrefix + name)
+	} else {
+		b.localCount++
+		name = "#" + strconv.FormatUint(b.localCount, 10)
+	}
+	if s != nil {
+		return s, false
+	}
+	return &session{holder: &nobody, b: b, id: localPrefix + name, out: sender{mem: b.memory}}, true
+}
+
+// enterLocal makes sub one of the open Subscriptions and, if it has a Name, its Session one of the
+// Sessions. It returns errTaken if another one with that Name was quicker. The lock of the Session
+// is held.
+func (b *Broker) enterLocal(sub *Subscription) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return ErrBrokerClosed
+	}
+	if s := sub.s; sub.named {
+		switch at := b.sessions.get(s.id); {
+		case at == s:
+		case at != nil:
+			return errTaken
+		case b.sessions.len() >= b.cfg.MaxSessions:
+			return packets.Errorf(packets.QuotaExceeded, "too many sessions")
+		default:
+			b.sessions.put(s.place(), s)
 		}
 	}
+	b.locals[sub] = struct{}{}
+	return nil
 }
 
 // saveLocal tells the store, if there is one and s has a Name, that s has a reader. It returns what to wait for, and whether s is new to it. The

@@ -1,13 +1,10 @@
 package dunlin
 
 import (
-	"cmp"
 	"context"
 	"iter"
-	"maps"
 	"math"
 	"runtime"
-	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -48,13 +45,12 @@ func (b *Broker) Stats() Stats {
 	st := b.stats.snapshot()
 	st.Uptime = time.Since(b.started)
 	b.mu.Lock()
-	st.Connections, st.Sessions = len(b.conns), len(b.sessions)
-	sessions := slices.Collect(maps.Values(b.sessions))
+	st.Connections, st.Sessions = len(b.conns), b.sessions.len()
 	b.mu.Unlock()
 	st.Subscriptions = b.tree.Len()
 	st.Retained, st.RetainedBytes = b.retained.Len(), b.retained.Bytes()
 	st.Memory = b.memory.Used()
-	for _, s := range sessions {
+	for s := range b.allSessions() {
 		s.mu.Lock()
 		st.Queued += int(s.out.queue.n)
 		st.Inflight += int(s.out.live)
@@ -84,15 +80,13 @@ type SessionInfo struct {
 	ExpiresAt time.Time
 }
 
-// Sessions yields all Sessions in the order of their Client Identifiers, then of their principals. What it yields are copies; no lock is held meanwhile.
-// Of the program's own Subscriptions it has those with a Name, under "$local/" and that, and not those without.
+// Sessions yields all Sessions in the order of their Client Identifiers, then of their principals.
+// What it yields are copies, each made when it is its turn; no lock is held meanwhile. A Session
+// that begins or ends meanwhile may be among them. Of the program's own Subscriptions it has those
+// with a Name, under "$local/" and that, and not those without.
 func (b *Broker) Sessions() iter.Seq[SessionInfo] {
 	return func(yield func(SessionInfo) bool) {
-		b.mu.Lock()
-		all := slices.Collect(maps.Values(b.sessions))
-		b.mu.Unlock()
-		slices.SortFunc(all, bySession)
-		for _, s := range all {
+		for s := range b.allSessions() {
 			if info, ok := s.info(); ok && !yield(info) {
 				return
 			}
@@ -100,31 +94,8 @@ func (b *Broker) Sessions() iter.Seq[SessionInfo] {
 	}
 }
 
-func bySession(a, b *session) int {
-	return cmp.Or(cmp.Compare(a.id, b.id), cmp.Compare(a.principal, b.principal), cmp.Compare(a.place(), b.place()))
-}
-
-// ofClient returns the Sessions with a Client Identifier, in the order of their principals: at most one without SessionPerPrincipal.
-func (b *Broker) ofClient(clientID string) (of []*session) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if !b.cfg.SessionPerPrincipal {
-		if s := b.sessions[clientID]; s != nil {
-			of = append(of, s)
-		}
-		return of
-	}
-	for _, s := range b.sessions {
-		if s.id == clientID {
-			of = append(of, s)
-		}
-	}
-	slices.SortFunc(of, bySession)
-	return of
-}
-
-// Session returns the Session of a client. ok is false if there is none. With SessionPerPrincipal it is the one of the first principal, and
-// finding it looks at all Sessions, as Disconnect and DeleteSession do then.
+// Session returns the Session of a client. ok is false if there is none. With SessionPerPrincipal
+// it is the one of the first principal.
 func (b *Broker) Session(clientID string) (info SessionInfo, ok bool) {
 	for _, s := range b.ofClient(clientID) {
 		if info, ok = s.info(); ok {
