@@ -24,9 +24,13 @@ const (
 	BanClient
 	// BanUser: a User Name, before it is verified, or a Principal. Its CONNECT is refused with Banned (0x8A).
 	BanUser
+	// BanSession: a Client Identifier as one principal uses it, where Config.SessionPerPrincipal gives each principal Sessions
+	// of its own. The Value is the Client Identifier, U+0000 and the Principal, or the Client Identifier alone for clients
+	// without Principal and User Name. Its CONNECT is refused with Banned (0x8A), that of others is not.
+	BanSession
 )
 
-// String returns "address", "client" or "user".
+// String returns "address", "client", "user" or "session".
 func (k BanKind) String() string {
 	switch k {
 	case BanAddress:
@@ -35,6 +39,8 @@ func (k BanKind) String() string {
 		return "client"
 	case BanUser:
 		return "user"
+	case BanSession:
+		return "session"
 	}
 	return fmt.Sprintf("BanKind(%d)", byte(k))
 }
@@ -93,8 +99,10 @@ func (b *Broker) Ban(x Ban) error {
 	switch {
 	case x.Value == "" && x.Kind != BanUser:
 		return errors.New("dunlin: Ban: an empty Value")
-	case x.Kind < BanAddress || x.Kind > BanUser:
-		return fmt.Errorf("dunlin: Ban: %d is none of BanAddress, BanClient and BanUser", x.Kind)
+	case x.Kind < BanAddress || x.Kind > BanSession:
+		return fmt.Errorf("dunlin: Ban: %d is none of BanAddress, BanClient, BanUser and BanSession", x.Kind)
+	case x.Kind == BanSession && !b.cfg.SessionPerPrincipal:
+		return errors.New("dunlin: Ban: BanSession needs Config.SessionPerPrincipal, use BanClient")
 	case !x.Until.IsZero() && !x.Until.After(time.Now()):
 		return fmt.Errorf("dunlin: Ban: it ended at %v", x.Until)
 	}
@@ -221,8 +229,11 @@ func (c *conn) isOf(x Ban, network netip.Prefix) bool {
 	}
 	c.sess.mu.Lock()
 	defer c.sess.mu.Unlock()
-	if x.Kind == BanClient {
+	switch x.Kind {
+	case BanClient:
 		return c.sess.id == x.Value
+	case BanSession:
+		return c.sess.place() == x.Value
 	}
 	return c.sess.named && (c.sess.principal == x.Value || c.sess.who().Username == x.Value)
 }
@@ -320,7 +331,7 @@ func (l *banList) address(ip netip.Addr, ok bool, now time.Time) bool {
 	return false
 }
 
-// barred says why the client must not connect, if it must not.
+// barred says why the client must not connect, if it must not, whoever it may be.
 func (c *conn) barred(now time.Time) error {
 	l := &c.b.bans
 	if l.n.Load() == 0 {
@@ -329,7 +340,17 @@ func (c *conn) barred(now time.Time) error {
 	x := c.client
 	user := x.HasUsername && l.has(BanUser, x.Username, now) || x.Identity.Principal != "" && l.has(BanUser, x.Identity.Principal, now)
 	if user || l.has(BanClient, x.ID, now) {
-		return &packets.Error{Code: packets.Banned, Err: errors.New("the client or its user is banned")}
+		return errBarred
 	}
 	return nil
 }
+
+// barredAs is barred for a client whose Principal is known.
+func (c *conn) barredAs(now time.Time) error {
+	if c.b.bans.has(BanSession, c.sessionKey(), now) {
+		return errBarred
+	}
+	return c.barred(now)
+}
+
+var errBarred = &packets.Error{Code: packets.Banned, Err: errors.New("the client or its user is banned")}

@@ -89,7 +89,8 @@ type Config struct {
 	// exceeded (0x9F) and no hook is asked. Defaults 60, and 5 times MaxAuthFailures.
 	MaxAuthFailures, MaxAuthFailuresPerIP int
 	// MaxTakeovers is how often in a minute connections may take over the same Client Identifier from each other. One that does it more
-	// often is banned (see Ban) for BanTime. Defaults 60, and 5 minutes; either negative: nobody is.
+	// often is banned (see Ban) for BanTime: the Client Identifier, or with SessionPerPrincipal the one of that principal. Defaults 60, and
+	// 5 minutes; either negative: nobody is.
 	MaxTakeovers int
 	BanTime      time.Duration
 

@@ -397,7 +397,7 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 	if c.client.Identity.Principal == "" {
 		c.client.Identity.Principal = p.Username
 	}
-	if err := c.barred(t.now); err != nil { // now that the Principal is known
+	if err := c.barredAs(t.now); err != nil {
 		return c.refuse(err)
 	}
 	if err := b.checkGrant(g); err != nil {
@@ -445,7 +445,7 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 		return c.refuse(err)
 	}
 	c.accepted, c.answered = true, true
-	if ip, ok := remoteIP(c.client.RemoteAddr); c.barred(t.now) != nil || b.bans.address(ip, ok, t.now) { // banned this moment, and missed then
+	if ip, ok := remoteIP(c.client.RemoteAddr); c.barredAs(t.now) != nil || b.bans.address(ip, ok, t.now) { // banned this moment, and missed then
 		b.end(c, packets.Errorf(packets.AdministrativeAction, "banned"))
 	}
 	c.lastPacket = t.now.Sub(b.started)

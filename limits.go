@@ -285,8 +285,12 @@ func (b *Broker) tookOver(c *conn, now time.Time) {
 		delete(ft.of, key)
 	}
 	ft.mu.Unlock()
-	if !within {
-		b.ban(Ban{Kind: BanClient, Value: c.client.ID, Until: now.Add(cfg.BanTime), Reason: "taken over in a loop"}, true)
+	if !within { // what was counted for one owner is banned for that one
+		x := Ban{Kind: BanClient, Value: key, Until: now.Add(cfg.BanTime), Reason: "taken over in a loop"}
+		if cfg.SessionPerPrincipal {
+			x.Kind = BanSession
+		}
+		b.ban(x, true)
 	}
 }
 

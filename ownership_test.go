@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"testing"
+	"testing/synctest"
 
 	"github.com/stretchr/testify/require"
 
@@ -98,4 +100,64 @@ func noLocalOfAnother(t *testing.T, cached bool) {
 	require.Equal(t, before+len(m), next.sink.n)
 	next.packet(&packets.Publish{Topic: []byte("t")}, packets.V5)
 	require.Equal(t, before+len(m), next.sink.n, "its own messages it does not get")
+}
+
+// Bob, whose own client is taken over in a loop, does not keep Alice out, who uses the same Client Identifier.
+func TestABanForTakeoversIsOfTheirOwner(t *testing.T) {
+	for _, tt := range []struct{ name, looping, other, value string }{
+		{"of a principal", "bob", "alice", "sensor-1\x00bob"},
+		{"of clients without a name", "-", "alice", "sensor-1"},
+		{"of clients with an empty name", "", "-", "sensor-1\x00"},
+		{"of a principal, not of clients without a name", "bob", "-", "sensor-1\x00bob"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			withRules(t, everything, func(c *Config) { c.SessionPerPrincipal, c.MaxTakeovers = true, 5 }, func(r *guardRig) {
+				var all []*testClient
+				connect := func(user string) int {
+					c, code := r.connectFrom("192.0.2.1", as("sensor-1", user))
+					go io.Copy(io.Discard, c.nc) // what the client is told
+					all = append(all, c)
+					return code
+				}
+				require.Zero(t, connect(tt.other))
+				for range 7 {
+					require.Zero(t, connect(tt.looping))
+				}
+				require.EqualValues(t, packets.Banned, connect(tt.looping))
+				synctest.Wait()
+				sessions := r.b.ofClient("sensor-1")
+				require.Len(t, sessions, 2)
+				for _, s := range sessions {
+					s.mu.Lock()
+					require.Equal(t, s.place() != tt.value, s.conn != nil, "%q is connected", s.place())
+					s.mu.Unlock()
+				}
+				require.Zero(t, connect(tt.other), "nor is the other owner refused")
+				bans := r.b.Bans()
+				require.Len(t, bans, 1)
+				require.Equal(t, BanSession, bans[0].Kind)
+				require.Equal(t, tt.value, bans[0].Value)
+				require.True(t, r.b.Unban(BanSession, tt.value))
+				require.Zero(t, connect(tt.looping))
+				for _, c := range all {
+					c.nc.Close()
+				}
+			})
+		})
+	}
+}
+
+func TestABanOfASessionNeedsSessionsOfTheirOwn(t *testing.T) {
+	withRules(t, everything, nil, func(r *guardRig) {
+		require.ErrorContains(t, r.b.Ban(Ban{Kind: BanSession, Value: "c\x00bob"}), "SessionPerPrincipal")
+	})
+	withRules(t, everything, func(c *Config) { c.SessionPerPrincipal = true }, func(r *guardRig) {
+		bob, alice := r.connect(as("c", "bob")), r.connect(as("c", "alice"))
+		require.NoError(t, r.b.Ban(Ban{Kind: BanSession, Value: "c\x00bob"}))
+		require.Equal(t, packets.AdministrativeAction, bob.recv().(*packets.Disconnect).Code)
+		alice.nothing("somebody else's ban")
+		bob.close()
+		alice.close()
+		require.Equal(t, "session", BanSession.String())
+	})
 }

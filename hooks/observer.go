@@ -73,8 +73,8 @@ type Observer struct {
 	// Revoked: a subscription was taken away because it is no longer allowed: the rules have changed, or the client came back as one
 	// that may not have it. filter is as the client wrote it.
 	Revoked func(c *Client, filter string, err error)
-	// Banned: somebody was banned, by the broker itself or by the program. kind is "address", "client" or "user", until is zero for one
-	// that does not end by itself.
+	// Banned: somebody was banned, by the broker itself or by the program. kind is "address", "client", "user", or
+	// "session" with a Client Identifier, U+0000 and a Principal for its value. until is zero for one that does not end by itself.
 	Banned func(kind, value, reason string, until time.Time)
 	// Published: a message was accepted and handed to as many sessions as matched; 0 means nobody subscribes to it. The topic is with the mount
 	// point. Wills are told of when they are published. A program that publishes because of a call is told of that message too.
