@@ -1,0 +1,90 @@
+package acl_test
+
+import (
+	"context"
+	"fmt"
+	"log"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/hooks/acl"
+)
+
+// try asks an Authorizer about a client and prints the answer.
+func try(a hooks.Authorizer, user string, action hooks.Action, topic string) {
+	r := &hooks.AccessRequest{
+		Client: &hooks.Client{ID: "c1", Identity: hooks.Identity{Principal: user}}, Action: action, Topic: topic,
+	}
+	answer := "allowed"
+	if err := a.Authorize(context.Background(), r); err != nil {
+		answer = err.Error()
+	}
+	fmt.Printf("%s, %v %s: %s\n", user, action, topic, answer)
+}
+
+// Each rule stands in a line. The first one that matches decides.
+func ExampleParse() {
+	list, err := acl.Parse(strings.NewReader(`
+# Everyone writes below their own name. Only jane reads everything.
+allow publish sensors/%u/#
+allow user=jane subscribe sensors/#
+`), "rules")
+	if err != nil {
+		log.Fatal(err)
+	}
+	rules := acl.New(list)
+	try(rules, "joe", hooks.Publish, "sensors/joe/temperature")
+	try(rules, "joe", hooks.Publish, "sensors/jane/temperature")
+	try(rules, "jane", hooks.Subscribe, "sensors/+/temperature")
+	// Output:
+	// joe, publish sensors/joe/temperature: allowed
+	// joe, publish sensors/jane/temperature: Not authorized: no rule allows it
+	// jane, subscribe sensors/+/temperature: allowed
+}
+
+// Rules can also be made in code, and replaced while clients are connected.
+func ExampleRules() {
+	open, err := acl.Rules(acl.Rule{Effect: acl.Allow, Filters: []string{"#"}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	closed, err := acl.Rules(
+		acl.Rule{Effect: acl.Deny, Action: hooks.Publish, Filters: []string{"alarms/#"}},
+		acl.Rule{Effect: acl.Allow, Filters: []string{"#"}},
+	)
+	if err != nil {
+		log.Fatal(err)
+	}
+	rules := acl.New(open)
+	try(rules, "joe", hooks.Publish, "alarms/fire")
+	rules.Set(closed)
+	try(rules, "joe", hooks.Publish, "alarms/fire")
+	try(rules, "joe", hooks.Subscribe, "alarms/fire")
+	// Output:
+	// joe, publish alarms/fire: allowed
+	// joe, publish alarms/fire: Not authorized: denied by a rule: acl: rule 1: deny alarms/#
+	// joe, subscribe alarms/fire: allowed
+}
+
+// A file of Mosquitto is read as it is. Watch reads it again when it changes.
+func ExampleOpen() {
+	dir, err := os.MkdirTemp("", "acl")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	name := filepath.Join(dir, "acl")
+	if err := os.WriteFile(name, []byte("user jane\ntopic read news/#\n"), 0o600); err != nil {
+		log.Fatal(err)
+	}
+	rules, err := acl.Open(name, acl.ParseMosquitto)
+	if err != nil {
+		log.Fatal(err)
+	}
+	// In a program: go rules.Watch(ctx, 0, func(err error) { log.Print(err) })
+	try(rules, "jane", hooks.Subscribe, "news/sports")
+	// Output:
+	// jane, subscribe news/sports: allowed
+}
