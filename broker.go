@@ -164,7 +164,9 @@ func New(cfg Config) (*Broker, error) {
 		b.authorizer = nil
 	}
 	b.strict = strict
-	b.addresses.logins = logins.New(logins.Limits{PerName: cfg.MaxAuthFailures, PerAddress: cfg.MaxAuthFailuresPerIP})
+	b.addresses.logins = logins.New(logins.Limits{
+		PerName: cfg.MaxAuthFailures, PerAddress: cfg.MaxAuthFailuresPerIP,
+	})
 	b.addresses.of, b.flaps.of, b.paces.of = make(map[netip.Addr]*address), make(map[string]bucket), make(map[string]*pace)
 	b.memory = budget.New(int64(cfg.MaxMemory))
 	b.retained = b.newRetained()

@@ -74,19 +74,20 @@ type Config struct {
 	// MaxConnecting bounds the connections whose CONNECT has not come or not been decided. Another one is closed. Default 32,768.
 	MaxConnecting int
 
-	// The next six hold for an address: an IPv4 address, or an IPv6 /64 network. Their defaults, but not values that are set, leave out
-	// loopback addresses and connections without IP address.
+	// The next six hold for an address: an IPv4 address, or an IPv6 /64 network. Their defaults,
+	// but not values that are set, leave out loopback addresses and connections without IP address.
 
 	// MaxConnectionsPerIP bounds the connections from one address. Another one is closed before anything is read. Default 10,000.
 	MaxConnectionsPerIP int
 	// ConnectRatePerIP is how many connections per second are taken up from one address, ConnectRate how many in all; a second's
 	// worth may come at once. Others are closed before anything is read. Defaults 1,000 and 50,000.
 	ConnectRatePerIP, ConnectRate float64
-	// MaxAuthFailures is how many authentications of one User Name from one address may fail in a minute. (Where there is
-	// no User Name, the Client Identifier counts.) MaxAuthFailuresPerIP is how many from one address may fail in all; it
-	// does not hold for a User Name that was accepted from the address before. An authentication under way counts as
-	// failed until it has succeeded. Beyond, until there is room again, the client is refused with Connection rate
-	// exceeded (0x9F) and no hook is asked. Defaults 60, and 5 times MaxAuthFailures.
+	// MaxAuthFailures is how many authentications of one User Name from one address may fail in a
+	// minute. (Where there is no User Name, the Client Identifier counts.) MaxAuthFailuresPerIP is
+	// how many from one address may fail in all; it does not hold for a User Name that was accepted
+	// from the address before. An authentication under way counts as failed until it has succeeded.
+	// Beyond, until there is room again, the client is refused with Connection rate exceeded (0x9F)
+	// and no hook is asked. Defaults 60, and 5 times MaxAuthFailures.
 	MaxAuthFailures, MaxAuthFailuresPerIP int
 	// MaxTakeovers is how often in a minute connections may take over the same Client Identifier from each other. One that does it more
 	// often is banned (see Ban) for BanTime: the Client Identifier, or with SessionPerPrincipal the one of that principal. Defaults 60, and

@@ -262,7 +262,8 @@ func (c *conn) next(data []byte) (reply []byte, done bool, err error) {
 	err = c.asks(func(bool) (decided bool, err error) {
 		reply, done, err = x.Next(x.ctx, data)
 		if err == nil && len(reply) > math.MaxUint16 {
-			err = fmt.Errorf("the Exchange answered with %d bytes, Authentication Data has at most 65535", len(reply))
+			err = fmt.Errorf("the Exchange answered with %d bytes, Authentication Data has at most 65535",
+				len(reply))
 		}
 		return done, err
 	})

@@ -115,7 +115,8 @@ type strictness struct{ connections, rate, rateInAll, failures, takeovers bool }
 
 func (c *Config) strictness() strictness {
 	return strictness{
-		c.MaxConnectionsPerIP != 0, c.ConnectRatePerIP != 0, c.ConnectRate != 0, c.MaxAuthFailures != 0 || c.MaxAuthFailuresPerIP != 0, c.MaxTakeovers != 0,
+		c.MaxConnectionsPerIP != 0, c.ConnectRatePerIP != 0, c.ConnectRate != 0,
+		c.MaxAuthFailures != 0 || c.MaxAuthFailuresPerIP != 0, c.MaxTakeovers != 0,
 	}
 }
 
@@ -208,10 +209,12 @@ func (b *Broker) dismiss(x *address, now time.Time) {
 }
 
 // errSlowed refuses a client because of failures before.
-var errSlowed = packets.Errorf(packets.ConnectionRateExceeded, "too many authentications have failed, try again later")
+var errSlowed = packets.Errorf(packets.ConnectionRateExceeded,
+	"too many authentications have failed, try again later")
 
-// asks has a hook decide about the client, unless too many of its kind were refused. decided says whether a nil error
-// accepts the client, or the hook wants to hear more. The error is a *packets.Error.
+// asks has a hook decide about the client, unless too many of its kind were refused. decided says
+// whether a nil error accepts the client, or the hook wants to hear more. The error is a
+// *packets.Error.
 func (c *conn) asks(hook func(known bool) (decided bool, err error)) error {
 	b, table, client := c.b, c.b.addresses.logins, c.client
 	ip, ok := remoteIP(client.RemoteAddr)
@@ -246,13 +249,16 @@ func (c *conn) asks(hook func(known bool) (decided bool, err error)) error {
 	return refusal
 }
 
-// failedLogin says whether a hook has refused the client: it has not if it failed itself or was too busy.
+// failedLogin says whether a hook has refused the client: it has not if it failed itself or was too
+// busy.
 func failedLogin(err, refusal error) bool {
-	if _, decided := errors.AsType[*packets.Error](err); !decided && !errors.Is(err, hooks.ErrAbstain) {
+	_, decided := errors.AsType[*packets.Error](err)
+	if !decided && !errors.Is(err, hooks.ErrAbstain) {
 		return false
 	}
 	switch packets.CodeOf(refusal) {
-	case packets.BadUserNameOrPassword, packets.NotAuthorized, packets.Banned, packets.BadAuthenticationMethod:
+	case packets.BadUserNameOrPassword, packets.NotAuthorized, packets.Banned,
+		packets.BadAuthenticationMethod:
 		return true
 	}
 	return false

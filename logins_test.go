@@ -17,8 +17,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// slowPasswords are users u0 to u9, whose passwords are right when they are "right". All checks together do ten a second, as one
-// processor does with 210,000 iterations.
+// slowPasswords are users u0 to u9, whose passwords are right when they are "right". All checks
+// together do ten a second, as one processor does with 210,000 iterations.
 func slowPasswords(t *testing.T) *auth.Passwords {
 	atATime := max(1, runtime.GOMAXPROCS(0)/2) // as the documentation of Passwords says
 	scheme := func(string) (auth.Verifier, error) {
@@ -42,7 +42,8 @@ func login(user, password string) *packets.Connect {
 	return p
 }
 
-// floods tries wrong passwords, 90 in a second, until the returned function is called. It does not wait for answers.
+// floods tries wrong passwords, 90 in a second, until the returned function is called. It does not
+// wait for answers.
 func (r *guardRig) floods(addr, user func(i int) string) (stop func()) {
 	done := make(chan struct{})
 	var all sync.WaitGroup
@@ -91,8 +92,10 @@ func TestOneAddressDoesNotKeepPasswordLoginFromOthers(t *testing.T) {
 	}{
 		{"the defaults, one name", nil, func(int) string { return "u0" }},
 		{"the defaults, many names", nil, func(i int) string { return fmt.Sprint("nobody", i) }},
-		{"no limit of failures, one name", func(c *Config) { c.MaxAuthFailures = -1 }, func(int) string { return "u0" }},
-		{"no limit of failures, many names", func(c *Config) { c.MaxAuthFailures = -1 }, func(i int) string { return fmt.Sprint("nobody", i) }},
+		{"no limit of failures, one name", func(c *Config) { c.MaxAuthFailures = -1 },
+			func(int) string { return "u0" }},
+		{"no limit of failures, many names", func(c *Config) { c.MaxAuthFailures = -1 },
+			func(i int) string { return fmt.Sprint("nobody", i) }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			withRules(t, everything, func(c *Config) {
@@ -116,62 +119,67 @@ func TestOneAddressDoesNotKeepPasswordLoginFromOthers(t *testing.T) {
 }
 
 func TestManyAddressesDoNotKeepPasswordLoginFromKnownNames(t *testing.T) {
-	withRules(t, everything, func(c *Config) { c.Authenticator = slowPasswords(t) }, func(r *guardRig) {
-		r.logsIn("192.0.2.1", "u1", "nothing is wrong yet")
-		defer r.floods(func(i int) string { return fmt.Sprint("203.0.113.", i%250) }, func(int) string { return "u1" })()
-		for range 20 {
-			time.Sleep(time.Second)
-			r.logsIn("192.0.2.1", "u1", "a name that came from this address before")
-		}
-	})
+	withRules(t, everything, func(c *Config) { c.Authenticator = slowPasswords(t) },
+		func(r *guardRig) {
+			r.logsIn("192.0.2.1", "u1", "nothing is wrong yet")
+			defer r.floods(func(i int) string { return fmt.Sprint("203.0.113.", i%250) },
+				func(int) string { return "u1" })()
+			for range 20 {
+				time.Sleep(time.Second)
+				r.logsIn("192.0.2.1", "u1", "a name that came from this address before")
+			}
+		})
 }
 
 // A failure behind one NAT is held against its name, and only many of them against the address.
 func TestFailuresOfOneNameDoNotLockOthersOut(t *testing.T) {
-	withRules(t, everything, func(c *Config) { c.MaxAuthFailures, c.MaxAuthFailuresPerIP = 3, 8 }, func(r *guardRig) {
-		r.grant = func(q *hooks.ConnectRequest) error {
-			if string(q.Connect.Password) == "right" {
-				return nil
+	withRules(t, everything, func(c *Config) { c.MaxAuthFailures, c.MaxAuthFailuresPerIP = 3, 8 },
+		func(r *guardRig) {
+			r.grant = func(q *hooks.ConnectRequest) error {
+				if string(q.Connect.Password) == "right" {
+					return nil
+				}
+				return packets.Errorf(packets.BadUserNameOrPassword, "wrong")
 			}
-			return packets.Errorf(packets.BadUserNameOrPassword, "wrong")
-		}
-		try := func(user, password string, want packets.ReasonCode) {
-			t.Helper()
-			c, code := r.connectFrom("192.0.2.1", login(user, password))
-			require.Equal(t, want, packets.ReasonCode(code))
-			c.close()
-		}
-		try("old", "right", packets.Success)
-		for range 3 {
-			try("bad", "wrong", packets.BadUserNameOrPassword)
-		}
-		for range 20 {
-			try("bad", "wrong", packets.ConnectionRateExceeded)
-		}
-		try("bad", "right", packets.ConnectionRateExceeded)
-		try("new", "right", packets.Success)
-		try("old", "right", packets.Success)
-		for i := range 5 {
-			try(fmt.Sprint("guess", i), "wrong", packets.BadUserNameOrPassword)
-		}
-		try("guess", "right", packets.ConnectionRateExceeded)
-		for range 10 {
+			try := func(user, password string, want packets.ReasonCode) {
+				t.Helper()
+				c, code := r.connectFrom("192.0.2.1", login(user, password))
+				require.Equal(t, want, packets.ReasonCode(code))
+				c.close()
+			}
 			try("old", "right", packets.Success)
+			for range 3 {
+				try("bad", "wrong", packets.BadUserNameOrPassword)
+			}
+			for range 20 {
+				try("bad", "wrong", packets.ConnectionRateExceeded)
+			}
+			try("bad", "right", packets.ConnectionRateExceeded)
 			try("new", "right", packets.Success)
-		}
-		for range 3 {
-			try("old", "wrong", packets.ConnectionRateExceeded) // as a name that was never there gets: it does not tell who was
-		}
-		try("old", "right", packets.ConnectionRateExceeded)
-		time.Sleep(8 * time.Second) // room for one more failure of the address, not of a name
-		try("old", "right", packets.ConnectionRateExceeded)
-		try("another", "right", packets.Success)
-		time.Sleep(12 * time.Second)
-		try("old", "right", packets.Success)
-	})
+			try("old", "right", packets.Success)
+			for i := range 5 {
+				try(fmt.Sprint("guess", i), "wrong", packets.BadUserNameOrPassword)
+			}
+			try("guess", "right", packets.ConnectionRateExceeded)
+			for range 10 {
+				try("old", "right", packets.Success)
+				try("new", "right", packets.Success)
+			}
+			for range 3 {
+				// as a name that was never there gets: it does not tell who was
+				try("old", "wrong", packets.ConnectionRateExceeded)
+			}
+			try("old", "right", packets.ConnectionRateExceeded)
+			time.Sleep(8 * time.Second) // room for one more failure of the address, not of a name
+			try("old", "right", packets.ConnectionRateExceeded)
+			try("another", "right", packets.Success)
+			time.Sleep(12 * time.Second)
+			try("old", "right", packets.Success)
+		})
 }
 
-// Failures are counted before they have happened: however many come at once, no more are tried than may fail.
+// Failures are counted before they have happened: however many come at once, no more are tried than
+// may fail.
 func TestGuessesThatComeAtOnceAreCounted(t *testing.T) {
 	withRules(t, everything, func(c *Config) { c.MaxAuthFailures = 3 }, func(r *guardRig) {
 		var mu sync.Mutex
@@ -202,7 +210,8 @@ func TestGuessesThatComeAtOnceAreCounted(t *testing.T) {
 		for range 50 {
 			got[packets.ReasonCode(<-codes)]++
 		}
-		require.Equal(t, map[packets.ReasonCode]int{packets.BadUserNameOrPassword: 3, packets.ConnectionRateExceeded: 47}, got)
+		require.Equal(t, map[packets.ReasonCode]int{packets.BadUserNameOrPassword: 3,
+			packets.ConnectionRateExceeded: 47}, got)
 		require.Equal(t, 3, tried)
 
 		for range 50 { // what succeeds costs nothing
@@ -261,7 +270,8 @@ func TestFailedAuthenticationsSlowANameDown(t *testing.T) {
 	})
 }
 
-// Whoever has an account could otherwise log in with it, and guess the password of another one, as often as it likes.
+// Whoever has an account could otherwise log in with it, and guess the password of another one, as
+// often as it likes.
 func TestAFailedReauthenticationCounts(t *testing.T) {
 	guess := false
 	withRules(t, everything, func(c *Config) {

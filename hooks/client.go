@@ -12,8 +12,8 @@ func (c *Client) User() (name string, ok bool) {
 	return c.Username, c.HasUsername
 }
 
-// Network returns what limits for an address count as one: the IPv4 address of the client, or the /64 network of its IPv6
-// address. ok is false for a client without an IP address.
+// Network returns what limits for an address count as one: the IPv4 address of the client, or the
+// /64 network of its IPv6 address. ok is false for a client without an IP address.
 func (c *Client) Network() (ip netip.Addr, ok bool) {
 	if c.RemoteAddr == nil {
 		return ip, false

@@ -118,9 +118,9 @@ type ConnectRequest struct {
 	Connect *packets.Connect
 	// Grant is for the Authenticator to fill in. Never nil.
 	Grant *Grant
-	// Known says that a client with the same User Name was accepted from the same address (see Client.Network) before.
-	// It proves nothing. It is for Authenticators that must choose whom to serve first. False where there is no User
-	// Name, and after a restart of the broker.
+	// Known says that a client with the same User Name was accepted from the same address (see
+	// Client.Network) before. It proves nothing. It is for Authenticators that must choose whom to
+	// serve first. False where there is no User Name, and after a restart of the broker.
 	Known bool
 }
 

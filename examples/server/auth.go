@@ -38,7 +38,8 @@ func (a *access) flags(fs *flag.FlagSet) {
 			"neither -password-file nor -tls-identity-as-username says who may connect)")
 	fs.StringVar(&a.passwordFile, "password-file", "", "`file` of users and passwords as mosquitto_passwd makes it; bcrypt and Argon2id are known, too")
 	fs.StringVar(&a.passwordSecret, "password-secret", "",
-		"`file` with a secret that hides which users exist, also over restarts; it is made if it does not exist (default: a random secret at each start)")
+		"`file` with a secret that hides which users exist, also over restarts; it is made if it "+
+			"does not exist (default: a random secret at each start)")
 	fs.StringVar(&a.aclFile, "acl-file", "", "`file` of topics that may be read and written, in the form of Mosquitto's acl_file")
 	fs.StringVar(&a.auditLog, "audit-log", "", "`file` to which security events are appended, one JSON object in a line")
 	fs.BoolVar(&a.aclAtDelivery, "acl-at-delivery", false,

@@ -102,7 +102,8 @@ func TestAPasswordFileAloneLetsNobodyAnonymousIn(t *testing.T) {
 	}
 }
 
-// The secret of -password-secret is made once. With it SCRAM tells a name without a user the same salt after a restart.
+// The secret of -password-secret is made once. With it SCRAM tells a name without a user the same
+// salt after a restart.
 func TestAPasswordSecretIsKept(t *testing.T) {
 	file := write(t, "passwords", "jane:"+auth.HashSCRAM("pencil", 1))
 	told := func(args ...string) string {

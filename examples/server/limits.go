@@ -23,8 +23,12 @@ func (l *limits) flags(fs *flag.FlagSet, c *dunlin.Config) {
 	fs.StringVar(&l.exceeded, "rate-exceeded", "pause", "what happens beyond the rates of PUBLISH: pause reading, or refuse with 0x97")
 	fs.IntVar(&c.MaxConnectionsPerIP, "max-connections-ip", 0, "connections from one address or IPv6 /64 (default 10000, negative: no limit)")
 	fs.IntVar(&c.MaxConnecting, "max-connecting", 0, "connections without CONNECT (default 32768)")
-	fs.IntVar(&c.MaxAuthFailures, "max-auth-failures", 0, "failed authentications per minute of one user name from one address before they are slowed down (default 60, negative: no limit)")
-	fs.IntVar(&c.MaxAuthFailuresPerIP, "max-auth-failures-ip", 0, "the same from one address or IPv6 /64 in all; user names that were accepted from there are let through (default 5 times -max-auth-failures)")
+	fs.IntVar(&c.MaxAuthFailures, "max-auth-failures", 0,
+		"failed authentications per minute of one user name from one address before they are "+
+			"slowed down (default 60, negative: no limit)")
+	fs.IntVar(&c.MaxAuthFailuresPerIP, "max-auth-failures-ip", 0,
+		"the same from one address or IPv6 /64 in all; user names that were accepted from there "+
+			"are let through (default 5 times -max-auth-failures)")
 	fs.IntVar(&c.MaxTakeovers, "max-takeovers", 0, "takeovers per minute of one client identifier before it is banned (default 60, negative: no limit)")
 	fs.DurationVar(&c.BanTime, "ban-time", 0, "how long such a ban lasts (default 5m)")
 	fs.Var(&l.bans, "ban", "ban `address:A`, address:NETWORK, client:ID or user:NAME, repeatable")

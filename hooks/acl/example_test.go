@@ -15,7 +15,8 @@ import (
 // try asks an Authorizer about a client and prints the answer.
 func try(a hooks.Authorizer, user string, action hooks.Action, topic string) {
 	r := &hooks.AccessRequest{
-		Client: &hooks.Client{ID: "c1", Identity: hooks.Identity{Principal: user}}, Action: action, Topic: topic,
+		Client: &hooks.Client{ID: "c1", Identity: hooks.Identity{Principal: user}},
+		Action: action, Topic: topic,
 	}
 	answer := "allowed"
 	if err := a.Authorize(context.Background(), r); err != nil {

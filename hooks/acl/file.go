@@ -45,10 +45,11 @@ func (f *File) load(name string, parse func(io.Reader, string) (*List, error)) e
 // wrong. Otherwise all rules of the file are in force when Reload returns, and OnReload's functions have been called.
 func (f *File) Reload() error { return f.set.Reload() }
 
-// Watch looks every interval (zero: 2 s) whether the file has changed, and if so calls Reload and then report, if it is not nil,
-// with the result. It returns when ctx ends. A file is read once it has stayed the same for one interval, so that one that is
-// being written is not taken for a shorter one. What fails is tried again, less and less often, and reported again when the
-// error or the file is another one.
+// Watch looks every interval (zero: 2 s) whether the file has changed, and if so calls Reload and
+// then report, if it is not nil, with the result. It returns when ctx ends. A file is read once it
+// has stayed the same for one interval, so that one that is being written is not taken for a
+// shorter one. What fails is tried again, less and less often, and reported again when the error or
+// the file is another one.
 func (f *File) Watch(ctx context.Context, interval time.Duration, report func(error)) {
 	f.set.Watch(ctx, interval, report)
 }

@@ -47,9 +47,10 @@ const (
 	maxText = 512
 )
 
-// A Trail gives records to a slog.Handler. Nothing that happens in the broker waits for the Handler: records go to a queue, and one
-// goroutine takes them from there. Where the queue is full, records are lost; how many is written as soon as there is room. A record that the Handler fails at is lost, too. Records about
-// one address do not fill the last quarter of the queue.
+// A Trail gives records to a slog.Handler. Nothing that happens in the broker waits for the
+// Handler: records go to a queue, and one goroutine takes them from there. Where the queue is full,
+// records are lost; how many is written as soon as there is room. A record that the Handler fails
+// at is lost, too. Records about one address do not fill the last quarter of the queue.
 type Trail struct {
 	handler slog.Handler
 	queue   *queue.Queue[slog.Record]
@@ -63,7 +64,8 @@ func New(h slog.Handler, records int) *Trail {
 	if records <= 0 {
 		records = defaultQueue
 	}
-	t := &Trail{handler: h, queue: queue.New[slog.Record](records, math.MaxInt), done: make(chan struct{})}
+	t := &Trail{handler: h, queue: queue.New[slog.Record](records, math.MaxInt),
+		done: make(chan struct{})}
 	go t.run() // Close waits for it
 	return t
 }
@@ -141,12 +143,14 @@ func (t *Trail) Reload(what string, err error) {
 func (t *Trail) Observer() *hooks.Observer {
 	return &hooks.Observer{
 		Connected: func(c *hooks.Client, present bool) {
-			t.write(c, slog.LevelInfo, "connect accepted", slog.String("version", c.Version.String()), slog.Bool("session_present", present))
+			t.write(c, slog.LevelInfo, "connect accepted", slog.String("version", c.Version.String()),
+				slog.Bool("session_present", present))
 		},
 		Refused:      t.ended(slog.LevelWarn, "connect refused"),
 		Disconnected: t.ended(slog.LevelInfo, "disconnected"),
 		Denied: func(c *hooks.Client, action hooks.Action, topic string, err error) {
-			t.write(c, slog.LevelWarn, "access denied", slog.String("action", action.String()), text("topic", topic), failure(err))
+			t.write(c, slog.LevelWarn, "access denied", slog.String("action", action.String()),
+				text("topic", topic), failure(err))
 		},
 		Revoked: func(c *hooks.Client, filter string, err error) {
 			t.write(c, slog.LevelWarn, "access revoked", text("topic", filter), failure(err))
@@ -166,7 +170,8 @@ func (t *Trail) Observer() *hooks.Observer {
 
 func (t *Trail) ended(level slog.Level, message string) func(*hooks.Client, packets.ReasonCode, error) {
 	return func(c *hooks.Client, code packets.ReasonCode, err error) {
-		t.write(c, level, message, slog.Int("code", int(code)), slog.String("reason", code.String()), failure(err))
+		t.write(c, level, message, slog.Int("code", int(code)), slog.String("reason", code.String()),
+			failure(err))
 	}
 }
 

@@ -123,8 +123,10 @@ func TestSlowHandler(t *testing.T) {
 		require.Equal(t, 12*time.Second, time.Since(began))
 		got := records(t, &b)
 		require.Len(t, got, 12)
-		require.Equal(t, map[string]any{"level": "ERROR", "msg": "records lost", "count": float64(92)}, got[1])
-		require.Equal(t, "connect accepted", got[10]["msg"], "one address does not keep the records of others out")
+		require.Equal(t, map[string]any{"level": "ERROR", "msg": "records lost", "count": float64(92)},
+			got[1])
+		require.Equal(t, "connect accepted", got[10]["msg"],
+			"one address does not keep the records of others out")
 		require.Equal(t, "reloaded", got[11]["msg"])
 	})
 }
@@ -152,7 +154,8 @@ func TestRecordsThatCannotBeWrittenAreCounted(t *testing.T) {
 	require.NoError(t, trail.Close(t.Context()))
 	got := records(t, &b)
 	require.Len(t, got, 1)
-	require.Equal(t, map[string]any{"level": "ERROR", "msg": "records lost", "count": float64(3)}, got[0])
+	require.Equal(t, map[string]any{"level": "ERROR", "msg": "records lost", "count": float64(3)},
+		got[0])
 }
 
 func TestLevels(t *testing.T) {

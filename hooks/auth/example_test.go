@@ -15,9 +15,10 @@ import (
 // login asks an Authenticator about a User Name and a Password and prints who the client is.
 func login(a hooks.Authenticator, user, password string) {
 	r := &hooks.ConnectRequest{
-		Client:  &hooks.Client{ID: "c1", Username: user, HasUsername: true},
-		Connect: &packets.Connect{HasUsername: true, Username: user, HasPassword: true, Password: []byte(password)},
-		Grant:   new(hooks.Grant),
+		Client: &hooks.Client{ID: "c1", Username: user, HasUsername: true},
+		Connect: &packets.Connect{HasUsername: true, Username: user, HasPassword: true,
+			Password: []byte(password)},
+		Grant: new(hooks.Grant),
 	}
 	if err := a.Authenticate(context.Background(), r); err != nil {
 		fmt.Println(err)
@@ -29,7 +30,8 @@ func login(a hooks.Authenticator, user, password string) {
 // Users from the program's own code or database.
 func ExampleNewUsers() {
 	users, err := auth.NewUsers([]auth.User{{
-		Name: "jane", Hash: auth.Hash("pencil", 1000), // 0 for as many iterations as a real one should have
+		// 0 for as many iterations as a real one should have
+		Name: "jane", Hash: auth.Hash("pencil", 1000),
 		Grant: &hooks.Grant{Identity: hooks.Identity{Roles: []string{"operator"}}},
 	}})
 	if err != nil {

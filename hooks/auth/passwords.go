@@ -21,12 +21,13 @@ import (
 //
 // A refusal takes as much work for a User Name that does not exist as for one that does.
 //
-// Checking passwords is made to be slow. At most half of the processors do it at a time, and other clients wait. They wait
-// in two lines, whose first clients take turns: one line for the clients that are Known (see hooks.ConnectRequest), one for
-// the others. In each line the addresses (see hooks.Client.Network) take turns. So neither somebody who tries many
-// passwords from a few addresses, nor somebody who does it from many, keeps a client out that was there before. A line
-// holds 1,024 clients; beyond, the address with the most clients in it loses its last one. A client that waited in vain is
-// refused with Server busy (0x89).
+// Checking passwords is made to be slow. At most half of the processors do it at a time, and other
+// clients wait. They wait in two lines, whose first clients take turns: one line for the clients
+// that are Known (see hooks.ConnectRequest), one for the others. In each line the addresses (see
+// hooks.Client.Network) take turns. So neither somebody who tries many passwords from a few
+// addresses, nor somebody who does it from many, keeps a client out that was there before. A line
+// holds 1,024 clients; beyond, the address with the most clients in it loses its last one. A client
+// that waited in vain is refused with Server busy (0x89).
 type Passwords struct {
 	users  atomic.Pointer[Users]
 	secret atomic.Pointer[secret]
@@ -39,18 +40,20 @@ const maxWaiting = 1024
 // NewPasswords returns an Authenticator for the users. Nil is none.
 func NewPasswords(us *Users) *Passwords {
 	n := max(1, runtime.GOMAXPROCS(0)/2)
-	p := &Passwords{turns: turns.New(n, n, maxWaiting)} // a turn is short, so that one address may have all
+	// a turn is short, so that one address may have all
+	p := &Passwords{turns: turns.New(n, n, maxWaiting)}
 	p.users.Store(us)
 	s := newSecret()
 	p.secret.Store(&s)
 	return p
 }
 
-// SetSecret sets the secret by which names without a user are treated as if they had one: as whose password the password is
-// checked, which says how long that takes, and which salt and iteration count SCRAM tells. Without it the secret is a
-// random one, and these change with each start of the program. Whoever compares them then finds out which names have no
-// user. Have at least 16 bytes, the same at each start, which nobody can guess: see [SecretFile]. It fails if there are
-// less. It is to be called before the first client comes.
+// SetSecret sets the secret by which names without a user are treated as if they had one: as whose
+// password the password is checked, which says how long that takes, and which salt and iteration
+// count SCRAM tells. Without it the secret is a random one, and these change with each start of the
+// program. Whoever compares them then finds out which names have no user. Have at least 16 bytes,
+// the same at each start, which nobody can guess: see [SecretFile]. It fails if there are less. It
+// is to be called before the first client comes.
 func (p *Passwords) SetSecret(b []byte) error {
 	if len(b) < minSecret {
 		return fmt.Errorf("auth: a secret of %d bytes, at least %d are wanted", len(b), minSecret)
@@ -63,8 +66,8 @@ func (p *Passwords) SetSecret(b []byte) error {
 // Set puts us in place of the users before, for clients that connect or authenticate anew from now on.
 func (p *Passwords) Set(us *Users) { p.users.Store(us) }
 
-// Authenticate decides r. It blocks while the client waits for its turn, until ctx ends, and while the password is checked. The
-// error is hooks.ErrAbstain or a *packets.Error.
+// Authenticate decides r. It blocks while the client waits for its turn, until ctx ends, and while
+// the password is checked. The error is hooks.ErrAbstain or a *packets.Error.
 func (p *Passwords) Authenticate(ctx context.Context, r *hooks.ConnectRequest) error {
 	if !r.Connect.HasUsername {
 		return hooks.ErrAbstain
@@ -91,7 +94,8 @@ func (p *Passwords) Authenticate(ctx context.Context, r *hooks.ConnectRequest) e
 	return nil
 }
 
-// claim returns whose turns r uses up: those of its address or, where there is none, of its User Name.
+// claim returns whose turns r uses up: those of its address or, where there is none, of its User
+// Name.
 func claim(r *hooks.ConnectRequest) turns.Claim {
 	key := "name " + r.Connect.Username
 	if ip, ok := r.Client.Network(); ok {
@@ -124,8 +128,9 @@ func (p *Passwords) Find(_ context.Context, name string) (*User, error) {
 	return nil, nil
 }
 
-// SCRAM returns the Authentication Method SCRAM-SHA-256 for the users of p, as [NewSCRAM] does for others. A name without a
-// user is told the iteration count of one of the users, and a salt as long as that one's.
+// SCRAM returns the Authentication Method SCRAM-SHA-256 for the users of p, as [NewSCRAM] does for
+// others. A name without a user is told the iteration count of one of the users, and a salt as long
+// as that one's.
 func (p *Passwords) SCRAM() hooks.EnhancedAuthenticator {
 	return &scram{
 		find: func(_ context.Context, name string) (*User, *scramKeys, error) {
@@ -180,9 +185,10 @@ func (f *PasswordFile) load(name string, schemes []Scheme) error {
 // what is wrong.
 func (f *PasswordFile) Reload() error { return f.set.Reload() }
 
-// Watch looks every interval (zero: 2 s) whether the file has changed, and if so calls Reload and then report, if it is not nil,
-// with the result. It returns when ctx ends. A file is read once it has stayed the same for one interval. What fails is
-// tried again, less and less often, and reported again when the error or the file is another one.
+// Watch looks every interval (zero: 2 s) whether the file has changed, and if so calls Reload and
+// then report, if it is not nil, with the result. It returns when ctx ends. A file is read once it
+// has stayed the same for one interval. What fails is tried again, less and less often, and
+// reported again when the error or the file is another one.
 func (f *PasswordFile) Watch(ctx context.Context, interval time.Duration, report func(error)) {
 	f.set.Watch(ctx, interval, report)
 }

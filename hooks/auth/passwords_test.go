@@ -176,7 +176,8 @@ func TestUnknownUsersCostAsMuchAsKnownOnes(t *testing.T) {
 	require.Greater(t, len(checked), 4, "for different names different ones do")
 }
 
-// Users whose passwords take different work: which of them stands in for a name is the same after a restart, and after a change of the users.
+// Users whose passwords take different work: which of them stands in for a name is the same after a
+// restart, and after a change of the users.
 func TestWhoStandsInStaysTheSame(t *testing.T) {
 	cost := "" // of the last check
 	scheme := func(hash string) (auth.Verifier, error) {
@@ -195,7 +196,8 @@ func TestWhoStandsInStaysTheSame(t *testing.T) {
 		return of
 	}
 	for i := range 40 {
-		list = append(list, auth.User{Name: fmt.Sprint("user", i), Hash: []string{"cheap", "dear "}[i%2] + fmt.Sprint(i*7919%100)})
+		list = append(list, auth.User{Name: fmt.Sprint("user", i),
+			Hash: []string{"cheap", "dear "}[i%2] + fmt.Sprint(i*7919%100)})
 	}
 	before := costs()
 	require.Contains(t, before, "cheap")
@@ -246,7 +248,8 @@ func TestChecksLeaveProcessorsFree(t *testing.T) {
 		for range 100 {
 			if err := <-results; err != nil {
 				require.ErrorIs(t, err, context.Canceled)
-				require.Equal(t, packets.ServerBusy, packets.CodeOf(err), "the password is neither right nor wrong")
+				require.Equal(t, packets.ServerBusy, packets.CodeOf(err),
+					"the password is neither right nor wrong")
 				gone++
 			}
 		}
@@ -285,7 +288,10 @@ func TestAFullLineRefusesTheAddressWithTheMost(t *testing.T) {
 		synctest.Wait()
 		require.EqualValues(t, 2000-1024-max(1, runtime.GOMAXPROCS(0)/2), busy.Load())
 		all.Go(func() { require.NoError(t, from("2001:db8:0:1::1", false)) })
-		all.Go(func() { require.NoError(t, from("2001:db8::1", true), "known ones have a line of their own") })
+		all.Go(func() {
+			require.NoError(t, from("2001:db8::1", true),
+				"known ones have a line of their own")
+		})
 		synctest.Wait()
 		require.EqualValues(t, 2000-1024-max(1, runtime.GOMAXPROCS(0)/2)+1, busy.Load())
 		close(release)

@@ -104,24 +104,30 @@ func scramScheme(hash string) (Verifier, error) {
 
 // SCRAMOptions are where the users of SCRAM come from, and how names without a user are hidden.
 type SCRAMOptions struct {
-	// Find returns the user of that name, nil if there is none. An error ends the authentication. The hash must be one of
-	// HashSCRAM; a user with another one, or whose password is empty, cannot authenticate in this way. Required.
+	// Find returns the user of that name, nil if there is none. An error ends the authentication.
+	// The hash must be one of HashSCRAM; a user with another one, or whose password is empty,
+	// cannot authenticate in this way. Required.
 	Find func(ctx context.Context, name string) (*User, error)
-	// Secret makes the salt and the iteration count that a name without a user is told. It should be the same at each start,
-	// as the salts of users are, or else whoever compares finds out which names have no user: see [SecretFile]. It must have
-	// at least 16 bytes that nobody can guess. Empty: random ones.
+	// Secret makes the salt and the iteration count that a name without a user is told. It should
+	// be the same at each start, as the salts of users are, or else whoever compares finds out
+	// which names have no user: see [SecretFile]. It must have at least 16 bytes that nobody can
+	// guess. Empty: random ones.
 	Secret []byte
-	// Iterations are the iteration counts of the users. A name without a user is told one of them, always the same. Several
-	// that are equal make that one more frequent. Empty: 15,000, as HashSCRAM makes them.
+	// Iterations are the iteration counts of the users. A name without a user is told one of them,
+	// always the same. Several that are equal make that one more frequent. Empty: 15,000, as
+	// HashSCRAM makes them.
 	Iterations []int
 }
 
-// NewSCRAM returns the Authentication Method SCRAM-SHA-256 (RFC 5802, RFC 7677), without channel binding, for users from
-// anywhere. For those of Passwords there is Passwords.SCRAM. It fails if the options make no sense.
+// NewSCRAM returns the Authentication Method SCRAM-SHA-256 (RFC 5802, RFC 7677), without channel
+// binding, for users from anywhere. For those of Passwords there is Passwords.SCRAM. It fails if
+// the options make no sense.
 //
-// The client sends its first message as the Authentication Data of the CONNECT, or in answer to an empty one if it had none there. A
-// client whose authentication fails is refused with Not authorized (0x87), whatever the reason. That its user does not exist it learns
-// no sooner, and in no other way, than that its password is wrong. On re-authentication the client must be who it was.
+// The client sends its first message as the Authentication Data of the CONNECT, or in answer to an
+// empty one if it had none there. A client whose authentication fails is refused with Not
+// authorized (0x87), whatever the reason. That its user does not exist it learns no sooner, and in
+// no other way, than that its password is wrong. On re-authentication the client must be who it
+// was.
 func NewSCRAM(o SCRAMOptions) (hooks.EnhancedAuthenticator, error) {
 	key := secret(bytes.Clone(o.Secret))
 	switch {
@@ -130,7 +136,8 @@ func NewSCRAM(o SCRAMOptions) (hooks.EnhancedAuthenticator, error) {
 	case len(key) == 0:
 		key = newSecret()
 	case len(key) < minSecret:
-		return nil, fmt.Errorf("auth: SCRAMOptions.Secret has %d bytes, at least %d are wanted", len(key), minSecret)
+		return nil, fmt.Errorf("auth: SCRAMOptions.Secret has %d bytes, at least %d are wanted",
+			len(key), minSecret)
 	}
 	counts := slices.Sorted(slices.Values(o.Iterations))
 	if len(counts) == 0 {
@@ -180,7 +187,8 @@ func (s secret) scramKeys(name string, saltLength, iterations int) *scramKeys {
 }
 
 type scram struct {
-	// find returns a user and its keys. Both are nil if there is none; keys alone if its hash is not one of SCRAM.
+	// find returns a user and its keys. Both are nil if there is none; keys alone if its hash is
+	// not one of SCRAM.
 	find    func(ctx context.Context, name string) (*User, *scramKeys, error)
 	standIn func(name string) *scramKeys
 
@@ -211,7 +219,8 @@ func (s *scram) isEmpty(k *scramKeys) bool {
 	return empty
 }
 
-// A brokenUser is the error of a user whose hash makes no sense. The client does not learn that there is such a user.
+// A brokenUser is the error of a user whose hash makes no sense. The client does not learn that
+// there is such a user.
 type brokenUser struct {
 	name string
 	err  error

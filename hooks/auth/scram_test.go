@@ -334,7 +334,8 @@ func TestSCRAMUnknownUsersLookLikeKnownOnes(t *testing.T) {
 
 func TestSCRAMOptions(t *testing.T) {
 	find := scramUsers(t).Find
-	o := SCRAMOptions{Find: find, Secret: []byte("sixteen bytes at least"), Iterations: []int{4096, 4096, 7}}
+	o := SCRAMOptions{Find: find, Secret: []byte("sixteen bytes at least"),
+		Iterations: []int{4096, 4096, 7}}
 	one, err := NewSCRAM(o)
 	require.NoError(t, err)
 	two, err := NewSCRAM(o)
@@ -372,9 +373,12 @@ func TestSCRAMLookupFails(t *testing.T) {
 	require.ErrorIs(t, err, down)
 }
 
-// A user whose hash makes no sense is refused as one that does not exist, at the end. What is wrong is in the error, for the log.
+// A user whose hash makes no sense is refused as one that does not exist, at the end. What is wrong
+// is in the error, for the log.
 func TestSCRAMOfABrokenUser(t *testing.T) {
-	method := SCRAM(func(context.Context, string) (*User, error) { return &User{Name: "user", Hash: "SCRAM-SHA-256$x"}, nil })
+	method := SCRAM(func(context.Context, string) (*User, error) {
+		return &User{Name: "user", Hash: "SCRAM-SHA-256$x"}, nil
+	})
 	client := scramClient{"n,,", "user", "pencil", "abc"}
 	x, err := method.Start(t.Context(), connecting())
 	require.NoError(t, err)

@@ -14,8 +14,8 @@ import (
 	"path/filepath"
 )
 
-// This file is what a name without a user gets in place of what users have. It follows from the name and a secret, so that
-// it is the same each time, as that of a user is.
+// This file is what a name without a user gets in place of what users have. It follows from the
+// name and a secret, so that it is the same each time, as that of a user is.
 
 // minSecret is the least length of a secret, in bytes.
 const minSecret = 16
@@ -25,7 +25,8 @@ type secret []byte
 
 func newSecret() secret { return randomBytes(sha256.Size) }
 
-// pick returns a number below n for a name. If n becomes a little larger, most names keep theirs, or get the next one.
+// pick returns a number below n for a name. If n becomes a little larger, most names keep theirs,
+// or get the next one.
 func (s secret) pick(name string, n int) int {
 	h := hmac.New(sha256.New, s)
 	h.Write([]byte("pick " + name))
@@ -43,8 +44,9 @@ func (s secret) bytes(use, name string, n int) []byte {
 	return b
 }
 
-// SecretFile returns the secret in a file, for Passwords.SetSecret and SCRAMOptions.Secret. If the file does not exist, it is
-// made, with 32 random bytes that only its owner can read. A file of less than 16 bytes is an error.
+// SecretFile returns the secret in a file, for Passwords.SetSecret and SCRAMOptions.Secret. If the
+// file does not exist, it is made, with 32 random bytes that only its owner can read. A file of
+// less than 16 bytes is an error.
 func SecretFile(name string) ([]byte, error) {
 	b, err := os.ReadFile(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -57,7 +59,8 @@ func SecretFile(name string) ([]byte, error) {
 	case err != nil:
 		return nil, fmt.Errorf("auth: %w", err)
 	case len(b) < minSecret:
-		return nil, fmt.Errorf("auth: %s holds %d bytes, a secret has at least %d: remove the file to have one made", name, len(b), minSecret)
+		return nil, fmt.Errorf("auth: %s holds %d bytes, a secret has at least %d: "+
+			"remove the file to have one made", name, len(b), minSecret)
 	}
 	return b, nil
 }

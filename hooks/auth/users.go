@@ -35,8 +35,8 @@ var builtin = []Scheme{pbkdf2SHA512, saltedSHA512, scramScheme}
 // Users are a set of users. It is immutable.
 type Users struct {
 	byName map[string]*entry
-	// all are the users, scram those with a hash of SCRAM, ordered by their hashes: those that take the same work are
-	// beside each other.
+	// all are the users, scram those with a hash of SCRAM, ordered by their hashes: those that take
+	// the same work are beside each other.
 	all, scram []*entry
 }
 

@@ -9,7 +9,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/hooks/acl"
 )
 
-// maxLists and maxListBytes bound how many different pairs of claims are kept as rules, and how long they are together.
+// maxLists and maxListBytes bound how many different pairs of claims are kept as rules, and how
+// long they are together.
 const (
 	maxLists     = 1024
 	maxListBytes = 1 << 20

@@ -12,8 +12,8 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 )
 
-// The token says who the client is and what it may publish. With an issuer that has its keys at a URL, the KeySource is that
-// of FetchKeys.
+// The token says who the client is and what it may publish. With an issuer that has its keys at a
+// URL, the KeySource is that of FetchKeys.
 func ExampleNew() {
 	secret := []byte("a secret of thirty-two bytes or more")
 	keys, err := dunlinjwt.NewKeys(dunlinjwt.Key{Key: secret})
@@ -25,7 +25,8 @@ func ExampleNew() {
 		log.Fatal(err)
 	}
 	token, err := jwt.NewWithClaims(jwt.SigningMethodHS256, jwt.MapClaims{
-		"sub": "jane", "aud": "mqtt", "exp": time.Now().Add(time.Hour).Unix(), "publish": []string{"sensors/%u/#"},
+		"sub": "jane", "aud": "mqtt", "exp": time.Now().Add(time.Hour).Unix(),
+		"publish": []string{"sensors/%u/#"},
 	}).SignedString(secret)
 	if err != nil {
 		log.Fatal(err)
@@ -33,7 +34,8 @@ func ExampleNew() {
 
 	client, grant := &hooks.Client{ID: "c1"}, new(hooks.Grant)
 	err = tokens.Authenticate(context.Background(), &hooks.ConnectRequest{
-		Client: client, Grant: grant, Connect: &packets.Connect{HasPassword: true, Password: []byte(token)},
+		Client: client, Grant: grant, Connect: &packets.Connect{HasPassword: true,
+			Password: []byte(token)},
 	})
 	if err != nil {
 		log.Fatal(err)
@@ -42,7 +44,8 @@ func ExampleNew() {
 
 	client.Identity = grant.Identity // as the broker does
 	for _, topic := range []string{"sensors/jane/temperature", "sensors/joe/temperature"} {
-		err := tokens.Authorizer().Authorize(context.Background(), &hooks.AccessRequest{Client: client, Action: hooks.Publish, Topic: topic})
+		err := tokens.Authorizer().Authorize(context.Background(),
+			&hooks.AccessRequest{Client: client, Action: hooks.Publish, Topic: topic})
 		fmt.Println(topic, packets.CodeOf(err))
 	}
 	// Output:

@@ -19,7 +19,8 @@ type FetchOptions struct {
 	Client *http.Client
 	// Timeout ends a request. Zero: 5 s.
 	Timeout time.Duration
-	// Refresh is the age at which the keys are fetched again, when the next token comes. Zero: 15 minutes.
+	// Refresh is the age at which the keys are fetched again, when the next token comes. Zero: 15
+	// minutes.
 	Refresh time.Duration
 	// Retry is the least time between the beginnings of two requests, whatever tokens come. Zero: 30 s.
 	Retry time.Duration
@@ -29,10 +30,11 @@ type FetchOptions struct {
 	Report func(error)
 }
 
-// A KeyURL is a KeySource from a URL, which keeps what it has fetched. It makes one request at a time, and none that no token
-// asks for. A token whose key is there is verified with that key at once, whatever the server does, until the keys are
-// MaxAge old. A token whose key is not there waits for one request, as do others that come at the same time. If a request
-// fails the keys from before stay.
+// A KeyURL is a KeySource from a URL, which keeps what it has fetched. It makes one request at a
+// time, and none that no token asks for. A token whose key is there is verified with that key at
+// once, whatever the server does, until the keys are MaxAge old. A token whose key is not there
+// waits for one request, as do others that come at the same time. If a request fails the keys from
+// before stay.
 type KeyURL struct {
 	url string
 	o   FetchOptions
@@ -44,9 +46,9 @@ type KeyURL struct {
 	request chan struct{} // closed when the request under way has ended; nil: there is none; guarded by mu
 }
 
-// FetchKeys fetches a JSON Web Key Set. Keys that are of no use are left out, as by OpenKeys, and so are
-// secrets, which do not belong at a URL. Nil options are the zero ones. The URL should be one with https: who can forge the
-// answer can forge tokens.
+// FetchKeys fetches a JSON Web Key Set. Keys that are of no use are left out, as by OpenKeys, and
+// so are secrets, which do not belong at a URL. Nil options are the zero ones. The URL should be
+// one with https: who can forge the answer can forge tokens.
 func FetchKeys(ctx context.Context, url string, o *FetchOptions) (*KeyURL, error) {
 	k := &KeyURL{url: url}
 	if o != nil {
@@ -72,13 +74,15 @@ func FetchKeys(ctx context.Context, url string, o *FetchOptions) (*KeyURL, error
 	return k, nil
 }
 
-// Find returns the keys with the identifier. If there is none that may be used, it blocks until a request has ended, or ctx
-// ends; where the last request began less than FetchOptions.Retry ago, it makes none.
+// Find returns the keys with the identifier. If there is none that may be used, it blocks until a
+// request has ended, or ctx ends; where the last request began less than FetchOptions.Retry ago, it
+// makes none.
 func (k *KeyURL) Find(ctx context.Context, id string) ([]Key, error) {
 	k.mu.Lock()
 	found, err := k.findLocked(id)
 	usable := err == nil && len(found) > 0
-	if stale := time.Since(k.fetched) >= k.o.Refresh; k.request == nil && (stale || !usable) && time.Since(k.tried) >= k.o.Retry {
+	stale, may := time.Since(k.fetched) >= k.o.Refresh, time.Since(k.tried) >= k.o.Retry
+	if k.request == nil && may && (stale || !usable) {
 		k.beginLocked()
 	}
 	request := k.request

@@ -38,8 +38,8 @@ type Key struct {
 	ID string
 	// Algorithm is the only one that the key is for. Empty: those of its kind.
 	Algorithm string
-	// Key is a *rsa.PublicKey of 2048 to 16384 bits, an *ecdsa.PublicKey on P-256, P-384 or P-521, an ed25519.PublicKey, or a secret of at
-	// least 32 bytes as a []byte.
+	// Key is a *rsa.PublicKey of 2048 to 16384 bits, an *ecdsa.PublicKey on P-256, P-384 or P-521,
+	// an ed25519.PublicKey, or a secret of at least 32 bytes as a []byte.
 	Key any
 }
 
@@ -122,8 +122,9 @@ type KeyFile struct {
 	set     *files.Set
 }
 
-// OpenKeys reads a JSON Web Key Set (RFC 7517 section 5) from a file. Keys that are of no use are left out: those that are not
-// for verifying signatures, of a kind that is not known, too short, or not well formed. It is an error if no key is left.
+// OpenKeys reads a JSON Web Key Set (RFC 7517 section 5) from a file. Keys that are of no use are
+// left out: those that are not for verifying signatures, of a kind that is not known, too short, or
+// not well formed. It is an error if no key is left.
 func OpenKeys(name string) (*KeyFile, error) {
 	f := new(KeyFile)
 	var err error
@@ -153,9 +154,10 @@ func (f *KeyFile) Find(ctx context.Context, id string) ([]Key, error) {
 // Reload reads the file again. If that fails the keys stay as they were.
 func (f *KeyFile) Reload() error { return f.set.Reload() }
 
-// Watch looks every interval (zero: 2 s) whether the file has changed, and if so calls Reload and then report, if it is not nil,
-// with the result. It returns when ctx ends. A file is read once it has stayed the same for one interval. What fails is
-// tried again, less and less often, and reported again when the error or the file is another one.
+// Watch looks every interval (zero: 2 s) whether the file has changed, and if so calls Reload and
+// then report, if it is not nil, with the result. It returns when ctx ends. A file is read once it
+// has stayed the same for one interval. What fails is tried again, less and less often, and
+// reported again when the error or the file is another one.
 func (f *KeyFile) Watch(ctx context.Context, interval time.Duration, report func(error)) {
 	f.set.Watch(ctx, interval, report)
 }
@@ -167,7 +169,8 @@ type webKey struct {
 	N, E, X, Y, K           string
 }
 
-// parseSet reads a set. secrets says whether it may hold some. Keys that are of no use are left out (RFC 7517 section 5).
+// parseSet reads a set. secrets says whether it may hold some. Keys that are of no use are left out
+// (RFC 7517 section 5).
 func parseSet(b []byte, secrets bool) (*Keys, error) {
 	var set struct{ Keys []json.RawMessage }
 	if err := json.Unmarshal(b, &set); err != nil {
@@ -193,8 +196,8 @@ func parseSet(b []byte, secrets bool) (*Keys, error) {
 	return keys, nil
 }
 
-// parseKey reads a key of a set. It returns nil for one that is for something else, and an error for one that is not well
-// formed.
+// parseKey reads a key of a set. It returns nil for one that is for something else, and an error
+// for one that is not well formed.
 func parseKey(text []byte, secrets bool) (*Key, error) {
 	var w webKey
 	if err := json.Unmarshal(text, &w); err != nil {

@@ -117,16 +117,20 @@ func TestOpenKeys(t *testing.T) {
 
 	t.Run("keys of no use beside others", func(t *testing.T) {
 		write(webSet(t,
-			webKey(t, &small.PublicKey, "kid", "small"), map[string]any{"kty": 7}, map[string]any{"kty": "EC", "kid": 7},
-			map[string]any{"kty": "RSA", "n": "AQ"}, webKey(t, []byte("secret")), webKey(t, edPublic, "alg", "RS256"), webKey(t, edPublic, "kid", "ed"),
-			map[string]any{"kty": "EC", "crv": "P-256", "x": encode(make([]byte, 32)), "y": encode(make([]byte, 32))},
+			webKey(t, &small.PublicKey, "kid", "small"), map[string]any{"kty": 7},
+			map[string]any{"kty": "EC", "kid": 7},
+			map[string]any{"kty": "RSA", "n": "AQ"}, webKey(t, []byte("secret")),
+			webKey(t, edPublic, "alg", "RS256"), webKey(t, edPublic, "kid", "ed"),
+			map[string]any{"kty": "EC", "crv": "P-256", "x": encode(make([]byte, 32)),
+				"y": encode(make([]byte, 32))},
 			webKey(t, &rsa.PublicKey{N: new(big.Int).Lsh(big.NewInt(1), 1<<15), E: 65537}, "kid", "huge"),
 		))
 		require.NoError(t, keys.Reload())
 		all, err := keys.Find(t.Context(), "")
 		require.NoError(t, err)
 		require.Len(t, all, 1)
-		require.NoError(t, tokens.Authenticate(t.Context(), connect(sign(t, "EdDSA", ed, kid("ed"), with(nil)))))
+		require.NoError(t, tokens.Authenticate(t.Context(),
+			connect(sign(t, "EdDSA", ed, kid("ed"), with(nil)))))
 		write(`{"keys":[7,null,"x",` + webSet(t, webKey(t, edPublic, "kid", "ed"))[len(`{"keys":[`):])
 		require.NoError(t, keys.Reload())
 	})
@@ -193,9 +197,10 @@ func TestFetchKeys(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &site{status: 200, body: webSet(t, webKey(t, edPublic, "kid", "one"))}
 		var reports []error
-		keys, err := dunlinjwt.FetchKeys(t.Context(), "https://id.example.org/keys", &dunlinjwt.FetchOptions{
-			Client: &http.Client{Transport: s}, Report: func(err error) { reports = append(reports, err) },
-		})
+		keys, err := dunlinjwt.FetchKeys(t.Context(), "https://id.example.org/keys",
+			&dunlinjwt.FetchOptions{
+				Client: &http.Client{Transport: s}, Report: func(err error) { reports = append(reports, err) },
+			})
 		require.NoError(t, err)
 		tokens := newTokens(t, func(o *dunlinjwt.Options) { o.Keys = keys })
 		// What tells the keys apart is their names.
@@ -288,13 +293,15 @@ func TestFetchKeysTogether(t *testing.T) {
 	})
 }
 
-// The key server is slow, and then does not answer any more. Tokens whose key is there do not wait for it, and others wait for one request.
+// The key server is slow, and then does not answer any more. Tokens whose key is there do not wait
+// for it, and others wait for one request.
 func TestASlowKeyServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &site{status: 200, body: webSet(t, webKey(t, edPublic, "kid", "one"))}
-		keys, err := dunlinjwt.FetchKeys(t.Context(), "https://id.example.org/keys", &dunlinjwt.FetchOptions{
-			Client: &http.Client{Transport: s}, Retry: time.Millisecond, Timeout: 300 * time.Millisecond,
-		})
+		keys, err := dunlinjwt.FetchKeys(t.Context(), "https://id.example.org/keys",
+			&dunlinjwt.FetchOptions{
+				Client: &http.Client{Transport: s}, Retry: time.Millisecond, Timeout: 300 * time.Millisecond,
+			})
 		require.NoError(t, err)
 		s.wait = time.Hour
 		time.Sleep(15 * time.Minute)
@@ -308,7 +315,8 @@ func TestASlowKeyServer(t *testing.T) {
 		found, err := keys.Find(t.Context(), "two")
 		require.NoError(t, err)
 		require.Empty(t, found)
-		require.Equal(t, 300*time.Millisecond, time.Since(began), "one that is not there waits for the request under way")
+		require.Equal(t, 300*time.Millisecond, time.Since(began),
+			"one that is not there waits for the request under way")
 		require.EqualValues(t, 2, s.asked.Load())
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()

@@ -31,25 +31,29 @@ type Options struct {
 	Header http.Header
 	// Secret signs the requests. Empty: they are not signed.
 	Secret []byte
-	// Timeout is how long an answer may take. Before that, a question waits for its turn, as long at most. Zero: 5 s.
+	// Timeout is how long an answer may take. Before that, a question waits for its turn, as long
+	// at most. Zero: 5 s.
 	Timeout time.Duration
-	// MaxConcurrent bounds the requests under way. Zero: 64. One peer has at most three quarters of them. A peer is an
-	// address (see hooks.Client.Network) where a CONNECT is decided, with its User Name if that was accepted from there
-	// before, and otherwise the name that was verified.
+	// MaxConcurrent bounds the requests under way. Zero: 64. One peer has at most three quarters of
+	// them. A peer is an address (see hooks.Client.Network) where a CONNECT is decided, with its
+	// User Name if that was accepted from there before, and otherwise the name that was verified.
 	MaxConcurrent int
-	// MaxWaiting bounds the questions that wait for their turn, in bytes. Peers take turns. Where there are too many
-	// questions, the peer that has most of them loses its last ones, which are refused. Zero: 8 MiB.
+	// MaxWaiting bounds the questions that wait for their turn, in bytes. Peers take turns. Where
+	// there are too many questions, the peer that has most of them loses its last ones, which are
+	// refused. Zero: 8 MiB.
 	MaxWaiting int
 	// AllowFor and DenyFor are how long answers that allow, and those that deny or abstain, are kept. Zero: 30 s and 5 s; negative: they are not.
 	// So long, somebody whose rights were taken away may still have them.
 	AllowFor, DenyFor time.Duration
-	// MaxCached and MaxCachedBytes bound the answers that are kept. Those that were not used for longest make room; a peer
-	// with more than an eighth makes room for itself. Zero: 16,384 answers, 16 MiB.
+	// MaxCached and MaxCachedBytes bound the answers that are kept. Those that were not used for
+	// longest make room; a peer with more than an eighth makes room for itself. Zero: 16,384
+	// answers, 16 MiB.
 	MaxCached, MaxCachedBytes int
-	// BreakAfter is how many failures in a row open the circuit: for BreakFor nothing is asked, and everything is refused
-	// that no kept answer allows; then one question tries whether the server is back. Questions about one peer open the
-	// circuit for that peer alone, unless the server cannot be reached at all: it may be these questions that it fails at.
-	// A question that waits for its turn in vain is no failure of the server. Zero: 5 failures, 10 s.
+	// BreakAfter is how many failures in a row open the circuit: for BreakFor nothing is asked, and
+	// everything is refused that no kept answer allows; then one question tries whether the server
+	// is back. Questions about one peer open the circuit for that peer alone, unless the server
+	// cannot be reached at all: it may be these questions that it fails at. A question that waits
+	// for its turn in vain is no failure of the server. Zero: 5 failures, 10 s.
 	BreakAfter int
 	BreakFor   time.Duration
 	// Logger is told when the circuit opens and closes. Nil: slog.Default().
@@ -84,7 +88,8 @@ func newAsker(o Options, unable packets.ReasonCode) (*asker, error) {
 		of  *int
 		def int
 	}{
-		{&o.MaxConcurrent, 64}, {&o.MaxWaiting, 8 << 20}, {&o.MaxCached, 16_384}, {&o.MaxCachedBytes, 16 << 20}, {&o.BreakAfter, 5},
+		{&o.MaxConcurrent, 64}, {&o.MaxWaiting, 8 << 20}, {&o.MaxCached, 16_384},
+		{&o.MaxCachedBytes, 16 << 20}, {&o.BreakAfter, 5},
 	} {
 		if *n.of <= 0 {
 			*n.of = n.def
@@ -101,7 +106,8 @@ func newAsker(o Options, unable packets.ReasonCode) (*asker, error) {
 		salt:   make([]byte, sha256.Size),
 		unable: unable,
 	}
-	a.circuit = circuit{after: o.BreakAfter, wait: o.BreakFor, log: o.Logger.With("url", o.URL), peers: map[string]*failures{}}
+	a.circuit = circuit{after: o.BreakAfter, wait: o.BreakFor, log: o.Logger.With("url", o.URL),
+		peers: map[string]*failures{}}
 	_, _ = rand.Read(a.salt) // never fails
 	return a, a.check()
 }
@@ -123,8 +129,8 @@ type answer struct {
 	place, placeOfPeer *list.Element // guarded by the mu of kept
 }
 
-// ask returns the answer to a question. It blocks until there is one, at most for twice the time-out, or ctx ends. The error
-// is a *packets.Error. c says for whom it is asked.
+// ask returns the answer to a question. It blocks until there is one, at most for twice the
+// time-out, or ctx ends. The error is a *packets.Error. c says for whom it is asked.
 func (a *asker) ask(ctx context.Context, c turns.Claim, question any) (*answer, error) {
 	body, err := json.Marshal(question)
 	if err != nil {
@@ -136,7 +142,8 @@ func (a *asker) ask(ctx context.Context, c turns.Claim, question any) (*answer, 
 	if x := a.kept.find(k, time.Now()); x != nil {
 		return x, nil
 	}
-	flight := a.flights.DoChan(string(k[:]), func() (any, error) { return a.fetch(c, k, body) }) // ends with the time-outs
+	// ends with the time-outs
+	flight := a.flights.DoChan(string(k[:]), func() (any, error) { return a.fetch(c, k, body) })
 	select {
 	case r := <-flight:
 		if r.Err != nil {
@@ -198,7 +205,8 @@ func (a *asker) fetch(c turns.Claim, k key, body []byte) (*answer, error) {
 	return x, nil
 }
 
-// request makes a request. unreachable says, of an error, that there was no connection to the server.
+// request makes a request. unreachable says, of an error, that there was no connection to the
+// server.
 func (a *asker) request(body []byte) (x *answer, unreachable bool, err error) {
 	var connected atomic.Bool
 	ctx := httptrace.WithClientTrace(context.Background(), &httptrace.ClientTrace{
@@ -217,7 +225,8 @@ func (a *asker) request(body []byte) (x *answer, unreachable bool, err error) {
 	}
 	switch {
 	case x.Result != "allow" && x.Result != "deny" && x.Result != "abstain":
-		return nil, false, fmt.Errorf("an answer whose result %q is none of allow, deny and abstain", x.Result)
+		return nil, false, fmt.Errorf("an answer whose result %q is none of allow, deny and abstain",
+			x.Result)
 	case x.ReasonCode != 0 && !x.ReasonCode.Failed():
 		return nil, false, fmt.Errorf("an answer whose reason_code %d is not 128 or more", x.ReasonCode)
 	}

@@ -29,13 +29,14 @@ import (
 
 // A server is an http.RoundTripper, so that it works in virtual time.
 type server struct {
-	mu      sync.Mutex
-	status  int                                                // of the answers; 0: 200
-	body    string                                             // of the answers
-	err     error                                              // instead of an answer
-	wait    time.Duration                                      // before an answer
-	odd     func(body string) (status int, wait time.Duration) // instead of them, unless the status is 0
-	asked   []string                                           // bodies
+	mu     sync.Mutex
+	status int           // of the answers; 0: 200
+	body   string        // of the answers
+	err    error         // instead of an answer
+	wait   time.Duration // before an answer
+	// instead of them, unless the status is 0
+	odd     func(body string) (status int, wait time.Duration)
+	asked   []string // bodies
 	headers []http.Header
 	now     int // requests under way
 	most    int // that now was
@@ -93,7 +94,8 @@ func (s *server) RoundTrip(r *http.Request) (*http.Response, error) {
 	if status == 0 {
 		status = 200
 	}
-	return &http.Response{StatusCode: status, Body: io.NopCloser(strings.NewReader(body)), Request: r}, nil
+	return &http.Response{StatusCode: status, Body: io.NopCloser(strings.NewReader(body)),
+		Request: r}, nil
 }
 
 func (s *server) options() webhook.Options {
@@ -361,7 +363,8 @@ func TestConcurrencyIsBounded(t *testing.T) {
 		require.Equal(t, 4, s.most)
 		require.Equal(t, 16, refused, "more than the server can begin to answer in the time-out")
 		require.Equal(t, 5400*time.Millisecond, time.Since(began))
-		require.NoError(t, a.Authorize(t.Context(), publish("a")), "that they waited in vain is no failure of the server")
+		require.NoError(t, a.Authorize(t.Context(), publish("a")),
+			"that they waited in vain is no failure of the server")
 	})
 }
 

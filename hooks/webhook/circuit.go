@@ -6,12 +6,14 @@ import (
 	"time"
 )
 
-// maxFailing bounds the peers whose failures are counted. Which of them is forgotten beyond is nobody's choice.
+// maxFailing bounds the peers whose failures are counted. Which of them is forgotten beyond is
+// nobody's choice.
 const maxFailing = 1024
 
-// A circuit stops questions to a server that fails: for one peer after failures about that peer, and for all peers after
-// failures that are not about one peer. In the count for all, a server that cannot be reached counts each time, and an
-// answer that fails counts once for each peer: it may be the question that the server fails at.
+// A circuit stops questions to a server that fails: for one peer after failures about that peer,
+// and for all peers after failures that are not about one peer. In the count for all, a server that
+// cannot be reached counts each time, and an answer that fails counts once for each peer: it may be
+// the question that the server fails at.
 type circuit struct {
 	after int
 	wait  time.Duration
@@ -83,7 +85,8 @@ func (c *circuit) answered(peer string) {
 	delete(c.peers, peer)
 }
 
-// failed takes note of a question about peer that was not answered. unreachable says that it did not get to the server.
+// failed takes note of a question about peer that was not answered. unreachable says that it did
+// not get to the server.
 func (c *circuit) failed(peer string, unreachable bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -104,8 +107,10 @@ func (c *circuit) failed(peer string, unreachable bool, err error) {
 	p.row = c.row
 	switch {
 	case counts && c.all.add(c.after, until):
-		c.log.Warn("webhook: the server fails, everything is refused for a while", "for", c.wait, "err", err)
+		c.log.Warn("webhook: the server fails, everything is refused for a while",
+			"for", c.wait, "err", err)
 	case opens:
-		c.log.Info("webhook: the server fails for one peer, which is refused for a while", "peer", peer, "for", c.wait, "err", err)
+		c.log.Info("webhook: the server fails for one peer, which is refused for a while",
+			"peer", peer, "for", c.wait, "err", err)
 	}
 }

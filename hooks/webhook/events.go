@@ -29,14 +29,15 @@ type EventOptions struct {
 	Only []string
 	// Payloads sends the payloads of messages, too.
 	Payloads bool
-	// Batch is the most events in one request, RequestBytes the most bytes; but an event that is larger has a request of its
-	// own. Interval is how long an event may wait for others. A server that refuses a request as too large (413) gets it in
-	// halves, and no such large ones any more. Zero: 100, 1 MiB and 1 s.
+	// Batch is the most events in one request, RequestBytes the most bytes; but an event that is
+	// larger has a request of its own. Interval is how long an event may wait for others. A server
+	// that refuses a request as too large (413) gets it in halves, and no such large ones any more.
+	// Zero: 100, 1 MiB and 1 s.
 	Batch, RequestBytes int
 	Interval            time.Duration
-	// Queue and QueueBytes bound the events that wait, those of the request under way not counted. Further ones are
-	// dropped. Events about one address, or about one client where the address is not known, do not fill the last quarter.
-	// Zero: 10,000 and 16 MiB.
+	// Queue and QueueBytes bound the events that wait, those of the request under way not counted.
+	// Further ones are dropped. Events about one address, or about one client where the address is
+	// not known, do not fill the last quarter. Zero: 10,000 and 16 MiB.
 	Queue, QueueBytes int
 	// Attempts is how often a request is made before its events are dropped, RetryMin the pause after the first, which doubles up to
 	// RetryMax, each shortened by up to a half at random. Zero: 10, 500 ms and 30 s.
@@ -66,8 +67,9 @@ type EventOptions struct {
 //
 // The client's are client_id, user and remote_ip; the message's topic, qos, retain, size and payload.
 //
-// Texts of more than 1,024 bytes are cut, and truncated names the fields that are: client_id, user, topic, value or error.
-// It names payload where the server has refused the event with its payload as too large.
+// Texts of more than 1,024 bytes are cut, and truncated names the fields that are: client_id, user,
+// topic, value or error. It names payload where the server has refused the event with its payload
+// as too large.
 type Event struct {
 	Seq            uint64              `json:"seq"`
 	Time           time.Time           `json:"time"`
@@ -100,7 +102,10 @@ func (x *Event) cut() {
 	for _, f := range []struct {
 		name string
 		text *string
-	}{{"client_id", &x.ClientID}, {"user", &x.User}, {"topic", &x.Topic}, {"value", &x.Value}, {"error", &x.Error}} {
+	}{
+		{"client_id", &x.ClientID}, {"user", &x.User}, {"topic", &x.Topic}, {"value", &x.Value},
+		{"error", &x.Error},
+	} {
 		if len(*f.text) > maxText {
 			*f.text = strings.ToValidUTF8(strings.Clone((*f.text)[:maxText]), "")
 			x.Truncated = append(x.Truncated, f.name)
@@ -112,7 +117,8 @@ func (x *Event) cut() {
 const eventSize = 512
 
 func (x *Event) size() int {
-	return eventSize + len(x.ClientID) + len(x.User) + len(x.Topic) + len(x.Value) + len(x.Error) + len(x.Payload)
+	return eventSize + len(x.ClientID) + len(x.User) + len(x.Topic) + len(x.Value) + len(x.Error) +
+		len(x.Payload)
 }
 
 // peer is whom x is about, for its share of the queue.

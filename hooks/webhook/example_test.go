@@ -43,9 +43,10 @@ func ExampleNewAuthenticator() {
 	}
 	for _, password := range []string{"pencil", "brush"} {
 		r := &hooks.ConnectRequest{
-			Client:  &hooks.Client{ID: "c1", Username: "jane", HasUsername: true, Version: packets.V5},
-			Connect: &packets.Connect{HasUsername: true, Username: "jane", HasPassword: true, Password: []byte(password)},
-			Grant:   new(hooks.Grant),
+			Client: &hooks.Client{ID: "c1", Username: "jane", HasUsername: true, Version: packets.V5},
+			Connect: &packets.Connect{HasUsername: true, Username: "jane", HasPassword: true,
+				Password: []byte(password)},
+			Grant: new(hooks.Grant),
 		}
 		err := a.Authenticate(context.Background(), r)
 		fmt.Println(r.Grant.Identity.Roles, packets.CodeOf(err))

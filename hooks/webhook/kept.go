@@ -13,8 +13,9 @@ type key [sha256.Size]byte
 // answerSize is what a kept answer takes besides its text, in bytes.
 const answerSize = 512
 
-// kept are the answers that may be given again. Where there are too many, those go that were not used for longest: those
-// of all, or of the peer alone if it has more than an eighth. So one peer does not take the place of all others.
+// kept are the answers that may be given again. Where there are too many, those go that were not
+// used for longest: those of all, or of the peer alone if it has more than an eighth. So one peer
+// does not take the place of all others.
 type kept struct {
 	most, mostBytes int // immutable
 
@@ -33,7 +34,8 @@ type keptOf struct {
 }
 
 func newKept(most, mostBytes int) kept {
-	return kept{most: most, mostBytes: mostBytes, answers: map[key]*answer{}, peers: map[string]*keptOf{}}
+	return kept{most: most, mostBytes: mostBytes, answers: map[key]*answer{},
+		peers: map[string]*keptOf{}}
 }
 
 // find returns the answer to a question, nil if there is none that may still be given.

@@ -16,7 +16,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/hooks/internal/queue"
 )
 
-// Events sends what happens to a server. Its Observer never waits: events go to a queue, and one goroutine sends them.
+// Events sends what happens to a server. Its Observer never waits: events go to a queue, and one
+// goroutine sends them.
 type Events struct {
 	poster
 	o       EventOptions
@@ -27,7 +28,8 @@ type Events struct {
 	cancel context.CancelFunc
 	done   chan struct{} // closed when the goroutine has ended
 
-	limit int // most bytes of a request, as far as the server has not refused them; owned by the goroutine
+	// most bytes of a request, as far as the server has not refused them; owned by the goroutine
+	limit int
 }
 
 // maxRetry is the longest pause, so that twice as much is a Duration.
@@ -38,7 +40,10 @@ func NewEvents(o EventOptions) (*Events, error) {
 	for _, d := range []struct {
 		of  *time.Duration
 		def time.Duration
-	}{{&o.Interval, time.Second}, {&o.RetryMin, 500 * time.Millisecond}, {&o.RetryMax, 30 * time.Second}} {
+	}{
+		{&o.Interval, time.Second}, {&o.RetryMin, 500 * time.Millisecond},
+		{&o.RetryMax, 30 * time.Second},
+	} {
 		if *d.of <= 0 {
 			*d.of = d.def
 		}
@@ -46,7 +51,10 @@ func NewEvents(o EventOptions) (*Events, error) {
 	for _, n := range []struct {
 		of  *int
 		def int
-	}{{&o.Batch, 100}, {&o.RequestBytes, 1 << 20}, {&o.Queue, 10_000}, {&o.QueueBytes, 16 << 20}, {&o.Attempts, 10}} {
+	}{
+		{&o.Batch, 100}, {&o.RequestBytes, 1 << 20}, {&o.Queue, 10_000},
+		{&o.QueueBytes, 16 << 20}, {&o.Attempts, 10},
+	} {
 		if *n.of <= 0 {
 			*n.of = n.def
 		}
@@ -61,11 +69,12 @@ func NewEvents(o EventOptions) (*Events, error) {
 		}
 	}
 	e := &Events{
-		poster: poster{client: o.Client, url: o.URL, header: o.Header, secret: o.Secret, timeout: o.Timeout},
-		o:      o,
-		queue:  queue.New[Event](o.Queue, o.QueueBytes),
-		done:   make(chan struct{}),
-		limit:  o.RequestBytes,
+		poster: poster{client: o.Client, url: o.URL, header: o.Header, secret: o.Secret,
+			timeout: o.Timeout},
+		o:     o,
+		queue: queue.New[Event](o.Queue, o.QueueBytes),
+		done:  make(chan struct{}),
+		limit: o.RequestBytes,
 	}
 	if err := e.check(); err != nil {
 		return nil, err
@@ -78,8 +87,9 @@ func NewEvents(o EventOptions) (*Events, error) {
 // Dropped returns how many events the server has not got and will not get.
 func (e *Events) Dropped() uint64 { return e.dropped.Load() }
 
-// Close sends what is queued, and returns when that is done or ctx has ended, with an error in the latter case. Events that come
-// after the beginning of Close are dropped. Further calls do the same.
+// Close sends what is queued, and returns when that is done or ctx has ended, with an error in the
+// latter case. Events that come after the beginning of Close are dropped. Further calls do the
+// same.
 func (e *Events) Close(ctx context.Context) error {
 	e.queue.Close()
 	defer e.client.CloseIdleConnections()
@@ -165,10 +175,12 @@ func (e *Events) sendAll(events []Event) {
 // drop counts events that the server will not get.
 func (e *Events) drop(n, attempts int, err error) {
 	e.dropped.Add(uint64(n))
-	e.o.Logger.Warn("webhook: events are dropped", "url", e.url, "events", n, "attempts", attempts, "err", err)
+	e.o.Logger.Warn("webhook: events are dropped", "url", e.url, "events", n, "attempts", attempts,
+		"err", err)
 }
 
-// send makes attempts at a request until the server has it. It halves one that is too large for the server.
+// send makes attempts at a request until the server has it. It halves one that is too large for the
+// server.
 func (e *Events) send(batch []encoded) {
 	delivery := rand.Text()
 	pause := e.o.RetryMin
@@ -194,8 +206,8 @@ func (e *Events) send(batch []encoded) {
 	}
 }
 
-// sendSmaller sends the events of a request that the server has found too large: in halves, or without the payload if
-// it is one event. It returns false if that is not possible.
+// sendSmaller sends the events of a request that the server has found too large: in halves, or
+// without the payload if it is one event. It returns false if that is not possible.
 func (e *Events) sendSmaller(batch []encoded) bool {
 	if len(batch) > 1 {
 		size := 0

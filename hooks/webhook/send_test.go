@@ -130,7 +130,10 @@ func TestARequestThatIsTooLargeIsHalved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &server{}
 		s.takes(3000)
-		e := s.events(t, func(o *webhook.EventOptions) { o.Only, o.Payloads = []string{"published", "session_ended"}, true })
+		e := s.events(t, func(o *webhook.EventOptions) {
+			o.Only,
+				o.Payloads = []string{"published", "session_ended"}, true
+		})
 		o := e.Observer()
 		for range 50 {
 			o.SessionEnded(strings.Repeat("c", 100))
@@ -142,7 +145,8 @@ func TestARequestThatIsTooLargeIsHalved(t *testing.T) {
 		synctest.Wait()
 		all := s.arrived(t)
 		require.Len(t, all, 100, "all have come, without a pause")
-		require.True(t, slices.IsSortedFunc(all, func(a, b webhook.Event) int { return int(a.Seq) - int(b.Seq) }), "in order")
+		require.True(t, slices.IsSortedFunc(all,
+			func(a, b webhook.Event) int { return int(a.Seq) - int(b.Seq) }), "in order")
 		require.Equal(t, []string{"payload"}, all[50].Truncated)
 		require.Empty(t, all[50].Payload)
 		require.Equal(t, 10_000, *all[50].Size)

@@ -24,7 +24,8 @@ func from(ip, user string) *hooks.ConnectRequest {
 	return r
 }
 
-// The server is slow, and is asked about many clients from one address. Others get their answers, and soon.
+// The server is slow, and is asked about many clients from one address. Others get their answers,
+// and soon.
 func TestOneAddressDoesNotKeepTheAnswersFromOthers(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
@@ -72,7 +73,8 @@ func TestOnePeerDoesNotHaveAllRequests(t *testing.T) {
 		a := s.authorizer(t, func(o *webhook.Options) { o.MaxConcurrent = 8 })
 		var all sync.WaitGroup
 		for i := range 20 {
-			all.Go(func() { require.NoError(t, a.Authorize(t.Context(), publish(fmt.Sprint(i)))) }) // waited for below
+			// waited for below
+			all.Go(func() { require.NoError(t, a.Authorize(t.Context(), publish(fmt.Sprint(i)))) })
 		}
 		synctest.Wait()
 		require.Equal(t, 6, s.most)
@@ -137,7 +139,8 @@ func TestTheCircuitOfOnePeer(t *testing.T) {
 		require.NoError(t, ask("192.0.2.1", "jane"))
 		known := from("203.0.113.1", "joe")
 		known.Known = true
-		require.NoError(t, a.Authenticate(t.Context(), known), "a name that is known there is a peer of its own")
+		require.NoError(t, a.Authenticate(t.Context(), known),
+			"a name that is known there is a peer of its own")
 		time.Sleep(10 * time.Second)
 		require.NoError(t, ask("203.0.113.1", "jane"), "one question tries, and is answered")
 		require.NoError(t, ask("203.0.113.1", "jane"))

@@ -38,12 +38,14 @@
 //
 // # Failures
 //
-// Everything else refuses: no answer within the time-out, another status, a body that makes no sense, a circuit that is open, a question
-// that waited in vain for its turn. A CONNECT is then answered with Server unavailable (0x88), a publish or subscription with
-// Implementation specific error (0x83): the client may try again.
+// Everything else refuses: no answer within the time-out, another status, a body that makes no
+// sense, a circuit that is open, a question that waited in vain for its turn. A CONNECT is then
+// answered with Server unavailable (0x88), a publish or subscription with Implementation specific
+// error (0x83): the client may try again.
 //
-// Questions about one peer, an address or a user, do not keep the answers from others, however many they are and however the server
-// fails at them: see Options.MaxConcurrent, MaxWaiting, MaxCached and BreakAfter.
+// Questions about one peer, an address or a user, do not keep the answers from others, however many
+// they are and however the server fails at them: see Options.MaxConcurrent, MaxWaiting, MaxCached
+// and BreakAfter.
 //
 // # Events
 //
@@ -53,11 +55,12 @@
 //	  {"seq": 1, "time": "2026-01-02T15:04:05.123Z", "event": "connected", "client_id": "c1", "user": "jane", "remote_ip": "192.0.2.7",
 //	   "session_present": true}]}
 //
-// seq counts events in the order in which they are delivered. Where numbers are missing, events were dropped; dropped says how many
-// there were in all. The events and their fields are described at [Event]. A status of 200 to 299 means that the server has the
-// events. With 413 it gets them again in smaller requests. Another status means that the server will never take them, except
-// 408, 425, 429, and 500 and more. Then, and after too many attempts, they are dropped. The header Dunlin-Delivery is the same for
-// each attempt at the same request.
+// seq counts events in the order in which they are delivered. Where numbers are missing, events
+// were dropped; dropped says how many there were in all. The events and their fields are described
+// at [Event]. A status of 200 to 299 means that the server has the events. With 413 it gets them
+// again in smaller requests. Another status means that the server will never take them, except 408,
+// 425, 429, and 500 and more. Then, and after too many attempts, they are dropped. The header
+// Dunlin-Delivery is the same for each attempt at the same request.
 //
 // # Signatures
 //

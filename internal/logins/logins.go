@@ -1,8 +1,8 @@
-// Package logins bounds how often authentication may fail, by address and name, and by address alone, and remembers which
-// names were accepted from which address.
+// Package logins bounds how often authentication may fail, by address and name, and by address
+// alone, and remembers which names were accepted from which address.
 //
-// A failure is counted before it has happened: Begin takes a token, and Accepted or Undecided gives it back. So guesses
-// that come at once are counted as those that come one after the other.
+// A failure is counted before it has happened: Begin takes a token, and Accepted or Undecided gives
+// it back. So guesses that come at once are counted as those that come one after the other.
 package logins
 
 import (
@@ -12,7 +12,8 @@ import (
 	"time"
 )
 
-// MaxEntries bounds the names that failed lately, addresses among them, and the names that are known.
+// MaxEntries bounds the names that failed lately, addresses among them, and the names that are
+// known.
 const MaxEntries = 1 << 16
 
 // Limits are how many authentications may fail in a minute. Zero: any number.
@@ -31,12 +32,13 @@ type Who struct {
 	Named bool
 	// Exempt: the limits do not hold for it.
 	Exempt bool
-	// Again: it was accepted on the same connection. It is then held to the limit of its name alone.
+	// Again: it was accepted on the same connection. It is then held to the limit of its name
+	// alone.
 	Again bool
 }
 
-// A key is a name at an address. Of the name it holds a hash, so that long names take no more room. The hash 0 stands for
-// the address itself.
+// A key is a name at an address. Of the name it holds a hash, so that long names take no more room.
+// The hash 0 stands for the address itself.
 type key struct {
 	addr netip.Addr
 	name uint64
@@ -60,10 +62,12 @@ type Table struct {
 
 // New returns a Table in which nobody has failed and nobody is known.
 func New(l Limits) *Table {
-	return &Table{limits: l, seed: maphash.MakeSeed(), failures: map[key]tokens{}, known: map[key]struct{}{}}
+	return &Table{limits: l, seed: maphash.MakeSeed(), failures: map[key]tokens{},
+		known: map[key]struct{}{}}
 }
 
-// An Attempt is one authentication under way. It counts as failed unless Accepted or Undecided is called, once.
+// An Attempt is one authentication under way. It counts as failed unless Accepted or Undecided is
+// called, once.
 type Attempt struct {
 	// Known: the name was accepted from the address before.
 	Known bool
@@ -160,7 +164,8 @@ func (k tokens) now(most int, now time.Time) float64 {
 	return min(float64(most), k.level+max(now.Sub(k.at).Minutes(), 0)*float64(most))
 }
 
-// makeRoom keeps a map within MaxEntries. Which entry goes is not for an attacker to choose: it is any of them.
+// makeRoom keeps a map within MaxEntries. Which entry goes is not for an attacker to choose: it is
+// any of them.
 func makeRoom[V any](of map[key]V) {
 	if len(of) < MaxEntries {
 		return

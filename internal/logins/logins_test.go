@@ -31,16 +31,21 @@ func TestTheLimitsAreOfANameAndOfAnAddress(t *testing.T) {
 	now := time.Now()
 	x := New(Limits{PerName: 6, PerAddress: 10})
 	require.Equal(t, 6, fails(x, jane(here), 100, now))
-	require.Equal(t, 4, fails(x, Who{Addr: here, Name: "joe", Named: true}, 100, now), "the address has no more")
+	require.Equal(t, 4, fails(x, Who{Addr: here, Name: "joe", Named: true}, 100, now),
+		"the address has no more")
 	require.Equal(t, 6, fails(x, jane(there), 100, now), "another address")
 
 	require.Zero(t, fails(x, jane(here), 1, now.Add(5*time.Second)))
-	require.Equal(t, 1, fails(x, jane(here), 100, now.Add(10*time.Second)), "one of six in a minute has come back")
-	require.Equal(t, 6, fails(x, jane(here), 100, now.Add(time.Hour)), "no more than a minute's are saved up")
+	require.Equal(t, 1, fails(x, jane(here), 100, now.Add(10*time.Second)),
+		"one of six in a minute has come back")
+	require.Equal(t, 6, fails(x, jane(here), 100, now.Add(time.Hour)),
+		"no more than a minute's are saved up")
 	require.Zero(t, fails(x, jane(here), 1, now), "a clock that goes back gives nothing")
 
-	require.Equal(t, 1000, fails(New(Limits{PerAddress: 2000}), jane(here), 1000, now), "no limit for names")
-	require.Equal(t, 1000, fails(New(Limits{PerName: 2000}), jane(here), 1000, now), "no limit for addresses")
+	require.Equal(t, 1000, fails(New(Limits{PerAddress: 2000}), jane(here), 1000, now),
+		"no limit for names")
+	require.Equal(t, 1000, fails(New(Limits{PerName: 2000}), jane(here), 1000, now),
+		"no limit for addresses")
 	exempt := jane(here)
 	exempt.Exempt = true
 	require.Equal(t, 1000, fails(x, exempt, 1000, now))
@@ -98,7 +103,8 @@ func TestTheTablesAreBounded(t *testing.T) {
 	now := time.Now()
 	x := New(Limits{PerName: 2, PerAddress: 3})
 	for i := range 3 * MaxEntries {
-		w := Who{Addr: netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), Name: "n", Named: true}
+		w := Who{Addr: netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), Name: "n",
+			Named: true}
 		a, _ := x.Begin(w, now)
 		x.Accepted(a, now)
 		x.Begin(w, now)

@@ -84,10 +84,11 @@ func (f *Files) Config() *tls.Config {
 // Reload reads the files again. If one of them is of no use, or they do not go together, all stay as they were, and the error says why.
 func (f *Files) Reload() error { return f.set.Reload() }
 
-// Watch looks every interval (zero: 2 s) whether a file has changed, and if so calls Reload and then report, if it is not nil,
-// with the result. It returns when ctx ends. Files are read once they have all stayed the same for one interval, so that
-// neither half a file is read nor a new certificate with the old key. What fails is tried again, less and less often, and
-// reported again when the error or a file is another one.
+// Watch looks every interval (zero: 2 s) whether a file has changed, and if so calls Reload and
+// then report, if it is not nil, with the result. It returns when ctx ends. Files are read once
+// they have all stayed the same for one interval, so that neither half a file is read nor a new
+// certificate with the old key. What fails is tried again, less and less often, and reported again
+// when the error or a file is another one.
 func (f *Files) Watch(ctx context.Context, interval time.Duration, report func(error)) {
 	f.set.Watch(ctx, interval, report)
 }

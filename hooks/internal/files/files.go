@@ -43,11 +43,12 @@ func (s *Set) Reload() error {
 // maxPause is how many intervals there are at most between two tries of a load that fails.
 const maxPause = 32
 
-// Watch looks at the files every interval (zero: Interval) until ctx ends, and calls Reload when they have changed since
-// the last load that succeeded. A file that is being written is left alone: it must have been the same for one interval. A
-// load that fails is tried again, after one interval, then two, four and so on: it may have failed for a reason that has
-// nothing to do with the files. report, if it is not nil, is called with the result of a load, except where the same files
-// fail with the same error as before.
+// Watch looks at the files every interval (zero: Interval) until ctx ends, and calls Reload when
+// they have changed since the last load that succeeded. A file that is being written is left alone:
+// it must have been the same for one interval. A load that fails is tried again, after one
+// interval, then two, four and so on: it may have failed for a reason that has nothing to do with
+// the files. report, if it is not nil, is called with the result of a load, except where the same
+// files fail with the same error as before.
 func (s *Set) Watch(ctx context.Context, interval time.Duration, report func(error)) {
 	if interval <= 0 {
 		interval = Interval

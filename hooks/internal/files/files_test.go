@@ -95,7 +95,8 @@ func TestWatch(t *testing.T) {
 	})
 }
 
-// A load fails once for a reason that is not in the file, such as too many open files. It is tried again, and less and less often.
+// A load fails once for a reason that is not in the file, such as too many open files. It is tried
+// again, and less and less often.
 func TestWatchTriesAgainWhatHasFailed(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "file")
 	write := func(s string) { require.NoError(t, os.WriteFile(name, []byte(s), 0o600)) }
@@ -123,7 +124,8 @@ func TestWatchTriesAgainWhatHasFailed(t *testing.T) {
 				reports = append(reports, fmt.Sprint(err))
 			})
 		}()
-		// after lets time pass while loads end with err, and returns the loads and reports of that time.
+		// after lets time pass while loads end with err, and returns the loads and reports of that
+		// time.
 		after := func(d time.Duration, err error) ([]time.Duration, []string) {
 			mu.Lock()
 			fails, loads, reports = err, nil, nil

@@ -1,10 +1,12 @@
-// Package queue holds what happened until one goroutine has time for it. Nobody waits to add to a queue.
+// Package queue holds what happened until one goroutine has time for it. Nobody waits to add to a
+// queue.
 package queue
 
 import "sync"
 
-// A Queue is bounded in number and in bytes. What does not fit is lost, and counted by the numbers that are missing. The
-// last quarter is for peers that have no more than an eighth of the queue: a single one does not fill it.
+// A Queue is bounded in number and in bytes. What does not fit is lost, and counted by the numbers
+// that are missing. The last quarter is for peers that have no more than an eighth of the queue: a
+// single one does not fill it.
 type Queue[T any] struct {
 	most, mostBytes int           // immutable
 	ready           chan struct{} // capacity 1
@@ -29,12 +31,13 @@ type load struct{ items, bytes int }
 
 // New returns an empty Queue for most items of mostBytes together.
 func New[T any](most, mostBytes int) *Queue[T] {
-	return &Queue[T]{most: most, mostBytes: mostBytes, ready: make(chan struct{}, 1), peers: map[string]load{}}
+	return &Queue[T]{most: most, mostBytes: mostBytes, ready: make(chan struct{}, 1),
+		peers: map[string]load{}}
 }
 
-// Add adds what value returns, and says whether there was room for it. value is called if there is, with a lock held, and
-// gets the number of the call of Add, the first of which is 1. So the items are in the order of their numbers. bytes is
-// what the item holds, peer whom it is about.
+// Add adds what value returns, and says whether there was room for it. value is called if there is,
+// with a lock held, and gets the number of the call of Add, the first of which is 1. So the items
+// are in the order of their numbers. bytes is what the item holds, peer whom it is about.
 func (q *Queue[T]) Add(peer string, bytes int, value func(number uint64) T) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -58,8 +61,8 @@ func (q *Queue[T]) fitsLocked(peer string, bytes int) bool {
 	return fits(len(q.items), l.items, 1, q.most) && fits(q.bytes, l.bytes, bytes, q.mostBytes)
 }
 
-// Take returns the first items, at most most, and as many as are within mostBytes together; but one at least, if there
-// is one.
+// Take returns the first items, at most most, and as many as are within mostBytes together; but one
+// at least, if there is one.
 func (q *Queue[T]) Take(most, mostBytes int) (values []T) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -81,10 +84,12 @@ func (q *Queue[T]) Take(most, mostBytes int) (values []T) {
 	return values
 }
 
-// Ready returns a channel that receives after an Add or Close. One value may stand for several calls.
+// Ready returns a channel that receives after an Add or Close. One value may stand for several
+// calls.
 func (q *Queue[T]) Ready() <-chan struct{} { return q.ready }
 
-// Load returns how many items there are, how many bytes they hold, and whether there will be no more.
+// Load returns how many items there are, how many bytes they hold, and whether there will be no
+// more.
 func (q *Queue[T]) Load() (items, bytes int, closed bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -1,5 +1,5 @@
-// Package turns gives out a bounded number of turns in an order that is fair to peers: a peer that wants many turns
-// waits for them behind its own, not in front of everybody else.
+// Package turns gives out a bounded number of turns in an order that is fair to peers: a peer that
+// wants many turns waits for them behind its own, not in front of everybody else.
 package turns
 
 import (
@@ -16,14 +16,15 @@ var ErrFull = errors.New("too many are waiting for a turn")
 type Claim struct {
 	// Peer is who wants the turn, for instance an address.
 	Peer string
-	// Known peers wait in a line of their own. While both lines have somebody in them, they get every second turn.
+	// Known peers wait in a line of their own. While both lines have somebody in them, they get
+	// every second turn.
 	Known bool
 	// Size is how much room the claim takes while it waits. Zero: 1.
 	Size int
 }
 
-// A Queue gives out turns. In each of its two lines, peers take turns in rotation, and the turns of one peer are given
-// in the order in which it asked.
+// A Queue gives out turns. In each of its two lines, peers take turns in rotation, and the turns of
+// one peer are given in the order in which it asked.
 type Queue struct {
 	share int // how many turns one peer may have at a time
 	room  int // the sum of the sizes of what may wait in each line
@@ -58,8 +59,8 @@ type waiter struct {
 	err   error         // why it has no turn; set before ready is closed
 }
 
-// New returns a Queue of n turns. One peer has at most share of them at a time. room bounds the sum of the sizes of what
-// waits in each line.
+// New returns a Queue of n turns. One peer has at most share of them at a time. room bounds the sum
+// of the sizes of what waits in each line.
 func New(n, share, room int) *Queue {
 	q := &Queue{share: share, room: room, free: n, held: map[string]int{}}
 	for i := range q.lines {
@@ -68,8 +69,9 @@ func New(n, share, room int) *Queue {
 	return q
 }
 
-// Take waits for a turn, which the caller must end with give, once. The error is that of ctx, or ErrFull. ErrFull is
-// returned at once if the line is full, or later, when a peer that has less waiting than this one needs the room.
+// Take waits for a turn, which the caller must end with give, once. The error is that of ctx, or
+// ErrFull. ErrFull is returned at once if the line is full, or later, when a peer that has less
+// waiting than this one needs the room.
 func (q *Queue) Take(ctx context.Context, c Claim) (give func(), err error) {
 	c.Size = max(c.Size, 1)
 	give = func() { q.give(c.Peer) }
@@ -132,7 +134,8 @@ func (q *Queue) grantLocked(peer string) {
 	q.held[peer]++
 }
 
-// serveLocked gives a turn to the first peer of l that may have one, and says whether there was one.
+// serveLocked gives a turn to the first peer of l that may have one, and says whether there was
+// one.
 func (q *Queue) serveLocked(l *line) bool {
 	for e := l.rotation.Front(); e != nil; e = e.Next() {
 		g := e.Value.(*group)
@@ -177,8 +180,9 @@ func (l *line) leaveLocked(peer string, w *waiter) {
 	}
 }
 
-// makeRoomLocked says whether there is room for a claim. Where there is none, it sends the last waiters of the peers away
-// that have most, as long as these have more than the newcomer would have.
+// makeRoomLocked says whether there is room for a claim. Where there is none, it sends the last
+// waiters of the peers away that have most, as long as these have more than the newcomer would
+// have.
 func (l *line) makeRoomLocked(c *Claim, room int) bool {
 	with := c.Size // what the newcomer would have
 	if e := l.groups[c.Peer]; e != nil {

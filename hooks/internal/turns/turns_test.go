@@ -60,7 +60,9 @@ func (r *rig) came(want ...string) {
 }
 
 func bubble(t *testing.T, q *turns.Queue, f func(r *rig)) {
-	synctest.Test(t, func(t *testing.T) { f(&rig{t: t, q: q, ctx: t.Context(), gives: map[string]func(){}}) })
+	synctest.Test(t, func(t *testing.T) {
+		f(&rig{t: t, q: q, ctx: t.Context(), gives: map[string]func(){}})
+	})
 }
 
 func TestPeersTakeTurns(t *testing.T) {
@@ -127,7 +129,8 @@ func TestOnePeerDoesNotHaveAllTurns(t *testing.T) {
 
 func TestAFullLineSendsTheLastOfTheLongestAway(t *testing.T) {
 	bubble(t, turns.New(1, 1, 4), func(r *rig) {
-		a, b, c, d := turns.Claim{Peer: "a"}, turns.Claim{Peer: "b"}, turns.Claim{Peer: "c"}, turns.Claim{Peer: "d"}
+		a, b := turns.Claim{Peer: "a"}, turns.Claim{Peer: "b"}
+		c, d := turns.Claim{Peer: "c"}, turns.Claim{Peer: "d"}
 		r.take("a0", a)
 		for i := 1; i <= 4; i++ {
 			r.take(fmt.Sprint("a", i), a)
@@ -195,7 +198,8 @@ func TestACallThatEndsLeavesTheLine(t *testing.T) {
 	})
 }
 
-// Callers come, wait, are sent away and go as they like. No turn is lost, and never are there more than there should be.
+// Callers come, wait, are sent away and go as they like. No turn is lost, and never are there more
+// than there should be.
 func TestNoTurnIsLost(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
