@@ -35,8 +35,8 @@ type Store interface {
 	// Commit applies ops in order and all together: after a crash either all of a batch or nothing of it is there, and a batch is there
 	// only if all before it are. It returns nil when the batch will survive what the store's [Durability] says.
 	// The store must not keep ops or what they point to after it returns.
-	// An error means that nothing of the batch may be relied on. If it is [ErrFull], or ctx was done before the call, the batch
-	// is not there and the store goes on; after any other error every later Commit fails as well.
+	// An error means that nothing of the batch may be relied on. If it is [ErrFull] or [ErrTooLarge], or ctx was done before the call, the
+	// batch is not there and the store goes on; after any other error every later Commit fails as well.
 	Commit(ctx context.Context, ops []Op) error
 	// Checkpoint lets the store make itself smaller: it may be called at any time between commits, may take long, and
 	// changes nothing that Load would yield. A store that needs none returns nil.
@@ -49,6 +49,10 @@ type Store interface {
 // room again. A batch that only takes away (Done, DeleteSession and the like) may succeed where one that adds does not, and makes
 // room.
 var ErrFull = errors.New("store: no space left")
+
+// ErrTooLarge is returned (wrapped) by Commit when the batch, or one of its operations, is larger than the store can keep, however much
+// room there is. The batch has no effect, and the store goes on. The same operations in smaller batches may succeed.
+var ErrTooLarge = errors.New("store: the batch is too large")
 
 // Durability says what a successful Commit survives.
 type Durability byte
@@ -185,6 +189,20 @@ type PutRetained struct{ Message *Message }
 
 // DeleteRetained removes the retained message of a topic.
 type DeleteRetained struct{ Topic string }
+
+// Adds says whether a batch may make the state larger. A store that keeps some room for batches that do not can let clients fetch what
+// waits for them on a full disk. PutSession does not add, as most Sessions were there before and have changed: on a full disk clients
+// should be able to come for their messages.
+func Adds(ops []Op) bool {
+	for _, op := range ops {
+		switch op.(type) {
+		case *PutSession, *Sent, *Released, *Done, *Forget, *DeleteSession, *DeleteSubscription, *DeleteRetained:
+		default:
+			return true
+		}
+	}
+	return false
+}
 
 func (*PutSession) op()         {}
 func (*DeleteSession) op()      {}

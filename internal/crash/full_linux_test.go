@@ -35,7 +35,7 @@ func TestDiskFull(t *testing.T) {
 	}{
 		{"segments, and publishers that can be told", "segment", packets.V5, true},
 		{"segments, and publishers that can only be disconnected", "segment", packets.V311, false},
-		{"bbolt, and publishers that can be told", "bbolt", packets.V5, false},
+		{"bbolt, and publishers that can be told", "bbolt", packets.V5, true},
 		{"bbolt, and publishers that can only be disconnected", "bbolt", packets.V311, false},
 	}
 	if testing.Short() {

@@ -34,6 +34,9 @@ func Existing(path string) (Dir, error) {
 	return osDir(path), nil
 }
 
+// FileOf returns a File that is f.
+func FileOf(f *os.File) File { return osFile{f} }
+
 type osDir string
 
 type osFile struct{ *os.File }

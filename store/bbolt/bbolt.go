@@ -7,6 +7,9 @@
 // (number of the message, Session and Seq, to the rest of the delivery; or number alone, to the topic that it is the retained message of),
 // "retained" (topic to number) and "about" (format). Numbers in keys are 8 bytes, big-endian. Each value ends with
 // the CRC-32C of key and value.
+//
+// The room that the file takes on the disk is reserved ahead. On a full disk, batches that only take something away find room in a part
+// of it that is kept for them, and what they take away makes room for others. The file does not shrink.
 package bbolt
 
 import (
@@ -15,7 +18,12 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
+	"io/fs"
 	"iter"
+	"os"
+	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -43,10 +51,15 @@ type Options struct {
 
 // A Store is a store.Store in a file. Its methods may be called from any goroutine, but none from inside a Load.
 type Store struct {
-	db *bolt.DB
+	db       *bolt.DB
+	file     disk.File // that db has open
+	pageSize int64
 
-	mu  sync.Mutex // guards err and commits
-	err error      // why nothing can be committed any more
+	mu     sync.Mutex // guards all below, and commits
+	err    error      // why nothing can be committed any more
+	broken bool       // bbolt has panicked: it may hold its locks for ever, and is not called again
+	end    int64      // how many bytes the file has at least, as of the commit before the last
+	size   int64      // up to where room is reserved
 }
 
 const format = "dunlin bbolt store 1"
@@ -63,29 +76,84 @@ var (
 	kFormat        = []byte("format")
 )
 
-// Open opens the store in the file, which is made if it is not there. It fails with an error that wraps [ErrLocked] if
-// it is open in this or another process, and if the file is one of something else or of a later format, which is then left as it is.
-func Open(file string, opts Options) (s *Store, err error) {
-	defer recovered(&err, "open")
+// Open opens the store in the file, which is made if it is not there. It reads the whole tree of the file to check it. It fails with an
+// error that wraps [ErrLocked] if the file is open in this or another process. It fails, and leaves the file as it is, if the file is
+// truncated or its structure is damaged, or if it is one of something else or of a later format.
+func Open(file string, opts Options) (*Store, error) {
 	switch {
 	case file == "":
 		return nil, errors.New("store/bbolt: Open: the name of the file is empty")
 	case opts.Durability > store.None:
 		return nil, fmt.Errorf("store/bbolt: Options.Durability is %d, use store.Synced, store.Buffered or store.None", opts.Durability)
 	}
-	db, err := bolt.Open(file, 0o600, &bolt.Options{
-		Timeout: time.Millisecond, NoSync: opts.Durability != store.Synced, FreelistType: bolt.FreelistMapType,
-	})
-	if errors.Is(err, berrors.ErrTimeout) {
-		err = ErrLocked
+	err := verify(file)
+	isNew := errors.Is(err, fs.ErrNotExist)
+	var s *Store
+	if err == nil || isNew {
+		s, err = open(file, opts)
+	}
+	if err == nil && isNew {
+		if err = syncFolder(file); err != nil {
+			s.Close()
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("store/bbolt: %s: %w", file, err)
 	}
-	if err := prepare(db); err != nil {
-		return nil, errors.Join(fmt.Errorf("store/bbolt: %s: %w", file, err), db.Close())
+	return s, nil
+}
+
+// syncFolder makes the name of a file durable.
+func syncFolder(file string) error {
+	d, err := disk.Existing(filepath.Dir(file))
+	if err != nil {
+		return err
 	}
-	return &Store{db: db}, nil
+	return d.Sync()
+}
+
+// open opens a file that was verified, or is not there.
+func open(file string, opts Options) (s *Store, err error) {
+	var f *os.File
+	s = new(Store)
+	defer func() {
+		if err != nil && f != nil {
+			f.Close() // bbolt closes it as well, but where it has panicked
+		}
+	}()
+	err = s.guarded("open", func() error {
+		s.db, err = bolt.Open(file, 0o600, &bolt.Options{
+			Timeout: time.Millisecond, NoSync: opts.Durability != store.Synced, FreelistType: bolt.FreelistMapType,
+			OpenFile: func(name string, flag int, perm os.FileMode) (*os.File, error) {
+				var err error
+				f, err = os.OpenFile(name, flag, perm)
+				return f, err
+			},
+		})
+		if errors.Is(err, berrors.ErrTimeout) {
+			return ErrLocked
+		}
+		if err != nil {
+			return err
+		}
+		s.db.AllocSize = 0 // reserve makes the file longer
+		s.file, s.pageSize = disk.FileOf(f), int64(s.db.Info().PageSize)
+		if err := prepare(s.db); err != nil {
+			return errors.Join(err, s.db.Close())
+		}
+		return s.db.View(func(tx *bolt.Tx) error {
+			s.size, s.end = tx.Size(), tx.Size()
+			messages := tx.Bucket(bMessages)
+			if last, _ := messages.Cursor().Last(); len(last) == 8 && binary.BigEndian.Uint64(last) > messages.Sequence() {
+				return fmt.Errorf("the file is damaged: the last message is number %x, and they are counted up to %x", last, messages.Sequence())
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 // prepare makes what an empty file lacks, and checks the format of another.
@@ -120,15 +188,49 @@ func prepare(db *bolt.DB) error {
 	})
 }
 
-// recovered turns a panic into an error: bbolt panics when its file is damaged.
-func recovered(err *error, what string) {
-	if r := recover(); r != nil {
-		*err = damaged(what, r)
-	}
+// guarded calls f. It turns a panic into an error: bbolt panics when its file is damaged, and the memory that the file is mapped to
+// cannot be read where the file has become shorter meanwhile, or the disk fails. s.mu is held, or nobody else has s.
+func (s *Store) guarded(what string, f func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			s.broken = true
+			err = fmt.Errorf("%s: the file may be damaged: %v", what, r)
+		}
+	}()
+	return f()
 }
 
-func damaged(what string, why any) error {
-	return fmt.Errorf("store/bbolt: %s: the file may be damaged: %v", what, why)
+// whole returns an error if the file has become shorter than what was committed, which is end bytes.
+func (s *Store) whole(end int64) error {
+	size, err := s.file.Size()
+	if err == nil && size < end {
+		err = fmt.Errorf("the file has %d bytes, and %d were committed: it was truncated", size, end)
+	}
+	return err
+}
+
+// begin begins a transaction that reads. s.mu is held.
+func (s *Store) begin() (tx *bolt.Tx, err error) {
+	if s.broken || errors.Is(s.err, ErrClosed) {
+		return nil, s.err
+	}
+	if err := s.whole(s.end); err != nil {
+		return nil, err
+	}
+	err = s.guarded("read", func() error {
+		var err error
+		tx, err = s.db.Begin(false)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.end = tx.Size()
+	if err := s.whole(s.end); err != nil {
+		return nil, errors.Join(err, tx.Rollback())
+	}
+	return tx, nil
 }
 
 // Commit implements store.Store.
@@ -150,22 +252,11 @@ func (s *Store) Commit(ctx context.Context, ops []store.Op) error {
 		return nil
 	case disk.IsFull(err): // bbolt has rolled back: the page that makes a transaction count is written last, over an old one
 		return fmt.Errorf("store/bbolt: %w: %w", store.ErrFull, err)
+	case errors.Is(err, berrors.ErrValueTooLarge), errors.Is(err, berrors.ErrKeyTooLarge): // likewise
+		return fmt.Errorf("store/bbolt: %w: %w", store.ErrTooLarge, err)
 	}
 	s.err = fmt.Errorf("store/bbolt: %w", err)
 	return s.err
-}
-
-func (s *Store) update(ops []store.Op) (err error) {
-	defer recovered(&err, "commit")
-	return s.db.Update(func(tx *bolt.Tx) error {
-		b := newBatch(tx)
-		for _, op := range ops {
-			if err := b.apply(op); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
 }
 
 // Checkpoint implements store.Store. It does nothing: bbolt uses the room of what was deleted again, and its file does not shrink.
@@ -186,23 +277,68 @@ func (s *Store) Close() error {
 		return s.err
 	}
 	var err error
-	if s.err == nil && s.db.NoSync {
-		err = s.db.Sync()
+	switch {
+	case s.broken: // bbolt might wait for a lock of its own for ever; the file is mapped until the process ends
+		err = s.file.Close()
+	case s.err == nil && s.db.NoSync:
+		err = errors.Join(s.db.Sync(), s.db.Close())
+	default:
+		err = s.db.Close()
 	}
 	s.err = ErrClosed
-	return errors.Join(err, s.db.Close())
+	return err
 }
 
-// Backup writes a copy of the store, as it is when it is called, to a new file. Commits go on meanwhile.
+// Backup writes a copy of the store, as it is when it is called, to a new file, which must not be there. Commits go on meanwhile. The
+// copy is durable when Backup returns nil; otherwise no file is left.
 func (s *Store) Backup(ctx context.Context, file string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	err := s.db.View(func(tx *bolt.Tx) error { return tx.CopyFile(file, 0o600) })
+	to, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return fmt.Errorf("store/bbolt: backup: %w", err)
 	}
+	err = s.copyTo(ctx, to)
+	if err == nil {
+		err = to.Sync()
+	}
+	if err = errors.Join(err, to.Close()); err == nil {
+		err = syncFolder(file)
+	}
+	if err != nil {
+		os.Remove(file)
+		return fmt.Errorf("store/bbolt: backup: %w", err)
+	}
 	return nil
+}
+
+// copyTo writes the last transaction to a file. It reads the file, not the memory that the file is mapped to.
+func (s *Store) copyTo(ctx context.Context, to io.Writer) error {
+	s.mu.Lock()
+	tx, err := s.begin()
+	if err != nil && s.broken {
+		s.err = err
+	}
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	_, err = tx.WriteTo(&untilDone{ctx, to})
+	return errors.Join(err, tx.Rollback())
+}
+
+// untilDone is a Writer that fails when ctx is done.
+type untilDone struct {
+	ctx context.Context
+	to  io.Writer
+}
+
+func (u *untilDone) Write(b []byte) (int, error) {
+	if err := u.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return u.to.Write(b)
 }
 
 // Load implements store.Store. It is one transaction: nothing can be committed before it ends.
@@ -210,36 +346,36 @@ func (s *Store) Load(ctx context.Context) iter.Seq2[store.Op, error] {
 	return func(yield func(store.Op, error) bool) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if errors.Is(s.err, ErrClosed) {
+		if s.err != nil {
 			yield(nil, s.err)
 			return
 		}
-		if err := s.load(ctx, func(op store.Op) bool { return yield(op, nil) }); err != nil && err != errStop {
-			yield(nil, err)
+		err := s.load(ctx, func(op store.Op) bool { return yield(op, nil) })
+		if err == nil || err == errStop {
+			return
 		}
+		err = fmt.Errorf("store/bbolt: %w", err)
+		if ctx.Err() == nil { // the file is damaged: nothing may be added to it
+			s.err = err
+		}
+		yield(nil, err)
 	}
 }
 
 // errStop ends a Load that nobody wants to go on.
 var errStop = errors.New("stop")
 
-func (s *Store) load(ctx context.Context, yield func(store.Op) bool) (err error) {
-	l := loader{ctx: ctx, yield: yield}
-	defer func() {
-		if l.yielding {
-			return // a panic of the caller's goes on
-		}
-		if r := recover(); r != nil {
-			err = damaged("load", r)
-		}
-	}()
-	return s.db.View(func(tx *bolt.Tx) error {
-		l.tx = tx
-		if err := l.all(); err != nil {
-			return err
-		}
-		return ctx.Err()
-	})
+func (s *Store) load(ctx context.Context, yield func(store.Op) bool) error {
+	tx, err := s.begin()
+	if err != nil {
+		return err
+	}
+	l := loader{ctx: ctx, tx: tx, yield: yield}
+	defer tx.Rollback() // it fails only if it was called before
+	if err := l.guarded(); err != nil {
+		return err
+	}
+	return ctx.Err()
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -253,7 +389,7 @@ func seal(key, value []byte) []byte {
 func unseal(bucket string, key, sealed []byte) ([]byte, error) {
 	n := len(sealed) - 4
 	if n < 0 || binary.LittleEndian.Uint32(sealed[n:]) != crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, sealed[:n]) {
-		return nil, fmt.Errorf("store/bbolt: the file is damaged: bucket %s, key %x: the checksum does not match", bucket, key)
+		return nil, fmt.Errorf("the file is damaged: bucket %s, key %x: the checksum does not match", bucket, key)
 	}
 	return sealed[:n:n], nil
 }
@@ -266,6 +402,20 @@ type loader struct {
 	dec   codec.Decoder
 
 	yielding bool // the caller's code runs
+}
+
+// guarded is all, with a panic of bbolt as an error. A panic of the caller's goes on.
+func (l *loader) guarded() (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if l.yielding {
+			return
+		}
+		if r := recover(); r != nil {
+			err = fmt.Errorf("load: the file may be damaged: %v", r)
+		}
+	}()
+	return l.all()
 }
 
 func (l *loader) give(op store.Op) error {
@@ -291,7 +441,7 @@ func (l *loader) all() error {
 			l.dec.Reset(v)
 			op, err := l.dec.Next()
 			if err != nil {
-				return fmt.Errorf("store/bbolt: bucket %s, key %x: %w", name, k, err)
+				return fmt.Errorf("bucket %s, key %x: %w", name, k, err)
 			}
 			return l.give(op)
 		})
@@ -317,7 +467,7 @@ func (l *loader) all() error {
 		}
 		p := new(store.Publish)
 		if p.Message, err = l.dec.DecodeMessage(text); err != nil {
-			return fmt.Errorf("store/bbolt: bucket messages, key %x: %w", number, err)
+			return fmt.Errorf("bucket messages, key %x: %w", number, err)
 		}
 		var then []store.Op
 		for ; len(k) >= 8 && string(k[:8]) == string(number); k, v = uses.Next() {
@@ -349,7 +499,7 @@ func use(p *store.Publish, then *[]store.Op, k, v []byte) error {
 	}
 	u, err := decodeUse(v)
 	if err != nil {
-		return fmt.Errorf("store/bbolt: bucket uses, key %x: %w", k, err)
+		return fmt.Errorf("bucket uses, key %x: %w", k, err)
 	}
 	u.Session, u.Seq = binary.BigEndian.Uint64(k[8:]), binary.BigEndian.Uint64(k[16:])
 	p.To = append(p.To, u.Delivery)

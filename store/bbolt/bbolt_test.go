@@ -124,38 +124,6 @@ func TestFlippedBitsOfAPayloadAreFound(t *testing.T) {
 	}
 }
 
-// TestDamageDoesNotPanic flips bytes all over the file. What bbolt makes of it is an error, or goes unseen.
-func TestDamageDoesNotPanic(t *testing.T) {
-	if raced {
-		t.Skip("the race detector's pointer checks end the process, beyond recover, where bbolt itself follows a damaged page")
-	}
-	file := filepath.Join(t.TempDir(), "db")
-	s, err := Open(file, Options{})
-	require.NoError(t, err)
-	require.NoError(t, s.Commit(ctx, ops()))
-	require.NoError(t, s.Close())
-	b, err := os.ReadFile(file)
-	require.NoError(t, err)
-	refused := 0
-	for at := 0; at < len(b); at += 7 {
-		if b[at] == 0 {
-			continue
-		}
-		damaged := bytes.Clone(b)
-		damaged[at] ^= 0x21
-		require.NoError(t, os.WriteFile(file, damaged, 0o600))
-		s, err := Open(file, Options{})
-		if err == nil {
-			_, err = storetest.Fold(s.Load(ctx))
-			_ = s.Close() // it may fail as well
-		}
-		if err != nil {
-			refused++
-		}
-	}
-	require.Positive(t, refused)
-}
-
 func TestOpenRefusesWhatMakesNoSense(t *testing.T) {
 	_, err := Open("", Options{})
 	require.ErrorContains(t, err, "the name of the file is empty")

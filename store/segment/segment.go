@@ -202,7 +202,7 @@ func (s *Store) Commit(ctx context.Context, ops []store.Op) error {
 // end returns up to where ops may go in the active segment. What adds leaves the rest to what does not, which so finds room on a full disk,
 // whoever has filled it.
 func (s *Store) end(ops []store.Op) int64 {
-	if adds(ops) {
+	if store.Adds(ops) {
 		return s.size - tailOf(s.size)
 	}
 	return s.size
@@ -250,7 +250,7 @@ func (s *Store) make(mark int, ops []store.Op) error {
 		}
 	}
 	s.buf = s.buf[:0]
-	err := s.roll(int64(len(rec)), adds(ops))
+	err := s.roll(int64(len(rec)), store.Adds(ops))
 	if err != nil {
 		return err
 	}
@@ -324,20 +324,6 @@ func (s *Store) full(err error) error {
 		s.startCompaction(true)
 	}
 	return fmt.Errorf("store/segment: %w: %w", store.ErrFull, err)
-}
-
-// adds tells whether a batch may make the state larger. A Session does not, as most were there before and have changed: on a full disk clients
-// should be able to come for their messages.
-func adds(ops []store.Op) bool {
-	for _, op := range ops {
-		switch op.(type) {
-		case *store.PutSession, *store.Sent, *store.Released, *store.Done, *store.Forget,
-			*store.DeleteSession, *store.DeleteSubscription, *store.DeleteRetained:
-		default:
-			return true
-		}
-	}
-	return false
 }
 
 // Close implements store.Store. It writes and syncs what waits, whatever the durability, and seals the log, so that damage

@@ -1,5 +1,0 @@
-//go:build !race
-
-package bbolt
-
-const raced = false
