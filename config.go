@@ -68,8 +68,13 @@ type Config struct {
 	// MaxKeepAlive is the longest Keep Alive. A 5.0 client that asks for more, or for none, is told this one as Server Keep
 	// Alive (3.2.2.3.14); an older client is held to one and a half of it. Whole seconds. Default and negative: as clients ask.
 	MaxKeepAlive time.Duration
+	// SlowLinkRate is for links so slow that a packet takes longer than one and a half Keep Alive, in which no PINGREQ can come. Where it is
+	// positive, the bytes of a packet that is not complete count as life if that many have come per second. The standard counts
+	// whole packets only (3.1.2.10). Default and negative: as the standard says.
+	SlowLinkRate float64
 
-	// MaxConnections bounds the Network Connections. Another one is refused with Server busy (0x89). Default 100,000.
+	// MaxConnections bounds the Network Connections. Another one is refused with Server busy (0x89), unless it takes over that of the same
+	// client. Default 100,000.
 	MaxConnections int
 	// MaxConnecting bounds the connections whose CONNECT has not come or not been decided. Another one is closed. Default 32,768.
 	MaxConnecting int
@@ -299,7 +304,7 @@ func (c *Config) check() error {
 	for _, x := range [...]struct {
 		name string
 		rate float64
-	}{{"ConnectRate", c.ConnectRate}, {"ConnectRatePerIP", c.ConnectRatePerIP}, {"PublishRate", c.PublishRate}, {"PublishBytes", c.PublishBytes}} {
+	}{{"ConnectRate", c.ConnectRate}, {"ConnectRatePerIP", c.ConnectRatePerIP}, {"PublishRate", c.PublishRate}, {"PublishBytes", c.PublishBytes}, {"SlowLinkRate", c.SlowLinkRate}} {
 		if math.IsNaN(x.rate) || math.IsInf(x.rate, 0) {
 			return fmt.Errorf("dunlin: Config.%s is %v, which is no rate; negative: no limit", x.name, x.rate)
 		}
@@ -371,6 +376,7 @@ func (c *Config) fill() {
 	limitDuration(&c.ConnectTimeout, 10*time.Second)
 	limitDuration(&c.WriteTimeout, 30*time.Second)
 	limitDuration(&c.MaxKeepAlive, 0)
+	limitRate(&c.SlowLinkRate, 0)
 	limitDuration(&c.MaxSessionExpiry, 7*24*time.Hour)
 	limitDuration(&c.MaxMessageExpiry, 0)
 	limitDuration(&c.SysInterval, 0)

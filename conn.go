@@ -77,6 +77,8 @@ type rare struct {
 	aliases  []string  // by Topic Alias of the client
 	exchange *exchange // the authentication under way; nil: none is
 
+	flowing flowing // see there
+
 	// Guarded by sess.mu.
 	outAliases map[string]uint16 // nil: the client accepts none
 	expires    timers.Timer      // when its authentication ends
@@ -218,9 +220,6 @@ type look struct {
 
 // lookTime is how long a look takes where only a Read that waits can tell that there is nothing.
 const lookTime = 100 * time.Millisecond
-
-// errDry ends a look at a socket: all is read.
-var errDry = errors.New("nothing more is there to read")
 
 // awoke is called when the read deadline has passed, or, with dry, when the look at what was there is over. It begins a look,
 // which replaces was, or says why the connection ends.
@@ -703,6 +702,9 @@ func (c *conn) expired(now time.Time) error {
 	c.heard()
 	due := c.dueAt()
 	if !due.IsZero() && !due.After(now) {
+		if c.flows(now) {
+			return c.setReadDeadline(now.Add(c.keepAlive))
+		}
 		return packets.Errorf(packets.KeepAliveTimeout, "nothing from the client for %v", c.keepAlive)
 	}
 	return c.setReadDeadline(due)

@@ -60,6 +60,17 @@ func (c *conn) early(t *turn, h packets.Header, body []byte) error {
 	return c.authenticate(t, p)
 }
 
+// mayReplace says whether a connection with a Client Identifier may take the place of one that is there. attach finds out whether it
+// does. With SessionPerPrincipal nobody knows that before authentication.
+func (c *conn) mayReplace(id string) bool {
+	b := c.b
+	if b.cfg.SessionPerPrincipal {
+		return true
+	}
+	s := b.sessionAt(id)
+	return s != nil && s.connected()
+}
+
 // acceptable checks what needs no hook. It gives the client an identifier if it sent none.
 func (c *conn) acceptable(p *packets.Connect) error {
 	cfg := &c.b.cfg
@@ -71,7 +82,7 @@ func (c *conn) acceptable(p *packets.Connect) error {
 		return packets.Errorf(packets.ClientIdentifierNotValid, "an empty Client Identifier needs Clean Session")
 	case strings.HasPrefix(p.ClientID, localPrefix):
 		return packets.Errorf(packets.ClientIdentifierNotValid, "Client Identifiers that begin with %s belong to the server", localPrefix)
-	case c.b.connections() >= cfg.MaxConnections:
+	case c.b.connections() >= cfg.MaxConnections && !c.mayReplace(p.ClientID):
 		return packets.Errorf(packets.ServerBusy, "too many connections")
 	}
 	if w := p.Will; w != nil {

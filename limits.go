@@ -461,3 +461,27 @@ func (c *conn) unpause() {
 		}
 	}
 }
+
+// flowing is how much of an incomplete packet was there when the bytes of it last counted as life (Config.SlowLinkRate).
+type flowing struct {
+	bytes int
+	at    time.Duration // conn.lastPacket, as it was set then: another value is that of a whole packet
+}
+
+// flows says whether enough of a packet that is not complete has come in the time of Keep Alive, which then begins anew.
+func (c *conn) flows(now time.Time) bool {
+	rate := c.b.cfg.SlowLinkRate
+	if rate <= 0 || c.rest == nil {
+		return false
+	}
+	n := len(c.rest.b)
+	if f := c.few().flowing; f.at == c.lastPacket {
+		n -= f.bytes
+	}
+	if float64(n) < max(1, rate*c.keepAlive.Seconds()) {
+		return false
+	}
+	c.lastPacket = now.Sub(c.b.started)
+	c.own().flowing = flowing{len(c.rest.b), c.lastPacket}
+	return true
+}

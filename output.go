@@ -230,6 +230,9 @@ func (c *conn) tryWrite(x *buffer) (err error) {
 	return err
 }
 
+// errDry ends a look at a socket: all is read.
+var errDry = errors.New("nothing more is there to read")
+
 var errWrite = errors.New("a write to the client failed or took longer than WriteTimeout")
 
 // writeSome is the function for RawConn.Write: it never asks to wait.

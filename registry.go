@@ -16,14 +16,15 @@ import (
 
 // An attachment is what a CONNECT brings to its Session.
 type attachment struct {
-	clean   bool
-	expiry  uint32
-	will    *will
-	quota   queueLimits
-	connack *packets.Connack
-	vetting vetting // what attach knows of the subscriptions that are kept
-	ends    bool    // a Session that the store knows has ended for it
-	instead bool    // a Session has ended for it, whose place it takes
+	clean    bool
+	expiry   uint32
+	will     *will
+	quota    queueLimits
+	connack  *packets.Connack
+	vetting  vetting // what attach knows of the subscriptions that are kept
+	ends     bool    // a Session that the store knows has ended for it
+	instead  bool    // a Session has ended for it, whose place it takes
+	replaces bool    // a connection with the same Client Identifier was ended for it, and is in nobody's way
 }
 
 // sessionKey is the place of c's Session in the registry: its Client Identifier, and with SessionPerPrincipal also who it belongs to.
@@ -87,16 +88,26 @@ func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error
 			if a.vetting, err = b.vet(old, c); err != nil {
 				return false, err
 			}
+		case vacated:
+			a.replaces = true
 		case pointless:
 			return false, err
 		case over:
 			a.instead = true
 			old.mu.Lock()
+			a.replaces = a.replaces || old.conn != nil
 			a.ends = a.ends || old.stored != 0 || old.conn != nil && old.conn.out.opening // which waits for the end of one before
 			old.mu.Unlock()
 			b.endSession(t, old, packets.Errorf(packets.SessionTakenOver, "another connection with the same Client Identifier"))
 		}
 	}
+}
+
+var errCrowded = packets.Errorf(packets.ServerBusy, "too many connections")
+
+// crowdedLocked says whether there is no room for a connection that does not take the place of another one. b.mu is held.
+func (b *Broker) crowdedLocked(a *attachment) bool {
+	return len(b.conns) >= b.cfg.MaxConnections && !a.replaces
 }
 
 // errDismissed is the end of a connection that was ended, with the Broker or alone, before it was accepted.
@@ -231,24 +242,27 @@ func (b *Broker) enter(s *session, c *conn, a *attachment) error {
 		return errTaken
 	case b.sessions.len() >= b.cfg.MaxSessions && !a.instead:
 		return packets.Errorf(packets.QuotaExceeded, "too many sessions")
-	case len(b.conns) >= b.cfg.MaxConnections: // others have come since acceptable looked
-		return packets.Errorf(packets.ServerBusy, "too many connections")
+	case b.crowdedLocked(a): // others have come since acceptable looked
+		return errCrowded
 	}
 	b.sessions.put(s.place(), s)
 	b.moveLocked(c)
 	return nil
 }
 
-// move makes c one of the accepted connections, unless it was dismissed. The lock of its Session is
-// held.
-func (b *Broker) move(c *conn) bool {
+// move makes c one of the accepted connections, unless it was dismissed or there is no room. The lock
+// of its Session is held.
+func (b *Broker) move(c *conn, a *attachment) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.closed || b.early[c] {
-		return false
+	switch {
+	case b.closed || b.early[c]:
+		return errDismissed
+	case b.crowdedLocked(a):
+		return errCrowded
 	}
 	b.moveLocked(c)
-	return true
+	return nil
 }
 
 // moveLocked is move with b.mu held.
@@ -309,10 +323,10 @@ var errGone = packets.Errorf(packets.UnspecifiedError, "the client is gone, and 
 // unlocks it.
 func (b *Broker) resumeLocked(t *turn, s *session, c *conn, a attachment) (takeover, error) {
 	c.sess = s // which whoever finds c among the connections looks for
-	if !b.move(c) {
+	if err := b.move(c, &a); err != nil {
 		c.sess = nil
 		s.mu.Unlock()
-		return pointless, errDismissed
+		return pointless, err
 	}
 	b.due.Cancel(s.due) // a Will that still waited is not published [MQTT-3.1.3-9]
 	before := before{s.expiry, s.will, s.quota}

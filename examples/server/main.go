@@ -78,6 +78,7 @@ func (o *options) flags() *flag.FlagSet {
 	fs.IntVar(&c.MaxTopicLevels, "max-topic-levels", 0, "most levels of a topic (default 128)")
 	fs.IntVar(&o.maxPayload, "max-payload", 0, "largest payload accepted, in bytes; a larger one is acknowledged with 0x97 and dropped (default none)")
 	fs.DurationVar(&c.MaxKeepAlive, "server-keep-alive", 0, "longest Keep Alive, for instance 60s (default as clients ask)")
+	fs.Float64Var(&c.SlowLinkRate, "slow-link-rate", 0, "bytes per second of an incomplete packet that count as life for the Keep Alive (default only whole packets do)")
 	fs.DurationVar(&c.MaxSessionExpiry, "max-session-expiry", 0, "longest that a session is kept for an absent client (default 168h)")
 	fs.IntVar(&c.MaxConnections, "max-connections", 0, "most connections (default 100000)")
 	fs.IntVar(&c.MaxSessions, "max-sessions", 0, "most sessions (default 1000000)")
