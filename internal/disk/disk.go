@@ -14,8 +14,8 @@ var ErrLocked = errors.New("in use already, by this or another process")
 // ErrFull is an error that IsFull knows, for faults.
 var ErrFull error = errFull
 
-// A Dir is a directory. Names are those of files in it, without a path. What is done to names is durable after Sync, and
-// happens in order. Methods may be called from any goroutine.
+// A Dir is a directory. Names are those of files in it, without a path. What is done to names is durable after Sync. Before, a crash may
+// undo any part of it, an earlier change as well as a later one. Methods may be called from any goroutine.
 type Dir interface {
 	// Create makes a new file, empty, to be read and written. It is an error (fs.ErrExist) if there is one.
 	Create(name string) (File, error)

@@ -11,15 +11,28 @@ import (
 
 // Make returns the directory at path, and makes it and those above it if it is not there, for this user alone.
 func Make(path string) (Dir, error) {
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		if err := os.MkdirAll(path, 0o700); err != nil {
-			return nil, err
-		}
-		if err := syncDir(filepath.Dir(filepath.Clean(path))); err != nil {
-			return nil, err
-		}
+	if err := makeDir(filepath.Clean(path), syncDir); err != nil {
+		return nil, err
 	}
 	return Existing(path)
+}
+
+// makeDir makes a directory and those above it that are not there. It calls sync for each directory in which it has made one, as each name is
+// durable by itself.
+func makeDir(path string, sync func(path string) error) error {
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	above := filepath.Dir(path)
+	if above != path {
+		if err := makeDir(above, sync); err != nil {
+			return err
+		}
+	}
+	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) { // somebody else may be faster
+		return err
+	}
+	return sync(above)
 }
 
 // Existing returns the directory at path. It is an error if there is none.

@@ -119,7 +119,7 @@ const (
 	Everything Loss = iota // nothing that was not synced is there
 	Nothing                // all can be read: only the process was killed. What was not synced can still be lost later
 	Tail                   // what was done first is there, the last write of it torn at some byte
-	Sectors                // any of the sectors are there, in no order
+	Sectors                // any of the sectors are there, and any of the changes of names, in no order
 	losses
 )
 
@@ -138,12 +138,17 @@ func (s *Sim) Crash(seed uint64, loss Loss) *Sim {
 		return after
 	}
 	names := maps.Clone(s.durable)
-	kept := 0
-	if loss != Everything {
+	kept, share := 0, 1.0
+	switch loss {
+	case Tail:
 		kept = after.rng.IntN(len(s.changes) + 1)
+	case Sectors:
+		kept, share = len(s.changes), after.rng.Float64()
 	}
 	for _, c := range s.changes[:kept] {
-		c.apply(names)
+		if share == 1 || after.rng.Float64() < share {
+			c.apply(names)
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(names)) {
 		after.Put(name, names[name].crash(after.rng, loss))

@@ -198,7 +198,10 @@ func (s *Store) fold(ctx context.Context, m *manifest, number uint64) (sealed, e
 	if err == nil {
 		err = w.end()
 	}
-	if err = errors.Join(err, file.Close()); err != nil {
+	if err = errors.Join(err, file.Close()); err == nil {
+		err = s.dir.Sync() // the manifest that names it must not be durable before its own name is
+	}
+	if err != nil {
 		return sealed{}, err
 	}
 	return sealed{number: number, size: w.off, first: 1, last: w.records}, nil

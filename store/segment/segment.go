@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -73,6 +74,7 @@ type Store struct {
 	notBefore time.Time     // when a compaction for want of room may begin
 	pause     time.Duration // what is waited for in between
 	encoder   codec.Encoder
+	largest   int // how many bytes a batch may take; maxBody but in tests
 }
 
 // Open opens the store in the directory dir, which is made if it is not there. If the directory is not empty, and holds no
@@ -113,7 +115,7 @@ func open(d disk.Dir, opts Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{dir: d, opts: opts, lock: lock}
+	s := &Store{dir: d, opts: opts, lock: lock, largest: maxBody}
 	s.stopped, s.stop = context.WithCancel(context.Background())
 	if err := s.recover(); err != nil {
 		s.stop()
@@ -219,7 +221,8 @@ func (s *Store) flags() uint32 {
 	return flagSynced
 }
 
-// encode appends ops to buf as the body of a record, behind room for its header.
+// encode appends ops to buf as the body of a record, behind room for its header. If they take more than a record can hold, buf stays as it
+// was, and the store goes on.
 func (s *Store) encode(ops []store.Op) error {
 	mark := len(s.buf)
 	s.buf = append(s.buf, make([]byte, recordSize)...)
@@ -231,10 +234,10 @@ func (s *Store) encode(ops []store.Op) error {
 			}
 		}
 		s.buf = s.encoder.Append(s.buf, op)
-	}
-	if n := len(s.buf) - mark - recordSize; n > maxBody {
-		s.buf = s.buf[:mark]
-		return s.fail(fmt.Errorf("a batch of %d bytes, at most %d can be kept", n, maxBody))
+		if len(s.buf)-mark-recordSize > s.largest {
+			s.buf = slices.Clone(s.buf[:mark]) // not the memory of the batch
+			return fmt.Errorf("store/segment: %w: %d operations take more than %d bytes", store.ErrTooLarge, len(ops), s.largest)
+		}
 	}
 	return nil
 }
