@@ -69,7 +69,7 @@ func (b *Broker) publishLocal(ctx context.Context, m *Message, l local) (matched
 		if n, ok := m.Properties.Uint(packets.MessageExpiryInterval); ok {
 			sm.Expires = unixNano(t.now.Add(time.Duration(n) * time.Second))
 		}
-		t.receipt = l.receipt
+		t.receipt, t.write.ctx = l.receipt, ctx
 		if matched, err = t.publishMessage(sm, l.origin); err == nil {
 			b.published(l.client, &sm.Message, matched)
 		}

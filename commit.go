@@ -3,6 +3,7 @@ package dunlin
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,10 +39,12 @@ type journal struct {
 	ended chan struct{} // closed when nothing is committed any more
 
 	lates atomic.Int64 // QoS 2 messages that wait in batches, see late
+	room  room
 
 	mu      sync.Mutex // a leaf. Guards what follows
 	pending *batch
-	decided uint64 // batches up to this one have been released
+	sealed  []*batch // before pending, complete but for those who pin them
+	decided uint64   // batches up to this one have been released
 	free    []*batch
 	closed  bool
 	failure error  // why what adds is refused; nil: all is well
@@ -49,7 +52,6 @@ type journal struct {
 	stuck   bool   // the committer carries operations
 	lastKey uint64 // of the Sessions
 	lazy    *time.Timer
-	room    chan struct{} // not nil: somebody waits for the pending batch to be taken
 
 	sessions map[uint64]*session // that the store knows, by session.stored
 
@@ -57,12 +59,11 @@ type journal struct {
 	undone map[*message]*message
 
 	// Owned by the committer.
-	carried      []store.Op // what follows, and found no room
-	carriedConns []*conn    // that hold output for it
-	full         bool       // the failure is one that passes
-	probeAt      time.Time  // when a full store is tried again
-	wanted       int        // bytes that there was no room for when it became full
-	grown        int        // bytes since the last checkpoint
+	carried carriage
+	full    bool      // the failure is one that passes
+	probeAt time.Time // when a full store is tried again
+	wanted  int       // bytes that there was no room for when it became full
+	grown   int       // bytes since the last checkpoint
 }
 
 const (
@@ -72,11 +73,17 @@ const (
 	maxProbe   = 64 << 10               // and the most
 
 	checkpointBytes = 64 << 20 // committed between two checkpoints
+	batchBytes      = 16 << 20 // from which a batch is complete, far below what a store can take
 )
 
 // newJournal returns the journal of a Broker whose Store is s. It commits nothing before start.
 func newJournal(b *Broker, s store.Store) *journal {
-	j := &journal{b: b, store: s, news: make(chan struct{}, 1), ready: make(chan *batch, 1), ended: make(chan struct{}), sessions: make(map[uint64]*session), undone: make(map[*message]*message)}
+	j := &journal{
+		b: b, store: s,
+		news: make(chan struct{}, 1), ready: make(chan *batch, 1), ended: make(chan struct{}),
+		sessions: make(map[uint64]*session), undone: make(map[*message]*message),
+	}
+	j.room.most = int64(b.cfg.MaxUncommittedBytes)
 	j.pending = &batch{n: 1}
 	return j
 }
@@ -119,7 +126,12 @@ func (j *journal) add(op store.Op) {
 // put appends op to x, and sees to it that x is committed soon, even if nobody is going to wait for it. mu is held.
 func (j *journal) put(x *batch, op store.Op) {
 	x.ops = append(x.ops, op)
-	x.grow(j.b.memory, weigh(op))
+	j.grow(x, weigh(op))
+	if x.bytes > batchBytes && x == j.pending {
+		j.seal()
+		j.wake()
+		return
+	}
 	if x.urgent || x.timed || j.closed {
 		return
 	}
@@ -129,6 +141,13 @@ func (j *journal) put(x *batch, op store.Op) {
 	} else {
 		j.lazy.Reset(lazyDelay)
 	}
+}
+
+// seal begins a new pending batch behind the one that there is. mu is held.
+func (j *journal) seal() {
+	j.pending.urgent = true
+	j.sealed = append(j.sealed, j.pending)
+	j.pending = j.fresh(j.pending.n + 1)
 }
 
 // rouse has the pending batch committed, whether or not somebody waits.
@@ -248,12 +267,15 @@ func (j *journal) await(op store.Op) *batch {
 	return j.awaited(op)
 }
 
-// end adds the end of a Session to what the turn writes together.
+// end adds the end of a Session to what the turn writes together, unless the store never knew of it.
 func (j *journal) end(t *turn, s *session) {
-	t.addTo(&store.DeleteSession{Session: s.stored})
 	j.mu.Lock()
+	_, known := j.sessions[s.stored]
 	delete(j.sessions, s.stored)
 	j.mu.Unlock()
+	if known {
+		t.addTo(&store.DeleteSession{Session: s.stored})
+	}
 }
 
 // all returns what the caller has to wait for so that everything that was added is decided.
@@ -317,29 +339,6 @@ func (j *journal) refusing() error {
 	return j.refusal(j.failure)
 }
 
-// throttle waits while more is pending than may be. Only those who have added to it wait.
-func (j *journal) throttle(ctx context.Context) {
-	for {
-		j.mu.Lock()
-		if j.pending.bytes <= j.b.cfg.MaxUncommittedBytes {
-			j.mu.Unlock()
-			return
-		}
-		if j.room == nil {
-			j.room = make(chan struct{})
-		}
-		room := j.room
-		j.pending.urgent = true
-		j.mu.Unlock()
-		j.wake()
-		select {
-		case <-room:
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
 // commitAll is the committer.
 func (j *journal) commitAll() {
 	defer close(j.ready)
@@ -361,13 +360,12 @@ func (j *journal) commitAll() {
 func (j *journal) take() *batch {
 	for {
 		j.mu.Lock()
-		x := j.pending
-		if x.urgent || j.closed && len(x.ops) > 0 {
-			j.pending = j.fresh(x.n + 1)
-			if j.room != nil {
-				close(j.room)
-				j.room = nil
-			}
+		if x := j.pending; len(j.sealed) == 0 && (x.urgent || j.closed && len(x.ops) > 0) {
+			j.seal()
+		}
+		if len(j.sealed) > 0 {
+			x := j.sealed[0]
+			j.sealed = slices.Delete(j.sealed, 0, 1)
 			j.probe(x)
 			if x.pins > 0 {
 				x.unpinned = make(chan struct{})
@@ -413,45 +411,6 @@ func (j *journal) fresh(n uint64) *batch {
 	return &batch{n: n}
 }
 
-// commit makes x durable, or as much of it as there is room for, and notes in it what became of it.
-func (j *journal) commit(x *batch) {
-	ops := append(j.carried[:len(j.carried):len(j.carried)], x.ops...)
-	n := 0
-	for _, op := range ops {
-		if op != nil {
-			ops[n] = op
-			n++
-		}
-	}
-	ops = ops[:n]
-	x.conns = append(x.conns, j.carriedConns...)
-	if j.dead {
-		x.err, x.stuck, x.dead = j.failure, j.failure, true
-		return
-	}
-	if n == 0 {
-		return
-	}
-	var err error
-	if j.full && !x.probes && len(x.following(ops)) < n {
-		err = j.failure // it came before the broker refused what adds, and must not overtake what has been refused, if that is sent again
-	} else {
-		j.grown += x.bytes
-		err = j.store.Commit(context.Background(), ops)
-	}
-	switch {
-	case err == nil:
-		j.carried, j.carriedConns = nil, nil
-		if j.full && len(x.following(ops)) < n {
-			j.recovered()
-		}
-	case errors.Is(err, store.ErrFull):
-		j.commitRest(x, ops, err)
-	default:
-		j.die(x, err)
-	}
-}
-
 // releaseAll is the releaser.
 func (j *journal) releaseAll() {
 	for x := range j.ready {
@@ -495,11 +454,17 @@ func (j *journal) release(t *turn, x *batch) {
 		sub.s.mu.Unlock()
 	}
 	x.count(j.b.memory, 0)
+	j.room.give(int64(x.bytes))
 	j.recycle(x)
 }
 
 // takeBack undoes in memory what x added and could not be committed. Last comes first.
 func (j *journal) takeBack(x *batch) {
+	j.mu.Lock()
+	for _, key := range x.births {
+		delete(j.sessions, key)
+	}
+	j.mu.Unlock()
 	for i := len(x.undo) - 1; i >= 0; i-- {
 		j.b.restoreRetained(&x.undo[i])
 	}

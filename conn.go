@@ -511,10 +511,6 @@ func (c *conn) packets(t *turn) error {
 func (c *conn) endTurn(t *turn, err error) error {
 	t.end()
 	c.easeOff(t)
-	if t.write.wrote {
-		t.write.wrote = false
-		c.b.journal.throttle(c.b.ctx)
-	}
 	if err == nil && c.accepted {
 		err = c.stopped()
 	}

@@ -1,11 +1,13 @@
 package dunlin
 
 import (
+	"context"
 	"errors"
 	"math"
 	"slices"
 	"time"
 
+	"github.com/dunlin-mqtt/dunlin/internal/budget"
 	"github.com/dunlin-mqtt/dunlin/packets"
 	"github.com/dunlin-mqtt/dunlin/store"
 )
@@ -15,24 +17,25 @@ import (
 
 // A write is what a turn is about to give the journal.
 type write struct {
-	batch *batch         // pinned, so that it is not committed before all is in; nil: nothing was added
-	op    *store.Publish // of the message that is being routed; nil: nobody needed it yet
-	slot  int            // its place in batch.ops
-	keep  int            // how many callers want batch to stay pinned: what they do belongs together
-	waits bool           // the message is QoS 2: whom the store does not know gets it once it is durable
-	late  []target       // who gets the message once it is durable
-	wrote bool           // since the turn's last read
-	from  *session       // whose QoS 2 message it is, if it is durable
-	id    uint16         // and its Packet Identifier
+	batch *batch          // pinned, so that it is not committed before all is in; nil: nothing was added
+	op    *store.Publish  // of the message that is being routed; nil: nobody needed it yet
+	slot  int             // its place in batch.ops
+	keep  int             // how many callers want batch to stay pinned: what they do belongs together
+	waits bool            // the message is QoS 2: whom the store does not know gets it once it is durable
+	late  []target        // who gets the message once it is durable
+	room  int64           // taken for what is about to be added; given back by clear
+	conn  *conn           // whose reader may wait for that, until the connection ends; nil: none
+	ctx   context.Context // until when the program may wait for it; nil: not at all
+	from  *session        // whose QoS 2 message it is, if it is durable
+	id    uint16          // and its Packet Identifier
 }
 
 // publishStored is publish for a message that the store has to know.
 func (t *turn) publishStored(o *outgoing, r *route) (matched int, err error) {
 	w := &t.write
-	if o.pub.QoS > packets.QoS0 && t.stores(o, r) {
-		if err := t.b.journal.refusing(); err != nil {
-			return 0, err
-		}
+	noRoom := t.takeRoom(o, r)
+	if noRoom != nil && !o.untold {
+		return 0, noRoom
 	}
 	t.askMembers(o, r)
 	w.waits = o.pub.QoS == packets.QoS2 || t.follows(o)
@@ -42,7 +45,11 @@ func (t *turn) publishStored(o *outgoing, r *route) (matched int, err error) {
 		op.FromSession, op.FromID = w.from.stored, w.id
 	}
 	if o.pub.Retain {
-		if err := t.orDeliver(o, t.retainStored(o)); err != nil {
+		err := noRoom
+		if err == nil {
+			err = t.retainStored(o)
+		}
+		if err := t.orDeliver(o, err); err != nil {
 			if w.op != nil {
 				w.op.FromSession, w.op.FromID = 0, 0 // it is not received: the PUBREC says so
 			}
@@ -54,6 +61,73 @@ func (t *turn) publishStored(o *outgoing, r *route) (matched int, err error) {
 	matched = t.deliver(o, r)
 	t.conclude(o)
 	return matched, nil
+}
+
+// takeRoom takes the room of o, before anything of it is added, and waits for that where the turn
+// may wait. It returns why there is none.
+func (t *turn) takeRoom(o *outgoing, r *route) error {
+	j, w := t.b.journal, &t.write
+	needs := o.pub.QoS > packets.QoS0 && t.stores(o, r)
+	if needs {
+		if err := j.refusing(); err != nil {
+			return err
+		}
+	}
+	n := int64(opWeight + len(o.pub.Topic) + len(o.pub.Payload) + len(o.pub.Properties) + len(o.from))
+	n += int64(deliveryWeight * (len(r.targets) + len(r.shared)))
+	switch {
+	case j.room.take(n):
+	case w.batch != nil || w.keep > 0 || w.conn == nil && w.ctx == nil: // what may not wait goes beyond
+		j.room.add(n)
+	default:
+		if err := t.awaitRoom(n); err != nil {
+			return err
+		}
+		t.renew(r)
+	}
+	w.room += n
+	return nil
+}
+
+// takeRoomFor is takeRoom for operations of c, which weigh n bytes. The turn has to be cleared when
+// they have been added.
+func (t *turn) takeRoomFor(c *conn, n int) error {
+	j, w := t.b.journal, &t.write
+	if w.conn = c; !j.room.take(int64(n)) {
+		if err := t.awaitRoom(int64(n)); err != nil {
+			return err
+		}
+	}
+	w.room += int64(n)
+	return nil
+}
+
+// awaitRoom waits for n bytes of room, with nothing of the turn left unflushed, and takes them. It
+// does not wait while the store fails.
+func (t *turn) awaitRoom(n int64) error {
+	w, j := &t.write, t.b.journal
+	if err := j.refusing(); err != nil {
+		return err
+	}
+	ctx := w.ctx
+	if c := w.conn; c != nil {
+		ctx = c.context()
+		if t.read != nil {
+			t.b.memory.Recount(budget.Partial, &c.restCounted, cap(t.read.b))
+			defer c.countRest()
+		}
+	}
+	t.end()
+	j.rouse() // so that what is there is committed
+	err := j.room.await(ctx, n, j.ended)
+	t.now = time.Now()
+	if err != nil {
+		return err
+	}
+	if err = j.refusing(); err != nil { // it has failed meanwhile
+		j.room.give(n)
+	}
+	return err
 }
 
 // ask decides whether the members of a shared subscription may get messages of topic, before a batch is pinned, which would keep everybody
@@ -166,7 +240,6 @@ func (t *turn) pin() {
 	if w := &t.write; w.batch == nil {
 		w.batch = t.b.journal.pending
 		w.batch.pins++
-		w.wrote = true
 	}
 }
 
@@ -200,7 +273,7 @@ func (t *turn) conclude(o *outgoing) {
 	x := w.batch
 	if len(w.late) > 0 {
 		x.late = append(x.late, late{o.message(), slices.Clone(w.late), o.receipt})
-		x.grow(j.b.memory, opWeight+messageWeight(o.message())+lateWeight*len(w.late))
+		j.grow(x, opWeight+messageWeight(o.message())+lateWeight*len(w.late))
 		j.lates.Add(1)
 		x.urgent = true
 		clear(w.late)
@@ -208,9 +281,9 @@ func (t *turn) conclude(o *outgoing) {
 	}
 	if op := w.op; op != nil {
 		w.op = nil
-		x.grow(j.b.memory, weighDeliveries(op.To))
+		j.grow(x, weighDeliveries(op.To))
 		if len(op.To) == 0 && !op.Retain {
-			x.withdraw(j.b.memory, w.slot, op)
+			j.withdraw(x, w.slot, op)
 		}
 	}
 	if o.pub.QoS > packets.QoS0 {
@@ -244,9 +317,14 @@ func (t *turn) apart() {
 func (t *turn) clear() {
 	w := &t.write
 	w.op, w.from, w.waits, t.untold = nil, nil, false, false
+	w.conn, w.ctx = nil, nil
 	clear(w.late)
 	w.late = w.late[:0]
 	t.settle()
+	if n := w.room; n > 0 { // what was added counts itself by now
+		w.room = 0
+		t.b.journal.room.give(n)
+	}
 }
 
 // settle lets the committer have what the turn has added.
@@ -310,6 +388,32 @@ func (c *conn) goes(x *batch, seq uint64, id uint16, at int, strict bool) {
 		return
 	}
 	c.hold(at, s.b.journal.sent(x, c, s.stored, seq, id), aPublish, id)
+}
+
+// admits says whether the store has room for d, a retained message that it has to know before c
+// sends it. If it has not, c is flushed again when there may be room. The lock is held.
+func (s *session) admits(c *conn, d *delivery) bool {
+	if d.seq != 0 || d.qos == packets.QoS0 || s.stored == 0 {
+		return true
+	}
+	if c.out.admitted {
+		c.out.admitted = false
+		return true
+	}
+	n := int64(opWeight + messageWeight(d.msg) + deliveryWeight)
+	if c.out.parked {
+		return false
+	}
+	c.out.parked = !s.b.journal.room.open(n, func() {
+		s.mu.Lock()
+		c.out.parked, c.out.admitted = false, true
+		s.mu.Unlock()
+		c.flush(time.Now())
+	})
+	if c.out.parked {
+		s.b.journal.rouse() // so that what is there is committed
+	}
+	return !c.out.parked
 }
 
 // strict says whether d may not leave before the store knows that it does: it was published at QoS 2, so that a crash must not make

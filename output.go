@@ -73,6 +73,8 @@ type out struct {
 	roused  bool          // the reader knows, or is about to be told, that the connection ends
 	congest time.Duration // since when publishers have waited for it, since Broker.started; 0: they do not
 	room    chan struct{} // not nil: somebody waits for the output to become less; closed by whoever has written, or finds nothing to write
+
+	parked, admitted bool // see session.admits
 }
 
 // size is how much is waiting for the socket.

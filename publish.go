@@ -54,6 +54,7 @@ func (c *conn) onPublish(t *turn, p *packets.Publish, raw []byte) error {
 	}
 	if cfg.Store != nil && (p.QoS > packets.QoS0 || p.Retain || cfg.Interceptor != nil) {
 		defer t.clear()
+		t.write.conn = c
 		if p.QoS == packets.QoS2 && c.sess.stored != 0 {
 			t.write.from, t.write.id = c.sess, p.PacketID
 		}

@@ -9,6 +9,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/internal/timers"
 	"github.com/dunlin-mqtt/dunlin/packets"
+	"github.com/dunlin-mqtt/dunlin/store"
 )
 
 // This file is who owns which Session: connecting, takeover, leaving and the end of a Session. Each is one change under the
@@ -25,6 +26,15 @@ type attachment struct {
 	ends     bool    // a Session that the store knows has ended for it
 	instead  bool    // a Session has ended for it, whose place it takes
 	replaces bool    // a connection with the same Client Identifier was ended for it, and is in nobody's way
+}
+
+// put is about what the store is going to be told of a Session of c.
+func (a *attachment) put(c *conn) *store.PutSession {
+	op := &store.PutSession{ClientID: c.client.ID, Principal: c.client.Identity.Principal, Username: c.client.Username, Mount: c.few().mount}
+	if a.will != nil {
+		op.Will = &store.Will{Message: a.will.msg.Message}
+	}
+	return op
 }
 
 // sessionKey is the place of c's Session in the registry: its Client Identifier, and with SessionPerPrincipal also who it belongs to.
@@ -68,8 +78,20 @@ func (c *conn) named() bool { return c.client.Identity.Principal != "" || c.clie
 // output. A connection that has the Session is told that it is taken over and is out of it, its Will decided, before that (3.1.4).
 func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error) {
 	key, named, principal := c.sessionKey(), c.named(), c.client.Identity.Principal
+	durable := b.journal != nil && a.expiry > 0
+	if durable {
+		defer t.clear()
+		if err := t.takeRoomFor(c, weigh(a.put(c))); errors.Is(err, errNoRoom) {
+			return false, err
+		}
+	}
 	for {
 		old := b.sessionAt(key)
+		if durable && (old == nil || a.clean) { // before the one that there is ends for it
+			if err := b.journal.refusing(); err != nil {
+				return false, err
+			}
+		}
 		if old == nil {
 			if err := b.begin(t, c, a); err != errTaken {
 				return false, err

@@ -195,7 +195,7 @@ func (s *session) dropCursorsLocked() int {
 // is nil if there is none, or if something else comes first: what waits in the queue, or the client
 // has to take what it was sent.
 func (s *session) walkableLocked(c *conn) *retained.Cursor {
-	if s.cursors == nil || c == nil || s.conn != c || c.stopping != nil || c.out.opening || c.out.dead ||
+	if s.cursors == nil || c == nil || s.conn != c || c.stopping != nil || c.out.opening || c.out.dead || c.out.parked ||
 		int(s.out.resend) < len(s.out.flight) || s.out.queue.n > 0 || c.out.size() >= pumpBytes {
 		return nil
 	}
@@ -354,6 +354,10 @@ func (s *session) sendFoundLocked(c *conn, cur *retained.Cursor, f *retained.Fou
 		if d.qos > packets.QoS0 && !s.out.room() {
 			s.advanceLocked(cur, strings.Clone(m.Topic))
 			cur.Blocked = true
+			return sent, nil
+		}
+		if !s.admits(c, &d) {
+			s.advanceLocked(cur, strings.Clone(m.Topic))
 			return sent, nil
 		}
 		s.sendQueued(c, d, now)

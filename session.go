@@ -225,7 +225,7 @@ func (s *session) pump(c *conn, now time.Time) {
 			return // the quota is used up
 		}
 		if d := s.out.queue.front(); d != nil {
-			if d.qos > packets.QoS0 && !s.out.room() {
+			if d.qos > packets.QoS0 && !s.out.room() || !s.admits(c, d) {
 				return
 			}
 			s.sendQueued(c, s.out.pop(), now)

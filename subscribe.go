@@ -32,7 +32,8 @@ func (c *conn) onSubscribe(t *turn, p *packets.Subscribe) error {
 			}
 		}
 	}
-	down := c.sess.down()
+	down := c.roomFor(t, filtersOf(p))
+	defer t.clear()
 	for i := range p.Subscriptions {
 		err := down
 		if err == nil {
@@ -157,6 +158,31 @@ func (s *session) down() error {
 	return s.b.journal.refusing()
 }
 
+// filtersOf returns the Topic Filters of p.
+func filtersOf(p *packets.Subscribe) []string {
+	filters := make([]string, len(p.Subscriptions))
+	for i := range p.Subscriptions {
+		filters[i] = p.Subscriptions[i].Filter
+	}
+	return filters
+}
+
+// roomFor takes room for operations on the subscriptions of c to filters, and waits for it. It
+// returns why nothing can be added to the Session, nil if it can.
+func (c *conn) roomFor(t *turn, filters []string) error {
+	if c.sess.stored == 0 {
+		return nil
+	}
+	n := 0
+	for _, f := range filters {
+		n += opWeight + len(c.few().mount) + len(f)
+	}
+	if err := t.takeRoomFor(c, n); err != nil {
+		return err
+	}
+	return c.sess.down()
+}
+
 // takeBackSubscription undoes what could not be stored.
 func (s *session) takeBackSubscription(g *grant) {
 	s.mu.Lock()
@@ -266,6 +292,16 @@ func (c *conn) onUnsubscribe(t *turn, p *packets.Unsubscribe) error {
 	ack := packets.Unsuback{PacketID: p.PacketID, Codes: make([]packets.ReasonCode, len(p.Filters))}
 	if err := c.fits(&ack); err != nil {
 		return err
+	}
+	defer t.clear()
+	if err := c.roomFor(t, p.Filters); errors.Is(err, errNoRoom) { // a store that fails says so below
+		if c.version < packets.V5 {
+			return err
+		}
+		for i := range ack.Codes {
+			ack.Codes[i] = fitting(packets.CodeOf(err), packets.TypeUnsuback)
+		}
+		return c.reply(t, &ack)
 	}
 	for i, f := range p.Filters {
 		group, filter, err := packets.SplitShared(f)

@@ -248,6 +248,11 @@ func (b *Broker) attachLocal(ctx context.Context, sub *Subscription, o *Subscrib
 	quota := queueLimits{b.cfg.MaxQueuedBytes, int32(min(buffer, 1<<31-1)), o.Overflow}
 	for {
 		s, fresh := b.findLocal(o.Name)
+		if fresh && o.Name != "" && b.journal != nil {
+			if err := b.journal.refusing(); err != nil {
+				return false, err
+			}
+		}
 		s.mu.Lock()
 		other := s.local
 		over := s.ended || !fresh && s.expiry == 0 // it has expired: whenDue is about to end it
@@ -363,10 +368,16 @@ func (sub *Subscription) Add(filter string, o *SubscribeOptions) error {
 	if err := sub.Err(); err != nil {
 		return err
 	}
-	if err := s.down(); err != nil {
-		return err
-	}
-	g, err := s.subscribe(nil, group, inner, opts)
+	var g grant
+	s.b.work(func(t *turn) {
+		if s.stored != 0 {
+			t.write.ctx = s.b.ctx
+			err = cmp.Or(t.takeRoomFor(nil, opWeight+len(filter)), s.down())
+		}
+		if err == nil {
+			g, err = s.subscribe(nil, group, inner, opts)
+		}
+	})
 	if errors.Is(err, errLost) { // the Session has ended, by Delete of who took it over, or DeleteSession
 		return cmp.Or(sub.Err(), ErrSubscriptionClosed)
 	}

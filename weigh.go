@@ -40,6 +40,13 @@ func weigh(op store.Op) int {
 	return n
 }
 
+func weighAll(ops []store.Op) (n int) {
+	for _, op := range ops {
+		n += weigh(op)
+	}
+	return n
+}
+
 func messageWeight(m *message) int { return textSize(&m.Message) + len(m.From) }
 
 func textSize(m *packets.Message) int { return len(m.Topic) + len(m.Payload) + len(m.Properties) }
@@ -52,23 +59,24 @@ func weighDeliveries(to []store.Delivery) (n int) {
 }
 
 // grow adds n, which may be negative, to the weight of x. The count of memory follows in steps.
-// journal.mu is held.
-func (x *batch) grow(mem *budget.Budget, n int) {
+// mu is held.
+func (j *journal) grow(x *batch, n int) {
 	x.bytes += n
+	j.room.add(int64(n))
 	if d := x.bytes - x.counted; d > countStep || d < -countStep {
-		x.count(mem, x.bytes)
+		x.count(j.b.memory, x.bytes)
 	}
 }
 
 // withdraw takes the operation of a message that no queue needs out of x again. What may remain of
-// a QoS 2 message is that it was received. journal.mu is held.
-func (x *batch) withdraw(mem *budget.Budget, slot int, op *store.Publish) {
-	x.grow(mem, -weigh(op))
+// a QoS 2 message is that it was received. mu is held.
+func (j *journal) withdraw(x *batch, slot int, op *store.Publish) {
+	j.grow(x, -weigh(op))
 	x.ops[slot] = nil
 	if op.FromSession != 0 {
 		received := &store.Received{Session: op.FromSession, ID: op.FromID}
 		x.ops[slot] = received
-		x.grow(mem, weigh(received))
+		j.grow(x, weigh(received))
 	}
 }
 
