@@ -17,26 +17,23 @@ import (
 
 // A write is what a turn is about to give the journal.
 type write struct {
-	batch *batch          // pinned, so that it is not committed before all is in; nil: nothing was added
-	op    *store.Publish  // of the message that is being routed; nil: nobody needed it yet
-	slot  int             // its place in batch.ops
-	keep  int             // how many callers want batch to stay pinned: what they do belongs together
-	waits bool            // the message is QoS 2: whom the store does not know gets it once it is durable
-	late  []target        // who gets the message once it is durable
-	room  int64           // taken for what is about to be added; given back by clear
-	conn  *conn           // whose reader may wait for that, until the connection ends; nil: none
-	ctx   context.Context // until when the program may wait for it; nil: not at all
-	from  *session        // whose QoS 2 message it is, if it is durable
-	id    uint16          // and its Packet Identifier
+	batch  *batch          // pinned, so that it is not committed before all is in; nil: nothing was added
+	op     *store.Publish  // of the message that is being routed; nil: nobody needed it yet
+	slot   int             // its place in batch.ops
+	keep   int             // how many callers want batch to stay pinned: what they do belongs together
+	waits  bool            // the message is QoS 2: whom the store does not know gets it once it is durable
+	late   []target        // who gets the message once it is durable
+	room   int64           // taken for what is about to be added; given back by clear
+	noRoom error           // why what was not refused cannot be retained
+	conn   *conn           // whose reader may wait for that, until the connection ends; nil: none
+	ctx    context.Context // until when the program may wait for it; nil: not at all
+	from   *session        // whose QoS 2 message it is, if it is durable
+	id     uint16          // and its Packet Identifier
 }
 
 // publishStored is publish for a message that the store has to know.
 func (t *turn) publishStored(o *outgoing, r *route) (matched int, err error) {
 	w := &t.write
-	noRoom := t.takeRoom(o, r)
-	if noRoom != nil && !o.untold {
-		return 0, noRoom
-	}
 	t.askMembers(o, r)
 	w.waits = o.pub.QoS == packets.QoS2 || t.follows(o)
 	defer func() { w.waits, w.from, t.asked = false, nil, false }()
@@ -45,7 +42,7 @@ func (t *turn) publishStored(o *outgoing, r *route) (matched int, err error) {
 		op.FromSession, op.FromID = w.from.stored, w.id
 	}
 	if o.pub.Retain {
-		err := noRoom
+		err := w.noRoom
 		if err == nil {
 			err = t.retainStored(o)
 		}
@@ -64,9 +61,11 @@ func (t *turn) publishStored(o *outgoing, r *route) (matched int, err error) {
 }
 
 // takeRoom takes the room of o, before anything of it is added, and waits for that where the turn
-// may wait. It returns why there is none.
+// may wait. It returns why o is refused. What cannot be refused, because nobody would learn that it
+// was, is not retained then.
 func (t *turn) takeRoom(o *outgoing, r *route) error {
 	j, w := t.b.journal, &t.write
+	w.noRoom = nil
 	needs := o.pub.QoS > packets.QoS0 && t.stores(o, r)
 	if needs {
 		if err := j.refusing(); err != nil {
@@ -80,10 +79,15 @@ func (t *turn) takeRoom(o *outgoing, r *route) error {
 	case w.batch != nil || w.keep > 0 || w.conn == nil && w.ctx == nil: // what may not wait goes beyond
 		j.room.add(n)
 	default:
-		if err := t.awaitRoom(n); err != nil {
+		err := t.awaitRoom(n)
+		t.renew(r)
+		if err != nil && o.untold {
+			w.noRoom = err
+			return nil
+		}
+		if err != nil {
 			return err
 		}
-		t.renew(r)
 	}
 	w.room += n
 	return nil
@@ -317,7 +321,7 @@ func (t *turn) apart() {
 func (t *turn) clear() {
 	w := &t.write
 	w.op, w.from, w.waits, t.untold = nil, nil, false, false
-	w.conn, w.ctx = nil, nil
+	w.conn, w.ctx, w.noRoom = nil, nil, nil
 	clear(w.late)
 	w.late = w.late[:0]
 	t.settle()

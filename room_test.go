@@ -47,10 +47,10 @@ func TestRoomIsTakenForTheWholeBroker(t *testing.T) {
 		release := st.store.hold()
 		for i, p := range ps {
 			payload := string(bytes.Repeat([]byte{'x'}, size))
-			p.send(retained(message2(fmt.Sprint("t/", i), payload, packets.QoS1, 1)))
+			p.send(toRetain(message2(fmt.Sprint("t/", i), payload, packets.QoS1, 1)))
 		}
 		require.LessOrEqual(t, st.uncommitted(), room, "bytes that wait for the store")
-		require.Less(t, st.b.retained.len(), publishers/2, "messages that were taken")
+		require.Less(t, st.b.retained.Len(), publishers/2, "messages that were taken")
 		release()
 		for _, p := range ps {
 			require.Equal(t, packets.NoMatchingSubscribers, p.want(packets.TypePuback)[0].(*packets.Ack).Code)
@@ -70,10 +70,10 @@ func TestAPublisherThatFindsNoRoomIsRefusedInTheEnd(t *testing.T) {
 		watcher.subscribe("#", packets.QoS0)
 		payload := string(make([]byte, 6_000))
 		release := st.store.hold()
-		p.send(retained(message2("t/p", payload, packets.QoS1, 1)))
+		p.send(toRetain(message2("t/p", payload, packets.QoS1, 1)))
 		watcher.want(packets.TypePublish)
-		q.send(retained(message2("t/q", payload, packets.QoS2, 1)))
-		old.send(retained(message2("t/old", payload, packets.QoS1, 1)))
+		q.send(toRetain(message2("t/q", payload, packets.QoS2, 1)))
+		old.send(toRetain(message2("t/old", payload, packets.QoS1, 1)))
 		time.Sleep(roomPatience - time.Second)
 		q.wantNothing("while it waits")
 		require.False(t, old.ended())
@@ -84,9 +84,9 @@ func TestAPublisherThatFindsNoRoomIsRefusedInTheEnd(t *testing.T) {
 		watcher.wantNothing("what was refused was routed")
 		release()
 		p.want(packets.TypePuback)
-		q.send(retained(message2("t/q", payload, packets.QoS2, 2)))
+		q.send(toRetain(message2("t/q", payload, packets.QoS2, 2)))
 		q.want(packets.TypePubrec)
-		require.NotNil(t, st.b.retained.get("t/q"))
+		require.NotNil(t, st.b.retained.Get("t/q"))
 	})
 }
 
@@ -101,7 +101,7 @@ func TestEverythingThatAddsWaitsForRoom(t *testing.T) {
 		u.subscribe("u", packets.QoS1)
 		time.Sleep(time.Second)
 		release := st.store.hold()
-		p.send(retained(message2("t/p", string(make([]byte, 9_000)), packets.QoS1, 1)))
+		p.send(toRetain(message2("t/p", string(make([]byte, 9_000)), packets.QoS1, 1)))
 		before := st.uncommitted()
 		long := string(bytes.Repeat([]byte{'x'}, 4_000))
 		s.send(subscribeTo(long, packets.QoS1))
@@ -127,7 +127,7 @@ func TestAMessageLargerThanTheRoomGoesAlone(t *testing.T) {
 	onStage(t, func(st *stage) {
 		st.narrow(1_000)
 		p := st.clean("p")
-		p.send(retained(message2("t", string(make([]byte, 100_000)), packets.QoS1, 1)))
+		p.send(toRetain(message2("t", string(make([]byte, 100_000)), packets.QoS1, 1)))
 		p.want(packets.TypePuback)
 	})
 }
@@ -188,7 +188,7 @@ func TestTheCommitterSplits(t *testing.T) {
 		const messages, size = 60, 1_000_000
 		for i := range messages {
 			payload := string(bytes.Repeat([]byte{'x'}, size))
-			p.send(retained(message2(fmt.Sprint("t/", i), payload, packets.QoS1, uint16(i+1))))
+			p.send(toRetain(message2(fmt.Sprint("t/", i), payload, packets.QoS1, uint16(i+1))))
 		}
 		require.Greater(t, st.uncommitted(), 50<<20)
 		release()
@@ -302,7 +302,7 @@ func TestRetainedMessagesForASubscriberWaitForRoom(t *testing.T) {
 		require.Less(t, st.uncommitted(), 15*size, "bytes that wait for the store")
 		require.Less(t, come, 20)
 		p := st.clean("p")
-		p.send(retained(message2("u", string(make([]byte, size)), packets.QoS1, 1)))
+		p.send(toRetain(message2("u", string(make([]byte, size)), packets.QoS1, 1)))
 		p.wantNothing("there is no room for a publisher either")
 		release()
 		read()

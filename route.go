@@ -425,15 +425,25 @@ func (t *turn) deliverShared(o *outgoing, g *subs.Group, members []target) bool 
 // publish routes o and takes care of its retained state. r is its route.
 func (t *turn) publish(o *outgoing, r *route) (matched int, err error) {
 	t.found = len(r.targets) + len(r.shared)
+	if t.needsJournal(o, r) {
+		if err := t.takeRoom(o, r); err != nil { // before the topic is locked
+			return 0, err
+		}
+	}
 	if o.pub.Retain {
 		return t.publishRetained(o, r)
 	}
 	return t.pass(o, r)
 }
 
+// needsJournal says whether o is for the store, or has to wait behind what is.
+func (t *turn) needsJournal(o *outgoing, r *route) bool {
+	return t.b.journal != nil && (t.stores(o, r) || t.follows(o))
+}
+
 // pass is publish with the topic locked, if o has to do with its retained message.
 func (t *turn) pass(o *outgoing, r *route) (matched int, err error) {
-	if t.b.journal != nil && (t.stores(o, r) || t.follows(o)) {
+	if t.needsJournal(o, r) {
 		return t.publishStored(o, r)
 	}
 	if o.pub.Retain {
