@@ -52,8 +52,11 @@ type Config struct {
 	// and Close close it; if New fails it is still the caller's. It must not be used by anybody else, and not by two Brokers, meanwhile. Nil:
 	// nothing survives the end of the process.
 	Store store.Store
-	// MaxUncommittedBytes is how much may wait for the Store before publishers that need it are made to wait: nothing is read from
-	// them meanwhile. All others go on. Default 8 MiB.
+	// MaxUncommittedBytes is how much may wait for the Store, in all. A publisher that needs the Store
+	// and finds no room waits, in turn: nothing is read from it meanwhile. So do SUBSCRIBE, UNSUBSCRIBE,
+	// CONNECT and the retained messages for a new subscription of durable Sessions, and Publish and
+	// Subscribe of the program. All others go on. After 30 s in vain the request is refused with Quota
+	// exceeded (0x97), and a client before 5.0 that cannot be told is disconnected. Default 8 MiB.
 	MaxUncommittedBytes int
 
 	// Versions lists the protocol versions that are accepted. Empty: all of 3.1, 3.1.1 and 5.0.
