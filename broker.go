@@ -105,6 +105,7 @@ type Broker struct {
 	paces     paceTable
 	bans      banList
 	memory    *budget.Budget
+	reading   room        // for packets that have come in part
 	shedding  atomic.Bool // shed is due or under way
 	mounts    atomic.Bool // a mount point was granted
 	shedDue   timers.Timer
@@ -169,6 +170,7 @@ func New(cfg Config) (*Broker, error) {
 	})
 	b.addresses.of, b.flaps.of, b.paces.of = make(map[netip.Addr]*address), make(map[string]bucket), make(map[string]*pace)
 	b.memory = budget.New(int64(cfg.MaxMemory))
+	b.reading.most = b.memory.Limit() / 100 * partialPercent
 	b.retained = b.newRetained()
 	b.walkers.most = 1 + runtime.GOMAXPROCS(0)/4
 	b.learnRules()

@@ -48,6 +48,7 @@ type conn struct {
 	open        atomic.Int32  // QoS 2 messages that came on this connection and are not released
 	readHint    int32         // the read buffer that the last large packet needed
 	restCounted int32         // how much of rest the count of memory knows of
+	partial     int32         // the room that the packet which has come in part has taken, see expect
 	lastPacket  time.Duration // when the last whole packet came, since Broker.started; until c is accepted: when c came
 	rest        *buffer       // the beginning of an incomplete packet, while the reader waits for more
 	routes      routes
@@ -57,6 +58,8 @@ type conn struct {
 	out      out
 	touched  *turn
 	stopping *packets.Error // why the broker ends the connection
+
+	partialSince atomic.Int32 // when partial was taken, in seconds since Broker.started, and 1; 0: none is
 }
 
 // rare is what few connections have. Made when it is first needed, by the reader.
@@ -402,10 +405,15 @@ func (c *conn) unpark(t *turn) {
 	c.widen(t)
 }
 
-// widen makes room for more bytes. Memory follows what was received: a buffer that is full is followed by the next class.
+// widen makes room for more bytes. Memory follows what was received: a buffer that is full is followed by the next class, up to
+// that of the packet which it holds the beginning of.
 func (c *conn) widen(t *turn) {
-	if x := t.read; cap(x.b)-len(x.b) < cap(x.b)/4 {
-		t.read = newBuffer(2 * cap(x.b))
+	x, n := t.read, 2*cap(t.read.b)
+	if c.partial > 0 {
+		n = min(n, int(c.partial))
+	}
+	if n > cap(x.b) && cap(x.b)-len(x.b) < cap(x.b)/4 {
+		t.read = newBuffer(n)
 		t.read.b = append(t.read.b, x.b...)
 		x.free()
 		c.readHint = int32(cap(t.read.b))
@@ -513,6 +521,9 @@ func (c *conn) endTurn(t *turn, err error) error {
 	c.easeOff(t)
 	if err == nil && c.accepted {
 		err = c.stopped()
+	}
+	if err == nil && (len(t.read.b) > 0 || c.partial > 0) {
+		err = c.expect(t)
 	}
 	return err
 }
@@ -790,5 +801,6 @@ func (c *conn) finish(err error) {
 	}
 	c.countRest()
 	c.b.leavePace(c.few().pace, time.Now())
+	c.givePartial()
 	c.b.leave(c, code, err)
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/budget"
 	"github.com/dunlin-mqtt/dunlin/internal/logins"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
@@ -484,4 +485,116 @@ func (c *conn) flows(now time.Time) bool {
 	c.lastPacket = now.Sub(c.b.started)
 	c.own().flowing = flowing{len(c.rest.b), c.lastPacket}
 	return true
+}
+
+// The beginnings of packets of more than keepSize bytes take room before more of them is read: so
+// many percent of MaxMemory for all. A reader that finds none waits. With those that wait they take
+// at most partialMost percent; beyond that, and after roomPatience, the connection ends. While others
+// wait, a packet has to come within partialTime.
+const (
+	partialPercent = 25
+	partialMost    = 50
+	partialTime    = 10 * time.Second
+)
+
+var errNoMemoryToRead = packets.Errorf(packets.QuotaExceeded,
+	"there is no memory to read the packet: too many large ones come at the same time, or too slowly")
+
+// wants returns how much room the packet takes that b begins with, 0 if it needs none.
+func (c *conn) wants(b []byte) int {
+	v := c.version
+	if !c.accepted {
+		v = 0
+	}
+	h, err := packets.ParseHeader(b, v)
+	n := h.Len + h.Remaining
+	if err != nil || n <= keepSize {
+		return 0
+	}
+	if k, size := class(n); k < classes {
+		return size
+	}
+	return n
+}
+
+// expect takes the room of the packet that the read buffer holds the beginning of, and gives back
+// that of the one before. It waits for it while the connection holds none, so that those who hold
+// some never wait.
+func (c *conn) expect(t *turn) error {
+	n := 0
+	if len(t.read.b) > 0 {
+		n = c.wants(t.read.b)
+	}
+	if n == int(c.partial) {
+		return nil
+	}
+	c.givePartial()
+	if n == 0 {
+		return nil
+	}
+	if cap(t.read.b) > n {
+		x := newBuffer(n)
+		x.b = append(x.b, t.read.b...)
+		t.read.free()
+		t.read = x
+	}
+	if !c.b.reading.take(int64(n)) {
+		if err := c.awaitPartial(t, n); err != nil {
+			return err
+		}
+	}
+	c.partial = int32(n)
+	c.partialSince.Store(int32(time.Since(c.b.started)/time.Second) + 1)
+	return nil
+}
+
+// awaitPartial waits for n bytes of room to read.
+func (c *conn) awaitPartial(t *turn, n int) error {
+	b := c.b
+	b.memory.Recount(budget.Partial, &c.restCounted, cap(t.read.b))
+	if b.memory.Of(budget.Partial) > b.memory.Limit()/100*partialMost {
+		return errNoMemoryToRead
+	}
+	evict := time.AfterFunc(partialTime, b.endSlowest)
+	defer evict.Stop()
+	err := b.reading.await(c.context(), int64(n), nil)
+	if c.accepted {
+		c.lastPacket = time.Since(b.started) // its Keep Alive is not to blame for what was not read
+	}
+	if errors.Is(err, errNoRoom) {
+		return errNoMemoryToRead
+	}
+	return err
+}
+
+// givePartial gives back the room of the packet that has come, or of the connection that ends.
+func (c *conn) givePartial() {
+	if n := c.partial; n > 0 {
+		c.partial = 0
+		c.partialSince.Store(0)
+		c.b.reading.give(int64(n))
+	}
+}
+
+// endSlowest ends the connection whose packet has taken room for the longest, if that is too long
+// while others wait.
+func (b *Broker) endSlowest() {
+	since := int32((time.Since(b.started)-partialTime)/time.Second) + 1
+	var slowest *conn
+	look := func(c *conn) {
+		if at := c.partialSince.Load(); at != 0 && at <= since {
+			slowest, since = c, at
+		}
+	}
+	b.mu.Lock()
+	for c := range b.early {
+		look(c)
+	}
+	for c := range b.conns {
+		look(c)
+	}
+	b.mu.Unlock()
+	if slowest != nil && slowest.partialSince.CompareAndSwap(since, 0) {
+		b.end(slowest, errNoMemoryToRead)
+	}
 }
