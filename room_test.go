@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -177,11 +178,11 @@ func TestTheCommitterSplits(t *testing.T) {
 	onStage(t, func(st *stage) {
 		st.narrow(-1)
 		p := st.clean("p")
-		most := 0
+		var most atomic.Int64
 		release := st.store.hold()
 		st.store.mu.Lock()
 		st.store.before = func(ops []store.Op) error {
-			most = max(most, weighAll(ops))
+			most.Store(max(most.Load(), int64(weighAll(ops))))
 			return nil
 		}
 		st.store.mu.Unlock()
@@ -193,7 +194,7 @@ func TestTheCommitterSplits(t *testing.T) {
 		require.Greater(t, st.uncommitted(), 50<<20)
 		release()
 		require.Len(t, p.got(), messages)
-		require.Less(t, most, 20<<20, "bytes in one Commit")
+		require.Less(t, most.Load(), int64(20<<20), "bytes in one Commit")
 	})
 }
 
@@ -215,10 +216,10 @@ func TestWhatIsCarriedIsNotCommittedAnewWithEachTry(t *testing.T) {
 		got := s.got()
 		require.Len(t, got, messages)
 		time.Sleep(time.Second)
-		tried := 0
+		var tried atomic.Int64
 		st.store.mu.Lock()
 		st.store.before = func(ops []store.Op) error {
-			tried += len(ops)
+			tried.Add(int64(len(ops)))
 			return store.ErrFull
 		}
 		st.store.mu.Unlock()
@@ -229,7 +230,7 @@ func TestWhatIsCarriedIsNotCommittedAnewWithEachTry(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		carryOps := carryBytes / opWeight
 		tries := int((messages*2*lazyDelay+10*time.Second)/retryDelay) + 1
-		require.Less(t, tried, tries*(messages/2), "operations that were given to the store")
+		require.Less(t, int(tried.Load()), tries*(messages/2), "operations that were given to the store")
 		require.Greater(t, carryOps, messages, "they are one piece")
 		require.Positive(t, st.b.journal.room.used.Load())
 		st.store.fail(nil)
@@ -248,10 +249,10 @@ func TestASessionThatIsRefusedLeavesNothingToBeCarried(t *testing.T) {
 	onStage(t, func(st *stage) {
 		st.durable("s", packets.V5).subscribe("t", packets.QoS1)
 		time.Sleep(time.Second)
-		most := 0
+		var most atomic.Int64
 		st.store.mu.Lock()
 		st.store.before = func(ops []store.Op) error {
-			most = max(most, len(ops))
+			most.Store(max(most.Load(), int64(len(ops))))
 			return store.ErrFull
 		}
 		st.store.mu.Unlock()
@@ -262,7 +263,7 @@ func TestASessionThatIsRefusedLeavesNothingToBeCarried(t *testing.T) {
 			require.ErrorIs(t, err, store.ErrFull)
 			time.Sleep(retryDelay)
 		}
-		require.Less(t, most, 10, "operations at once")
+		require.Less(t, most.Load(), int64(10), "operations at once")
 
 		// One that would end for the new one stays.
 		c := st.dial("s", packets.V5, true, 3600)
