@@ -176,6 +176,10 @@ type Config struct {
 	//
 	// Retained messages get no more than half of it, and are refused beyond as by MaxRetainedBytes, so that they cannot stop other
 	// messages for good. At the limit a removal of a retained message is still taken, and a smaller one in the place of another.
+	//
+	// Packets of more than 4 KiB that have come in part may take a quarter of it. A client whose packet
+	// finds no room is not read meanwhile, and is disconnected with 0x97 after 30 s. While others wait,
+	// the packet that has been under way for the longest, more than 10 s, ends its connection.
 	MaxMemory int
 
 	// MaxQoS is the highest QoS that clients may publish with; nil means 2. A lower one is announced to 5.0 clients, granted
