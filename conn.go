@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
-	"github.com/dunlin-mqtt/dunlin/internal/budget"
 	"github.com/dunlin-mqtt/dunlin/internal/timers"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
@@ -435,15 +434,6 @@ func (c *conn) park(t *turn) {
 	t.read = nil
 	c.countRest()
 	c.b.putTurn(t)
-}
-
-// countRest tells the count of memory what the beginning of an incomplete packet takes.
-func (c *conn) countRest() {
-	n := 0
-	if c.rest != nil {
-		n = cap(c.rest.b)
-	}
-	c.b.memory.Recount(budget.Partial, &c.restCounted, n)
 }
 
 // readPlain reads through a buffer that stays with the connection: for a net.Conn that cannot be waited for without one. With rest it

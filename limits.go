@@ -567,6 +567,15 @@ func (c *conn) awaitPartial(t *turn, n int) error {
 	return err
 }
 
+// countRest tells the count of memory what the beginning of an incomplete packet takes.
+func (c *conn) countRest() {
+	n := 0
+	if c.rest != nil {
+		n = cap(c.rest.b)
+	}
+	c.b.memory.Recount(budget.Partial, &c.restCounted, n)
+}
+
 // givePartial gives back the room of the packet that has come, or of the connection that ends.
 func (c *conn) givePartial() {
 	if n := c.partial; n > 0 {

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"sync"
 	"syscall"
 	"time"
 
@@ -15,47 +14,6 @@ import (
 // This file is the way out: bytes for a client are appended to the buffer of its connection under the Session's lock, and
 // flushed once per turn by whoever appended them, without waiting. What the socket does not take is left to a writer goroutine that
 // lives as long as there is a backlog.
-
-// A buffer is a pooled byte slice. The pointer is what travels, so that giving it back costs no allocation.
-type buffer struct {
-	b []byte
-	n int // how much of b has been written
-}
-
-// The classes are 1 KiB and fourfold up to 4 MiB. Larger ones are not kept.
-const (
-	minBuffer = 1 << 10
-	classes   = 7
-)
-
-var pools [classes]sync.Pool
-
-func class(n int) (k, size int) {
-	for k, size = 0, minBuffer; size < n && k < classes; k++ {
-		size <<= 2
-	}
-	return k, size
-}
-
-// newBuffer returns an empty buffer with room for n bytes.
-func newBuffer(n int) *buffer {
-	k, size := class(n)
-	if k == classes {
-		return &buffer{b: make([]byte, 0, n)}
-	}
-	if x, ok := pools[k].Get().(*buffer); ok {
-		return x
-	}
-	return &buffer{b: make([]byte, 0, size)}
-}
-
-// free gives the buffer back. Nobody may use it afterwards.
-func (x *buffer) free() {
-	if k, size := class(cap(x.b)); k < classes && size == cap(x.b) {
-		x.b = x.b[:0]
-		pools[k].Put(x)
-	}
-}
 
 // out is the output of one connection. Guarded by the Session's mu. Before the connection has a Session its reader writes
 // directly.
