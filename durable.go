@@ -394,32 +394,6 @@ func (c *conn) goes(x *batch, seq uint64, id uint16, at int, strict bool) {
 	c.hold(at, s.b.journal.sent(x, c, s.stored, seq, id), aPublish, id)
 }
 
-// admits says whether the store has room for d, a retained message that it has to know before c
-// sends it. If it has not, c is flushed again when there may be room. The lock is held.
-func (s *session) admits(c *conn, d *delivery) bool {
-	if d.seq != 0 || d.qos == packets.QoS0 || s.stored == 0 {
-		return true
-	}
-	if c.out.admitted {
-		c.out.admitted = false
-		return true
-	}
-	n := int64(opWeight + messageWeight(d.msg) + deliveryWeight)
-	if c.out.parked {
-		return false
-	}
-	c.out.parked = !s.b.journal.room.open(n, func() {
-		s.mu.Lock()
-		c.out.parked, c.out.admitted = false, true
-		s.mu.Unlock()
-		c.flush(time.Now())
-	})
-	if c.out.parked {
-		s.b.journal.rouse() // so that what is there is committed
-	}
-	return !c.out.parked
-}
-
 // strict says whether d may not leave before the store knows that it does: it was published at QoS 2, so that a crash must not make
 // it arrive twice.
 func (d *delivery) strict() bool { return d.msg.QoS == packets.QoS2 }

@@ -367,6 +367,32 @@ func (s *session) sendFoundLocked(c *conn, cur *retained.Cursor, f *retained.Fou
 	return sent, nil
 }
 
+// admits says whether the store has room for d, a retained message that it has to know before c
+// sends it. If it has not, c is flushed again when there may be room. The lock is held.
+func (s *session) admits(c *conn, d *delivery) bool {
+	if d.seq != 0 || d.qos == packets.QoS0 || s.stored == 0 {
+		return true
+	}
+	if c.out.admitted {
+		c.out.admitted = false
+		return true
+	}
+	n := int64(opWeight + messageWeight(d.msg) + deliveryWeight)
+	if c.out.parked {
+		return false
+	}
+	c.out.parked = !s.b.journal.room.open(n, func() {
+		s.mu.Lock()
+		c.out.parked, c.out.admitted = false, true
+		s.mu.Unlock()
+		c.flush(time.Now())
+	})
+	if c.out.parked {
+		s.b.journal.rouse() // so that what is there is committed
+	}
+	return !c.out.parked
+}
+
 // wantsLocked says whether m, which may be nil, is for the subscription of cur.
 func (s *session) wantsLocked(cur *retained.Cursor, m *message, now time.Time) bool {
 	return m != nil && (m.Expires == 0 || m.Expires > now.UnixNano()) && len(m.Topic) >= len(s.mount) &&
