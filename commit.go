@@ -326,7 +326,7 @@ func (j *journal) refusal(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, store.ErrFull):
+	case passes(err):
 		return &packets.Error{Code: packets.QuotaExceeded, Reason: "no room to store it", Err: errors.Join(errNotStored, err)}
 	}
 	return &packets.Error{Code: packets.ImplementationSpecificError, Reason: "it cannot be stored", Err: errors.Join(errNotStored, err)}

@@ -356,3 +356,18 @@ func TestAPublishThatRemovesWaitsForTheStore(t *testing.T) {
 		require.ErrorIs(t, err, store.ErrFull)
 	})
 }
+
+// A batch that the store finds too large is refused, and not the end of the store.
+func TestABatchThatIsTooLargeDoesNotEndTheStore(t *testing.T) {
+	onStage(t, func(st *stage) {
+		p := st.clean("p")
+		st.store.fail(fmt.Errorf("test: %w", store.ErrTooLarge))
+		p.send(toRetain(message2("t", "x", packets.QoS1, 1)))
+		require.Equal(t, packets.QuotaExceeded, p.want(packets.TypePuback)[0].(*packets.Ack).Code)
+		st.store.fail(nil)
+		time.Sleep(time.Second)
+		require.NoError(t, st.b.Healthy())
+		p.send(toRetain(message2("t", "x", packets.QoS1, 2)))
+		require.False(t, p.want(packets.TypePuback)[0].(*packets.Ack).Code.Failed())
+	})
+}

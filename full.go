@@ -55,11 +55,16 @@ func (j *journal) commit(x *batch) {
 			return
 		}
 	}
-	if !errors.Is(err, store.ErrFull) {
+	if !passes(err) {
 		j.die(x, err)
 		return
 	}
 	j.commitRest(x, err)
+}
+
+// passes says whether the store goes on after err, with which a batch has had no effect.
+func passes(err error) bool {
+	return errors.Is(err, store.ErrFull) || errors.Is(err, store.ErrTooLarge)
 }
 
 // try commits ops, which weigh n bytes.
@@ -86,7 +91,7 @@ func (j *journal) commitRest(x *batch, full error) {
 	}
 	switch {
 	case err == nil:
-	case errors.Is(err, store.ErrFull):
+	case passes(err):
 		// What only follows is not durable either: it is no success.
 		x.err, x.stuck, x.pinned = full, err, true
 		j.carry(x, follow)
