@@ -5,7 +5,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -13,7 +12,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"sync"
 	"syscall"
 )
 
@@ -31,6 +29,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	upstream := fs.String("upstream", "127.0.0.1:1883", "`address` of the broker")
 	api := fs.String("api", "", "`URL` that decides about clients; empty: everybody may do everything")
 	maxPacket := fs.Int("max-packet-size", 1<<20, "largest packet accepted from a client, in `bytes`")
+	most := fs.Int("max-connections", 10_000, "most connections")
+	mostPer := fs.Int("max-connections-ip", 1000, "most connections from one address")
 	fs.Parse(args)
 
 	p := &proxy{upstream: *upstream, maxPacket: *maxPacket, admit: admitAll}
@@ -43,23 +43,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() { l.Close() })
-	defer stop()
 	fmt.Fprintf(out, "listening on %v for the broker at %s\n", l.Addr(), *upstream)
-	var conns sync.WaitGroup
-	defer conns.Wait()
-	for {
-		c, err := l.Accept()
-		switch {
-		case errors.Is(err, net.ErrClosed):
-			return nil
-		case err != nil:
-			return err
-		}
-		conns.Go(func() { // ends with ctx
-			if err := p.serve(ctx, c); err != nil && ctx.Err() == nil {
-				fmt.Fprintf(out, "%v: %v\n", c.RemoteAddr(), err)
-			}
-		})
-	}
+	a := &acceptor{serve: p.serve, out: out, most: *most, mostPer: *mostPer}
+	return a.run(ctx, l)
 }
