@@ -30,6 +30,7 @@ import (
 	"log/slog"
 	"net"
 	"runtime"
+	"runtime/debug"
 	"runtime/pprof"
 	"strconv"
 	"strings"
@@ -352,7 +353,8 @@ func (b *Broker) end() {
 	}
 }
 
-// leaked returns the stacks of the goroutines that carry this broker's label, once they have had time to end.
+// leaked returns the stacks of the goroutines of this broker, once they have had time to end. They carry its label. A hook that the broker
+// calls hands the label on to the goroutines that it starts: those of an HTTP client's idle connections, too, which nobody has forgotten.
 func (b *Broker) leaked() (stacks string) {
 	label := fmt.Sprintf("%q:%q", "mqtttest", b.label)
 	for wait := time.Millisecond; ; wait *= 2 {
@@ -360,7 +362,7 @@ func (b *Broker) leaked() (stacks string) {
 		pprof.Lookup("goroutine").WriteTo(&all, 1) // a Buffer takes everything
 		stacks = ""
 		for part := range strings.SplitSeq(all.String(), "\n\n") {
-			if strings.Contains(part, label) {
+			if strings.Contains(part, label) && ofTheBroker(part) {
 				stacks += part + "\n"
 			}
 		}
@@ -369,6 +371,27 @@ func (b *Broker) leaked() (stacks string) {
 		}
 		time.Sleep(wait)
 	}
+}
+
+// ofTheBroker says whether a goroutine runs a function of the broker, or of the program that is tested, in the form of a goroutine
+// profile. One that runs nothing but the standard library and our hooks is kept by a client of theirs for the next call.
+func ofTheBroker(stack string) bool {
+	for line := range strings.Lines(stack) {
+		fields := strings.Split(line, "\t") // "#", address, function, empty, file
+		if len(fields) < 3 {
+			continue
+		}
+		slash := strings.LastIndexByte(fields[2], '/') + 1
+		name, _, _ := strings.Cut(fields[2][slash:], ".")
+		pkg := fields[2][:slash] + name
+		first, _, _ := strings.Cut(pkg, "/")
+		program, _ := debug.ReadBuildInfo()
+		mine := program != nil && strings.HasPrefix(pkg+"/", program.Main.Path+"/")
+		if (mine || strings.Contains(first, ".")) && !strings.HasPrefix(pkg, "github.com/dunlin-mqtt/dunlin/hooks") {
+			return true
+		}
+	}
+	return false
 }
 
 // Failures returns what went wrong so far and no earlier call has returned, one text each: panics in hooks, listeners that broke, and
