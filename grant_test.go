@@ -51,7 +51,7 @@ func TestWhatIsGrantedAtItsEdges(t *testing.T) {
 		"PacketSize": {
 			{0, is}, {-1, is}, {math.MinInt, is}, {math.MaxInt, is},
 			{1, with(func(x *granted) { x.PacketSize = 1 })},
-			{1<<32 + 1, is},
+			{beyond32, is},
 		},
 		"KeepAlive": {
 			{time.Duration(0), is}, {-1 * second, is}, {time.Duration(math.MinInt64), is},
@@ -69,7 +69,7 @@ func TestWhatIsGrantedAtItsEdges(t *testing.T) {
 			{time.Duration(math.MaxInt64), is},
 		},
 		"QueuedMessages": {
-			{0, is}, {-1, is}, {math.MinInt, is}, {math.MaxInt, is}, {1<<32 + 1, is},
+			{0, is}, {-1, is}, {math.MinInt, is}, {math.MaxInt, is}, {beyond32, is},
 			{1, with(func(x *granted) { x.QueuedMessages = 1 })},
 		},
 		"QueuedBytes": {
@@ -266,3 +266,6 @@ func TestSubscribeOptionsAtTheirEdges(t *testing.T) {
 		}
 	}
 }
+
+// beyond32 is more than 32 bits hold, where an int can be that large.
+const beyond32 = int(min(1<<32+1, math.MaxInt))

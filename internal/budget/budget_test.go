@@ -1,6 +1,7 @@
 package budget
 
 import (
+	"math"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -96,7 +97,7 @@ func TestRecountCountsDifferences(t *testing.T) {
 	b.Recount(Output, &counted, 70)
 	b.Recount(Output, &counted, 30)
 	require.EqualValues(t, 30, b.Of(Output))
-	b.Recount(Output, &counted, 1<<33)
+	b.Recount(Output, &counted, math.MaxInt)
 	require.EqualValues(t, 1<<31-1, b.Of(Output))
 	b.Recount(Output, &counted, 0)
 	require.Zero(t, b.Used())
