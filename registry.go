@@ -225,6 +225,7 @@ func (b *Broker) begin(t *turn, c *conn, a attachment) error {
 		expiry: a.expiry, will: a.will, quota: a.quota,
 	}
 	s.mu.Lock()
+	c.sess = s // before others find c among the connections
 	s.resume(c)
 	if err := b.enter(s, c, &a); err != nil {
 		c.sess = nil
@@ -344,7 +345,7 @@ var errGone = packets.Errorf(packets.UnspecifiedError, "the client is gone, and 
 // resumeLocked gives c the Session s, which waits for its client. s.mu is held; resumeLocked
 // unlocks it.
 func (b *Broker) resumeLocked(t *turn, s *session, c *conn, a attachment) (takeover, error) {
-	c.sess = s // which whoever finds c among the connections looks for
+	c.sess = s // before others find c among the connections
 	if err := b.move(c, &a); err != nil {
 		c.sess = nil
 		s.mu.Unlock()

@@ -338,14 +338,14 @@ func (s *session) acked(t *turn, c *conn, a *packets.Ack) error {
 	return nil
 }
 
-// resume gives the session its new connection. Whatever the old one had of its own is gone. The lock is held.
+// resume gives the session its new connection, whose sess the caller has set. Whatever the old
+// one had of its own is gone. The lock of the Session is held.
 func (s *session) resume(c *conn) {
 	s.conn, s.client = c, c.client
 	s.gen++
 	s.reads = nil
 	s.out.begin(int(c.window))
 	s.in.begin()
-	c.sess = s
 }
 
 // leave is the end of connection c at now: the session waits for its client, or, with no expiry, is over. It returns the

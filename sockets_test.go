@@ -92,10 +92,10 @@ func TestAConnectionIsEndedWhileAHookDecidesItsConnect(t *testing.T) {
 		"the context of ServeConn": func(_ *Broker, cancel func()) { cancel() },
 	} {
 		t.Run(name, func(t *testing.T) {
-			deciding, decide := make(chan struct{}), make(chan struct{})
+			deciding, decide := make(chan context.Context, 1), make(chan struct{})
 			b := newTestBroker(t, func(c *Config) {
-				c.Authenticator = hooks.AuthenticatorFunc(func(context.Context, *hooks.ConnectRequest) error {
-					close(deciding)
+				c.Authenticator = hooks.AuthenticatorFunc(func(ctx context.Context, _ *hooks.ConnectRequest) error {
+					deciding <- ctx
 					<-decide
 					return nil
 				})
@@ -116,9 +116,10 @@ func TestAConnectionIsEndedWhileAHookDecidesItsConnect(t *testing.T) {
 			require.NoError(t, err)
 			_, err = client.Write(wire)
 			require.NoError(t, err)
-			<-deciding
+			hook := <-deciding
 			within(t, name, func() {
 				end(b, cancel)
+				<-hook.Done() // the end of a context is told by a goroutine of its own
 				b.Stats()
 			})
 			close(decide)
