@@ -371,7 +371,7 @@ func TestFilesOfTheRealTool(t *testing.T) {
 	accepts := func(user, password string) bool { return f.Authenticate(t.Context(), connect(user, password)) == nil }
 	require.True(t, accepts("alice", "changed"))
 	require.False(t, accepts("alice", "secret"))
-	require.True(t, accepts("bob", ""))
+	require.False(t, accepts("bob", ""), "an empty password lets nobody in")
 	require.False(t, accepts("bob", "-"))
 	require.True(t, accepts("old one", "$7$x"))
 
