@@ -11,6 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/dunlin-mqtt/dunlin/packets"
 	"github.com/dunlin-mqtt/dunlin/store/memory"
 )
@@ -56,7 +57,7 @@ func (f *feed) packet(p packets.Packet, v packets.Version) {
 func (f *feed) bytes(b []byte) {
 	turn := f.c.b.getTurn()
 	f.c.unpark(turn)
-	turn.read.b = append(turn.read.b, b...)
+	turn.read.B = append(turn.read.B, b...)
 	err := f.c.input(turn)
 	f.c.park(turn)
 	if err != nil {
@@ -111,6 +112,9 @@ func (r routing) start(t testing.TB) (pub *feed, message []byte, sinks []*sink) 
 
 // raced says whether the race detector is on, under which pools forget at random.
 func raced() bool {
+	if lock.Checked { // its locks allocate as well
+		return true
+	}
 	info, _ := debug.ReadBuildInfo()
 	return info != nil && slices.ContainsFunc(info.Settings, func(s debug.BuildSetting) bool { return s.Key == "-race" && s.Value == "true" })
 }

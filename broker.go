@@ -49,7 +49,6 @@ import (
 	"hash/maphash"
 	"log/slog"
 	"net"
-	"net/netip"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -59,8 +58,13 @@ import (
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/internal/budget"
+	"github.com/dunlin-mqtt/dunlin/internal/guard"
+	"github.com/dunlin-mqtt/dunlin/internal/journal"
+	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/dunlin-mqtt/dunlin/internal/logins"
+	"github.com/dunlin-mqtt/dunlin/internal/owners"
 	"github.com/dunlin-mqtt/dunlin/internal/retained"
+	"github.com/dunlin-mqtt/dunlin/internal/room"
 	"github.com/dunlin-mqtt/dunlin/internal/subs"
 	"github.com/dunlin-mqtt/dunlin/internal/timers"
 	"github.com/dunlin-mqtt/dunlin/packets"
@@ -84,12 +88,9 @@ var ErrBrokerClosed = errors.New("dunlin: broker closed")
 
 // A Broker is an MQTT Server. Its methods may be called concurrently.
 //
-// Locks are taken in this order, and none is held across I/O, a decision of a hook or a channel
-// operation: a lock of topics, session.mu, then the retained messages, then one of these, which are
-// leaves: Broker.mu, the tree, numbers, timers, the journal. Nobody holds the locks of two sessions.
+// The locks of the root package are listed below Broker, in the order in which they are taken.
 type Broker struct {
 	// Immutable after New.
-	cfg        Config
 	log        *slog.Logger
 	obs        *hooks.Observer
 	authorizer hooks.Authorizer // nil where everything is allowed
@@ -98,31 +99,36 @@ type Broker struct {
 	seed       maphash.Seed
 	started    time.Time
 
-	rules     rules
-	strict    strictness // immutable
-	addresses addresses
-	flaps     flapTable
-	paces     paceTable
-	bans      banList
-	memory    *budget.Budget
-	reading   room        // for packets that have come in part
-	shedding  atomic.Bool // shed is due or under way
-	mounts    atomic.Bool // a mount point was granted
-	shedDue   timers.Timer
+	config        atomic.Pointer[settings] // see cfg and Reconfigure
+	reconfiguring lock.Mutex[reconfigureLock]
+	sysChanged    chan struct{} // SysInterval is another one
+
+	rules    rules
+	guard    *guard.Guard
+	logins   *logins.Table
+	memory   *budget.Budget
+	caches   routeCaches
+	reading  room.Room // for packets that have come in part
+	owners   *owners.Table
+	shedding atomic.Bool // shed is due or under way
+	mounts   atomic.Bool // a mount point was granted
+	renames  atomic.Bool // a Client Identifier was granted
+	shedDue  timers.Timer
 
 	tree     *subs.Tree
 	retained *retained.Store
 	due      *timers.Timers
-	journal  *journal // nil: there is no Store
+	journal  *records // nil: there is no Store
 	stats    counters
 	turns    sync.Pool
 	walkers  walkers
 	yielding atomic.Int32 // turns in yield
 
-	mu        sync.Mutex
-	closed    bool // no new listeners and connections. Guarded by mu, as are the next four
+	mu        lock.Mutex[brokerLock]
+	closed    bool // no new listeners and connections. Guarded by mu, as are the next five
 	sessions  sessionIndex
 	listeners map[net.Listener]struct{} // being served
+	doors     map[*hooks.Listener]*door // being served, and described
 	early     map[*conn]bool            // connections before they are accepted; true: see dismissLocked
 	conns     map[*conn]struct{}        // and after
 
@@ -138,10 +144,45 @@ type Broker struct {
 
 	closing closing
 
-	numbers  sync.RWMutex
-	byNumber []*session // by session.num; guarded by numbers, as is the next
-	unused   []uint32
+	numbers  lock.RWMutex[numbersLock]
+	byNumber []*session // by session.num; guarded by numbers
 }
+
+// The locks, in the order in which a goroutine takes them. It holds at most one of each kind, and
+// only one of the leaves. It holds none during I/O (also Close and the deadlines of a net.Conn),
+// during a decision of a hook, a line of the log or a call of the Store, and while it waits for
+// another goroutine. The build with the tag lockcheck ends the program where this is violated.
+type (
+	reconfigureLock struct{} // Broker.reconfiguring
+
+	topicLock   struct{} // Broker.topics, see topicLocks
+	sessionLock struct{} // session.mu
+
+	// Of these one at a time, and only a leaf after it, such as that of the timers. The lock of
+	// retained.Store belongs here as well.
+	routesLock struct{} // routeCaches.mu
+
+	// The leaves. journal.Journal, subs.Tree, timers.Timers, logins.Table and owners.Table have some of their own.
+	brokerLock   struct{} // Broker.mu
+	numbersLock  struct{} // Broker.numbers
+	recordsLock  struct{} // records.mu
+	receiptLock  struct{} // receipt.mu
+	walkersLock  struct{} // walkers.mu
+	countersLock struct{} // counterShard.mu
+)
+
+func (reconfigureLock) Rank() lock.Rank {
+	return lock.Rank{Order: 0, Name: "Broker.reconfiguring"}
+}
+func (topicLock) Rank() lock.Rank    { return lock.Rank{Order: 1, Name: "a lock of topics"} }
+func (sessionLock) Rank() lock.Rank  { return lock.Rank{Order: 2, Name: "session.mu"} }
+func (routesLock) Rank() lock.Rank   { return lock.Rank{Order: lock.BeforeLeaf, Name: "routeCaches.mu"} }
+func (brokerLock) Rank() lock.Rank   { return lock.Rank{Order: lock.Leaf, Name: "Broker.mu"} }
+func (numbersLock) Rank() lock.Rank  { return lock.Rank{Order: lock.Leaf, Name: "Broker.numbers"} }
+func (recordsLock) Rank() lock.Rank  { return lock.Rank{Order: lock.Leaf, Name: "records.mu"} }
+func (receiptLock) Rank() lock.Rank  { return lock.Rank{Order: lock.Leaf, Name: "receipt.mu"} }
+func (walkersLock) Rank() lock.Rank  { return lock.Rank{Order: lock.Leaf, Name: "walkers.mu"} }
+func (countersLock) Rank() lock.Rank { return lock.Rank{Order: lock.Leaf, Name: "counterShard.mu"} }
 
 // New checks cfg, fills in its defaults, and returns a Broker that serves nothing yet. It must be ended with Shutdown or Close.
 func New(cfg Config) (*Broker, error) {
@@ -151,32 +192,36 @@ func New(cfg Config) (*Broker, error) {
 		return nil, err
 	}
 	b := &Broker{
-		cfg: cfg, log: cfg.Logger, authorizer: cfg.Authorizer,
+		log: slog.New(lock.Handler(cfg.Logger.Handler())), authorizer: cfg.Authorizer,
 		seed: maphash.MakeSeed(), started: time.Now(),
-		tree: subs.New(), due: timers.New(),
+		due:      timers.New(),
 		sessions: newSessionIndex(), listeners: make(map[net.Listener]struct{}),
 		early: make(map[*conn]bool), conns: make(map[*conn]struct{}),
-		locals:   make(map[*Subscription]struct{}),
-		byNumber: make([]*session, 1), // 0 is nobody
-		closing:  closing{quiet: make(chan struct{}), ended: make(chan struct{})},
+		locals:     make(map[*Subscription]struct{}),
+		byNumber:   make([]*session, 1), // 0 is nobody
+		sysChanged: make(chan struct{}, 1),
+		closing:    closing{quiet: make(chan struct{}), ended: make(chan struct{})},
 	}
+	b.config.Store(&settings{cfg, strict})
 	b.obs = b.safe(*cfg.Observer)
 	if cfg.Authorizer == hooks.Authorizer(hooks.AllowAll) {
 		b.authorizer = nil
 	}
-	b.strict = strict
-	b.addresses.logins = logins.New(logins.Limits{
-		PerName: cfg.MaxAuthFailures, PerAddress: cfg.MaxAuthFailuresPerIP,
-	})
-	b.addresses.of, b.flaps.of, b.paces.of = make(map[netip.Addr]*address), make(map[string]bucket), make(map[string]*pace)
+	b.logins, b.guard = logins.New(b.cfg().loginLimits()), guard.New(b.cfg().addressLimits())
 	b.memory = budget.New(int64(cfg.MaxMemory))
-	b.reading.most = b.memory.Limit() / 100 * partialPercent
+	b.reading.Most = b.memory.Limit() / 100 * partialPercent
+	b.tree = subs.New(subs.Limits{
+		Overlapping: cfg.MaxOverlapping,
+		Fits:        func(n int64) bool { return b.memory.Fits(budget.Subscriptions, n) },
+		Count:       func(n int64) { b.memory.Add(budget.Subscriptions, n) },
+	})
+	b.owners = b.cfg().newOwners()
 	b.retained = b.newRetained()
 	b.walkers.most = 1 + runtime.GOMAXPROCS(0)/4
 	b.learnRules()
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	if cfg.Store != nil {
-		b.journal = newJournal(b, cfg.Store)
+		b.journal = newRecords(b, cfg.Store)
 		if err := b.load(); err != nil {
 			b.cancel()
 			return nil, err
@@ -184,19 +229,38 @@ func New(cfg Config) (*Broker, error) {
 	}
 	b.followRules() // when nothing can fail any more
 	b.watchRetained()
-	if cfg.SysInterval > 0 {
-		b.writers.Go(b.publishSys) // ended by ctx
-	}
+	b.writers.Go(b.publishSys) // ended by ctx
 	return b, nil
 }
 
 // Serve accepts connections on l and serves each until it ends. It may be called for several listeners. Serve closes l, and
 // always returns a non-nil error: after Shutdown or Close, also one before the call, that is ErrBrokerClosed. RemoteAddr of the connections must
 // not wait: a listener that learns the address from the first bytes has to read those before Accept returns.
-func (b *Broker) Serve(l net.Listener) error {
+//
+// See ServeListener for listeners with rules of their own.
+func (b *Broker) Serve(l net.Listener) error { return b.serve(l, nil) }
+
+// ServeListener is Serve for a listener that hooks are to recognize: the Client that they get has
+// as for its Listener. So a program can have several listeners with rules of their own:
+//
+//	public, inside := &hooks.Listener{Name: "public", MaxConnections: 1000}, &hooks.Listener{Name: "inside"}
+//	go b.ServeListener(l1, public)
+//	go b.ServeListener(l2, inside)
+//
+// The Authenticator then decides by r.Client.Listener, and can lower the limits of the connection
+// with its Grant. Several net.Listeners may share one description; its MaxConnections holds for all
+// of them together. With nil for as it is Serve.
+func (b *Broker) ServeListener(l net.Listener, as *hooks.Listener) error {
+	return b.serve(l, b.openDoor(as))
+}
+
+// serve is Serve. as, nil if l has no description, is closed in the end.
+func (b *Broker) serve(l net.Listener, as *door) error {
 	b.mu.Lock()
 	if b.closed {
 		b.mu.Unlock()
+		b.closeDoor(as)
+		lock.NoneHeld("Close of a net.Listener")
 		l.Close()
 		return ErrBrokerClosed
 	}
@@ -204,18 +268,21 @@ func (b *Broker) Serve(l net.Listener) error {
 	b.serving.Add(1)
 	b.mu.Unlock()
 	defer b.serving.Done()
+	defer b.closeDoor(as) // before Close returns
 	defer func() {
 		b.mu.Lock()
 		delete(b.listeners, l)
 		b.mu.Unlock()
+		lock.NoneHeld("Close of a net.Listener")
 		l.Close()
 	}()
 	var pause time.Duration
 	for {
+		lock.NoneHeld("Accept")
 		nc, err := l.Accept()
 		if err == nil {
 			pause = 0
-			b.take(nc)
+			b.take(nc, as)
 			continue
 		}
 		if b.isClosed() {
@@ -229,6 +296,7 @@ func (b *Broker) Serve(l net.Listener) error {
 		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
 		b.log.Warn("accept failed, trying again", "err", err, "in", pause)
 		t := time.NewTimer(pause)
+		lock.NoneHeld("a wait")
 		select {
 		case <-t.C:
 		case <-b.ctx.Done():
@@ -238,17 +306,17 @@ func (b *Broker) Serve(l net.Listener) error {
 }
 
 // take serves a connection that a listener has accepted, or turns it away.
-func (b *Broker) take(nc net.Conn) {
-	c, err := b.adopt(b.ctx, nc)
+func (b *Broker) take(nc net.Conn, as *door) {
+	c, err := b.adoptFrom(b.ctx, nc, as)
 	if err == nil {
 		go c.serve() // Shutdown and Close wait for it
 		return
 	}
 	switch nc.(type) {
 	case *net.TCPConn, *net.UnixConn:
-		b.turnAway(nc, err)
+		b.turnAway(nc, as, err)
 	default: // its Close may take time, as that of a WebSocket does: others are to be accepted meanwhile
-		b.serving.Go(func() { b.turnAway(nc, err) })
+		b.serving.Go(func() { b.turnAway(nc, as, err) })
 	}
 }
 
@@ -280,7 +348,7 @@ func growStack() {
 func (b *Broker) ServeConn(ctx context.Context, nc net.Conn) error {
 	c, err := b.adopt(ctx, nc)
 	if err != nil {
-		b.turnAway(nc, err)
+		b.turnAway(nc, nil, err)
 		if err != ErrBrokerClosed {
 			err = errTurnedAway
 		}
@@ -296,43 +364,55 @@ func (b *Broker) ServeConn(ctx context.Context, nc net.Conn) error {
 
 // adopt makes a conn of nc. The error says why nc is not taken up; the caller then turns it away.
 func (b *Broker) adopt(ctx context.Context, nc net.Conn) (*conn, error) {
+	return b.adoptFrom(ctx, nc, nil)
+}
+
+// adoptFrom is adopt for a connection that the listener as has accepted.
+func (b *Broker) adoptFrom(ctx context.Context, nc net.Conn, as *door) (*conn, error) {
 	now := time.Now()
+	if err := as.enter(); err != nil {
+		return nil, err
+	}
 	from, err := b.admit(nc.RemoteAddr(), now)
 	if err != nil {
+		as.leave()
 		return nil, err
 	}
 	c := newConn(b, ctx, nc)
-	c.from, c.lastPacket = from, now.Sub(b.started)
-	if d := b.cfg.ConnectTimeout; d > 0 {
+	c.from, c.via, c.lastPacket = from, as, now.Sub(b.started)
+	if d := b.cfg().ConnectTimeout; d > 0 {
 		nc.SetReadDeadline(now.Add(d))
 	}
 	b.mu.Lock()
 	switch {
 	case b.closed:
 		err = ErrBrokerClosed
-	case len(b.early) >= b.cfg.MaxConnecting:
-		err = packets.Errorf(packets.ServerBusy, "more than %d connections without CONNECT", b.cfg.MaxConnecting)
 	default:
-		b.early[c] = false
-		b.serving.Add(1)
+		if err = b.enterEarlyLocked(c); err == nil {
+			b.serving.Add(1)
+			b.stats.taken.Add(1)
+			c.count(0)
+		}
 	}
 	b.mu.Unlock()
 	if err != nil {
-		b.dismiss(from, now)
+		b.guard.Addresses.Dismiss(from, now)
+		as.leave()
 		return nil, err
 	}
 	return c, nil
 }
 
 // turnAway closes a connection that is not taken up.
-func (b *Broker) turnAway(nc net.Conn, err error) {
+func (b *Broker) turnAway(nc net.Conn, as *door, err error) {
+	lock.NoneHeld("Close of a net.Conn")
 	nc.Close()
 	if err == ErrBrokerClosed {
 		return
 	}
 	b.stats.refused.Add(1)
 	if f := b.obs.Refused; f != nil {
-		f(&hooks.Client{RemoteAddr: nc.RemoteAddr(), LocalAddr: nc.LocalAddr()}, packets.CodeOf(err), err)
+		f(as.stranger(nc), packets.CodeOf(err), err)
 	}
 	b.log.Debug("connection not taken up", "remote", nc.RemoteAddr(), "err", err)
 }
@@ -340,10 +420,10 @@ func (b *Broker) turnAway(nc net.Conn, err error) {
 // leave is the last thing that a reader does.
 func (b *Broker) leave(c *conn, code packets.ReasonCode, err error) {
 	if c.accepted {
+		if err == errNormal {
+			err, code = nil, packets.NormalDisconnection
+		}
 		if f := b.obs.Disconnected; f != nil {
-			if err == errNormal {
-				err, code = nil, packets.NormalDisconnection
-			}
 			f(c.client, code, err)
 		}
 		b.log.Debug("disconnected", "client", c.id(), "code", code, "err", err)
@@ -351,7 +431,7 @@ func (b *Broker) leave(c *conn, code packets.ReasonCode, err error) {
 		if f := b.obs.Refused; f != nil {
 			client := c.client
 			if client == nil {
-				client = &hooks.Client{RemoteAddr: c.nc.RemoteAddr(), LocalAddr: c.nc.LocalAddr()}
+				client = c.via.stranger(c.nc)
 			}
 			f(client, code, err)
 		}
@@ -359,10 +439,12 @@ func (b *Broker) leave(c *conn, code packets.ReasonCode, err error) {
 		b.log.Debug("connection refused", "client", c.id(), "remote", c.nc.RemoteAddr(), "code", code, "err", err)
 	}
 	b.mu.Lock()
-	delete(b.early, c)
+	b.leaveEarlyLocked(c)
 	delete(b.conns, c)
 	b.mu.Unlock()
-	b.dismiss(c.from, time.Now())
+	b.memory.Recount(budget.Connections, &c.footprint, 0)
+	b.guard.Addresses.Dismiss(c.from, time.Now())
+	c.via.leave()
 	b.closing.left.Add(1)
 	b.serving.Done()
 }
@@ -423,6 +505,7 @@ const maxClosing = 4096
 // closeAll closes connections, many at a time: a WebSocket or TLS connection may take seconds to say
 // goodbye. No lock is held.
 func closeAll(conns []*conn) {
+	lock.NoneHeld("Close of a net.Conn")
 	var g errgroup.Group
 	g.SetLimit(maxClosing)
 	for _, c := range conns {
@@ -436,7 +519,11 @@ func (b *Broker) getTurn() *turn {
 	if t, ok := b.turns.Get().(*turn); ok {
 		return t
 	}
-	return &turn{b: b}
+	t := &turn{b: b, counted: b.stats.shard()}
+	if b.journal != nil {
+		t.write.Write = journal.NewWrite(b.journal.Journal)
+	}
+	return t
 }
 
 func (b *Broker) putTurn(t *turn) { b.turns.Put(t) }

@@ -22,6 +22,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/budget"
 	"github.com/dunlin-mqtt/dunlin/listeners"
 	"github.com/dunlin-mqtt/dunlin/packets"
 	"github.com/dunlin-mqtt/dunlin/store/memory"
@@ -412,6 +413,7 @@ func TestAPanicInAHookEndsOneConnectionOnly(t *testing.T) {
 		good.send(&packets.Pingreq{})
 		require.IsType(t, &packets.Pingresp{}, good.recv())
 		good.nc.Close()
+		synctest.Wait()
 		require.EqualValues(t, 1, b.Stats().Panics)
 		require.Equal(t, 1, told)
 		done()
@@ -503,7 +505,7 @@ func TestAFrozenSubscriberCostsTheOthersNothingAndStaysInBounds(t *testing.T) {
 		require.LessOrEqual(t, s.Queued, 100)
 		require.Greater(t, b.Stats().MessagesDropped, uint64(500))
 		c := b.sessionAt("frozen").conn
-		require.LessOrEqual(t, c.out.size(), bound+2000)
+		require.LessOrEqual(t, c.out.Size(), bound+2000)
 		for _, c := range []*testClient{frozen, live, pub} {
 			c.nc.Close()
 		}
@@ -638,8 +640,11 @@ func TestChurn(t *testing.T) {
 	st = b.Stats()
 	require.Zero(t, [4]int{st.Sessions, st.Subscriptions, st.Queued, st.Inflight}, "sessions, subscriptions, queued, in flight")
 	b.numbers.RLock()
-	require.Len(t, b.unused, len(b.byNumber)-1, "numbers that were not given back")
+	numbers := len(b.byNumber)
 	b.numbers.RUnlock()
+	require.Equal(t, 1, numbers, "numbers that were not given back")
+	require.Zero(t, b.tree.Subscribers())
+	require.Zero(t, b.memory.Of(budget.Subscriptions))
 	require.Zero(t, st.Panics)
 	require.NoError(t, b.Shutdown(context.Background()))
 	noneLeft(t, before)

@@ -2,8 +2,6 @@ package dunlin
 
 import (
 	"cmp"
-	"math"
-	"runtime/debug"
 	"slices"
 	"time"
 
@@ -42,14 +40,6 @@ const (
 	refuseAbove = 100
 )
 
-// defaultMemory is half of what the runtime has been told to keep within (GOMEMLIMIT), and otherwise 4 GiB.
-func defaultMemory() int64 {
-	if n := debug.SetMemoryLimit(-1); n != math.MaxInt64 {
-		return n / 2
-	}
-	return 4 << 30
-}
-
 var errNoMemory = packets.Errorf(packets.QuotaExceeded, "the broker is at its limit of memory")
 
 // crowded is called where memory is taken, with any lock held: it starts shedding if that is due.
@@ -63,6 +53,7 @@ func (b *Broker) crowded() {
 // free or nothing is left. What else takes memory goes away by itself, or is refused.
 func (b *Broker) shed(time.Time) {
 	defer b.shedding.Store(false)
+	b.forgetCaches()
 	dropped := 0
 	for b.memory.Over(dropEnough) && b.ctx.Err() == nil {
 		type victim struct {
@@ -72,7 +63,7 @@ func (b *Broker) shed(time.Time) {
 		var victims []victim
 		for s := range b.allSessions() {
 			s.mu.Lock()
-			if s.conn == nil && s.local == nil && (s.out.queue.n > 0 || s.cursors != nil) {
+			if s.conn == nil && s.local == nil && (s.out.queue.Len() > 0 || s.cursors != nil) {
 				victims = append(victims, victim{s, s.out.bytes})
 			}
 			s.mu.Unlock()
@@ -94,6 +85,19 @@ func (b *Broker) shed(time.Time) {
 	}
 }
 
+// forgetCaches gives up what only saves work.
+func (b *Broker) forgetCaches() {
+	b.evictRoutes(func(*routes) bool { return true })
+	if b.rules.deliveries == nil {
+		return
+	}
+	for s := range b.allSessions() {
+		s.mu.Lock()
+		s.forgetReadingsLocked()
+		s.mu.Unlock()
+	}
+}
+
 // shorten drops the oldest eighth of the queue, at least one message, and what retained messages are still to be sent, if the client is
 // away. It returns how many.
 func (s *session) shorten() (n int) {
@@ -102,7 +106,7 @@ func (s *session) shorten() (n int) {
 	if s.conn != nil || s.local != nil || s.ended {
 		return 0
 	}
-	for most := (int(s.out.queue.n) + 7) / 8; n < most; n++ {
+	for most := (int(s.out.queue.Len()) + 7) / 8; n < most; n++ {
 		d := s.out.pop()
 		s.dropped(d.msg, hooks.DropMemory)
 		d.settle(false)

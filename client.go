@@ -2,10 +2,11 @@ package dunlin
 
 import (
 	"context"
-	"sync"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/journal"
+	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -63,7 +64,7 @@ func (b *Broker) publishLocal(ctx context.Context, m *Message, l local) (matched
 	if err := b.refuseMemory(); err != nil && !b.shrinks(m) {
 		return 0, err
 	}
-	var x *batch // what makes the message durable; nil: it need not be
+	var x *journal.Batch // what makes the message durable; nil: it need not be
 	blocked := b.work(func(t *turn) {
 		sm := &message{Message: *m, From: l.from}
 		if n, ok := m.Properties.Uint(packets.MessageExpiryInterval); ok {
@@ -73,13 +74,10 @@ func (b *Broker) publishLocal(ctx context.Context, m *Message, l local) (matched
 		if matched, err = t.publishMessage(sm, l.origin); err == nil {
 			b.published(l.client, &sm.Message, matched)
 		}
-		if t.write.batch != nil {
-			x = t.write.batch
-			b.journal.want(x)
-		}
+		x = t.write.Want()
 	})
 	if x != nil && err == nil {
-		err = b.journal.wait(ctx, x, false)
+		err = b.journal.WaitAdded(ctx, x)
 	}
 	for _, sub := range blocked {
 		sub.await(ctx.Done())
@@ -96,12 +94,12 @@ func (b *Broker) shrinks(m *Message) bool {
 func (b *Broker) sound(m *Message) error {
 	size := len(m.Payload) + len(m.Topic) + len(m.Properties)
 	switch {
-	case len(m.Topic) > b.cfg.MaxTopicLength && !b.shrinks(m):
-		return packets.Errorf(packets.TopicNameInvalid, "a topic of %d bytes, at most %d are accepted", len(m.Topic), b.cfg.MaxTopicLength)
+	case len(m.Topic) > b.cfg().MaxTopicLength && !b.shrinks(m):
+		return packets.Errorf(packets.TopicNameInvalid, "a topic of %d bytes, at most %d are accepted", len(m.Topic), b.cfg().MaxTopicLength)
 	case !packets.ValidTopicName(m.Topic):
 		return packets.Errorf(packets.TopicNameInvalid, "%q is no Topic Name", cut(m.Topic, maxName))
-	case packets.Levels(m.Topic) > b.cfg.MaxTopicLevels && !b.shrinks(m):
-		return packets.Errorf(packets.TopicNameInvalid, "a topic of %d levels, at most %d are accepted", packets.Levels(m.Topic), b.cfg.MaxTopicLevels)
+	case packets.Levels(m.Topic) > b.cfg().MaxTopicLevels && !b.shrinks(m):
+		return packets.Errorf(packets.TopicNameInvalid, "a topic of %d levels, at most %d are accepted", packets.Levels(m.Topic), b.cfg().MaxTopicLevels)
 	case m.QoS > packets.QoS2:
 		return packets.Errorf(packets.ProtocolError, "QoS %d", m.QoS)
 	case size > maxPacketSize-16:
@@ -139,6 +137,7 @@ func (b *Broker) PublishWait(ctx context.Context, m *Message) (Outcome, error) {
 		return Outcome{}, err
 	}
 	r.leave(0, 0)
+	lock.NoneHeld("a wait")
 	select {
 	case <-r.done:
 	case <-ctx.Done():
@@ -156,7 +155,7 @@ func (b *Broker) PublishWait(ctx context.Context, m *Message) (Outcome, error) {
 
 // A receipt counts what becomes of the deliveries of one message. Its lock is a leaf.
 type receipt struct {
-	mu      sync.Mutex
+	mu      lock.Mutex[receiptLock]
 	pending int // deliveries under way, and one for who publishes
 	outcome Outcome
 	done    chan struct{} // closed when none is pending

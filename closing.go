@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/dunlin-mqtt/dunlin/internal/journal"
+	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -44,8 +46,14 @@ const (
 	shutdownPatience = time.Second
 )
 
-// packageName begins the names of the functions of this package in a stack.
-var packageName = strings.TrimSuffix(runtime.FuncForPC(reflect.ValueOf(cause).Pointer()).Name(), "cause")
+// These begin the names of the functions of this package in a stack, and of the journal, which calls
+// the Store.
+var (
+	packageName = strings.TrimSuffix(nameOf(cause), "cause")
+	journalName = strings.TrimSuffix(nameOf(journal.New), "New")
+)
+
+func nameOf(f any) string { return runtime.FuncForPC(reflect.ValueOf(f).Pointer()).Name() }
 
 // calledBack says whether this package is above its caller, Close or Shutdown, in the stack: then a hook, or whatever else it is, has been
 // called with a goroutine or a lock that the end of the Broker needs. The bodies of loops over Messages and Retained are not meant: nothing
@@ -61,6 +69,7 @@ func calledBack() bool {
 		var f runtime.Frame
 		f, more = frames.Next()
 		name, ours := strings.CutPrefix(f.Function, packageName)
+		ours = ours || strings.HasPrefix(f.Function, journalName)
 		if ours && !strings.HasSuffix(f.File, "_test.go") && !strings.Contains(name, ".Messages") && !strings.Contains(name, ".Retained") {
 			return true
 		}
@@ -86,6 +95,7 @@ func (b *Broker) shut() (early, conns []*conn) {
 	}
 	b.mu.Unlock()
 	for _, l := range ls {
+		lock.NoneHeld("Close of a net.Listener")
 		l.Close()
 	}
 	return early, conns
@@ -127,15 +137,20 @@ func (b *Broker) shutdown(ctx context.Context) error {
 		for _, c := range conns {
 			b.end(c, packets.Errorf(packets.ServerShuttingDown, ""))
 		}
+		lock.NoneHeld("a wait")
 		b.serving.Wait()
 	}()
+	lock.NoneHeld("a wait")
 	select {
 	case <-gone:
 	case <-ctx.Done():
 		return cause(ctx, b.close(shutdownPatience, b.closing.ended))
 	}
 	closed := make(chan error, 1)
-	go func() { closed <- b.close(closePatience, b.closing.quiet) }() // ends as Close does
+	go func() { // ends as Close does
+		lock.NoneHeld("a wait")
+		closed <- b.close(closePatience, b.closing.quiet)
+	}()
 	select {
 	case err := <-closed:
 		return err
@@ -168,6 +183,7 @@ func (b *Broker) Close() error {
 
 // close closes at once. It gives up waiting when until is not closed, and no connection has ended, for the time of patience.
 func (b *Broker) close(patience time.Duration, until <-chan struct{}) error {
+	lock.NoneHeld("a wait")
 	b.closing.once.Do(func() {
 		go b.closeAtOnce() // ends with the Broker
 	})
@@ -200,14 +216,18 @@ func (b *Broker) closeAtOnce() {
 	if b.rules.stop != nil {
 		b.rules.stop()
 	}
+	lock.NoneHeld("a wait")
 	b.serving.Wait()
 	b.writers.Wait()
 	b.due.Close()
 	b.closeLocal()
 	b.responders.Wait()
+	if b.journal != nil {
+		b.journal.AwaitErrands()
+	}
 	close(b.closing.quiet)
 	if b.journal != nil {
-		b.closing.err = b.journal.close()
+		b.closing.err = b.journal.Close()
 	}
 }
 
@@ -220,7 +240,7 @@ func (c *conn) abandon() {
 		c.stopping = packets.Errorf(packets.ServerShuttingDown, "")
 	}
 	c.out.dead = true
-	c.out.dropHeld()
+	c.out.Drop()
 	c.wake()
 	c.unpause()
 	cancel := c.few().cancel

@@ -328,3 +328,32 @@ func TestASubscriptionThatNobodyDecidedIsKept(t *testing.T) {
 		})
 	}
 }
+
+// A client whose CONNACK waits for the Store is told to come again when its connection has to end: a
+// client that is told Not authorized may give up for good.
+func TestAConnectionThatEndsBeforeItsCONNACKMayComeAgain(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		end  func(st *stage)
+		want packets.ReasonCode
+	}{
+		{"Shutdown", func(st *stage) {
+			go st.b.Shutdown(context.Background())
+		}, packets.ServerUnavailable},
+		{"takeover", func(st *stage) {
+			st.dial("c", packets.V5, false, 60)
+		}, packets.ServerBusy},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			onStage(t, func(st *stage) {
+				release := st.store.hold()
+				p := st.dial("c", packets.V5, false, 60)
+				p.wantNothing("while the commit runs")
+				tt.end(st)
+				synctest.Wait()
+				release()
+				require.Equal(t, tt.want, p.want(packets.TypeConnack)[0].(*packets.Connack).Code)
+			})
+		})
+	}
+}

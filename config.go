@@ -10,6 +10,7 @@ import (
 	"math"
 	"net"
 	"reflect"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -19,7 +20,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/store"
 )
 
-// Config configures a Broker. New copies it; later changes have no effect.
+// Config configures a Broker. New copies it; later changes have no effect. See Broker.Reconfigure.
 //
 // For every limit, zero means the default that its comment gives and a negative value means no limit (of what the
 // standard allows). Durations follow the same rule.
@@ -27,8 +28,8 @@ type Config struct {
 	// Authenticator decides every CONNECT. Required: New fails without one. hooks.AllowAll accepts everybody.
 	Authenticator hooks.Authenticator
 	// Authorizer decides every publish, Wills included, and each Topic Filter of every SUBSCRIBE. If nil, a client
-	// that was accepted may publish and subscribe to everything but the topics that begin with "$" (which no client may
-	// publish to in any case).
+	// that was accepted may publish and subscribe to everything. SystemTopics says which topics that begin with "$"
+	// are publishable at all.
 	Authorizer hooks.Authorizer
 	// EnhancedAuth holds the Authentication Methods that clients may use, by name (4.12). Any other is refused with
 	// Bad authentication method (0x8C).
@@ -36,7 +37,8 @@ type Config struct {
 	// SessionPerPrincipal gives each principal Sessions of its own: two that use the same Client Identifier do not meet. Without it a
 	// Client Identifier belongs to the first principal that uses it, as long as there is a Session, and others are refused with Client
 	// Identifier not valid (0x85). Clients without Principal and User Name count as one principal. Where nobody is verified, with
-	// hooks.AllowAll and no EnhancedAuth, the other one gets a new Session instead, and the former ends.
+	// hooks.AllowAll and no EnhancedAuth, the other one gets a new Session instead, and the former ends. So it does if the
+	// former belongs to a User Name that was only claimed (Unverified of hooks.Identity).
 	SessionPerPrincipal bool
 	// Interceptor, if not nil, sees each Application Message before it is routed.
 	Interceptor hooks.Interceptor
@@ -59,6 +61,21 @@ type Config struct {
 	// exceeded (0x97), and a client before 5.0 that cannot be told is disconnected. Default 8 MiB.
 	MaxUncommittedBytes int
 
+	// SystemTopics lists the beginnings of topics with "$" that clients may publish to where the Authorizer allows it,
+	// such as "$aws/" and "$iothub/". A service below such a prefix, as Mosquitto's $CONTROL, is an Interceptor: it
+	// does what the message asks for and returns hooks.ErrDrop, or an error with the Reason Code that the
+	// client gets. All other topics that begin with "$" belong to the server, and a PUBLISH to them is refused with Not
+	// authorized (0x87). In any case a bridge may publish its state to $SYS/broker/connection/NAME/state, which
+	// Mosquitto's does by default. Prefixes of $SYS/, $share/ and $local/ are an error.
+	SystemTopics []string
+	// MaxDelay is the longest delay of a message that a client publishes to $delayed/SECONDS/TOPIC. The
+	// broker publishes it to TOPIC so many seconds later. The Authorizer is asked about a publish to
+	// TOPIC, when the message comes and when it is due, the Interceptor when it is due. With a Store,
+	// whatever the QoS, it is acknowledged when it is durable, and comes also after a restart. Its
+	// Message Expiry Interval counts from its time. It counts as a Session for MaxMemory. What is
+	// beyond a limit is refused with Quota exceeded (0x97), another form or a longer delay with Topic
+	// Name invalid (0x90). Default and negative: nobody may delay.
+	MaxDelay time.Duration
 	// Versions lists the protocol versions that are accepted. Empty: all of 3.1, 3.1.1 and 5.0.
 	Versions []packets.Version
 
@@ -79,7 +96,9 @@ type Config struct {
 	// MaxConnections bounds the Network Connections. Another one is refused with Server busy (0x89), unless it takes over that of the same
 	// client. Default 100,000.
 	MaxConnections int
-	// MaxConnecting bounds the connections whose CONNECT has not come or not been decided. Another one is closed. Default 32,768.
+	// MaxConnecting bounds the connections whose CONNECT has not come or not been decided. Another one is closed. An
+	// address, loopback addresses excepted, may hold as many as are free. Together they take an eighth of MaxMemory
+	// at most. Default 32,768.
 	MaxConnecting int
 
 	// The next six hold for an address: an IPv4 address, or an IPv6 /64 network. Their defaults,
@@ -113,6 +132,43 @@ type Config struct {
 	// MaxSessions bounds the Sessions, connected or not. A new one is refused with Quota exceeded (0x97). Default
 	// 1,000,000.
 	MaxSessions int
+	// The next seven bound what one principal makes the broker keep, over all its Sessions, so that one
+	// user cannot fill what all share. An Authenticator can lower them (hooks.Limits). Where all clients
+	// log in with one account, they are one principal, and these bounds, not the larger ones for all,
+	// are theirs: set them to none (negative) there. All clients without Principal and User Name count
+	// as one principal. So do all clients where nobody is verified, with hooks.AllowAll and no
+	// EnhancedAuth, and the defaults are none. What is there after a restart counts. A change that
+	// makes less of it is always taken.
+
+	// MaxSessionsPerPrincipal bounds its Sessions, connected or not. A new one is refused with Quota
+	// exceeded (0x97). Default: three quarters of MaxSessions.
+	MaxSessionsPerPrincipal int
+	// MaxSubscriptionsPerPrincipal bounds its subscriptions. A subscription counts once more for each
+	// 128 bytes of its filter, and for each 8 levels if the filter has wildcards. Another one is refused
+	// in the SUBACK with Quota exceeded (0x97). Default: one for each 2 KiB of MaxMemory.
+	MaxSubscriptionsPerPrincipal int
+	// MaxRetainedPerPrincipal and MaxRetainedBytesPerPrincipal bound the retained messages that it has
+	// published. Beyond them the broker does what it does beyond MaxRetained and MaxRetainedBytes.
+	// Defaults: three quarters of these.
+	MaxRetainedPerPrincipal      int
+	MaxRetainedBytesPerPrincipal int
+	// MaxKeptBytesPerPrincipal bounds the memory of what stays until the principal or the program gives
+	// it up: its retained messages, 176 bytes and their own, its subscriptions, 700 bytes as they are
+	// counted above, its Sessions with all that they know (2 KiB and their names and Wills), their
+	// connections (see MaxMemory), Topic Aliases, and what else of them counts there. Beyond it the
+	// broker refuses with Quota exceeded (0x97). Sessions and connections get a sixth more whatever the
+	// others take, and each principal can have one Session, so that a client can come and give
+	// something up. Default: 37 % of MaxMemory, half of what all may take.
+	MaxKeptBytesPerPrincipal int
+	// MaxQueuedBytesPerPrincipal bounds what waits in its queues, and what its clients have not
+	// acknowledged, together. A message counts in each queue that it is in, with 192 bytes besides its
+	// own. Beyond the bound Overflow decides, as for MaxQueuedBytes. Default: half of MaxMemory. A bound
+	// of half of MaxMemory or more holds only while half of MaxMemory is in use, because a message that
+	// is in many queues takes memory once.
+	MaxQueuedBytesPerPrincipal int
+	// MaxDelayedPerPrincipal bounds its delayed messages (see MaxDelay) that wait. Their bytes count
+	// for MaxKeptBytesPerPrincipal, each with 640 besides its own. Default 10,000.
+	MaxDelayedPerPrincipal int
 	// MaxPacketSize is the largest packet accepted from a client, in bytes, fixed header included. 5.0 clients are told. A larger
 	// one ends the connection with Packet too large (0x95). Default 1 MiB; none: 256 MiB.
 	MaxPacketSize int
@@ -123,6 +179,10 @@ type Config struct {
 	// Topic Name invalid (0x90), a longer filter with Topic Filter invalid (0x8F). Defaults 65,535 and 128.
 	MaxTopicLength int
 	MaxTopicLevels int
+	// MaxWildcardLevels bounds the levels of Topic Filters with wildcards, each of which takes
+	// memory of its own. A filter with more is refused with Topic Filter invalid (0x8F). Default
+	// 32, at most MaxTopicLevels; none: that.
+	MaxWildcardLevels int
 	// MaxFilters is the most Topic Filters in one SUBSCRIBE or UNSUBSCRIBE, MaxUserProperties the most User Properties in
 	// one packet. More end the connection with Quota exceeded (0x97). Defaults 10,000 and 1,000.
 	MaxFilters        int
@@ -130,6 +190,12 @@ type Config struct {
 	// MaxSubscriptions bounds the subscriptions of one Session. Another one is refused in the SUBACK with Quota
 	// exceeded (0x97). Default 100,000.
 	MaxSubscriptions int
+	// MaxOverlapping bounds how many subscriptions of one Session can match the same topic, and
+	// so how many Subscription Identifiers come with a message, and how often a Session gets it
+	// by shared subscriptions. Another one is refused with Quota exceeded (0x97). What counts is
+	// where the wildcards of a filter stand: of a/+ and b/+ no topic matches both, so they count
+	// as one, and so do all filters without wildcards. Default 256; none: MaxSubscriptions.
+	MaxOverlapping int
 	// MinWildcardLevel is how many levels of a Topic Filter must come before its first wildcard: with 1, # and +/x are refused with Not
 	// authorized (0x87), a/# is not. Default and negative: 0.
 	MinWildcardLevel int
@@ -137,10 +203,14 @@ type Config struct {
 	// that sends more is disconnected with Receive Maximum exceeded (0x93). Default 1,024; none: 65,535.
 	ReceiveMaximum int
 	// TopicAliasMaximum is the highest Topic Alias that clients may use, and the highest that is used towards clients
-	// which accept them (3.2.2.3.8). Default 32; none: 65,535. See DisableTopicAlias.
+	// which accept them (3.2.2.3.8). The topics of all aliases of a connection may have 2 KiB for each
+	// that it may use, but at least MaxTopicLength. A client that goes beyond is disconnected with Quota
+	// exceeded (0x97); towards clients, topics beyond get no alias. Default 32; none: 65,535. See
+	// DisableTopicAlias.
 	TopicAliasMaximum int
 	// MaxInflight is how many QoS 1 and 2 deliveries to one client are on their way at a time, if the client's own Receive
-	// Maximum is not lower. Default 256; none: 65,535.
+	// Maximum is not lower. A bridge gets at most 20: Mosquitto's loses QoS 2 messages beyond its own limit, which
+	// it cannot tell. Default 256; none: 65,535.
 	MaxInflight int
 	// MaxQueuedMessages and MaxQueuedBytes bound the queue of one Session: what waits for the client to come back, or
 	// for room in its window. Overflow decides what happens beyond. Defaults 16,384 messages and 16 MiB. MaxQueuedBytes
@@ -167,19 +237,32 @@ type Config struct {
 	// larger than the one in whose place it comes. Defaults 1,000,000 and 1 GiB. See MaxMemory for a third bound.
 	MaxRetained      int
 	MaxRetainedBytes int
-	// MaxMemory bounds the bytes that messages take in the whole broker: in queues and in flight (each message once), retained, in output
-	// that sockets have not taken, in packets that have come in part, and in what waits for the Store. It gives way in this order: from 80 % on, QoS 0 messages are not
-	// kept for clients whose sockets do not take them at once, or who are away; above 90 % the queues of absent clients are shortened, the
-	// largest first and the oldest messages of each, down to 85 %; at the limit each publish, retained or not, is refused with Quota exceeded
-	// (0x97), and a client before 5.0 that cannot be told is disconnected. Default: half of the runtime's memory limit (GOMEMLIMIT) if
-	// there is one, otherwise 4 GiB.
+	// MaxMemory bounds the bytes that clients make the whole broker hold: messages in queues and
+	// in flight (each once), retained messages, output that sockets have not taken, packets that
+	// have come in part, what waits for the Store, subscriptions, connections (6 KiB each, 20 KiB if
+	// not a plain socket), Sessions with all that they know, Topic Aliases, and the receivers
+	// of topics and decisions about deliveries that are kept to save work. These last get an eighth
+	// of it, are forgotten when a client does not publish for a while, and go first.
 	//
-	// Retained messages get no more than half of it, and are refused beyond as by MaxRetainedBytes, so that they cannot stop other
-	// messages for good. At the limit a removal of a retained message is still taken, and a smaller one in the place of another.
+	// Retained messages, subscriptions, Sessions and connections stay until somebody gives them up, so
+	// they must leave room for other messages: each of the four gets half of it, and all together three
+	// quarters. Sessions and connections get 6 % each whatever the others take, so that clients can
+	// still come. A retained message beyond is refused as by MaxRetainedBytes, a subscription, a Session
+	// and a QoS 2 message whose identifier finds no room with Quota exceeded (0x97), a connection with
+	// Server busy (0x89). Connections that are not accepted yet may take an eighth. At the limit a
+	// removal of a retained message is still taken, and a smaller one in the place of another.
 	//
 	// Packets of more than 4 KiB that have come in part may take a quarter of it. A client whose packet
 	// finds no room is not read meanwhile, and is disconnected with 0x97 after 30 s. While others wait,
 	// the packet that has been under way for the longest, more than 10 s, ends its connection.
+	//
+	// For the rest it gives way in this order. From 80 % on, QoS 0 messages are not kept for
+	// clients whose sockets do not take them at once, or who are away. Above 90 % the queues of
+	// absent clients are shortened, the largest first and the oldest messages of each, down to
+	// 85 %. At the limit each publish, retained or not, is refused with Quota exceeded (0x97), and
+	// a client before 5.0 that cannot be told is disconnected.
+	//
+	// Default: half of the runtime's memory limit (GOMEMLIMIT) if there is one, otherwise 4 GiB.
 	MaxMemory int
 
 	// MaxQoS is the highest QoS that clients may publish with; nil means 2. A lower one is announced to 5.0 clients, granted
@@ -202,6 +285,16 @@ type Config struct {
 	// SysInterval is how often the $SYS topics are published. Zero or negative: never.
 	SysInterval time.Duration
 }
+
+// settings are a Config with its defaults filled in. They are immutable: Reconfigure puts others in
+// their place.
+type settings struct {
+	Config
+	strict strictness
+}
+
+// cfg returns the settings in force.
+func (b *Broker) cfg() *settings { return b.config.Load() }
 
 // OverRate says what happens to a client that publishes more than its PublishRate or PublishBytes.
 type OverRate byte
@@ -287,6 +380,7 @@ func limitDuration(d *time.Duration, def time.Duration) {
 // own makes copies of what the caller could change later.
 func (c *Config) own() {
 	c.Versions, c.EnhancedAuth = slices.Clone(c.Versions), maps.Clone(c.EnhancedAuth)
+	c.SystemTopics = slices.Clone(c.SystemTopics)
 	if c.MaxQoS != nil {
 		c.MaxQoS = new(*c.MaxQoS)
 	}
@@ -304,6 +398,9 @@ func (c *Config) check() error {
 		if v < packets.V31 || v > packets.V5 {
 			return fmt.Errorf("dunlin: Config.Versions: %d is not a protocol version, use packets.V31, V311 and V5", v)
 		}
+	}
+	if err := c.checkSystemTopics(); err != nil {
+		return err
 	}
 	if c.MaxQoS != nil && *c.MaxQoS > packets.QoS2 {
 		return fmt.Errorf("dunlin: Config.MaxQoS: %d is not a QoS", *c.MaxQoS)
@@ -387,6 +484,7 @@ func (c *Config) fill() {
 	limitDuration(&c.MaxSessionExpiry, 7*24*time.Hour)
 	limitDuration(&c.MaxMessageExpiry, 0)
 	limitDuration(&c.SysInterval, 0)
+	limitDuration(&c.MaxDelay, 0)
 	limitDuration(&c.BanTime, 5*time.Minute)
 	limitRate(&c.ConnectRate, 50_000)
 	limitRate(&c.ConnectRatePerIP, 1_000)
@@ -401,9 +499,11 @@ func (c *Config) fill() {
 	limit(&c.MaxConnectSize, 8<<10, c.MaxPacketSize)
 	limit(&c.MaxTopicLength, math.MaxUint16, math.MaxUint16)
 	limit(&c.MaxTopicLevels, 128, math.MaxUint16+1)
+	limit(&c.MaxWildcardLevels, min(32, c.MaxTopicLevels), c.MaxTopicLevels)
 	limit(&c.MaxFilters, 10_000, math.MaxInt32)
 	limit(&c.MaxUserProperties, 1_000, math.MaxInt32)
 	limit(&c.MaxSubscriptions, 100_000, math.MaxInt32)
+	limit(&c.MaxOverlapping, 256, math.MaxInt32)
 	limit(&c.ReceiveMaximum, 1024, math.MaxUint16)
 	limit(&c.TopicAliasMaximum, 32, math.MaxUint16)
 	limit(&c.MaxInflight, 256, math.MaxUint16)
@@ -414,9 +514,46 @@ func (c *Config) fill() {
 	limit(&c.MaxRetained, 1_000_000, math.MaxInt32)
 	limit(&c.MaxRetainedBytes, 1<<30, math.MaxInt)
 	limit(&c.MaxMemory, int(min(defaultMemory(), math.MaxInt)), math.MaxInt)
+	c.fillShares()
 	if c.DisableTopicAlias {
 		c.TopicAliasMaximum = 0
 	}
+}
+
+// fillShares fills in what one principal may have of what all share.
+func (c *Config) fillShares() {
+	share := func(n *int, def int) {
+		if c.open() {
+			def = math.MaxInt
+		}
+		limit(n, max(def, 1), math.MaxInt)
+	}
+	share(&c.MaxSessionsPerPrincipal, c.MaxSessions-c.MaxSessions/4)
+	share(&c.MaxSubscriptionsPerPrincipal, c.MaxMemory/2048)
+	share(&c.MaxRetainedPerPrincipal, c.MaxRetained-c.MaxRetained/4)
+	share(&c.MaxRetainedBytesPerPrincipal, c.MaxRetainedBytes-c.MaxRetainedBytes/4)
+	share(&c.MaxQueuedBytesPerPrincipal, c.queuedShare())
+	share(&c.MaxDelayedPerPrincipal, 10_000)
+	share(&c.MaxKeptBytesPerPrincipal, c.MaxMemory/100*37)
+}
+
+// defaultMemory is half of what the runtime has been told to keep within (GOMEMLIMIT), and otherwise 4 GiB.
+func defaultMemory() int64 {
+	if n := debug.SetMemoryLimit(-1); n != math.MaxInt64 {
+		return n / 2
+	}
+	return 4 << 30
+}
+
+// queuedPercent is queuedShare in percent of MaxMemory.
+const queuedPercent = 50
+
+// queuedShare is how much of MaxMemory the queues of one principal may take.
+func (c *Config) queuedShare() int { return c.MaxMemory / 2 }
+
+// open says whether nobody is verified, so that a name is no more than a claim and keeps nobody from a Client Identifier.
+func (c *Config) open() bool {
+	return c.Authenticator == hooks.Authenticator(hooks.AllowAll) && len(c.EnhancedAuth) == 0
 }
 
 // checkResponses reports a ResponseInformation with which no topic of a response can begin, the limits being known.

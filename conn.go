@@ -13,6 +13,9 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/guard"
+	"github.com/dunlin-mqtt/dunlin/internal/link"
+	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/dunlin-mqtt/dunlin/internal/timers"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
@@ -20,12 +23,10 @@ import (
 // A conn is one Network Connection. Its reader goroutine is all that it has while it is idle, so its size counts.
 type conn struct {
 	// Immutable after newConn.
-	b     *Broker
-	nc    net.Conn
-	raw   syscall.RawConn // nil: no readiness, reads go through a buffer of the reader's
-	try   tryWriter       // nil: writes may wait, so they are left to a writer goroutine
-	wfunc func(fd uintptr) bool
-	from  *address // what it counts for; nil: it has no IP address. Immutable after adopt
+	b    *Broker
+	nc   link.Socket
+	from *guard.Address // what it counts for; nil: it has no IP address. Immutable after adopt
+	via  *door          // the listener that accepted it; nil: one without a description
 
 	// Set when the CONNECT is accepted, immutable then.
 	sess           *session
@@ -35,30 +36,33 @@ type conn struct {
 	maxPacket      int32         // the largest that the client accepts
 	packetSize     int32         // the largest that is accepted from the client
 	receiveMaximum int32
-	aliasMax       uint16 // the highest Topic Alias towards the client
 	version        packets.Version
 	noReasons      bool // Request Problem Information was 0
+	maxQoS         packets.QoS
 
 	// Owned by the reader.
 	accepted    bool
 	answered    bool          // a CONNACK has been written
 	deep        bool          // the stack has grown; the next wait is left to a fresh goroutine
 	number      uint32        // of the session in the tree; 0 until it subscribes
-	open        atomic.Int32  // QoS 2 messages that came on this connection and are not released
+	open        atomic.Int32  // exchanges of this connection that count against receiveMaximum
 	readHint    int32         // the read buffer that the last large packet needed
 	restCounted int32         // how much of rest the count of memory knows of
+	footprint   int32         // what the count of memory knows of c itself
 	partial     int32         // the room that the packet which has come in part has taken, see expect
+	aliasesIn   uint16        // the highest Topic Alias of the client; immutable then
 	lastPacket  time.Duration // when the last whole packet came, since Broker.started; until c is accepted: when c came
-	rest        *buffer       // the beginning of an incomplete packet, while the reader waits for more
-	routes      routes
-	rare        *rare // see there
+	rest        *link.Buffer  // the beginning of an incomplete packet, while the reader waits for more
+	routes      *routes       // while it works; otherwise they are in parked
+	rare        *rare         // see there
 
 	// Guarded by sess.mu.
 	out      out
 	touched  *turn
 	stopping *packets.Error // why the broker ends the connection
 
-	partialSince atomic.Int32 // when partial was taken, in seconds since Broker.started, and 1; 0: none is
+	parked       atomic.Pointer[routes] // see there
+	partialSince atomic.Int32           // when partial was taken, in seconds since Broker.started, and 1; 0: none is
 }
 
 // rare is what few connections have. Made when it is first needed, by the reader.
@@ -67,7 +71,7 @@ type rare struct {
 	base   context.Context // what ServeConn was given
 	mount  string
 	method string        // Authentication Method
-	pace   *pace         // what the owner of the client may publish; nil: as much as it likes
+	pace   *guard.Pace   // what the owner of the client may publish; nil: as much as it likes
 	wake   chan struct{} // capacity 1: a pause for pace is to end
 	expiry uint32        // the longest Session Expiry Interval that it was granted; 0: that of Config
 
@@ -76,14 +80,14 @@ type rare struct {
 	cancel context.CancelFunc
 
 	// Owned by the reader.
-	aliases  []string  // by Topic Alias of the client
+	aliases  clientAliases
 	exchange *exchange // the authentication under way; nil: none is
 
 	flowing flowing // see there
 
 	// Guarded by sess.mu.
-	outAliases map[string]uint16 // nil: the client accepts none
-	expires    timers.Timer      // when its authentication ends
+	outAliases *outAliases  // nil: the client accepts none
+	expires    timers.Timer // when its authentication ends
 }
 
 var noRare rare
@@ -113,21 +117,12 @@ func (c *conn) own() *rare {
 }
 
 func newConn(b *Broker, ctx context.Context, nc net.Conn) *conn {
-	c := &conn{b: b, nc: nc, version: packets.V311, maxPacket: maxPacketSize, packetSize: int32(b.cfg.MaxConnectSize)}
+	c := &conn{b: b, version: packets.V311, maxPacket: maxPacketSize}
+	c.packetSize = int32(b.cfg().MaxConnectSize)
 	if ctx != b.ctx {
 		c.own().base = context.WithoutCancel(ctx) // end tells the connection first, and then its hooks
 	}
-	switch x := nc.(type) {
-	case *net.TCPConn, *net.UnixConn:
-		if rawIO {
-			if raw, err := x.(syscall.Conn).SyscallConn(); err == nil {
-				c.raw = raw
-				c.wfunc = c.writeSome
-			}
-		}
-	case tryWriter:
-		c.try = x
-	}
+	c.nc.Init(nc, max(b.cfg().MaxOutboundBytes/8, 16<<10))
 	return c
 }
 
@@ -150,8 +145,9 @@ func (c *conn) context() context.Context {
 		if base == nil {
 			base = c.b.ctx
 		}
-		if f := c.b.cfg.ConnContext; f != nil {
-			base = f(base, c.nc)
+		if f := c.b.cfg().ConnContext; f != nil {
+			lock.NoneHeld("a call of a hook")
+			base = f(base, c.nc.NetConn())
 		}
 		ctx, cancel := context.WithCancel(base)
 		if base != c.b.ctx { // which need not end with the Broker
@@ -195,7 +191,7 @@ func (c *conn) run(fresh bool) (err error) {
 	var look look
 	rest := false // there may be whole packets in what was read before a pause
 	for {
-		if c.raw != nil {
+		if c.nc.Raw != nil {
 			err = c.readRaw(reading{fresh: fresh, look: look.under, rest: rest})
 		} else {
 			err = c.readPlain(rest)
@@ -230,7 +226,7 @@ func (c *conn) awoke(was look, dry bool) (look, error) {
 	for {
 		if !dry && c.mustLook(was, now) {
 			l := look{under: true}
-			if c.raw == nil {
+			if c.nc.Raw == nil {
 				l.until = now.Add(lookTime)
 			}
 			return l, c.setReadDeadline(l.until)
@@ -247,7 +243,7 @@ func (c *conn) awoke(was look, dry bool) (look, error) {
 
 // mustLook says whether there may be something to read although the read deadline has passed.
 func (c *conn) mustLook(was look, now time.Time) bool {
-	if c.raw != nil {
+	if c.nc.Raw != nil {
 		return true
 	}
 	due := c.dueAt()
@@ -264,7 +260,7 @@ func (c *conn) mustLook(was look, now time.Time) bool {
 func (c *conn) dueAt() time.Time {
 	last, within := c.b.started.Add(c.lastPacket), c.keepAlive
 	if !c.accepted {
-		within = c.b.cfg.ConnectTimeout
+		within = c.b.cfg().ConnectTimeout
 	}
 	if within <= 0 {
 		return time.Time{}
@@ -276,7 +272,7 @@ func (c *conn) dueAt() time.Time {
 func (c *conn) panicked(v any) error {
 	client := c.client
 	if client == nil {
-		client = &hooks.Client{RemoteAddr: c.nc.RemoteAddr(), LocalAddr: c.nc.LocalAddr()}
+		client = c.via.stranger(c.nc.NetConn())
 	}
 	c.b.panicked("while serving a client", client, v)
 	if c.sess != nil { // the client may send once more what this was about
@@ -286,6 +282,9 @@ func (c *conn) panicked(v any) error {
 	}
 	return &packets.Error{Code: packets.UnspecifiedError, Err: fmt.Errorf("panic: %v", v)}
 }
+
+// errDry ends a look at a socket: all is read.
+var errDry = errors.New("nothing more is there to read")
 
 // errPause makes the reader pause: the client has published more than it may in the time.
 var errPause = errors.New("wait until the client may publish again")
@@ -305,11 +304,12 @@ func (c *conn) readRaw(how reading) error {
 	r := &rawReader{c: c, fresh: how.fresh, look: how.look}
 	read := r.read // made once
 	for {
+		lock.NoneHeld("Read of a net.Conn")
 		var err error
 		if how.rest {
 			how.rest, r.turn = false, c.b.getTurn()
 			c.unpark(r.turn)
-		} else if err = c.raw.Read(read); err == nil {
+		} else if err = c.nc.Raw.Read(read); err == nil {
 			err = r.err
 		}
 		t := r.turn
@@ -349,10 +349,10 @@ type rawReader struct {
 // errUnflushed says that nothing more is there to read, and that the turn has to be flushed first.
 var errUnflushed = errors.New("flush, then wait")
 
-// read is the function for RawConn.Read, which holds the lock of the descriptor while it runs. Close of
-// the net.Conn waits for that lock. So read only reads: packets, hooks and flushes run outside of it.
+// read is called by RawConn.Read with the lock of the descriptor, for which Close waits: it only reads.
 // It returns false, and holds no buffer, if the reader has to wait for something to read.
 func (r *rawReader) read(fd uintptr) bool {
+	defer link.InsideDescriptor()()
 	c := r.c
 	if r.turn == nil {
 		r.turn = c.b.getTurn()
@@ -360,7 +360,7 @@ func (r *rawReader) read(fd uintptr) bool {
 	}
 	x := r.turn.read
 	for {
-		n, err := readFD(fd, x.b[len(x.b):cap(x.b)])
+		n, err := link.ReadFD(fd, x.B[len(x.B):cap(x.B)])
 		switch {
 		case err == syscall.EINTR:
 			continue
@@ -379,7 +379,7 @@ func (r *rawReader) read(fd uintptr) bool {
 		case n <= 0:
 			r.err = io.EOF
 		default:
-			x.b = x.b[:len(x.b)+n]
+			x.B = x.B[:len(x.B)+n]
 			r.err = nil
 		}
 		return true
@@ -395,10 +395,10 @@ const (
 // unpark gives the turn a read buffer that begins with what is there of an incomplete packet.
 func (c *conn) unpark(t *turn) {
 	t.read, c.rest = c.rest, nil
-	if x := t.read; x == nil || cap(x.b) <= keepSize {
-		t.read = newBuffer(max(readSize, int(c.readHint)))
+	if x := t.read; x == nil || cap(x.B) <= keepSize {
+		t.read = link.NewBuffer(max(readSize, int(c.readHint)))
 		if x != nil {
-			t.read.b = append(t.read.b, x.b...)
+			t.read.B = append(t.read.B, x.B...)
 		}
 	}
 	c.widen(t)
@@ -407,15 +407,15 @@ func (c *conn) unpark(t *turn) {
 // widen makes room for more bytes. Memory follows what was received: a buffer that is full is followed by the next class, up to
 // that of the packet which it holds the beginning of.
 func (c *conn) widen(t *turn) {
-	x, n := t.read, 2*cap(t.read.b)
+	x, n := t.read, 2*cap(t.read.B)
 	if c.partial > 0 {
 		n = min(n, int(c.partial))
 	}
-	if n > cap(x.b) && cap(x.b)-len(x.b) < cap(x.b)/4 {
-		t.read = newBuffer(n)
-		t.read.b = append(t.read.b, x.b...)
-		x.free()
-		c.readHint = int32(cap(t.read.b))
+	if n > cap(x.B) && cap(x.B)-len(x.B) < cap(x.B)/4 {
+		t.read = link.NewBuffer(n)
+		t.read.B = append(t.read.B, x.B...)
+		x.Free()
+		c.readHint = int32(cap(t.read.B))
 	}
 }
 
@@ -423,16 +423,17 @@ func (c *conn) widen(t *turn) {
 // that it grows in, so that it is not copied each time a little more comes.
 func (c *conn) park(t *turn) {
 	x := t.read
-	if len(x.b) > keepSize {
+	if len(x.B) > keepSize {
 		c.rest = x
 	} else {
-		if len(x.b) > 0 {
-			c.rest = &buffer{b: append([]byte(nil), x.b...)}
+		if len(x.B) > 0 {
+			c.rest = &link.Buffer{B: append([]byte(nil), x.B...)}
 		}
-		x.free()
+		x.Free()
 	}
 	t.read = nil
 	c.countRest()
+	c.parkRoutes()
 	c.b.putTurn(t)
 }
 
@@ -440,27 +441,28 @@ func (c *conn) park(t *turn) {
 // begins with what was read before.
 func (c *conn) readPlain(rest bool) error {
 	if c.rest == nil {
-		c.rest = newBuffer(4 << 10)
+		c.rest = link.NewBuffer(4 << 10)
 	}
 	for {
 		var n int
 		var err error
 		if !rest {
-			n, err = c.nc.Read(c.rest.b[len(c.rest.b):cap(c.rest.b)])
+			n, err = c.nc.Read(c.rest.B[len(c.rest.B):cap(c.rest.B)])
 		}
 		if n > 0 || rest {
 			rest = false
 			t := c.b.getTurn()
 			t.read = c.rest
-			t.read.b = t.read.b[:len(t.read.b)+n]
+			t.read.B = t.read.B[:len(t.read.B)+n]
 			ierr := c.input(t)
 			c.widen(t)
 			c.rest, t.read = t.read, nil
-			if len(c.rest.b) == 0 && cap(c.rest.b) > readSize { // a large packet is over
-				c.rest.free()
-				c.rest = newBuffer(4 << 10)
+			if len(c.rest.B) == 0 && cap(c.rest.B) > readSize { // a large packet is over
+				c.rest.Free()
+				c.rest = link.NewBuffer(4 << 10)
 			}
 			c.countRest()
+			c.parkRoutes()
 			c.b.putTurn(t)
 			if ierr != nil {
 				return ierr
@@ -478,7 +480,7 @@ func (c *conn) input(t *turn) error { return c.endTurn(t, c.packets(t)) }
 // packets handles every whole packet in the read buffer, and leaves what remains at the front of the buffer.
 func (c *conn) packets(t *turn) error {
 	t.now = time.Now()
-	b := t.read.b
+	b := t.read.B
 	used := 0
 	var err error
 	for used < len(b) && err == nil {
@@ -487,6 +489,7 @@ func (c *conn) packets(t *turn) error {
 			break
 		}
 		used += n
+		t.receivedPackets++
 		if len(t.blocked) > 0 && err == nil {
 			err = c.holdBack(t)
 		}
@@ -500,7 +503,7 @@ func (c *conn) packets(t *turn) error {
 			c.readHint = 0
 		}
 	}
-	t.read.b = b[:copy(b, b[used:])]
+	t.read.B = b[:copy(b, b[used:])]
 	t.gathered += used
 	return err
 }
@@ -512,7 +515,7 @@ func (c *conn) endTurn(t *turn, err error) error {
 	if err == nil && c.accepted {
 		err = c.stopped()
 	}
-	if err == nil && (len(t.read.b) > 0 || c.partial > 0) {
+	if err == nil && (len(t.read.B) > 0 || c.partial > 0) {
 		err = c.expect(t)
 	}
 	return err
@@ -540,6 +543,7 @@ func (c *conn) gather(t *turn) bool {
 // holdBack waits, with nothing of this turn left unflushed, for the Subscriptions that ask their publishers to.
 func (c *conn) holdBack(t *turn) error {
 	t.end()
+	t.trim()
 	for i, sub := range t.blocked {
 		sub.await(c.context().Done())
 		t.blocked[i] = nil
@@ -547,19 +551,6 @@ func (c *conn) holdBack(t *turn) error {
 	t.blocked = t.blocked[:0]
 	t.now = time.Now()
 	return c.stopped()
-}
-
-// easeOff waits a moment for those that this turn has congested, and does not read on while the client leaves our answers unread.
-func (c *conn) easeOff(t *turn) {
-	for i, d := range t.congested {
-		if d != c {
-			d.ease()
-		} else {
-			c.await(c.b.cfg.MaxOutboundBytes+64<<10, time.Time{})
-		}
-		t.congested[i] = nil
-	}
-	t.congested = t.congested[:0]
 }
 
 // packet handles the packet that b begins with and returns its length, 0 if it is not complete.
@@ -622,7 +613,7 @@ func (c *conn) onAck(t *turn, a *packets.Ack) error {
 
 // other handles the packets that are rare.
 func (c *conn) other(t *turn, h packets.Header, body []byte) error {
-	limits := packets.Limits{Filters: c.b.cfg.MaxFilters, UserProperties: c.b.cfg.MaxUserProperties}
+	limits := packets.Limits{Filters: c.b.cfg().MaxFilters, UserProperties: c.b.cfg().MaxUserProperties}
 	var p packets.Packet
 	switch h.Type {
 	case packets.TypePingreq:
@@ -672,7 +663,7 @@ func (c *conn) onDisconnect(p *packets.Disconnect) error {
 			return packets.Errorf(packets.ProtocolError, "Session Expiry Interval %d in DISCONNECT after 0 in CONNECT", n)
 		}
 		if s.conn == c {
-			s.expiry = min(n, c.b.cfg.maxExpiry(), cmp.Or(c.few().expiry, noExpiry))
+			s.expiry = min(n, c.b.cfg().maxExpiry(), cmp.Or(c.few().expiry, noExpiry))
 		}
 	}
 	if p.Code == packets.NormalDisconnection {
@@ -691,7 +682,7 @@ func (e *clientLeft) Error() string { return "the client disconnected: " + e.cod
 // client named, counted from its last whole packet [MQTT-3.1.2-22].
 func (c *conn) expired(now time.Time) error {
 	if !c.accepted {
-		return packets.Errorf(packets.ProtocolError, "no CONNECT within %v", c.b.cfg.ConnectTimeout)
+		return packets.Errorf(packets.ProtocolError, "no CONNECT within %v", c.b.cfg().ConnectTimeout)
 	}
 	if err := c.stopped(); err != nil {
 		return err
@@ -716,20 +707,21 @@ func (c *conn) setReadDeadline(at time.Time) error {
 	return c.stopped()
 }
 
-// stop makes the connection end with err, which a 5.0 client is told in DISCONNECT. The lock of the Session is
-// held; the caller flushes when it has unlocked that, which rouses the reader. Only the first call counts.
+// stop makes the connection end with err, which a 5.0 client is told in DISCONNECT. c.sess.mu is held;
+// the caller flushes when it has unlocked that, which rouses the reader. Only the first call counts.
 func (c *conn) stop(err *packets.Error) {
 	if c.stopping != nil || c.out.dead {
 		return
 	}
 	c.stopping = err
-	c.out.dropHeld() // it never leaves
-	c.wake()         // and the reader may wait for that
+	c.out.Drop() // it never leaves
+	c.wake()     // and the reader may wait for that
 	if cancel := c.few().cancel; cancel != nil {
 		cancel() // a hook may be waiting
 	}
 	if c.version == packets.V5 && !c.out.opening {
-		c.append(&packets.Disconnect{Code: fitting(err.Code, packets.TypeDisconnect), Properties: c.reason(err, 2)})
+		code := fitting(err.Code, packets.TypeDisconnect)
+		c.append(&packets.Disconnect{Code: code, Properties: c.farewell(err, code, 2)})
 	}
 	c.unpause()
 }
@@ -742,7 +734,7 @@ func (c *conn) stopped() error {
 	case c.stopping != nil:
 		return c.stopping
 	case c.out.dead:
-		return errWrite
+		return link.ErrWrite
 	}
 	return nil
 }
@@ -762,10 +754,10 @@ func (c *conn) finish(err error) {
 		if said {
 			code = left.code
 		}
-		c.b.detach(c, err == errNormal)
+		told := c.b.detach(c, err == errNormal)
 		c.b.expireAuth(c, time.Time{})
-		if c.sess.stored != 0 && (said || err == errNormal) {
-			c.b.journal.wait(c.b.ctx, c.b.journal.all(), true) // the end of the connection answers DISCONNECT; a store that fails has said so
+		if told && (said || err == errNormal) {
+			c.b.journal.Sync(c.b.ctx) // the end of the connection answers DISCONNECT; a store that fails has said so
 		}
 	} else {
 		gentle = c.answered
@@ -780,17 +772,20 @@ func (c *conn) finish(err error) {
 	if c.accepted {
 		c.sess.mu.Lock()
 		c.out.dead = true
-		c.out.dropHeld()
+		c.out.Drop()
 		c.wake()
 		c.discard()
+		c.few().outAliases.end(c.b)
 		c.sess.mu.Unlock()
 	}
+	c.few().aliases.end(c.b)
+	c.dropRoutes()
 	if c.rest != nil {
-		c.rest.free()
+		c.rest.Free()
 		c.rest = nil
 	}
 	c.countRest()
-	c.b.leavePace(c.few().pace, time.Now())
+	c.b.guard.Paces.Leave(c.few().pace, time.Now())
 	c.givePartial()
 	c.b.leave(c, code, err)
 }

@@ -2,6 +2,7 @@ package dunlin
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -15,6 +16,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/guard"
+	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -43,14 +46,15 @@ func (c *conn) early(t *turn, h packets.Header, body []byte) error {
 		c.noReasons = n == 0
 	}
 	switch {
-	case packets.CodeOf(err) == packets.UnsupportedProtocolVersion, err == nil && !c.b.cfg.accepts(p.Version):
+	case packets.CodeOf(err) == packets.UnsupportedProtocolVersion, err == nil && !c.b.cfg().accepts(p.Version):
 		return c.refuse(packets.Errorf(packets.UnsupportedProtocolVersion, "protocol version %d is not accepted", p.Version))
 	case err != nil && p.Version == packets.V5:
 		return c.refuse(err)
 	case err != nil:
 		return err // older clients are told nothing [v3.1.1 MQTT-3.1.4-1]
 	}
-	limits := packets.Limits{UserProperties: c.b.cfg.MaxUserProperties}
+	c.count(2 * len(body)) // what is kept of it until c is accepted
+	limits := packets.Limits{UserProperties: c.b.cfg().MaxUserProperties}
 	if err := limits.Check(p); err != nil {
 		return c.refuse(err)
 	}
@@ -60,11 +64,12 @@ func (c *conn) early(t *turn, h packets.Header, body []byte) error {
 	return c.authenticate(t, p)
 }
 
-// mayReplace says whether a connection with a Client Identifier may take the place of one that is there. attach finds out whether it
-// does. With SessionPerPrincipal nobody knows that before authentication.
+// mayReplace says whether a connection with a Client Identifier may take the place of one that is
+// there. attach finds out whether it does. Nobody knows that before authentication with
+// SessionPerPrincipal, or where an Authenticator grants Client Identifiers.
 func (c *conn) mayReplace(id string) bool {
 	b := c.b
-	if b.cfg.SessionPerPrincipal {
+	if b.cfg().SessionPerPrincipal || b.renames.Load() {
 		return true
 	}
 	s := b.sessionAt(id)
@@ -73,7 +78,7 @@ func (c *conn) mayReplace(id string) bool {
 
 // acceptable checks what needs no hook. It gives the client an identifier if it sent none.
 func (c *conn) acceptable(p *packets.Connect) error {
-	cfg := &c.b.cfg
+	cfg := c.b.cfg()
 	if _, ok := p.Properties.Bytes(packets.AuthenticationData); ok && !p.Properties.Has(packets.AuthenticationMethod) {
 		return packets.Errorf(packets.ProtocolError, "Authentication Data without Authentication Method")
 	}
@@ -88,12 +93,12 @@ func (c *conn) acceptable(p *packets.Connect) error {
 	if w := p.Will; w != nil {
 		switch {
 		case w.QoS > cfg.maxQoS():
-			return packets.Errorf(packets.QoSNotSupported, "Will QoS %d, at most %d is accepted", w.QoS, cfg.maxQoS())
+			return errWillQoS(w.QoS, cfg.maxQoS())
 		case w.Retain && cfg.DisableRetain:
 			return packets.Errorf(packets.RetainNotSupported, "retained messages are not accepted")
 		case len(w.Topic) > cfg.MaxTopicLength || packets.Levels(w.Topic) > cfg.MaxTopicLevels:
 			return packets.Errorf(packets.TopicNameInvalid, "the Will Topic has more bytes or levels than are accepted")
-		case w.Topic[0] == '$':
+		case c.b.reserved(w.Topic):
 			return errReserved
 		case cfg.CheckPayloadFormat && saysText(w.Properties) && !utf8.Valid(w.Payload):
 			return packets.Errorf(packets.PayloadFormatInvalid, "the Will Payload is not UTF-8")
@@ -102,11 +107,16 @@ func (c *conn) acceptable(p *packets.Connect) error {
 	return nil
 }
 
+func errWillQoS(got, most packets.QoS) error {
+	return packets.Errorf(packets.QoSNotSupported, "Will QoS %d, at most %d is accepted", got, most)
+}
+
 // authenticate asks the hooks: the one for the Authentication Method if there is one, else the Authenticator.
 func (c *conn) authenticate(t *turn, p *packets.Connect) error {
 	client := &hooks.Client{
-		ID: p.ClientID, Username: p.Username, HasUsername: p.HasUsername, Version: p.Version,
-		RemoteAddr: c.nc.RemoteAddr(), LocalAddr: c.nc.LocalAddr(),
+		ID: p.ClientID, Username: p.Username, HasUsername: p.HasUsername, Version: p.Version, Bridge: p.Bridge,
+		CleanStart: p.CleanStart, KeepAlive: p.KeepAlive,
+		RemoteAddr: c.nc.RemoteAddr(), LocalAddr: c.nc.LocalAddr(), Listener: c.via.described(),
 	}
 	if len(p.Properties) > 0 {
 		client.Properties = append(packets.Properties(nil), p.Properties...)
@@ -114,7 +124,7 @@ func (c *conn) authenticate(t *turn, p *packets.Connect) error {
 	if client.ID == "" {
 		client.ID = newClientID()
 	}
-	if x, ok := c.nc.(interface{ ConnectionState() tls.ConnectionState }); ok {
+	if x, ok := c.nc.NetConn().(interface{ ConnectionState() tls.ConnectionState }); ok {
 		st := x.ConnectionState()
 		client.TLS = &st
 	}
@@ -123,21 +133,22 @@ func (c *conn) authenticate(t *turn, p *packets.Connect) error {
 		return c.refuse(err)
 	}
 	method, ok := p.Properties.Text(packets.AuthenticationMethod)
-	if !ok && c.b.cfg.Authenticator == hooks.Authenticator(hooks.AllowAll) {
-		return c.accept(t, p, &noGrant, nil)
+	if !ok && c.b.cfg().Authenticator == hooks.Authenticator(hooks.AllowAll) {
+		return c.accept(t, p, &openGrant, nil)
 	}
 	r := &hooks.ConnectRequest{Client: client, Connect: p, Grant: new(hooks.Grant)}
 	if !ok {
 		err := c.asks(func(known bool) (decided bool, err error) {
 			r.Known = known
-			return true, c.decideConnect(r)
+			err = c.decideConnect(r)
+			return !claimed(r.Grant), err // a claim makes no name known
 		})
 		if err != nil {
 			return c.refuse(err)
 		}
 		return c.accept(t, p, r.Grant, nil)
 	}
-	auth := c.b.cfg.EnhancedAuth[method]
+	auth := c.b.cfg().EnhancedAuth[method]
 	if auth == nil {
 		return c.refuse(packets.Errorf(packets.BadAuthenticationMethod, "Authentication Method %q is not known", method))
 	}
@@ -156,14 +167,15 @@ func (c *conn) authenticate(t *turn, p *packets.Connect) error {
 func (c *conn) decideConnect(r *hooks.ConnectRequest) error {
 	ctx, cancel := c.decisionContext()
 	defer cancel()
-	return c.b.cfg.Authenticator.Authenticate(ctx, r)
+	lock.NoneHeld("a decision of a hook")
+	return c.b.cfg().Authenticator.Authenticate(ctx, r)
 }
 
 // decisionContext returns the context for a hook that decides who the client is and what it brings: it ends with the
 // connection, and when ConnectTimeout is over. Until the CONNACK all decisions share that time, which began when the connection
 // was taken up; a re-authentication has as long, from the call.
 func (c *conn) decisionContext() (context.Context, context.CancelFunc) {
-	d := c.b.cfg.ConnectTimeout
+	d := c.b.cfg().ConnectTimeout
 	if d <= 0 {
 		return c.context(), func() {}
 	}
@@ -176,7 +188,19 @@ func (c *conn) decisionContext() (context.Context, context.CancelFunc) {
 // arrived is when the connection was taken up. It is known until c is accepted.
 func (c *conn) arrived() time.Time { return c.b.started.Add(c.lastPacket) }
 
-var noGrant hooks.Grant // read only
+// openGrant is what hooks.AllowAll grants. Read only.
+var openGrant = hooks.Grant{Identity: hooks.Identity{Unverified: true}}
+
+// identityBy is who a client with a User Name is that gets g.
+func identityBy(g *hooks.Grant, username string) hooks.Identity {
+	id := g.Identity
+	id.Unverified = claimed(g)
+	id.Principal = cmp.Or(id.Principal, username)
+	return id
+}
+
+// claimed says whether the name of a client that gets g is no more than a claim.
+func claimed(g *hooks.Grant) bool { return g.Identity.Unverified && g.Identity.Principal == "" }
 
 // refusal makes a *packets.Error of what a hook returned; what is none is logged, and the client learns no more than Not authorized. An error
 // with a code that stands for no failure refuses as one without, but its reason is told.
@@ -255,6 +279,7 @@ func (c *conn) begin(auth hooks.EnhancedAuthenticator, r *hooks.ConnectRequest) 
 	x.ctx, x.cancel = c.decisionContext()
 	err := c.asks(func(known bool) (decided bool, err error) {
 		r.Known = known
+		lock.NoneHeld("a decision of a hook")
 		x.Exchange, err = auth.Start(x.ctx, r)
 		return false, err
 	})
@@ -271,6 +296,7 @@ func (c *conn) begin(auth hooks.EnhancedAuthenticator, r *hooks.ConnectRequest) 
 func (c *conn) next(data []byte) (reply []byte, done bool, err error) {
 	x := c.own().exchange
 	err = c.asks(func(bool) (decided bool, err error) {
+		lock.NoneHeld("a decision of a hook")
 		reply, done, err = x.Next(x.ctx, data)
 		if err == nil && len(reply) > math.MaxUint16 {
 			err = fmt.Errorf("the Exchange answered with %d bytes, Authentication Data has at most 65535",
@@ -321,7 +347,7 @@ func (c *conn) onAuth(t *turn, a *packets.Auth) error {
 	}
 	if own.exchange == nil {
 		r := &hooks.ConnectRequest{Client: c.client, Grant: new(hooks.Grant)}
-		if err := c.begin(c.b.cfg.EnhancedAuth[own.method], r); err != nil {
+		if err := c.begin(c.b.cfg().EnhancedAuth[own.method], r); err != nil {
 			return err
 		}
 	}
@@ -360,13 +386,16 @@ func (c *conn) identify(id *hooks.Identity) error {
 	client := *c.client
 	client.Identity = *id
 	client.Identity.Principal = s.principal
+	client.Identity.Unverified = c.client.Identity.Unverified
 	s.mu.Lock()
 	if s.conn == c {
 		s.client = &client
+		s.countLocked()
 	}
-	c.client, s.reads = &client, nil
+	c.client = &client
+	s.forgetReadingsLocked()
 	s.mu.Unlock()
-	c.routes = routes{}
+	c.dropRoutes()
 	if c.b.authorizer != nil {
 		c.b.reviewSession(s)
 	}
@@ -387,7 +416,7 @@ func (c *conn) refuse(err error) error {
 	a := packets.Connack{Code: code}
 	var pe *packets.Error
 	if errors.As(err, &pe) {
-		a.Properties = c.reason(pe, 5)
+		a.Properties = c.farewell(pe, code, 5)
 	}
 	c.answered = c.writeEarly(&a) == nil
 	return err
@@ -405,15 +434,16 @@ func (c *conn) refuseLarge(body []byte, err error) error {
 // accept gives the client its session and its CONNACK.
 func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []byte) error {
 	b := c.b
-	c.client.Identity = g.Identity
-	if c.client.Identity.Principal == "" {
-		c.client.Identity.Principal = p.Username
+	c.client.Identity = identityBy(g, p.Username)
+	if err := b.checkGrant(g); err != nil {
+		return c.refuse(b.refusal(err, "client", c.client.ID))
+	}
+	if g.ClientID != "" && g.ClientID != c.client.ID {
+		c.client.ID = g.ClientID
+		b.renames.Store(true)
 	}
 	if err := c.barredAs(t.now); err != nil {
 		return c.refuse(err)
-	}
-	if err := b.checkGrant(g); err != nil {
-		return c.refuse(b.refusal(err, "client", c.client.ID))
 	}
 	if x := b.paceOf(c, p, &g.Limits); x != nil {
 		c.own().pace, c.own().wake = x, make(chan struct{}, 1)
@@ -429,22 +459,28 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 		c.own() // has the deadline
 	}
 	c.lower(&g.Limits)
+	if p.Will != nil && p.Will.QoS > c.maxQoS {
+		return c.refuse(errWillQoS(p.Will.QoS, c.maxQoS))
+	}
 	w, err := c.newWill(t, p)
 	if err != nil {
 		return c.refuse(err)
 	}
 	asked := askedExpiry(p)
-	expiry := min(asked, b.cfg.maxExpiry())
+	expiry := min(asked, b.cfg().maxExpiry())
 	if most := wholeSeconds(g.Limits.SessionExpiry); most > 0 {
 		expiry, c.own().expiry = min(expiry, most), most
 	}
-	c.window = int32(b.cfg.MaxInflight)
+	c.window = int32(b.cfg().MaxInflight)
+	if p.Bridge {
+		c.window = min(c.window, bridgeInflight)
+	}
 	if n, ok := p.Properties.Uint(packets.ReceiveMaximum); ok {
 		c.window = min(c.window, int32(n))
 	}
-	if n, ok := p.Properties.Uint(packets.TopicAliasMaximum); ok && n > 0 && b.cfg.TopicAliasMaximum > 0 {
-		c.aliasMax = uint16(min(int(n), b.cfg.TopicAliasMaximum))
-		c.own().outAliases = make(map[string]uint16)
+	if n, ok := p.Properties.Uint(packets.TopicAliasMaximum); ok && n > 0 && c.aliasesIn > 0 {
+		most := min(int(n), int(c.aliasesIn))
+		c.own().outAliases = &outAliases{of: make(map[string]uint16), most: most}
 	}
 	keepAlive := c.negotiateKeepAlive(p, g)
 
@@ -452,12 +488,14 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 	if err := c.fits(&a); err != nil {
 		return c.refuse(err)
 	}
-	a.SessionPresent, err = b.attach(t, c, attachment{clean: p.CleanStart, expiry: expiry, will: w, quota: b.queueLimits(&g.Limits), connack: &a})
+	c.count(0) // the Session counts what is kept of the CONNECT
+	a.SessionPresent, err = b.attach(t, c, attachment{clean: p.CleanStart, expiry: expiry, will: w, quota: b.queueLimits(&g.Limits),
+		limits: b.ownerLimits(&g.Limits), connack: &a})
 	if err != nil {
 		return c.refuse(err)
 	}
 	c.accepted, c.answered = true, true
-	if ip, ok := remoteIP(c.client.RemoteAddr); c.barredAs(t.now) != nil || b.bans.address(ip, ok, t.now) { // banned this moment, and missed then
+	if c.barredAs(t.now) != nil || b.guard.Bans.HasAddress(guard.RemoteIP(c.client.RemoteAddr), t.now) { // banned this moment, and missed then
 		b.end(c, packets.Errorf(packets.AdministrativeAction, "banned"))
 	}
 	c.lastPacket = t.now.Sub(b.started)
@@ -480,15 +518,15 @@ func (c *conn) connackProperties(p *packets.Connect, g *hooks.Grant, sayExpiry b
 	if c.version != packets.V5 {
 		return nil
 	}
-	cfg := &c.b.cfg
+	cfg := c.b.cfg()
 	if sayExpiry {
 		q = q.AppendUint(packets.SessionExpiryInterval, expiry)
 	}
 	if c.receiveMaximum < 65535 {
 		q = q.AppendUint(packets.ReceiveMaximum, uint32(c.receiveMaximum))
 	}
-	if m := cfg.maxQoS(); m < packets.QoS2 {
-		q = q.AppendUint(packets.MaximumQoS, uint32(m))
+	if c.maxQoS < packets.QoS2 {
+		q = q.AppendUint(packets.MaximumQoS, uint32(c.maxQoS))
 	}
 	if c.packetSize <= maxSaid {
 		q = q.AppendUint(packets.MaximumPacketSize, uint32(c.packetSize))
@@ -496,8 +534,8 @@ func (c *conn) connackProperties(p *packets.Connect, g *hooks.Grant, sayExpiry b
 	if p.ClientID == "" {
 		q = q.AppendText(packets.AssignedClientIdentifier, c.client.ID)
 	}
-	if cfg.TopicAliasMaximum > 0 {
-		q = q.AppendUint(packets.TopicAliasMaximum, uint32(cfg.TopicAliasMaximum))
+	if c.aliasesIn > 0 {
+		q = q.AppendUint(packets.TopicAliasMaximum, uint32(c.aliasesIn))
 	}
 	for _, f := range [...]struct {
 		off bool
@@ -527,7 +565,7 @@ func (c *conn) connackProperties(p *packets.Connect, g *hooks.Grant, sayExpiry b
 // probe makes TCP itself find out whether the client's machine is still there: nothing else would for a client without Keep Alive.
 // Elsewhere it is not needed, so that a listener may leave it off.
 func (c *conn) probe() {
-	nc := c.nc
+	nc := c.nc.NetConn()
 	if x, ok := nc.(interface{ NetConn() net.Conn }); ok { // TLS
 		nc = x.NetConn()
 	}
@@ -550,7 +588,11 @@ func (c *conn) newWill(t *turn, p *packets.Connect) (*will, error) {
 			return nil, err
 		}
 	}
-	m := &message{From: c.sessionKey(), Message: packets.Message{
+	from := c.sessionKey()
+	if w.Retain {
+		from = signature(c.client.ID, c.client.Identity.Principal, c.named())
+	}
+	m := &message{From: from, Message: packets.Message{
 		Topic: c.few().mount + w.Topic, QoS: w.QoS, Retain: w.Retain, Payload: append([]byte(nil), w.Payload...),
 	}}
 	delay, _ := w.Properties.Uint(packets.WillDelayInterval)
@@ -562,6 +604,7 @@ func (c *conn) newWill(t *turn, p *packets.Connect) (*will, error) {
 
 // authorize asks the Authorizer; a refusal is reported and comes back as a *packets.Error.
 func (b *Broker) authorize(ctx context.Context, r *hooks.AccessRequest) error {
+	lock.NoneHeld("a decision of a hook")
 	return b.judge(r, b.authorizer.Authorize(ctx, r))
 }
 
@@ -583,7 +626,8 @@ func (b *Broker) denied(c *hooks.Client, a hooks.Action, topic string, err error
 
 // intercept asks the Interceptor, and checks and authorizes what comes back if its topic is another one.
 func (b *Broker) intercept(ctx context.Context, r *hooks.AccessRequest, c *hooks.Client, mount string, m *message) (*message, error) {
-	pm, err := b.cfg.Interceptor.Intercept(ctx, c, &m.Message)
+	lock.NoneHeld("a decision of a hook")
+	pm, err := b.cfg().Interceptor.Intercept(ctx, c, &m.Message)
 	switch {
 	case errors.Is(err, hooks.ErrDrop):
 		return nil, err
@@ -602,7 +646,7 @@ func (b *Broker) intercept(ctx context.Context, r *hooks.AccessRequest, c *hooks
 	switch {
 	case !inside || topic == "":
 		return nil, b.refusal(errors.New("the Interceptor took the message out of the mount point"), "client", c.ID, "topic", pm.Topic)
-	case topic[0] == '$':
+	case b.reserved(topic):
 		b.denied(c, hooks.Publish, topic, errReserved)
 		return nil, errReserved
 	}

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/budget"
+	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/dunlin-mqtt/dunlin/internal/subs"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
@@ -36,6 +38,7 @@ type rules struct {
 func (b *Broker) learnRules() {
 	b.rules.epoch.Store(1)
 	if x, ok := b.authorizer.(hooks.Stable); ok {
+		lock.NoneHeld("a call of a hook")
 		b.rules.stable = x.Stable()
 	}
 	b.rules.deliveries, _ = b.authorizer.(hooks.DeliveryAuthorizer)
@@ -44,6 +47,7 @@ func (b *Broker) learnRules() {
 // followRules has the Authorizer tell of changes until b.rules.stop is called.
 func (b *Broker) followRules() {
 	if x, ok := b.authorizer.(hooks.Reloader); ok {
+		lock.NoneHeld("a call of a hook")
 		b.rules.stop = sync.OnceFunc(x.OnReload(b.reloaded)) // Close may be called several times
 	}
 }
@@ -89,15 +93,15 @@ type heldSub struct {
 	err           error // why it is revoked
 }
 
-// who is the client that decisions about s are made for: who has it, or had it last. The lock is held.
+// who is the client that decisions about s are made for: who has it, or had it last. s.mu is held.
 func (s *session) who() *hooks.Client {
 	if s.client == nil { // nobody since the Session was loaded
-		s.client = &hooks.Client{ID: s.id, HasUsername: s.named, Identity: hooks.Identity{Principal: s.principal}}
+		s.client = &hooks.Client{ID: s.id, HasUsername: s.named, Identity: s.identity()}
 	}
 	return s.client
 }
 
-// held lists the subscriptions. The lock is held.
+// held lists the subscriptions. s.mu is held.
 func (s *session) held() (all []heldSub) {
 	if s.num != 0 && !s.ended { // then another Session may have its number
 		s.b.tree.Each(s.num, func(group, filter string, o subs.Options) bool {
@@ -160,6 +164,7 @@ func (b *Broker) revoke(s *session, gen uint32, refused []heldSub) (n int) {
 		}
 	}
 	orphans := s.purge(out)
+	owes := b.journal != nil && len(orphans) > 0 && b.journal.owe(s, orphans...)
 	s.mu.Unlock()
 	for _, sub := range out {
 		filter := subs.FullFilter(sub.group, sub.filter[len(s.mount):])
@@ -168,14 +173,11 @@ func (b *Broker) revoke(s *session, gen uint32, refused []heldSub) (n int) {
 			f(client, filter, sub.err)
 		}
 	}
-	if len(orphans) > 0 {
-		b.work(func(t *turn) {
-			for i := range orphans {
-				if !b.passOn(t, &orphans[i]) {
-					s.dropped(orphans[i].msg, hooks.DropNotAuthorized)
-				}
-			}
-		})
+	switch {
+	case owes:
+		b.work(func(t *turn) { b.payDecided(t, s) })
+	case len(orphans) > 0:
+		b.work(func(t *turn) { b.passAllOn(t, s, orphans, hooks.DropNotAuthorized) })
 	}
 	return len(out)
 }
@@ -198,15 +200,16 @@ func (c *conn) decideAgain(sub heldSub) error {
 	return err
 }
 
-// purge takes out what revoked subscriptions have brought and no other one matches. It returns what came by shared ones. The lock is held.
+// purge takes out what revoked subscriptions have brought and no other one matches. It returns what
+// came by shared ones. s.mu is held.
 func (s *session) purge(revoked []heldSub) (orphans []delivery) {
-	const left, gone = 1, 2
-	tr := subs.New()
+	tr := subs.New(subs.Limits{})
+	left, gone := tr.Join(), tr.Join()
 	for _, sub := range s.held() {
-		tr.Add(left, "", sub.filter, subs.Options{})
+		tr.Restore(left, "", sub.filter, subs.Options{})
 	}
 	for _, sub := range revoked {
-		tr.Add(gone, "", sub.filter, subs.Options{})
+		tr.Restore(gone, "", sub.filter, subs.Options{})
 	}
 	var m subs.Matches
 	lost := func(topic string) bool {
@@ -217,14 +220,13 @@ func (s *session) purge(revoked []heldSub) (orphans []delivery) {
 		}
 		return b && !a
 	}
-	for n := s.out.queue.n; n > 0; n-- {
+	for n := s.out.queue.Len(); n > 0; n-- {
 		d := s.out.pop()
 		switch {
 		case !lost(d.msg.Topic):
 			s.out.push(d)
 		case d.group() != nil:
-			orphans = append(orphans, d)
-			s.gone(&d)
+			orphans = append(orphans, d) // which are in the store until another member has them
 		default:
 			s.dropped(d.msg, hooks.DropNotAuthorized)
 			d.settle(false)
@@ -283,11 +285,13 @@ func (c *conn) mayPublish(t *turn, p *packets.Publish, topic []byte, r *route) e
 		return r.refused
 	}
 	t.access = hooks.AccessRequest{Client: c.client, Action: hooks.Publish, Topic: string(p.Topic), QoS: p.QoS, Retain: p.Retain}
+	lock.NoneHeld("a decision of a hook")
 	said := b.authorizer.Authorize(c.context(), &t.access)
 	err := b.judge(&t.access, said)
 	var pe *packets.Error // any other error but ErrAbstain is a failure, and may be over the next time
 	if r != nil && (said == nil || errors.As(said, &pe) || errors.Is(said, hooks.ErrAbstain)) {
 		r.decide(topic, epoch, err)
+		r.filled(b)
 	}
 	return err
 }
@@ -316,30 +320,58 @@ func (b *Broker) survive(c *hooks.Client, err *error) {
 
 // readings are the decisions about deliveries to one Session. Guarded by its mu.
 type readings struct {
-	epoch uint64
-	gen   uint32
-	may   map[string]bool
-	asked []string // topics that a decision is wanted for
+	epoch  uint64
+	gen    uint32
+	may    map[string]bool
+	asking bool  // askAndFlush asks about what comes next
+	size   int32 // bytes that may takes, as they are counted
 }
 
-// maxReadings is how many topics a Session keeps decisions for.
-const maxReadings = 1024
+// maxReadings is how many topics a Session keeps decisions for, maxReadingBytes how many bytes these
+// may take, readingCost what one takes besides its topic.
+const (
+	maxReadings     = 1024
+	maxReadingBytes = 64 << 10
+	readingCost     = 48
+)
 
-// reading returns what is known about delivering a topic to s. The lock is held.
+// keepLocked keeps a decision.
+func (r *readings) keepLocked(b *Broker, topic string, may bool) {
+	n := len(topic) + readingCost
+	full := len(r.may) >= maxReadings || int(r.size)+n > maxReadingBytes
+	if full || b.routesOver(100) || b.memory.Over(leaveQoS0) {
+		r.may = make(map[string]bool) // what a map took when it was large stays with it
+		b.memory.Recount(budget.Routes, &r.size, 0)
+	}
+	r.may[topic] = may
+	b.memory.Recount(budget.Routes, &r.size, int(r.size)+n)
+}
+
+// forgetReadingsLocked ends all decisions about deliveries to s.
+func (s *session) forgetReadingsLocked() {
+	if s.reads != nil {
+		s.b.memory.Recount(budget.Routes, &s.reads.size, 0)
+		s.reads = nil
+	}
+}
+
+// reading returns what is known about delivering a topic to s. s.mu is held.
 func (s *session) reading(topic string) (may, known bool) {
 	if s.inProcess() {
 		return true, true
 	}
 	epoch := s.b.rules.epoch.Load()
 	if r := s.reads; r == nil || r.epoch != epoch || r.gen != s.gen {
+		s.forgetReadingsLocked()
 		s.reads = &readings{epoch: epoch, gen: s.gen, may: make(map[string]bool)}
 	}
 	may, known = s.reads.may[topic]
 	return may, known
 }
 
-// permitNext sees to it that what comes next is allowed: what is not is dropped. It returns false if that has to be asked first. The lock is
-// held.
+// permitNext sees to it that what comes next is allowed: what is not is dropped. It returns false
+// if that has to be asked first, which askAndFlush does: whoever flushes the output of a client waits
+// for no decision about the client. s.mu is held.
 func (s *session) permitNext() bool {
 	for {
 		var d *delivery
@@ -348,13 +380,16 @@ func (s *session) permitNext() bool {
 			if d = again; d.state == toldRel {
 				return true
 			}
-		} else if d = s.out.queue.front(); d == nil {
+		} else if d = s.out.queue.Front(); d == nil {
 			return true
 		}
 		may, known := s.reading(d.msg.Topic)
 		switch {
 		case !known:
-			s.reads.asked = append(s.reads.asked, d.msg.Topic)
+			if r, topic := s.reads, d.msg.Topic; !r.asking {
+				r.asking = true
+				s.b.writers.Go(func() { s.b.askAndFlush(s, r, topic) }) // Close waits for it
+			}
 			return false
 		case may:
 			return true
@@ -370,18 +405,15 @@ func (s *session) permitNext() bool {
 	}
 }
 
-// fill pumps the queue of the Session into the output, and asks for the decisions that this wants, the lock released meanwhile. The lock is
-// held before and after.
-func (c *conn) fill(now time.Time) {
-	s := c.sess
-	for s.pump(c, now); s.reads != nil && len(s.reads.asked) > 0; s.pump(c, now) {
-		topics := s.reads.asked
-		s.reads.asked = nil
-		s.mu.Unlock()
-		for _, topic := range topics {
-			s.b.permits(s, topic)
-		}
-		s.mu.Lock()
+// askAndFlush asks whether s may get messages of topic, for r, and then sends on what waits for that.
+func (b *Broker) askAndFlush(s *session, r *readings, topic string) {
+	b.permits(s, topic)
+	s.mu.Lock()
+	r.asking = false
+	c := s.conn
+	s.mu.Unlock()
+	if c != nil {
+		c.flush(time.Now())
 	}
 }
 
@@ -405,15 +437,15 @@ func (b *Broker) permits(s *session, topic string) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(reads.may) >= maxReadings {
-		clear(reads.may)
+	if _, known := reads.may[topic]; !known && s.reads == reads && !s.ended {
+		reads.keepLocked(b, topic, may)
 	}
-	reads.may[topic] = may
 	return may
 }
 
 func (b *Broker) authorizeDelivery(ctx context.Context, r *hooks.AccessRequest) (err error) {
 	defer b.survive(r.Client, &err)
+	lock.NoneHeld("a decision of a hook")
 	if err = b.rules.deliveries.AuthorizeDelivery(ctx, r); err != nil {
 		err = b.refusal(err, "client", r.Client.ID, "action", r.Action, "topic", r.Topic)
 		b.denied(r.Client, r.Action, r.Topic, err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/hooks/acl"
+	"github.com/dunlin-mqtt/dunlin/internal/guard"
 	"github.com/dunlin-mqtt/dunlin/listeners"
 	"github.com/dunlin-mqtt/dunlin/packets"
 	"github.com/dunlin-mqtt/dunlin/store/memory"
@@ -26,6 +28,8 @@ type guardRig struct {
 	b     *Broker
 	l     *listeners.Memory
 	rules *acl.ACL
+
+	admitted map[netip.Addr]*guard.Address // by admit
 
 	mu     sync.Mutex
 	events []string
@@ -651,9 +655,11 @@ func TestNamesThatNobodyVerifiesOwnNothing(t *testing.T) {
 		name    string
 		enhance bool
 		code    packets.ReasonCode
+		users   []string
 	}{
-		{"with AllowAll alone", false, packets.Success},
-		{"but those of Enhanced Authentication do", true, packets.ClientIdentifierNotValid},
+		{"with AllowAll alone", false, packets.Success, []string{"alice", "bob", ""}},
+		// An empty name is none where somebody could be verified.
+		{"nor beside one without a name", true, packets.ClientIdentifierNotValid, []string{"alice", "bob"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -667,7 +673,7 @@ func TestNamesThatNobodyVerifiesOwnNothing(t *testing.T) {
 				p, _ := newTestClient(t, dial(t, l), as("p", "-"))
 				c, _ := newTestClient(t, dial(t, l), as("c", "-"))
 				c.subscribe("a", 1)
-				for _, user := range []string{"alice", "bob", ""} {
+				for _, user := range tt.users {
 					d, ack := newTestClient(t, dial(t, l), as("c", user))
 					require.Equal(t, tt.code, ack.Code)
 					require.False(t, ack.SessionPresent)

@@ -2,30 +2,32 @@ package dunlin
 
 import (
 	"context"
-	"errors"
 	"math"
 	"slices"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/internal/budget"
+	"github.com/dunlin-mqtt/dunlin/internal/journal"
+	"github.com/dunlin-mqtt/dunlin/internal/link"
 	"github.com/dunlin-mqtt/dunlin/packets"
 	"github.com/dunlin-mqtt/dunlin/store"
 )
 
-// This file is how turns and Sessions describe what they do to the journal. A Session is durable, from its beginning to its end, if there is a
-// Store and it was begun with a Session Expiry Interval: then it has a key, and each QoS 1 or 2 entry of its queue a seq.
+// This file is how turns and Sessions describe what they do to the journal. A Session is durable,
+// from its beginning to its end, if there is a Store and it was begun with a Session Expiry
+// Interval: then it has a key, and each QoS 1 or 2 entry of its queue a seq.
+
+// lateWeight is about what a receiver of a late message takes.
+const lateWeight = 96
 
 // A write is what a turn is about to give the journal.
 type write struct {
-	batch  *batch          // pinned, so that it is not committed before all is in; nil: nothing was added
-	op     *store.Publish  // of the message that is being routed; nil: nobody needed it yet
-	slot   int             // its place in batch.ops
-	keep   int             // how many callers want batch to stay pinned: what they do belongs together
+	journal.Write
 	waits  bool            // the message is QoS 2: whom the store does not know gets it once it is durable
 	late   []target        // who gets the message once it is durable
-	room   int64           // taken for what is about to be added; given back by clear
+	anyway bool            // they get it also if it is not
 	noRoom error           // why what was not refused cannot be retained
-	conn   *conn           // whose reader may wait for that, until the connection ends; nil: none
+	conn   *conn           // whose reader may wait for room, until the connection ends; nil: none
 	ctx    context.Context // until when the program may wait for it; nil: not at all
 	from   *session        // whose QoS 2 message it is, if it is durable
 	id     uint16          // and its Packet Identifier
@@ -38,7 +40,7 @@ func (t *turn) publishStored(o *outgoing, r *route) (matched int, err error) {
 	w.waits = o.pub.QoS == packets.QoS2 || t.follows(o)
 	defer func() { w.waits, w.from, t.asked = false, nil, false }()
 	if w.from != nil {
-		op := t.operation(o.message(), 0)
+		op := w.Publish(o.message(), 0)
 		op.FromSession, op.FromID = w.from.stored, w.id
 	}
 	if o.pub.Retain {
@@ -47,8 +49,8 @@ func (t *turn) publishStored(o *outgoing, r *route) (matched int, err error) {
 			err = t.retainStored(o)
 		}
 		if err := t.orDeliver(o, err); err != nil {
-			if w.op != nil {
-				w.op.FromSession, w.op.FromID = 0, 0 // it is not received: the PUBREC says so
+			if op := w.Message(); op != nil {
+				op.FromSession, op.FromID = 0, 0 // it is not received: the PUBREC says so
 			}
 			t.conclude(o)
 			return 0, err
@@ -64,20 +66,20 @@ func (t *turn) publishStored(o *outgoing, r *route) (matched int, err error) {
 // may wait. It returns why o is refused. What cannot be refused, because nobody would learn that it
 // was, is not retained then.
 func (t *turn) takeRoom(o *outgoing, r *route) error {
-	j, w := t.b.journal, &t.write
+	w := &t.write
 	w.noRoom = nil
 	needs := o.pub.QoS > packets.QoS0 && t.stores(o, r)
 	if needs {
-		if err := j.refusing(); err != nil {
+		if err := t.b.journal.Refusing(); err != nil {
 			return err
 		}
 	}
-	n := int64(opWeight + len(o.pub.Topic) + len(o.pub.Payload) + len(o.pub.Properties) + len(o.from))
-	n += int64(deliveryWeight * (len(r.targets) + len(r.shared)))
+	n := int64(journal.OpWeight + len(o.pub.Topic) + len(o.pub.Payload) + len(o.pub.Properties) + len(o.from))
+	n += int64(journal.DeliveryWeight * (len(r.targets) + len(r.shared)))
 	switch {
-	case j.room.take(n):
-	case w.batch != nil || w.keep > 0 || w.conn == nil && w.ctx == nil: // what may not wait goes beyond
-		j.room.add(n)
+	case w.TakeRoom(n):
+	case !w.Waits() || w.conn == nil && w.ctx == nil: // what may not wait goes beyond
+		w.Exceed(n)
 	default:
 		err := t.awaitRoom(n)
 		t.renew(r)
@@ -89,48 +91,37 @@ func (t *turn) takeRoom(o *outgoing, r *route) error {
 			return err
 		}
 	}
-	w.room += n
 	return nil
 }
 
 // takeRoomFor is takeRoom for operations of c, which weigh n bytes. The turn has to be cleared when
 // they have been added.
 func (t *turn) takeRoomFor(c *conn, n int) error {
-	j, w := t.b.journal, &t.write
-	if w.conn = c; !j.room.take(int64(n)) {
-		if err := t.awaitRoom(int64(n)); err != nil {
-			return err
-		}
+	w := &t.write
+	if w.conn = c; w.TakeRoom(int64(n)) {
+		return nil
 	}
-	w.room += int64(n)
-	return nil
+	return t.awaitRoom(int64(n))
 }
 
 // awaitRoom waits for n bytes of room, with nothing of the turn left unflushed, and takes them. It
 // does not wait while the store fails.
 func (t *turn) awaitRoom(n int64) error {
-	w, j := &t.write, t.b.journal
-	if err := j.refusing(); err != nil {
+	w := &t.write
+	if err := t.b.journal.Refusing(); err != nil {
 		return err
 	}
 	ctx := w.ctx
 	if c := w.conn; c != nil {
 		ctx = c.context()
 		if t.read != nil {
-			t.b.memory.Recount(budget.Partial, &c.restCounted, cap(t.read.b))
+			t.b.memory.Recount(budget.Partial, &c.restCounted, cap(t.read.B))
 			defer c.countRest()
 		}
 	}
 	t.end()
-	j.rouse() // so that what is there is committed
-	err := j.room.await(ctx, n, j.ended)
+	err := w.AwaitRoom(ctx, n)
 	t.now = time.Now()
-	if err != nil {
-		return err
-	}
-	if err = j.refusing(); err != nil { // it has failed meanwhile
-		j.room.give(n)
-	}
 	return err
 }
 
@@ -216,149 +207,65 @@ func (t *turn) give(o *outgoing, to *target, eager bool) bool {
 	return takes
 }
 
-// operation returns the operation of the message that is being routed. born is the batch in which the Session began that is
-// to be named in it.
-func (t *turn) operation(m *message, born uint64) *store.Publish {
-	w, j := &t.write, t.b.journal
-	if w.op != nil && w.batch.n >= born {
-		return w.op
-	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if w.batch != nil && w.batch.n < born {
-		w.op = nil // that one is complete
-		j.unpin(w.batch)
-		w.batch = nil
-	}
-	t.pin()
-	x := w.batch
-	w.slot = len(x.ops)
-	w.op = x.publishes.next()
-	w.op.Message, w.op.To, w.op.Retain, w.op.FromSession, w.op.FromID = m, w.op.To[:0], false, 0, 0
-	j.put(x, w.op)
-	return w.op
-}
-
-// pin makes the pending batch the one of the turn, unless it has one. journal.mu is held.
-func (t *turn) pin() {
-	if w := &t.write; w.batch == nil {
-		w.batch = t.b.journal.pending
-		w.batch.pins++
-	}
-}
-
-// follow makes whoever waits for what the turn does wait for all that is not decided yet, although
-// the turn adds nothing.
-func (t *turn) follow() {
-	j := t.b.journal
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if !j.settled() {
-		t.pin()
-	}
-}
-
-// unpin lets x be committed. mu is held.
-func (j *journal) unpin(x *batch) {
-	if x.pins--; x.pins == 0 && x.unpinned != nil {
-		close(x.unpinned)
-	}
-}
-
 // conclude ends the operation of a message: all that it is for is in it.
 func (t *turn) conclude(o *outgoing) {
-	w, j := &t.write, t.b.journal
-	if w.batch == nil && len(w.late) == 0 {
-		return
-	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	t.pin()
-	x := w.batch
+	w := &t.write
 	if len(w.late) > 0 {
-		x.late = append(x.late, late{o.message(), slices.Clone(w.late), o.receipt})
-		j.grow(x, opWeight+messageWeight(o.message())+lateWeight*len(w.late))
-		j.lates.Add(1)
-		x.urgent = true
+		w.Lead(journal.OpWeight + journal.WeighMessage(o.message()) + lateWeight*len(w.late))
+		l := late{o.message(), slices.Clone(w.late), o.receipt, w.anyway}
+		t.b.journal.after(w.Batch(), func(q *sequel) { q.late = append(q.late, l) })
+		t.b.journal.lates.Add(1)
 		clear(w.late)
 		w.late = w.late[:0]
 	}
-	if op := w.op; op != nil {
-		w.op = nil
-		j.grow(x, weighDeliveries(op.To))
-		if len(op.To) == 0 && !op.Retain {
-			j.withdraw(x, w.slot, op)
-		}
-	}
-	if o.pub.QoS > packets.QoS0 {
-		x.urgent = true
+	switch {
+	case w.Batch() == nil:
+	case o.pub.QoS > packets.QoS0:
+		w.ConcludeUrgently()
+	default:
+		w.Conclude()
 	}
 }
 
-// wait makes c a waiter for what the turn has just added, and returns where that is; nil: nothing was. The lock of c's session is held.
-func (t *turn) wait(c *conn) *batch {
-	x := t.write.batch
-	if x == nil {
-		return nil
-	}
-	j := t.b.journal
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	x.enlist(c)
-	return x
-}
-
-// together keeps what is added until apart in one batch.
-func (t *turn) together() { t.write.keep++ }
-
-// apart ends what together began.
-func (t *turn) apart() {
-	t.write.keep--
-	t.settle()
+// waiting is c, which is about to hold output. c.sess.mu is held.
+func (c *conn) waiting() journal.Waiting {
+	return journal.Waiting{Waiter: c, Last: c.out.LastTicket()}
 }
 
 // clear is for the end of what a packet has led to, a panic included.
 func (t *turn) clear() {
 	w := &t.write
-	w.op, w.from, w.waits, t.untold = nil, nil, false, false
+	w.from, w.waits, t.untold = nil, false, false
 	w.conn, w.ctx, w.noRoom = nil, nil, nil
+	w.anyway = false
 	clear(w.late)
 	w.late = w.late[:0]
-	t.settle()
-	if n := w.room; n > 0 { // what was added counts itself by now
-		w.room = 0
-		t.b.journal.room.give(n)
-	}
+	w.Clear()
 }
 
-// settle lets the committer have what the turn has added.
-func (t *turn) settle() {
-	w := &t.write
-	if w.batch == nil || w.keep > 0 {
-		return
-	}
-	j := t.b.journal
-	j.mu.Lock()
-	j.unpin(w.batch)
-	urgent := w.batch.urgent
-	w.batch = nil
-	j.mu.Unlock()
-	if urgent {
-		j.wake()
-	}
-}
+// A moveResult is what becomes of a move.
+type moveResult byte
 
-// addTo adds op, which nobody waits for, to what the turn writes together.
-func (t *turn) addTo(op store.Op) {
-	j := t.b.journal
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if t.write.keep > 0 {
-		t.pin()
-		j.put(t.write.batch, op)
-	} else {
-		j.put(j.pending, op)
+const (
+	gone    moveResult = iota // it is over
+	inBatch                   // it is part of one, see decided
+	stays                     // it cannot be yet
+)
+
+// tie adds op, which may be nil, to what the turn has just added, so that both are committed or
+// neither is. Without anything that was added the move is over.
+func (t *turn) tie(m move, op store.Op) moveResult {
+	if !t.write.Tie(op) {
+		return gone
 	}
+	r := t.b.journal
+	r.after(t.write.Batch(), func(q *sequel) {
+		q.moves = append(q.moves, m)
+		if m.s != nil {
+			r.debts[m.s].moves++
+		}
+	})
+	return inBatch
 }
 
 // forStore is d as the store knows it.
@@ -370,51 +277,58 @@ func (d *delivery) forStore(key uint64) store.Delivery {
 	return sd
 }
 
-// record gives d, which enters the queue of s, its place there, and puts it into the operation of its message. The lock of s is held.
+// record gives d, which enters the queue of s, its place there, and puts it into the operation of its
+// message. s.mu is held.
 func (t *turn) record(s *session, d *delivery) {
 	s.seq++
 	d.seq = s.seq
-	op := t.operation(d.msg, s.born)
+	op := t.write.Publish(d.msg, s.born)
 	op.To = append(op.To, d.forStore(s.stored))
 }
 
-// goes notes that a new delivery was given its identifier, and holds its PUBLISH, which begins at the given place of the output, if that has
-// to wait. x is the batch that its message was just added to, nil: an earlier one. The lock is held.
-func (c *conn) goes(x *batch, seq uint64, id uint16, at int, strict bool) {
-	s := c.sess
-	if s.stored == 0 {
-		c.hold(at, nil, after, id)
-		return
+// goes notes that a new delivery was given its identifier, and holds its PUBLISH, which begins at the
+// given place of the output, if it has to wait. x is the batch that its message was just added to,
+// nil: an earlier one. c.sess.mu is held.
+func (c *conn) goes(x *journal.Batch, op store.Sent, at int, strict bool) {
+	switch op.Session = c.sess.stored; {
+	case op.Session == 0:
+		c.hold(at, 0, link.KeepsPlace, op.ID)
+	case strict:
+		c.hold(at, c.b.journal.Sent(x, c.waiting(), op), link.Message, op.ID)
+	default:
+		c.b.journal.Sent(x, journal.Waiting{}, op)
+		c.hold(at, 0, link.KeepsPlace, op.ID)
 	}
-	if !strict {
-		s.b.journal.sent(x, nil, s.stored, seq, id)
-		c.hold(at, nil, after, id)
-		return
-	}
-	c.hold(at, s.b.journal.sent(x, c, s.stored, seq, id), aPublish, id)
 }
 
 // strict says whether d may not leave before the store knows that it does: it was published at QoS 2, so that a crash must not make
 // it arrive twice.
 func (d *delivery) strict() bool { return d.msg.QoS == packets.QoS2 }
 
-// undecided returns what c has to wait for so that all that the Session has written is durable, nil if there is nothing or if that is not
-// wanted. The lock is held.
-func (s *session) undecided(c *conn, wanted bool) *batch {
-	if s.stored == 0 || !wanted {
-		return nil
+// undecided returns the ticket that c has to wait for so that all that the Session has written is
+// durable, 0 if there is nothing. s.mu is held.
+func (s *session) undecided(c *conn) uint64 {
+	if s.stored == 0 {
+		return 0
 	}
-	return s.b.journal.join(c)
+	return s.b.journal.Join(c.waiting())
 }
 
-// forget takes the message out of a delivery that must not be sent (again). The lock is held.
+// never is the batch of a Session that was refused.
+const never = math.MaxUint64
+
+// unborn says whether it is not certain yet that the store has s, or it has refused s. Nobody
+// resumes such a Session. s.mu is held.
+func (s *session) unborn() bool { return s.stored != 0 && s.born > s.b.journal.LastDecided() }
+
+// forget takes the message out of a delivery that must not be sent (again). s.mu is held.
 func (s *session) forget(d *delivery) {
 	switch {
 	case d.seq == 0:
 	case d.qos == packets.QoS1:
 		s.gone(d)
 	default:
-		s.b.journal.add(&store.Released{Session: s.stored, Seq: d.seq})
+		s.b.journal.Add(&store.Released{Session: s.stored, Seq: d.seq})
 	}
 	s.out.forget(d)
 }
@@ -422,94 +336,20 @@ func (s *session) forget(d *delivery) {
 // gone tells the store that d, which the Session no longer has, is over.
 func (s *session) gone(d *delivery) {
 	if d.seq != 0 {
-		s.b.journal.done(s.stored, d.seq)
+		s.b.journal.Done(store.Done{Session: s.stored, Seq: d.seq})
 	}
 }
 
-// put describes the Session as it is now. The lock is held.
+// put describes the Session as it is now, without its Will. s.mu is held.
 func (s *session) put() *store.PutSession {
 	op := &store.PutSession{Session: s.stored, ClientID: s.id, Principal: s.principal, Named: s.named, Mount: s.mount, Expiry: s.expiry}
-	if s.conn == nil {
+	switch {
+	case s.ended:
+		op.Expiry = 0
+	case s.conn == nil:
 		op.ExpiresAt = s.endsAt
 	}
-	if w := s.will; w != nil {
-		op.Username = w.client.Username
-		op.Will = &store.Will{Message: w.msg.Message, Delay: uint32(min(w.delay/time.Second, math.MaxUint32))}
-		if !w.at.IsZero() {
-			op.Will.At = unixNano(w.at)
-		}
-	}
 	return op
-}
-
-// save adds the Session as it is now to what the turn writes.
-func (t *turn) save(s *session) {
-	if s.stored == 0 {
-		return
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.ended {
-		t.addTo(s.put())
-	}
-}
-
-// before is what a Session was before a client wanted to resume it.
-type before struct {
-	expiry uint32
-	will   *will
-	quota  queueLimits
-}
-
-// confirm waits until the Session of c is durable as c wants it, and then accepts c. If that fails the Session is what it was: was, or, if that is
-// nil, none.
-func (b *Broker) confirm(t *turn, c *conn, a *attachment, x *batch, was *before) error {
-	t.end() // the others need not wait
-	s := c.sess
-	err := b.journal.wait(b.ctx, x, was != nil)
-	if s.stored == 0 && errors.Is(err, errNotStored) {
-		err = nil // nothing of s has to be stored, and the end of the Session before it is tried until it is
-	}
-	s.mu.Lock()
-	c.out.opening = false
-	switch {
-	case s.conn != c:
-		err = packets.Errorf(packets.UnspecifiedError, "another connection with the same Client Identifier")
-	case c.stopping != nil:
-		err = c.stopping
-	}
-	if err == nil {
-		c.welcome(a.connack)
-		s.mu.Unlock()
-		c.flush(time.Now())
-		return nil
-	}
-	defer b.expireAuth(c, time.Time{})
-	if s.conn != c {
-		s.mu.Unlock()
-		return err
-	}
-	if was == nil {
-		s.will.answer()
-		s.will = nil
-		s.mu.Unlock()
-		b.endSession(t, s, nil)
-		return err
-	}
-	s.will.answer()
-	s.conn, s.expiry, s.will, s.quota = nil, was.expiry, was.will, was.quota
-	s.wait()
-	b.journal.add(s.put())
-	s.mu.Unlock()
-	return err
-}
-
-// publishWillOf publishes the Will of a Session that goes on, and in the same step tells the store that it has none any more.
-func (b *Broker) publishWillOf(t *turn, s *session, w *will) {
-	t.together()
-	defer t.apart() // after a panic as well: a batch that stays pinned would stop the committer
-	b.publishWill(t, w)
-	t.save(s)
 }
 
 // takeBack removes an entry of the queue whose message could not be stored, unless it is on its way: then it was QoS 1, and will come twice.
@@ -523,7 +363,10 @@ func (s *session) takeBack(seq uint64) {
 		}
 		if d.msg != nil && d.strict() {
 			if s.conn != nil {
-				s.conn.out.withdraw(d.id, func(m *mark, _ byte) bool { return m.kind == aPublish })
+				s.conn.out.Withdraw(d.id, func(m *link.Mark, _ byte) bool { return m.Kind == link.Message })
+			}
+			if d.found && !s.ended {
+				s.findAgainLocked(d)
 			}
 			d.settle(false)
 			s.out.finish(d)
@@ -537,6 +380,7 @@ func (s *session) takeBack(seq uint64) {
 		d.settle(false)
 		return true
 	})
+	s.b.journal.forgive(s, seq)
 }
 
 // neverReceived forgets a QoS 2 identifier that could not be stored with its message in batch n. Whoever waits for the PUBREC is refused:
@@ -550,11 +394,15 @@ func (s *session) neverReceived(id uint16, n uint64, err error) {
 		return
 	}
 	var first byte
-	isPubrec := func(m *mark, b byte) bool {
+	isPubrec := func(m *link.Mark, b byte) bool {
 		first = b
-		return packets.Type(b>>4) == packets.TypePubrec && !(m.kind == answer && m.batch == n)
+		if packets.Type(b>>4) != packets.TypePubrec || m.Kind == link.Acknowledgement && m.Ticket == n {
+			return false
+		}
+		c.leaves(m)
+		return true
 	}
-	for c.out.withdraw(id, isPubrec) {
+	for c.out.Withdraw(id, isPubrec) {
 		c.refuseAnswer(first, id, err)
 	}
 	c.released(id)
@@ -566,22 +414,18 @@ func (t *turn) retainStored(o *outgoing) error {
 	if err != nil || !lasts(o.pub.Topic) {
 		return err
 	}
-	j, u := t.b.journal, retainedUndo{topic: string(o.pub.Topic), old: old}
-	if old == nil && len(o.pub.Payload) == 0 {
-		t.follow()
-		return nil
-	}
-	if len(o.pub.Payload) > 0 {
+	w, u := &t.write, retainedUndo{topic: string(o.pub.Topic), old: old}
+	switch {
+	case len(o.pub.Payload) > 0:
 		u.now = o.message()
-		t.operation(u.now, 0).Retain = true
+		w.Publish(u.now, 0).Retain = true
+	case old == nil:
+		w.Follow()
+		return nil
+	default:
+		w.Put(&store.DeleteRetained{Topic: u.topic})
 	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	t.pin()
-	if u.now == nil {
-		j.put(t.write.batch, &store.DeleteRetained{Topic: u.topic})
-	}
-	t.write.batch.undo = append(t.write.batch.undo, u)
+	t.b.journal.after(w.Batch(), func(q *sequel) { q.undo = append(q.undo, u) })
 	return nil
 }
 
@@ -591,7 +435,8 @@ func (b *Broker) deliverLate(t *turn, l *late) {
 		to, o := &l.to[i], t.again(l.msg)
 		o.receipt = l.receipt
 		if !to.s.deliver(t, o, to, false) && to.group != nil {
-			b.passOn(t, &delivery{msg: l.msg, extra: to.extra(o)})
+			b.journal.owe(to.s, delivery{msg: l.msg, qos: to.qos, extra: to.extra(o)})
+			b.journal.begin(to.s) // not here: hooks may be asked, and the releaser waits for nobody
 		}
 		l.receipt.moved() // from the place that was kept for it
 	}
@@ -612,7 +457,5 @@ func (b *Broker) Healthy() error {
 	if b.journal == nil {
 		return nil
 	}
-	b.journal.mu.Lock()
-	defer b.journal.mu.Unlock()
-	return b.journal.failure
+	return b.journal.Health()
 }

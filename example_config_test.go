@@ -77,6 +77,50 @@ func ExampleBroker_Serve() {
 	// dunlin: broker closed
 }
 
+// Two listeners: what is public needs a password, what is inside does not.
+func ExampleBroker_ServeListener() {
+	public := &hooks.Listener{Name: "public", MaxConnections: 1000}
+	inside := &hooks.Listener{Name: "inside"}
+	decide := func(ctx context.Context, r *hooks.ConnectRequest) error {
+		if r.Client.Listener == public && string(r.Connect.Password) != "secret" {
+			return packets.Errorf(packets.NotAuthorized, "not without the password")
+		}
+		return nil
+	}
+	b, err := dunlin.New(dunlin.Config{Authenticator: hooks.AuthenticatorFunc(decide)})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer b.Close()
+	for _, as := range []*hooks.Listener{public, inside} {
+		l := listeners.NewMemory() // or one of net.Listen
+		go b.ServeListener(l, as)  // ends with b
+		nc, err := l.Dial()
+		if err != nil {
+			log.Fatal(err)
+		}
+		connect := &packets.Connect{Version: packets.V5, ClientID: "c", CleanStart: true}
+		wire, err := connect.Append(nil, packets.V5)
+		if err != nil {
+			log.Fatal(err)
+		}
+		if _, err := nc.Write(wire); err != nil {
+			log.Fatal(err)
+		}
+		r := packets.NewReader(nc, packets.Limits{})
+		r.SetVersion(packets.V5)
+		answer, err := r.ReadPacket()
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(as.Name+":", answer.(*packets.Connack).Code)
+		nc.Close()
+	}
+	// Output:
+	// public: Not authorized
+	// inside: Success
+}
+
 func ExampleBroker_ServeConn() {
 	b := newBroker()
 	defer b.Close()
@@ -251,7 +295,7 @@ func ExampleBroker_Sessions() {
 	fmt.Println(b.DeleteSession(context.Background(), "$local/worker"))
 	// Output:
 	// $local/worker has 1 queued from jobs/#
-	// true
+	// true <nil>
 }
 
 func ExampleBroker_Ban() {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -48,6 +50,7 @@ func TestAFailedCommitAcknowledgesNothing(t *testing.T) {
 				old.wantNothing("3.1.1 has no way to refuse")
 				require.True(t, old.ended(), "so the connection ends")
 				require.ErrorIs(t, st.b.Healthy(), f.err)
+				synctest.Wait()
 				require.Equal(t, []error{f.err}, st.failed)
 				info, _ := st.b.Session("s")
 				require.Zero(t, info.Queued, "messages that were refused")
@@ -91,11 +94,13 @@ func TestServiceIsBackWhenThereIsRoom(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		p.send(message2("t", "refused", packets.QoS2, 3))
 		require.Equal(t, packets.QuotaExceeded, p.want(packets.TypePubrec)[0].(*packets.Ack).Code)
+		synctest.Wait()
 		require.Len(t, st.failed, 1, "told once")
 
 		st.store.fail(nil)
 		time.Sleep(time.Second)
 		require.NoError(t, st.b.Healthy())
+		synctest.Wait()
 		require.Equal(t, 1, st.works)
 		s.want(packets.TypePubrel)
 		p.want(packets.TypePubcomp)
@@ -176,6 +181,74 @@ func TestARetainedMessageThatIsNotStoredIsUndone(t *testing.T) {
 	})
 }
 
+// A retained QoS 2 message leaves only once the store knows that it does. A new subscription gets it also
+// if there is no room for that at the moment.
+func TestARetainedMessageForANewSubscriptionWaitsForRoom(t *testing.T) {
+	for name, window := range map[string]int{"the store becomes full": 100, "it is full": 1} {
+		t.Run(name, func(t *testing.T) {
+			onStage(t, func(st *stage) {
+				p := st.clean("p")
+				var want []string
+				for i := range 5 {
+					p.send(toRetain(message2(fmt.Sprint("t/", i), fmt.Sprint(i), packets.QoS(2-i%2), uint16(i+1))))
+					want = append(want, fmt.Sprint(i))
+				}
+				p.got()
+				s := st.dial("s", packets.V5, false, 3600, func(c *packets.Connect) {
+					c.Properties = c.Properties.AppendUint(packets.ReceiveMaximum, uint32(window))
+				})
+				s.want(packets.TypeConnack)
+				subscribe := func() {
+					s.send(&packets.Subscribe{PacketID: 9, Subscriptions: []packets.Subscription{{Filter: "t/#", QoS: 2}}})
+				}
+				if window == 1 {
+					subscribe()
+				}
+				st.store.refuse(func(op store.Op) bool { _, is := op.(*store.Publish); return is })
+				if window > 1 {
+					subscribe() // with which the broker finds out
+				} else {
+					p.send(toRetain(message2("full", "x", packets.QoS1, 9)))
+					p.got()
+				}
+				time.Sleep(time.Second)
+				got := s.payloads()
+				st.roomAgain()
+				got = append(got, s.payloads()...)
+				slices.Sort(got)
+				require.Equal(t, want, got)
+				time.Sleep(time.Second)
+				st.crash()
+				require.Empty(t, st.dial("s", packets.V5, false, 3600).payloads())
+			})
+		})
+	}
+}
+
+func TestRetainedMessagesThatAreNotStoredAreUndoneInOneBatchAndTheNext(t *testing.T) {
+	onStage(t, func(st *stage) {
+		st.narrow(64 << 20)
+		p := st.clean("p")
+		p.send(toRetain(message2("t", "kept", packets.QoS1, 1)))
+		p.want(packets.TypePuback)
+		time.Sleep(time.Second)
+		release := st.store.hold()
+		st.store.fail(store.ErrFull)
+		p.send(toRetain(message2("x", "first", packets.QoS1, 3))) // this one is being committed
+		synctest.Wait()
+		p.send(toRetain(message2("t", "a", packets.QoS1, 4)))
+		p.send(toRetain(message2("t", "b", packets.QoS1, 5)))
+		synctest.Wait()
+		large := strings.Repeat("x", 17<<20) // completes the batch
+		st.b.journal.Add(&store.DeleteRetained{Topic: large})
+		p.send(toRetain(message2("t", "c", packets.QoS1, 6)))
+		synctest.Wait()
+		release()
+		time.Sleep(time.Second)
+		require.Equal(t, "kept", string(st.b.retained.Get("t").Payload))
+	})
+}
+
 func TestAQoS2MessageIsRefusedOnTheNextConnectionToo(t *testing.T) {
 	onStage(t, func(st *stage) {
 		p := st.durable("p", packets.V5)
@@ -249,6 +322,8 @@ func TestWhatIsCarriedDoesNotGrowWithTime(t *testing.T) {
 			require.Equal(t, packets.QuotaExceeded, n.want(packets.TypeConnack)[0].(*packets.Connack).Code)
 			require.True(t, n.ended())
 			st.clean("c").send(toRetain(message2("r", "", packets.QoS0, 0)))
+			w := st.dial("w", packets.V5, true, 0, willTo("will", "x", 0)) // a Will that is not stored
+			require.Equal(t, packets.Success, w.want(packets.TypeConnack)[0].(*packets.Connack).Code)
 			time.Sleep(time.Second)
 		}
 		st.store.fail(nil)
@@ -369,5 +444,24 @@ func TestABatchThatIsTooLargeDoesNotEndTheStore(t *testing.T) {
 		require.NoError(t, st.b.Healthy())
 		p.send(toRetain(message2("t", "x", packets.QoS1, 2)))
 		require.False(t, p.want(packets.TypePuback)[0].(*packets.Ack).Code.Failed())
+	})
+}
+
+// A client that has sent DISCONNECT is answered when that is durable. What is refused meanwhile
+// does not reach it.
+func TestARefusedQoS2MessageDoesNotReachAClientThatLeaves(t *testing.T) {
+	onStage(t, func(st *stage) {
+		s, p := st.durable("s", packets.V5), st.clean("p")
+		s.subscribe("t", packets.QoS2)
+		release := st.store.hold()
+		st.store.refuse(adds)
+		p.send(message2("t", "x", packets.QoS2, 1))
+		synctest.Wait()
+		s.send(&packets.Disconnect{})
+		synctest.Wait()
+		release()
+		require.Equal(t, packets.QuotaExceeded, p.want(packets.TypePubrec)[0].(*packets.Ack).Code)
+		s.wantNothing("a message that was refused")
+		require.True(t, s.ended())
 	})
 }

@@ -17,7 +17,8 @@ type faultStore struct {
 	mu      sync.Mutex
 	gate    chan struct{} // not nil: Commit waits for it to be closed
 	before  func(ops []store.Op) error
-	dead    bool // nothing reaches the store any more
+	after   func() // not nil: Commit calls it when the operations are there
+	dead    bool   // nothing reaches the store any more
 	commits int
 	seen    []store.Op // of all commits, copied as far as tests look at them
 }
@@ -37,6 +38,16 @@ func (s *faultStore) Commit(ctx context.Context, ops []store.Op) error {
 			return err
 		}
 	}
+	if err := s.apply(ctx, ops); err != nil {
+		return err
+	}
+	if s.after != nil {
+		s.after()
+	}
+	return nil
+}
+
+func (s *faultStore) apply(ctx context.Context, ops []store.Op) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.dead {

@@ -106,7 +106,7 @@ func (r *flow) written() (n int) {
 func (r *flow) idle() {
 	for _, c := range append(r.subs, r.pubs...) {
 		require.Zero(r.tb, c.c.sess.out.live, "every delivery is acknowledged")
-		require.Zero(r.tb, c.c.sess.out.queue.n, "nothing is queued")
+		require.Zero(r.tb, c.c.sess.out.queue.Len(), "nothing is queued")
 		require.Empty(r.tb, c.c.sess.in.ids, "every Packet Identifier is released")
 	}
 }

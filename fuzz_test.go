@@ -457,16 +457,16 @@ func (r *fuzzRun) check() {
 	}
 	for s := range r.h.b.allSessions() {
 		s.mu.Lock()
-		if s.out.queue.n > s.quota.messages {
-			r.errorf("%d messages wait for %s, over the bound", s.out.queue.n, s.id)
+		if s.out.queue.Len() > s.quota.messages {
+			r.errorf("%d messages wait for %s, over the bound", s.out.queue.Len(), s.id)
 		}
 		size := 0
-		s.out.queue.all(func(d *delivery) bool { size += d.size(); return true })
+		s.out.queue.All(func(d *delivery) bool { size += d.size(); return true })
 		if size != s.out.bytes {
 			r.errorf("%s: %d bytes wait, counted as %d", s.id, size, s.out.bytes)
 		}
-		if c := s.conn; c != nil && (int(s.out.used) > int(s.out.quota) || c.out.size() > 0) {
-			r.errorf("%s: %d of %d places taken, %d bytes not flushed", s.id, s.out.used, s.out.quota, c.out.size())
+		if c := s.conn; c != nil && (int(s.out.used) > int(s.out.quota) || c.out.Size() > 0) {
+			r.errorf("%s: %d of %d places taken, %d bytes not flushed", s.id, s.out.used, s.out.quota, c.out.Size())
 		}
 		s.mu.Unlock()
 	}
@@ -477,8 +477,8 @@ func (r *fuzzRun) check() {
 			live++
 		}
 	}
-	if live+len(r.h.b.unused) != len(r.h.b.byNumber)-1 {
-		r.errorf("numbers are lost: %d live, %d free of %d", live, len(r.h.b.unused), len(r.h.b.byNumber)-1)
-	}
 	r.h.b.numbers.RUnlock()
+	if n := r.h.b.tree.Subscribers(); n != live {
+		r.errorf("numbers are lost: %d live, %d given out", live, n)
+	}
 }

@@ -3,6 +3,7 @@ package dunlin
 import (
 	"fmt"
 	"math"
+	"strings"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
@@ -22,8 +23,13 @@ func (b *Broker) checkGrant(g *hooks.Grant) error {
 			return fmt.Errorf("the Authenticator granted the %s %v, which is no rate", x.name, x.rate)
 		}
 	}
+	if id := g.ClientID; len(id) > math.MaxUint16 || !packets.ValidUTF8(id) || strings.HasPrefix(id,
+		localPrefix) {
+		return fmt.Errorf("the Authenticator granted the Client Identifier %q, which no client "+
+			"can have", cut(id, maxName))
+	}
 	m := g.MountPoint
-	if m != "" && (!packets.ValidTopicName(m) || m[0] == '$' || len(m) > b.cfg.MaxTopicLength/2) {
+	if m != "" && (!packets.ValidTopicName(m) || m[0] == '$' || len(m) > b.cfg().MaxTopicLength/2) {
 		return fmt.Errorf("the Authenticator granted the mount point %q, which no Topic Name of a client can begin with", cut(m, maxName))
 	}
 	return nil
@@ -35,7 +41,7 @@ const maxSaid = 268_435_455
 
 // lower applies the limits that the Authenticator set.
 func (c *conn) lower(l *hooks.Limits) {
-	c.packetSize, c.receiveMaximum = int32(c.b.cfg.MaxPacketSize), int32(c.b.cfg.ReceiveMaximum)
+	c.packetSize, c.receiveMaximum = int32(c.b.cfg().MaxPacketSize), int32(c.b.cfg().ReceiveMaximum)
 	if l.PacketSize > 0 {
 		c.packetSize = min(c.packetSize, int32(min(l.PacketSize, maxPacketSize)))
 	}
@@ -45,10 +51,20 @@ func (c *conn) lower(l *hooks.Limits) {
 	if l.ReceiveMaximum > 0 {
 		c.receiveMaximum = min(c.receiveMaximum, int32(l.ReceiveMaximum))
 	}
+	c.maxQoS, c.aliasesIn = c.b.cfg().maxQoS(), uint16(c.b.cfg().TopicAliasMaximum)
+	if l.MaxQoS != nil {
+		c.maxQoS = min(c.maxQoS, *l.MaxQoS)
+	}
+	if l.TopicAliasMaximum > 0 {
+		c.aliasesIn = min(c.aliasesIn, l.TopicAliasMaximum)
+	}
+	if l.DisableTopicAlias {
+		c.aliasesIn = 0
+	}
 }
 
 func (b *Broker) queueLimits(l *hooks.Limits) queueLimits {
-	q := queueLimits{b.cfg.MaxQueuedBytes, int32(b.cfg.MaxQueuedMessages), b.cfg.Overflow}
+	q := queueLimits{b.cfg().MaxQueuedBytes, int32(b.cfg().MaxQueuedMessages), b.cfg().Overflow}
 	if l.QueuedMessages > 0 {
 		q.messages = int32(min(int(q.messages), l.QueuedMessages))
 	}
@@ -70,7 +86,7 @@ func askedExpiry(p *packets.Connect) (asked uint32) {
 
 // negotiateKeepAlive sets the time after which silence ends the connection and returns the Keep Alive in force, in seconds.
 func (c *conn) negotiateKeepAlive(p *packets.Connect, g *hooks.Grant) uint16 {
-	most := c.b.cfg.MaxKeepAlive
+	most := c.b.cfg().MaxKeepAlive
 	if d := g.Limits.KeepAlive; d > 0 && (most == 0 || d < most) {
 		most = min(d, math.MaxUint16*time.Second)
 	}

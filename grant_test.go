@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"reflect"
+	"sort"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/owners"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -26,13 +28,24 @@ type granted struct {
 	QueuedBytes    int
 	PublishRate    float64
 	PublishBytes   float64
+	Sessions       int // of the principal, as those that follow
+	Subscriptions  int
+	Retained       int
+	RetainedBytes  int
+	AllQueuedBytes int
+	KeptBytes      int
+	MaxQoS         uint32
+	TopicAliases   uint32
 }
 
 // What an Authenticator grants is held to what Config may say, at both edges of each field.
 func TestWhatIsGrantedAtItsEdges(t *testing.T) {
 	const second = time.Second
 	nan, inf := math.NaN(), math.Inf(1)
-	is := granted{0, 1024, 1 << 20, 60_000, 604_800, 16_384, 16 << 20, 0, 0} // as Config has it
+	is := granted{ // as Config has it
+		0, 1024, 1 << 20, 60_000, 604_800, 16_384, 16 << 20, 0, 0,
+		750_000, 1 << 19, 750_000, 3 << 28, 1 << 29, (1 << 30) / 100 * 37, 2, 32,
+	}
 	with := func(edit func(x *granted)) granted {
 		x := is
 		edit(&x)
@@ -86,14 +99,40 @@ func TestWhatIsGrantedAtItsEdges(t *testing.T) {
 			{math.SmallestNonzeroFloat64, with(func(x *granted) { x.PublishBytes = math.SmallestNonzeroFloat64 })},
 			{math.MaxFloat64, with(func(x *granted) { x.PublishBytes = math.MaxFloat64 })},
 		},
+		"MaxQoS": {
+			{(*packets.QoS)(nil), is}, {new(packets.QoS2), is}, {new(packets.QoS(255)), is},
+			{new(packets.QoS1), with(func(x *granted) { x.MaxQoS = 1 })},
+			{new(packets.QoS0), with(func(x *granted) { x.MaxQoS = 0 })},
+		},
+		"TopicAliasMaximum": {
+			{uint16(0), is}, {uint16(32), is}, {uint16(33), is}, {uint16(math.MaxUint16), is},
+			{uint16(1), with(func(x *granted) { x.TopicAliases = 1 })},
+		},
+		"DisableTopicAlias": {
+			{false, is},
+			{true, with(func(x *granted) { x.TopicAliases = 0 })},
+		},
 	}
+	type row = struct {
+		value any
+		want  granted
+	}
+	for name, edit := range map[string]func(x *granted){
+		"Sessions": func(x *granted) { x.Sessions = 1 }, "Subscriptions": func(x *granted) { x.Subscriptions = 1 },
+		"Retained": func(x *granted) { x.Retained = 1 }, "RetainedBytes": func(x *granted) { x.RetainedBytes = 1 },
+		"AllQueuedBytes": func(x *granted) { x.AllQueuedBytes = 1 },
+	} {
+		tables[name] = []row{{0, is}, {-1, is}, {math.MinInt, is}, {math.MaxInt, is}, {1, with(edit)}}
+	}
+	tables["KeptBytes"] = []row{{0, is}, {-1, is}, {math.MinInt, is}, {math.MaxInt, is},
+		{1_000_000, with(func(x *granted) { x.KeptBytes = 1_000_000 })}}
 	typ := reflect.TypeFor[hooks.Limits]()
 	for i := range typ.NumField() {
 		name := typ.Field(i).Name
 		require.NotEmpty(t, tables[name], "Limits.%s is in no table", name)
 		for _, tt := range tables[name] {
 			t.Run(fmt.Sprint(name, " ", tt.value), func(t *testing.T) {
-				withRules(t, everything, nil, func(r *guardRig) {
+				withRules(t, everything, func(c *Config) { c.MaxMemory = 1 << 30 }, func(r *guardRig) {
 					r.grant = func(q *hooks.ConnectRequest) error {
 						reflect.ValueOf(&q.Grant.Limits).Elem().Field(i).Set(reflect.ValueOf(tt.value))
 						return nil
@@ -125,13 +164,22 @@ func (r *guardRig) ask() (x granted) {
 	x.PacketSize = number(packets.MaximumPacketSize, 0)
 	x.KeepAlive = number(packets.ServerKeepAlive, uint32(p.KeepAlive))
 	x.SessionExpiry = number(packets.SessionExpiryInterval, noExpiry)
+	x.MaxQoS, x.TopicAliases = number(packets.MaximumQoS, 2), number(packets.TopicAliasMaximum, 0)
 	s := r.b.ofClient("c")[0]
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	require.Equal(r.t, time.Duration(x.KeepAlive)*time.Second*3/2, s.conn.keepAlive)
 	x.QueuedMessages, x.QueuedBytes = int(s.quota.messages), s.quota.bytes
+	for k, n := range map[owners.Kind]*int{
+		owners.Sessions: &x.Sessions, owners.Subscriptions: &x.Subscriptions, owners.Retained: &x.Retained,
+		owners.RetainedBytes: &x.RetainedBytes, owners.QueuedBytes: &x.AllQueuedBytes,
+		owners.Kept: &x.KeptBytes,
+	} {
+		used := s.out.owner.Used(k)
+		*n = int(used) + sort.Search(math.MaxInt32, func(n int) bool { return !s.out.owner.Room(k, int64(n)+1) })
+	}
 	if pace := s.conn.few().pace; pace != nil {
-		x.PublishRate, x.PublishBytes = pace.rate, pace.bytes
+		x.PublishRate, x.PublishBytes = pace.Rates()
 	}
 	return x
 }
@@ -187,6 +235,11 @@ func TestGrantsThatMakeNoSense(t *testing.T) {
 		{"one with a wildcard", hooks.Grant{MountPoint: "a/+/"}, packets.NotAuthorized},
 		{"one of the server", hooks.Grant{MountPoint: "$SYS/"}, packets.NotAuthorized},
 		{"one that is no text", hooks.Grant{MountPoint: "a\xff/"}, packets.NotAuthorized},
+		{"a Client Identifier", hooks.Grant{ClientID: "another"}, packets.Success},
+		{"a long Client Identifier", hooks.Grant{ClientID: long}, packets.Success},
+		{"one that no packet can say", hooks.Grant{ClientID: long + long}, packets.NotAuthorized},
+		{"one that is no text", hooks.Grant{ClientID: "a\x00"}, packets.NotAuthorized},
+		{"one of the program", hooks.Grant{ClientID: "$local/1"}, packets.NotAuthorized},
 		{"an end that is far away", hooks.Grant{Expires: time.Unix(math.MaxInt32*1000, 0)}, packets.Success},
 		{"a Principal of any bytes", hooks.Grant{Identity: hooks.Identity{Principal: long + "\x00\xff"}}, packets.Success},
 	} {

@@ -287,8 +287,8 @@ func TestSessionPerPrincipal(t *testing.T) {
 			require.Equal(t, packets.AdministrativeAction, c.recv().(*packets.Disconnect).Code)
 			c.close()
 		}
-		require.True(t, r.b.DeleteSession(context.Background(), "c"))
-		require.False(t, r.b.DeleteSession(context.Background(), "c"))
+		require.True(t, deletes(t, r.b, "c"))
+		require.False(t, deletes(t, r.b, "c"))
 		_, ok = r.b.Session("c")
 		require.False(t, ok)
 		p.close()

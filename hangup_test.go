@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/link"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -69,7 +70,7 @@ func TestACloseRightBehindDataIsNoticed(t *testing.T) {
 // Which of two connections is accepted first does not follow from which came first. One that its client has closed already is from before the other,
 // and takes nothing from it; unless the client has said more behind its CONNECT, which is to be heard.
 func TestAClosedConnectionTakesNothingOver(t *testing.T) {
-	if !rawIO {
+	if !link.RawIO {
 		t.Skip("what has come is seen ahead only where connections are waited for without a buffer")
 	}
 	for _, tc := range []struct{ clean, more bool }{{false, false}, {true, false}, {false, true}, {true, true}} {
@@ -140,7 +141,7 @@ func TestAClosedConnectionTakesNothingOver(t *testing.T) {
 // A client that sends DISCONNECT and connects anew at once, while the broker is not done with what it sent before: the DISCONNECT came first,
 // and drops the Will.
 func TestADisconnectRightBeforeATakeoverDropsTheWill(t *testing.T) {
-	if !rawIO {
+	if !link.RawIO {
 		t.Skip("what has come is seen ahead only where connections are waited for without a buffer")
 	}
 	entered, hold := make(chan struct{}), make(chan struct{})

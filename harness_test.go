@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/link"
 	"github.com/dunlin-mqtt/dunlin/internal/script"
 	"github.com/dunlin-mqtt/dunlin/listeners"
 	"github.com/dunlin-mqtt/dunlin/packets"
@@ -196,7 +197,7 @@ func (l *coreLink) Send(b []byte) error {
 	t := l.h.b.getTurn()
 	l.c.unpark(t)
 	t.read = roomFor(t.read, len(b))
-	t.read.b = append(t.read.b, b...)
+	t.read.B = append(t.read.B, b...)
 	err := l.c.input(t)
 	l.c.park(t)
 	if err != nil {
@@ -207,13 +208,13 @@ func (l *coreLink) Send(b []byte) error {
 }
 
 // roomFor returns x with room for n more bytes, or its content in a larger buffer.
-func roomFor(x *buffer, n int) *buffer {
-	if cap(x.b)-len(x.b) >= n {
+func roomFor(x *link.Buffer, n int) *link.Buffer {
+	if cap(x.B)-len(x.B) >= n {
 		return x
 	}
-	y := newBuffer(len(x.b) + n)
-	y.b = append(y.b, x.b...)
-	x.free()
+	y := link.NewBuffer(len(x.B) + n)
+	y.B = append(y.B, x.B...)
+	x.Free()
 	return y
 }
 

@@ -3,112 +3,20 @@ package dunlin
 import (
 	"errors"
 	"net"
-	"net/netip"
-	"sync"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/internal/budget"
+	"github.com/dunlin-mqtt/dunlin/internal/guard"
+	"github.com/dunlin-mqtt/dunlin/internal/link"
+	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/dunlin-mqtt/dunlin/internal/logins"
+	"github.com/dunlin-mqtt/dunlin/internal/room"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// This file is what an address and a Client Identifier may do how often. Tables are bounded and have no goroutine: an entry is
-// looked at when its address or identifier comes up, and makes room for others.
-
-// A bucket holds tokens, which come at a rate, up to a burst. Zero: full.
-type bucket struct {
-	level float64
-	at    int64 // when level was right, Unix nanoseconds
-}
-
-// fill adds what has come since.
-func (k *bucket) fill(now int64, rate, burst float64) {
-	if k.at == 0 {
-		k.level = burst
-	} else if now > k.at {
-		k.level = min(burst, k.level+float64(now-k.at)/1e9*rate)
-	}
-	k.at = max(now, k.at)
-}
-
-// has says whether there is a token.
-func (k *bucket) has(now int64, rate, burst float64) bool {
-	k.fill(now, rate, burst)
-	return k.level >= 1
-}
-
-// take takes a token if there is one.
-func (k *bucket) take(now int64, rate, burst float64) bool {
-	if !k.has(now, rate, burst) {
-		return false
-	}
-	k.level--
-	return true
-}
-
-// maxIdle is how many addresses without a connection, and how many Client Identifiers, are remembered.
-const maxIdle = 1 << 16
-
-// An address is what is known of an IPv4 address or an IPv6 /64 network.
-type address struct {
-	ip       netip.Addr
-	conns    int
-	connects bucket
-}
-
-// addresses is the table of them. Those with a connection are as many as there are connections, of others it keeps maxIdle.
-type addresses struct {
-	mu       sync.Mutex
-	of       map[netip.Addr]*address // guarded by mu
-	idle     int                     // how many of them have no connection; guarded by mu
-	connects bucket                  // in all; guarded by mu
-
-	logins *logins.Table // immutable
-}
-
-// remoteIP returns the IP address of a peer. ok is false if it has none.
-func remoteIP(a net.Addr) (ip netip.Addr, ok bool) {
-	if t, is := a.(*net.TCPAddr); is {
-		ip = t.AddrPort().Addr()
-	} else if a != nil {
-		ap, err := netip.ParseAddrPort(a.String())
-		if err != nil {
-			return ip, false
-		}
-		ip = ap.Addr()
-	}
-	return ip.Unmap().WithZone(""), ip.IsValid()
-}
-
-// network is what counts as one address: of IPv6 the /64, which is what one subscriber has.
-func network(ip netip.Addr) netip.Addr {
-	if ip.Is6() && !ip.IsLoopback() {
-		p, _ := ip.Prefix(64)
-		ip = p.Addr()
-	}
-	return ip
-}
-
-// entry returns what is known of ip, and makes room if it is new. The lock is held.
-func (as *addresses) entry(ip netip.Addr) *address {
-	if a := as.of[ip]; a != nil {
-		return a
-	}
-	if as.idle >= maxIdle {
-		for old, a := range as.of { // in no order: whoever fills the table cannot choose
-			if a.conns == 0 {
-				delete(as.of, old)
-				as.idle--
-				break
-			}
-		}
-	}
-	a := &address{ip: ip}
-	as.of[ip] = a
-	as.idle++
-	return a
-}
+// This file is what an address, a client and an owner may do how often. The tables are those of
+// package guard. It is also the room for large packets that have come in part.
 
 // strictness says which limits the program has set itself. The defaults do not hold for loopback addresses and for peers without IP
 // address: what is tried out or measured on one machine, and proxies in front of the broker, are not what they are for.
@@ -121,54 +29,32 @@ func (c *Config) strictness() strictness {
 	}
 }
 
-// exempt says whether a limit that stands at its default does not hold for ip.
-func exempt(set bool, ip netip.Addr, ok bool) bool { return !set && (!ok || ip.IsLoopback()) }
-
-// admit decides whether a new connection from a is taken up at all. Nothing is spent on one that is not. dismiss must
-// follow when it ends, with what admit has returned: nil for a peer without IP address. (Its address may be another one by then.)
-func (b *Broker) admit(a net.Addr, now time.Time) (*address, error) {
-	ip, ok := remoteIP(a)
-	if b.bans.address(ip, ok, now) {
-		return nil, packets.Errorf(packets.Banned, "the address is banned")
+// addressLimits are those of package guard.
+func (s *settings) addressLimits() guard.Limits {
+	return guard.Limits{
+		PerIP: s.MaxConnectionsPerIP, PerIPForLocal: s.strict.connections,
+		RatePerIP: s.ConnectRatePerIP, RatePerIPForLocal: s.strict.rate,
+		Rate: s.ConnectRate, RateForLocal: s.strict.rateInAll,
 	}
-	ip = network(ip)
-	cfg, as, at := &b.cfg, &b.addresses, now.UnixNano()
-	as.mu.Lock()
-	defer as.mu.Unlock()
-	if err := b.refusalLocked(ip, ok, at); err != nil {
-		return nil, err
-	}
-	var x *address
-	if !exempt(b.strict.rateInAll, ip, ok) {
-		as.connects.take(at, cfg.ConnectRate, max(cfg.ConnectRate, 1))
-	}
-	if ok {
-		x = as.entry(ip)
-		x.connects.take(at, cfg.ConnectRatePerIP, max(cfg.ConnectRatePerIP, 1))
-		if x.conns++; x.conns == 1 {
-			as.idle--
-		}
-	}
-	return x, nil
 }
 
-// refusalLocked says why a connection from ip is not taken up now, if it is not. It takes nothing from any bucket, so that an address
-// that is refused does not use up what all have. ok is false for a peer without IP address. The lock of the addresses is held.
-func (b *Broker) refusalLocked(ip netip.Addr, ok bool, at int64) error {
-	cfg, as := &b.cfg, &b.addresses
-	if x := as.of[ip]; ok && x != nil {
-		switch {
-		case x.conns >= cfg.MaxConnectionsPerIP && !exempt(b.strict.connections, ip, ok):
-			return packets.Errorf(packets.QuotaExceeded, "more than %d connections from the address", cfg.MaxConnectionsPerIP)
-		case cfg.ConnectRatePerIP > 0 && !exempt(b.strict.rate, ip, ok) && !x.connects.has(at, cfg.ConnectRatePerIP, max(cfg.ConnectRatePerIP, 1)):
-			return packets.Errorf(packets.ConnectionRateExceeded, "more than %g connections per second from the address", cfg.ConnectRatePerIP)
-		}
-	}
-	if cfg.ConnectRate > 0 && !exempt(b.strict.rateInAll, ip, ok) && !as.connects.has(at, cfg.ConnectRate, max(cfg.ConnectRate, 1)) {
-		return packets.Errorf(packets.ConnectionRateExceeded, "more than %g connections per second", cfg.ConnectRate)
-	}
-	return nil
+// loginLimits are those of package logins.
+func (s *settings) loginLimits() logins.Limits {
+	return logins.Limits{PerName: s.MaxAuthFailures, PerAddress: s.MaxAuthFailuresPerIP}
 }
+
+// admit decides whether a new connection from a is taken up at all. Nothing is spent on one that is
+// not. addresses.Dismiss must follow when it ends, with what admit has returned: nil for a peer
+// without IP address. (Its address may be another one by then.)
+func (b *Broker) admit(a net.Addr, now time.Time) (*guard.Address, error) {
+	ip := guard.RemoteIP(a)
+	if b.guard.Bans.HasAddress(ip, now) {
+		return nil, errAddressBanned
+	}
+	return b.guard.Addresses.Admit(ip, now)
+}
+
+var errAddressBanned = packets.Errorf(packets.Banned, "the address is banned")
 
 // Admits says whether the Broker would take up a connection from an address now: it returns nil if so, and otherwise an error that says
 // which Ban or which limit of Config for addresses is in the way. It returns ErrBrokerClosed after Shutdown or Close. It counts nothing,
@@ -178,35 +64,11 @@ func (b *Broker) Admits(from net.Addr) error {
 	if b.isClosed() {
 		return ErrBrokerClosed
 	}
-	now := time.Now()
-	ip, ok := remoteIP(from)
-	if b.bans.address(ip, ok, now) {
-		return packets.Errorf(packets.Banned, "the address is banned")
+	ip, now := guard.RemoteIP(from), time.Now()
+	if b.guard.Bans.HasAddress(ip, now) {
+		return errAddressBanned
 	}
-	as := &b.addresses
-	as.mu.Lock()
-	defer as.mu.Unlock()
-	return b.refusalLocked(network(ip), ok, now.UnixNano())
-}
-
-// dismiss is the end of a connection that was admitted with x.
-func (b *Broker) dismiss(x *address, now time.Time) {
-	if x == nil {
-		return
-	}
-	cfg, as := &b.cfg, &b.addresses
-	as.mu.Lock()
-	defer as.mu.Unlock()
-	if x.conns--; x.conns > 0 {
-		return
-	}
-	as.idle++
-	burst := max(cfg.ConnectRatePerIP, 1)
-	x.connects.fill(now.UnixNano(), cfg.ConnectRatePerIP, burst)
-	if x.connects.level >= burst { // nothing to remember
-		delete(as.of, x.ip)
-		as.idle--
-	}
+	return b.guard.Addresses.Refusal(ip, now)
 }
 
 // errSlowed refuses a client because of failures before.
@@ -217,11 +79,11 @@ var errSlowed = packets.Errorf(packets.ConnectionRateExceeded,
 // whether a nil error accepts the client, or the hook wants to hear more. The error is a
 // *packets.Error.
 func (c *conn) asks(hook func(known bool) (decided bool, err error)) error {
-	b, table, client := c.b, c.b.addresses.logins, c.client
-	ip, ok := remoteIP(client.RemoteAddr)
+	b, table, client := c.b, c.b.logins, c.client
+	ip := guard.RemoteIP(client.RemoteAddr)
 	who := logins.Who{
-		Addr: network(ip), Name: client.Username, Named: client.HasUsername, Again: c.accepted,
-		Exempt: !ok || exempt(b.strict.failures, ip, ok),
+		Addr: guard.Network(ip), Name: client.Username, Named: client.HasUsername, Again: c.accepted,
+		Exempt: !ip.IsValid() || !b.cfg().strict.failures && guard.Local(ip),
 	}
 	if !who.Named {
 		who.Name = client.ID
@@ -265,63 +127,27 @@ func failedLogin(err, refusal error) bool {
 	return false
 }
 
-// A flapTable counts takeovers by session.place.
-type flapTable struct {
-	mu sync.Mutex
-	of map[string]bucket // guarded by mu
-}
-
 // tookOver counts that c has taken over its Client Identifier, and bans that if it goes on in a loop.
 func (b *Broker) tookOver(c *conn, now time.Time) {
-	cfg, ft := &b.cfg, &b.flaps
-	ip, ok := remoteIP(c.nc.RemoteAddr())
-	if cfg.MaxTakeovers <= 0 || cfg.BanTime == 0 || exempt(b.strict.takeovers, ip, ok) {
+	cfg, ip := b.cfg(), guard.RemoteIP(c.nc.RemoteAddr())
+	if cfg.MaxTakeovers <= 0 || cfg.BanTime == 0 || !b.cfg().strict.takeovers && guard.Local(ip) {
 		return
 	}
-	key, most := c.sessionKey(), float64(cfg.MaxTakeovers)
-	ft.mu.Lock()
-	k, known := ft.of[key]
-	if !known && len(ft.of) >= maxIdle {
-		for old := range ft.of { // in no order
-			delete(ft.of, old)
-			break
-		}
+	name := c.sessionKey()
+	if b.guard.Takeovers.Count(shortKey(name), cfg.MaxTakeovers, now) {
+		return
 	}
-	within := k.take(now.UnixNano(), most/60, most)
-	if ft.of[key] = k; !within {
-		delete(ft.of, key)
+	// What was counted for one owner is banned for that one.
+	x := Ban{Kind: BanClient, Value: name, Until: now.Add(cfg.BanTime), Reason: "taken over in a loop"}
+	if cfg.SessionPerPrincipal {
+		x.Kind = BanSession
 	}
-	ft.mu.Unlock()
-	if !within { // what was counted for one owner is banned for that one
-		x := Ban{Kind: BanClient, Value: key, Until: now.Add(cfg.BanTime), Reason: "taken over in a loop"}
-		if cfg.SessionPerPrincipal {
-			x.Kind = BanSession
-		}
-		b.ban(x, true)
-	}
+	b.ban(x, true)
 }
 
-// A pace is what an owner may publish in time, over all its connections. What it owes outlives them.
-type pace struct {
-	owner  string // its key in the table; immutable, as the next
-	refuse bool
-	users  int // connections; guarded by paceTable.mu
-
-	mu          sync.Mutex // a leaf. Guards what follows
-	rate, bytes float64    // per second; 0: no limit. Those of the connection that came last
-	messages    bucket
-	volume      bucket
-}
-
-// A paceTable holds the paces of owners that are connected, and of maxIdle others that owe something.
-type paceTable struct {
-	mu   sync.Mutex
-	of   map[string]*pace // guarded by mu
-	idle int              // how many of them have no connection; guarded by mu
-}
-
-// paceOf returns the limits of a connection that is being accepted, nil if there are none. leavePace must follow.
-func (b *Broker) paceOf(c *conn, p *packets.Connect, l *hooks.Limits) *pace {
+// paceOf returns the limits of a connection that is being accepted, nil if there are none.
+// paces.Leave must follow.
+func (b *Broker) paceOf(c *conn, p *packets.Connect, l *hooks.Limits) *guard.Pace {
 	lower := func(general, own float64) float64 {
 		switch {
 		case own <= 0:
@@ -331,119 +157,33 @@ func (b *Broker) paceOf(c *conn, p *packets.Connect, l *hooks.Limits) *pace {
 		}
 		return min(general, own)
 	}
-	rate, bytes := lower(b.cfg.PublishRate, l.PublishRate), lower(b.cfg.PublishBytes, l.PublishBytes)
+	rate, bytes := lower(b.cfg().PublishRate, l.PublishRate), lower(b.cfg().PublishBytes, l.PublishBytes)
 	if rate == 0 && bytes == 0 {
 		return nil
 	}
-	owner := "client " + p.ClientID
+	owner := "client " + c.client.ID
 	switch {
-	case c.named() && !b.open():
+	case c.named() && !b.cfg().open():
 		owner = "principal " + c.client.Identity.Principal
 	case p.ClientID == "": // it gets another one each time
-		ip, _ := remoteIP(c.client.RemoteAddr)
-		owner = "address " + network(ip).String()
+		owner = "address " + guard.Network(guard.RemoteIP(c.client.RemoteAddr)).String()
 	}
-	ps := &b.paces
-	ps.mu.Lock()
-	defer ps.mu.Unlock()
-	x := ps.of[owner]
-	if x == nil {
-		x = &pace{owner: owner, refuse: b.cfg.OverRate == RefusePublish}
-		ps.of[owner] = x
-	} else if x.users == 0 {
-		ps.idle--
-	}
-	x.users++
-	x.mu.Lock()
-	x.rate, x.bytes = rate, bytes
-	x.mu.Unlock()
-	return x
-}
-
-// leavePace is the end of a connection of x, which may be nil.
-func (b *Broker) leavePace(x *pace, now time.Time) {
-	if x == nil {
-		return
-	}
-	ps := &b.paces
-	ps.mu.Lock()
-	defer ps.mu.Unlock()
-	if x.users--; x.users > 0 {
-		return
-	}
-	if x.full(now.UnixNano()) {
-		delete(ps.of, x.owner)
-		return
-	}
-	if ps.idle >= maxIdle {
-		for owner, old := range ps.of { // in no order: an attacker that fills the table cannot choose
-			if old.users == 0 && old != x {
-				delete(ps.of, owner)
-				ps.idle--
-				break
-			}
-		}
-	}
-	ps.idle++
-}
-
-// fillLocked adds what has come since. A second's worth may come at once. mu is held.
-func (p *pace) fillLocked(now int64) {
-	p.messages.fill(now, p.rate, max(p.rate, 1))
-	p.volume.fill(now, p.bytes, p.bytes)
-}
-
-// full says whether nothing of a second's worth is used.
-func (p *pace) full(now int64) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.fillLocked(now)
-	return (p.rate == 0 || p.messages.level >= max(p.rate, 1)) && (p.bytes == 0 || p.volume.level >= p.bytes)
-}
-
-// take counts a PUBLISH of n bytes if it is within the limits, and says whether it is. One message may be larger than what is left of
-// the bytes, and is a debt.
-func (p *pace) take(now int64, n int) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.fillLocked(now)
-	if p.rate > 0 && p.messages.level < 1 || p.bytes > 0 && p.volume.level <= 0 {
-		return false
-	}
-	p.messages.level--
-	p.volume.level -= float64(n)
-	return true
-}
-
-// wait is how long it takes until the next PUBLISH is within the limits, at most an hour.
-func (p *pace) wait(now int64) (d time.Duration) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.fillLocked(now)
-	until := func(level, rate float64) {
-		if rate > 0 && level < 1 {
-			d = max(d, time.Duration(min((1-level)/rate, 3600)*1e9)+1)
-		}
-	}
-	until(p.messages.level, p.rate)
-	if p.volume.level <= 0 {
-		until(p.volume.level, p.bytes)
-	}
-	return d
+	return b.guard.Paces.Join(shortKey(owner), rate, bytes)
 }
 
 // within says whether a PUBLISH of n bytes may be decoded now. With PauseReading the reader pauses before the first that is beyond the
 // rate, and all other packets before it have been handled. RefusePublish is for onPublish to do.
 func (c *conn) within(t *turn, n int) bool {
 	p := c.few().pace
-	return p == nil || p.refuse || p.take(t.now.UnixNano(), n)
+	return p == nil || c.b.cfg().OverRate == RefusePublish || p.Take(t.now.UnixNano(), n)
 }
 
 // pause waits until the client may publish again, or the connection is to end.
 func (c *conn) pause() error {
 	r := c.few()
-	t := time.NewTimer(r.pace.wait(time.Now().UnixNano()))
+	t := time.NewTimer(r.pace.Delay(time.Now().UnixNano()))
 	defer t.Stop()
+	lock.NoneHeld("a wait")
 	select {
 	case <-t.C:
 	case <-r.wake:
@@ -453,7 +193,7 @@ func (c *conn) pause() error {
 	return c.stopped()
 }
 
-// unpause ends a pause. The lock is held.
+// unpause ends a pause. c.sess.mu is held.
 func (c *conn) unpause() {
 	if r := c.few(); r.wake != nil {
 		select {
@@ -471,11 +211,11 @@ type flowing struct {
 
 // flows says whether enough of a packet that is not complete has come in the time of Keep Alive, which then begins anew.
 func (c *conn) flows(now time.Time) bool {
-	rate := c.b.cfg.SlowLinkRate
+	rate := c.b.cfg().SlowLinkRate
 	if rate <= 0 || c.rest == nil {
 		return false
 	}
-	n := len(c.rest.b)
+	n := len(c.rest.B)
 	if f := c.few().flowing; f.at == c.lastPacket {
 		n -= f.bytes
 	}
@@ -483,7 +223,7 @@ func (c *conn) flows(now time.Time) bool {
 		return false
 	}
 	c.lastPacket = now.Sub(c.b.started)
-	c.own().flowing = flowing{len(c.rest.b), c.lastPacket}
+	c.own().flowing = flowing{len(c.rest.B), c.lastPacket}
 	return true
 }
 
@@ -511,10 +251,7 @@ func (c *conn) wants(b []byte) int {
 	if err != nil || n <= keepSize {
 		return 0
 	}
-	if k, size := class(n); k < classes {
-		return size
-	}
-	return n
+	return link.Fitting(n)
 }
 
 // expect takes the room of the packet that the read buffer holds the beginning of, and gives back
@@ -522,8 +259,8 @@ func (c *conn) wants(b []byte) int {
 // some never wait.
 func (c *conn) expect(t *turn) error {
 	n := 0
-	if len(t.read.b) > 0 {
-		n = c.wants(t.read.b)
+	if len(t.read.B) > 0 {
+		n = c.wants(t.read.B)
 	}
 	if n == int(c.partial) {
 		return nil
@@ -532,13 +269,13 @@ func (c *conn) expect(t *turn) error {
 	if n == 0 {
 		return nil
 	}
-	if cap(t.read.b) > n {
-		x := newBuffer(n)
-		x.b = append(x.b, t.read.b...)
-		t.read.free()
+	if cap(t.read.B) > n {
+		x := link.NewBuffer(n)
+		x.B = append(x.B, t.read.B...)
+		t.read.Free()
 		t.read = x
 	}
-	if !c.b.reading.take(int64(n)) {
+	if !c.b.reading.Take(int64(n)) {
 		if err := c.awaitPartial(t, n); err != nil {
 			return err
 		}
@@ -551,17 +288,17 @@ func (c *conn) expect(t *turn) error {
 // awaitPartial waits for n bytes of room to read.
 func (c *conn) awaitPartial(t *turn, n int) error {
 	b := c.b
-	b.memory.Recount(budget.Partial, &c.restCounted, cap(t.read.b))
+	b.memory.Recount(budget.Partial, &c.restCounted, cap(t.read.B))
 	if b.memory.Of(budget.Partial) > b.memory.Limit()/100*partialMost {
 		return errNoMemoryToRead
 	}
 	evict := time.AfterFunc(partialTime, b.endSlowest)
 	defer evict.Stop()
-	err := b.reading.await(c.context(), int64(n), nil)
+	err := b.reading.Await(c.context(), int64(n), nil)
 	if c.accepted {
 		c.lastPacket = time.Since(b.started) // its Keep Alive is not to blame for what was not read
 	}
-	if errors.Is(err, errNoRoom) {
+	if errors.Is(err, room.ErrNone) {
 		return errNoMemoryToRead
 	}
 	return err
@@ -571,7 +308,7 @@ func (c *conn) awaitPartial(t *turn, n int) error {
 func (c *conn) countRest() {
 	n := 0
 	if c.rest != nil {
-		n = cap(c.rest.b)
+		n = cap(c.rest.B)
 	}
 	c.b.memory.Recount(budget.Partial, &c.restCounted, n)
 }
@@ -581,7 +318,7 @@ func (c *conn) givePartial() {
 	if n := c.partial; n > 0 {
 		c.partial = 0
 		c.partialSince.Store(0)
-		c.b.reading.give(int64(n))
+		c.b.reading.Give(int64(n))
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/guard"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -56,16 +57,25 @@ func (r *guardRig) connectFrom(addr string, p *packets.Connect) (*testClient, in
 
 // admit and dismiss are the beginning and the end of a connection, without one.
 func (r *guardRig) admit(a net.Addr, now time.Time) error {
-	_, err := r.b.admit(a, now)
+	x, err := r.b.admit(a, now)
+	if x != nil {
+		if r.admitted == nil {
+			r.admitted = make(map[netip.Addr]*guard.Address)
+		}
+		r.admitted[x.IP] = x
+	}
 	return err
 }
 
 func (r *guardRig) dismiss(a net.Addr, now time.Time) {
-	ip, _ := remoteIP(a)
-	r.b.addresses.mu.Lock()
-	x := r.b.addresses.of[network(ip)]
-	r.b.addresses.mu.Unlock()
-	r.b.dismiss(x, now)
+	r.b.guard.Addresses.Dismiss(r.admitted[guard.Network(guard.RemoteIP(a))], now)
+}
+
+// noConnections says that no address has a connection.
+func (r *guardRig) noConnections() {
+	r.t.Helper()
+	all, idle := r.b.guard.Addresses.Len()
+	require.Equal(r.t, all, idle)
 }
 
 // moving is a connection whose address changes, as those of QUIC can.
@@ -87,12 +97,7 @@ func TestAnAddressThatChangesIsCountedOnce(t *testing.T) {
 		synctest.Wait()
 		client.Close()
 		require.Error(t, <-served)
-		r.b.addresses.mu.Lock()
-		defer r.b.addresses.mu.Unlock()
-		for _, a := range r.b.addresses.of {
-			require.Zero(t, a.conns)
-		}
-		require.Len(t, r.b.addresses.of, r.b.addresses.idle)
+		r.noConnections()
 	})
 }
 
@@ -125,12 +130,7 @@ func TestConnectionsOfOneAddressAreBounded(t *testing.T) {
 			c.nc.Close()
 		}
 		synctest.Wait()
-		r.b.addresses.mu.Lock()
-		for ip, a := range r.b.addresses.of {
-			require.Zero(t, a.conns, "%v", ip)
-		}
-		require.Len(t, r.b.addresses.of, r.b.addresses.idle)
-		r.b.addresses.mu.Unlock()
+		r.noConnections()
 	})
 }
 
@@ -202,35 +202,34 @@ func TestTheTableOfAddressesIsBounded(t *testing.T) {
 		now := time.Now()
 		held := tcpAddr("203.0.113.1")
 		require.NoError(t, r.admit(held, now))
-		for i := range 3 * maxIdle {
+		for i := range 3 * guard.MaxIdle {
 			a := tcpAddr(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}).String())
 			require.NoError(t, r.admit(a, now))
 			r.dismiss(a, now)
 		}
-		r.b.addresses.mu.Lock()
-		require.LessOrEqual(t, len(r.b.addresses.of), maxIdle+1)
-		require.Equal(t, r.b.addresses.idle+1, len(r.b.addresses.of))
-		require.Equal(t, 1, r.b.addresses.of[network(netip.MustParseAddr("203.0.113.1"))].conns, "one that is connected is not forgotten")
-		r.b.addresses.mu.Unlock()
+		all, idle := r.b.guard.Addresses.Len()
+		require.LessOrEqual(t, all, guard.MaxIdle+1)
+		require.Equal(t, idle+1, all)
+		n, _ := r.b.guard.Addresses.Connections(netip.MustParseAddr("203.0.113.1"))
+		require.Equal(t, 1, n, "one that is connected is not forgotten")
 
 		now = now.Add(time.Hour) // who did nothing wrong is forgotten at once
 		a := tcpAddr("198.51.100.1")
 		require.NoError(t, r.admit(a, now))
 		r.dismiss(a, now.Add(time.Minute))
-		r.b.addresses.mu.Lock()
-		require.NotContains(t, r.b.addresses.of, netip.MustParseAddr("198.51.100.1"))
-		r.b.addresses.mu.Unlock()
+		_, known := r.b.guard.Addresses.Connections(netip.MustParseAddr("198.51.100.1"))
+		require.False(t, known)
 		r.dismiss(held, now)
 	})
 }
 
 func TestConnectionsInProgressAreBounded(t *testing.T) {
-	withRules(t, everything, func(c *Config) { c.MaxConnecting, c.ConnectTimeout = 2, 5*time.Second }, func(r *guardRig) {
+	withRules(t, everything, func(c *Config) { c.MaxConnecting, c.ConnectTimeout = 4, 5*time.Second }, func(r *guardRig) {
 		a, _ := r.dialFrom("192.0.2.1")
 		b, _ := r.dialFrom("192.0.2.1")
 		synctest.Wait()
 		_, served := r.dialFrom("192.0.2.1")
-		require.Error(t, <-served)
+		require.Error(t, <-served, "an address has as many as are free")
 		a.Close()
 		synctest.Wait()
 		for i := range 3 { // those that are accepted do not count
@@ -347,10 +346,7 @@ func TestBans(t *testing.T) {
 				require.Zero(t, code)
 				c.close()
 				spared.close()
-				r.b.addresses.mu.Lock()
-				require.Zero(t, r.b.bans.n.Load())
-				require.Empty(t, r.b.bans.lengths)
-				r.b.addresses.mu.Unlock()
+				require.False(t, r.b.guard.Bans.Any())
 			})
 		}
 	})
@@ -390,10 +386,10 @@ func TestTheListOfBans(t *testing.T) {
 		// Those of the broker itself are bounded, and do not shorten those of the program.
 		r.b.ban(Ban{Kind: BanClient, Value: "b", Until: time.Now().Add(time.Second)}, true)
 		require.True(t, r.b.Bans()[1].Until.IsZero())
-		for i := range maxAutomatic + 10 {
+		for i := range guard.MaxAutomatic + 10 {
 			r.b.ban(Ban{Kind: BanClient, Value: fmt.Sprint("auto", i), Until: time.Now().Add(time.Hour + time.Duration(i))}, true)
 		}
-		require.Len(t, r.b.Bans(), maxAutomatic+3)
+		require.Len(t, r.b.Bans(), guard.MaxAutomatic+3)
 		require.False(t, r.b.Unban(BanClient, "auto0"), "the one that ended first made room")
 		require.True(t, r.b.Unban(BanClient, "auto10"))
 	})
@@ -490,15 +486,11 @@ func (r *guardRig) debt(id string) time.Duration {
 		return 0
 	}
 	p := s.conn.few().pace
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	owes := func(level, rate float64) time.Duration {
-		if rate == 0 {
-			return 0
-		}
-		return time.Duration(max(0, -level/rate) * 1e9)
+	d := p.Delay(time.Now().UnixNano())
+	if rate, _ := p.Rates(); rate > 0 { // the next message is none that it owes
+		d -= time.Duration(1e9 / rate)
 	}
-	return max(owes(p.messages.level, p.rate), owes(p.volume.level, p.bytes))
+	return max(d, 0)
 }
 
 func TestAPauseEndsWithTheConnection(t *testing.T) {
@@ -542,7 +534,7 @@ func TestWildcardsNearTheTopCanBeRefused(t *testing.T) {
 }
 
 func TestRetainedBytesAreExact(t *testing.T) {
-	withRules(t, everything, func(c *Config) { c.MaxRetainedBytes, c.MaxRetained = 100, 3 }, func(r *guardRig) {
+	withRules(t, everything, func(c *Config) { oneForAll(c); c.MaxRetainedBytes, c.MaxRetained = 100, 3 }, func(r *guardRig) {
 		c := r.connect(as("c", "u"))
 		payload := func(n int) string { return string(make([]byte, n)) }
 		require.False(t, c.publish("a", payload(49), true).Failed())
@@ -582,5 +574,34 @@ func TestWhatIsBeyondTheRateIsNotReceived(t *testing.T) {
 		require.Equal(t, packets.TypePubrec, c.recv().Type())
 		s.message("b")
 		c.close()
+	})
+}
+
+// Connections that say nothing take the places of connections without CONNECT from their own address, not from
+// others.
+func TestSilentConnectionsOfOneAddressDoNotShutTheDoor(t *testing.T) {
+	limits := func(c *Config) { c.MaxConnecting, c.ConnectTimeout = 10, 5*time.Second }
+	withRules(t, everything, limits, func(r *guardRig) {
+		for range 20 {
+			r.dialFrom("192.0.2.1") // as many as there are places, and more
+		}
+		synctest.Wait()
+		r.b.mu.Lock()
+		held := len(r.b.early)
+		r.b.mu.Unlock()
+		require.Equal(r.t, 5, held, "as many as are free")
+		for i := range 3 {
+			c, code := r.connectFrom(fmt.Sprintf("192.0.2.%d", i+2),
+				&packets.Connect{Version: packets.V5, CleanStart: true, ClientID: fmt.Sprint("c", i)})
+			require.Zero(r.t, code, "others come in")
+			c.close()
+		}
+		time.Sleep(6 * time.Second)
+		r.b.mu.Lock()
+		held = len(r.b.early)
+		r.b.mu.Unlock()
+		require.Zero(r.t, held)
+		_, code := r.connectFrom("192.0.2.1", &packets.Connect{Version: packets.V5, CleanStart: true, ClientID: "d"})
+		require.Zero(r.t, code, "and the address itself, when its silent ones have gone")
 	})
 }

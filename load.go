@@ -11,6 +11,7 @@ import (
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/internal/budget"
+	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/dunlin-mqtt/dunlin/internal/subs"
 	"github.com/dunlin-mqtt/dunlin/packets"
 	"github.com/dunlin-mqtt/dunlin/store"
@@ -34,8 +35,9 @@ type loaded struct {
 	s     *session
 	put   *store.PutSession
 	queue []delivery
-	gone  int    // of queue
-	extra *extra // the last one with Subscription Identifiers
+	gone  int          // of queue
+	sent  []store.Sent // what the store does not know
+	extra *extra       // the last one with Subscription Identifiers
 }
 
 // load reads the whole store. The journal has not been started yet.
@@ -43,7 +45,8 @@ func (b *Broker) load() error {
 	began := time.Now()
 	l := &loader{b: b, sessions: make(map[uint64]*loaded), groups: make(map[string]*extra)}
 	ops, said := 0, began
-	for op, err := range b.cfg.Store.Load(context.Background()) {
+	lock.NoneHeld("a call of the Store")
+	for op, err := range b.cfg().Store.Load(context.Background()) {
 		if err != nil {
 			return fmt.Errorf("dunlin: loading the store, after %d operations: %w", ops, err)
 		}
@@ -83,7 +86,7 @@ func (l *loader) apply(op store.Op) error {
 	case *store.DeleteSubscription:
 		if x := l.sessions[op.Session]; x != nil {
 			if group, filter, err := packets.SplitShared(op.Filter); err == nil && x.s.num != 0 && l.b.tree.Remove(x.s.num, group, filter) {
-				x.s.subs--
+				x.s.weighLocked(group, filter, -1)
 			}
 		}
 	case *store.Publish:
@@ -152,7 +155,6 @@ func (l *loader) putSession(op *store.PutSession) error {
 func (l *loader) drop(x *loaded) {
 	delete(l.sessions, x.s.stored)
 	if x.s.num != 0 {
-		l.b.tree.RemoveAll(x.s.num)
 		l.b.release(x.s.num)
 	}
 }
@@ -170,8 +172,8 @@ func (l *loader) subscribe(op *store.PutSubscription) error {
 		x.s.num = l.b.number(x.s)
 	}
 	o := subs.Options{QoS: op.QoS, NoLocal: op.NoLocal, RetainAsPublished: op.RetainAsPublished, RetainHandling: op.RetainHandling, ID: op.ID}
-	if _, existed := l.b.tree.Add(x.s.num, group, filter, o); !existed {
-		x.s.subs++
+	if !l.b.tree.Restore(x.s.num, group, filter, o) {
+		x.s.weighLocked(group, filter, 1)
 	}
 	return nil
 }
@@ -272,11 +274,22 @@ func (l *loader) retain(m *message) {
 func (l *loader) finish() {
 	b, now := l.b, time.Now()
 	byKey := make(map[string]*loaded)
-	var over []*loaded
+	var ended, over, wills, delayed []*loaded
+	var owing []*session
 	for _, x := range l.sessions {
 		x.complete(now)
-		b.journal.lastKey = max(b.journal.lastKey, x.s.stored)
-		if other := byKey[x.s.place()]; other != nil {
+		b.journal.lastKey.Store(max(b.journal.lastKey.Load(), x.s.stored))
+		switch other := byKey[x.s.place()]; {
+		case x.isWill() && strings.HasPrefix(x.s.id, delayedPrefix):
+			delayed = append(delayed, x)
+			continue
+		case x.isWill():
+			wills = append(wills, x)
+			continue
+		case x.put.Expiry == 0: // it has ended, and had something to leave to others
+			ended = append(ended, x)
+			continue
+		case other != nil:
 			// The process ended between the beginning of a Session and the end of the one before.
 			if other.s.stored > x.s.stored {
 				x, other = other, x
@@ -296,11 +309,17 @@ func (l *loader) finish() {
 		}
 	}
 	for _, x := range l.sessions {
+		if x.isWill() {
+			continue // giveWills has it, and it counts with the Session that gets it
+		}
 		b.journal.sessions[x.s.stored] = x.s
-		l.fill(x)
+		if l.fill(x) {
+			owing = append(owing, x.s)
+		}
 	}
 	l.sessions = nil
-	b.journal.start()
+	due := giveWills(wills, byKey)
+	b.journal.Start()
 	for _, x := range over {
 		x.s.will = nil // the Session goes on, in its successor
 		b.work(func(t *turn) { b.endSession(t, x.s, nil) })
@@ -308,20 +327,58 @@ func (l *loader) finish() {
 	for _, x := range byKey {
 		b.resumeLoaded(x, now)
 	}
+	for _, x := range ended {
+		b.resumeLoaded(x, now)
+	}
+	b.journal.startWills(due)
+	for _, x := range delayed {
+		b.loadDelayed(x)
+	}
+	for _, s := range owing {
+		b.journal.begin(s)
+	}
+}
+
+// isWill says whether x is the record of a Will.
+func (x *loaded) isWill() bool {
+	return x.put.Expiry == 0 && x.put.Will != nil && len(x.queue) == 0 && x.s.num == 0
+}
+
+// giveWills gives each Session the Will that it has, which came last, and returns the others: they
+// are due.
+func giveWills(wills []*loaded, byKey map[string]*loaded) (due []*will) {
+	slices.SortFunc(wills, func(a, b *loaded) int { return cmp.Compare(b.s.stored, a.s.stored) })
+	for _, x := range wills {
+		w := x.s.will
+		w.stored = x.s.stored
+		to := byKey[x.s.place()]
+		// A Will without a number is that of an older version, of which this is the record.
+		if to != nil && (to.s.will == nil || to.s.will.stored == 0) {
+			to.s.will = w
+			to.s.countLocked()
+		} else {
+			due = append(due, w)
+		}
+	}
+	slices.Reverse(due)
+	return due
 }
 
 // complete fills in what PutSession said. A client that was connected has left now.
 func (x *loaded) complete(now time.Time) {
 	s, p := x.s, x.put
 	s.id, s.holder = p.ClientID, s.b.holder(p.ClientID, p.Principal, p.Named, p.Mount)
+	if !s.inProcess() && !x.isWill() {
+		s.ownLoaded()
+	}
 	s.expiry, s.endsAt = p.Expiry, p.ExpiresAt
 	connected := p.ExpiresAt == 0 && p.Expiry != noExpiry
 	if connected {
 		s.setEnd(now)
 	}
 	if w := p.Will; w != nil {
-		s.will = &will{msg: &message{Message: w.Message, From: s.place()}, mount: s.mount, delay: time.Duration(w.Delay) * time.Second, client: &hooks.Client{
-			ID: s.id, Username: p.Username, HasUsername: s.named, Identity: hooks.Identity{Principal: s.principal},
+		s.will = &will{msg: &message{Message: w.Message, From: s.publisher(w.Message.Retain)}, mount: s.mount, delay: time.Duration(w.Delay) * time.Second, client: &hooks.Client{
+			ID: s.id, Username: p.Username, HasUsername: s.named, Identity: s.identity(),
 		}}
 		if s.will.at = now.Add(s.will.delay); w.At != 0 {
 			s.will.at = time.Unix(0, w.At)
@@ -329,9 +386,17 @@ func (x *loaded) complete(now time.Time) {
 	}
 }
 
-// fill makes the queue and what is in flight of what is left of the operations.
-func (l *loader) fill(x *loaded) {
+// fill makes the queue and what is in flight of what is left of the operations. Messages leave in the
+// order of the queue. So what stands before one that was sent was sent too: the crash came before the
+// batch that says so. It is in flight, with a new Packet Identifier, and keeps its place. What was
+// not sent of a shared subscription that is revoked goes to others: fill says whether there is any.
+func (l *loader) fill(x *loaded) (owes bool) {
 	s := x.s
+	var left []delivery
+	inFlight := len(x.queue)
+	for inFlight > 0 && x.queue[inFlight-1].id == 0 {
+		inFlight--
+	}
 	for i := range x.queue {
 		d := &x.queue[i]
 		s.seq = max(s.seq, d.seq)
@@ -341,9 +406,13 @@ func (l *loader) fill(x *loaded) {
 		if g := d.group(); g != nil {
 			d.extra.group = l.groups[g.Filter].group
 		}
-		if d.id == 0 {
+		if i >= inFlight {
 			d.state = waiting
-			s.out.push(*d)
+			if l.left(x, d) {
+				left = append(left, *d)
+			} else {
+				s.out.push(*d)
+			}
 			continue
 		}
 		if d.state == toldRel {
@@ -352,23 +421,48 @@ func (l *loader) fill(x *loaded) {
 		if d.msg != nil {
 			s.out.hold(d, budget.InFlight)
 		}
-		s.out.flight = append(s.out.flight, *d)
+		s.out.setFlight(append(s.out.flight, *d))
 		s.out.live++
 	}
-	l.queued += int(s.out.queue.n + s.out.live)
+	for i := range s.out.flight {
+		if d := &s.out.flight[i]; d.id == 0 {
+			d.id = s.out.nextID()
+			x.sent = append(x.sent, store.Sent{Session: s.stored, Seq: d.seq, ID: d.id})
+		}
+	}
+	s.noteArrivalsLocked()
+	s.countLocked()
+	l.queued += int(s.out.queue.Len() + s.out.live)
 	x.queue = nil
+	return len(left) > 0 && l.b.journal.owe(s, left...)
+}
+
+// left says whether d came by a shared subscription that the Session no longer has and others do.
+// One that has ended leaves all as it ends.
+func (l *loader) left(x *loaded, d *delivery) bool {
+	g := d.group()
+	if g == nil || x.put.Expiry == 0 {
+		return false
+	}
+	group, filter, err := packets.SplitShared(g.Filter)
+	if err != nil || l.b.tree.Group(group, filter) == nil {
+		return false
+	}
+	_, has := l.b.tree.Get(x.s.num, group, filter)
+	return x.s.num == 0 || !has
 }
 
 // resumeLoaded lets a loaded Session wait for its client, or carries out what is due.
 func (b *Broker) resumeLoaded(x *loaded, now time.Time) {
 	s := x.s
 	s.mu.Lock()
-	if s.expiry == 0 { // it ended with its connection
-		s.endsAt = now.UnixNano()
-	}
 	s.wait()
-	if p := s.put(); p.ExpiresAt != x.put.ExpiresAt || p.Will != nil && p.Will.At != x.put.Will.At {
-		b.journal.add(p) // its deadlines count from now, and not anew from the next start
+	for i := range x.sent {
+		b.journal.Add(&x.sent[i])
+	}
+	s.tellWill() // before the Session is written without the Will that an older version wrote into it
+	if p := s.put(); p.ExpiresAt != x.put.ExpiresAt || x.put.Will != nil {
+		b.journal.Add(p) // its deadlines count from now, and not anew from the next start
 	}
 	slow := s.asks()
 	s.mu.Unlock()

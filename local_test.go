@@ -182,7 +182,7 @@ func TestPublishWaitCountsWhatBecomesOfTheMessage(t *testing.T) {
 		require.NoError(t, manual.Close())
 		require.NoError(t, full.Close())
 		synctest.Wait()
-		require.True(t, b.DeleteSession(t.Context(), "c"))
+		require.True(t, deletes(t, b, "c"))
 		require.Equal(t, Outcome{Matched: 3, Lost: 3}, (<-done).Outcome)
 		first := mustSubscribe(t, b, "$share/g/y", &SubscribeOptions{QoS: 1, ManualAck: true})
 		go func() {
@@ -249,7 +249,7 @@ func TestSubscriptionEndsWithItsContextCloseOrTheBroker(t *testing.T) {
 		require.ErrorIs(t, byClose.Err(), ErrSubscriptionClosed)
 		require.ErrorIs(t, byClose.Add("b", nil), ErrSubscriptionClosed)
 		require.ErrorIs(t, byClose.Publish(t.Context(), &Message{Topic: "a"}), ErrSubscriptionClosed)
-		require.False(t, byClose.Remove("a"))
+		require.False(t, removes(t, byClose, "a"))
 		reader, stop := context.WithTimeout(t.Context(), time.Second)
 		defer stop()
 		_, err = byBroker.Next(reader)
@@ -310,8 +310,8 @@ func TestNoLocalAndSeveralFilters(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, "c", m.Publisher)
 
-		require.True(t, sub.Remove("a/#"))
-		require.False(t, sub.Remove("a/#"))
+		require.True(t, removes(t, sub, "a/#"))
+		require.False(t, removes(t, sub, "a/#"))
 		mustPublish(t, b, "a/c", "", 0)
 		mustPublish(t, b, "c/b", "still", 0)
 		require.Equal(t, []string{"still"}, unread(sub))
@@ -397,7 +397,7 @@ func TestBlockHoldsBackWhoPublishesAndNobodyElse(t *testing.T) {
 		synctest.Wait()
 		time.Sleep(10 * time.Second)
 		slow.s.mu.Lock()
-		require.EqualValues(t, 3, slow.s.out.queue.n, "no more of it is read")
+		require.EqualValues(t, 3, slow.s.out.queue.Len(), "no more of it is read")
 		slow.s.mu.Unlock()
 
 		free.send(&packets.Publish{Topic: []byte("b"), Payload: []byte("passes")})
@@ -518,7 +518,7 @@ func TestANamedSubscriptionKeepsItsQueue(t *testing.T) {
 		sub.Close()
 		require.Empty(t, unread(mustSubscribe(t, b, "jobs/#", o)), "and not twice")
 
-		require.True(t, b.DeleteSession(t.Context(), "$local/jobs"), "also while somebody reads it")
+		require.True(t, deletes(t, b, "$local/jobs"), "also while somebody reads it")
 		_, ok = b.Session("$local/jobs")
 		require.False(t, ok)
 		require.Zero(t, b.tree.Len())
@@ -766,3 +766,19 @@ func (s *refusingStore) Load(ctx context.Context) iter.Seq2[store.Op, error] {
 func (s *refusingStore) Commit(context.Context, []store.Op) error { return store.ErrFull }
 func (s *refusingStore) Checkpoint(context.Context) error         { return nil }
 func (s *refusingStore) Close() error                             { return nil }
+
+// removes is Remove of a Subscription, without an error.
+func removes(t *testing.T, sub *Subscription, filter string) bool {
+	t.Helper()
+	found, err := sub.Remove(filter)
+	require.NoError(t, err)
+	return found
+}
+
+// deletes is DeleteSession, without an error.
+func deletes(t *testing.T, b *Broker, id string) bool {
+	t.Helper()
+	found, err := b.DeleteSession(t.Context(), id)
+	require.NoError(t, err)
+	return found
+}

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/lock"
+	"github.com/dunlin-mqtt/dunlin/internal/timers"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -12,13 +14,19 @@ import (
 // method that the program has called. So each of them is made safe once, by New, and a panic of it changes nothing. A panic of a hook
 // that decides is recovered where it is asked.
 
-// panicked counts and logs a panic, and tells the Observer. c may be nil. It is called while the goroutine that panicked still has its stack.
+// panicked counts and logs a panic, and tells the Observer. c may be nil. It is called while the
+// goroutine that panicked still has its stack, and holds no lock.
 func (b *Broker) panicked(what string, c *hooks.Client, v any) {
+	b.stats.panics.Add(1)
+	b.tellPanic(what, c, v, string(debug.Stack()))
+}
+
+// tellPanic logs a panic and tells the Observer. No lock is held.
+func (b *Broker) tellPanic(what string, c *hooks.Client, v any, stack string) {
 	if c == nil {
 		c = new(hooks.Client)
 	}
-	b.stats.panics.Add(1)
-	b.log.Error("panic "+what, "client", c.ID, "remote", c.RemoteAddr, "panic", v, "stack", string(debug.Stack()))
+	b.log.Error("panic "+what, "client", c.ID, "remote", c.RemoteAddr, "panic", v, "stack", stack)
 	if f := b.obs.Panicked; f != nil {
 		f(c, v)
 	}
@@ -26,17 +34,25 @@ func (b *Broker) panicked(what string, c *hooks.Client, v any) {
 
 const inObserver = "in an Observer"
 
-// caught, deferred by a function of the Observer, ends a panic. c is whom the function was about, nil for nobody.
+// caught, deferred by a function of the Observer, ends a panic. c is whom the function was about,
+// nil for nobody. No lock is held.
 func (b *Broker) caught(c *hooks.Client) {
-	if v := recover(); v != nil {
+	v := recover()
+	lock.NoneHeld("a call of the Observer")
+	if v != nil {
 		b.panicked(inObserver, c, v)
 	}
 }
 
-// caughtAt is caught where only the Client Identifier is known.
+// caughtAt is caught where only the Client Identifier is known, and the lock of a Session may be
+// held: the panic is logged and told by somebody who holds none.
 func (b *Broker) caughtAt(id string) {
 	if v := recover(); v != nil {
-		b.panicked(inObserver, &hooks.Client{ID: id}, v)
+		stack := string(debug.Stack())
+		b.stats.panics.Add(1)
+		b.due.SetSlow(new(timers.Timer), time.Now(), func(time.Time) {
+			b.tellPanic(inObserver, &hooks.Client{ID: id}, v, stack)
+		})
 	}
 }
 

@@ -110,7 +110,7 @@ func observeEverything(t *testing.T, r *guardRig, st *faultStore) {
 	require.Equal(t, packets.AdministrativeAction, p.recv().(*packets.Disconnect).Code)
 	p.close()
 	s.nothing("is still there")
-	require.True(t, r.b.DeleteSession(t.Context(), "s"))
+	require.True(t, deletes(t, r.b, "s"))
 	require.Equal(t, packets.AdministrativeAction, s.recv().(*packets.Disconnect).Code)
 	s.close()
 	synctest.Wait()

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/link"
 	"github.com/dunlin-mqtt/dunlin/packets"
 	"github.com/dunlin-mqtt/dunlin/store"
 )
@@ -30,7 +31,7 @@ func TestNewCopiesWhatTheCallerCouldChange(t *testing.T) {
 		n, _ := ack.Properties.Uint(packets.MaximumQoS)
 		require.EqualValues(t, 1, n)
 		c.nc.Close()
-		require.Contains(t, r.b.cfg.EnhancedAuth, "TEST")
+		require.Contains(t, r.b.cfg().EnhancedAuth, "TEST")
 	})
 }
 
@@ -84,7 +85,7 @@ func noLocalOfAnother(t *testing.T, cached bool) {
 			old.packet(&packets.Publish{Topic: []byte("t")}, packets.V5)
 		}
 	}
-	require.True(t, b.DeleteSession(context.Background(), "old"))
+	require.True(t, deletes(t, b, "old"))
 	next := newFeed(t, b, connect("next"))
 	next.packet(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "t", NoLocal: true}}}, packets.V5)
 	require.Equal(t, old.c.number, next.c.number, "the number is given out again")
@@ -92,8 +93,8 @@ func noLocalOfAnother(t *testing.T, cached bool) {
 	m, err := (&packets.Publish{Topic: []byte("t")}).Append(nil, packets.V5)
 	require.NoError(t, err)
 	turn := b.getTurn()
-	turn.read = newBuffer(len(m))
-	turn.read.b = append(turn.read.b, m...)
+	turn.read = link.NewBuffer(len(m))
+	turn.read.B = append(turn.read.B, m...)
 	require.Error(t, old.c.input(turn), "the Session was deleted")
 	turn.read = nil
 	b.putTurn(turn)

@@ -105,9 +105,7 @@ func TestOwnersThatOweNothingAreForgotten(t *testing.T) {
 	withRules(t, everything, func(c *Config) { c.PublishRate = 5 }, func(r *guardRig) {
 		paces := func() (n, idle int) {
 			synctest.Wait()
-			r.b.paces.mu.Lock()
-			defer r.b.paces.mu.Unlock()
-			return len(r.b.paces.of), r.b.paces.idle
+			return r.b.guard.Paces.Len()
 		}
 		idle := r.connect(as("a", "a"))
 		busy := r.connect(as("b", "b"))

@@ -66,7 +66,7 @@ func TestEveryPrefixOfEveryPacketIsSurvived(t *testing.T) {
 				}
 				turn := b.getTurn()
 				f.c.unpark(turn)
-				turn.read.b = append(turn.read.b, cut...)
+				turn.read.B = append(turn.read.B, cut...)
 				err := f.c.input(turn)
 				f.c.park(turn)
 				if err == nil {

@@ -6,7 +6,10 @@ import (
 	"unicode/utf8"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/journal"
+	"github.com/dunlin-mqtt/dunlin/internal/link"
 	"github.com/dunlin-mqtt/dunlin/packets"
+	"github.com/dunlin-mqtt/dunlin/store"
 )
 
 // This file is what a PUBLISH from a client goes through before it is routed, and PUBREL.
@@ -14,6 +17,7 @@ import (
 // onPublish handles a PUBLISH. raw is the whole packet.
 func (c *conn) onPublish(t *turn, p *packets.Publish, raw []byte) error {
 	t.received++
+	t.receivedPayload += uint64(len(p.Payload))
 	plain := !p.Retain && !p.Dup
 	if len(p.Properties) > 0 {
 		aliased, err := c.inboundProperties(t, p)
@@ -22,10 +26,11 @@ func (c *conn) onPublish(t *turn, p *packets.Publish, raw []byte) error {
 		}
 		plain = plain && !aliased
 	}
-	cfg := &c.b.cfg
+	cfg := c.b.cfg()
 	switch {
-	case p.QoS > cfg.maxQoS():
-		return packets.Errorf(packets.QoSNotSupported, "QoS %d, at most %d is accepted", p.QoS, cfg.maxQoS())
+	case p.QoS > c.maxQoS:
+		return packets.Errorf(packets.QoSNotSupported, "QoS %d, at most %d is accepted", p.QoS,
+			c.maxQoS)
 	case p.Retain && cfg.DisableRetain:
 		return packets.Errorf(packets.RetainNotSupported, "retained messages are not accepted")
 	}
@@ -40,6 +45,9 @@ func (c *conn) onPublish(t *turn, p *packets.Publish, raw []byte) error {
 	}
 	if p.QoS == packets.QoS2 {
 		fresh, err := c.received(t, p.PacketID)
+		if err == errNoMemory {
+			return c.excess(t, p, err)
+		}
 		if err != nil || !fresh {
 			return err
 		}
@@ -49,10 +57,11 @@ func (c *conn) onPublish(t *turn, p *packets.Publish, raw []byte) error {
 	if err := c.b.refuseMemory(); err != nil && !shrinks() {
 		return c.excess(t, p, err)
 	}
-	if x := c.few().pace; x != nil && x.refuse && !x.take(t.now.UnixNano(), len(raw)) {
+	if x := c.few().pace; x != nil && c.b.cfg().OverRate == RefusePublish && !x.Take(t.now.UnixNano(), len(raw)) {
 		return c.excess(t, p, errTooFast)
 	}
-	if cfg.Store != nil && (p.QoS > packets.QoS0 || p.Retain || cfg.Interceptor != nil) {
+	mayStore := p.QoS > packets.QoS0 || p.Retain || cfg.Interceptor != nil || p.Topic[0] == '$'
+	if cfg.Store != nil && mayStore {
 		defer t.clear()
 		t.write.conn = c
 		if p.QoS == packets.QoS2 && c.sess.stored != 0 {
@@ -86,22 +95,21 @@ func (c *conn) inboundProperties(t *turn, p *packets.Publish) (aliased bool, err
 	if !ok {
 		return false, nil
 	}
-	if a == 0 || int(a) > c.b.cfg.TopicAliasMaximum {
-		return false, packets.Errorf(packets.TopicAliasInvalid, "Topic Alias %d, the maximum is %d", a, c.b.cfg.TopicAliasMaximum)
+	if a == 0 || a > uint32(c.aliasesIn) {
+		return false, packets.Errorf(packets.TopicAliasInvalid, "Topic Alias %d, the maximum is %d",
+			a, c.aliasesIn)
 	}
 	own := c.own()
 	if len(p.Topic) > 0 {
-		for len(own.aliases) < int(a) {
-			own.aliases = append(own.aliases, "")
-		}
-		if own.aliases[a-1] != string(p.Topic) {
-			own.aliases[a-1] = string(p.Topic)
+		if err := own.aliases.set(c, int(a), p.Topic); err != nil {
+			return false, err
 		}
 	} else {
-		if int(a) > len(own.aliases) || own.aliases[a-1] == "" {
-			return false, packets.Errorf(packets.ProtocolError, "Topic Alias %d has no topic", a)
+		topic, err := own.aliases.topic(int(a))
+		if err != nil {
+			return false, err
 		}
-		t.topic = append(t.topic[:0], own.aliases[a-1]...)
+		t.topic = append(t.topic[:0], topic...)
 		p.Topic = t.topic
 	}
 	t.props = p.Properties.Without(t.props[:0], packets.TopicAlias)
@@ -117,7 +125,11 @@ func (c *conn) received(t *turn, id uint16) (fresh bool, err error) {
 	if s.conn != c {
 		return false, nil
 	}
+	if err := s.admitArrivalLocked(id); err != nil {
+		return false, err
+	}
 	fresh, counts := s.in.publish(id)
+	s.noteArrivalsLocked()
 	if counts {
 		if c.open.Add(1) > c.receiveMaximum && c.version == packets.V5 {
 			if fresh { // it was not delivered
@@ -129,21 +141,26 @@ func (c *conn) received(t *turn, id uint16) (fresh bool, err error) {
 	if fresh {
 		s.in.routes(id)
 	} else if !s.in.again(id) {
-		at := c.out.end()
-		c.ack(packets.TypePubrec, id, packets.Success)
-		c.hold(at, s.undecided(c, true), after, id)
+		at := c.out.End()
+		c.ack(t, packets.TypePubrec, id, packets.Success)
+		c.hold(at, s.undecided(c), link.KeepsPlace, id)
 		t.touch(c)
 	}
 	return fresh, nil
 }
 
-// released forgets the identifier of a QoS 2 message and says whether it was known. The lock is held.
-func (c *conn) released(id uint16) bool {
-	known, counted := c.sess.in.pubrel(id)
-	if counted {
+// released forgets the identifier of a QoS 2 message, and says whether it was known, and whether it
+// counted as open on this connection. c.sess.mu is held.
+func (c *conn) released(id uint16) (known, open bool) {
+	s := c.sess
+	known, open = s.in.pubrel(id)
+	if s.most > manyArrivals {
+		s.trimArrivalsLocked()
+	}
+	if open {
 		c.open.Add(-1)
 	}
-	return known
+	return known, open
 }
 
 // tooManyOpen is the error of a client that goes beyond our Receive Maximum, QoS 1 and 2 counted together [MQTT-3.3.4-7].
@@ -154,27 +171,35 @@ func (c *conn) tooManyOpen() error {
 // route takes the message past the hooks and to its subscribers.
 func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (matched int, err error) {
 	t.found = 0
-	b := c.b
+	b, delay := c.b, time.Duration(0)
 	if p.Topic[0] == '$' {
+		if delay, err = c.undelay(t, p); err != nil {
+			return 0, err
+		}
+	}
+	if p.Topic[0] == '$' && b.reserved(string(p.Topic)) {
 		b.denied(c.client, hooks.Publish, string(p.Topic), errReserved)
 		return 0, errReserved
 	}
-	if b.cfg.CheckPayloadFormat && saysText(p.Properties) && !utf8.Valid(p.Payload) {
+	if b.cfg().CheckPayloadFormat && saysText(p.Properties) && !utf8.Valid(p.Payload) {
 		return 0, packets.Errorf(packets.PayloadFormatInvalid, "the payload is not UTF-8")
 	}
 	topic := p.Topic
 	if c.few().mount != "" {
 		topic, plain = t.mounted, false
 	}
-	r := c.routes.at(b, topic)
+	r := c.cachedRoutes().of(b, topic)
 	if b.authorizer != nil {
 		if err := c.mayPublish(t, p, topic, r); err != nil {
 			return 0, err
 		}
 	}
 	p.Topic = topic
+	if delay > 0 {
+		return 1, c.delay(t, p, delay) // who subscribes is not known yet
+	}
 	o := &t.out
-	if b.cfg.Interceptor != nil {
+	if b.cfg().Interceptor != nil {
 		m, err := c.intercept(t, p)
 		if err != nil {
 			return 0, err
@@ -186,7 +211,7 @@ func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (match
 		}
 		return matched, err
 	}
-	o.reset(p, c.sess.place(), t.now, b.cfg.MaxMessageExpiry)
+	o.reset(p, c.sess.publisher(p.Retain), t.now, b.cfg().MaxMessageExpiry)
 	o.untold = p.QoS == packets.QoS0
 	if plain {
 		o.raw, o.rawV5 = raw, c.version == packets.V5
@@ -210,13 +235,10 @@ func saysText(p packets.Properties) bool {
 	return n == 1
 }
 
-// errReserved refuses topics that no client may publish to.
-var errReserved = packets.Errorf(packets.NotAuthorized, "topics that begin with $ belong to the server")
-
 // intercept asks the Interceptor, checks what it returns, and asks the Authorizer again if the topic is another one.
 func (c *conn) intercept(t *turn, p *packets.Publish) (*message, error) {
 	o := &t.out
-	o.reset(p, c.sess.place(), t.now, c.b.cfg.MaxMessageExpiry)
+	o.reset(p, c.sess.publisher(true), t.now, c.b.cfg().MaxMessageExpiry) // it may become a retained one
 	return c.b.intercept(c.context(), &t.access, c.client, c.few().mount, o.message())
 }
 
@@ -227,9 +249,9 @@ func (c *conn) answer(t *turn, p *packets.Publish, matched int, err error) error
 	if errors.Is(err, hooks.ErrDrop) {
 		err = nil
 	}
-	kind := packets.TypePuback
-	if p.QoS == packets.QoS2 {
-		kind = packets.TypePubrec
+	kind, step := answerTo(p.QoS), exchangeEnds
+	if kind == packets.TypePubrec {
+		step = exchangeGoesOn
 	}
 	code := packets.Success
 	if err != nil {
@@ -249,7 +271,9 @@ func (c *conn) answer(t *turn, p *packets.Publish, matched int, err error) error
 			c = s.conn // which has sent it again
 		}
 		if code.Failed() {
-			c.released(p.PacketID) // the exchange ends here [MQTT-4.3.3-9]
+			if _, open := c.released(p.PacketID); open { // the exchange ends here [MQTT-4.3.3-9]
+				step = exchangeEnds
+			}
 		}
 	}
 	if undecided || code.Failed() && c.version < packets.V5 {
@@ -261,7 +285,7 @@ func (c *conn) answer(t *turn, p *packets.Publish, matched int, err error) error
 		t.touch(c)
 		return c.stopping // what comes after it must not overtake it
 	}
-	c.acknowledge(t, kind, p.PacketID, code, err)
+	c.acknowledge(t, p, code, err, step)
 	return nil
 }
 
@@ -275,18 +299,41 @@ func final(err error) bool {
 	return false
 }
 
-// acknowledge appends PUBACK or PUBREC for what this turn has routed. The lock is held.
-func (c *conn) acknowledge(t *turn, kind packets.Type, id uint16, code packets.ReasonCode, err error) {
+// answerTo returns what a PUBLISH of QoS 1 or 2 is answered with.
+func answerTo(qos packets.QoS) packets.Type {
+	if qos == packets.QoS2 {
+		return packets.TypePubrec
+	}
+	return packets.TypePuback
+}
+
+// An exchangeStep says what becomes of an exchange with an acknowledgement of the broker.
+type exchangeStep byte
+
+const (
+	exchangeGoesOn exchangeStep = iota
+	exchangeEnds                // and counts as open until the acknowledgement leaves
+)
+
+// acknowledge appends PUBACK or PUBREC for p, which this turn has routed. c.sess.mu is held.
+func (c *conn) acknowledge(
+	t *turn, p *packets.Publish, code packets.ReasonCode, err error, step exchangeStep,
+) {
 	if c.out.dead || c.stopping != nil {
 		return
 	}
-	at := c.out.end()
+	kind, id := answerTo(p.QoS), p.PacketID
+	at := c.out.End()
 	if pe, ok := errors.AsType[*packets.Error](err); ok && code.Failed() && !c.noReasons && pe.Reason != "" {
 		c.append(&packets.Ack{Kind: kind, PacketID: id, Code: code, Properties: c.reason(pe, 5)})
 	} else {
-		c.ack(kind, id, code)
+		c.ack(t, kind, id, code)
 	}
-	c.hold(at, t.wait(c), answer, id)
+	if ticket := t.write.Hold(c.waiting()); step == exchangeEnds {
+		c.holdEnd(at, ticket, link.Acknowledgement, id)
+	} else {
+		c.hold(at, ticket, link.Acknowledgement, id)
+	}
 	t.touch(c)
 }
 
@@ -299,48 +346,79 @@ func (c *conn) onPubrel(t *turn, a *packets.Ack) error {
 		return nil
 	}
 	code := packets.Success
-	known := c.released(a.PacketID)
+	known, open := c.released(a.PacketID)
 	if !known {
 		code = packets.PacketIdentifierNotFound
 	}
-	at := c.out.end()
-	c.ack(packets.TypePubcomp, a.PacketID, code)
+	at := c.out.End()
+	c.ack(t, packets.TypePubcomp, a.PacketID, code)
+	var ticket uint64
 	if known && s.stored != 0 {
-		c.hold(at, c.b.journal.forget(c, s.stored, a.PacketID), firmly, a.PacketID)
+		op := store.Forget{Session: s.stored, ID: a.PacketID}
+		ticket = c.b.journal.Forget(c.waiting(), op)
 	} else {
-		c.hold(at, s.undecided(c, true), firmly, a.PacketID)
+		ticket = s.undecided(c)
+	}
+	if open {
+		c.holdEnd(at, ticket, link.Durable, a.PacketID)
+	} else {
+		c.hold(at, ticket, link.Durable, a.PacketID)
 	}
 	t.touch(c)
 	return nil
 }
 
 // publishWill publishes a Will whose time has come, authorized anew with the identity that it was stored with.
-func (b *Broker) publishWill(t *turn, w *will) {
+func (b *Broker) publishWill(t *turn, w *will, to share) error {
+	if !w.decided {
+		w.out = b.decideWill(t, w)
+		if b.ctx.Err() != nil && w.out == nil {
+			return journal.ErrNotStored // the hooks were told to end: the next start decides
+		}
+		w.decided = true
+	}
+	if w.out == nil {
+		return nil
+	}
+	out := &message{Message: w.out.Message, Expires: w.out.Expires, From: w.out.From}
+	t.untold = true
+	t.route.share, t.route.served = to, w.served
+	defer func() {
+		w.served = t.route.served
+		t.route.share, t.route.served = everybody, nil
+	}()
+	matched, err := t.publishMessage(out, b.originOf(w.msg.From)) // No Local goes by the Client Identifier [MQTT-3.8.3-3]
+	if err != nil {
+		b.log.Debug("will not published", "client", w.msg.From, "topic", w.msg.Topic, "err", err)
+		return err
+	}
+	if b.obs.Published != nil && !w.told {
+		b.obs.Published(w.client, &out.Message, matched)
+	}
+	return nil
+}
+
+// decideWill asks the hooks about a Will that is due. It returns what is to be published, nil if
+// nothing is.
+func (b *Broker) decideWill(t *turn, w *will) *message {
 	if b.authorizer != nil {
 		topic := w.msg.Topic[len(w.mount):]
-		t.access = hooks.AccessRequest{Client: w.client, Action: hooks.Publish, Topic: topic, QoS: w.msg.QoS, Retain: w.msg.Retain, Will: true}
+		t.access = hooks.AccessRequest{Client: w.client, Action: hooks.Publish, Topic: topic, QoS: w.msg.QoS, Retain: w.msg.Retain, Will: w.delayed == nil}
 		if err := b.authorizeSafely(b.ctx, &t.access); err != nil {
-			return
+			return nil
 		}
 	}
 	out := &message{Message: w.msg.Message, Expires: w.msg.Expires, From: w.msg.From}
 	if n, ok := out.Properties.Uint(packets.MessageExpiryInterval); ok { // it counts from the publication
 		out.Expires = unixNano(t.now.Add(time.Duration(n) * time.Second))
 	}
-	if b.cfg.Interceptor != nil {
+	if b.cfg().Interceptor != nil {
 		var err error
 		if out, err = b.interceptSafely(t, w, out); err != nil {
-			return
+			return nil
 		}
 	}
-	t.untold = true
-	matched, err := t.publishMessage(out, b.originOf(w.msg.From)) // No Local goes by the Client Identifier [MQTT-3.8.3-3]
-	if err != nil {
-		b.log.Debug("will not published", "client", w.msg.From, "topic", w.msg.Topic, "err", err)
-	}
-	if b.obs.Published != nil {
-		b.obs.Published(w.client, &out.Message, matched)
-	}
+	return out
 }
 
 // interceptSafely asks the Interceptor about a Will, on a goroutine that must outlive a panic of it.

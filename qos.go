@@ -2,6 +2,8 @@ package dunlin
 
 import (
 	"github.com/dunlin-mqtt/dunlin/internal/budget"
+	"github.com/dunlin-mqtt/dunlin/internal/fifo"
+	"github.com/dunlin-mqtt/dunlin/internal/owners"
 	"github.com/dunlin-mqtt/dunlin/internal/subs"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
@@ -19,6 +21,8 @@ type delivery struct {
 	state  flightState
 	retain bool
 	used   bool // it takes a place of the send quota of this connection
+	found  bool // a retained message for a new subscription
+	unsent bool // in flight, and its PUBLISH has never left
 }
 
 // extra is what few deliveries have. Those that have the same, and no receipt, share one; ids are immutable.
@@ -62,10 +66,15 @@ func (d *delivery) size() int {
 	return n
 }
 
+// ownerSize is what a delivery of the given size counts for its owner: about the memory that it takes
+// if no other delivery has the same message.
+func ownerSize(size int) int64 { return int64(size) + messageCost }
+
 // A sender is the outbound half: the queue, and in sending order what is in flight.
 type sender struct {
-	mem    *budget.Budget // counts what is held; nil: nobody does
-	queue  fifo[delivery]
+	owner  *owners.Account // what is held counts for it; nil: it is not counted
+	mem    *budget.Budget  // counts what is held; nil: nobody does
+	queue  fifo.Queue[delivery]
 	bytes  int        // size of what is queued
 	flight []delivery // flight[:head] is done
 	head   int32
@@ -80,6 +89,7 @@ type sender struct {
 
 // hold counts the place of d, which has its message, in the queue or in flight.
 func (s *sender) hold(d *delivery, k budget.Kind) {
+	s.owner.Add(owners.QueuedBytes, ownerSize(d.size()))
 	s.mem.Hold(&d.msg.Holders, k, heldSize(d.msg), deliveryCost)
 	if d.extra != nil {
 		s.mem.Hold(&d.extra.holders, k, d.extra.heldSize(), 0)
@@ -88,6 +98,7 @@ func (s *sender) hold(d *delivery, k budget.Kind) {
 
 // release is the end of what hold began.
 func (s *sender) release(d *delivery, k budget.Kind) {
+	s.owner.Add(owners.QueuedBytes, -ownerSize(d.size()))
 	s.mem.Release(&d.msg.Holders, k, heldSize(d.msg), deliveryCost)
 	if d.extra != nil {
 		s.mem.Release(&d.extra.holders, k, d.extra.heldSize(), 0)
@@ -115,11 +126,11 @@ func (s *sender) begin(quota int) {
 
 // room says whether one more QoS 1 or 2 PUBLISH may go out: the quota allows it, and there is an identifier that is free. (Those of PUBRELs from
 // earlier connections take no place of the quota.)
-func (s *sender) room() bool { return s.used < s.quota && s.live < 65535 }
+func (s *sender) room() bool { return s.used < s.quota && s.live < 65535 && s.mayGrow() }
 
 // direct says whether a new message may go out at once, overtaking nothing.
 func (s *sender) direct() bool {
-	return s.queue.n == 0 && int(s.resend) == len(s.flight) && s.room()
+	return s.queue.Len() == 0 && int(s.resend) == len(s.flight) && s.room()
 }
 
 // next returns the delivery that has to be repeated next on this connection, nil if there is none.
@@ -142,7 +153,7 @@ func (s *sender) again() *delivery {
 			if s.used >= s.quota { // it has its identifier
 				return nil
 			}
-			d.state, d.used = sent, true
+			d.state, d.used, d.unsent = sent, true, false
 			s.used++
 			s.resend++
 			return d
@@ -168,7 +179,7 @@ func (s *sender) open(d delivery) uint16 {
 	} else if d.receipt() == nil {
 		d.extra = nil // it is not sent again
 	}
-	s.flight = append(s.flight, d)
+	s.setFlight(append(s.flight, d))
 	s.live++
 	s.used++
 	s.resend = int32(len(s.flight))
@@ -266,11 +277,12 @@ func (s *sender) clear() {
 	for i := range s.flight {
 		s.empty(&s.flight[i])
 	}
-	s.queue.all(func(d *delivery) bool {
+	s.queue.All(func(d *delivery) bool {
 		s.release(d, budget.Queued)
 		return true
 	})
-	*s = sender{mem: s.mem}
+	s.setFlight(nil)
+	*s = sender{mem: s.mem, owner: s.owner}
 }
 
 // compact moves the live deliveries to the front.
@@ -296,12 +308,12 @@ func (s *sender) push(d delivery) {
 		s.qos0++
 	}
 	s.hold(&d, budget.Queued)
-	s.queue.push(d)
+	s.queue.Push(d)
 }
 
 // pop takes the front of the queue, which must not be empty.
 func (s *sender) pop() delivery {
-	d := s.queue.pop()
+	d := s.queue.Pop()
 	s.release(&d, budget.Queued)
 	s.bytes -= d.size()
 	if d.qos == packets.QoS0 {
@@ -313,8 +325,8 @@ func (s *sender) pop() delivery {
 // remove takes those that match out of the queue.
 func (s *sender) remove(match func(*delivery) bool) {
 	old := s.queue
-	s.queue, s.bytes, s.qos0 = fifo[delivery]{}, 0, 0
-	old.all(func(d *delivery) bool {
+	s.queue, s.bytes, s.qos0 = fifo.Queue[delivery]{}, 0, 0
+	old.All(func(d *delivery) bool {
 		s.release(d, budget.Queued)
 		if !match(d) {
 			s.push(*d)
@@ -435,68 +447,4 @@ func (r *receiver) pubrel(id uint16) (known, quota bool) {
 	state, known := r.ids[uint32(id)]
 	delete(r.ids, uint32(id))
 	return known, state&counted != 0
-}
-
-// A fifo is a queue in chunks: it grows without copying, and one that was never used owns nothing.
-type fifo[T any] struct {
-	first, last *chunk[T]
-	n           int32
-	from, to    uint8 // first.e[from:], last.e[:to]
-}
-
-type chunk[T any] struct {
-	e    [15]T // of deliveries: with next 488 bytes, in an allocation of 512
-	next *chunk[T]
-}
-
-func (q *fifo[T]) push(v T) {
-	if q.last == nil || int(q.to) == len(q.last.e) {
-		c := new(chunk[T])
-		if q.last == nil {
-			q.first, q.from = c, 0
-		} else {
-			q.last.next = c
-		}
-		q.last, q.to = c, 0
-	}
-	q.last.e[q.to] = v
-	q.to++
-	q.n++
-}
-
-// front is the oldest, nil if there is none. The pointer is good until the next call.
-func (q *fifo[T]) front() *T {
-	if q.n == 0 {
-		return nil
-	}
-	return &q.first.e[q.from]
-}
-
-func (q *fifo[T]) pop() T {
-	var zero T
-	v := q.first.e[q.from]
-	q.first.e[q.from] = zero
-	q.from++
-	q.n--
-	switch {
-	case q.n == 0:
-		q.from, q.to = 0, 0
-	case int(q.from) == len(q.first.e):
-		q.first, q.from = q.first.next, 0
-	}
-	return v
-}
-
-// all yields the elements, oldest first. f returns false to stop.
-func (q *fifo[T]) all(f func(*T) bool) {
-	i := int(q.from)
-	for c, n := q.first, q.n; n > 0; n-- {
-		if i == len(c.e) {
-			c, i = c.next, 0
-		}
-		if !f(&c.e[i]) {
-			return
-		}
-		i++
-	}
 }

@@ -56,7 +56,7 @@ func (p *peer) pump() {
 			}
 			continue
 		}
-		if int(p.out.resend) < len(p.out.flight) || p.out.queue.n == 0 || !p.out.room() {
+		if int(p.out.resend) < len(p.out.flight) || p.out.queue.Len() == 0 || !p.out.room() {
 			return
 		}
 		d := p.out.pop()
@@ -214,8 +214,8 @@ func (s *simulation) verify(from, to *peer) error {
 	if next != from.next[1] {
 		return fmt.Errorf("QoS 1 message %d of %s was lost", next, from.name)
 	}
-	if from.out.live != 0 || from.out.queue.n != 0 || from.out.bytes != 0 || len(to.in.ids) != 0 {
-		return fmt.Errorf("something is left: in flight %d, queued %d, %d identifiers not released", from.out.live, from.out.queue.n, len(to.in.ids))
+	if from.out.live != 0 || from.out.queue.Len() != 0 || from.out.bytes != 0 || len(to.in.ids) != 0 {
+		return fmt.Errorf("something is left: in flight %d, queued %d, %d identifiers not released", from.out.live, from.out.queue.Len(), len(to.in.ids))
 	}
 	return nil
 }
@@ -329,40 +329,6 @@ func TestAllIdentifiersInUse(t *testing.T) { // [5.0 MQTT-2.2.1-4]
 	}
 	s.finish(s.find(12))
 	require.EqualValues(t, 12, s.open(delivery{qos: packets.QoS1}))
-}
-
-func TestFifoKeepsOrderAndMemory(t *testing.T) {
-	var q fifo[int]
-	rnd := rand.New(rand.NewPCG(1, 2))
-	in, out := 0, 0
-	for range 100_000 {
-		if rnd.IntN(2) == 0 || q.n == 0 {
-			q.push(in)
-			in++
-		} else {
-			if got := *q.front(); got != out {
-				t.Fatalf("front is %d, want %d", got, out)
-			}
-			if got := q.pop(); got != out {
-				t.Fatalf("popped %d, want %d", got, out)
-			}
-			out++
-		}
-		if int(q.n) != in-out {
-			t.Fatalf("n is %d, want %d", q.n, in-out)
-		}
-	}
-	want := out
-	q.all(func(v *int) bool {
-		if *v != want {
-			t.Fatalf("all yields %d, want %d", *v, want)
-		}
-		want++
-		return true
-	})
-	if want != in {
-		t.Fatalf("all ended at %d, want %d", want, in)
-	}
 }
 
 func TestAllIdentifiersInUseAreSentAgain(t *testing.T) { // [5.0 MQTT-4.4.0-1]

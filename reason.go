@@ -1,6 +1,7 @@
 package dunlin
 
 import (
+	"math"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -11,9 +12,15 @@ import (
 // This file is how an error is told: with a Reason Code that is one of a failure, and with a text that every client can read.
 
 // fitting returns the code of an error, or Not authorized if no packet of that type may have it (2.4) or it stands for no failure.
+// What a connection ends with while its CONNACK waits for the store is no fault of the client: it may come again.
 func fitting(code packets.ReasonCode, t packets.Type) packets.ReasonCode {
-	if code.Failed() && code.ValidIn(t) {
+	switch {
+	case code.Failed() && code.ValidIn(t):
 		return code
+	case t == packets.TypeConnack && code == packets.ServerShuttingDown:
+		return packets.ServerUnavailable
+	case t == packets.TypeConnack && code == packets.SessionTakenOver:
+		return packets.ServerBusy
 	}
 	return packets.NotAuthorized
 }
@@ -28,6 +35,19 @@ func (c *conn) reason(err *packets.Error, used int) packets.Properties {
 		return nil
 	}
 	return packets.Properties(nil).AppendText(packets.ReasonString, text)
+}
+
+// farewell returns the properties of the CONNACK or DISCONNECT with this code that ends a
+// connection for err: a Server Reference, which only two codes have (4.11), and a Reason String.
+// Each is left out if the packet, of used bytes without properties, would be too large for the
+// client.
+func (c *conn) farewell(err *packets.Error, code packets.ReasonCode, used int) (p packets.Properties) {
+	to := err.ServerReference
+	if to != "" && (code == packets.UseAnotherServer || code == packets.ServerMoved) &&
+		used+len(to)+9 <= int(c.maxPacket) && len(to) <= math.MaxUint16 && packets.ValidUTF8(to) {
+		p = p.AppendText(packets.ServerReference, to)
+	}
+	return append(p, c.reason(err, used+len(p))...)
 }
 
 // maxText is how many bytes of a text of somebody else are told.

@@ -2,6 +2,8 @@ package dunlin
 
 import (
 	"context"
+	"fmt"
+	"io"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -111,6 +113,106 @@ func TestDisconnectHasACodeOfAServer(t *testing.T) {
 			c.close()
 		})
 	}
+}
+
+func TestAServerReferenceOfAHookReachesAClientThatIsSentElsewhere(t *testing.T) {
+	long := strings.Repeat("host ", 40)
+	for _, tt := range []struct {
+		name, said, want string
+		code             packets.ReasonCode
+		most             uint32 // Maximum Packet Size
+		noReasons        bool
+	}{
+		{name: "for now", said: "b:1883", want: "b:1883", code: packets.UseAnotherServer},
+		{name: "for good", said: "b:1883 c", want: "b:1883 c", code: packets.ServerMoved},
+		{name: "without a reference", code: packets.ServerMoved},
+		{name: "another code has no reference", said: "b", code: packets.QuotaExceeded},
+		{name: "a client that declines Reason Strings gets the reference", said: "b", want: "b",
+			code: packets.ServerMoved, noReasons: true},
+		{name: "what the client does not accept is left out", said: long,
+			code: packets.ServerMoved, most: 100},
+		{name: "what the client just accepts is sent", said: long, want: long,
+			code: packets.ServerMoved, most: 214},
+		{name: "what is not UTF-8 is left out", said: "b\xff", code: packets.ServerMoved},
+		{name: "what no packet can hold is left out", said: strings.Repeat("b", 65_536),
+			code: packets.ServerMoved},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var refusal error
+			auth := hooks.EnhancedAuthenticatorFunc(
+				func(context.Context, *hooks.ConnectRequest) (hooks.Exchange, error) {
+					return doneAtOnce{}, refusal
+				})
+			withRules(t, nil, func(c *Config) {
+				c.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{"x": auth}
+			}, func(r *guardRig) {
+				p := as("c", "u")
+				p.Properties = p.Properties.AppendText(packets.AuthenticationMethod, "x")
+				if tt.most > 0 {
+					p.Properties = p.Properties.AppendUint(packets.MaximumPacketSize, tt.most)
+				}
+				if tt.noReasons {
+					p.Properties = p.Properties.AppendUint(packets.RequestProblemInformation, 0)
+				}
+				c := r.connect(p)
+				refusal = &packets.Error{Code: tt.code, ServerReference: tt.said}
+				refusal = fmt.Errorf("wrapped: %w", refusal)
+				c.send(&packets.Auth{Code: packets.ReAuthenticate,
+					Properties: packets.Properties(nil).AppendText(packets.AuthenticationMethod, "x")})
+				bye := c.recv().(*packets.Disconnect)
+				c.close()
+				again, ack := newTestClient(t, dial(t, r.l), p)
+				again.nc.Close()
+				for what, got := range map[packets.ReasonCode]packets.Properties{
+					bye.Code: bye.Properties, ack.Code: ack.Properties,
+				} {
+					to, ok := got.Text(packets.ServerReference)
+					require.Equal(t, tt.code, what)
+					require.Equal(t, tt.want, to)
+					require.Equal(t, tt.want != "", ok)
+				}
+			})
+		})
+	}
+}
+
+func TestAServerReferenceLeavesTheReasonStringThatStillFits(t *testing.T) {
+	withRules(t, nil, nil, func(r *guardRig) {
+		moved := &packets.Error{Code: packets.ServerMoved, ServerReference: strings.Repeat("b", 50)}
+		moved.Reason = strings.Repeat("r", 50)
+		r.grant = func(*hooks.ConnectRequest) error { return moved }
+		for most := uint32(5); most < 160; most++ {
+			p := as("c", "u")
+			p.Properties = p.Properties.AppendUint(packets.MaximumPacketSize, most)
+			all := r.heard(p)
+			require.Len(t, all, 1)
+			require.LessOrEqual(t, len(all[0]), int(most))
+			require.Equal(t, most >= 64, strings.Contains(string(all[0]), moved.ServerReference),
+				"a Server Reference for a client that accepts %d bytes", most)
+			require.Equal(t, most >= 117,
+				strings.Contains(string(all[0]), moved.Reason),
+				"a Reason String for a client that accepts %d bytes", most)
+		}
+	})
+}
+
+func TestAClientBefore50ThatIsSentElsewhereIsRefusedWithoutAReference(t *testing.T) {
+	withRules(t, nil, nil, func(r *guardRig) {
+		r.grant = func(*hooks.ConnectRequest) error {
+			return &packets.Error{Code: packets.UseAnotherServer, ServerReference: "b:1883"}
+		}
+		p := as("old", "u")
+		p.Version, p.Properties = packets.V311, nil
+		sent, err := p.Append(nil, packets.V311)
+		require.NoError(t, err)
+		nc := dial(r.t, r.l)
+		_, err = nc.Write(sent)
+		require.NoError(t, err)
+		got, err := io.ReadAll(nc)
+		require.NoError(t, err)
+		require.Equal(t, []byte{0x20, 2, 0, 3}, got, "CONNACK with Server unavailable, then the end")
+		nc.Close()
+	})
 }
 
 func TestTextsAreMadeLegible(t *testing.T) {

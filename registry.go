@@ -3,10 +3,16 @@ package dunlin
 import (
 	"cmp"
 	"errors"
+	"slices"
 	"syscall"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/budget"
+	"github.com/dunlin-mqtt/dunlin/internal/journal"
+	"github.com/dunlin-mqtt/dunlin/internal/link"
+	"github.com/dunlin-mqtt/dunlin/internal/lock"
+	"github.com/dunlin-mqtt/dunlin/internal/owners"
 	"github.com/dunlin-mqtt/dunlin/internal/timers"
 	"github.com/dunlin-mqtt/dunlin/packets"
 	"github.com/dunlin-mqtt/dunlin/store"
@@ -21,18 +27,19 @@ type attachment struct {
 	expiry   uint32
 	will     *will
 	quota    queueLimits
+	limits   owners.Limits // of the principal
 	connack  *packets.Connack
-	vetting  vetting // what attach knows of the subscriptions that are kept
-	ends     bool    // a Session that the store knows has ended for it
-	instead  bool    // a Session has ended for it, whose place it takes
-	replaces bool    // a connection with the same Client Identifier was ended for it, and is in nobody's way
+	vetting  vetting   // what attach knows of the subscriptions that are kept
+	instead  bool      // a Session has ended for it, whose place it takes
+	had      footprint // of the Session that was in that place, or is, when the client came
+	replaces bool      // a connection with the same Client Identifier was ended for it, and is in nobody's way
 }
 
 // put is about what the store is going to be told of a Session of c.
 func (a *attachment) put(c *conn) *store.PutSession {
 	op := &store.PutSession{ClientID: c.client.ID, Principal: c.client.Identity.Principal, Username: c.client.Username, Mount: c.few().mount}
 	if a.will != nil {
-		op.Will = &store.Will{Message: a.will.msg.Message}
+		op.Will = &store.Will{Message: a.will.msg.Message} // in a record of its own
 	}
 	return op
 }
@@ -43,7 +50,7 @@ func (c *conn) sessionKey() string {
 }
 
 func (b *Broker) sessionKey(id, principal string, named bool) string {
-	if !b.cfg.SessionPerPrincipal || !named {
+	if !b.cfg().SessionPerPrincipal || !named {
 		return id
 	}
 	return id + "\x00" + principal
@@ -51,7 +58,7 @@ func (b *Broker) sessionKey(id, principal string, named bool) string {
 
 // holder returns who the Session of a client belongs to.
 func (b *Broker) holder(id, principal string, named bool, mount string) *holder {
-	if !named && mount == "" {
+	if !named && principal == "" && mount == "" {
 		return &nobody
 	}
 	h := &holder{principal: principal, named: named, mount: mount}
@@ -66,13 +73,12 @@ func (h *holder) belongsTo(principal string, named bool) bool {
 	return h.principal == principal && h.named == named
 }
 
-// open says whether nobody is verified, so that a name is no more than a claim and keeps nobody from a Client Identifier.
-func (b *Broker) open() bool {
-	return b.cfg.Authenticator == hooks.Authenticator(hooks.AllowAll) && len(b.cfg.EnhancedAuth) == 0
+// named says whether c belongs to somebody with a name, be it an empty one, and not to one that c
+// only claims. Where nobody is verified, see Config.open, each claim counts.
+func (c *conn) named() bool {
+	id := &c.client.Identity
+	return (id.Principal != "" || c.client.HasUsername) && (!id.Unverified || c.b.cfg().open())
 }
-
-// named says whether c belongs to somebody with a name, be it an empty one.
-func (c *conn) named() bool { return c.client.Identity.Principal != "" || c.client.HasUsername }
 
 // attach gives c its Session, a new one or the one that is kept for its Client Identifier, and puts the CONNACK into its
 // output. A connection that has the Session is told that it is taken over and is out of it, its Will decided, before that (3.1.4).
@@ -81,14 +87,14 @@ func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error
 	durable := b.journal != nil && a.expiry > 0
 	if durable {
 		defer t.clear()
-		if err := t.takeRoomFor(c, weigh(a.put(c))); errors.Is(err, errNoRoom) {
+		if err := t.takeRoomFor(c, journal.Weigh(a.put(c))); errors.Is(err, journal.ErrNoRoom) {
 			return false, err
 		}
 	}
 	for {
 		old := b.sessionAt(key)
 		if durable && (old == nil || a.clean) { // before the one that there is ends for it
-			if err := b.journal.refusing(); err != nil {
+			if err := b.journal.Refusing(); err != nil {
 				return false, err
 			}
 		}
@@ -98,10 +104,11 @@ func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error
 			}
 			continue
 		}
-		if !old.belongsTo(principal, named) && !b.open() {
+		if !old.belongsTo(principal, named) && !b.cfg().open() && !old.claims() {
 			return false, packets.Errorf(packets.ClientIdentifierNotValid, "the Client Identifier belongs to somebody else")
 		}
 		old.hearOut()
+		a.had.atLeast(old)
 		result, err := b.takeOver(t, old, c, a)
 		switch result {
 		case resumed:
@@ -115,10 +122,12 @@ func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error
 		case pointless:
 			return false, err
 		case over:
-			a.instead = true
+			a.instead = b.ownerName(old.principal, old.named) == b.ownerName(principal, named)
+			if !a.instead {
+				a.had = footprint{} // was that of another owner
+			}
 			old.mu.Lock()
 			a.replaces = a.replaces || old.conn != nil
-			a.ends = a.ends || old.stored != 0 || old.conn != nil && old.conn.out.opening // which waits for the end of one before
 			old.mu.Unlock()
 			b.endSession(t, old, packets.Errorf(packets.SessionTakenOver, "another connection with the same Client Identifier"))
 		}
@@ -129,7 +138,8 @@ var errCrowded = packets.Errorf(packets.ServerBusy, "too many connections")
 
 // crowdedLocked says whether there is no room for a connection that does not take the place of another one. b.mu is held.
 func (b *Broker) crowdedLocked(a *attachment) bool {
-	return len(b.conns) >= b.cfg.MaxConnections && !a.replaces
+	full := len(b.conns) >= b.cfg().MaxConnections || !b.memory.Fits(budget.Connections, 1)
+	return full && !a.replaces
 }
 
 // errDismissed is the end of a connection that was ended, with the Broker or alone, before it was accepted.
@@ -144,7 +154,7 @@ const hearingTime = 100 * time.Millisecond
 func (s *session) hearOut() {
 	s.mu.Lock()
 	c, w := s.conn, s.will
-	if c == nil || w == nil || c.raw == nil {
+	if c == nil || w == nil || c.nc.Raw == nil {
 		s.mu.Unlock()
 		return
 	}
@@ -156,6 +166,7 @@ func (s *session) hearOut() {
 	c.nc.SetReadDeadline(aLongTimeAgo)
 	t := time.NewTimer(hearingTime)
 	defer t.Stop()
+	lock.NoneHeld("a wait")
 	select {
 	case <-heard:
 	case <-t.C:
@@ -165,14 +176,15 @@ func (s *session) hearOut() {
 
 // peek says what the next read from c will return if nothing more comes until then.
 func (c *conn) peek() (n int, err error) {
-	cerr := c.raw.Control(func(fd uintptr) { n, err = peekFD(fd) })
+	lock.NoneHeld("a call of a net.Conn")
+	cerr := c.nc.Raw.Control(func(fd uintptr) { n, err = link.PeekFD(fd) })
 	return n, cmp.Or(cerr, err)
 }
 
 // hungUp says whether the client of c, which is being accepted, has closed the connection and has sent nothing but its CONNECT.
 // Where c cannot be waited for without a buffer (TLS, WebSocket) it does not tell.
 func (c *conn) hungUp(t *turn) bool {
-	if c.raw == nil || !t.last {
+	if c.nc.Raw == nil || !t.last {
 		return false
 	}
 	n, err := c.peek()
@@ -197,15 +209,6 @@ func (c *conn) asked() bool {
 	return s.conn == c && s.will != nil && s.will.heard != nil
 }
 
-// answer lets hearOut go on. It is called whenever its connection, or w, which may be nil, leaves the Session. The lock of
-// the Session is held.
-func (w *will) answer() {
-	if w != nil && w.heard != nil {
-		close(w.heard)
-		w.heard = nil
-	}
-}
-
 // A takeover is what became of an attempt to resume a Session.
 type takeover byte
 
@@ -224,25 +227,33 @@ func (b *Broker) begin(t *turn, c *conn, a attachment) error {
 		holder: b.holder(c.client.ID, c.client.Identity.Principal, c.named(), c.few().mount), b: b, id: c.client.ID,
 		expiry: a.expiry, will: a.will, quota: a.quota,
 	}
+	if err := s.ownNew(c, &a); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	c.sess = s // before others find c among the connections
 	s.resume(c)
 	if err := b.enter(s, c, &a); err != nil {
+		s.ended = true
+		s.countLocked()
+		b.owners.Close(s.disownLocked())
 		c.sess = nil
 		s.mu.Unlock()
 		return err
 	}
-	var x *batch
+	var x *journal.Batch
 	switch {
 	case b.journal != nil && a.expiry > 0:
-		x = b.journal.register(s, s.put())
-	case a.ends: // the client forgets what it had of the old one, which must not come back [MQTT-3.1.2-4]
-		x = b.journal.all()
+		x = b.journal.register(s)
+	case b.journal != nil && a.will != nil && b.journal.Refusing() == nil: // it is published also if the process ends
+		x = b.journal.awaitWill(s)
+	case b.journal.ends(s.place()): // the client forgets what it had of the old one, which must not come back [MQTT-3.1.2-4]
+		x = b.journal.All()
 	}
 	if x != nil {
 		c.out.opening = true
 		s.mu.Unlock()
-		return b.confirm(t, c, &a, x, nil)
+		return b.confirm(t, c, &a, x, false)
 	}
 	c.welcome(a.connack)
 	s.mu.Unlock()
@@ -263,7 +274,7 @@ func (b *Broker) enter(s *session, c *conn, a *attachment) error {
 		return errDismissed
 	case b.sessions.get(s.place()) != nil:
 		return errTaken
-	case b.sessions.len() >= b.cfg.MaxSessions && !a.instead:
+	case b.sessions.len() >= b.cfg().MaxSessions && !a.instead:
 		return packets.Errorf(packets.QuotaExceeded, "too many sessions")
 	case b.crowdedLocked(a): // others have come since acceptable looked
 		return errCrowded
@@ -273,8 +284,8 @@ func (b *Broker) enter(s *session, c *conn, a *attachment) error {
 	return nil
 }
 
-// move makes c one of the accepted connections, unless it was dismissed or there is no room. The lock
-// of its Session is held.
+// move makes c one of the accepted connections, unless it was dismissed or there is no room.
+// c.sess.mu is held.
 func (b *Broker) move(c *conn, a *attachment) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -290,26 +301,33 @@ func (b *Broker) move(c *conn, a *attachment) error {
 
 // moveLocked is move with b.mu held.
 func (b *Broker) moveLocked(c *conn) {
-	delete(b.early, c)
+	b.leaveEarlyLocked(c)
 	b.conns[c] = struct{}{}
 	b.stats.accepted.Add(1)
+	b.stats.most.Store(max(b.stats.most.Load(), uint64(len(b.conns)))) // b.mu is held
 }
 
-// welcome puts the CONNACK, which fits, at the front of the output. The lock is held.
+// welcome puts the CONNACK, which fits, at the front of the output. c.sess.mu is held.
 func (c *conn) welcome(a *packets.Connack) {
 	c.append(a)
 }
 
 // takeOver resumes s with c if nobody has it, and otherwise takes it from who has.
 func (b *Broker) takeOver(t *turn, s *session, c *conn, a attachment) (takeover, error) {
-	if s.connected() && c.hungUp(t) { // its CONNECT came before that of the connection that has s
-		return pointless, errGone
-	}
 	s.mu.Lock()
 	old := s.conn
+	for seen := (*conn)(nil); old != seen; old = s.conn { // each one that comes before c has s
+		s.mu.Unlock()
+		if c.hungUp(t) { // its CONNECT came before that of old
+			return pointless, errGone
+		}
+		seen = old
+		s.mu.Lock()
+	}
 	switch {
-	case s.ended, a.clean, s.expiry == 0, // with no expiry it ends with its connection, which may have gone this moment
-		s.mount != c.few().mount, // another mount point is another world
+	case s.ended, a.clean, s.unborn(),
+		s.expiry == 0 && !s.resuming(), // it ends with its connection, which may have gone this moment
+		s.mount != c.few().mount,       // another mount point is another world
 		!s.belongsTo(c.client.Identity.Principal, c.named()):
 		s.mu.Unlock()
 		if old != nil {
@@ -322,22 +340,41 @@ func (b *Broker) takeOver(t *turn, s *session, c *conn, a attachment) (takeover,
 	case old == nil:
 		return b.resumeLocked(t, s, c, a)
 	}
-	w := s.will
-	if w != nil && (w.delay > 0 || old.out.opening) {
-		w = nil // the Session goes on in time; or its client has not been accepted
-	}
-	s.will.answer()
-	s.conn, s.will = nil, nil
+	w := s.abandon(old, t.now)
+	s.countLocked()
 	s.setEnd(t.now)
+	if old.out.opening {
+		b.journal.Add(s.put())
+	}
+	s.wait() // should c not resume it after all
 	old.stop(packets.Errorf(packets.SessionTakenOver, "another connection with the same Client Identifier"))
 	s.mu.Unlock()
 	old.flush(t.now)
 	b.tookOver(c, t.now)
 	b.expireAuth(old, time.Time{})
 	if w != nil {
-		b.publishWillOf(t, s, w)
+		b.publishDue(t, w)
 	}
 	return vacated, nil
+}
+
+// abandon takes s from old, which is being taken over, and returns the Will if that is due. One
+// with a delay waits, as long as the connection that comes has not been accepted. s.mu is held.
+func (s *session) abandon(old *conn, now time.Time) (w *will) {
+	s.conn = nil
+	switch {
+	case old.out.opening: // its client has not been accepted
+		s.revert()
+	case s.will == nil:
+	case s.will.delay > 0:
+		s.will.answer()
+		s.will.at = now.Add(s.will.delay)
+		s.tellWill()
+	default:
+		s.will.answer()
+		w, s.will = s.will, nil
+	}
+	return w
 }
 
 var errGone = packets.Errorf(packets.UnspecifiedError, "the client is gone, and has connected anew")
@@ -345,28 +382,113 @@ var errGone = packets.Errorf(packets.UnspecifiedError, "the client is gone, and 
 // resumeLocked gives c the Session s, which waits for its client. s.mu is held; resumeLocked
 // unlocks it.
 func (b *Broker) resumeLocked(t *turn, s *session, c *conn, a attachment) (takeover, error) {
-	c.sess = s // before others find c among the connections
-	if err := b.move(c, &a); err != nil {
+	s.out.owner.Limit(a.limits)
+	err := s.admitLocked(c, &a)
+	if err == nil {
+		c.sess = s // before others find c among the connections
+		err = b.move(c, &a)
+	}
+	if err != nil {
 		c.sess = nil
 		s.mu.Unlock()
 		return pointless, err
 	}
 	b.due.Cancel(s.due) // a Will that still waited is not published [MQTT-3.1.3-9]
-	before := before{s.expiry, s.will, s.quota}
+	before := &before{s.expiry, s.will, s.quota}
 	s.expiry, s.will, s.quota = a.expiry, a.will, a.quota
 	s.resume(c)
 	c.number = s.num
 	a.connack.SessionPresent = true
 	if s.stored != 0 {
 		c.out.opening = true
-		x := b.journal.await(s.put())
+		x := b.journal.resume(s, before)
 		s.mu.Unlock()
-		return resumed, b.confirm(t, c, &a, x, &before)
+		return resumed, b.confirm(t, c, &a, x, true)
 	}
 	c.welcome(a.connack)
 	s.mu.Unlock()
 	c.flush(time.Now())
 	return resumed, nil
+}
+
+// before is what a Session was before a client wanted to resume it.
+type before struct {
+	expiry uint32
+	will   *will
+	quota  queueLimits
+}
+
+// resuming says whether the connection of s wants to resume it, and is not accepted yet. s.mu is held.
+func (s *session) resuming() bool {
+	j := s.b.journal
+	if j == nil {
+		return false
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.resuming[s] != nil
+}
+
+// revert makes s, as far as it is not new, what it was before its connection came, which has not been
+// accepted. s.mu is held.
+func (s *session) revert() {
+	s.dropWill()
+	if was := s.b.journal.resumed(s); was != nil {
+		s.expiry, s.will, s.quota = was.expiry, was.will, was.quota
+		s.tellWill()
+		s.countLocked()
+	}
+}
+
+// confirm waits until the Session of c, which is new or resumes, is durable as c wants it, and then
+// accepts c. If that fails the Session is what it was before, or none.
+func (b *Broker) confirm(t *turn, c *conn, a *attachment, x *journal.Batch, resumes bool) error {
+	t.end() // the others need not wait
+	s := c.sess
+	wait := b.journal.WaitAdded
+	if resumes {
+		wait = b.journal.WaitFollowing
+	}
+	err := wait(b.ctx, x)
+	refused := !resumes && err != nil
+	if s.stored == 0 && errors.Is(err, journal.ErrNotStored) {
+		err = nil // nothing of s has to be stored, and the end of the Session before it is tried until it is
+	}
+	s.mu.Lock()
+	c.out.opening = false
+	switch {
+	case s.conn != c:
+		err = packets.Errorf(packets.SessionTakenOver, "another connection with the same Client Identifier")
+	case c.stopping != nil:
+		err = c.stopping
+	}
+	if err == nil {
+		b.journal.resumed(s)
+		c.welcome(a.connack)
+		s.mu.Unlock()
+		c.flush(time.Now())
+		return nil
+	}
+	defer b.expireAuth(c, time.Time{})
+	if s.conn != c {
+		ends := refused && s.born == never
+		s.mu.Unlock()
+		if ends {
+			b.endSession(t, s, nil)
+		}
+		return err
+	}
+	s.revert()
+	if !resumes {
+		s.mu.Unlock()
+		b.endSession(t, s, nil)
+		return err
+	}
+	s.conn = nil
+	s.wait()
+	b.journal.Add(s.put())
+	s.mu.Unlock()
+	return err
 }
 
 // connected says whether a connection has s.
@@ -377,32 +499,36 @@ func (s *session) connected() bool {
 }
 
 // detach is the end of c's part in its Session, unless it was taken over. normal drops the Will.
-func (b *Broker) detach(c *conn, normal bool) {
+// told says that the store knows of the Session or of its Will.
+func (b *Broker) detach(c *conn, normal bool) (told bool) {
 	s := c.sess
 	now := time.Now()
 	s.mu.Lock()
+	told = s.stored != 0
 	if s.conn != c {
 		s.mu.Unlock()
-		return
+		return told
 	}
+	told = told || s.will != nil && s.will.stored != 0
 	w, stays := s.leave(now, normal)
 	if stays {
 		s.wait()
-		if w == nil && s.stored != 0 {
-			b.journal.add(s.put())
+		if s.stored != 0 {
+			b.journal.Add(s.put())
 		}
 	}
 	s.mu.Unlock()
 	if !stays || w != nil {
 		b.work(func(t *turn) {
 			if w != nil {
-				b.publishWillOf(t, s, w)
+				b.publishDue(t, w)
 			}
 			if !stays {
 				b.endSession(t, s, nil)
 			}
 		})
 	}
+	return told
 }
 
 // wait sets the Timer of a Session whose client is away. s.mu is held.
@@ -424,7 +550,7 @@ func (s *session) wait() {
 // asks says whether hooks are asked when the Will of s is due or s ends. s.mu is held.
 func (s *session) asks() bool {
 	b := s.b
-	wills := b.authorizer != nil || b.cfg.Interceptor != nil
+	wills := b.authorizer != nil || b.cfg().Interceptor != nil
 	return s.will != nil && wills || b.rules.deliveries != nil
 }
 
@@ -440,13 +566,15 @@ func (s *session) whenDue(now time.Time) {
 	if w == nil || w.at.After(now) || s.endsAt != 0 && s.endsAt <= now.UnixNano() {
 		s.expiry = 0 // nobody resumes it any more
 		s.mu.Unlock()
+		b.stats.expired.Add(1)
 		b.work(func(t *turn) { b.endSession(t, s, nil) })
 		return
 	}
 	s.will = nil
+	s.countLocked()
 	s.wait() // until its end, which comes behind the Will: the calls of one Timer do not overlap
 	s.mu.Unlock()
-	b.work(func(t *turn) { b.publishWillOf(t, s, w) })
+	b.work(func(t *turn) { b.publishDue(t, w) })
 }
 
 // endSession ends s with all that belongs to it, in one step. A connection that still has it is told why.
@@ -459,10 +587,11 @@ func (b *Broker) endSession(t *turn, s *session, why *packets.Error) {
 	}
 	c := s.conn
 	if c != nil && c.out.opening {
-		s.will.answer()
-		s.will = nil // of a client that has not been accepted
+		s.revert() // its client has not been accepted
 	}
 	w, shared := s.end()
+	owes := b.journal != nil && b.journal.noteEnd(s, shared)
+	defer b.owners.Close(s.disownLocked()) // after its Will, which counts for its owner as well
 	s.conn = nil
 	if c != nil && why != nil {
 		c.stop(why)
@@ -471,61 +600,27 @@ func (b *Broker) endSession(t *turn, s *session, why *packets.Error) {
 	b.due.Cancel(s.due)
 	s.mu.Unlock()
 	if num != 0 {
-		b.tree.RemoveAll(num)
 		b.release(num)
 	}
 	b.forget(s)
 	if c != nil {
 		c.flush(t.now)
 	}
-	b.leaveBehind(t, s, w, shared)
+	if w != nil {
+		b.publishDue(t, w)
+	}
+	switch {
+	case owes:
+		b.payDecided(t, s)
+	case b.journal == nil:
+		b.passAllOn(t, s, shared, hooks.DropSessionEnded)
+	}
 	if f := b.obs.SessionEnded; f != nil {
 		f(s.id)
 	}
 	if local != nil && local.Err() == nil { // one that came at the last moment
 		local.end(ErrSubscriptionClosed, true)
 	}
-}
-
-// leaveBehind publishes the Will of a Session that has ended, passes on what others can have, and tells the store, all in one batch.
-func (b *Broker) leaveBehind(t *turn, s *session, w *will, shared []delivery) {
-	t.askAhead(shared)
-	t.together()
-	defer t.apart() // after a panic as well: a batch that stays pinned would stop the committer
-	if w != nil {
-		b.publishWill(t, w)
-	}
-	for i := range shared {
-		if !b.passOn(t, &shared[i]) {
-			s.dropped(shared[i].msg, hooks.DropSessionEnded)
-		}
-	}
-	if s.stored != 0 {
-		b.journal.end(t, s)
-	}
-}
-
-// passOn gives a message that the ended member of a shared subscription did not complete to another one, and says whether one took it.
-func (b *Broker) passOn(t *turn, d *delivery) bool {
-	if d.msg.Expires != 0 && d.msg.Expires <= t.now.UnixNano() {
-		d.settle(false)
-		return false
-	}
-	o := t.again(d.msg)
-	o.receipt = d.receipt()
-	t.route.fill(t, t.own.Topic, origin{})
-	for i := range t.route.shared {
-		if r := &t.route.shared[i]; r.group == d.group() {
-			took := t.deliverShared(o, r.group, r.members)
-			t.conclude(o)
-			if took {
-				d.receipt().moved()
-				return true
-			}
-		}
-	}
-	d.settle(false)
-	return false
 }
 
 // forget takes s out of the registry, if it is still the one there.
@@ -537,20 +632,19 @@ func (b *Broker) forget(s *session) {
 
 // number gives a session its number in the tree.
 func (b *Broker) number(s *session) uint32 {
+	num := b.tree.Join()
 	b.numbers.Lock()
 	defer b.numbers.Unlock()
-	if n := len(b.unused); n > 0 {
-		num := b.unused[n-1]
-		b.unused = b.unused[:n-1]
-		b.byNumber[num] = s
-		return num
+	for int(num) >= len(b.byNumber) {
+		b.byNumber = append(b.byNumber, nil)
 	}
-	b.byNumber = append(b.byNumber, s)
-	return uint32(len(b.byNumber) - 1)
+	b.byNumber[num] = s
+	return num
 }
 
-// originOf returns the Session in a place of the registry as the origin of a message.
-func (b *Broker) originOf(place string) origin {
+// originOf returns the Session that a message says it is from as its origin.
+func (b *Broker) originOf(from string) origin {
+	place := b.placeOf(from)
 	s := b.sessionAt(place)
 	if s == nil {
 		return origin{}
@@ -560,11 +654,19 @@ func (b *Broker) originOf(place string) origin {
 	return origin{s, s.num}
 }
 
+// release ends the subscriptions of a session, and takes its number back.
 func (b *Broker) release(num uint32) {
 	b.numbers.Lock()
-	defer b.numbers.Unlock()
 	b.byNumber[num] = nil
-	b.unused = append(b.unused, num)
+	n := len(b.byNumber)
+	for n > 1 && b.byNumber[n-1] == nil {
+		n--
+	}
+	if b.byNumber = b.byNumber[:n]; cap(b.byNumber) > 4*n+1024 {
+		b.byNumber = slices.Clone(b.byNumber)
+	}
+	b.numbers.Unlock()
+	b.tree.Leave(num)
 }
 
 // expireAuth ends the connection at the given time with Maximum connect time, unless it has authenticated anew by then. Zero: never.

@@ -4,6 +4,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/dunlin-mqtt/dunlin/internal/link"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -29,10 +30,11 @@ func (c *conn) writeEarly(p packets.Packet) error {
 	}
 	b, err := p.Append(nil, c.version)
 	if err == nil {
-		if d := c.b.cfg.ConnectTimeout; d > 0 {
+		if d := c.b.cfg().ConnectTimeout; d > 0 {
 			c.nc.SetWriteDeadline(later(c.arrived().Add(d), time.Now().Add(lingering))) // a refusal may come when the time is over
 		}
 		_, err = c.nc.Write(b)
+		c.b.stats.answers.Add(1)
 		c.nc.SetWriteDeadline(time.Time{})
 	}
 	return err
@@ -47,24 +49,26 @@ func later(a, b time.Time) time.Time {
 }
 
 // room returns the output with room for a packet of n bytes, which the caller appends, or nil if the client accepts none that
-// large. The lock is held.
-func (c *conn) room(n int) *buffer {
+// large. c.sess.mu is held.
+func (c *conn) room(n int) *link.Buffer {
 	if n > int(c.maxPacket) {
 		return nil
 	}
-	return c.out.reserve(n)
+	return c.out.Reserve(n)
 }
 
-// append appends p to the output, if the client accepts a packet of that size, and says whether it does. The lock is held.
+// append appends p to the output, if the client accepts a packet of that size, and says whether it
+// does. c.sess.mu is held.
 func (c *conn) append(p packets.Packet) bool {
 	x := c.room(p.Size(c.version))
 	if x == nil {
 		return false
 	}
 	var err error
-	if x.b, err = p.Append(x.b, c.version); err != nil {
+	if x.B, err = p.Append(x.B, c.version); err != nil {
 		panic("BUG: a packet of the broker that cannot be written: " + err.Error())
 	}
+	c.b.stats.answers.Add(1)
 	return true
 }
 
@@ -83,11 +87,16 @@ func (c *conn) reply(t *turn, p packets.Packet) error {
 	return nil
 }
 
-// ack appends PUBACK, PUBREC, PUBREL or PUBCOMP, of at most five bytes: a client that accepts less gets no CONNACK. The lock is
-// held; the caller touches c.
-func (c *conn) ack(kind packets.Type, id uint16, code packets.ReasonCode) {
+// ack appends PUBACK, PUBREC, PUBREL or PUBCOMP, of at most five bytes: a client that accepts less
+// gets no CONNACK. c.sess.mu is held; the caller touches c.
+func (c *conn) ack(t *turn, kind packets.Type, id uint16, code packets.ReasonCode) {
 	if c.stopping != nil {
 		return // nothing follows the DISCONNECT [MQTT-3.14.4-1]
+	}
+	if t != nil {
+		t.answers++
+	} else {
+		c.b.stats.answers.Add(1)
 	}
 	x := c.room(5)
 	first := byte(kind) << 4
@@ -95,8 +104,8 @@ func (c *conn) ack(kind packets.Type, id uint16, code packets.ReasonCode) {
 		first |= 2
 	}
 	if c.version == packets.V5 && code != packets.Success {
-		x.b = append(x.b, first, 3, byte(id>>8), byte(id), byte(code))
+		x.B = append(x.B, first, 3, byte(id>>8), byte(id), byte(code))
 	} else {
-		x.b = append(x.b, first, 2, byte(id>>8), byte(id))
+		x.B = append(x.B, first, 2, byte(id>>8), byte(id))
 	}
 }

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/journal"
+	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -111,8 +113,8 @@ func (b *Broker) mountsFor(topic string) (mounts []string) {
 
 // responses is what the topics of responses begin with.
 func (b *Broker) responses() string {
-	if b.cfg.ResponseInformation != "" {
-		return b.cfg.ResponseInformation
+	if b.cfg().ResponseInformation != "" {
+		return b.cfg().ResponseInformation
 	}
 	return "response"
 }
@@ -176,6 +178,7 @@ func (r *Responder) Close() error {
 	if r.handling.Load() && calledBack() {
 		return fmt.Errorf("%w: a Responder was closed by a function that a Broker has called; it ends when its handler returns", ErrStillClosing)
 	}
+	lock.NoneHeld("a wait")
 	<-r.done
 	return nil
 }
@@ -210,7 +213,7 @@ func (r *Responder) answer(ctx context.Context, m *Incoming) {
 	to, err := b.responseTopic(m)
 	if err == nil {
 		err = r.send(ctx, m, to, response)
-		if err != nil && ctx.Err() == nil && !errors.Is(err, errNotStored) { // which may have been sent
+		if err != nil && ctx.Err() == nil && !errors.Is(err, journal.ErrNotStored) { // which may have been sent
 			b.log.Debug("a response could not be published", "topic", m.Topic, "client", m.Publisher, "err", err)
 			err = r.send(ctx, m, to, failure(m, fmt.Errorf("the response could not be published: %w", err)))
 		}
@@ -250,6 +253,7 @@ func (r *Responder) call(ctx context.Context, m *Incoming) (response *Message, e
 	}()
 	r.handling.Store(true)
 	defer r.handling.Store(false)
+	lock.NoneHeld("a handler")
 	if response, err = r.handler(ctx, m); err != nil {
 		err = errors.New(legible(err.Error())) // here, where a panic of Error is caught
 	}
@@ -263,12 +267,12 @@ func (b *Broker) responseTopic(m *Incoming) (string, error) {
 		return topic, nil
 	}
 	switch {
-	case topic[0] == '$':
-		return "", packets.Errorf(packets.NotAuthorized, "topics that begin with $ belong to the server")
-	case !strings.HasPrefix(topic, b.cfg.ResponseInformation):
+	case b.reserved(topic):
+		return "", errReserved
+	case !strings.HasPrefix(topic, b.cfg().ResponseInformation):
 		return "", packets.Errorf(packets.NotAuthorized, "the Response Topic does not begin with the Response Information")
 	}
-	s := b.sessionAt(m.from)
+	s := b.sessionAt(b.placeOf(m.from))
 	var client *hooks.Client // nil: it has left
 	var mount string
 	if s != nil {

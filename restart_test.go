@@ -241,6 +241,42 @@ func TestWhatASharedSubscriptionBroughtGoesToAnotherMemberAfterACrash(t *testing
 	})
 }
 
+// Two connections write to the store in turn, so a batch may say that a message was sent and only the
+// next one that the message before it was.
+func TestMessagesKeepTheirOrderWhereverTheProcessEnds(t *testing.T) { // [MQTT-4.6.0-6]
+	onStage(t, func(st *stage) {
+		s := st.durable("s", packets.V5)
+		s.subscribe("t", packets.QoS2)
+		s.nc.Close()
+		synctest.Wait()
+		p := st.clean("p")
+		for i := range 4 {
+			p.send(message2("t", fmt.Sprint(i), packets.QoS(1+i/2), uint16(1+i)))
+		}
+		p.got()
+		key := st.b.sessionAt("s").stored
+		require.NoError(t, st.store.Commit(t.Context(), []store.Op{&store.Sent{Session: key, Seq: 3, ID: 9}}))
+		st.crash()
+		for crashes := range 3 {
+			s = st.dial("s", packets.V5, false, 3600)
+			ids := map[uint16]bool{}
+			for i, q := range s.want(packets.TypeConnack, packets.TypePublish, packets.TypePublish,
+				packets.TypePublish, packets.TypePublish) {
+				if i > 0 {
+					m := q.(*packets.Publish)
+					require.Equal(t, fmt.Sprint(i-1), string(m.Payload))
+					require.Equal(t, i < 4 || crashes > 0, m.Dup, i)
+					ids[m.PacketID] = true
+				}
+			}
+			require.Len(t, ids, 4, "each has its own Packet Identifier")
+			require.True(t, ids[9])
+			time.Sleep(time.Second)
+			st.crash()
+		}
+	})
+}
+
 func TestWhatWasDroppedStaysDropped(t *testing.T) {
 	onStage(t, func(st *stage) {
 		st.stop()
@@ -303,6 +339,39 @@ func TestWhatACleanStartEndsStaysEnded(t *testing.T) {
 	}
 }
 
+// Whoever ended the Session before it: a client that gets a CONNACK without a Session has forgotten
+// the old one, which must not come back.
+func TestASessionThatEndsIsGoneBeforeTheNextOneInItsPlaceIsAccepted(t *testing.T) {
+	for name, end := range map[string]func(st *stage, old *peerConn){
+		"by the program": func(st *stage, old *peerConn) {
+			go st.b.DeleteSession(st.t.Context(), "c")
+		},
+		"by DISCONNECT": func(st *stage, old *peerConn) {
+			expiry := packets.Properties(nil).AppendUint(packets.SessionExpiryInterval, 0)
+			old.send(&packets.Disconnect{Properties: expiry})
+		},
+	} {
+		for _, clean := range []bool{true, false} {
+			t.Run(fmt.Sprint(name, ", clean ", clean), func(t *testing.T) {
+				onStage(t, func(st *stage) {
+					old := st.dial("c", packets.V5, false, 3600)
+					old.want(packets.TypeConnack)
+					release := st.store.hold()
+					end(st, old)
+					time.Sleep(time.Second)
+					c := st.dial("c", packets.V5, clean, 0)
+					time.Sleep(time.Second)
+					c.wantNothing("the store does not know yet that the old Session has ended")
+					release()
+					c.want(packets.TypeConnack)
+					st.crash()
+					require.Zero(t, st.b.sessions.len())
+				})
+			})
+		}
+	}
+}
+
 // A full or broken store keeps nobody out who needs nothing of it.
 func TestACleanStartOverASessionThatCannotBeRemoved(t *testing.T) {
 	onStage(t, func(st *stage) {
@@ -344,29 +413,5 @@ func TestADisconnectIsDurableWhenTheConnectionEnds(t *testing.T) {
 		_, there = st.b.Session("dropped")
 		require.False(t, there)
 		require.Nil(t, st.b.retained.Get("will"))
-	})
-}
-
-// Operations that nobody waits for are committed soon, however many there are of them at once.
-func TestWhatNobodyWaitsForIsCommittedSoon(t *testing.T) {
-	onStage(t, func(st *stage) {
-		before := len(st.store.seen)
-		a, b := st.b.getTurn(), st.b.getTurn()
-		for i, t := range []*turn{a, b} { // both, before either is done with its message
-			t.own = packets.Publish{Retain: true, Topic: fmt.Appendf(nil, "t/%d", i), Payload: []byte("x")}
-			t.out.reset(&t.own, "", time.Now(), 0)
-			t.operation(t.out.message(), 0).Retain = true
-		}
-		for _, t := range []*turn{a, b} {
-			t.conclude(&t.out)
-			t.clear()
-			t.end()
-			st.b.putTurn(t)
-		}
-		time.Sleep(2 * lazyDelay)
-		synctest.Wait()
-		st.store.mu.Lock()
-		require.Len(t, st.store.seen, before+2)
-		st.store.mu.Unlock()
 	})
 }

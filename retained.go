@@ -3,13 +3,19 @@ package dunlin
 import (
 	"context"
 	"hash/maphash"
+	"maps"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/internal/budget"
+	"github.com/dunlin-mqtt/dunlin/internal/fifo"
+	"github.com/dunlin-mqtt/dunlin/internal/journal"
+	"github.com/dunlin-mqtt/dunlin/internal/lock"
+	"github.com/dunlin-mqtt/dunlin/internal/owners"
 	"github.com/dunlin-mqtt/dunlin/internal/retained"
 	"github.com/dunlin-mqtt/dunlin/internal/subs"
 	"github.com/dunlin-mqtt/dunlin/packets"
@@ -22,31 +28,30 @@ import (
 // newRetained returns the Store for the retained messages, which counts them in b.memory.
 func (b *Broker) newRetained() *retained.Store {
 	return retained.New(retained.Options{
-		MaxMessages: b.cfg.MaxRetained,
-		MaxBytes:    int64(b.cfg.MaxRetainedBytes),
-		Fits: func(m, old *message) bool {
-			n := heldSize(m) + retainedCost
-			if old != nil {
-				n -= heldSize(old) + retainedCost
-			}
-			return b.memory.Fits(budget.Retained, n)
-		},
+		Limits: b.cfg().retainedLimits(),
+		Admit:  b.admitRetained,
 		Hold: func(m *message) {
 			b.memory.Hold(&m.Holders, budget.Retained, heldSize(m), retainedCost)
+			b.ownRetained(m)
 		},
 		Release: func(m *message) {
+			b.disownRetained(m)
 			b.memory.Release(&m.Holders, budget.Retained, heldSize(m), retainedCost)
 		},
 	})
 }
 
+func (c *Config) retainedLimits() retained.Limits {
+	return retained.Limits{Messages: c.MaxRetained, Bytes: int64(c.MaxRetainedBytes)}
+}
+
 // topicLocks make the publishers of one topic take turns while its retained message changes, is given
 // to the journal, and is delivered: so all three happen in one order. Several topics share a lock. Nobody
 // takes one while holding another lock, and no hook that decides is asked while one is held.
-type topicLocks [256]sync.Mutex
+type topicLocks [256]lock.Mutex[topicLock]
 
 // lockTopic locks the topic for a change of its retained message.
-func (b *Broker) lockTopic(topic []byte) *sync.Mutex {
+func (b *Broker) lockTopic(topic []byte) *lock.Mutex[topicLock] {
 	mu := &b.topics[maphash.Bytes(b.seed, topic)%uint64(len(b.topics))]
 	mu.Lock()
 	return mu
@@ -99,7 +104,7 @@ func (b *Broker) removeExpired(m *message) bool {
 		return false
 	}
 	if b.journal != nil && lasts(m.Topic) {
-		b.journal.add(&store.DeleteRetained{Topic: m.Topic})
+		b.journal.Add(&store.DeleteRetained{Topic: m.Topic})
 	}
 	return true
 }
@@ -125,7 +130,7 @@ func (s *session) admitCursorLocked(filter string) error {
 	was, is := s.cursors.Bytes(), s.cursors.With(filter)
 	full := was > 0 && is > was && is > s.quota.bytes
 	switch {
-	case !full && s.b.memory.Fits(budget.Sessions, int64(is-was)), !s.needsCursor(filter):
+	case !full && s.b.fitsOf(s.out.owner, int64(is-was)), !s.needsCursor(filter):
 		return nil
 	case full:
 		return packets.Errorf(packets.QuotaExceeded,
@@ -163,7 +168,9 @@ func (s *session) putCursorLocked(cur *retained.Cursor) (replaced *retained.Curs
 
 // countCursorsLocked tells the count of memory what has become of was bytes.
 func (s *session) countCursorsLocked(was int) {
-	s.b.memory.Add(budget.Sessions, int64(s.cursors.Bytes()-was))
+	n := int64(s.cursors.Bytes() - was)
+	s.b.memory.Add(budget.Sessions, n)
+	s.out.owner.Add(owners.Kept, n)
 	if s.cursors.Len() == 0 {
 		s.cursors = nil
 	}
@@ -195,8 +202,8 @@ func (s *session) dropCursorsLocked() int {
 // is nil if there is none, or if something else comes first: what waits in the queue, or the client
 // has to take what it was sent.
 func (s *session) walkableLocked(c *conn) *retained.Cursor {
-	if s.cursors == nil || c == nil || s.conn != c || c.stopping != nil || c.out.opening || c.out.dead || c.out.parked ||
-		int(s.out.resend) < len(s.out.flight) || s.out.queue.n > 0 || c.out.size() >= pumpBytes {
+	if s.cursors == nil || c == nil || s.conn != c || c.stopping != nil || c.out.opening || c.out.dead || c.out.parked || c.out.full ||
+		int(s.out.resend) < len(s.out.flight) || s.out.queue.Len() > 0 || c.out.Size() >= pumpBytes {
 		return nil
 	}
 	cur := s.cursors.First()
@@ -209,8 +216,8 @@ func (s *session) walkableLocked(c *conn) *retained.Cursor {
 
 // walkers are the workers that look for retained messages.
 type walkers struct {
-	mu      sync.Mutex // a leaf
-	waiting fifo[*session]
+	mu      lock.Mutex[walkersLock] // a leaf
+	waiting fifo.Queue[*session]
 	running int
 	most    int       // immutable after New
 	rooms   sync.Pool // of *walkRoom
@@ -224,7 +231,7 @@ func (b *Broker) walkLaterLocked(s *session) {
 	s.walking = true
 	w := &b.walkers
 	w.mu.Lock()
-	w.waiting.push(s)
+	w.waiting.Push(s)
 	more := w.running < w.most
 	if more {
 		w.running++
@@ -239,11 +246,11 @@ func (b *Broker) walkLaterLocked(s *session) {
 func (w *walkers) next(ctx context.Context) *session {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.waiting.n == 0 || ctx.Err() != nil {
+	if w.waiting.Len() == 0 || ctx.Err() != nil {
 		w.running--
 		return nil
 	}
-	return w.waiting.pop()
+	return w.waiting.Pop()
 }
 
 // walkAll is a worker. It ends when no Session waits.
@@ -259,6 +266,7 @@ func (b *Broker) walkAll() {
 			runtime.Gosched()
 			continue
 		}
+		lock.NoneHeld("a wait")
 		select {
 		case <-time.After(min(idle, walkRest)):
 		case <-b.ctx.Done():
@@ -368,7 +376,7 @@ func (s *session) sendFoundLocked(c *conn, cur *retained.Cursor, f *retained.Fou
 }
 
 // admits says whether the store has room for d, a retained message that it has to know before c
-// sends it. If it has not, c is flushed again when there may be room. The lock is held.
+// sends it. If it has not, c is flushed again when there may be room. s.mu is held.
 func (s *session) admits(c *conn, d *delivery) bool {
 	if d.seq != 0 || d.qos == packets.QoS0 || s.stored == 0 {
 		return true
@@ -377,18 +385,18 @@ func (s *session) admits(c *conn, d *delivery) bool {
 		c.out.admitted = false
 		return true
 	}
-	n := int64(opWeight + messageWeight(d.msg) + deliveryWeight)
-	if c.out.parked {
+	n := int64(journal.OpWeight + journal.WeighMessage(d.msg) + journal.DeliveryWeight)
+	if c.out.parked || s.waitsForStoreLocked(c, d) {
 		return false
 	}
-	c.out.parked = !s.b.journal.room.open(n, func() {
+	c.out.parked = !s.b.journal.Room.Open(n, func() {
 		s.mu.Lock()
 		c.out.parked, c.out.admitted = false, true
 		s.mu.Unlock()
 		c.flush(time.Now())
 	})
 	if c.out.parked {
-		s.b.journal.rouse() // so that what is there is committed
+		s.b.journal.Rouse() // so that what is there is committed
 	}
 	return !c.out.parked
 }
@@ -396,12 +404,49 @@ func (s *session) admits(c *conn, d *delivery) bool {
 // wantsLocked says whether m, which may be nil, is for the subscription of cur.
 func (s *session) wantsLocked(cur *retained.Cursor, m *message, now time.Time) bool {
 	return m != nil && (m.Expires == 0 || m.Expires > now.UnixNano()) && len(m.Topic) >= len(s.mount) &&
-		!(cur.NoLocal && m.From == s.place())
+		!(cur.NoLocal && s.b.placeOf(m.From) == s.place())
+}
+
+// waitsForStoreLocked says whether d, which may not leave before it is durable, waits because the store
+// refuses it now. resumeWalks goes on with it. s.mu is held.
+func (s *session) waitsForStoreLocked(c *conn, d *delivery) bool {
+	j := s.b.journal
+	if !d.strict() || j.Refusing() == nil {
+		return false
+	}
+	c.out.full = true
+	return j.Refusing() != nil // otherwise resumeWalks may have come by already
+}
+
+// resumeWalks goes on with the retained messages that waited while the store was full.
+func (b *Broker) resumeWalks(*turn) {
+	b.mu.Lock()
+	conns := slices.Collect(maps.Keys(b.conns))
+	b.mu.Unlock()
+	for _, c := range conns {
+		c.sess.mu.Lock()
+		full := c.out.full
+		c.out.full = false
+		c.sess.mu.Unlock()
+		if full {
+			c.flush(time.Now())
+		}
+	}
+}
+
+// findAgainLocked has the retained message of d, which could not be stored, sent when it can be: what
+// is the retained message of its topic then. s.mu is held.
+func (s *session) findAgainLocked(d *delivery) {
+	cur := &retained.Cursor{Filter: d.msg.Topic, QoS: d.qos, Ready: true}
+	if ids := d.ids(); len(ids) > 0 {
+		cur.ID = ids[0]
+	}
+	s.putCursorLocked(cur)
 }
 
 // retainedDelivery is m on its way to the subscription of cur.
 func retainedDelivery(cur *retained.Cursor, m *message) delivery {
-	d := delivery{msg: m, qos: min(m.QoS, cur.QoS), retain: true}
+	d := delivery{msg: m, qos: min(m.QoS, cur.QoS), retain: true, found: true}
 	if cur.ID != 0 {
 		d.extra = &extra{ids: []uint32{cur.ID}}
 	}
@@ -435,7 +480,7 @@ func (s *session) readyCursorsLocked(grants []grant) (any bool) {
 // released meanwhile. more says that there may be some although none was found.
 func (s *session) nextRetainedLocked(sub *Subscription, now time.Time) (d delivery, ok, more bool) {
 	walkable := func() *retained.Cursor {
-		if s.local != sub || s.cursors == nil || !s.cursors.First().Ready || s.out.queue.n > 0 ||
+		if s.local != sub || s.cursors == nil || !s.cursors.First().Ready || s.out.queue.Len() > 0 ||
 			int(s.out.resend) < len(s.out.flight) || !s.out.room() {
 			return nil
 		}

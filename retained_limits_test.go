@@ -19,7 +19,7 @@ import (
 // rest.
 func TestRetainedMessagesLeaveRoomForLiveTraffic(t *testing.T) {
 	const most = 1 << 20
-	withRules(t, everything, func(c *Config) { c.MaxMemory = most }, func(r *guardRig) {
+	withRules(t, everything, func(c *Config) { oneForAll(c); c.MaxMemory = most }, func(r *guardRig) {
 		p, sub := r.connect(as("p", "u")), r.connect(as("sub", "u"))
 		require.Equal(t, packets.GrantedQoS1, sub.subscribe("live", 1))
 		large := strings.Repeat("x", 10_000)

@@ -12,6 +12,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/dunlin-mqtt/dunlin/internal/journal"
+	"github.com/dunlin-mqtt/dunlin/internal/room"
 	"github.com/dunlin-mqtt/dunlin/packets"
 	"github.com/dunlin-mqtt/dunlin/store"
 )
@@ -25,16 +27,10 @@ func (st *stage) narrow(room int) {
 	st.start()
 }
 
-// uncommitted is what the operations of all batches weigh that the committer has not taken.
-func (st *stage) uncommitted() (n int) {
+// uncommitted is what the operations weigh that are not decided.
+func (st *stage) uncommitted() int {
 	synctest.Wait()
-	j := st.b.journal
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	for _, x := range append([]*batch{j.pending}, j.sealed...) {
-		n += weighAll(x.ops)
-	}
-	return n
+	return int(st.b.journal.Room.Used())
 }
 
 func TestRoomIsTakenForTheWholeBroker(t *testing.T) {
@@ -57,7 +53,7 @@ func TestRoomIsTakenForTheWholeBroker(t *testing.T) {
 			require.Equal(t, packets.NoMatchingSubscribers, p.want(packets.TypePuback)[0].(*packets.Ack).Code)
 		}
 		time.Sleep(time.Second)
-		require.Zero(t, st.b.journal.room.used.Load(), "all is given back")
+		require.Zero(t, st.b.journal.Room.Used(), "all is given back")
 	})
 }
 
@@ -75,7 +71,7 @@ func TestAPublisherThatFindsNoRoomIsRefusedInTheEnd(t *testing.T) {
 		watcher.want(packets.TypePublish)
 		q.send(toRetain(message2("t/q", payload, packets.QoS2, 1)))
 		old.send(toRetain(message2("t/old", payload, packets.QoS1, 1)))
-		time.Sleep(roomPatience - time.Second)
+		time.Sleep(room.Patience - time.Second)
 		q.wantNothing("while it waits")
 		require.False(t, old.ended())
 		time.Sleep(2 * time.Second)
@@ -133,117 +129,6 @@ func TestAMessageLargerThanTheRoomGoesAlone(t *testing.T) {
 	})
 }
 
-// A large message does not wait for ever behind small ones that come later.
-func TestRoomIsGivenInTurn(t *testing.T) {
-	r := &room{most: 100}
-	require.True(t, r.take(60))
-	synctest.Test(t, func(t *testing.T) {
-		var mu sync.Mutex
-		var order []string
-		var wg sync.WaitGroup
-		note := func(name string) { mu.Lock(); order = append(order, name); mu.Unlock() }
-		want := func(name string, n int64) {
-			wg.Go(func() {
-				require.NoError(t, r.await(context.Background(), n, nil))
-				note(name)
-			})
-			synctest.Wait()
-		}
-		want("large", 80)
-		require.False(t, r.take(10), "it would overtake")
-		want("small", 10)
-		require.False(t, r.open(10, func() { note("retry") }))
-		want("last", 1)
-		require.Empty(t, order)
-		r.give(60)
-		synctest.Wait()
-		require.ElementsMatch(t, []string{"large", "small", "retry", "last"}, order)
-		wg.Wait()
-		require.EqualValues(t, 91, r.used.Load())
-
-		ctx, cancel := context.WithCancel(context.Background())
-		wg.Go(func() { require.ErrorIs(t, r.await(ctx, 50, nil), context.Canceled) })
-		synctest.Wait()
-		want("behind", 5)
-		require.Len(t, order, 4)
-		cancel()
-		wg.Wait()
-		require.Len(t, order, 5, "those behind one that gives up go on")
-		require.Zero(t, r.waiting.Load())
-	})
-}
-
-// Whatever waits, a batch stays far below what a store can take.
-func TestTheCommitterSplits(t *testing.T) {
-	onStage(t, func(st *stage) {
-		st.narrow(-1)
-		p := st.clean("p")
-		var most atomic.Int64
-		release := st.store.hold()
-		st.store.mu.Lock()
-		st.store.before = func(ops []store.Op) error {
-			most.Store(max(most.Load(), int64(weighAll(ops))))
-			return nil
-		}
-		st.store.mu.Unlock()
-		const messages, size = 60, 1_000_000
-		for i := range messages {
-			payload := string(bytes.Repeat([]byte{'x'}, size))
-			p.send(toRetain(message2(fmt.Sprint("t/", i), payload, packets.QoS1, uint16(i+1))))
-		}
-		require.Greater(t, st.uncommitted(), 50<<20)
-		release()
-		require.Len(t, p.got(), messages)
-		require.Less(t, most.Load(), int64(20<<20), "bytes in one Commit")
-	})
-}
-
-// What follows and finds no room is tried now and then, a piece at a time, however much it is.
-func TestWhatIsCarriedIsNotCommittedAnewWithEachTry(t *testing.T) {
-	const messages = 3000
-	onStage(t, func(st *stage) {
-		st.stop()
-		st.cfg.MaxInflight = messages
-		st.start()
-		s := st.durable("s", packets.V5)
-		s.subscribe("t", packets.QoS1)
-		ctx := context.Background()
-		var wg sync.WaitGroup
-		for range messages {
-			wg.Go(func() { require.NoError(t, st.b.Publish(ctx, &Message{Topic: "t", QoS: 1})) })
-		}
-		wg.Wait()
-		got := s.got()
-		require.Len(t, got, messages)
-		time.Sleep(time.Second)
-		var tried atomic.Int64
-		st.store.mu.Lock()
-		st.store.before = func(ops []store.Op) error {
-			tried.Add(int64(len(ops)))
-			return store.ErrFull
-		}
-		st.store.mu.Unlock()
-		for _, p := range got { // each in a batch of its own
-			s.send(ack(packets.TypePuback, p.(*packets.Publish).PacketID))
-			time.Sleep(2 * lazyDelay)
-		}
-		time.Sleep(10 * time.Second)
-		carryOps := carryBytes / opWeight
-		tries := int((messages*2*lazyDelay+10*time.Second)/retryDelay) + 1
-		require.Less(t, int(tried.Load()), tries*(messages/2), "operations that were given to the store")
-		require.Greater(t, carryOps, messages, "they are one piece")
-		require.Positive(t, st.b.journal.room.used.Load())
-		st.store.fail(nil)
-		time.Sleep(time.Second)
-		require.NoError(t, st.b.Healthy())
-		require.Zero(t, st.b.journal.room.used.Load())
-		require.EqualValues(t, 4096, st.b.Stats().Memory, "the read buffer of s")
-		st.crash()
-		info, _ := st.b.Session("s")
-		require.Zero(t, info.Queued+info.Inflight, "messages that were acknowledged")
-	})
-}
-
 // Clients that try to begin a Session while the store is full leave nothing behind to be carried.
 func TestASessionThatIsRefusedLeavesNothingToBeCarried(t *testing.T) {
 	onStage(t, func(st *stage) {
@@ -261,7 +146,7 @@ func TestASessionThatIsRefusedLeavesNothingToBeCarried(t *testing.T) {
 			require.Equal(t, packets.QuotaExceeded, n.want(packets.TypeConnack)[0].(*packets.Connack).Code)
 			_, err := st.b.Subscribe(context.Background(), "t", &SubscribeOptions{Name: fmt.Sprint(i)})
 			require.ErrorIs(t, err, store.ErrFull)
-			time.Sleep(retryDelay)
+			time.Sleep(journal.RetryDelay)
 		}
 		require.Less(t, most.Load(), int64(10), "operations at once")
 

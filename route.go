@@ -7,8 +7,10 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/link"
 	"github.com/dunlin-mqtt/dunlin/internal/subs"
 	"github.com/dunlin-mqtt/dunlin/packets"
+	"github.com/dunlin-mqtt/dunlin/store"
 )
 
 // This file takes one Application Message to everybody who subscribes to it.
@@ -24,7 +26,7 @@ type turn struct {
 	untold    bool            // outgoing.untold of that message
 	gathered  int             // bytes of packets handled since the last flush
 	rounds    int             // and how often gather said yes
-	read      *buffer         // what was read; nil for turns that do not read
+	read      *link.Buffer    // what was read; nil for turns that do not read
 	last      bool            // until c is accepted: nothing has been read behind the packet that is handled
 	congested []*conn         // those that the flush left congested
 
@@ -43,10 +45,11 @@ type turn struct {
 	found   int  // how many subscriptions the last message matched, whether or not anybody took it
 	write   write
 
-	received, receivedBytes, sent uint64 // added to the Broker's counters at the end
+	traffic // added to counted at the end
+	counted *counterShard
 }
 
-// touch notes that c has something to write. The lock of its session is held.
+// touch notes that c has something to write. c.sess.mu is held.
 func (t *turn) touch(c *conn) {
 	if c.touched != t {
 		c.touched = t
@@ -57,24 +60,15 @@ func (t *turn) touch(c *conn) {
 // end flushes what the turn has written to, each connection once.
 func (t *turn) end() {
 	for i, c := range t.dirty {
-		if c.flush(t.now) {
+		n, congested := c.flushed(t.now)
+		if t.sentBytes += uint64(n); congested {
 			t.congested = append(t.congested, c)
 		}
 		t.dirty[i] = nil
 	}
 	t.dirty, t.gathered, t.rounds = t.dirty[:0], 0, 0
-	st := &t.b.stats
-	if t.received > 0 {
-		st.received.Add(t.received)
-		t.received = 0
-	}
-	if t.sent > 0 {
-		st.sent.Add(t.sent)
-		t.sent = 0
-	}
-	if t.receivedBytes > 0 {
-		st.receivedBytes.Add(t.receivedBytes)
-		t.receivedBytes = 0
+	if t.traffic != (traffic{}) {
+		t.counted.take(&t.traffic)
 	}
 }
 
@@ -89,9 +83,11 @@ type outgoing struct {
 	msg     *message
 	receipt *receipt // nil for most
 	untold  bool     // nobody can be told that it is not retained: then it is delivered all the same
-	trying  bool     // another member of the group may take it: who does not has lost nothing
-	waited  bool     // so that less is left of its Message Expiry Interval than pub says
-	frames  [4]frame // by version 5.0 or not, and with Packet Identifier or not
+	// Why it was delivered and not retained; nil: it was, or need not be. Of the last retained one.
+	unretained error
+	trying     bool     // another member of the group may take it: who does not has lost nothing
+	waited     bool     // so that less is left of its Message Expiry Interval than pub says
+	frames     [4]frame // by version 5.0 or not, and with Packet Identifier or not
 }
 
 // A frame is a whole PUBLISH whose first byte and Packet Identifier are patched for each receiver.
@@ -222,6 +218,13 @@ type route struct {
 	targets []target
 	ids     []uint32 // of all targets
 	shared  []sharedRoute
+	share   share         // of these; everybody but for a Will that has moved in part
+	served  []*subs.Group // that have got the message without the Store
+
+	// In the cache of a connection.
+	in      *routes // the cache; nil: it has no place there any more, or never had
+	inTable bool
+	size    int32 // bytes, as they are counted
 }
 
 // A sharedRoute is a shared subscription that the topic matches: one of the members gets the message.
@@ -236,10 +239,10 @@ type origin struct {
 	number uint32 // that s had
 }
 
-// numberLocked returns the number in the tree, 0 if the Session has none, or has ended: then another one may have its number. b.numbers
-// is held.
+// numberLocked returns the number in the tree, 0 if the Session has none, or has ended: then another
+// one may have its number. Broker.numbers is held.
 func (o origin) numberLocked(b *Broker) uint32 {
-	if b.byNumber[o.number] != o.s {
+	if b.numberedLocked(o.number) != o.s {
 		return 0
 	}
 	return o.number
@@ -268,7 +271,7 @@ func (r *route) fill(t *turn, topic []byte, from origin) {
 		b.numbers.RLock()
 		for i := range m.Subs {
 			x := &m.Subs[i]
-			if s := b.byNumber[x.Sub]; s != nil {
+			if s := b.numberedLocked(x.Sub); s != nil {
 				to := target{s: s, qos: x.QoS, retain: x.RetainAsPublished, ids: x.IDs(r.ids)}
 				r.targets = append(r.targets, to)
 				r.durable = r.durable || s.stored != 0 && x.QoS > packets.QoS0
@@ -280,16 +283,28 @@ func (r *route) fill(t *turn, topic []byte, from origin) {
 		b.numbers.RUnlock()
 		// A number that was given to another session meanwhile would have changed the version.
 		if r.watch.Version() == r.version {
+			if r.share != everybody {
+				r.keepShare(t.own.QoS)
+			}
+			r.filled(b)
 			return
 		}
 	}
+}
+
+// numberedLocked returns the session with that number, nil if there is none. b.numbers is held.
+func (b *Broker) numberedLocked(num uint32) *session {
+	if int(num) >= len(b.byNumber) {
+		return nil
+	}
+	return b.byNumber[num]
 }
 
 func (r *route) addGroup(b *Broker, g *subs.SharedMatch) {
 	sr := sharedRoute{group: g.Group, members: make([]target, 0, len(g.Members))}
 	for i := range g.Members {
 		m := &g.Members[i]
-		s := b.byNumber[m.Sub]
+		s := b.numberedLocked(m.Sub)
 		if s == nil {
 			continue
 		}
@@ -303,37 +318,8 @@ func (r *route) addGroup(b *Broker, g *subs.SharedMatch) {
 	r.shared = append(r.shared, sr)
 }
 
-// routes is the cache of a connection: the last topic, and a small table for those that publish to many.
-type routes struct {
-	last  *route
-	table *routeTable // nil until a second topic
-}
-
-// A routeTable has the route of a topic once the topic has come twice while no other one took its slot: a client that publishes
-// to more topics than there are slots does not turn over routes that nobody finds again.
-type routeTable struct {
-	seen   [routeSlots]uint32 // a part of the hash of the topic that came last
-	routes [routeSlots]*route
-}
-
-const routeSlots = 256
-
-// at returns the place for the route of topic, which may hold that of another one, or nil: topic has none.
-func (rs *routes) at(b *Broker, topic []byte) *route {
-	r := rs.last
-	if r == nil {
-		r = new(route)
-	} else if string(r.topic) != string(topic) {
-		if r = rs.slot(b, topic); r == nil {
-			return nil
-		}
-	}
-	rs.last = r
-	return r
-}
-
-// resolve makes r, from the cache of a connection, the route of topic, if it is not that already. A topic that has no place there
-// gets the turn's route, which is good until the next one does.
+// resolve makes r, from the cache of a connection, the route of topic, if it is not that already. A
+// topic that has no place there gets the turn's route, which is good until the next one does.
 func (t *turn) resolve(r *route, topic []byte, from origin) *route {
 	if r == nil {
 		r = &t.route
@@ -343,23 +329,6 @@ func (t *turn) resolve(r *route, topic []byte, from origin) *route {
 		r.fill(t, topic, from)
 	}
 	return r
-}
-
-// slot returns the place of topic in the table, nil if it has none yet.
-func (rs *routes) slot(b *Broker, topic []byte) *route {
-	if rs.table == nil {
-		rs.table = new(routeTable)
-	}
-	h := maphash.Bytes(b.seed, topic)
-	i, seen := h%routeSlots, uint32(h>>32)
-	if rs.table.seen[i] != seen {
-		rs.table.seen[i] = seen
-		return nil
-	}
-	if rs.table.routes[i] == nil {
-		rs.table.routes[i] = new(route)
-	}
-	return rs.table.routes[i]
 }
 
 // deliver takes o to everybody in r and returns how many sessions took it.
@@ -385,7 +354,7 @@ func (t *turn) deliverShared(o *outgoing, g *subs.Group, members []target) bool 
 		return false
 	}
 	var start uint64
-	switch t.b.cfg.Shared {
+	switch t.b.cfg().Shared {
 	case RoundRobin:
 		start = uint64(g.Next.Add(1) - 1)
 	case Sticky:
@@ -393,7 +362,7 @@ func (t *turn) deliverShared(o *outgoing, g *subs.Group, members []target) bool 
 	case HashTopic:
 		start = maphash.Bytes(t.b.seed, o.pub.Topic)
 	case HashClient:
-		start = maphash.String(t.b.seed, o.from)
+		start = maphash.String(t.b.seed, t.b.placeOf(o.from))
 	}
 	o.trying = true
 	for i := range n {
@@ -402,10 +371,11 @@ func (t *turn) deliverShared(o *outgoing, g *subs.Group, members []target) bool 
 			continue
 		}
 		if t.give(o, to, true) {
-			if t.b.cfg.Shared == Sticky {
+			if t.b.cfg().Shared == Sticky {
 				g.Next.Store(uint32((start + i) % n))
 			}
 			o.trying = false
+			t.noteServed(o, to)
 			return true
 		}
 	}
@@ -416,15 +386,27 @@ func (t *turn) deliverShared(o *outgoing, g *subs.Group, members []target) bool 
 			continue
 		}
 		if t.give(o, to, false) {
+			t.noteServed(o, to)
 			return true
 		}
 	}
 	return false
 }
 
+// noteServed notes that the group of to has a Will without the Store, so that it does not get the
+// Will again if the batch fails.
+func (t *turn) noteServed(o *outgoing, to *target) {
+	if t.write.anyway && !needsStore(to, o.pub.QoS) {
+		t.route.served = append(t.route.served, to.group)
+	}
+}
+
 // publish routes o and takes care of its retained state. r is its route.
 func (t *turn) publish(o *outgoing, r *route) (matched int, err error) {
 	t.found = len(r.targets) + len(r.shared)
+	if r.share == withoutStore {
+		return t.deliver(o, r), nil
+	}
 	if t.needsJournal(o, r) {
 		if err := t.takeRoom(o, r); err != nil { // before the topic is locked
 			return 0, err
@@ -462,13 +444,23 @@ func (t *turn) orDeliver(o *outgoing, err error) error {
 	if err == nil || !o.untold {
 		return err
 	}
-	t.b.log.Debug("a message is delivered, but not retained", "topic", string(o.pub.Topic), "err", err)
+	o.unretained = err
 	return nil
 }
 
 // publishRetained is publish for a message that becomes the retained one of its topic, or removes it.
 func (t *turn) publishRetained(o *outgoing, r *route) (matched int, err error) {
 	t.askMembers(o, r)
+	o.unretained = nil
+	if matched, err = t.passInTurn(o, r); o.unretained != nil {
+		topic := string(o.pub.Topic)
+		t.b.log.Debug("a message is delivered, but not retained", "topic", topic, "err", o.unretained)
+	}
+	return matched, err
+}
+
+// passInTurn is pass with the topic locked meanwhile.
+func (t *turn) passInTurn(o *outgoing, r *route) (matched int, err error) {
 	defer t.b.lockTopic(o.pub.Topic).Unlock() // after a panic as well
 	defer func() { t.asked = false }()
 	return t.pass(o, r)
@@ -501,7 +493,7 @@ func (t *turn) publishMessage(m *message, from origin) (matched int, err error) 
 	t.topic = append(t.topic[:0], m.Topic...)
 	t.own = packets.Publish{QoS: m.QoS, Retain: m.Retain, Topic: t.topic, Properties: m.Properties, Payload: m.Payload}
 	o := &t.out
-	o.reset(&t.own, m.From, t.now, t.b.cfg.MaxMessageExpiry)
+	o.reset(&t.own, m.From, t.now, t.b.cfg().MaxMessageExpiry)
 	if m.Expires == 0 || o.expires != 0 && o.expires < m.Expires { // MaxMessageExpiry
 		m.Expires = o.expires
 	}
@@ -512,14 +504,15 @@ func (t *turn) publishMessage(m *message, from origin) (matched int, err error) 
 	return t.publish(o, &t.route)
 }
 
-// send appends a PUBLISH for o to the output of c. The session's lock is held; there is room in the window if qos needs it.
+// send appends a PUBLISH for o to the output of c. c.sess.mu is held; there is room in the window if
+// qos needs it.
 func (c *conn) send(t *turn, o *outgoing, to *target, qos packets.QoS, retain bool) bool {
 	s := c.sess
 	r := c.few()
 	plain := r.mount == "" && !o.waited && (c.version < packets.V5 || len(to.ids) == 0 && r.outAliases == nil)
 	w := wire{qos: qos, retain: retain, ids: to.ids}
 	var f *frame
-	var x *buffer
+	var x *link.Buffer
 	if plain {
 		f = o.frame(c.version == packets.V5, qos > packets.QoS0)
 		if x = c.room(len(f.b)); x == nil {
@@ -533,7 +526,7 @@ func (c *conn) send(t *turn, o *outgoing, to *target, qos packets.QoS, retain bo
 	var seq uint64
 	if qos > packets.QoS0 {
 		d := delivery{extra: to.extra(o), qos: qos, retain: retain}
-		if s.lasting(&d) {
+		if s.lasting(to.group) {
 			d.msg = o.message()
 		}
 		if s.stored != 0 {
@@ -545,15 +538,16 @@ func (c *conn) send(t *turn, o *outgoing, to *target, qos packets.QoS, retain bo
 		o.receipt.enter()
 		o.receipt.leave(1, 0)
 	}
-	at := c.out.end()
+	at := c.out.End()
 	if plain {
-		n := len(x.b)
-		x.b = append(x.b, f.b...)
-		x.b[n] = w.first()
+		n := len(x.B)
+		x.B = append(x.B, f.b...)
+		x.B[n] = w.first()
 		if w.id != 0 {
-			binary.BigEndian.PutUint16(x.b[n+f.idAt:], w.id)
+			binary.BigEndian.PutUint16(x.B[n+f.idAt:], w.id)
 		}
 		t.sent++
+		t.sentPayload += uint64(len(o.pub.Payload))
 		if c.b.obs.Delivered != nil {
 			c.b.obs.Delivered(s.id, &o.message().Message)
 		}
@@ -561,7 +555,7 @@ func (c *conn) send(t *turn, o *outgoing, to *target, qos packets.QoS, retain bo
 		c.appendMessage(o.message(), w, t.now)
 	}
 	if w.id != 0 {
-		c.goes(t.write.batch, seq, w.id, at, o.pub.QoS == packets.QoS2)
+		c.goes(t.write.Batch(), store.Sent{Seq: seq, ID: w.id}, at, o.pub.QoS == packets.QoS2)
 	}
 	t.touch(c)
 	return true
@@ -576,14 +570,15 @@ func (c *conn) tooLarge(m *message, w wire) bool {
 	return 1+uvarintLen(n)+n > int(c.maxPacket)
 }
 
-// appendMessage appends m to the output of c, which has room for it, and says whether the client accepts its size. The lock is held.
+// appendMessage appends m to the output of c, which has room for it, and says whether the client
+// accepts its size. c.sess.mu is held.
 func (c *conn) appendMessage(m *message, w wire, now time.Time) bool {
 	name := m.Topic[len(c.few().mount):]
-	topic, alias := c.outAlias(name)
+	topic, alias := c.few().outAliases.send(c.sess, name)
 	n, _ := publishSize(c.version, w, len(topic), alias, len(m.Properties), len(m.Payload))
 	if alias != 0 && 1+uvarintLen(n)+n > int(c.maxPacket) { // without it the packet has room
 		if topic != "" {
-			delete(c.rare.outAliases, name)
+			c.few().outAliases.unsent(c.b, name)
 		}
 		topic, alias = name, 0
 		n, _ = publishSize(c.version, w, len(topic), alias, len(m.Properties), len(m.Payload))
@@ -592,12 +587,13 @@ func (c *conn) appendMessage(m *message, w wire, now time.Time) bool {
 	if x == nil {
 		return false
 	}
-	at := len(x.b)
-	x.b = appendPublish(x.b, c.version, w, topic, alias, m.Properties, m.Payload)
+	at := len(x.B)
+	x.B = appendPublish(x.B, c.version, w, topic, alias, m.Properties, m.Payload)
 	if c.version == packets.V5 && m.Expires != 0 {
-		patchExpiry(x.b[at:], w, len(topic), m, now)
+		patchExpiry(x.B[at:], w, len(topic), m, now)
 	}
 	c.b.stats.sent.Add(1)
+	c.b.stats.sentPayload.Add(uint64(len(m.Payload)))
 	if c.b.obs.Delivered != nil {
 		c.b.obs.Delivered(c.sess.id, &m.Message)
 	}
@@ -624,21 +620,4 @@ func patchExpiry(p []byte, w wire, topic int, m *message, now time.Time) {
 	for ; p[i] >= 0x80; i++ {
 	}
 	binary.BigEndian.PutUint32(p[i+1+at:], uint32(min(rest, noExpiry)))
-}
-
-// outAlias returns what to send in the place of a topic to a client that accepts Topic Aliases (3.3.2.3.4): the first topics get one each.
-func (c *conn) outAlias(topic string) (string, uint16) {
-	known := c.few().outAliases
-	if known == nil {
-		return topic, 0
-	}
-	if a, ok := known[topic]; ok {
-		return "", a
-	}
-	if len(known) < int(c.aliasMax) {
-		a := uint16(len(known) + 1)
-		known[topic] = a
-		return topic, a
-	}
-	return topic, 0
 }

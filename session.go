@@ -2,13 +2,17 @@ package dunlin
 
 import (
 	"encoding/binary"
-	"sync"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/link"
+	"github.com/dunlin-mqtt/dunlin/internal/lock"
+	"github.com/dunlin-mqtt/dunlin/internal/owners"
 	"github.com/dunlin-mqtt/dunlin/internal/retained"
+	"github.com/dunlin-mqtt/dunlin/internal/subs"
 	"github.com/dunlin-mqtt/dunlin/internal/timers"
 	"github.com/dunlin-mqtt/dunlin/packets"
+	"github.com/dunlin-mqtt/dunlin/store"
 )
 
 // A session is what outlives a Network Connection (4.1): subscriptions (in the tree, under num), queue, what is in flight in both
@@ -18,7 +22,7 @@ type session struct {
 	b  *Broker
 	id string // Client Identifier
 
-	mu      sync.Mutex
+	mu      lock.Mutex[sessionLock]
 	conn    *conn         // nil while the client is away
 	local   *Subscription // in-process
 	stored  uint64        // its number in the store; 0: it does not outlive the process. Set before anybody else sees the Session
@@ -26,10 +30,12 @@ type session struct {
 	seq     uint64        // of the last entry of the queue, if stored is set
 	num     uint32        // in the tree; 0 until the first subscription
 	subs    int32         // subscriptions
+	weight  int32         // of these, see owners.Weight
 	expiry  uint32        // Session Expiry Interval, seconds; 0: ends with the connection
 	gen     uint32        // how many connections have had it
 	walking bool          // somebody looks for retained messages, or is about to
 	ended   bool          // nothing may be added to it any more
+	most    uint16        // how many identifiers of QoS 2 messages it has received at a time, see footprint
 	will    *will
 	out     sender
 	in      receiver
@@ -39,17 +45,27 @@ type session struct {
 	client  *hooks.Client // who has it, or had it last; nil in-process
 	reads   *readings     // kept decisions about deliveries; nil: none
 	due     *timers.Timer // when it expires or its Will is due; nil until the client first leaves
+
+	footprint footprint
 }
 
 // A holder is who a Session belongs to. Immutable, so that those without a name share one.
 type holder struct {
-	principal string
+	principal string // not named: one that is only claimed, or empty
 	named     bool   // somebody with a name, be it an empty one
 	mount     string // mount point
 	key       string // in Broker.sessions; empty: the Client Identifier
 }
 
 var nobody holder
+
+// claims says whether the principal of h is only a claim. It keeps nobody from a Client Identifier.
+func (h *holder) claims() bool { return !h.named && h.principal != "" }
+
+// identity is what is known of the client of a Session before it comes.
+func (h *holder) identity() hooks.Identity {
+	return hooks.Identity{Principal: h.principal, Unverified: h.claims()}
+}
 
 // place is the key of s in Broker.sessions.
 func (s *session) place() string {
@@ -64,17 +80,6 @@ type queueLimits struct {
 	bytes    int
 	messages int32
 	overflow Overflow
-}
-
-// A will is a Will Message (3.1.2.5) with its delay. The identity that it was authorized with stays with it.
-type will struct {
-	msg    *message // its topic with the mount point
-	mount  string
-	delay  time.Duration
-	client *hooks.Client
-	at     time.Time // due, once the connection has ended; zero before
-
-	heard chan struct{} // not nil: hearOut waits until it is closed. Guarded by the mu of the Session
 }
 
 // pumpBytes is how full an output buffer is made from the queue before the socket has to take some.
@@ -104,14 +109,15 @@ func (s *session) deliver(t *turn, o *outgoing, to *target, eager bool) bool {
 		undecided = !known // it takes the way through the queue
 	}
 	switch {
-	case c == nil && s.local == nil && qos == packets.QoS0 && (!s.b.cfg.QueueQoS0 || s.b.memory.Over(leaveQoS0)):
+	case c == nil && s.local == nil && qos == packets.QoS0 && (!s.b.cfg().QueueQoS0 || s.b.memory.Over(leaveQoS0)):
 		return false
-	case c != nil && c.out.backlog > 0 && qos == packets.QoS0 && s.b.memory.Over(leaveQoS0):
+	case c != nil && c.out.Backlog() > 0 && qos == packets.QoS0 && s.b.memory.Over(leaveQoS0):
 		s.missed(o, hooks.DropMemory)
 		return false
-	case c == nil || undecided || (qos > packets.QoS0 && (!s.out.direct() || c.out.size() > s.b.cfg.MaxOutboundBytes/2)) || s.out.qos0 > 0:
+	case c == nil || undecided || qos > packets.QoS0 && (!s.out.direct() ||
+		c.out.Size() > s.b.cfg().MaxOutboundBytes/2 || s.lasting(to.group) && s.overdrawn(len(o.pub.Payload))) || s.out.qos0 > 0:
 		return s.enqueue(t, delivery{msg: o.message(), extra: to.extra(o), qos: qos, retain: retain})
-	case qos == packets.QoS0 && c.out.size() > s.b.cfg.MaxOutboundBytes:
+	case qos == packets.QoS0 && c.out.Size() > s.b.cfg().MaxOutboundBytes:
 		s.missed(o, hooks.DropSlowClient)
 		return false
 	}
@@ -119,7 +125,7 @@ func (s *session) deliver(t *turn, o *outgoing, to *target, eager bool) bool {
 }
 
 // ready says whether the session could send a message on at once; a member of a shared subscription that cannot is passed over while
-// another can. The lock is held.
+// another can. s.mu is held.
 func (s *session) ready(qos packets.QoS) bool {
 	switch {
 	case s.local != nil:
@@ -127,22 +133,33 @@ func (s *session) ready(qos packets.QoS) bool {
 	case s.conn == nil || s.conn.out.opening || s.conn.stopping != nil:
 		return false
 	}
-	return s.conn.out.size() <= s.b.cfg.MaxOutboundBytes/2 && (qos == packets.QoS0 || !s.full(0))
+	return s.conn.out.Size() <= s.b.cfg().MaxOutboundBytes/2 && (qos == packets.QoS0 || !s.full(0) && !s.overdrawn(1))
 }
 
 // full says whether the queue has no room for size more bytes.
 func (s *session) full(size int) bool {
-	return s.out.queue.n >= s.quota.messages || s.out.bytes+size > s.quota.bytes
+	return s.out.queue.Len() >= s.quota.messages || s.out.bytes+size > s.quota.bytes
+}
+
+// overdrawn says whether the owner of s may not have another delivery of the given size. A message
+// counts in each queue that it is in and takes memory once. So a limit as large as the default holds
+// only while memory is scarce. s.mu is held.
+func (s *session) overdrawn(size int) bool {
+	a := s.out.owner
+	if a.Room(owners.QueuedBytes, ownerSize(size)) {
+		return false
+	}
+	return a.Most(owners.QueuedBytes) < int64(s.b.cfg().queuedShare()) || s.b.memory.Over(queuedPercent)
 }
 
 // enqueue puts d into the queue, as the overflow policy has it.
 func (s *session) enqueue(t *turn, d delivery) bool {
-	policy := s.quota.overflow
-	for s.full(d.size()) {
+	policy, freed := s.quota.overflow, 0
+	for s.full(d.size()) || freed < d.size() && s.overdrawn(d.size()) {
 		if policy == Block && s.local.mayExceed(t, d.size()) {
 			break
 		}
-		if policy != DropOldest || s.out.queue.n == 0 || d.size() > s.quota.bytes { // which never has room
+		if policy != DropOldest || s.out.queue.Len() == 0 || d.size() > s.quota.bytes { // which never has room
 			s.dropped(d.msg, hooks.DropQueueFull)
 			d.settle(false)
 			if policy == Disconnect && s.conn != nil {
@@ -152,6 +169,7 @@ func (s *session) enqueue(t *turn, d delivery) bool {
 			return false
 		}
 		old := s.out.pop()
+		freed += old.size()
 		s.dropped(old.msg, hooks.DropQueueFull)
 		old.settle(false)
 		s.gone(&old)
@@ -159,7 +177,7 @@ func (s *session) enqueue(t *turn, d delivery) bool {
 	if s.stored != 0 && d.qos > packets.QoS0 {
 		t.record(s, &d)
 		if s.local != nil && d.strict() {
-			s.local.doubt(t.write.batch, d.seq)
+			s.local.doubt(t.write.Batch(), d.seq)
 		}
 	}
 	s.out.push(d)
@@ -187,9 +205,9 @@ func (s *session) dropped(m *message, why hooks.DropReason) {
 	}
 }
 
-// pending says whether something waits for pump. The lock is held.
+// pending says whether something waits for pump. s.mu is held.
 func (s *session) pending() bool {
-	return int(s.out.resend) < len(s.out.flight) || s.out.queue.n > 0 || s.cursors != nil
+	return int(s.out.resend) < len(s.out.flight) || s.out.queue.Len() > 0 || s.cursors != nil
 }
 
 // missed is dropped for what did not get as far as a delivery.
@@ -205,7 +223,7 @@ func (s *session) missed(o *outgoing, why hooks.DropReason) {
 }
 
 // pump sends on c what waits for room, as far as there is room: first what is in flight from an earlier connection, then the queue,
-// then retained messages. The lock is held.
+// then retained messages. s.mu is held.
 func (s *session) pump(c *conn, now time.Time) {
 	if !s.pending() {
 		return
@@ -213,9 +231,9 @@ func (s *session) pump(c *conn, now time.Time) {
 	if s.conn != c || c.stopping != nil || c.out.opening {
 		return
 	}
-	for c.out.size() < pumpBytes {
+	for c.out.Size() < pumpBytes {
 		if s.b.rules.deliveries != nil && !s.permitNext() {
-			return // fill asks
+			return // until askAndFlush has asked
 		}
 		if d := s.out.again(); d != nil {
 			s.repeat(c, d, now)
@@ -224,7 +242,7 @@ func (s *session) pump(c *conn, now time.Time) {
 		if int(s.out.resend) < len(s.out.flight) {
 			return // the quota is used up
 		}
-		if d := s.out.queue.front(); d != nil {
+		if d := s.out.queue.Front(); d != nil {
 			if d.qos > packets.QoS0 && !s.out.room() || !s.admits(c, d) {
 				return
 			}
@@ -240,10 +258,10 @@ func (s *session) pump(c *conn, now time.Time) {
 
 // repeat sends what was in flight when the last connection ended: PUBLISH with DUP, or PUBREL.
 func (s *session) repeat(c *conn, d *delivery, now time.Time) {
-	at := c.out.end()
+	at := c.out.End()
 	if d.state == released {
-		c.ack(packets.TypePubrel, d.id, packets.Success)
-		c.hold(at, s.undecided(c, true), firmly, d.id)
+		c.ack(nil, packets.TypePubrel, d.id, packets.Success)
+		c.hold(at, s.undecided(c), link.Durable, d.id)
 		return
 	}
 	if !c.appendMessage(d.msg, wire{qos: d.qos, dup: true, retain: d.retain, id: d.id, ids: d.ids()}, now) {
@@ -253,7 +271,11 @@ func (s *session) repeat(c *conn, d *delivery, now time.Time) {
 		s.out.finish(d)
 		return
 	}
-	c.hold(at, s.undecided(c, d.strict()), aPublish, d.id)
+	ticket := uint64(0)
+	if d.strict() {
+		ticket = s.undecided(c)
+	}
+	c.hold(at, ticket, link.Message, d.id)
 }
 
 // sendQueued sends what came off the front of the queue.
@@ -275,10 +297,10 @@ func (s *session) sendQueued(c *conn, d delivery, now time.Time) {
 		if d.seq == 0 && s.stored != 0 { // a retained one
 			s.seq++
 			d.seq = s.seq
-			s.b.journal.single(s.stored, &d)
+			s.b.journal.Enqueue(d.msg, d.forStore(s.stored))
 		}
 		m := d.msg
-		if !s.lasting(&d) {
+		if !s.lasting(d.group()) {
 			d.msg = nil
 		}
 		w.id = s.out.open(d)
@@ -286,15 +308,18 @@ func (s *session) sendQueued(c *conn, d delivery, now time.Time) {
 	} else {
 		d.settle(true)
 	}
-	at := c.out.end()
+	at := c.out.End()
 	c.appendMessage(d.msg, w, now)
 	if w.id != 0 {
-		c.goes(nil, d.seq, w.id, at, d.strict())
+		c.goes(nil, store.Sent{Seq: d.seq, ID: w.id}, at, d.strict())
 	}
 }
 
-// lasting says whether d, once in flight, may be needed again: on a later connection, or by another member of its group.
-func (s *session) lasting(d *delivery) bool { return s.expiry > 0 || s.stored != 0 || d.group() != nil }
+// lasting says whether a delivery, once in flight, may be needed again: on a later connection, or by
+// another member of its group, which is nil for most.
+func (s *session) lasting(group *subs.Group) bool {
+	return s.expiry > 0 || s.stored != 0 || group != nil
+}
 
 // acked handles PUBACK, PUBREC and PUBCOMP from the client. There is something to write only for a PUBREC, or if messages wait for a
 // place in the window.
@@ -308,26 +333,22 @@ func (s *session) acked(t *turn, c *conn, a *packets.Ack) error {
 	if a.Kind == packets.TypePubrec || s.pending() {
 		t.touch(c)
 	}
-	at := c.out.end()
+	at := c.out.End()
 	switch v {
 	case sendPubrel:
-		c.ack(packets.TypePubrel, a.PacketID, packets.Success)
-		var x *batch
-		if seq != 0 {
-			x = s.b.journal.released(c, s.stored, seq)
-		}
-		c.hold(at, x, firmly, a.PacketID)
+		c.ack(t, packets.TypePubrel, a.PacketID, packets.Success)
+		c.hold(at, s.hasReleased(c, seq), link.Durable, a.PacketID)
 	case repeatPubrel:
-		c.ack(packets.TypePubrel, a.PacketID, packets.Success)
-		c.hold(at, s.undecided(c, true), firmly, a.PacketID)
+		c.ack(t, packets.TypePubrel, a.PacketID, packets.Success)
+		c.hold(at, s.undecided(c), link.Durable, a.PacketID)
 	case unknownPubrec:
-		c.ack(packets.TypePubrel, a.PacketID, packets.PacketIdentifierNotFound)
-		c.hold(at, nil, after, a.PacketID)
+		c.ack(t, packets.TypePubrel, a.PacketID, packets.PacketIdentifierNotFound)
+		c.hold(at, 0, link.KeepsPlace, a.PacketID)
 	case mismatched:
 		return packets.Errorf(packets.ProtocolError, "%v for a message of another QoS", a.Kind)
 	case completed:
 		if seq != 0 {
-			s.b.journal.done(s.stored, seq)
+			s.b.journal.Done(store.Done{Session: s.stored, Seq: seq})
 		}
 		if a.Code.Failed() {
 			s.dropped(nil, hooks.DropRefused)
@@ -338,37 +359,58 @@ func (s *session) acked(t *turn, c *conn, a *packets.Ack) error {
 	return nil
 }
 
+// hasReleased tells the store that PUBREC came for an entry, which is not in the store if seq is 0. It
+// returns the ticket that the PUBREL waits for. s.mu is held.
+func (s *session) hasReleased(c *conn, seq uint64) uint64 {
+	switch {
+	case seq == 0:
+		return 0
+	case dropRelease:
+		return s.undecided(c)
+	}
+	return s.b.journal.Released(c.waiting(), store.Released{Session: s.stored, Seq: seq})
+}
+
 // resume gives the session its new connection, whose sess the caller has set. Whatever the old
-// one had of its own is gone. The lock of the Session is held.
+// one had of its own is gone. s.mu is held.
 func (s *session) resume(c *conn) {
 	s.conn, s.client = c, c.client
 	s.gen++
-	s.reads = nil
+	s.forgetReadingsLocked()
 	s.out.begin(int(c.window))
 	s.in.begin()
+	s.countLocked()
 }
 
 // leave is the end of connection c at now: the session waits for its client, or, with no expiry, is over. It returns the
-// Will if that is to be published now, and whether the session goes on. The lock is held.
+// Will if that is to be published now, and whether the session goes on. s.mu is held.
 func (s *session) leave(now time.Time, normal bool) (w *will, stays bool) {
 	s.will.answer()
-	s.conn = nil
+	if s.conn != nil {
+		s.withdrawMessagesLocked()
+		s.conn = nil
+	}
+	s.forgetReadingsLocked()
 	if normal {
-		s.will = nil
+		s.dropWill()
 	}
 	if s.expiry == 0 {
 		return nil, false
 	}
+	s.out.trim()
+	s.trimArrivalsLocked()
 	s.setEnd(now)
 	if s.will != nil && s.will.delay == 0 {
 		w, s.will = s.will, nil
 	} else if s.will != nil {
 		s.will.at = now.Add(s.will.delay)
+		s.tellWill()
 	}
+	s.countLocked()
 	return w, true
 }
 
-// setEnd makes the Session expire in time, counted from now. The lock is held.
+// setEnd makes the Session expire in time, counted from now. s.mu is held.
 func (s *session) setEnd(now time.Time) {
 	s.endsAt = 0
 	if s.expiry != noExpiry {
@@ -384,14 +426,30 @@ func (s *session) expiresAt() time.Time {
 	return time.Unix(0, s.endsAt)
 }
 
+// withdrawMessagesLocked takes back what the connection of s, which ends, holds of messages. Those that
+// are held for the first time have never left. s.mu is held.
+func (s *session) withdrawMessagesLocked() {
+	const dup = 8
+	s.conn.out.WithdrawMessages(func(id uint16, first byte) {
+		if d := s.out.find(id); d != nil && first&dup == 0 {
+			d.unsent = true
+		}
+	})
+}
+
 // end takes everything out of the session, once. It returns the Will if one is still to be published, and the undelivered
-// messages that came by a shared subscription, which go to other members, but for those of QoS 2 that were sent [MQTT-4.8.2-5]. The lock is held.
+// messages that came by a shared subscription, which go to other members, but for those of QoS 2
+// that were sent [MQTT-4.8.2-5]. s.mu is held.
 func (s *session) end() (w *will, shared []delivery) {
 	s.ended = true
+	if s.conn != nil {
+		s.withdrawMessagesLocked()
+	}
+	s.forgetReadingsLocked()
 	s.will.answer()
 	w, s.will = s.will, nil
 	collect := func(d *delivery) {
-		if d.group() != nil && d.msg != nil && (d.qos == packets.QoS1 || d.id == 0) {
+		if d.group() != nil && d.msg != nil && (d.qos == packets.QoS1 || d.id == 0 || d.unsent) {
 			shared = append(shared, *d)
 			return
 		}
@@ -405,10 +463,11 @@ func (s *session) end() (w *will, shared []delivery) {
 			collect(&s.out.flight[i])
 		}
 	}
-	s.out.queue.all(func(d *delivery) bool { collect(d); return true })
+	s.out.queue.All(func(d *delivery) bool { collect(d); return true })
 	s.out.clear()
 	s.dropCursorsLocked()
 	s.in, s.subs = receiver{}, 0
+	s.countLocked()
 	return w, shared
 }
 

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/journal"
 	"github.com/dunlin-mqtt/dunlin/internal/retained"
 	"github.com/dunlin-mqtt/dunlin/internal/subs"
 	"github.com/dunlin-mqtt/dunlin/packets"
@@ -51,7 +52,7 @@ func (c *conn) onSubscribe(t *turn, p *packets.Subscribe) error {
 	if c.sess.stored != 0 {
 		t.end() // the others need not wait
 		for i := range grants {
-			if err := c.b.journal.wait(c.b.ctx, grants[i].batch, false); err != nil {
+			if err := c.b.journal.WaitAdded(c.b.ctx, grants[i].batch); err != nil {
 				c.sess.takeBackSubscription(&grants[i])
 				refuse(grants[i].at, err)
 			}
@@ -64,7 +65,7 @@ func (c *conn) onSubscribe(t *turn, p *packets.Subscribe) error {
 // available (3.2.2.3.11 to 3.2.2.3.13); older clients are refused that one subscription.
 func (c *conn) available(p *packets.Subscribe) (id uint32, err error) {
 	id, ok := p.Properties.Uint(packets.SubscriptionIdentifier)
-	cfg := &c.b.cfg
+	cfg := c.b.cfg()
 	if ok && cfg.DisableSubscriptionIDs {
 		return 0, packets.Errorf(packets.SubscriptionIdentifiersNotSupported, "Subscription Identifiers are not available")
 	}
@@ -86,23 +87,41 @@ func (c *conn) available(p *packets.Subscribe) (id uint32, err error) {
 // switchedOff refuses the kinds of subscriptions that Config has switched off.
 func (b *Broker) switchedOff(group, filter string) error {
 	switch {
-	case group != "" && b.cfg.DisableShared:
+	case group != "" && b.cfg().DisableShared:
 		return packets.Errorf(packets.SharedSubscriptionsNotSupported, "shared subscriptions are not available")
-	case b.cfg.DisableWildcards && strings.ContainsAny(filter, "+#"):
+	case b.cfg().DisableWildcards && strings.ContainsAny(filter, "+#"):
 		return packets.Errorf(packets.WildcardSubscriptionsNotSupported, "wildcards are not available")
+	}
+	return nil
+}
+
+// tooLong refuses a filter with more bytes or levels than Config allows. inner is what follows a
+// Share Name.
+func (b *Broker) tooLong(filter, inner string) error {
+	most := b.cfg().MaxTopicLevels
+	if strings.ContainsAny(inner, "+#") {
+		most = b.cfg().MaxWildcardLevels
+	}
+	switch n := packets.Levels(inner); {
+	case len(filter) > b.cfg().MaxTopicLength:
+		return packets.Errorf(packets.TopicFilterInvalid,
+			"a filter of %d bytes, at most %d are accepted", len(filter), b.cfg().MaxTopicLength)
+	case n > most:
+		return packets.Errorf(packets.TopicFilterInvalid,
+			"a filter of %d levels, at most %d are accepted", n, most)
 	}
 	return nil
 }
 
 // subscribe makes one subscription and returns the QoS that is granted.
 func (c *conn) subscribe(sub *packets.Subscription, id uint32) (g grant, err error) {
-	cfg := &c.b.cfg
+	cfg := c.b.cfg()
 	group, filter, err := packets.SplitShared(sub.Filter)
 	if err != nil {
 		return g, err
 	}
-	if len(sub.Filter) > cfg.MaxTopicLength || packets.Levels(filter) > cfg.MaxTopicLevels {
-		return g, packets.Errorf(packets.TopicFilterInvalid, "a Topic Filter has more bytes or levels than are accepted")
+	if err := c.b.tooLong(sub.Filter, filter); err != nil {
+		return g, err
 	}
 	if err := c.b.switchedOff(group, filter); err != nil {
 		return g, err
@@ -117,9 +136,11 @@ func (c *conn) subscribe(sub *packets.Subscription, id uint32) (g grant, err err
 			return g, err
 		}
 	}
-	opts := subs.Options{QoS: min(sub.QoS, cfg.maxQoS()), NoLocal: sub.NoLocal, RetainAsPublished: sub.RetainAsPublished, RetainHandling: sub.RetainHandling, ID: id}
+	opts := subs.Options{QoS: min(sub.QoS, c.maxQoS), NoLocal: sub.NoLocal,
+		RetainAsPublished: sub.RetainAsPublished, RetainHandling: sub.RetainHandling, ID: id}
 	if c.version < packets.V5 {
-		opts.NoLocal, opts.RetainAsPublished, opts.RetainHandling = false, false, 0
+		bridge := c.client.Bridge
+		opts.NoLocal, opts.RetainAsPublished, opts.RetainHandling = bridge && group == "", bridge, 0
 	}
 	filter = c.few().mount + filter
 	g, err = c.sess.subscribe(c, group, filter, opts)
@@ -143,7 +164,7 @@ type grant struct {
 	at            int // in the SUBSCRIBE
 	group, filter string
 	qos           packets.QoS
-	batch         *batch // that makes it durable; nil: it need not be
+	batch         *journal.Batch // that makes it durable; nil: it need not be
 	old           subs.Options
 	existed       bool             // with old
 	cursor        *retained.Cursor // sends the retained messages; nil: none are sent
@@ -155,7 +176,7 @@ func (s *session) down() error {
 	if s.stored == 0 {
 		return nil
 	}
-	return s.b.journal.refusing()
+	return s.b.journal.Refusing()
 }
 
 // filtersOf returns the Topic Filters of p.
@@ -175,7 +196,7 @@ func (c *conn) roomFor(t *turn, filters []string) error {
 	}
 	n := 0
 	for _, f := range filters {
-		n += opWeight + len(c.few().mount) + len(f)
+		n += journal.OpWeight + len(c.few().mount) + len(f)
 	}
 	if err := t.takeRoomFor(c, n); err != nil {
 		return err
@@ -195,12 +216,15 @@ func (s *session) takeBackSubscription(g *grant) {
 	}
 	switch {
 	case g.existed:
-		s.b.tree.Add(s.num, g.group, g.filter, g.old)
+		if _, has := s.b.tree.Get(s.num, g.group, g.filter); !has {
+			return // revoked meanwhile
+		}
+		s.b.tree.Restore(s.num, g.group, g.filter, g.old)
 		if g.replaced != nil {
 			s.putCursorLocked(g.replaced)
 		}
 	case s.b.tree.Remove(s.num, g.group, g.filter):
-		s.subs--
+		s.weighLocked(g.group, g.filter, -1)
 	}
 }
 
@@ -232,15 +256,19 @@ func (s *session) subscribe(c *conn, group, filter string, o subs.Options) (g gr
 	if s.num == 0 {
 		s.num = s.b.number(s)
 	}
-	full, has := int(s.subs) >= s.b.cfg.MaxSubscriptions, false
-	if full || o.RetainHandling == onlyIfNew {
+	full, has := int(s.subs) >= s.b.cfg().MaxSubscriptions, false
+	crowded := s.crowded(group, filter)
+	if full || crowded || o.RetainHandling == onlyIfNew {
 		_, has = s.b.tree.Get(s.num, group, filter)
 	}
 	if full && !has {
-		return g, packets.Errorf(packets.QuotaExceeded, "more than %d subscriptions", s.b.cfg.MaxSubscriptions)
+		return g, packets.Errorf(packets.QuotaExceeded, "more than %d subscriptions", s.b.cfg().MaxSubscriptions)
+	}
+	if crowded && !has {
+		return g, packets.Errorf(packets.QuotaExceeded, "too many subscriptions of one principal")
 	}
 	sends := group == "" && (o.RetainHandling == 0 || o.RetainHandling == onlyIfNew && !has)
-	if c != nil && s.b.cfg.DisableRetain {
+	if c != nil && s.b.cfg().DisableRetain {
 		sends = false
 	}
 	if sends {
@@ -249,8 +277,11 @@ func (s *session) subscribe(c *conn, group, filter string, o subs.Options) (g gr
 		}
 	}
 	g = grant{group: group, filter: filter, qos: o.QoS}
-	if g.old, g.existed = s.b.tree.Add(s.num, group, filter, o); !g.existed {
-		s.subs++
+	if g.old, g.existed, err = s.b.tree.Add(s.num, group, filter, o); err != nil {
+		return g, packets.Errorf(packets.QuotaExceeded, "%v", err)
+	}
+	if !g.existed {
+		s.weighLocked(group, filter, 1)
 	}
 	if sends { // the subscription being there, nothing that becomes retained is missed
 		g.cursor, g.replaced = s.addCursorLocked(filter, &o)
@@ -258,7 +289,7 @@ func (s *session) subscribe(c *conn, group, filter string, o subs.Options) (g gr
 		cur.QoS, cur.NoLocal, cur.ID = o.QoS, o.NoLocal, o.ID
 	}
 	if s.stored != 0 {
-		g.batch = s.b.journal.await(&store.PutSubscription{Session: s.stored, ID: o.ID, Subscription: packets.Subscription{
+		g.batch = s.b.journal.Await(&store.PutSubscription{Session: s.stored, ID: o.ID, Subscription: packets.Subscription{
 			Filter: subs.FullFilter(group, filter), QoS: o.QoS, NoLocal: o.NoLocal, RetainAsPublished: o.RetainAsPublished, RetainHandling: o.RetainHandling,
 		}})
 	}
@@ -272,17 +303,17 @@ func (s *session) unsubscribe(group, filter string) bool {
 	return s.drop(group, filter)
 }
 
-// drop is unsubscribe with the lock held.
+// drop is unsubscribe with s.mu held.
 func (s *session) drop(group, filter string) bool {
 	if s.ended || s.num == 0 || !s.b.tree.Remove(s.num, group, filter) {
 		return false
 	}
-	s.subs--
+	s.weighLocked(group, filter, -1)
 	if group == "" {
 		s.dropCursorLocked(filter)
 	}
 	if s.stored != 0 {
-		s.b.journal.add(&store.DeleteSubscription{Session: s.stored, Filter: subs.FullFilter(group, filter)})
+		s.b.journal.Add(&store.DeleteSubscription{Session: s.stored, Filter: subs.FullFilter(group, filter)})
 	}
 	return true
 }
@@ -294,7 +325,7 @@ func (c *conn) onUnsubscribe(t *turn, p *packets.Unsubscribe) error {
 		return err
 	}
 	defer t.clear()
-	if err := c.roomFor(t, p.Filters); errors.Is(err, errNoRoom) { // a store that fails says so below
+	if err := c.roomFor(t, p.Filters); errors.Is(err, journal.ErrNoRoom) { // a store that fails says so below
 		if c.version < packets.V5 {
 			return err
 		}
@@ -318,7 +349,7 @@ func (c *conn) onUnsubscribe(t *turn, p *packets.Unsubscribe) error {
 	}
 	if s := c.sess; s.stored != 0 {
 		t.end() // the others need not wait
-		if err := c.b.journal.wait(c.b.ctx, c.b.journal.all(), true); err != nil {
+		if err := c.b.journal.Sync(c.b.ctx); err != nil {
 			if c.version < packets.V5 {
 				return err
 			}

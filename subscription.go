@@ -14,9 +14,12 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/journal"
+	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/dunlin-mqtt/dunlin/internal/subs"
 	"github.com/dunlin-mqtt/dunlin/internal/timers"
 	"github.com/dunlin-mqtt/dunlin/packets"
+	"github.com/dunlin-mqtt/dunlin/store"
 )
 
 // This file is how the program that runs the Broker subscribes. A Subscription is the reader of a Session like any other; only that there is
@@ -218,15 +221,14 @@ func (o *SubscribeOptions) check() error {
 // splitFilter checks a filter with its options.
 func (b *Broker) splitFilter(filter string, o *SubscribeOptions) (group, inner string, err error) {
 	group, inner, err = packets.SplitShared(filter)
+	if err == nil {
+		err = b.tooLong(filter, inner)
+	}
 	switch {
 	case err != nil:
 		return "", "", err
-	case len(filter) > b.cfg.MaxTopicLength:
-		return "", "", packets.Errorf(packets.TopicFilterInvalid, "a filter of %d bytes, at most %d are accepted", len(filter), b.cfg.MaxTopicLength)
 	case !packets.ValidTopicFilter(inner):
 		return "", "", packets.Errorf(packets.TopicFilterInvalid, "%q is no Topic Filter", cut(filter, maxName))
-	case packets.Levels(inner) > b.cfg.MaxTopicLevels:
-		return "", "", packets.Errorf(packets.TopicFilterInvalid, "a filter of %d levels, at most %d are accepted", packets.Levels(inner), b.cfg.MaxTopicLevels)
 	case o.QoS > packets.QoS2:
 		return "", "", fmt.Errorf("dunlin: Subscribe: QoS is %d, at most 2 is possible", o.QoS)
 	case o.RetainHandling > SkipRetained:
@@ -245,17 +247,18 @@ func (b *Broker) attachLocal(ctx context.Context, sub *Subscription, o *Subscrib
 	if buffer == 0 {
 		buffer = 1024
 	}
-	quota := queueLimits{b.cfg.MaxQueuedBytes, int32(min(buffer, 1<<31-1)), o.Overflow}
+	quota := queueLimits{b.cfg().MaxQueuedBytes, int32(min(buffer, 1<<31-1)), o.Overflow}
 	for {
 		s, fresh := b.findLocal(o.Name)
 		if fresh && o.Name != "" && b.journal != nil {
-			if err := b.journal.refusing(); err != nil {
+			if err := b.journal.Refusing(); err != nil {
 				return false, err
 			}
 		}
 		s.mu.Lock()
 		other := s.local
-		over := s.ended || !fresh && s.expiry == 0 // it has expired: whenDue is about to end it
+		// It has expired, so that whenDue is about to end it, or it is being refused.
+		over := s.ended || !fresh && (s.expiry == 0 || s.unborn())
 		if other != nil || over {
 			s.mu.Unlock()
 			if other != nil {
@@ -284,7 +287,12 @@ func (b *Broker) attachLocal(ctx context.Context, sub *Subscription, o *Subscrib
 		if x == nil {
 			return fresh, nil
 		}
-		if err = b.journal.wait(ctx, x, !adds); err != nil {
+		if adds {
+			err = b.journal.WaitAdded(ctx, x)
+		} else {
+			err = b.journal.WaitFollowing(ctx, x)
+		}
+		if err != nil {
 			sub.end(err, adds)
 		}
 		return fresh, err
@@ -309,8 +317,7 @@ func (b *Broker) findLocal(name string) (s *session, fresh bool) {
 }
 
 // enterLocal makes sub one of the open Subscriptions and, if it has a Name, its Session one of the
-// Sessions. It returns errTaken if another one with that Name was quicker. The lock of the Session
-// is held.
+// Sessions. It returns errTaken if another one with that Name was quicker. session.mu is held.
 func (b *Broker) enterLocal(sub *Subscription) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -322,7 +329,7 @@ func (b *Broker) enterLocal(sub *Subscription) error {
 		case at == s:
 		case at != nil:
 			return errTaken
-		case b.sessions.len() >= b.cfg.MaxSessions:
+		case b.sessions.len() >= b.cfg().MaxSessions:
 			return packets.Errorf(packets.QuotaExceeded, "too many sessions")
 		default:
 			b.sessions.put(s.place(), s)
@@ -332,21 +339,21 @@ func (b *Broker) enterLocal(sub *Subscription) error {
 	return nil
 }
 
-// saveLocal tells the store, if there is one and s has a Name, that s has a reader. It returns what to wait for, and whether s is new to it. The
-// lock is held.
-func (s *session) saveLocal() (x *batch, fresh bool) {
+// saveLocal tells the store, if there is one and s has a Name, that s has a reader. It returns what to
+// wait for, and whether s is new to it. s.mu is held.
+func (s *session) saveLocal() (x *journal.Batch, fresh bool) {
 	switch {
 	case s.b.journal == nil || s.expiry == 0:
 		return nil, false
 	case s.stored == 0:
-		return s.b.journal.register(s, s.put()), true
+		return s.b.journal.register(s), true
 	}
-	return s.b.journal.await(s.put()), false
+	return s.b.journal.Await(s.put()), false
 }
 
 // localExpiry is the Session Expiry Interval of a named Subscription.
 func (b *Broker) localExpiry(d time.Duration) uint32 {
-	most := b.cfg.maxExpiry()
+	most := b.cfg().maxExpiry()
 	if d == 0 {
 		return most
 	}
@@ -372,7 +379,7 @@ func (sub *Subscription) Add(filter string, o *SubscribeOptions) error {
 	s.b.work(func(t *turn) {
 		if s.stored != 0 {
 			t.write.ctx = s.b.ctx
-			err = cmp.Or(t.takeRoomFor(nil, opWeight+len(filter)), s.down())
+			err = cmp.Or(t.takeRoomFor(nil, journal.OpWeight+len(filter)), s.down())
 		}
 		if err == nil {
 			g, err = s.subscribe(nil, group, inner, opts)
@@ -385,7 +392,7 @@ func (sub *Subscription) Add(filter string, o *SubscribeOptions) error {
 		return err
 	}
 	if g.batch != nil {
-		if err := s.b.journal.wait(s.b.ctx, g.batch, false); err != nil {
+		if err := s.b.journal.WaitAdded(s.b.ctx, g.batch); err != nil {
 			s.takeBackSubscription(&g)
 			return err
 		}
@@ -401,16 +408,28 @@ func (sub *Subscription) Add(filter string, o *SubscribeOptions) error {
 	return nil
 }
 
-// Remove ends the subscription to filter and says whether there was one. What it has put into the queue stays (3.10.4).
-func (sub *Subscription) Remove(filter string) bool {
+// Remove ends the subscription to filter and says whether there was one. What it has put into the queue stays (3.10.4). If the
+// Subscription has a Name and there is a Store, Remove waits until that is durable. The error is ErrBrokerClosed or that of a Store
+// which fails: then the subscription has ended, but may be there again after a crash.
+func (sub *Subscription) Remove(filter string) (found bool, err error) {
 	group, inner, err := packets.SplitShared(filter)
-	if err != nil || !sub.s.unsubscribe(group, inner) {
-		return false
+	if err != nil {
+		return false, nil
 	}
-	if f := sub.s.b.obs.Unsubscribed; f != nil {
-		f(sub.client, filter)
+	if found = sub.s.unsubscribe(group, inner); found {
+		if f := sub.s.b.obs.Unsubscribed; f != nil {
+			f(sub.client, filter)
+		}
 	}
-	return true
+	return found, sub.durable()
+}
+
+// durable waits until what was done to the Session is durable, if there is anything to wait for.
+func (sub *Subscription) durable() error {
+	if sub.s.stored == 0 {
+		return nil
+	}
+	return sub.s.b.journal.Sync(sub.s.b.ctx)
 }
 
 // Publish publishes as Publish of the Broker does, in the name of this Subscription: filters with NoLocal do not get the message. After the
@@ -427,7 +446,7 @@ func (sub *Subscription) Publish(ctx context.Context, m *Message) error {
 	return err
 }
 
-// signal tells a reader that there may be something. The lock is held.
+// signal tells a reader that there may be something. sub.s.mu is held.
 func (sub *Subscription) signal() {
 	select {
 	case sub.news <- struct{}{}:
@@ -446,6 +465,7 @@ func (sub *Subscription) Next(ctx context.Context) (*Incoming, error) {
 		if more && ctx.Err() == nil && sub.Err() == nil {
 			continue
 		}
+		lock.NoneHeld("a wait")
 		select {
 		case <-sub.news:
 		case <-sub.closed:
@@ -512,7 +532,7 @@ func (sub *Subscription) take(now time.Time) (m *Incoming, more bool) {
 		s.gone(&d)
 		d.settle(true)
 	}
-	if s.out.queue.n > 0 || s.cursors != nil || int(s.out.resend) < len(s.out.flight) {
+	if s.out.queue.Len() > 0 || s.cursors != nil || int(s.out.resend) < len(s.out.flight) {
 		sub.signal() // for other readers
 	}
 	return m, false
@@ -526,15 +546,15 @@ func (s *session) openLocal(d delivery) uint16 {
 	if d.seq == 0 { // a retained one
 		s.seq++
 		d.seq = s.seq
-		s.b.journal.single(s.stored, &d)
+		s.b.journal.Enqueue(d.msg, d.forStore(s.stored))
 	}
 	id := s.out.open(d)
-	s.b.journal.sent(nil, nil, s.stored, d.seq, id)
+	s.b.journal.Sent(nil, journal.Waiting{}, store.Sent{Session: s.stored, Seq: d.seq, ID: id})
 	return id
 }
 
-// next takes the next message of an in-process Session: from those in flight that an earlier reader left, then from the queue. The lock is
-// held.
+// next takes the next message of an in-process Session: from those in flight that an earlier reader
+// left, then from the queue. s.mu is held.
 func (s *session) next(now time.Time) (d delivery, ok bool) {
 	if again := s.out.again(); again != nil {
 		return *again, true
@@ -543,7 +563,7 @@ func (s *session) next(now time.Time) (d delivery, ok bool) {
 		return d, false
 	}
 	for s.out.room() {
-		if s.out.queue.n == 0 || s.local.doubts(s.out.queue.front()) {
+		if s.out.queue.Len() == 0 || s.local.doubts(s.out.queue.Front()) {
 			return d, false
 		}
 		d = s.out.pop()
@@ -561,32 +581,26 @@ func (s *session) next(now time.Time) (d delivery, ok bool) {
 // refused, and come again.
 type doubtful struct{ seq, batch uint64 }
 
-// doubt notes that what has just been put into the queue, with x, is undecided. The lock is held.
-func (sub *Subscription) doubt(x *batch, seq uint64) {
-	if n := len(sub.undecided); n > 0 && sub.undecided[n-1].batch == x.n {
+// doubt notes that what has just been put into the queue, with x, is undecided. sub.s.mu is held.
+func (sub *Subscription) doubt(x *journal.Batch, seq uint64) {
+	if n := len(sub.undecided); n > 0 && sub.undecided[n-1].batch == x.Ticket() {
 		return
 	}
 	sub.decide()
-	sub.undecided = append(sub.undecided, doubtful{seq, x.n})
-	j := sub.s.b.journal
-	j.mu.Lock()
-	x.locals = append(x.locals, sub)
-	j.mu.Unlock()
+	sub.undecided = append(sub.undecided, doubtful{seq, x.Ticket()})
+	sub.s.b.journal.after(x, func(q *sequel) { q.locals = append(q.locals, sub) })
 }
 
-// decide forgets what is decided. The lock is held.
+// decide forgets what is decided. sub.s.mu is held.
 func (sub *Subscription) decide() {
 	if len(sub.undecided) == 0 {
 		return
 	}
-	j := sub.s.b.journal
-	j.mu.Lock()
-	decided := j.decided
-	j.mu.Unlock()
+	decided := sub.s.b.journal.LastDecided()
 	sub.undecided = slices.DeleteFunc(sub.undecided, func(u doubtful) bool { return u.batch <= decided })
 }
 
-// doubts says whether d, the front of the queue, is undecided. The lock is held.
+// doubts says whether d, the front of the queue, is undecided. sub.s.mu is held.
 func (sub *Subscription) doubts(d *delivery) bool {
 	if !d.strict() {
 		return false
@@ -595,7 +609,8 @@ func (sub *Subscription) doubts(d *delivery) bool {
 	return len(sub.undecided) > 0 && d.seq >= sub.undecided[0].seq
 }
 
-// mayExceed says whether a message that finds the queue full is put there all the same, because its publisher will wait. The lock is held.
+// mayExceed says whether a message that finds the queue full is put there all the same, because its
+// publisher will wait. sub.s.mu is held.
 func (sub *Subscription) mayExceed(t *turn, size int) bool {
 	if sub == nil || sub.stalled || sub.s.out.bytes+size > sub.s.quota.bytes {
 		return false
@@ -607,7 +622,7 @@ func (sub *Subscription) mayExceed(t *turn, size int) bool {
 // await waits until the queue is within its limit, the Subscription is closed, done is, or BlockTimeout is over: then it is stalled.
 func (sub *Subscription) await(done <-chan struct{}) {
 	s := sub.s
-	over := func() bool { return s.local == sub && !sub.stalled && s.out.queue.n > s.quota.messages }
+	over := func() bool { return s.local == sub && !sub.stalled && s.out.queue.Len() > s.quota.messages }
 	s.mu.Lock()
 	if !over() {
 		s.mu.Unlock()
@@ -620,6 +635,7 @@ func (sub *Subscription) await(done <-chan struct{}) {
 	s.mu.Unlock()
 	t := time.NewTimer(sub.blockTimeout)
 	defer t.Stop()
+	lock.NoneHeld("a wait")
 	select {
 	case <-room:
 	case <-done:
@@ -632,9 +648,9 @@ func (sub *Subscription) await(done <-chan struct{}) {
 	}
 }
 
-// makeRoom lets publishers go on if the queue is within its limit. The lock is held.
+// makeRoom lets publishers go on if the queue is within its limit. sub.s.mu is held.
 func (sub *Subscription) makeRoom() {
-	if sub.s.out.queue.n > sub.s.quota.messages {
+	if sub.s.out.queue.Len() > sub.s.quota.messages {
 		return
 	}
 	sub.stalled = false
@@ -644,7 +660,7 @@ func (sub *Subscription) makeRoom() {
 	}
 }
 
-// lost counts a message that did not reach the reader, and has it logged soon. The lock is held.
+// lost counts a message that did not reach the reader, and has it logged soon. sub.s.mu is held.
 func (sub *Subscription) lost() {
 	if sub.dropped++; sub.dropped == sub.reported+1 {
 		soon := time.Now().Add(time.Second)
@@ -656,7 +672,7 @@ func (sub *Subscription) lost() {
 func (sub *Subscription) logDropped() {
 	s := sub.s
 	s.mu.Lock()
-	n, total, queued := sub.dropped-sub.reported, sub.dropped, int(s.out.queue.n)
+	n, total, queued := sub.dropped-sub.reported, sub.dropped, int(s.out.queue.Len())
 	sub.reported = sub.dropped
 	s.b.due.Cancel(&sub.report)
 	s.mu.Unlock()
@@ -679,15 +695,17 @@ func (sub *Subscription) Close() error {
 	return nil
 }
 
-// Delete ends the Subscription and, also if it has a Name, its Session. It returns nil, also when called again, but does nothing
-// after the Subscription was closed: then Broker.DeleteSession does it.
+// Delete ends the Subscription and, also if it has a Name, its Session. It does nothing after the Subscription was closed: then
+// Broker.DeleteSession does it. With a Store it waits until the end of a Session with a Name is durable. The error is ErrBrokerClosed or that
+// of a Store which fails: then the Session has ended, but may be there again after a crash. Without a Name, and without a Store, it is nil.
 func (sub *Subscription) Delete() error {
 	sub.end(ErrSubscriptionClosed, true)
-	return nil
+	return sub.durable()
 }
 
 // end closes the Subscription; everything ends a named Session as well.
 func (sub *Subscription) end(err error, everything bool) {
+	lock.NoneHeld("a wait")
 	sub.once.Do(func() {
 		sub.err = err
 		close(sub.closed)
@@ -716,14 +734,14 @@ func (sub *Subscription) end(err error, everything bool) {
 	})
 }
 
-// leaveLocal leaves a named Session without a reader. The lock is held.
+// leaveLocal leaves a named Session without a reader. s.mu is held.
 func (b *Broker) leaveLocal(s *session) {
 	s.local = nil
 	s.dropCursorsLocked() // the next reader subscribes anew
 	s.leave(time.Now(), true)
 	s.wait()
 	if s.stored != 0 {
-		b.journal.add(s.put())
+		b.journal.Add(s.put())
 	}
 }
 

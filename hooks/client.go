@@ -2,9 +2,9 @@ package hooks
 
 import "net/netip"
 
-// User returns the name by which rules should know the client: the Principal of its Identity or, where the Authenticator set
-// none, the User Name of its CONNECT. ok is false for a client that has neither. A User Name beside a Principal says nothing:
-// nobody has verified it.
+// User returns the name by which rules should know the client: the Principal of its Identity or, if
+// the Authenticator set no Principal, the User Name of its CONNECT. ok is false if the client has
+// neither. Ignore a User Name beside a Principal: nothing has verified it.
 func (c *Client) User() (name string, ok bool) {
 	if c.Identity.Principal != "" {
 		return c.Identity.Principal, true
@@ -12,8 +12,8 @@ func (c *Client) User() (name string, ok bool) {
 	return c.Username, c.HasUsername
 }
 
-// Network returns what limits for an address count as one: the IPv4 address of the client, or the
-// /64 network of its IPv6 address. ok is false for a client without an IP address.
+// Network returns the unit of limits per address: the IPv4 address of the client, or the /64
+// network of its IPv6 address. ok is false for a client without an IP address.
 func (c *Client) Network() (ip netip.Addr, ok bool) {
 	if c.RemoteAddr == nil {
 		return ip, false

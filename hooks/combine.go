@@ -5,7 +5,7 @@ import (
 	"errors"
 )
 
-// A rule says how several decisions become one.
+// A rule combines several decisions into one.
 type rule byte
 
 const (
@@ -14,8 +14,8 @@ const (
 	some              // one opinion to allow is enough
 )
 
-// decide asks n deciders in order, no more of them than the rule needs. If none has an opinion the result is ErrAbstain,
-// which refuses unless somebody else decides.
+// decide asks n deciders in order, and stops as soon as the rule has its answer. If all abstain,
+// the result is ErrAbstain, which refuses unless another hook decides.
 func (how rule) decide(n int, ask func(i int) error) error {
 	result := ErrAbstain
 	for i := range n {
@@ -35,16 +35,18 @@ func (how rule) decide(n int, ask func(i int) error) error {
 	return result
 }
 
-// ChainAuthenticators asks the Authenticators in order. The first that does not abstain decides. What others wrote into the
-// Grant is undone.
+// ChainAuthenticators asks the Authenticators in order. The first that does not abstain decides.
+// Changes of the other members to the Grant are undone.
 func ChainAuthenticators(of ...Authenticator) Authenticator { return authenticators{first, of} }
 
-// AllAuthenticators accepts a client if at least one of the Authenticators accepts it and the others accept or abstain. They
-// are asked in order, each sees the Grant as those before it left it, and the first refusal is the answer.
+// AllAuthenticators accepts a client if at least one of the Authenticators accepts it and the
+// others accept or abstain. It asks them in order. Each sees the Grant as the earlier ones left it,
+// and the first refusal is the answer.
 func AllAuthenticators(of ...Authenticator) Authenticator { return authenticators{every, of} }
 
-// AnyAuthenticator accepts a client if one of the Authenticators does. They are asked in order until then; the Grant is
-// that of the one that accepted. If none does, the first refusal is the answer.
+// AnyAuthenticator accepts a client if one of the Authenticators does. It asks them in order and
+// stops at the first that accepts, whose Grant holds. If none accepts, the first refusal is the
+// answer.
 func AnyAuthenticator(of ...Authenticator) Authenticator { return authenticators{some, of} }
 
 type authenticators struct {
@@ -52,7 +54,7 @@ type authenticators struct {
 	of   []Authenticator
 }
 
-// HookMembers is for the broker, which refuses combinations with nil in them.
+// HookMembers is for the broker, which refuses combinations that contain nil.
 func (a authenticators) HookMembers() []any { return members(a.of) }
 
 func members[T any](of []T) (all []any) {
@@ -80,19 +82,21 @@ func (a authenticators) Authenticate(ctx context.Context, r *ConnectRequest) err
 
 // ChainAuthorizers asks the Authorizers in order. The first that does not abstain decides.
 //
-// What this function and its two sisters return is also a [Reloader] for those of the Authorizers that are, [Stable] if
-// all of them are, and a [DeliveryAuthorizer] if one of them is. Then a delivery is decided by the same rule as all else: those that are
-// DeliveryAuthorizers are asked about the delivery, and the others whether the client may subscribe to a filter that is the
-// very topic of the message. So nothing is delivered that the rule does not allow, even if the subscription was allowed by one that
-// leaves the decision to the delivery. The others, too, must then answer from memory: one that asks a server delays who publishes.
+// The Authorizers of ChainAuthorizers, AllAuthorizers and AnyAuthorizer are also a [Reloader] for
+// the members that are one, [Stable] if all members are, and a [DeliveryAuthorizer] if one member
+// is. In the last case the same rule decides a delivery. It asks each DeliveryAuthorizer about the
+// delivery, and each other member whether the client may subscribe to the topic of the message. So
+// a delivery needs the rule's permission even if the subscription was allowed by a member that
+// leaves the decision to the delivery. All members must then answer from memory. One that calls a
+// server holds up the publisher, once per Session and topic.
 func ChainAuthorizers(of ...Authorizer) Authorizer { return authorizers{first, of}.combined() }
 
-// AllAuthorizers allows what at least one of the Authorizers allows and the others allow or abstain from. They are asked in
-// order, and the first refusal is the answer.
+// AllAuthorizers allows a request if at least one of the Authorizers allows it and the others allow
+// or abstain. It asks them in order, and the first refusal is the answer.
 func AllAuthorizers(of ...Authorizer) Authorizer { return authorizers{every, of}.combined() }
 
-// AnyAuthorizer allows what one of the Authorizers allows. They are asked in order until then. If none does, the first
-// refusal is the answer.
+// AnyAuthorizer allows a request if one of the Authorizers allows it. It asks them in order and
+// stops at the first that allows. If none does, the first refusal is the answer.
 func AnyAuthorizer(of ...Authorizer) Authorizer { return authorizers{some, of}.combined() }
 
 type authorizers struct {
@@ -100,7 +104,8 @@ type authorizers struct {
 	of   []Authorizer
 }
 
-// combined returns a, as a DeliveryAuthorizer if there is one in it: the broker asks about deliveries whoever has the method.
+// combined returns a, as a DeliveryAuthorizer if a member is one: the broker asks every hook with
+// that method about deliveries.
 func (a authorizers) combined() Authorizer {
 	for _, x := range a.of {
 		if _, ok := x.(DeliveryAuthorizer); ok {
@@ -114,7 +119,7 @@ type deliveryAuthorizers struct{ authorizers }
 
 func (a deliveryAuthorizers) AuthorizeDelivery(ctx context.Context, r *AccessRequest) error {
 	q := *r
-	q.Action = Subscribe // to the one topic, for those that know of no deliveries
+	q.Action = Subscribe // to the topic itself, for members without AuthorizeDelivery
 	return a.rule.decide(len(a.of), func(i int) error {
 		if d, ok := a.of[i].(DeliveryAuthorizer); ok {
 			return d.AuthorizeDelivery(ctx, r)
@@ -123,7 +128,7 @@ func (a deliveryAuthorizers) AuthorizeDelivery(ctx context.Context, r *AccessReq
 	})
 }
 
-// HookMembers is for the broker, which refuses combinations with nil in them.
+// HookMembers is for the broker, which refuses combinations that contain nil.
 func (a authorizers) HookMembers() []any { return members(a.of) }
 
 func (a authorizers) Authorize(ctx context.Context, r *AccessRequest) error {

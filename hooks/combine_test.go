@@ -42,10 +42,11 @@ func TestCombinedDecisions(t *testing.T) {
 			var authn []hooks.Authenticator
 			var authz []hooks.Authorizer
 			for _, err := range tt.answers {
-				authn = append(authn, hooks.AuthenticatorFunc(func(context.Context, *hooks.ConnectRequest) error {
-					asked++
-					return err
-				}))
+				authn = append(authn,
+					hooks.AuthenticatorFunc(func(context.Context, *hooks.ConnectRequest) error {
+						asked++
+						return err
+					}))
 				authz = append(authz, hooks.AuthorizerFunc(func(context.Context, *hooks.AccessRequest) error {
 					asked++
 					return err
@@ -63,7 +64,8 @@ func TestCombinedDecisions(t *testing.T) {
 				asked = 0
 				err := c.authn.Authenticate(t.Context(), &hooks.ConnectRequest{Grant: new(hooks.Grant)})
 				require.Equal(t, c.want, err, "combination %d of Authenticators", i)
-				require.Equal(t, tt.asked[i], asked, "combination %d asks no more Authenticators than it needs", i)
+				require.Equal(t, tt.asked[i], asked,
+					"combination %d asks no more Authenticators than it needs", i)
 				asked = 0
 				err = c.authz.Authorize(t.Context(), new(hooks.AccessRequest))
 				require.Equal(t, c.want, err, "combination %d of Authorizers", i)
@@ -104,7 +106,8 @@ func TestCombinedGrants(t *testing.T) {
 		{
 			"of all, the grants add up",
 			hooks.AllAuthenticators(grant("x", 1, nil), grant("", 2, nil), grant("z", 9, errAbstaining)),
-			hooks.Grant{MountPoint: "m/", Identity: hooks.Identity{Tenant: "x"}, Limits: hooks.Limits{PacketSize: 2}},
+			hooks.Grant{MountPoint: "m/", Identity: hooks.Identity{Tenant: "x"},
+				Limits: hooks.Limits{PacketSize: 2}},
 		},
 		{
 			"of all, a refusal undoes everything",
@@ -122,8 +125,11 @@ func TestCombinedGrants(t *testing.T) {
 
 func TestCombinationsAllocateNothing(t *testing.T) {
 	allow := hooks.AuthorizerFunc(func(context.Context, *hooks.AccessRequest) error { return nil })
-	abstain := hooks.AuthorizerFunc(func(context.Context, *hooks.AccessRequest) error { return hooks.ErrAbstain })
-	a := hooks.AllAuthorizers(hooks.ChainAuthorizers(abstain, allow), hooks.AnyAuthorizer(abstain, allow))
+	abstain := hooks.AuthorizerFunc(func(context.Context, *hooks.AccessRequest) error {
+		return hooks.ErrAbstain
+	})
+	a := hooks.AllAuthorizers(hooks.ChainAuthorizers(abstain, allow),
+		hooks.AnyAuthorizer(abstain, allow))
 	ctx, r := t.Context(), new(hooks.AccessRequest)
 	require.Zero(t, testing.AllocsPerRun(100, func() {
 		if a.Authorize(ctx, r) != nil {
@@ -156,7 +162,9 @@ func TestCombinationsReload(t *testing.T) {
 	one.Reloaded()
 	require.Equal(t, 2, calls, "nothing is called after stop")
 
-	stable := func(of ...hooks.Authorizer) bool { return hooks.AllAuthorizers(of...).(hooks.Stable).Stable() }
+	stable := func(of ...hooks.Authorizer) bool {
+		return hooks.AllAuthorizers(of...).(hooks.Stable).Stable()
+	}
 	require.True(t, stable(hooks.AllowAll, one, two), "all members are stable")
 	require.False(t, stable(one, plain), "one member says nothing about it")
 	two.stable = false
@@ -202,7 +210,8 @@ func TestUser(t *testing.T) {
 		{"a client with a Principal", hooks.Client{Identity: hooks.Identity{Principal: "p"}}, "p", true},
 		{
 			"the Principal is what was verified",
-			hooks.Client{HasUsername: true, Username: "admin", Identity: hooks.Identity{Principal: "p"}}, "p", true,
+			hooks.Client{HasUsername: true, Username: "admin",
+				Identity: hooks.Identity{Principal: "p"}}, "p", true,
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -230,16 +239,21 @@ func (a atDelivery) AuthorizeDelivery(_ context.Context, r *hooks.AccessRequest)
 }
 
 func TestCombinationsDecideDeliveries(t *testing.T) {
-	deciding := atDelivery{hooks.AllowAll, map[string]error{"a": nil, "b": nil, "-": errAbstaining, "-a": errAbstaining}}
+	deciding := atDelivery{hooks.AllowAll,
+		map[string]error{"a": nil, "b": nil, "-": errAbstaining, "-a": errAbstaining}}
 	other := hooks.AuthorizerFunc(func(_ context.Context, r *hooks.AccessRequest) error {
 		if r.Action != hooks.Subscribe {
 			return errors.New("the action is not Subscribe")
 		}
-		return map[string]error{"a": nil, "b": errBanned, "c": nil, "-a": nil, "d": errAbstaining}[r.Topic]
+		return map[string]error{"a": nil, "b": errBanned, "c": nil, "-a": nil,
+			"d": errAbstaining}[r.Topic]
 	})
-	no := hooks.AuthorizerFunc(func(context.Context, *hooks.AccessRequest) error { return errAbstaining })
+	no := hooks.AuthorizerFunc(func(context.Context, *hooks.AccessRequest) error {
+		return errAbstaining
+	})
 	type rule = func(...hooks.Authorizer) hooks.Authorizer
-	chain, all, some := rule(hooks.ChainAuthorizers), rule(hooks.AllAuthorizers), rule(hooks.AnyAuthorizer)
+	chain, all, some := rule(hooks.ChainAuthorizers), rule(hooks.AllAuthorizers),
+		rule(hooks.AnyAuthorizer)
 	for _, tt := range []struct {
 		name  string
 		a     hooks.Authorizer
@@ -267,11 +281,13 @@ func TestCombinationsDecideDeliveries(t *testing.T) {
 			}
 		})
 	}
-	for _, a := range []hooks.Authorizer{chain(), chain(other), all(other, hooks.AllowAll), some(all(other))} {
+	for _, a := range []hooks.Authorizer{chain(), chain(other), all(other, hooks.AllowAll),
+		some(all(other))} {
 		_, ok := a.(hooks.DeliveryAuthorizer)
 		require.False(t, ok, "without a member that decides deliveries nobody is asked about them")
 	}
-	a := chain(&reloading{Authorizer: hooks.AllowAll, stable: true}, atDelivery{Authorizer: hooks.AllowAll})
+	a := chain(&reloading{Authorizer: hooks.AllowAll, stable: true},
+		atDelivery{Authorizer: hooks.AllowAll})
 	require.Implements(t, (*hooks.Reloader)(nil), a)
 	require.Implements(t, (*hooks.Stable)(nil), a)
 }

@@ -22,7 +22,8 @@ import (
 )
 
 func ExampleAuthenticator() {
-	config := dunlin.Config{Authenticator: hooks.AuthenticatorFunc(func(ctx context.Context, r *hooks.ConnectRequest) error {
+	config := dunlin.Config{Authenticator: hooks.AuthenticatorFunc(func(ctx context.Context,
+		r *hooks.ConnectRequest) error {
 		if r.Client.Username != "jane" || string(r.Connect.Password) != "pencil" {
 			return packets.Errorf(packets.BadUserNameOrPassword, "who are you?")
 		}
@@ -41,7 +42,8 @@ func ExampleAuthenticator() {
 
 // A password that is sent in three parts, so to speak.
 func ExampleEnhancedAuthenticator() {
-	method := hooks.EnhancedAuthenticatorFunc(func(_ context.Context, r *hooks.ConnectRequest) (hooks.Exchange, error) {
+	method := hooks.EnhancedAuthenticatorFunc(func(_ context.Context,
+		r *hooks.ConnectRequest) (hooks.Exchange, error) {
 		return &inParts{r.Grant, ""}, nil
 	})
 	r := &hooks.ConnectRequest{Client: new(hooks.Client), Grant: new(hooks.Grant)}
@@ -80,14 +82,16 @@ func ExampleAuthorizer() {
 		switch {
 		case !ok:
 			return hooks.ErrAbstain
-		case strings.HasPrefix(r.Topic, "users/"+name+"/"): // holds for a Topic Filter, too: all that it matches begins so
+		case strings.HasPrefix(r.Topic,
+			"users/"+name+"/"): // holds for a Topic Filter, too: all that it matches begins so
 			return nil
 		}
 		return packets.Errorf(packets.NotAuthorized, "only below users/%s/", name)
 	})
 	jane := &hooks.Client{Username: "jane", HasUsername: true}
 	for _, topic := range []string{"users/jane/#", "users/#"} {
-		fmt.Println(topic, ownTopics.Authorize(context.Background(), &hooks.AccessRequest{Client: jane, Action: hooks.Subscribe, Topic: topic}))
+		fmt.Println(topic, ownTopics.Authorize(context.Background(),
+			&hooks.AccessRequest{Client: jane, Action: hooks.Subscribe, Topic: topic}))
 	}
 	// Output:
 	// users/jane/# <nil>
@@ -101,14 +105,16 @@ func ExampleChainAuthorizers() {
 		}
 		return hooks.ErrAbstain
 	})
-	rules, err := acl.Rules(acl.Rule{Effect: acl.Allow, Action: hooks.Subscribe, Filters: []string{"public/#"}})
+	rules, err := acl.Rules(acl.Rule{Effect: acl.Allow, Action: hooks.Subscribe,
+		Filters: []string{"public/#"}})
 	if err != nil {
 		log.Fatal(err)
 	}
 	both := hooks.ChainAuthorizers(administrators, acl.New(rules))
 	for _, role := range []string{"administrator", "guest"} {
 		c := &hooks.Client{Identity: hooks.Identity{Roles: []string{role}}}
-		err := both.Authorize(context.Background(), &hooks.AccessRequest{Client: c, Action: hooks.Publish, Topic: "public/news"})
+		err := both.Authorize(context.Background(),
+			&hooks.AccessRequest{Client: c, Action: hooks.Publish, Topic: "public/news"})
 		fmt.Println(role, packets.CodeOf(err))
 	}
 	// Output:
@@ -119,7 +125,9 @@ func ExampleChainAuthorizers() {
 // Every delivery is decided, for a rule that no Topic Filter can express.
 func ExampleDeliveryAuthorizer() {
 	var _ hooks.DeliveryAuthorizer = evenOnly{}
-	fmt.Println(evenOnly{}.AuthorizeDelivery(context.Background(), &hooks.AccessRequest{Client: new(hooks.Client), Action: hooks.Deliver, Topic: "n/7"}) == nil)
+	fmt.Println(evenOnly{}.AuthorizeDelivery(context.Background(),
+		&hooks.AccessRequest{Client: new(hooks.Client), Action: hooks.Deliver,
+			Topic: "n/7"}) == nil)
 	// Output: false
 }
 
@@ -135,7 +143,8 @@ func (evenOnly) AuthorizeDelivery(_ context.Context, r *hooks.AccessRequest) err
 }
 
 func ExampleInterceptor() {
-	limit := hooks.InterceptorFunc(func(_ context.Context, c *hooks.Client, m *packets.Message) (*packets.Message, error) {
+	limit := hooks.InterceptorFunc(func(_ context.Context, c *hooks.Client,
+		m *packets.Message) (*packets.Message, error) {
 		switch {
 		case len(m.Payload) == 0 && !m.Retain:
 			return nil, hooks.ErrDrop
@@ -148,7 +157,8 @@ func ExampleInterceptor() {
 		}
 		return m, nil
 	})
-	m, _ := limit.Intercept(context.Background(), nil, &packets.Message{Topic: "old/a", Payload: []byte("x")})
+	m, _ := limit.Intercept(context.Background(), nil,
+		&packets.Message{Topic: "old/a", Payload: []byte("x")})
 	fmt.Println(m.Topic)
 	// Output: new/a
 }
@@ -206,19 +216,23 @@ func Example_users() {
 	}
 	passwords := auth.NewPasswords(users)
 	r := &hooks.ConnectRequest{
-		Client:  &hooks.Client{HasUsername: true, Username: "jane"},
-		Connect: &packets.Connect{HasUsername: true, Username: "jane", HasPassword: true, Password: []byte("pencil")},
-		Grant:   new(hooks.Grant),
+		Client: &hooks.Client{HasUsername: true, Username: "jane"},
+		Connect: &packets.Connect{HasUsername: true, Username: "jane", HasPassword: true,
+			Password: []byte("pencil")},
+		Grant: new(hooks.Grant),
 	}
-	fmt.Println(passwords.Authenticate(context.Background(), r), r.Grant.Identity.Principal, r.Grant.Identity.Roles)
+	fmt.Println(passwords.Authenticate(context.Background(), r), r.Grant.Identity.Principal,
+		r.Grant.Identity.Roles)
 	// Output: <nil> jane [operator]
 }
 
 // Rules of one's own, in code.
 func Example_rules() {
 	list, err := acl.Rules(
-		acl.Rule{Effect: acl.Deny, Who: acl.Who{Role: "guest"}, Action: hooks.Publish, Filters: []string{"#"}},
-		acl.Rule{Effect: acl.Allow, Who: acl.Who{Addr: netip.MustParsePrefix("10.0.0.0/8")}, Filters: []string{"#"}},
+		acl.Rule{Effect: acl.Deny, Who: acl.Who{Role: "guest"}, Action: hooks.Publish,
+			Filters: []string{"#"}},
+		acl.Rule{Effect: acl.Allow, Who: acl.Who{Addr: netip.MustParsePrefix("10.0.0.0/8")},
+			Filters: []string{"#"}},
 		acl.Rule{Effect: acl.Allow, Filters: []string{"clients/%c/#", "all/#"}},
 	)
 	if err != nil {
@@ -227,7 +241,8 @@ func Example_rules() {
 	rules := acl.New(list)
 	c := &hooks.Client{ID: "c1"}
 	for _, filter := range []string{"clients/c1/+", "clients/+/x", "#"} {
-		err := rules.Authorize(context.Background(), &hooks.AccessRequest{Client: c, Action: hooks.Subscribe, Topic: filter})
+		err := rules.Authorize(context.Background(),
+			&hooks.AccessRequest{Client: c, Action: hooks.Subscribe, Topic: filter})
 		fmt.Println(filter, packets.CodeOf(err))
 	}
 	// Output:
@@ -238,7 +253,8 @@ func Example_rules() {
 
 // Clients with certificates by these, everybody else by password.
 func Example_certificates() {
-	files, err := tlsfiles.Open(tlsfiles.Options{Certificate: "server.crt", Key: "server.key", ClientCAs: "clients.crt", CRL: "clients.crl"})
+	files, err := tlsfiles.Open(tlsfiles.Options{Certificate: "server.crt", Key: "server.key",
+		ClientCAs: "clients.crt", CRL: "clients.crl"})
 	if err != nil {
 		fmt.Println("no certificate:", err != nil)
 		return
@@ -257,14 +273,16 @@ func Example_certificates() {
 }
 
 func Example_audit() {
-	trail := audit.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
-		if a.Key == slog.TimeKey {
-			return slog.Attr{}
-		}
-		return a
-	}}), 0)
+	trail := audit.New(slog.NewTextHandler(os.Stdout,
+		&slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			if a.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return a
+		}}), 0)
 	o := trail.Observer() // for Config.Observer
-	o.Refused(&hooks.Client{ID: "c1", HasUsername: true, Username: "jane"}, packets.BadUserNameOrPassword, nil)
+	o.Refused(&hooks.Client{ID: "c1", HasUsername: true, Username: "jane"},
+		packets.BadUserNameOrPassword, nil)
 	if err := trail.Close(context.Background()); err != nil {
 		log.Fatal(err)
 	}
@@ -284,7 +302,8 @@ func Example_webhook() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	b, err := dunlin.New(dunlin.Config{Authenticator: who, Authorizer: what, Observer: events.Observer()})
+	b, err := dunlin.New(dunlin.Config{Authenticator: who, Authorizer: what,
+		Observer: events.Observer()})
 	if err != nil {
 		log.Fatal(err)
 	}

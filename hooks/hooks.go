@@ -1,35 +1,40 @@
-// Package hooks holds the interfaces through which a program decides what a Dunlin broker allows, and is told what
-// happens in it.
+// Package hooks holds the interfaces through which a program decides what a Dunlin broker allows,
+// and learns what happens in it.
 //
 // Decisions are one-method interfaces with Func adapters. A decision is an error:
 //
 //   - nil allows.
-//   - [ErrAbstain] (also wrapped) means no opinion; who combines decisions asks the next, and if all abstain the answer is no.
-//   - a *packets.Error refuses with its Reason Code, which goes out in the packet that the standard has for it. A code that this packet
-//     cannot have, or one below 0x80, which stands for no failure, goes out as Not authorized (0x87). Its Reason is told to clients of 5.0 that
-//     want such: at most 1,024 bytes of it, made UTF-8 without control characters.
-//   - any other error is logged and refuses with Not authorized (0x87).
+//   - [ErrAbstain] (also wrapped) means no opinion. A combination asks its next member. If all
+//     abstain, the broker refuses.
+//   - A *packets.Error refuses with its Reason Code, in the packet that the standard has for it. If
+//     that packet cannot have the code, or the code is below 0x80, the broker sends Not authorized
+//     (0x87). Clients of 5.0 that ask for Problem Information receive the Reason: at most 1,024
+//     bytes, as UTF-8 without control characters.
+//   - Any other error is logged and refuses with Not authorized (0x87).
 //
-// PUBACK and PUBREC have no Reason Code before 5.0. There, a PUBLISH that is refused with Not authorized (0x87), Topic Name
-// invalid (0x90) or Payload format invalid (0x99) is acknowledged all the same. With any other code, and if the hook has failed,
-// the connection ends, so that the client sends the message again.
+// PUBACK and PUBREC have no Reason Code before 5.0. In these versions the broker acknowledges a
+// PUBLISH even if a hook refuses it with Not authorized (0x87), Topic Name invalid (0x90) or
+// Payload format invalid (0x99). After any other code, or if the hook has failed, the broker closes
+// the connection, so that the client sends the message again.
 //
-// Every call gets a context that ends with the Network Connection. Calls are made on the goroutine that reads the
-// connection: a slow decision delays that client and nobody else. A panic there ends that one
-// connection.
+// Every call gets a context that ends with the Network Connection. The broker calls a hook on the
+// goroutine that reads the connection: a slow decision delays that client and no other. A panic
+// ends that one connection.
 //
-// Some questions come up when no connection waits for the answer: about a Will that is due while
-// its client is away, about subscriptions after the rules have changed, and about a delivery to
-// another client. A panic refuses those. Wills that are due are decided on goroutines of their own,
-// up to 256 at a time: a slow decision delays that Will alone.
+// The broker also asks some questions while no connection waits for the answer: about a Will that
+// is due while its client is away, about subscriptions after the rules have changed, and about a
+// delivery to another client. A panic refuses these requests. Each due Will is decided on a
+// goroutine of its own, up to 256 at a time: a slow decision delays only that Will.
 //
-// No hook can wait for the end of the broker, which waits for the hook. Close and Shutdown of the broker know when a hook calls them: they
-// return an error with dunlin.ErrStillClosing at once, and the broker ends when the hook has returned. A hook must not wait for another
-// goroutine that calls them, either.
+// A hook cannot wait for the end of the broker, because the broker waits for the hook. If a hook
+// calls Close or Shutdown of the broker, they return an error with dunlin.ErrStillClosing at once,
+// and the broker ends when the hook has returned. A hook must not wait for another goroutine that
+// calls them, either.
 //
-// Events are the optional functions of an [Observer]. A panic of one of them changes nothing for any client.
+// Events are the optional functions of an [Observer]. A panic in one of them affects no client.
 //
-// Every panic is counted (dunlin.Stats.Panics), logged with its stack, and told to [Observer].Panicked.
+// Every panic is counted (dunlin.Stats.Panics), logged with its stack, and reported to
+// [Observer].Panicked.
 package hooks
 
 import (
@@ -45,93 +50,159 @@ import (
 // ErrAbstain is the decision of a hook that has no opinion.
 var ErrAbstain = errors.New("hooks: no opinion")
 
-// A Client describes the Network Connection and Session that a hook is called for. Hooks must not modify it, and may
-// keep it. The program itself is described by a Client without addresses: to an [Observer], as no other hook is asked about it.
+// A Client describes the Network Connection and Session of a hook call. Hooks may keep it, but must
+// not modify it. The program itself appears as a Client without addresses. Only an [Observer] sees
+// that one: the broker does not ask other hooks about the program.
 type Client struct {
-	// ID is the Client Identifier; one that the broker assigned included.
+	// ID is the Client Identifier, whether the client or the broker chose it.
 	ID string
 	// Username is the User Name of the CONNECT; HasUsername tells an absent one from an empty one.
 	Username    string
 	HasUsername bool
 	// Version is the protocol version.
 	Version packets.Version
-	// RemoteAddr and LocalAddr are those of the net.Conn.
+	// Bridge is true for a bridge of Mosquitto, or another one that sets the bridge bit in the
+	// Protocol Level of 3.1 or 3.1.1. All its subscriptions have No Local and Retain As Published,
+	// so that a message does not come back to it.
+	Bridge bool
+	// CleanStart is the flag of the CONNECT (Clean Session before 5.0). KeepAlive is the Keep Alive
+	// that the client asked for, in seconds.
+	CleanStart bool
+	KeepAlive  uint16
+	// RemoteAddr and LocalAddr are the addresses of the net.Conn.
 	RemoteAddr, LocalAddr net.Addr
-	// TLS is the state of the handshake, nil where the net.Conn has no ConnectionState method.
+	// TLS is the state of the handshake, nil if the net.Conn has no ConnectionState method.
 	TLS *tls.ConnectionState
-	// Properties are those of the CONNECT packet (3.1.2.11), nil before MQTT 5.0.
+	// Listener describes the listener that accepted the connection: it is the pointer given to
+	// ServeListener of the broker. It is nil if the program used Serve or ServeConn, and for a
+	// client that has not connected since the broker started.
+	Listener *Listener
+	// Properties are the properties of the CONNECT packet (3.1.2.11), nil before MQTT 5.0.
 	Properties packets.Properties
-	// Identity is what the Authenticator made of the client.
+	// Identity is the result of the Authenticator.
 	Identity Identity
 }
 
-// An Identity is who a client was found to be.
+// A Listener describes one of several listeners of a broker, so that hooks can decide by it. See
+// ServeListener of the broker. It must not be modified after that call.
+type Listener struct {
+	// Name is for hooks and logs. The broker does not look at it.
+	Name string
+	// MaxConnections bounds the open connections of the listener. The broker closes a connection
+	// above the bound before it reads anything. Zero and negative: only the limits of the broker's
+	// Config hold.
+	MaxConnections int
+}
+
+// An Identity says who a client is, after authentication.
 type Identity struct {
-	// Principal owns the Sessions that this client makes: another principal neither takes them over nor resumes them.
-	// Empty: the User Name.
+	// Principal owns the Sessions that this client creates: another principal can neither take them
+	// over nor resume them. Empty: the User Name.
 	Principal string
-	// Roles and Tenant are free for the Authorizer's use.
+	// Unverified says that the Authenticator has not verified the User Name, which is then no more
+	// than a claim. The broker ignores it if the Authenticator sets Principal. Otherwise the client
+	// counts as one without a name for all limits, owns nothing of the principal of that name, and
+	// its Session keeps nobody else from its Client Identifier. Rules see the name.
+	Unverified bool
+	// Roles and Tenant are for the Authorizer; the broker does not use them.
 	Roles  []string
 	Tenant string
 	// Attributes are further facts, for instance the claims of a token.
 	Attributes map[string]string
 }
 
-// A Grant is what an Authenticator may set for a connection that it accepts. The zero value changes nothing.
+// A Grant holds the settings of an Authenticator for a connection that it accepts. The zero value
+// changes nothing.
 type Grant struct {
 	Identity Identity
-	// Limits lower (never raise) the limits of the broker's Config for this connection. Zero: as configured.
+	// Limits lower (never raise) the limits of the broker's Config for this connection. Zero: as
+	// configured.
 	Limits Limits
-	// MountPoint is put in front of every Topic Name and Topic Filter of the client, and taken off what it is sent.
-	// The client does not see it. For instance "tenants/7/", with the slash, or else the topic "0" would be in
-	// "tenants/70". It must be a Topic Name that does not begin with "$", at most half as long as
-	// Config.MaxTopicLength; otherwise the client is refused. A Response Topic is a property, and left as it is: Request and Respond of the
-	// Broker know what a client with a mount point means by it, other in-process subscribers see it without the mount point.
+	// MountPoint is put in front of every Topic Name and Topic Filter of the client, and removed
+	// from topics sent to it. The client does not see it. End it with a slash, as in "tenants/7/":
+	// without the slash the client's topic "0" would be in "tenants/70". It must be a Topic Name
+	// that does not begin with "$", at most half as long as Config.MaxTopicLength; otherwise the
+	// broker refuses the client. The broker does not change a Response Topic, which is a property.
+	// Request and Respond of the Broker take the mount point into account; other in-process
+	// subscribers see it without the mount point.
 	MountPoint string
-	// Expires is when the client has to authenticate anew (5.0, where an Authentication Method is in use) or else is
-	// disconnected with Maximum connect time (0xA0). Zero: never.
+	// ClientID takes the place of the Client Identifier of the CONNECT. The client is not told,
+	// unless its own was empty (3.2.2.3.7). It must be UTF-8 without U+0000, of at most 65,535
+	// bytes, and must not begin with "$local/"; otherwise the client is refused. Empty: as the
+	// client asks.
+	ClientID string
+	// Expires is when the client has to authenticate anew (5.0, where an Authentication Method is
+	// in use) or else is disconnected with Maximum connect time (0xA0). Zero: never.
 	Expires time.Time
 }
 
-// Limits of one connection. Zero, and a negative value, leaves each as the broker's Config has it. What is more than a packet of
-// MQTT can say is taken for the most that one can. A rate that is no number, or infinite, refuses the client, as Config refuses it.
+// Limits are the limits of one connection. A field that is zero or negative leaves the limit of the
+// broker's Config. A value above the largest that MQTT can express counts as that largest value. A
+// rate that is NaN or infinite refuses the client, as Config refuses it.
 type Limits struct {
-	// ReceiveMaximum is how many QoS 1 and 2 publishes of the client may be unacknowledged (3.2.2.3.3).
+	// ReceiveMaximum is how many QoS 1 and 2 publishes of the client may be unacknowledged
+	// (3.2.2.3.3).
 	ReceiveMaximum uint16
 	// PacketSize is the largest packet accepted from the client, in bytes (3.2.2.3.6).
 	PacketSize int
-	// KeepAlive is the longest Keep Alive; a client that asks for more, or for none, gets this (3.2.2.3.14).
+	// KeepAlive is the longest Keep Alive; a client that asks for more, or for none, gets this
+	// (3.2.2.3.14).
 	KeepAlive time.Duration
 	// SessionExpiry is the longest Session Expiry Interval (3.2.2.3.2).
 	SessionExpiry time.Duration
 	// QueuedMessages and QueuedBytes bound the Session's queue.
 	QueuedMessages, QueuedBytes int
-	// PublishRate and PublishBytes are the sustained Application Messages and their bytes per second; a second's
-	// worth may come at once.
+	// PublishRate and PublishBytes are the sustained Application Messages and their bytes per
+	// second; a second's worth may come at once.
 	PublishRate, PublishBytes float64
+	// MaxQoS is the highest QoS that the client may publish with and is granted (3.2.2.3.4). Nil
+	// leaves it as Config has it.
+	MaxQoS *packets.QoS
+	// TopicAliasMaximum is the highest Topic Alias, in both directions (3.2.2.3.8).
+	// DisableTopicAlias allows none.
+	TopicAliasMaximum uint16
+	DisableTopicAlias bool
+
+	// The next six bound the principal, over all its Sessions. They lower the fields of Config
+	// whose names end in PerPrincipal. The grant of the most recent connection holds for all.
+
+	// Sessions is how many Sessions the principal may have, connected or not.
+	Sessions int
+	// Subscriptions is how many subscriptions the principal may have. A subscription counts once
+	// more for each 128 bytes of its filter, and for each 8 levels if the filter has wildcards.
+	Subscriptions int
+	// Retained and RetainedBytes bound the retained messages that the principal has published.
+	Retained, RetainedBytes int
+	// AllQueuedBytes bounds the messages in the queues of all its Sessions together, including
+	// those that its clients have not acknowledged.
+	AllQueuedBytes int
+	// KeptBytes bounds the memory that the retained messages, the subscriptions, the Sessions and
+	// the connections of the principal take together.
+	KeptBytes int
 }
 
-// A ConnectRequest is the question whether a client may connect.
+// A ConnectRequest asks whether a client may connect.
 type ConnectRequest struct {
 	Client *Client
 	// Connect is the packet, password included. It is valid only during the call.
 	Connect *packets.Connect
-	// Grant is for the Authenticator to fill in. Never nil.
+	// Grant is for the Authenticator to fill in. It is never nil.
 	Grant *Grant
-	// Known says that a client with the same User Name was accepted from the same address (see
-	// Client.Network) before. It proves nothing. It is for Authenticators that must choose whom to
-	// serve first. False where there is no User Name, and after a restart of the broker.
+	// Known is true if a client with the same User Name was accepted from the same address (see
+	// Client.Network) before. It proves nothing. It helps an Authenticator that must choose which
+	// client to serve first. It is false without a User Name, and after a restart of the broker.
 	Known bool
 }
 
-// An Authenticator decides a CONNECT. On nil the connection is accepted with what was put into r.Grant.
+// An Authenticator decides a CONNECT. If it returns nil, the broker accepts the connection with the
+// contents of r.Grant.
 //
 // It cannot wait for Close or Shutdown of the broker: see the package.
 type Authenticator interface {
 	Authenticate(ctx context.Context, r *ConnectRequest) error
 }
 
-// AuthenticatorFunc is a function that is an Authenticator.
+// AuthenticatorFunc makes a function an Authenticator.
 type AuthenticatorFunc func(ctx context.Context, r *ConnectRequest) error
 
 // Authenticate calls f.
@@ -141,26 +212,37 @@ func (f AuthenticatorFunc) Authenticate(ctx context.Context, r *ConnectRequest) 
 
 type allowAll struct{}
 
-func (allowAll) Authenticate(context.Context, *ConnectRequest) error { return nil }
-func (allowAll) Authorize(context.Context, *AccessRequest) error     { return nil }
+func (allowAll) Authenticate(_ context.Context, r *ConnectRequest) error {
+	if r.Grant != nil {
+		r.Grant.Identity.Unverified = true
+	}
+	return nil
+}
 
-// AllowAll accepts every client and allows every publish and subscription. It is both an Authenticator and an
-// Authorizer.
-var AllowAll = allowAll{}
+func (allowAll) Authorize(context.Context, *AccessRequest) error { return nil }
 
-// An EnhancedAuthenticator runs the exchange of one Authentication Method (4.12): at CONNECT, and again whenever the
-// client re-authenticates. On re-authentication r.Connect is nil and the identity must stay that of r.Client; of the Grant its
-// Identity and Expires count, and the rest stays as it was.
+// AllowAll accepts every client and allows every publish and subscription. It is both an
+// Authenticator and an Authorizer. It grants an Unverified Identity.
+var AllowAll interface {
+	Authenticator
+	Authorizer
+	Stable
+} = allowAll{}
+
+// An EnhancedAuthenticator runs the exchange of one Authentication Method (4.12): at CONNECT, and
+// again whenever the client re-authenticates. On re-authentication r.Connect is nil and the
+// identity must stay that of r.Client. Of the Grant only Identity and Expires count then; the rest
+// stays as it was.
 //
-// The context of Start and of each Next is one for the whole exchange. It also ends when ConnectTimeout of the broker's Config is over,
-// which counts from the beginning of the connection, or from the beginning of the re-authentication.
+// Start and each Next of one exchange get the same context. It also ends after ConnectTimeout of
+// the broker's Config, which counts from the start of the connection or of the re-authentication.
 //
 // It cannot wait for Close or Shutdown of the broker: see the package.
 type EnhancedAuthenticator interface {
 	Start(ctx context.Context, r *ConnectRequest) (Exchange, error)
 }
 
-// EnhancedAuthenticatorFunc is a function that is an EnhancedAuthenticator.
+// EnhancedAuthenticatorFunc makes a function an EnhancedAuthenticator.
 type EnhancedAuthenticatorFunc func(ctx context.Context, r *ConnectRequest) (Exchange, error)
 
 // Start calls f.
@@ -168,24 +250,27 @@ func (f EnhancedAuthenticatorFunc) Start(ctx context.Context, r *ConnectRequest)
 	return f(ctx, r)
 }
 
-// An Exchange is one authentication under way. Next is called with the Authentication Data of the CONNECT (nil if it had
-// none) and of each AUTH that follows. Until done, the reply goes to the client in an AUTH packet; with done, in the
-// CONNACK or the closing AUTH. The data is valid only during the call. An error refuses the client.
+// An Exchange is one authentication in progress. The broker calls Next with the Authentication Data
+// of the CONNECT (nil if it had none) and of each AUTH that follows. While done is false, the reply
+// goes to the client in an AUTH packet. With done, it goes in the CONNACK or in the last AUTH. The
+// data is valid only during the call. An error refuses the client.
 //
 // It cannot wait for Close or Shutdown of the broker: see the package.
 type Exchange interface {
 	Next(ctx context.Context, data []byte) (reply []byte, done bool, err error)
 }
 
-// Action is what an Authorizer is asked about.
+// Action is the action in an AccessRequest.
 type Action byte
 
 const (
 	// Publish: AccessRequest.Topic is a Topic Name.
 	Publish Action = iota + 1
-	// Subscribe: AccessRequest.Topic is a Topic Filter, of a shared subscription the inner one.
+	// Subscribe: AccessRequest.Topic is a Topic Filter. For a shared subscription it is the filter
+	// after the Share Name.
 	Subscribe
-	// Deliver: AccessRequest.Topic is a Topic Name. Only a DeliveryAuthorizer is asked about it.
+	// Deliver: AccessRequest.Topic is a Topic Name. The broker asks only a DeliveryAuthorizer about
+	// it.
 	Deliver
 )
 
@@ -200,37 +285,45 @@ func (a Action) String() string {
 	return "publish"
 }
 
-// An AccessRequest is the question whether a client may publish to a topic or subscribe to a filter. It is valid only
-// during the call. Topics are as the client wrote them, aliases resolved, without the mount point.
+// An AccessRequest asks whether a client may publish to a topic or subscribe to a filter. It is
+// valid only during the call. Topics are as the client wrote them, with aliases resolved and
+// without the mount point.
 type AccessRequest struct {
 	Client *Client
 	Action Action
 	Topic  string
-	// Group is the ShareName of a shared subscription, empty otherwise.
+	// Group is the ShareName of a shared subscription, otherwise empty.
 	Group string
 	QoS   packets.QoS
-	// Retain and Will tell, for a publish, that the message is to be retained and that it is a Will.
+	// For a publish, Retain is true if the message is to be retained, and Will is true if it is a
+	// Will.
 	Retain, Will bool
 }
 
-// An Authorizer decides each publish and each Topic Filter of a SUBSCRIBE. A filter must be allowed only if every topic that
-// it can match may be read: deliveries are not asked about again.
+// An Authorizer decides each publish and each Topic Filter of a SUBSCRIBE. It should allow a filter
+// only if the client may read every topic that the filter can match: the broker does not ask again
+// about deliveries.
 //
 // It cannot wait for Close or Shutdown of the broker: see the package.
 type Authorizer interface {
 	Authorize(ctx context.Context, r *AccessRequest) error
 }
 
-// A DeliveryAuthorizer is an Authorizer that decides each delivery as well: for rules that Topic Filters cannot be held
-// against. The broker asks before it sends a message to a client, retained and queued ones included, and keeps the decision for that
-// Session and topic until the client connects anew, authenticates anew, or the rules change (see [Reloader]). What is refused is dropped
-// with DropNotAuthorized; of a shared subscription another member gets it.
+// A DeliveryAuthorizer is an Authorizer that also decides each delivery. It serves rules that
+// cannot be compared with Topic Filters. The broker asks before it sends a message to a client;
+// this includes retained and queued messages. It keeps the decision for that Session and topic
+// until the client connects again, authenticates again, or the rules change (see [Reloader]). A
+// refused message is dropped with DropNotAuthorized; a shared subscription gives it to another
+// member.
 //
-// AuthorizeDelivery is called on the goroutine of whoever publishes, with Action Deliver and no QoS or Retain: it must answer from
-// memory. A panic of it refuses.
+// The broker calls AuthorizeDelivery with Action Deliver and no QoS or Retain. For the members of a
+// shared subscription it calls it on the publisher's goroutine, which waits. For others it uses a
+// goroutine of its own: only what waits for the one client is held up. It should answer from
+// memory. A panic refuses.
 //
-// Combinations of Authorizers are DeliveryAuthorizers if one of theirs is: see [ChainAuthorizers]. An Authorizer of your own around another
-// one must have the method as well, or what the other one left to the delivery is decided by nobody.
+// A combination of Authorizers is a DeliveryAuthorizer if one of its members is: see
+// [ChainAuthorizers]. If your own Authorizer wraps a DeliveryAuthorizer, it must have the method as
+// well. Otherwise nothing decides the deliveries that the wrapped one wanted to check.
 //
 // It cannot wait for Close or Shutdown of the broker: see the package.
 type DeliveryAuthorizer interface {
@@ -238,30 +331,33 @@ type DeliveryAuthorizer interface {
 	AuthorizeDelivery(ctx context.Context, r *AccessRequest) error
 }
 
-// AuthorizerFunc is a function that is an Authorizer.
+// AuthorizerFunc makes a function an Authorizer.
 type AuthorizerFunc func(ctx context.Context, r *AccessRequest) error
 
 // Authorize calls f.
 func (f AuthorizerFunc) Authorize(ctx context.Context, r *AccessRequest) error { return f(ctx, r) }
 
-// ErrDrop is returned by an Interceptor that takes a message out of the broker without telling its publisher, who gets
-// the acknowledgement of success.
+// ErrDrop is the error of an Interceptor that drops a message silently: the publisher gets the
+// acknowledgement of success.
 var ErrDrop = errors.New("hooks: message dropped")
 
-// An Interceptor sees each Application Message, Wills included, before it is routed or retained. It returns m, another
-// message in its place, or an error that refuses it: the publisher is told in the packet that its QoS has for that. It must
-// not modify m. Topics are with the mount point, under which they must stay. What it returns is checked, may not begin with "$", and is
-// authorized again if its topic or Retain differs.
+// An Interceptor sees each Application Message, Wills included, before it is routed or retained. It
+// returns m, another message in its place, or an error. An error refuses the message, and the
+// publisher is told in the packet of its QoS. The Interceptor must not modify m. Topics include the
+// mount point, and must stay under it. The broker checks the returned message: its topic must not
+// begin with "$". If its topic or Retain differs, the message is authorized again.
 //
 // It cannot wait for Close or Shutdown of the broker: see the package.
 type Interceptor interface {
 	Intercept(ctx context.Context, c *Client, m *packets.Message) (*packets.Message, error)
 }
 
-// InterceptorFunc is a function that is an Interceptor.
-type InterceptorFunc func(ctx context.Context, c *Client, m *packets.Message) (*packets.Message, error)
+// InterceptorFunc makes a function an Interceptor.
+type InterceptorFunc func(ctx context.Context, c *Client, m *packets.Message) (*packets.Message,
+	error)
 
 // Intercept calls f.
-func (f InterceptorFunc) Intercept(ctx context.Context, c *Client, m *packets.Message) (*packets.Message, error) {
+func (f InterceptorFunc) Intercept(ctx context.Context, c *Client,
+	m *packets.Message) (*packets.Message, error) {
 	return f(ctx, c, m)
 }

@@ -15,9 +15,11 @@ import (
 func TestFuncAdaptersCallTheFunction(t *testing.T) {
 	want := errors.New("from the function")
 	ctx := t.Context()
-	connect, access, client, message := new(hooks.ConnectRequest), new(hooks.AccessRequest), new(hooks.Client), new(packets.Message)
+	connect, access, client, message := new(hooks.ConnectRequest), new(hooks.AccessRequest),
+		new(hooks.Client), new(packets.Message)
 
-	var authn hooks.Authenticator = hooks.AuthenticatorFunc(func(c context.Context, r *hooks.ConnectRequest) error {
+	var authn hooks.Authenticator = hooks.AuthenticatorFunc(func(c context.Context,
+		r *hooks.ConnectRequest) error {
 		require.True(t, c == ctx && r == connect)
 		return want
 	})
@@ -30,13 +32,15 @@ func TestFuncAdaptersCallTheFunction(t *testing.T) {
 	_, err := enhanced.Start(ctx, connect)
 	require.Equal(t, want, err)
 
-	var authz hooks.Authorizer = hooks.AuthorizerFunc(func(c context.Context, r *hooks.AccessRequest) error {
+	var authz hooks.Authorizer = hooks.AuthorizerFunc(func(c context.Context,
+		r *hooks.AccessRequest) error {
 		require.True(t, c == ctx && r == access)
 		return want
 	})
 	require.Equal(t, want, authz.Authorize(ctx, access))
 
-	var interceptor hooks.Interceptor = hooks.InterceptorFunc(func(c context.Context, cl *hooks.Client, m *packets.Message) (*packets.Message, error) {
+	var interceptor hooks.Interceptor = hooks.InterceptorFunc(func(c context.Context,
+		cl *hooks.Client, m *packets.Message) (*packets.Message, error) {
 		require.True(t, c == ctx && cl == client && m == message)
 		return m, want
 	})
@@ -72,7 +76,8 @@ func TestNetwork(t *testing.T) {
 	}
 }
 
-// recorder returns an Observer that calls f with the name of each event, and fails on a field that is no function.
+// recorder returns an Observer that calls f with the name of each event, and fails on a field that
+// is no function.
 func recorder(t *testing.T, f func(event string)) *hooks.Observer {
 	var o hooks.Observer
 	v := reflect.ValueOf(&o).Elem()
@@ -116,7 +121,8 @@ func TestJoin(t *testing.T) {
 	t.Run("an event that nobody wants stays nil", func(t *testing.T) {
 		require.Zero(t, countSet(hooks.Join()))
 		require.Zero(t, countSet(hooks.Join(nil, new(hooks.Observer))))
-		require.Equal(t, 1, countSet(hooks.Join(&hooks.Observer{SessionEnded: func(string) {}}, new(hooks.Observer))))
+		require.Equal(t, 1, countSet(hooks.Join(&hooks.Observer{SessionEnded: func(string) {}},
+			new(hooks.Observer))))
 	})
 }
 

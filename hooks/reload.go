@@ -8,32 +8,34 @@ import (
 
 // A Reloader is an Authorizer whose rules can change while clients are connected.
 type Reloader interface {
-	// OnReload has f called after every change of the rules, when the new ones are in force, until stop has been called. f
-	// runs on the goroutine that made the change and must return soon: it is the moment at which a broker forgets the
-	// decisions that it kept and starts to decide the subscriptions of its Sessions again.
+	// OnReload registers f, to be called after every change of the rules, when the new rules are in
+	// force. Calling stop ends that. f runs on the goroutine that made the change and must return
+	// soon. The broker uses it to forget cached decisions and to start deciding the subscriptions
+	// of its Sessions again.
 	OnReload(f func()) (stop func())
 }
 
-// A Stable Authorizer may say that its decisions can be kept.
+// A Stable Authorizer can tell whether its decisions may be cached.
 type Stable interface {
-	// Stable reports whether a decision depends on nothing but the Client, Action and Topic of the request and the rules
-	// in force. Then a broker may keep it for as long as that Client is the same (a re-authentication makes a new one) and
-	// OnReload, if there is one, calls nobody. The result must always be the same.
+	// Stable reports whether a decision depends only on the Client, Action and Topic of the request
+	// and the rules in force. The broker may then cache it for as long as the Client is the same (a
+	// re-authentication makes a new one) and OnReload, if it exists, calls no function. The result
+	// must always be the same.
 	Stable() bool
 }
 
 // Stable reports true.
 func (allowAll) Stable() bool { return true }
 
-// Reloads is a [Reloader] for embedding in an Authorizer, whose part it is to call Reloaded. The zero value is ready for use.
-// It must not be copied.
+// Reloads implements [Reloader] for an Authorizer that embeds it. The Authorizer must call
+// Reloaded. The zero value is ready for use. It must not be copied.
 type Reloads struct {
 	mu sync.Mutex
 	fs []*func() // guarded by mu; replaced, never modified
 }
 
-// OnReload has f called by each call of Reloaded that begins after OnReload returned, until stop has been called. A call under
-// way is not waited for.
+// OnReload registers f. Each call of Reloaded that begins after OnReload has returned calls f,
+// until stop is called. stop does not wait for a call in progress.
 func (r *Reloads) OnReload(f func()) (stop func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -45,7 +47,7 @@ func (r *Reloads) OnReload(f func()) (stop func()) {
 	}
 }
 
-// Reloaded calls what OnReload was given, in order.
+// Reloaded calls the functions given to OnReload, in order.
 func (r *Reloads) Reloaded() {
 	r.mu.Lock()
 	fs := r.fs
@@ -57,7 +59,7 @@ func (r *Reloads) Reloaded() {
 
 // A ParseError says why a file of rules or users is refused.
 type ParseError struct {
-	File string // as given to what read it
+	File string // as given to the function that read it
 	Line int    // beginning with 1
 	Err  error
 }

@@ -1,5 +1,7 @@
-// Package listeners holds net.Listeners that a program can hand to a broker, or to anything else that serves them. This
-// package needs the standard library alone; the folders below it are modules of their own, for transports that need more.
+// Package listeners holds net.Listeners that a program can give to a broker, or to any other
+// server. This package and listeners/mux need only the standard library. Packages
+// listeners/websocket and listeners/quic need other modules, so each of them is a module of its
+// own.
 package listeners
 
 import (
@@ -12,27 +14,33 @@ import (
 	"time"
 )
 
-// DefaultBuffer is how many bytes one direction of a connection of a [Memory] holds.
+// DefaultBuffer is the number of bytes that one direction of a connection of a [Memory] holds.
 const DefaultBuffer = 64 << 10
 
 // backlog is how many connections may wait for Accept.
 const backlog = 128
 
-// A Memory is a net.Listener without sockets: what is written at one end of a connection is read at the other end out of
-// memory. Use it to talk to a broker in one's own process, and in tests.
+// A Memory is a net.Listener without sockets: bytes written at one end of a connection are read at
+// the other end, in memory. Use it to talk to a broker in the same process, and in tests.
 //
-// Its connections behave as TCP connections do. They buffer, both directions at once and independently; deadlines work, also ones in the past;
-// after Close the peer reads what was sent before and then io.EOF, and its writes fail with io.ErrClosedPipe; the own calls
-// fail with net.ErrClosed. Bytes of one Write are never mixed with those of another. Besides the methods of net.Conn they have
+// Its connections behave like TCP connections:
+//
+//   - Both directions are buffered, independently of each other.
+//   - Deadlines work, also deadlines in the past.
+//   - After Close, the peer reads the bytes that were sent before and then io.EOF, and its writes
+//     fail with io.ErrClosedPipe. Calls at the closed end fail with net.ErrClosed.
+//   - Bytes of one Write are never mixed with those of another.
+//
+// Besides the methods of net.Conn they have
 //
 //	CloseWrite() error                        // the peer reads io.EOF, while this end can still read
 //	TryWrite(b []byte) (n int, err error)     // takes what fits now and never blocks; n < len(b) is no error
 //
-// All waiting is durable in the sense of testing/synctest: a Memory that is used inside a bubble lets the bubble's clock
-// run. All methods may be called from several goroutines.
+// All waiting is durable in the sense of testing/synctest: the clock of a bubble advances while a
+// Memory in the bubble waits. All methods may be called concurrently.
 type Memory struct {
-	// Buffer is the number of bytes that each direction of a connection holds. Zero and negative: DefaultBuffer. It
-	// may be set before the first Dial.
+	// Buffer is the number of bytes that each direction of a connection holds. Zero and negative:
+	// DefaultBuffer. It may be set before the first Dial.
 	Buffer int
 
 	mu      sync.Mutex
@@ -49,14 +57,15 @@ func NewMemory() *Memory {
 	return m
 }
 
-// Dial makes a connection and returns the client's end of it. It does not wait for Accept, unless 128 connections do so already. After Close
-// it fails with net.ErrClosed.
+// Dial makes a connection and returns the client's end. It does not wait for Accept, unless 128
+// connections already wait for Accept. After Close it fails with net.ErrClosed.
 func (m *Memory) Dial() (net.Conn, error) {
 	return m.DialContext(context.Background(), "", "")
 }
 
-// DialContext is Dial until ctx ends. Network and address are ignored, so that it fits where a dialer function is wanted.
-// The end of ctx after DialContext returned has no effect on the connection.
+// DialContext is Dial, but gives up when ctx ends. Network and address are ignored: they are there
+// so that DialContext can be used as a dialer function. When ctx ends after DialContext has
+// returned, the connection stays open.
 func (m *Memory) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	c, err := m.dial(ctx)
 	if err != nil {
@@ -91,7 +100,8 @@ func (m *Memory) dial(ctx context.Context) (net.Conn, error) {
 	}
 }
 
-// Accept waits for a connection and returns the server's end of it. After Close it fails with net.ErrClosed.
+// Accept waits for a connection and returns the server's end. After Close it fails with
+// net.ErrClosed.
 func (m *Memory) Accept() (net.Conn, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -107,8 +117,8 @@ func (m *Memory) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// Close ends the waiting Accept and Dial calls and closes the connections that nobody has accepted. Those that were accepted
-// go on. A second Close fails with net.ErrClosed.
+// Close ends the waiting Accept and Dial calls, and closes the connections that nobody has
+// accepted. Accepted connections stay open. A second Close fails with net.ErrClosed.
 func (m *Memory) Close() error {
 	m.mu.Lock()
 	if m.closed {
@@ -199,7 +209,8 @@ func (c *conn) wrap(op string, err error) error {
 	return &net.OpError{Op: op, Net: memoryNet, Source: c.local, Addr: c.remote, Err: err}
 }
 
-// A pipe is one direction of a connection. All waiting is done on its two conditions, so that nobody holds mu meanwhile.
+// A pipe is one direction of a connection. Goroutines wait only on its two conditions, so no
+// goroutine holds mu while it waits.
 type pipe struct {
 	mu       sync.Mutex
 	readable sync.Cond // something changed for a reader
@@ -246,7 +257,8 @@ func (p *pipe) read(b []byte) (int, error) {
 	}
 }
 
-// write puts b into the pipe: all of it if wait is set, else as much as there is room for.
+// write puts b into the pipe. With wait set it waits until all of b is in the pipe. Otherwise it
+// puts in as much as there is room for.
 func (p *pipe) write(b []byte, wait bool) (n int, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -307,7 +319,7 @@ func (p *pipe) put(b []byte) int {
 	return len(b)
 }
 
-// take removes the first bytes, as many as b holds.
+// take removes the first bytes from the pipe and copies them to b, as many as b holds.
 func (p *pipe) take(b []byte) int {
 	b = b[:min(len(b), p.n)]
 	k := copy(b, p.ring[p.head:])
@@ -320,7 +332,7 @@ func (p *pipe) take(b []byte) int {
 	return len(b)
 }
 
-// closeWrite is the end of writing; all says that the writer's end is closed altogether.
+// closeWrite ends writing. all says that the whole end of the writer is closed.
 func (p *pipe) closeWrite(all bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -372,7 +384,8 @@ type deadline struct {
 	passed bool
 }
 
-// set replaces the deadline and wakes who waits on c when it has passed. The zero time means none.
+// set replaces the deadline. When it passes, all goroutines that wait on c wake up. The zero time
+// means no deadline.
 func (d *deadline) set(t time.Time, c *sync.Cond) {
 	d.stop()
 	if t.IsZero() {

@@ -51,7 +51,8 @@ type result struct {
 	err error
 }
 
-// start runs f and returns its result later: after synctest.Wait, an empty channel means that f waits.
+// start runs f and returns its result later: after synctest.Wait, an empty channel means that f
+// waits.
 func start(f func(b []byte) (int, error), b []byte) chan result {
 	ch := make(chan result, 1)
 	go func() {
@@ -76,19 +77,20 @@ func TestConn(t *testing.T) {
 		name string
 		run  func(t *testing.T, c, s *conn)
 	}{
-		{"what is written at one end is read at the other, in both directions at once", func(t *testing.T, c, s *conn) {
-			for _, x := range []struct{ from, to *conn }{{c, s}, {s, c}} {
-				n, err := x.from.Write([]byte("hello"))
-				require.NoError(t, err)
-				require.Equal(t, 5, n)
-			}
-			for _, x := range []*conn{c, s} {
-				b := make([]byte, 20)
-				n, err := x.Read(b)
-				require.NoError(t, err)
-				require.Equal(t, "hello", string(b[:n]))
-			}
-		}},
+		{"what is written at one end is read at the other, in both directions at once",
+			func(t *testing.T, c, s *conn) {
+				for _, x := range []struct{ from, to *conn }{{c, s}, {s, c}} {
+					n, err := x.from.Write([]byte("hello"))
+					require.NoError(t, err)
+					require.Equal(t, 5, n)
+				}
+				for _, x := range []*conn{c, s} {
+					b := make([]byte, 20)
+					n, err := x.Read(b)
+					require.NoError(t, err)
+					require.Equal(t, "hello", string(b[:n]))
+				}
+			}},
 		{"a Read of no bytes returns at once", func(t *testing.T, c, s *conn) {
 			n, err := c.Read(nil)
 			require.NoError(t, err)
@@ -142,18 +144,19 @@ func TestConn(t *testing.T) {
 			require.Equal(t, "aaaaaaaaaa", string(b))
 			require.Equal(t, result{12, nil}, <-w)
 		}},
-		{"a deadline in the past fails reads and writes at once, data or not", func(t *testing.T, c, s *conn) {
-			s.Write([]byte("x"))
-			require.NoError(t, c.SetDeadline(past))
-			n, err := c.Read(make([]byte, 1))
-			require.Zero(t, n)
-			isTimeout(t, err)
-			n, err = c.Write([]byte("x"))
-			require.Zero(t, n)
-			isTimeout(t, err)
-			_, err = c.TryWrite([]byte("x"))
-			isTimeout(t, err)
-		}},
+		{"a deadline in the past fails reads and writes at once, data or not",
+			func(t *testing.T, c, s *conn) {
+				s.Write([]byte("x"))
+				require.NoError(t, c.SetDeadline(past))
+				n, err := c.Read(make([]byte, 1))
+				require.Zero(t, n)
+				isTimeout(t, err)
+				n, err = c.Write([]byte("x"))
+				require.Zero(t, n)
+				isTimeout(t, err)
+				_, err = c.TryWrite([]byte("x"))
+				isTimeout(t, err)
+			}},
 		{"a deadline that is taken back restores the connection", func(t *testing.T, c, s *conn) {
 			require.NoError(t, c.SetDeadline(past))
 			require.NoError(t, c.SetDeadline(time.Time{}))
@@ -169,14 +172,15 @@ func TestConn(t *testing.T) {
 			isTimeout(t, err)
 			require.Equal(t, time.Minute, time.Since(begin))
 		}},
-		{"a Write that waits ends at its deadline and says how much went", func(t *testing.T, c, s *conn) {
-			begin := time.Now()
-			c.SetWriteDeadline(begin.Add(time.Minute))
-			n, err := c.Write([]byte("0123456789"))
-			isTimeout(t, err)
-			require.Equal(t, 8, n)
-			require.Equal(t, time.Minute, time.Since(begin))
-		}},
+		{"a Write that waits ends at its deadline and says how much went",
+			func(t *testing.T, c, s *conn) {
+				begin := time.Now()
+				c.SetWriteDeadline(begin.Add(time.Minute))
+				n, err := c.Write([]byte("0123456789"))
+				isTimeout(t, err)
+				require.Equal(t, 8, n)
+				require.Equal(t, time.Minute, time.Since(begin))
+			}},
 		{"a past deadline wakes a Read that waits already", func(t *testing.T, c, s *conn) {
 			r := start(c.Read, make([]byte, 1))
 			synctest.Wait()
@@ -199,14 +203,15 @@ func TestConn(t *testing.T) {
 			isTimeout(t, (<-r).err)
 			require.Equal(t, time.Hour, time.Since(begin))
 		}},
-		{"the read deadline leaves writes alone, and the other way round", func(t *testing.T, c, s *conn) {
-			c.SetReadDeadline(past)
-			_, err := c.Write([]byte("x"))
-			require.NoError(t, err)
-			s.SetWriteDeadline(past)
-			_, err = s.Read(make([]byte, 1))
-			require.NoError(t, err)
-		}},
+		{"the read deadline leaves writes alone, and the other way round",
+			func(t *testing.T, c, s *conn) {
+				c.SetReadDeadline(past)
+				_, err := c.Write([]byte("x"))
+				require.NoError(t, err)
+				s.SetWriteDeadline(past)
+				_, err = s.Read(make([]byte, 1))
+				require.NoError(t, err)
+			}},
 		{"after Close the peer reads what was sent, then io.EOF", func(t *testing.T, c, s *conn) {
 			c.Write([]byte("last"))
 			require.NoError(t, c.Close())
@@ -348,26 +353,27 @@ func TestListener(t *testing.T) {
 			_, err = m.Dial()
 			require.ErrorIs(t, err, net.ErrClosed)
 		}},
-		{"Dial waits while 128 connections wait for Accept, as long as its context allows", func(t *testing.T, m *Memory) {
-			for range backlog {
-				_, err := m.Dial()
+		{"Dial waits while 128 connections wait for Accept, as long as its context allows",
+			func(t *testing.T, m *Memory) {
+				for range backlog {
+					_, err := m.Dial()
+					require.NoError(t, err)
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				_, err := m.DialContext(ctx, "tcp", "ignored:1883")
+				require.ErrorIs(t, err, context.DeadlineExceeded)
+				got := make(chan error, 1)
+				go func() {
+					_, err := m.Dial()
+					got <- err
+				}()
+				synctest.Wait()
+				require.Empty(t, got)
+				_, err = m.Accept()
 				require.NoError(t, err)
-			}
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-			defer cancel()
-			_, err := m.DialContext(ctx, "tcp", "ignored:1883")
-			require.ErrorIs(t, err, context.DeadlineExceeded)
-			got := make(chan error, 1)
-			go func() {
-				_, err := m.Dial()
-				got <- err
-			}()
-			synctest.Wait()
-			require.Empty(t, got)
-			_, err = m.Accept()
-			require.NoError(t, err)
-			require.NoError(t, <-got)
-		}},
+				require.NoError(t, <-got)
+			}},
 		{"a context that has ended already dials nothing", func(t *testing.T, m *Memory) {
 			ctx, cancel := context.WithCancel(t.Context())
 			cancel()
@@ -382,7 +388,8 @@ func TestListener(t *testing.T) {
 	}
 }
 
-// Random writes of several kinds through small buffers arrive complete and in order, in both directions at once.
+// Random writes of several kinds through small buffers arrive complete and in order, in both
+// directions at once.
 func TestConnRandomTraffic(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)

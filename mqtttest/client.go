@@ -13,9 +13,9 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// A Client is a client that does what the test tells it and nothing else: it answers no PUBLISH and sends no PINGREQ by itself. What it
-// expects is written as packets, and a failure names the expectation and prints the packets of its connection. It is for one goroutine,
-// that of its test.
+// A Client does only what the test tells it: it does not answer a PUBLISH, and does not send
+// PINGREQ. The test writes its expectations as packets. A failure names the expectation and prints
+// the packets of the connection. A Client may be used by one goroutine, that of its test.
 type Client struct {
 	// Connack is the answer to the CONNECT; nil for a Client of Open.
 	Connack *packets.Connack
@@ -42,8 +42,8 @@ func (b *Broker) Open(t testing.TB) *Client {
 	return c
 }
 
-// Client connects a client in memory: of MQTT 5.0, with a clean start and no Keep Alive, unless edits change the CONNECT. It fails t if
-// the broker does not accept it.
+// Client connects a client in memory: MQTT 5.0, with a Clean Start and no Keep Alive, unless edits
+// change the CONNECT. It fails t if the broker refuses the client.
 func (b *Broker) Client(t testing.TB, id string, edits ...func(*packets.Connect)) *Client {
 	t.Helper()
 	c := b.Open(t)
@@ -67,11 +67,12 @@ func packetOr(p *packets.Connack, other string) string {
 	return packets.Trace(p)
 }
 
-// Conn returns the connection, for bytes that Send would not write. It must not be read.
+// Conn returns the connection, for bytes that Send cannot write. The test must not read from it.
 func (c *Client) Conn() net.Conn { return c.nc }
 
-// Send sends packets, right or wrong. A CONNECT sets the version of all that follow. It fails the test if one has no wire form; a broker
-// that has closed the connection shows in what is wanted next.
+// Send sends packets, valid or invalid. A CONNECT sets the version of all later packets. Send fails
+// the test if a packet has no wire form. If the broker has closed the connection, the next Want
+// fails.
 func (c *Client) Send(ps ...packets.Packet) {
 	c.t.Helper()
 	for _, p := range ps {
@@ -88,14 +89,15 @@ func (c *Client) Send(ps ...packets.Packet) {
 		}
 		c.nc.SetWriteDeadline(time.Now().Add(c.b.o.timeout))
 		if _, err := c.nc.Write(raw); errors.Is(err, os.ErrDeadlineExceeded) {
-			c.fail("the broker reads what is sent", packets.Trace(p)+" is taken", "a full buffer for "+c.b.o.timeout.String())
+			c.fail("the broker reads what is sent", packets.Trace(p)+" is taken",
+				"a full buffer for "+c.b.o.timeout.String())
 		}
 	}
 }
 
-// Want reads the next packet and fails the test if it is not want; why says what is expected, as a sentence. It returns the packet. Where
-// want is a packet that carries Reason Codes and its Properties are nil, those of the packet that comes are not compared: the broker may
-// say more than the test cares about.
+// Want reads the next packet, and fails the test if it is not want. why is the expectation, as a
+// sentence. Want returns the packet. If want is a packet with Reason Codes and its Properties are
+// nil, Want does not compare the Properties: the broker may send more than the test cares about.
 func (c *Client) Want(why string, want packets.Packet) packets.Packet {
 	c.t.Helper()
 	got := c.read(why, packets.Trace(want))
@@ -115,9 +117,10 @@ func (c *Client) WantType(why string, t packets.Type) packets.Packet {
 	return got
 }
 
-// WantIdle fails the test if there is something to read. In a synctest bubble it first waits until nothing moves any more. Outside of one
-// it asks the broker for a sign of life with PINGREQ, which is answered after what the broker had to send before; if the answer takes
-// more than 100 ms, nothing having come is what was wanted.
+// WantIdle fails the test if there is something to read. In a synctest bubble it first waits until
+// every goroutine is blocked. Outside of a bubble it sends PINGREQ: the broker answers after
+// everything that it had to send before. If the answer takes more than 100 ms and nothing else has
+// come, WantIdle succeeds.
 func (c *Client) WantIdle(why string) {
 	c.t.Helper()
 	patience := time.Nanosecond
@@ -144,8 +147,9 @@ func (c *Client) WantIdle(why string) {
 	}
 }
 
-// WantClosed waits for the broker to close the connection, and fails the test if it does not or sends anything but a DISCONNECT before.
-// It returns that, nil if there was none.
+// WantClosed waits until the broker closes the connection. It fails the test if the broker does
+// not, or if it first sends anything except a DISCONNECT. It returns the DISCONNECT, or nil if
+// there was none.
 func (c *Client) WantClosed(why string) *packets.Disconnect {
 	c.t.Helper()
 	var last *packets.Disconnect
@@ -167,7 +171,7 @@ func (c *Client) WantClosed(why string) *packets.Disconnect {
 	}
 }
 
-// Close breaks the connection off, so that the broker publishes a Will.
+// Close closes the connection without a DISCONNECT, so the broker publishes the Will.
 func (c *Client) Close() { c.nc.Close() }
 
 // Disconnect sends DISCONNECT and waits until the broker has closed the connection.
@@ -193,7 +197,8 @@ func (c *Client) read(why, want string) packets.Packet {
 	return p
 }
 
-// next reads a packet. PINGRESPs that WantIdle has caused are left out, but for the last one if idle is set: then p is nil.
+// next reads a packet. It skips PINGRESPs that WantIdle has caused. With idle set, it returns p ==
+// nil for the last of them.
 func (c *Client) next(timeout time.Duration, idle bool) (p packets.Packet, err error) {
 	if c.err != nil {
 		return nil, c.err
@@ -232,7 +237,7 @@ func (c *Client) link() *link {
 	return nil
 }
 
-// seen notes that the test knows how the connection ended.
+// seen records that the test knows how the connection ended.
 func (c *Client) seen() {
 	if k := c.link(); k != nil {
 		k.mu.Lock()
@@ -250,7 +255,7 @@ func (c *Client) fail(why, want, got string) {
 	}
 	if k := c.link(); k != nil {
 		if c.err != nil { // the broker's reason comes a moment later
-			c.b.waitFor(time.Second, func() bool {
+			c.b.waitWithin(time.Second, func(bool) bool {
 				k.mu.Lock()
 				defer k.mu.Unlock()
 				return k.ended
@@ -264,7 +269,7 @@ func (c *Client) fail(why, want, got string) {
 	c.t.Fatalf("mqtttest: client %q: %s\n  want %s\n  got  %s\n%s", c.id, why, want, got, trace)
 }
 
-// equal compares packets by what they are on the wire.
+// equal compares packets in their wire form.
 func equal(got, want packets.Packet, v packets.Version) bool {
 	if got.Type() != want.Type() {
 		return false
@@ -278,7 +283,7 @@ func equal(got, want packets.Packet, v packets.Version) bool {
 	return err == nil && bytes.Equal(a, b)
 }
 
-// forgive returns got without properties where want does not care about them.
+// forgive returns got without the properties that want does not care about.
 func forgive(got, want packets.Packet) packets.Packet {
 	switch w := want.(type) {
 	case *packets.Connack:

@@ -16,7 +16,7 @@ func ExampleNewBroker() {
 	b := mqtttest.NewBroker(t)
 
 	// Start what is to be tested with b.URL(), then:
-	b.WaitConnected("lamp")
+	b.WaitConnected(t, "lamp")
 	b.Publish("lamp/set", "on")
 	b.WaitFor(t, "lamp/state", mqtttest.Payload("on"))
 }

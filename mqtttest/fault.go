@@ -10,10 +10,11 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// A Fault is something that goes wrong. Make one with Refuse, Drop, Delay, Duplicate, Cut, StallReads, StallWrites or ForgetSession, and
-// let it happen with Broker.Inject.
+// A Fault is something that goes wrong. Make one with Refuse, Drop, Delay, Duplicate, Cut,
+// StallReads, StallWrites or ForgetSession, and apply it with Broker.Inject.
 //
-// Packets are counted from the injection on, over all connections that it is for. An n of 0 means each packet, 1 the first.
+// Packets are counted from the injection on, over all connections that the fault applies to. An n
+// of 1 means the first packet, and 0 means each packet.
 type Fault struct {
 	kind  kind
 	dir   Direction
@@ -35,7 +36,8 @@ const (
 	forget
 )
 
-// Refuse answers each CONNECT with a Reason Code, which clients before 5.0 get as the Return Code that corresponds.
+// Refuse answers each CONNECT with a Reason Code. Clients before 5.0 get the corresponding Return
+// Code.
 func Refuse(code packets.ReasonCode) Fault {
 	return Fault{kind: refuse, typ: packets.TypeConnect, code: code}
 }
@@ -45,47 +47,50 @@ func Drop(d Direction, t packets.Type, n int) Fault {
 	return Fault{kind: drop, dir: d, typ: t, n: n}
 }
 
-// Delay holds up the n-th packet of a type, and all that follows it in its direction.
+// Delay delays the n-th packet of a type, and all packets after it in the same direction.
 func Delay(d Direction, t packets.Type, n int, by time.Duration) Fault {
 	return Fault{kind: delay, dir: d, typ: t, n: n, delay: by}
 }
 
-// Duplicate lets the n-th packet of a type pass twice.
+// Duplicate passes the n-th packet of a type twice.
 func Duplicate(d Direction, t packets.Type, n int) Fault {
 	return Fault{kind: duplicate, dir: d, typ: t, n: n}
 }
 
-// Cut closes a connection, once, when n bytes have passed in the direction since the injection: the first connection that gets so far. At 0, or
-// less, it is the next packet that closes it, and nothing of it passes.
+// Cut closes one connection: the first on which n bytes have passed in the direction since the
+// injection. At 0 or less, the next packet closes its connection, and no byte of the packet passes.
 func Cut(d Direction, n int) Fault {
 	return Fault{kind: cut, dir: d, n: max(n, 0)}
 }
 
-// StallReads keeps the broker from reading what clients send, until the fault is lifted. Clients can still write, as much as the
-// buffers in between take.
+// StallReads stops the broker from reading until the fault is lifted. Clients can still write until
+// the buffers in between are full.
 func StallReads() Fault { return Fault{kind: stall, dir: FromClient} }
 
-// StallWrites keeps from clients what the broker sends, until the fault is lifted. The broker takes them for clients that read nothing
-// and ends them after its WriteTimeout.
+// StallWrites holds back all bytes for clients until the fault is lifted. To the broker the clients
+// read nothing, so it ends their connections after its WriteTimeout.
 func StallWrites() Fault { return Fault{kind: stall, dir: ToClient} }
 
-// ForgetSession deletes the session of a client just before its next CONNECT, so that it does not find what it left.
+// ForgetSession deletes the session of a client just before its next CONNECT, so the client finds
+// no session.
 func ForgetSession() Fault { return Fault{kind: forget, typ: packets.TypeConnect, n: 1} }
 
-// A Where says which connections a fault is for.
-type Where func(k *link) bool
+// A Where selects the connections that a fault applies to. ForClient and OnListener make one. The
+// zero Where selects all connections.
+type Where struct{ match func(k *link) bool }
 
-// ForClient is for the connections of a Client Identifier, from their CONNECT on.
+// ForClient selects the connections of a Client Identifier, from their CONNECT on.
 func ForClient(id string) Where {
-	return func(k *link) bool { return k.client() == id }
+	return Where{func(k *link) bool { return k.client() == id }}
 }
 
-// OnListener is for the connections that came by a listener: that of Broker.Listener, or one that was given to Broker.Serve.
+// OnListener selects the connections of one listener: that of Broker.Listener, or one that was
+// given to Broker.Serve.
 func OnListener(l net.Listener) Where {
-	return func(k *link) bool { return k.via == l }
+	return Where{func(k *link) bool { return k.via == l }}
 }
 
-// An Injection is a fault in effect.
+// An Injection is a fault that is in effect.
 type Injection struct {
 	b     *Broker
 	f     Fault
@@ -99,8 +104,8 @@ type Injection struct {
 	lifted bool
 }
 
-// Inject lets f happen on the connections for which every where holds, from now until it is lifted or the test ends. Several faults may
-// be in effect: of those for one packet each is applied.
+// Inject applies f to the connections that all of where select, until f is lifted or the test ends.
+// Several faults may be in effect at once. If several apply to one packet, each is applied.
 func (b *Broker) Inject(f Fault, where ...Where) *Injection {
 	in := &Injection{b: b, f: f, where: where, passed: make(map[*link]int), over: make(chan struct{})}
 	b.mu.Lock()
@@ -109,7 +114,7 @@ func (b *Broker) Inject(f Fault, where ...Where) *Injection {
 	return in
 }
 
-// Lift ends the fault. What it holds up goes on. It may be called again.
+// Lift ends the fault. Packets that it held back continue. Lift may be called again.
 func (in *Injection) Lift() {
 	in.b.mu.Lock()
 	defer in.b.mu.Unlock()
@@ -136,7 +141,7 @@ func (in *Injection) Hits() int {
 	return in.hits
 }
 
-// hit counts. Broker.mu is held.
+// hit counts one hit. Broker.mu is held.
 func (in *Injection) hit(k *link) {
 	in.hits++
 	k.mu.Lock()
@@ -147,7 +152,7 @@ func (in *Injection) hit(k *link) {
 
 func (in *Injection) concerns(k *link) bool {
 	for _, w := range in.where {
-		if !w(k) {
+		if w.match != nil && !w.match(k) {
 			return false
 		}
 	}
@@ -161,7 +166,7 @@ type what struct {
 	refuse                  packets.ReasonCode
 }
 
-// String is for the trace.
+// String describes the fault in the trace.
 func (w what) String() string {
 	var s strings.Builder
 	for _, x := range []struct {
@@ -178,7 +183,7 @@ func (w what) String() string {
 	return s.String()
 }
 
-// faultsFor returns what the faults in effect want for a packet.
+// faultsFor returns what the faults in effect do to a packet.
 func (b *Broker) faultsFor(k *link, d Direction, t packets.Type) (w what) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -217,7 +222,7 @@ func (b *Broker) forget(id string) {
 	}
 }
 
-// allowance returns how many of n bytes may pass, and whether the connection is cut then.
+// allowance returns how many of n bytes may pass, and whether the connection is closed after them.
 func (b *Broker) allowance(k *link, d Direction, n int) (most int, cutNow bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -236,7 +241,8 @@ func (b *Broker) allowance(k *link, d Direction, n int) (most int, cutNow bool) 
 	return most, cutNow
 }
 
-// stalled returns what to wait for before the direction goes on, nil if it may.
+// stalled returns a channel that closes when the direction may continue. It returns nil if the
+// direction is not stalled.
 func (b *Broker) stalled(k *link, d Direction) <-chan struct{} {
 	b.mu.Lock()
 	defer b.mu.Unlock()

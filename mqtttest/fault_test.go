@@ -45,10 +45,15 @@ func TestRefuse(t *testing.T) {
 func TestRefuseWithEnhancedAuthentication(t *testing.T) {
 	b := mqtttest.NewBroker(t, mqtttest.Config(func(c *dunlin.Config) {
 		c.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{
-			"yes": hooks.EnhancedAuthenticatorFunc(func(context.Context, *hooks.ConnectRequest) (hooks.Exchange, error) { return agree{}, nil }),
+			"yes": hooks.EnhancedAuthenticatorFunc(func(context.Context,
+				*hooks.ConnectRequest) (hooks.Exchange, error) {
+				return agree{}, nil
+			}),
 		}
 	}))
-	method := func(p *packets.Connect) { p.Properties = p.Properties.AppendText(packets.AuthenticationMethod, "yes") }
+	method := func(p *packets.Connect) {
+		p.Properties = p.Properties.AppendText(packets.AuthenticationMethod, "yes")
+	}
 	b.Client(t, "c1", method)
 	b.Inject(mqtttest.Refuse(packets.Banned))
 	c := b.Open(t)
@@ -66,12 +71,14 @@ func TestDrop(t *testing.T) {
 	bothIdle(t, func(t *testing.T, idle func(*mqtttest.Client, string)) {
 		b := mqtttest.NewBroker(t)
 		c := b.Client(t, "c1")
-		in := b.Inject(mqtttest.Drop(mqtttest.FromClient, packets.TypePublish, 2), mqtttest.ForClient("c1"))
+		in := b.Inject(mqtttest.Drop(mqtttest.FromClient, packets.TypePublish, 2),
+			mqtttest.ForClient("c1"))
 		for id := uint16(1); id <= 3; id++ {
 			c.Send(publish1(id, "a", string(rune('0'+id))))
 		}
 		c.WantType("the first arrives", packets.TypePuback)
-		c.Want("then the third", &packets.Ack{Kind: packets.TypePuback, PacketID: 3, Code: packets.NoMatchingSubscribers})
+		c.Want("then the third", &packets.Ack{Kind: packets.TypePuback, PacketID: 3,
+			Code: packets.NoMatchingSubscribers})
 		idle(c, "the second is lost")
 		require.Equal(t, 1, in.Hits())
 		require.Contains(t, b.Trace(), "id=2 topic=a payload=2  # dropped by a fault")
@@ -112,7 +119,8 @@ func TestDelay(t *testing.T) {
 	})
 }
 
-// A delay that is longer than Keep Alive: the broker's read deadline passes while the packet is held, and the client is gone.
+// A delay that is longer than Keep Alive: the broker's read deadline passes while the packet is
+// held, and the client is gone.
 func TestADelayBeyondKeepAlive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := mqtttest.NewBroker(t, mqtttest.Timeout(time.Hour))
@@ -138,7 +146,7 @@ func TestCut(t *testing.T) {
 		require.Zero(t, in.Hits())
 		c.Send(publish("a", "0123456789"))
 		c.WantClosed("the connection breaks in the middle of the packet")
-		b.WaitDisconnected("c1")
+		b.WaitDisconnected(t, "c1")
 		b.WaitFor(t, "will", mqtttest.Payload("gone"))
 		require.Empty(t, b.Messages("a"))
 		require.Equal(t, 1, in.Hits())
@@ -154,7 +162,8 @@ func TestCutTowardsTheClient(t *testing.T) {
 		require.NoError(t, err)
 		defer nc.Close()
 		b.Inject(mqtttest.Cut(mqtttest.ToClient, 3))
-		raw, _ := (&packets.Connect{Version: packets.V311, CleanStart: true, ClientID: "c1"}).Append(nil, packets.V311)
+		raw, _ := (&packets.Connect{Version: packets.V311, CleanStart: true, ClientID: "c1"}).
+			Append(nil, packets.V311)
 		nc.Write(raw)
 		got, err := io.ReadAll(nc)
 		require.NoError(t, err)
@@ -180,14 +189,15 @@ func TestStallReads(t *testing.T) {
 // A client that takes nothing is ended by the broker's WriteTimeout, in virtual time.
 func TestStallWrites(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := mqtttest.NewBroker(t, mqtttest.Timeout(time.Hour), mqtttest.Config(func(c *dunlin.Config) { c.WriteTimeout = 20 * time.Second }))
+		b := mqtttest.NewBroker(t, mqtttest.Timeout(time.Hour),
+			mqtttest.Config(func(c *dunlin.Config) { c.WriteTimeout = 20 * time.Second }))
 		c := b.Client(t, "slow")
 		c.Send(subscribe(1, "a", 0))
 		c.WantType("", packets.TypeSuback)
 		in := b.Inject(mqtttest.StallWrites(), mqtttest.ForClient("slow"))
 		start := time.Now()
 		b.Publish("a", "x")
-		b.WaitDisconnected("slow")
+		b.WaitDisconnected(t, "slow")
 		require.Equal(t, 20*time.Second, time.Since(start).Round(time.Second))
 		require.Equal(t, 1, in.Hits())
 
@@ -239,7 +249,9 @@ func TestWhatCannotBeTakenApartPasses(t *testing.T) {
 		_, err = nc.Read(make([]byte, 1))
 		require.Error(t, err)
 		nc.Close()
-		require.Eventually(t, func() bool { return len(b.Failures()) == 1 }, time.Second, time.Millisecond)
+		require.Eventually(t, func() bool {
+			return len(b.Failures()) == 1
+		}, time.Second, time.Millisecond)
 	})
 }
 
@@ -250,17 +262,20 @@ func TestFaultsForAssignedIdentifiers(t *testing.T) {
 		c := b.Client(t, "")
 		id, ok := c.Connack.Properties.Text(packets.AssignedClientIdentifier)
 		require.True(t, ok)
-		b.WaitConnected(id)
+		b.WaitConnected(t, id)
 		b.Inject(mqtttest.Drop(mqtttest.FromClient, packets.TypePingreq, 0), mqtttest.ForClient(id))
 		c.Send(&packets.Pingreq{})
 		c.WantIdle("it is dropped")
 	})
 }
 
-// A client that takes something now and then is not ended by WriteTimeout, as it would not be without this package in between.
+// A client that takes something now and then is not ended by WriteTimeout, as it would not be
+// without this package in between.
 func TestASlowClientIsNotAStalledOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := mqtttest.NewBroker(t, mqtttest.Config(func(c *dunlin.Config) { c.WriteTimeout = 20 * time.Second }))
+		b := mqtttest.NewBroker(t, mqtttest.Config(func(c *dunlin.Config) {
+			c.WriteTimeout = 20 * time.Second
+		}))
 		c := b.Client(t, "slow")
 		c.Send(subscribe(1, "a", 0))
 		c.WantType("", packets.TypeSuback)

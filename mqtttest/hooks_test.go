@@ -15,14 +15,16 @@ import (
 	"github.com/dunlin-mqtt/dunlin/mqtttest"
 )
 
-// An HTTP client keeps a goroutine for each idle connection. Where a hook has made the connection, that goroutine is not the broker's.
+// An HTTP client keeps a goroutine for each idle connection. Where a hook has made the connection,
+// that goroutine is not the broker's.
 func TestGoroutinesThatAHookKeepsAreNotTheBrokers(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		io.WriteString(w, `{"result": "allow"}`)
 	}))
 	defer server.Close()
 	for name, auth := range map[string]hooks.Authenticator{
-		"a client of the program": hooks.AuthenticatorFunc(func(context.Context, *hooks.ConnectRequest) error {
+		"a client of the program": hooks.AuthenticatorFunc(func(context.Context,
+			*hooks.ConnectRequest) error {
 			resp, err := http.Get(server.URL)
 			if err != nil {
 				return err

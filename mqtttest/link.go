@@ -40,8 +40,8 @@ func (d Direction) String() string {
 	return "from client"
 }
 
-// A link is the broker's end of a connection as the broker sees it: a net.Conn that takes the stream apart into packets, writes them down,
-// and does to them what the injected faults say.
+// A link is the broker's end of a connection. It is a net.Conn that splits the stream into packets,
+// records them, and applies the injected faults.
 type link struct {
 	// Immutable.
 	b   *Broker
@@ -68,7 +68,8 @@ type link struct {
 	span     time.Duration // what was left of the write deadline when it was set
 }
 
-// A way is one direction of a link. Owned by whoever reads or writes.
+// A way is one direction of a link. It is owned by the goroutine that reads, or by the one that
+// writes.
 type way struct {
 	in       []byte // has come and is not looked at
 	out      []byte // may go on
@@ -86,7 +87,7 @@ func newLink(b *Broker, nc net.Conn, via net.Listener, num int) *link {
 
 type linkKey struct{}
 
-// serve hands the link to the broker.
+// serve gives the link to the broker.
 func (k *link) serve(core *dunlin.Broker) {
 	var nc net.Conn = k
 	if x, ok := k.nc.(interface{ ConnectionState() tls.ConnectionState }); ok {
@@ -110,7 +111,7 @@ func reasonOf(err error) any {
 	return err
 }
 
-// refusal is what the fault Refuse wants for the connection of a hook's context.
+// refusal returns the Reason Code of the fault Refuse for the connection of a hook's context.
 func refusal(ctx context.Context) error {
 	k, ok := ctx.Value(linkKey{}).(*link)
 	if !ok {
@@ -124,15 +125,19 @@ func refusal(ctx context.Context) error {
 	return packets.Errorf(k.refuse, "refused by a fault of the test")
 }
 
-// blamed are the Reason Codes for what only a client can do wrong.
+// blamed are the Reason Codes that only an error of the client can cause.
 var blamed = map[packets.ReasonCode]bool{
-	packets.MalformedPacket: true, packets.ProtocolError: true, packets.ReceiveMaximumExceeded: true, packets.TopicAliasInvalid: true,
-	packets.PacketTooLarge: true, packets.TopicNameInvalid: true, packets.TopicFilterInvalid: true, packets.PayloadFormatInvalid: true,
-	packets.RetainNotSupported: true, packets.QoSNotSupported: true, packets.SharedSubscriptionsNotSupported: true,
+	packets.MalformedPacket: true, packets.ProtocolError: true,
+	packets.ReceiveMaximumExceeded: true, packets.TopicAliasInvalid: true,
+	packets.PacketTooLarge: true, packets.TopicNameInvalid: true, packets.TopicFilterInvalid: true,
+	packets.PayloadFormatInvalid: true,
+	packets.RetainNotSupported:   true, packets.QoSNotSupported: true,
+	packets.SharedSubscriptionsNotSupported:     true,
 	packets.SubscriptionIdentifiersNotSupported: true, packets.WildcardSubscriptionsNotSupported: true,
 }
 
-// failure returns a text if the client broke the protocol and nobody has looked at that, once.
+// failure returns a text if the client broke the protocol and the test has not checked that. It
+// returns the text once.
 func (k *link) failure() string {
 	k.mu.Lock()
 	var pe *packets.Error
@@ -166,7 +171,8 @@ func (k *link) String() string {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	var s strings.Builder
-	fmt.Fprintf(&s, "connection %d, client %q, from %v by listener %v", k.num, k.id, k.nc.RemoteAddr(), k.via.Addr())
+	fmt.Fprintf(&s, "connection %d, client %q, from %v by listener %v", k.num, k.id,
+		k.nc.RemoteAddr(), k.via.Addr())
 	if !k.ended {
 		s.WriteString(", open")
 	}
@@ -180,7 +186,7 @@ func (k *link) String() string {
 	return s.String()
 }
 
-// Read yields to the broker what the client sent and the faults let pass.
+// Read returns what the client has sent and the faults let pass.
 func (k *link) Read(p []byte) (int, error) {
 	w := &k.dirs[FromClient]
 	for {
@@ -210,7 +216,8 @@ func (k *link) Read(p []byte) (int, error) {
 			k.heard = true
 			k.mu.Unlock()
 		} else if err != nil {
-			if len(w.in) > 0 && !errors.Is(err, os.ErrDeadlineExceeded) { // the beginning of a packet that will not end
+			if len(w.in) > 0 && !errors.Is(err,
+				os.ErrDeadlineExceeded) { // the beginning of a packet that will not end
 				w.out, w.in = append(w.out, w.in...), nil
 				continue
 			}
@@ -222,7 +229,7 @@ func (k *link) Read(p []byte) (int, error) {
 	}
 }
 
-// Write sends to the client what the faults let pass of what the broker writes.
+// Write sends to the client what the broker writes and the faults let pass.
 func (k *link) Write(p []byte) (int, error) {
 	w := &k.dirs[ToClient]
 	w.in = append(w.in, p...)
@@ -247,7 +254,8 @@ func (k *link) Write(p []byte) (int, error) {
 	}
 }
 
-// step takes the next packet from w.in to w.out, past the faults. It says false if there is no whole one.
+// step moves the next packet from w.in to w.out, and applies the faults. It returns false if there
+// is no whole packet.
 func (k *link) step(d Direction) (more bool, err error) {
 	w := &k.dirs[d]
 	switch {
@@ -298,14 +306,14 @@ func (d Direction) arrow() string {
 	return ">"
 }
 
-// wireVersion is how packets are to be decoded.
+// wireVersion is the protocol version for decoding packets.
 func (k *link) wireVersion() packets.Version {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.version
 }
 
-// packet does to a packet what the faults want.
+// packet applies the faults to one packet.
 func (k *link) packet(d Direction, h packets.Header, whole []byte) error {
 	v := k.wireVersion()
 	if h.Type == packets.TypeConnect {
@@ -338,7 +346,7 @@ func (k *link) packet(d Direction, h packets.Header, whole []byte) error {
 	return k.release(d, whole)
 }
 
-// learn notes who the client is.
+// learn records which client the connection belongs to.
 func (k *link) learn(d Direction, p packets.Packet) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -361,7 +369,7 @@ func (k *link) client() string {
 	return k.id
 }
 
-// release lets bytes pass, as many as the fault Cut leaves, and cuts.
+// release lets bytes pass, as many as the fault Cut allows, and then closes the connection.
 func (k *link) release(d Direction, b []byte) error {
 	w := &k.dirs[d]
 	n, cut := k.b.allowance(k, d, len(b))
@@ -394,14 +402,14 @@ func (k *link) gate(d Direction) error {
 	}
 }
 
-// waitUntil waits for a moment.
+// waitUntil waits until a point in time.
 func (k *link) waitUntil(d Direction, at time.Time) error {
 	t := time.NewTimer(time.Until(at))
 	defer t.Stop()
 	return k.wait(d, nil, t.C)
 }
 
-// wait waits for either channel, within the deadline and the life of the link.
+// wait waits for one of two channels, at most until the deadline or the end of the link.
 func (k *link) wait(d Direction, lifted <-chan struct{}, at <-chan time.Time) error {
 	select {
 	case <-k.done:
@@ -457,8 +465,9 @@ func (k *link) setWriteDeadline(t time.Time) error {
 	return k.nc.SetWriteDeadline(t)
 }
 
-// extend sets the write deadline anew, as long after now as it was when it was set: the client has taken something. The broker would do it,
-// but what it writes is taken apart and passes later, so that it cannot see that.
+// extend moves the write deadline: it is as long after now as it was when the broker set it,
+// because the client has read something. The broker would move it, but cannot see the progress: its
+// bytes are split into packets here, and pass later.
 func (k *link) extend() bool {
 	k.mu.Lock()
 	span := k.span
@@ -474,7 +483,7 @@ type tlsLink struct {
 
 func (k *tlsLink) ConnectionState() tls.ConnectionState { return k.tls.ConnectionState() }
 
-// A deadline is a moment that can be waited for and moved. The zero value is none.
+// A deadline is a point in time that can be moved and waited for. The zero value never passes.
 type deadline struct {
 	mu    sync.Mutex
 	over  chan struct{} // closed when it has passed; replaced when it is moved after that
@@ -482,7 +491,7 @@ type deadline struct {
 	ended bool // no timer any more: it would keep the link alive
 }
 
-// end is the last time that the deadline is set.
+// end stops the deadline for good.
 func (d *deadline) end() {
 	d.mu.Lock()
 	d.ended = true

@@ -15,7 +15,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// use makes a broker, lets clients meet on it in memory and over TCP, and closes it. It returns what was wrong.
+// use makes a broker, lets clients meet on it in memory and over TCP, and closes it. It returns
+// what was wrong.
 func use(t *testing.T) string {
 	return runs(t, func(t testing.TB) {
 		b := mqtttest.NewBroker(t)
@@ -27,14 +28,15 @@ func use(t *testing.T) string {
 			t.Fatalf("%v", err)
 		}
 		defer nc.Close()
-		raw, _ := (&packets.Connect{Version: packets.V311, CleanStart: true, ClientID: "publisher"}).Append(nil, packets.V311)
+		raw, _ := (&packets.Connect{Version: packets.V311, CleanStart: true,
+			ClientID: "publisher"}).Append(nil, packets.V311)
 		raw, _ = publish1(1, "a/b", "x").Append(raw, packets.V311)
 		raw, _ = (&packets.Disconnect{}).Append(raw, packets.V311)
 		if _, err := nc.Write(raw); err != nil {
 			t.Fatalf("%v", err)
 		}
 		c.Want("the message arrives", publish1(1, "a/b", "x"))
-		b.WaitDisconnected("publisher")
+		b.WaitDisconnected(t, "publisher")
 	})
 }
 
@@ -59,19 +61,21 @@ func count(t *testing.T) (c census) {
 	return c
 }
 
-// settled lets goroutines that have nothing left to do end, until there are no more goroutines and descriptors than before, and compares
-// the heap.
+// settled lets goroutines that have nothing left to do end, until there are no more goroutines and
+// descriptors than before, and compares the heap.
 func settled(t *testing.T, before census, room uint64) {
 	t.Helper()
 	now := count(t)
-	for end := time.Now().Add(10 * time.Second); now.goroutines > before.goroutines || now.descriptors > before.descriptors; now = count(t) {
+	for end := time.Now().Add(10 * time.Second); now.goroutines > before.goroutines ||
+		now.descriptors > before.descriptors; now = count(t) {
 		if time.Now().After(end) {
 			t.Fatalf("something is left: before %+v, now %+v", before, now)
 		}
 		runtime.Gosched()
 	}
 	t.Logf("before %+v, after %+v", before, now)
-	require.Less(t, now.heap, before.heap+room, "the heap has grown: before %+v, after %+v", before, now)
+	require.Less(t, now.heap, before.heap+room, "the heap has grown: before %+v, after %+v", before,
+		now)
 }
 
 func TestAThousandBrokersOneAfterAnother(t *testing.T) {

@@ -1,4 +1,5 @@
-// Package mqtttest is a broker for the tests of programs that speak MQTT, as net/http/httptest is a server for those that speak HTTP.
+// Package mqtttest is a broker for the tests of programs that speak MQTT. It is what
+// net/http/httptest is for HTTP.
 //
 //	func TestSensor(t *testing.T) {
 //		b := mqtttest.NewBroker(t)
@@ -7,20 +8,24 @@
 //		b.WaitFor(t, "sensors/+/temperature", mqtttest.Payload("21.5"))
 //	}
 //
-// NewBroker returns a broker that runs and that ends with the test. It records what passes: a wait that fails prints the packets of the
-// connections concerned. When the test ends the broker is closed, and the test fails if a goroutine of it is left, or if something went
-// wrong that the test did not look at: a panic in a hook, a client that broke the protocol. See [Broker.Failures].
+// NewBroker returns a running broker, which ends with the test. It records every packet: a wait
+// that fails prints the packets of the connections concerned. When the test ends, the broker is
+// closed. The test then fails if a goroutine of the broker still runs, or if something went wrong
+// that the test did not check: a panic in a hook, or a client that broke the protocol. See
+// [Broker.Failures].
 //
 // # Virtual time
 //
-// In a testing/synctest bubble everything runs in the bubble's time: Keep Alive, expiry of sessions and messages, Will delays, $SYS
-// intervals, write timeouts and the faults below. An hour passes in no time. The connections must be those of [Broker.Dial], or
-// [Broker.Listener], which are in memory; sockets, and so [Broker.URL], do not go together with a bubble.
+// In a testing/synctest bubble everything runs in the bubble's time: Keep Alive, expiry of sessions
+// and messages, Will delays, $SYS intervals, write timeouts and the faults below. An hour passes at
+// once. Connections must come from [Broker.Dial] or [Broker.Listener], which work in memory.
+// Sockets, and so [Broker.URL], do not work in a bubble.
 //
 // # Faults
 //
-// [Broker.Inject] makes things go wrong, for all connections or for those of one client or listener: see [Fault]. [Broker.Restart],
-// [Broker.RestartEmpty] and [Broker.Stop] are the larger accidents.
+// [Broker.Inject] makes things go wrong, for all connections or for those of one client or
+// listener: see [Fault]. [Broker.Restart], [Broker.RestartEmpty] and [Broker.Stop] stop the whole
+// broker.
 package mqtttest
 
 import (
@@ -47,8 +52,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/store/memory"
 )
 
-// An Option changes how NewBroker sets the broker up.
-type Option func(*options)
+// An Option changes how NewBroker configures the broker. The zero Option changes nothing.
+type Option struct{ apply func(*options) }
 
 type options struct {
 	cfg     dunlin.Config
@@ -57,33 +62,35 @@ type options struct {
 	verbose bool
 }
 
-// Config changes the configuration of the broker: f gets one with Authenticator hooks.AllowAll and a Logger that writes warnings and errors
-// to the test's output.
+// Config changes the configuration of the broker. f gets a configuration with Authenticator
+// hooks.AllowAll and a Logger that writes warnings and errors to the test's output.
 func Config(f func(c *dunlin.Config)) Option {
-	return func(o *options) { f(&o.cfg) }
+	return Option{func(o *options) { f(&o.cfg) }}
 }
 
-// Store says where the broker keeps what has to outlive it: open is called at each start, also those of Start and Restart, and the broker
-// closes what it returns when it ends. Without this option, and without a Store in the configuration, that is a store in memory which
-// belongs to the test's broker.
+// Store sets the Store of the broker. open is called at each start, also by Start and Restart. The
+// broker closes the Store when it ends. Without this option, and without a Store in the
+// configuration, the broker has a store in memory.
 func Store(open func() (store.Store, error)) Option {
-	return func(o *options) { o.open = open }
+	return Option{func(o *options) { o.open = open }}
 }
 
-// Timeout is how long the Wait methods, and Want of a Client, wait before they fail. Default 10 s. In a bubble that is 10 s of the bubble's
-// time, which pass at once when nothing else happens: for what comes later, such as a Will after 30 s, sleep so long first, or give a longer
-// Timeout, which costs nothing there.
+// Timeout is how long the Wait methods, and Want of a Client, wait before they fail. The default is
+// 15 s. It is longer than 10 s, the usual pause of a client library between two attempts to
+// connect. In a bubble it is time of the bubble, which passes at once when nothing else happens. To
+// wait for something later, such as a Will after 30 s, sleep that long first, or give a longer
+// Timeout. In a bubble neither takes real time.
 func Timeout(d time.Duration) Option {
-	return func(o *options) { o.timeout = d }
+	return Option{func(o *options) { o.timeout = d }}
 }
 
 // Verbose writes each packet to the test's output as it passes.
 func Verbose() Option {
-	return func(o *options) { o.verbose = true }
+	return Option{func(o *options) { o.verbose = true }}
 }
 
-// A Broker is a dunlin.Broker under test conditions. Its methods may be called concurrently, but those that can fail the test only by the
-// goroutine that runs it.
+// A Broker is a dunlin.Broker under test conditions. Its methods may be called concurrently.
+// Methods that can fail the test may be called only by the goroutine that runs the test.
 type Broker struct {
 	// Immutable.
 	t         testing.TB
@@ -104,35 +111,40 @@ type Broker struct {
 	links     []*link
 	dialed    int // links so far
 	changed   chan struct{}
-	clients   map[string]*presence       // by Client Identifier
-	programs  map[string]map[string]bool // filters of the Subscriptions of the program that is tested, by their identifiers
-	messages  record
-	system    record // those on topics that begin with "$", so that they do not push out the others
-	faults    []*Injection
-	failures  []string
-	closed    bool
+	clients   map[string]*presence // by Client Identifier
+	// Filters of the Subscriptions of the program under test, by the identifiers of their Sessions.
+	programs map[string]map[string]bool
+	messages record
+	system   record // those on topics that begin with "$", so that they do not push out the others
+	faults   []*Injection
+	failures []string
+	closed   bool
 }
 
-// presence is what is known of a client.
+// presence is what the Broker knows about a client.
 type presence struct{ connections, connects int }
 
 var brokers atomic.Uint64 // for labels
 
-// NewBroker returns a broker that is running. It is closed when the test ends, after what the test has registered with Cleanup since.
-// It fails the test at once if the configuration makes no sense.
+// NewBroker returns a running broker. It is closed when the test ends, after the functions that the
+// test has registered with Cleanup since this call. NewBroker fails the test at once if the
+// configuration is invalid.
 func NewBroker(t testing.TB, opts ...Option) *Broker {
 	t.Helper()
 	b := &Broker{
 		t: t, label: strconv.FormatUint(brokers.Add(1), 10), bubble: inBubble(), started: time.Now(),
 		memory: listeners.NewMemory(), changed: make(chan struct{}), clients: make(map[string]*presence),
 	}
-	b.o.timeout = 10 * time.Second
+	b.o.timeout = 15 * time.Second
 	b.o.cfg = dunlin.Config{
 		Authenticator: hooks.AllowAll,
-		Logger:        slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})),
+		Logger: slog.New(slog.NewTextHandler(t.Output(),
+			&slog.HandlerOptions{Level: slog.LevelWarn})),
 	}
 	for _, o := range opts {
-		o(&b.o)
+		if o.apply != nil {
+			o.apply(&b.o)
+		}
 	}
 	switch given := b.o.cfg.Store; {
 	case b.o.open != nil && given != nil:
@@ -151,29 +163,31 @@ func NewBroker(t testing.TB, opts ...Option) *Broker {
 	return b
 }
 
-// inBubble says whether the calling goroutine is in a synctest bubble. A goroutine's state is the only place that tells without
-// side effects; a test of ours holds that.
+// inBubble says whether the calling goroutine is in a synctest bubble. The state of a goroutine is
+// the only thing that shows it without side effects. A test of this package checks that it does.
 func inBubble() bool {
 	var head [128]byte
 	line, _, _ := bytes.Cut(head[:runtime.Stack(head[:], false)], []byte("\n"))
 	return bytes.Contains(line, []byte("synctest bubble"))
 }
 
-// Broker returns the broker itself; after Restart it is another one. Nil while it is stopped.
+// Broker returns the dunlin.Broker. After Restart it is a different one. It is nil while the broker
+// is stopped.
 func (b *Broker) Broker() *dunlin.Broker {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.core
 }
 
-// Dial connects in memory. It fails only after the test.
+// Dial connects in memory. It fails only after the end of the test.
 func (b *Broker) Dial() (net.Conn, error) { return b.memory.Dial() }
 
-// Listener returns the listener behind Dial, whose DialContext fits where a dialer function is wanted. It stays the same when the broker is
-// restarted.
+// Listener returns the listener behind Dial. Its DialContext is a dialer function. Restart does not
+// replace it.
 func (b *Broker) Listener() *listeners.Memory { return b.memory }
 
-// URL returns "mqtt://" and an address on the loopback interface, where the broker listens from the first call on; also after a restart.
+// URL returns "mqtt://" and an address on the loopback interface. The broker listens there from the
+// first call on, also after a restart.
 func (b *Broker) URL() string {
 	b.t.Helper()
 	if b.bubble {
@@ -201,8 +215,8 @@ func (b *Broker) URL() string {
 	return "mqtt://" + l.Addr().String()
 }
 
-// Serve takes the connections of another listener, such as one for TLS or WebSocket, until the test ends, and closes it then. It does not
-// block.
+// Serve serves the connections of another listener, such as one for TLS or WebSocket. It closes the
+// listener when the test ends. It does not block.
 func (b *Broker) Serve(l net.Listener) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -214,10 +228,12 @@ func (b *Broker) Serve(l net.Listener) {
 	b.goLabelled(func() { b.accept(l) })
 }
 
-// goLabelled starts a goroutine that end waits for, and that can be told from others, with all that it starts.
+// goLabelled starts a goroutine with the label of this broker. The goroutines that it starts carry
+// the label too. end waits for the goroutine.
 func (b *Broker) goLabelled(f func()) {
 	b.running.Add(1)
-	go pprof.Do(context.Background(), pprof.Labels("mqtttest", b.label), func(context.Context) { // end waits for it
+	labels := pprof.Labels("mqtttest", b.label)
+	go pprof.Do(context.Background(), labels, func(context.Context) { // end waits for it
 		defer b.running.Done()
 		f()
 	})
@@ -251,7 +267,8 @@ func (b *Broker) accept(l net.Listener) {
 	}
 }
 
-// Stop ends the broker as a crash would: connections break off without a word, and new ones are closed as soon as they are made.
+// Stop ends the broker as a crash would: connections break off without a DISCONNECT, and new ones
+// are closed at once.
 func (b *Broker) Stop() {
 	b.mu.Lock()
 	core := b.core
@@ -267,8 +284,8 @@ func (b *Broker) Stop() {
 	}
 }
 
-// reopen returns a function that opens a store that is open the first time, and can be opened again if it has such a method, as
-// store/memory has.
+// reopen returns a function that opens the store again and again. The store is open at first. It
+// can be opened again only if it has a method for it, as store/memory has.
 func reopen(s store.Store) func() (store.Store, error) {
 	first := true
 	return func() (store.Store, error) {
@@ -284,7 +301,8 @@ func reopen(s store.Store) func() (store.Store, error) {
 	}
 }
 
-// Start starts a stopped broker again, with the same configuration and what its store holds. It does nothing if it is running.
+// Start starts a stopped broker again, with the same configuration and the content of its store. It
+// does nothing if the broker is running.
 func (b *Broker) Start() {
 	b.t.Helper()
 	if b.Broker() != nil {
@@ -295,7 +313,9 @@ func (b *Broker) Start() {
 	st, err := b.o.open()
 	if err == nil {
 		cfg.Store = st
-		pprof.Do(context.Background(), pprof.Labels("mqtttest", b.label), func(context.Context) { core, err = dunlin.New(cfg) })
+		pprof.Do(context.Background(), pprof.Labels("mqtttest", b.label), func(context.Context) {
+			core, err = dunlin.New(cfg)
+		})
 		if err != nil {
 			st.Close()
 		}
@@ -309,16 +329,20 @@ func (b *Broker) Start() {
 	b.mu.Unlock()
 }
 
-// Restart is Stop and Start. Without a store in its configuration the broker has forgotten everything then: sessions, subscriptions,
-// retained messages.
+// Restart is Stop and Start. The new broker has the content of the store: Sessions that outlive
+// their connection, with their subscriptions and their queued messages of QoS 1 and 2, and retained
+// messages. Without the option Store this works too, because the broker then has a store in memory.
+// Connections, Sessions that end with them, and queued messages of QoS 0 are lost. RestartEmpty
+// loses everything.
 func (b *Broker) Restart() {
 	b.t.Helper()
 	b.Stop()
 	b.Start()
 }
 
-// RestartEmpty is Restart with an empty store: sessions, subscriptions and retained messages are forgotten. It fails the test if the
-// store is not the broker's own; empty yours by yourself, between Stop and Start.
+// RestartEmpty is Restart with an empty store: sessions, subscriptions and retained messages are
+// lost. It fails the test if the test gave the store with the option Store. Empty your own store
+// yourself, between Stop and Start.
 func (b *Broker) RestartEmpty() {
 	b.t.Helper()
 	if !b.forgetful {
@@ -329,7 +353,7 @@ func (b *Broker) RestartEmpty() {
 	b.Start()
 }
 
-// end closes everything and makes the test fail for what is left.
+// end closes everything, and fails the test for goroutines and failures that are left.
 func (b *Broker) end() {
 	b.t.Helper()
 	b.mu.Lock()
@@ -349,12 +373,14 @@ func (b *Broker) end() {
 		b.t.Errorf("mqtttest: goroutines of the broker are left after the test:\n%s", left)
 	}
 	if f := b.Failures(); len(f) > 0 {
-		b.t.Errorf("mqtttest: the test did not look at these failures (see Broker.Failures):\n%s", strings.Join(f, "\n"))
+		b.t.Errorf("mqtttest: the test did not look at these failures (see Broker.Failures):\n%s",
+			strings.Join(f, "\n"))
 	}
 }
 
-// leaked returns the stacks of the goroutines of this broker, once they have had time to end. They carry its label. A hook that the broker
-// calls hands the label on to the goroutines that it starts: those of an HTTP client's idle connections, too, which nobody has forgotten.
+// leaked returns the stacks of the goroutines of this broker that still run after they had time to
+// end. They carry its label. A hook passes the label to the goroutines that it starts, for instance
+// to those of an HTTP client's idle connections. These are not leaks.
 func (b *Broker) leaked() (stacks string) {
 	label := fmt.Sprintf("%q:%q", "mqtttest", b.label)
 	for wait := time.Millisecond; ; wait *= 2 {
@@ -373,8 +399,9 @@ func (b *Broker) leaked() (stacks string) {
 	}
 }
 
-// ofTheBroker says whether a goroutine runs a function of the broker, or of the program that is tested, in the form of a goroutine
-// profile. One that runs nothing but the standard library and our hooks is kept by a client of theirs for the next call.
+// ofTheBroker says whether a goroutine, in the form of a goroutine profile, runs a function of the
+// broker or of the program under test. A goroutine that runs only the standard library and our
+// hooks belongs to a client that keeps it for its next call.
 func ofTheBroker(stack string) bool {
 	for line := range strings.Lines(stack) {
 		fields := strings.Split(line, "\t") // "#", address, function, empty, file
@@ -387,16 +414,19 @@ func ofTheBroker(stack string) bool {
 		first, _, _ := strings.Cut(pkg, "/")
 		program, _ := debug.ReadBuildInfo()
 		mine := program != nil && strings.HasPrefix(pkg+"/", program.Main.Path+"/")
-		if (mine || strings.Contains(first, ".")) && !strings.HasPrefix(pkg, "github.com/dunlin-mqtt/dunlin/hooks") {
+		if (mine || strings.Contains(first, ".")) &&
+			!strings.HasPrefix(pkg, "github.com/dunlin-mqtt/dunlin/hooks") {
 			return true
 		}
 	}
 	return false
 }
 
-// Failures returns what went wrong so far and no earlier call has returned, one text each: panics in hooks, listeners that broke, and
-// connections that the broker ended because of what the client sent, with their packets. A connection with a fault injected does not
-// count, nor one whose end a Client has seen by WantClosed or a Want for DISCONNECT. What is left at the end of the test fails it.
+// Failures returns the failures so far that no earlier call has returned, one text each. Failures
+// are panics in hooks, listeners that broke, and connections that the broker ended because the
+// client broke the protocol, with their packets. A connection with an injected fault does not
+// count. Neither does a connection whose end a Client has seen by WantClosed or by a Want for
+// DISCONNECT. Failures that nobody has fetched at the end of the test fail it.
 func (b *Broker) Failures() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -410,7 +440,7 @@ func (b *Broker) Failures() []string {
 	return all
 }
 
-// observer returns the Observer that keeps the records.
+// observer returns the Observer that records messages, clients and subscriptions.
 func (b *Broker) observer() *hooks.Observer {
 	present := func(id string, by int) {
 		b.mu.Lock()
@@ -436,7 +466,9 @@ func (b *Broker) observer() *hooks.Observer {
 				}
 			})
 		},
-		Unsubscribed: func(c *hooks.Client, filter string) { b.program(func() { delete(b.programs[c.ID], filter) }) },
+		Unsubscribed: func(c *hooks.Client, filter string) {
+			b.program(func() { delete(b.programs[c.ID], filter) })
+		},
 		SessionEnded: func(id string) { b.program(func() { delete(b.programs, id) }) },
 		Published:    func(_ *hooks.Client, m *packets.Message, _ int) { b.record(m) },
 		Panicked: func(c *hooks.Client, v any) {
@@ -451,10 +483,10 @@ func (b *Broker) observer() *hooks.Observer {
 	}
 }
 
-// ownSession is how the identifier of a Subscription of the program begins.
+// ownSession is the beginning of the identifier of each Subscription of the program.
 const ownSession = "$local/"
 
-// program changes what is known of subscriptions and sessions, and wakes who waits.
+// program updates the known subscriptions and Sessions of the program, and wakes all waits.
 func (b *Broker) program(change func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -462,16 +494,17 @@ func (b *Broker) program(change func()) {
 	b.notify()
 }
 
-// notify wakes who waits. mu is held.
+// notify wakes all waits. mu is held.
 func (b *Broker) notify() {
 	close(b.changed)
 	b.changed = make(chan struct{})
 }
 
-// wrapAuth puts the fault Refuse in front of the authentication.
+// wrapAuth applies the fault Refuse before the Authenticators of the configuration.
 func (b *Broker) wrapAuth() {
 	if next := b.o.cfg.Authenticator; next != nil {
-		b.o.cfg.Authenticator = hooks.AuthenticatorFunc(func(ctx context.Context, r *hooks.ConnectRequest) error {
+		b.o.cfg.Authenticator = hooks.AuthenticatorFunc(func(ctx context.Context,
+			r *hooks.ConnectRequest) error {
 			if err := refusal(ctx); err != nil {
 				return err
 			}
@@ -480,7 +513,8 @@ func (b *Broker) wrapAuth() {
 	}
 	methods := make(map[string]hooks.EnhancedAuthenticator, len(b.o.cfg.EnhancedAuth))
 	for name, next := range b.o.cfg.EnhancedAuth {
-		methods[name] = hooks.EnhancedAuthenticatorFunc(func(ctx context.Context, r *hooks.ConnectRequest) (hooks.Exchange, error) {
+		methods[name] = hooks.EnhancedAuthenticatorFunc(func(ctx context.Context,
+			r *hooks.ConnectRequest) (hooks.Exchange, error) {
 			if err := refusal(ctx); err != nil {
 				return nil, err
 			}

@@ -80,10 +80,13 @@ func both(t *testing.T, f func(t *testing.T)) {
 	t.Run("in real time", f)
 }
 
-// bothIdle is both for an f that wants a client to have nothing to read. In real time WantIdle would wait for a moment, and package
-// internal/endtoend has its tests; here idle sees that nothing comes before the answer to a PINGREQ.
+// bothIdle is both for an f that wants a client to have nothing to read. In real time WantIdle
+// would wait for a moment, and package internal/endtoend has its tests; here idle sees that nothing
+// comes before the answer to a PINGREQ.
 func bothIdle(t *testing.T, f func(t *testing.T, idle func(c *mqtttest.Client, why string))) {
-	t.Run("in virtual time", func(t *testing.T) { synctest.Test(t, func(t *testing.T) { f(t, (*mqtttest.Client).WantIdle) }) })
+	t.Run("in virtual time", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) { f(t, (*mqtttest.Client).WantIdle) })
+	})
 	t.Run("in real time", func(t *testing.T) {
 		f(t, func(c *mqtttest.Client, why string) {
 			t.Helper()
@@ -94,7 +97,8 @@ func bothIdle(t *testing.T, f func(t *testing.T, idle func(c *mqtttest.Client, w
 }
 
 func subscribe(id uint16, filter string, qos packets.QoS) *packets.Subscribe {
-	return &packets.Subscribe{PacketID: id, Subscriptions: []packets.Subscription{{Filter: filter, QoS: qos}}}
+	return &packets.Subscribe{PacketID: id,
+		Subscriptions: []packets.Subscription{{Filter: filter, QoS: qos}}}
 }
 
 func publish(topic, payload string) *packets.Publish {
@@ -102,7 +106,8 @@ func publish(topic, payload string) *packets.Publish {
 }
 
 func publish1(id uint16, topic, payload string) *packets.Publish {
-	return &packets.Publish{QoS: packets.QoS1, PacketID: id, Topic: []byte(topic), Payload: []byte(payload)}
+	return &packets.Publish{QoS: packets.QoS1, PacketID: id, Topic: []byte(topic),
+		Payload: []byte(payload)}
 }
 
 func TestAConversation(t *testing.T) {
@@ -111,9 +116,10 @@ func TestAConversation(t *testing.T) {
 		c := b.Client(t, "c1")
 		require.False(t, c.Connack.SessionPresent)
 		c.Send(subscribe(1, "a/#", packets.QoS1))
-		c.Want("the subscription is granted", &packets.Suback{PacketID: 1, Codes: []packets.ReasonCode{packets.GrantedQoS1}})
+		c.Want("the subscription is granted",
+			&packets.Suback{PacketID: 1, Codes: []packets.ReasonCode{packets.GrantedQoS1}})
 		idle(c, "there are no retained messages")
-		b.WaitSubscribed("a/#")
+		b.WaitSubscribed(t, "a/#")
 		b.Publish("a/b", "hello")
 		c.Want("the message arrives", publish1(1, "a/b", "hello"))
 		c.Send(&packets.Ack{Kind: packets.TypePuback, PacketID: 1})
@@ -121,15 +127,17 @@ func TestAConversation(t *testing.T) {
 
 		c.Send(publish1(7, "x/1", "one"), publish1(8, "x/2", "two"))
 		c.WantType("the first is acknowledged", packets.TypePuback)
-		c.Want("and the second", &packets.Ack{Kind: packets.TypePuback, PacketID: 8, Code: packets.NoMatchingSubscribers})
+		c.Want("and the second", &packets.Ack{Kind: packets.TypePuback, PacketID: 8,
+			Code: packets.NoMatchingSubscribers})
 		require.Equal(t, "two", string(b.WaitFor(t, "x/+", mqtttest.Payload("two")).Payload))
-		require.Equal(t, "one", string(b.WaitFor(t, "x/+", nil).Payload), "the first one has not been returned yet")
+		require.Equal(t, "one", string(b.WaitFor(t, "x/+", nil).Payload),
+			"the first one has not been returned yet")
 		require.Len(t, b.Messages("x/#"), 2)
 		require.Len(t, b.Messages("#"), 3)
 
-		b.WaitConnected("c1")
+		b.WaitConnected(t, "c1")
 		c.Disconnect()
-		b.WaitDisconnected("c1")
+		b.WaitDisconnected(t, "c1")
 		require.Contains(t, b.Trace(), "> PUBLISH qos=1 id=7 topic=x/1 payload=one")
 	})
 }
@@ -153,9 +161,9 @@ func TestURL(t *testing.T) {
 		return nc
 	}
 	nc := connectTCP("one")
-	b.WaitConnected("one")
+	b.WaitConnected(t, "one")
 	nc.Close()
-	b.WaitDisconnected("one")
+	b.WaitDisconnected(t, "one")
 	b.Restart()
 	connectTCP("two").Close()
 }
@@ -183,7 +191,8 @@ func TestServeAnotherListener(t *testing.T) {
 		nc, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{InsecureSkipVerify: true})
 		require.NoError(t, err)
 		defer nc.Close()
-		raw, _ := (&packets.Connect{Version: packets.V5, CleanStart: true, ClientID: "by TLS"}).Append(nil, packets.V5)
+		raw, _ := (&packets.Connect{Version: packets.V5, CleanStart: true, ClientID: "by TLS"}).
+			Append(nil, packets.V5)
 		nc.Write(raw)
 		r := packets.NewReader(nc, packets.Limits{})
 		r.SetVersion(packets.V5)
@@ -212,8 +221,10 @@ func TestFailureMessages(t *testing.T) {
 			c.WantType("acknowledged", packets.TypePuback)
 			b.Client(t, "bystander")
 			b.WaitFor(t, "a/+", mqtttest.Payload("21"))
-		}, []string{`no message on "a/+" that matches within 30ms`, "PUBLISH qos=1 id=0 topic=a/b payload=20  # does not match",
-			`connection 1, client "sensor"`, "> CONNECT v=5 client=sensor clean", "< CONNACK", "!bystander"}},
+		}, []string{`no message on "a/+" that matches within 30ms`,
+			"PUBLISH qos=1 id=0 topic=a/b payload=20  # does not match",
+			`connection 1, client "sensor"`, "> CONNECT v=5 client=sensor clean", "< CONNACK",
+			"!bystander"}},
 		{"a message where there is nothing", func(t testing.TB) {
 			mqtttest.NewBroker(t, quick).WaitFor(t, "a/+", nil)
 		}, []string{"nothing was published there; 0 messages elsewhere", "there were no connections"}},
@@ -229,18 +240,18 @@ func TestFailureMessages(t *testing.T) {
 		{"a subscription that is not made", func(t testing.TB) {
 			b := mqtttest.NewBroker(t, quick)
 			b.Client(t, "c1").Send(subscribe(1, "a/#", 0))
-			b.WaitSubscribed("b/#")
+			b.WaitSubscribed(t, "b/#")
 		}, []string{`nobody has subscribed to "b/#" within 30ms`, "> SUBSCRIBE id=1 filter=a/#:0"}},
 		{"a client that stays", func(t testing.TB) {
 			b := mqtttest.NewBroker(t, quick)
 			b.Client(t, "c1")
-			b.WaitDisconnected("c1")
+			b.WaitDisconnected(t, "c1")
 		}, []string{`client "c1" is still connected after 30ms`, "> CONNECT v=5 client=c1"}},
 		{"a client that never came", func(t testing.TB) {
-			mqtttest.NewBroker(t, quick).WaitDisconnected("c1")
+			mqtttest.NewBroker(t, quick).WaitDisconnected(t, "c1")
 		}, []string{`client "c1" was never connected`}},
 		{"a client that does not come", func(t testing.TB) {
-			mqtttest.NewBroker(t, quick).WaitConnected("c1")
+			mqtttest.NewBroker(t, quick).WaitConnected(t, "c1")
 		}, []string{`client "c1" is not connected within 30ms`}},
 		{"a packet that is another one", func(t testing.TB) {
 			c := mqtttest.NewBroker(t, quick).Client(t, "c1")
@@ -287,16 +298,20 @@ func TestFailureMessages(t *testing.T) {
 			b := mqtttest.NewBroker(t)
 			c := b.Client(t, "c1")
 			c.Send(&packets.Connect{Version: packets.V5, ClientID: "c1"})
-			b.WaitDisconnected("c1")
-		}, []string{"did not look at these failures", "a client broke the protocol", "a second CONNECT", "connection 1"}},
+			b.WaitDisconnected(t, "c1")
+		}, []string{"did not look at these failures", "a client broke the protocol",
+			"a second CONNECT", "connection 1"}},
 		{"a hook that panics, and nobody looks", func(t testing.TB) {
 			b := mqtttest.NewBroker(t, mqtttest.Config(func(c *dunlin.Config) {
 				c.Logger = slog.New(slog.DiscardHandler)
-				c.Interceptor = hooks.InterceptorFunc(func(context.Context, *hooks.Client, *packets.Message) (*packets.Message, error) { panic("oh no") })
+				c.Interceptor = hooks.InterceptorFunc(func(context.Context, *hooks.Client,
+					*packets.Message) (*packets.Message, error) {
+					panic("oh no")
+				})
 			}))
 			c := b.Client(t, "c1")
 			c.Send(publish("a", "b"))
-			b.WaitDisconnected("c1")
+			b.WaitDisconnected(t, "c1")
 		}, []string{"did not look at these failures", `panic while serving client "c1": oh no`}},
 		{"a configuration that makes no sense", func(t testing.TB) {
 			mqtttest.NewBroker(t, mqtttest.Config(func(c *dunlin.Config) { c.Authenticator = nil }))
@@ -305,20 +320,28 @@ func TestFailureMessages(t *testing.T) {
 			mqtttest.NewBroker(t).Publish("a/#", "x")
 		}, []string{`Publish to "a/#"`, "no Topic Name"}},
 		{"a store that cannot be opened again", func(t testing.TB) {
-			b := mqtttest.NewBroker(t, mqtttest.Config(func(c *dunlin.Config) { c.Store = struct{ store.Store }{new(memory.Store)} }))
+			b := mqtttest.NewBroker(t, mqtttest.Config(func(c *dunlin.Config) {
+				c.Store = struct{ store.Store }{new(memory.Store)}
+			}))
 			b.Restart()
 		}, []string{"cannot be opened again", "option Store"}},
 		{"somebody else's store that is to be empty", func(t testing.TB) {
-			b := mqtttest.NewBroker(t, mqtttest.Store(func() (store.Store, error) { return new(memory.Store), nil }))
+			b := mqtttest.NewBroker(t, mqtttest.Store(func() (store.Store, error) {
+				return new(memory.Store), nil
+			}))
 			b.Restart()
 			b.RestartEmpty()
 		}, []string{"empty it between Stop and Start"}},
 		{"two stores", func(t testing.TB) {
-			mqtttest.NewBroker(t, mqtttest.Store(func() (store.Store, error) { return new(memory.Store), nil }),
+			mqtttest.NewBroker(t, mqtttest.Store(func() (store.Store, error) {
+				return new(memory.Store), nil
+			}),
 				mqtttest.Config(func(c *dunlin.Config) { c.Store = new(memory.Store) }))
 		}, []string{"a Store in the configuration, and an option"}},
 		{"a store that fails", func(t testing.TB) {
-			mqtttest.NewBroker(t, mqtttest.Store(func() (store.Store, error) { return nil, errors.New("no disk") }))
+			mqtttest.NewBroker(t, mqtttest.Store(func() (store.Store, error) {
+				return nil, errors.New("no disk")
+			}))
 		}, []string{"mqtttest: no disk"}},
 		{"a message while it is stopped", func(t testing.TB) {
 			b := mqtttest.NewBroker(t)
@@ -381,15 +404,17 @@ func TestFailuresThatAreRead(t *testing.T) {
 		c.Send(&packets.Connack{})
 		c.WantType("the broker says why", packets.TypeDisconnect)
 		c.Close()
-		b.WaitDisconnected("c2")
+		b.WaitDisconnected(t, "c2")
 		require.Empty(t, b.Failures(), "so has a DISCONNECT that was read")
 	})
 	synctest.Test(t, func(t *testing.T) {
 		b := mqtttest.NewBroker(t)
 		c := b.Client(t, "c3")
 		c.Conn().Write([]byte{0xFF, 0x00})
-		b.WaitDisconnected("c3")
-		require.Eventually(t, func() bool { return len(b.Failures()) == 1 }, time.Second, time.Millisecond)
+		b.WaitDisconnected(t, "c3")
+		require.Eventually(t, func() bool {
+			return len(b.Failures()) == 1
+		}, time.Second, time.Millisecond)
 		require.Empty(t, b.Failures(), "each is returned once")
 	})
 }
@@ -422,7 +447,8 @@ func TestStopAndStart(t *testing.T) {
 
 		b.RestartEmpty()
 		c = b.Client(t, "c1", persistent)
-		require.False(t, c.Connack.SessionPresent, "without its store the broker has forgotten the session")
+		require.False(t, c.Connack.SessionPresent,
+			"without its store the broker has forgotten the session")
 		c.Send(subscribe(1, "#", 0))
 		c.WantType("", packets.TypeSuback)
 		idle(c, "and the retained messages")
@@ -460,3 +486,41 @@ type broken struct{}
 func (broken) Accept() (net.Conn, error) { return nil, errors.New("out of order") }
 func (broken) Close() error              { return nil }
 func (broken) Addr() net.Addr            { return &net.UnixAddr{Name: "broken"} }
+
+// A wait that fails ends the test that waits: here a subtest, while the broker belongs to the whole
+// test.
+func TestAWaitFailsTheTestThatItIsGiven(t *testing.T) {
+	for name, wait := range map[string]func(b *mqtttest.Broker, t testing.TB){
+		"WaitFor":          func(b *mqtttest.Broker, t testing.TB) { b.WaitFor(t, "a", nil) },
+		"WaitSubscribed":   func(b *mqtttest.Broker, t testing.TB) { b.WaitSubscribed(t, "a") },
+		"WaitConnected":    func(b *mqtttest.Broker, t testing.TB) { b.WaitConnected(t, "c1") },
+		"WaitDisconnected": func(b *mqtttest.Broker, t testing.TB) { b.WaitDisconnected(t, "c1") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := mqtttest.NewBroker(t) // would fail this test, which passes
+				require.Contains(t, runs(t, func(t testing.TB) { wait(b, t) }), "15s")
+			})
+		})
+	}
+}
+
+// What comes at the very end of the Timeout is seen, and is not told as missing.
+func TestAWaitLooksAgainBeforeItFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for range 20 {
+			b := mqtttest.NewBroker(t, mqtttest.Timeout(time.Second))
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				time.Sleep(time.Second)
+				b.Broker().Publish(context.Background(), &dunlin.Message{Topic: "a", Payload: []byte("x")})
+			}()
+			said := runs(t, func(t testing.TB) { b.WaitFor(t, "a", nil) })
+			<-done
+			if said != "" {
+				require.Contains(t, said, "nothing was published there", "it says what its last look has seen")
+			}
+		}
+	})
+}

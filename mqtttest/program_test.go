@@ -28,14 +28,15 @@ func TestWhatTheProgramPublishesIsSeen(t *testing.T) {
 		require.NoError(t, err)
 		sub, err := core.Subscribe(ctx, "b", nil)
 		require.NoError(t, err)
-		b.WaitSubscribed("b")
+		b.WaitSubscribed(t, "b")
 		require.NoError(t, sub.Publish(ctx, publish("a/sub", "3")))
-		r, err := core.Respond(ctx, "a/question", func(context.Context, *dunlin.Incoming) (*dunlin.Message, error) {
-			return publish("", "5"), nil
-		})
+		r, err := core.Respond(ctx, "a/question",
+			func(context.Context, *dunlin.Incoming) (*dunlin.Message, error) {
+				return publish("", "5"), nil
+			})
 		require.NoError(t, err)
 		defer r.Close()
-		b.WaitSubscribed("a/question")
+		b.WaitSubscribed(t, "a/question")
 		_, err = core.Request(ctx, "a/question", []byte("4"))
 		require.NoError(t, err)
 		b.Publish("a/test", "6")
@@ -58,14 +59,16 @@ func TestSubscriptionsOfTheProgram(t *testing.T) {
 			}
 		}()
 		start := time.Now()
-		b.WaitSubscribed("$share/g/a/#")
+		b.WaitSubscribed(t, "$share/g/a/#")
 		require.Equal(t, time.Second, time.Since(start), "it waits")
 	})
 }
 
 func TestSysTopicsAreSeen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := mqtttest.NewBroker(t, mqtttest.Config(func(c *dunlin.Config) { c.SysInterval = time.Second }))
+		b := mqtttest.NewBroker(t, mqtttest.Config(func(c *dunlin.Config) {
+			c.SysInterval = time.Second
+		}))
 		b.Publish("a", "x")
 		time.Sleep(90 * time.Minute) // which is more of them than are remembered
 		m := b.WaitFor(t, "$SYS/broker/uptime", mqtttest.Payload("5400 seconds"))
@@ -85,7 +88,7 @@ func TestWhatFailingWaitsSayOfSubscriptions(t *testing.T) {
 		b := mqtttest.NewBroker(t, mounted)
 		c := b.Client(t, "c1")
 		c.Send(subscribe(1, "a/#", 0))
-		b.WaitSubscribed("tenants/7/a/#")
+		b.WaitSubscribed(t, "tenants/7/a/#")
 		c.WantType("granted", packets.TypeSuback)
 	})
 	for _, tt := range []struct {
@@ -96,8 +99,9 @@ func TestWhatFailingWaitsSayOfSubscriptions(t *testing.T) {
 		{"the filter has the mount point", func(t testing.TB) {
 			b := mqtttest.NewBroker(t, mounted)
 			b.Client(t, "c1").Send(subscribe(1, "$share/g/a/#", 0))
-			b.WaitSubscribed("a/#")
-		}, []string{`nobody has subscribed to "a/#" within 10s`, `there are, mount points included:`, `"$share/g/tenants/7/a/#" of "c1"`}},
+			b.WaitSubscribed(t, "a/#")
+		}, []string{`nobody has subscribed to "a/#" within 15s`,
+			`there are, mount points included:`, `"$share/g/tenants/7/a/#" of "c1"`}},
 		{"those of the program are listed once, and not when they have ended", func(t testing.TB) {
 			b := mqtttest.NewBroker(t)
 			var subs []*dunlin.Subscription
@@ -107,16 +111,18 @@ func TestWhatFailingWaitsSayOfSubscriptions(t *testing.T) {
 				subs = append(subs, sub)
 			}
 			require.NoError(t, subs[0].Add("y", nil))
-			require.True(t, subs[0].Remove("x"))
+			found, err := subs[0].Remove("x")
+			require.NoError(t, err)
+			require.True(t, found)
 			subs[2].Close()
-			b.WaitSubscribed("z")
+			b.WaitSubscribed(t, "z")
 		}, []string{"mount points included:\n  \"y\" of \"$local/named\"\n  \"x\" of \"$local/#1\"\nthere were no connections"}},
 		{"after a restart there are none", func(t testing.TB) {
 			b := mqtttest.NewBroker(t)
 			_, err := b.Broker().Subscribe(context.Background(), "x", nil)
 			require.NoError(t, err)
 			b.Restart()
-			b.WaitSubscribed("x")
+			b.WaitSubscribed(t, "x")
 		}, []string{"there are no subscriptions"}},
 		{"a client that connects to a stopped broker", func(t testing.TB) {
 			b := mqtttest.NewBroker(t)

@@ -13,12 +13,14 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// inBubble runs f in a bubble and says how long that took in real time, which must be no time at all.
+// inBubble runs f in a bubble and says how long that took in real time, which must be no time at
+// all.
 func inBubble(t *testing.T, f func(t *testing.T, b *mqtttest.Broker), opts ...mqtttest.Option) {
 	t.Helper()
 	start := time.Now()
 	synctest.Test(t, func(t *testing.T) { f(t, mqtttest.NewBroker(t, opts...)) })
-	if took := time.Since(start); took > time.Minute { // 50 ms on a machine that does nothing else; this one may
+	// 50 ms on a machine that does nothing else; this one may
+	if took := time.Since(start); took > time.Minute {
 		t.Errorf("took %v of real time", took)
 	}
 }
@@ -36,13 +38,13 @@ func TestSessionExpiryInAnHour(t *testing.T) {
 		c.Send(subscribe(1, "a", packets.QoS1))
 		c.WantType("", packets.TypeSuback)
 		c.Close()
-		b.WaitDisconnected("c1")
+		b.WaitDisconnected(t, "c1")
 
 		time.Sleep(59 * time.Minute)
 		c = b.Client(t, "c1", expiring(3600))
 		require.True(t, c.Connack.SessionPresent, "a minute before its end")
 		c.Close()
-		b.WaitDisconnected("c1")
+		b.WaitDisconnected(t, "c1")
 		time.Sleep(time.Hour + time.Second)
 		_, ok := b.Broker().Session("c1")
 		require.False(t, ok, "the session is gone without anybody asking")
@@ -56,10 +58,12 @@ func TestMessageExpiryInAnHour(t *testing.T) {
 		c.Send(subscribe(1, "a", packets.QoS1))
 		c.WantType("", packets.TypeSuback)
 		c.Close()
-		b.WaitDisconnected("c1")
+		b.WaitDisconnected(t, "c1")
 		for _, s := range []uint32{3600, 7200} {
 			b.PublishMessage(&dunlin.Message{
-				Topic: "a", Payload: []byte("x"), QoS: packets.QoS1, Properties: packets.Properties(nil).AppendUint(packets.MessageExpiryInterval, s),
+				Topic: "a", Payload: []byte("x"), QoS: packets.QoS1,
+				Properties: packets.Properties(nil).
+					AppendUint(packets.MessageExpiryInterval, s),
 			})
 		}
 		time.Sleep(90 * time.Minute)
@@ -74,7 +78,8 @@ func TestMessageExpiryInAnHour(t *testing.T) {
 func TestWillDelay(t *testing.T) {
 	inBubble(t, func(t *testing.T, b *mqtttest.Broker) {
 		c := b.Client(t, "c1", expiring(3600), func(p *packets.Connect) {
-			p.Will = &packets.Will{Topic: "will", Payload: []byte("x"), Properties: packets.Properties(nil).AppendUint(packets.WillDelayInterval, 600)}
+			p.Will = &packets.Will{Topic: "will", Payload: []byte("x"),
+				Properties: packets.Properties(nil).AppendUint(packets.WillDelayInterval, 600)}
 		})
 		start := time.Now()
 		c.Close()
@@ -113,7 +118,9 @@ func TestSysInterval(t *testing.T) {
 			c.WantType("six in an hour", packets.TypePublish)
 		}
 		c.WantIdle("and no more")
-	}, mqtttest.Timeout(time.Hour), mqtttest.Config(func(c *dunlin.Config) { c.SysInterval = 10 * time.Minute }))
+	}, mqtttest.Timeout(time.Hour), mqtttest.Config(func(c *dunlin.Config) {
+		c.SysInterval = 10 * time.Minute
+	}))
 }
 
 func TestAuthenticationThatEnds(t *testing.T) {
@@ -124,13 +131,16 @@ func TestAuthenticationThatEnds(t *testing.T) {
 		start := time.Now()
 		c := b.Client(t, "c1", method)
 		time.Sleep(50 * time.Minute)
-		c.Send(&packets.Auth{Code: packets.ReAuthenticate, Properties: packets.Properties(nil).AppendText(packets.AuthenticationMethod, "hourly")})
-		require.Equal(t, packets.Success, c.WantType("it authenticates anew", packets.TypeAuth).(*packets.Auth).Code)
+		c.Send(&packets.Auth{Code: packets.ReAuthenticate,
+			Properties: packets.Properties(nil).AppendText(packets.AuthenticationMethod, "hourly")})
+		require.Equal(t, packets.Success,
+			c.WantType("it authenticates anew", packets.TypeAuth).(*packets.Auth).Code)
 		require.Equal(t, packets.MaximumConnectTime, c.WantClosed("an hour later nobody has").Code)
 		require.Equal(t, 110*time.Minute, time.Since(start))
 	}, mqtttest.Timeout(2*time.Hour), mqtttest.Config(func(c *dunlin.Config) {
 		c.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{
-			"hourly": hooks.EnhancedAuthenticatorFunc(func(_ context.Context, r *hooks.ConnectRequest) (hooks.Exchange, error) {
+			"hourly": hooks.EnhancedAuthenticatorFunc(func(_ context.Context,
+				r *hooks.ConnectRequest) (hooks.Exchange, error) {
 				r.Grant.Expires = time.Now().Add(time.Hour)
 				return agree{}, nil
 			}),

@@ -13,7 +13,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// What is recorded of messages, at most. The oldest are forgotten first.
+// Bounds of the record of messages. The oldest messages are removed first.
 const (
 	maxMessages     = 100_000
 	maxMessageBytes = 64 << 20
@@ -25,7 +25,8 @@ type recorded struct {
 	taken bool // by WaitFor
 }
 
-// A Matcher says whether a message is the one that is waited for. It must not modify it. Nil means any.
+// A Matcher says whether a message is the expected one. It must not modify the message. A nil
+// Matcher accepts every message.
 type Matcher func(m *dunlin.Message) bool
 
 // Payload returns a Matcher for messages with this payload.
@@ -33,14 +34,14 @@ func Payload(s string) Matcher {
 	return func(m *dunlin.Message) bool { return string(m.Payload) == s }
 }
 
-// A record is what is remembered of messages.
+// A record keeps published messages.
 type record struct {
 	of    []*recorded
 	lost  int // that were recorded and are forgotten
 	bytes int // of payloads in of
 }
 
-// record remembers a message that was published.
+// record adds a published message to the record.
 func (b *Broker) record(m *dunlin.Message) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -56,7 +57,8 @@ func (b *Broker) record(m *dunlin.Message) {
 	b.notify()
 }
 
-// records returns where the messages of a topic are, or of a filter, which matches topics of one kind alone [MQTT-4.7.2-1].
+// records returns the records that hold the messages of a topic or a filter. A filter matches
+// either topics that begin with "$" or topics that do not [MQTT-4.7.2-1].
 func (b *Broker) records(topic string) *record {
 	if strings.HasPrefix(topic, "$") {
 		return &b.system
@@ -64,13 +66,15 @@ func (b *Broker) records(topic string) *record {
 	return &b.messages
 }
 
-// Publish publishes a message with QoS 1 as the broker's own program would. It fails the test if the broker refuses it.
+// Publish publishes a message at QoS 1, as a program does that embeds the broker. It fails the test
+// if the broker refuses the message.
 func (b *Broker) Publish(topic, payload string) {
 	b.t.Helper()
 	b.PublishMessage(&dunlin.Message{Topic: topic, Payload: []byte(payload), QoS: packets.QoS1})
 }
 
-// PublishMessage publishes any message. It fails the test if the broker refuses it. m must not be modified afterwards.
+// PublishMessage publishes any message. It fails the test if the broker refuses it. m must not be
+// modified afterwards.
 func (b *Broker) PublishMessage(m *dunlin.Message) {
 	b.t.Helper()
 	core := b.Broker()
@@ -82,10 +86,12 @@ func (b *Broker) PublishMessage(m *dunlin.Message) {
 	}
 }
 
-// Messages returns the messages that were published to topics that match filter, in the order in which the broker took them: by clients, as
-// Wills, by Publish, and by the program that runs the broker (Publish, PublishWait, Request and Respond of the dunlin.Broker, Publish
-// of a dunlin.Subscription); and the $SYS topics, if Config.SysInterval is set. Topics are with the mount point of the client. The messages must
-// not be modified. The last 100,000 or 64 MiB are remembered, and as many of topics that begin with "$".
+// Messages returns the messages on topics that match filter, in the order in which the broker
+// accepted them. They come from clients, from Wills, from Publish, and from the program that embeds
+// the broker (Publish, PublishWait, Request and Respond of the dunlin.Broker, Publish of a
+// dunlin.Subscription). $SYS topics are recorded if Config.SysInterval is set. Topics include the
+// mount point of the client. The messages must not be modified. The Broker keeps the last 100,000
+// messages, at most 64 MiB, and as many again on topics that begin with "$".
 func (b *Broker) Messages(filter string) []*dunlin.Message {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -98,36 +104,39 @@ func (b *Broker) Messages(filter string) []*dunlin.Message {
 	return found
 }
 
-// WaitFor waits until a message has been published to a topic that matches filter and for which match is true, and returns it. One that
-// was published before the call counts, but no message is returned twice: two calls wait for two messages. Which messages there are Messages
-// says. It fails t if there is none within the Timeout.
+// WaitFor waits until there is a message on a topic that matches filter, for which match is true,
+// and returns it. A message that was published before the call counts. No message is returned
+// twice, so two calls wait for two messages. Messages describes which messages are recorded.
+// WaitFor fails t if there is no such message within the Timeout.
 func (b *Broker) WaitFor(t testing.TB, filter string, match Matcher) *dunlin.Message {
 	t.Helper()
 	if !packets.ValidTopicFilter(filter) {
 		t.Fatalf("mqtttest: WaitFor: %q is no Topic Filter", filter)
 	}
 	var found *dunlin.Message
-	ok := b.wait(func() bool {
+	var others string
+	ok := b.wait(func(last bool) bool {
 		for _, r := range b.records(filter).of {
 			if !r.taken && packets.MatchTopic(filter, r.m.Topic) && (match == nil || match(r.m)) {
 				r.taken, found = true, r.m
 				return true
 			}
 		}
+		if last {
+			others = b.othersLocked(filter)
+		}
 		return false
 	})
 	if !ok {
-		t.Fatalf("mqtttest: no message on %q that matches within %v\n%s%s", filter, b.o.timeout, b.others(filter), b.traces(func(k *link) bool {
-			return k.mentions(filter)
-		}))
+		t.Fatalf("mqtttest: no message on %q that matches within %v\n%s%s",
+			filter, b.o.timeout, others, b.traces(func(k *link) bool { return k.mentions(filter) }))
 	}
 	return found
 }
 
-// others lists what was published where a message was missed.
-func (b *Broker) others(filter string) string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+// othersLocked lists the messages on matching topics, for the failure of WaitFor. Broker.mu is
+// held.
+func (b *Broker) othersLocked(filter string) string {
 	var s strings.Builder
 	for _, r := range b.records(filter).of {
 		if !packets.MatchTopic(filter, r.m.Topic) {
@@ -137,9 +146,11 @@ func (b *Broker) others(filter string) string {
 		if r.taken {
 			why = "was returned by an earlier WaitFor"
 		}
-		fmt.Fprintf(&s, "  %10.3fs  %s  # %s\n", r.at.Sub(b.started).Seconds(), packets.Trace(&packets.Publish{
-			Topic: []byte(r.m.Topic), Payload: r.m.Payload, QoS: r.m.QoS, Retain: r.m.Retain, Properties: r.m.Properties,
-		}), why)
+		fmt.Fprintf(&s, "  %10.3fs  %s  # %s\n", r.at.Sub(b.started).Seconds(),
+			packets.Trace(&packets.Publish{
+				Topic: []byte(r.m.Topic), Payload: r.m.Payload, QoS: r.m.QoS, Retain: r.m.Retain,
+				Properties: r.m.Properties,
+			}), why)
 	}
 	if s.Len() == 0 {
 		return fmt.Sprintf("nothing was published there; %d messages elsewhere\n",
@@ -148,33 +159,36 @@ func (b *Broker) others(filter string) string {
 	return "published there:\n" + s.String()
 }
 
-// WaitSubscribed waits until a client, or the program that runs the broker, is subscribed to filter, written exactly so: with "$share/", and
-// with the mount point of the client, if it has one, as in Subscriptions of dunlin.SessionInfo. It fails the test if nobody is in time, and
-// says which subscriptions there are.
-func (b *Broker) WaitSubscribed(filter string) {
-	b.t.Helper()
-	if b.wait(func() bool {
-		return slices.ContainsFunc(b.subscriptions(), func(s subscribed) bool { return s.filter == filter })
+// WaitSubscribed waits until a client, or the program that embeds the broker, is subscribed to
+// filter. Write filter exactly as in Subscriptions of dunlin.SessionInfo: with "$share/" and the
+// group, and with the mount point of the client if it has one. WaitSubscribed fails t if nobody is
+// subscribed within the Timeout, and lists the subscriptions that exist.
+func (b *Broker) WaitSubscribed(t testing.TB, filter string) {
+	t.Helper()
+	var all []subscribed
+	if b.wait(func(bool) bool {
+		all = b.subscriptionsLocked()
+		return slices.ContainsFunc(all, func(s subscribed) bool { return s.filter == filter })
 	}) {
 		return
 	}
 	there := "there are no subscriptions\n"
-	b.mu.Lock()
-	if all := b.subscriptions(); len(all) > 0 {
+	if len(all) > 0 {
 		there = "there are, mount points included:\n"
 		for _, s := range all {
 			there += fmt.Sprintf("  %q of %q\n", s.filter, s.id)
 		}
 	}
-	b.mu.Unlock()
-	b.t.Fatalf("mqtttest: nobody has subscribed to %q within %v\n%s%s", filter, b.o.timeout, there, b.traces(nil))
+	t.Fatalf("mqtttest: nobody has subscribed to %q within %v\n%s%s", filter, b.o.timeout, there,
+		b.traces(nil))
 }
 
-// subscribed is a subscription of a client or of the program.
+// subscribed is one subscription of a client or of the program.
 type subscribed struct{ id, filter string }
 
-// subscriptions returns them all, those of clients first. It is called with mu held, and lets go of it meanwhile.
-func (b *Broker) subscriptions() (all []subscribed) {
+// subscriptionsLocked returns all subscriptions, first those of clients. Broker.mu is held when it
+// is called and when it returns. It unlocks Broker.mu in between.
+func (b *Broker) subscriptionsLocked() (all []subscribed) {
 	core := b.core
 	b.mu.Unlock()
 	if core != nil {
@@ -188,65 +202,71 @@ func (b *Broker) subscriptions() (all []subscribed) {
 	clients := len(all)
 	for id, filters := range b.programs {
 		for f := range filters {
-			if s := (subscribed{id, f}); !slices.Contains(all[:clients], s) { // one with a Name is among the Sessions
+			if s := (subscribed{id, f}); !slices.Contains(all[:clients],
+				s) { // one with a Name is among the Sessions
 				all = append(all, s)
 			}
 		}
 	}
-	slices.SortFunc(all[clients:], func(x, y subscribed) int { return cmp.Or(cmp.Compare(x.id, y.id), cmp.Compare(x.filter, y.filter)) })
+	slices.SortFunc(all[clients:], func(x, y subscribed) int {
+		return cmp.Or(cmp.Compare(x.id, y.id), cmp.Compare(x.filter, y.filter))
+	})
 	return all
 }
 
-// WaitConnected waits until a client with this identifier is connected.
-func (b *Broker) WaitConnected(id string) {
-	b.t.Helper()
-	if !b.wait(func() bool { p := b.clients[id]; return p != nil && p.connections > 0 }) {
-		b.t.Fatalf("mqtttest: client %q is not connected within %v\n%s", id, b.o.timeout, b.traces(func(k *link) bool { return k.client() == id }))
+// WaitConnected waits until a client with this identifier is connected. It fails t if that takes
+// longer than the Timeout.
+func (b *Broker) WaitConnected(t testing.TB, id string) {
+	t.Helper()
+	if !b.wait(func(bool) bool { p := b.clients[id]; return p != nil && p.connections > 0 }) {
+		t.Fatalf("mqtttest: client %q is not connected within %v\n%s",
+			id, b.o.timeout, b.traces(func(k *link) bool { return k.client() == id }))
 	}
 }
 
-// WaitDisconnected waits until a client with this identifier has been connected and is no more. It fails the test if that does not come
-// in time.
-func (b *Broker) WaitDisconnected(id string) {
-	b.t.Helper()
-	ok := b.wait(func() bool { p := b.clients[id]; return p != nil && p.connects > 0 && p.connections == 0 })
-	if ok {
+// WaitDisconnected waits until a client with this identifier has been connected and has
+// disconnected. It fails t if that takes longer than the Timeout.
+func (b *Broker) WaitDisconnected(t testing.TB, id string) {
+	t.Helper()
+	state := "was never connected"
+	if b.wait(func(bool) bool {
+		p := b.clients[id]
+		if p != nil && p.connections > 0 {
+			state = "is still connected"
+		}
+		return p != nil && p.connects > 0 && p.connections == 0
+	}) {
 		return
 	}
-	b.mu.Lock()
-	p := b.clients[id]
-	b.mu.Unlock()
-	state := "is still connected"
-	if p == nil {
-		state = "was never connected"
-	}
-	b.t.Fatalf("mqtttest: client %q %s after %v\n%s", id, state, b.o.timeout, b.traces(func(k *link) bool { return k.client() == id }))
+	t.Fatalf("mqtttest: client %q %s after %v\n%s",
+		id, state, b.o.timeout, b.traces(func(k *link) bool { return k.client() == id }))
 }
 
-// wait waits until ok, which is called with mu held, says true. It returns false
-// if that takes longer than the timeout.
-func (b *Broker) wait(ok func() bool) bool { return b.waitFor(b.o.timeout, ok) }
+// wait waits until look returns true. It returns false if that takes longer than the Timeout. It
+// calls look with Broker.mu held. The argument of look is true for the last call, after the
+// Timeout. This call decides, so a failure describes what this call has seen.
+func (b *Broker) wait(look func(last bool) bool) bool { return b.waitWithin(b.o.timeout, look) }
 
-func (b *Broker) waitFor(timeout time.Duration, ok func() bool) bool {
+func (b *Broker) waitWithin(timeout time.Duration, look func(last bool) bool) bool {
 	expired := time.NewTimer(timeout)
 	defer expired.Stop()
-	for {
+	for last := false; ; {
 		b.mu.Lock()
 		changed := b.changed
-		is := ok()
+		seen := look(last)
 		b.mu.Unlock()
-		if is {
-			return true
+		if seen || last {
+			return seen
 		}
 		select {
 		case <-changed:
 		case <-expired.C:
-			return false
+			last = true
 		}
 	}
 }
 
-// mentions says whether a packet of the connection has to do with topics that match filter: it is in its trace.
+// mentions says whether the trace of the connection has a packet with a topic that matches filter.
 func (k *link) mentions(filter string) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -259,7 +279,8 @@ func (k *link) mentions(filter string) bool {
 					return true
 				}
 			case "filter":
-				if i := strings.LastIndexByte(value, ':'); i >= 0 && (value[:i] == filter || packets.MatchTopic(value[:i], filter)) {
+				if i := strings.LastIndexByte(value, ':'); i >= 0 &&
+					(value[:i] == filter || packets.MatchTopic(value[:i], filter)) {
 					return true
 				}
 			}
@@ -268,10 +289,12 @@ func (k *link) mentions(filter string) bool {
 	return false
 }
 
-// Trace returns the packets of all connections, those of a connection together, as the failure messages show them.
+// Trace returns the packets of all connections, grouped by connection, in the form of the failure
+// messages.
 func (b *Broker) Trace() string { return b.traces(nil) }
 
-// traces returns the packets of the connections concerned, or of all if there is none.
+// traces returns the packets of the connections concerned, or of all connections if none is
+// concerned.
 func (b *Broker) traces(concerned func(*link) bool) string {
 	b.mu.Lock()
 	links := append([]*link(nil), b.links...)

@@ -2,7 +2,7 @@ package packets
 
 import "encoding/binary"
 
-// An Ack is a PUBACK, PUBREC, PUBREL or PUBCOMP packet, which have one form (3.4 to 3.7).
+// An Ack is a PUBACK, PUBREC, PUBREL or PUBCOMP packet. The four share one form (3.4 to 3.7).
 type Ack struct {
 	Kind       Type // which of the four; Append panics for any other
 	PacketID   uint16
@@ -57,7 +57,7 @@ func (a *Ack) Append(dst []byte, v Version) ([]byte, error) {
 	return b, nil
 }
 
-// Decode decodes the body: see Packet. h.Type says which of the four packets it is.
+// Decode decodes the body: see Packet. h.Type tells which of the four packets it is.
 func (a *Ack) Decode(h Header, body []byte, v Version) error {
 	if len(body) == 2 && (body[0] != 0 || body[1] != 0) {
 		*a = Ack{Kind: h.Type, PacketID: binary.BigEndian.Uint16(body)}

@@ -37,7 +37,8 @@ func TestHotPathDoesNotAllocate(t *testing.T) {
 }
 
 func TestPropertiesAreReadWithoutAllocation(t *testing.T) {
-	p := Properties(nil).AppendUser("k", "v").AppendUint(MessageExpiryInterval, 5).AppendText(ContentType, "t").
+	p := Properties(nil).AppendUser("k", "v").AppendUint(MessageExpiryInterval, 5).
+		AppendText(ContentType, "t").
 		AppendUint(SubscriptionIdentifier, 7)
 	dst := make(Properties, 0, 100)
 	n := 0

@@ -9,7 +9,8 @@ import (
 
 // aPublish is the packet of the hot path: a topic of 20 bytes and a payload of 128.
 func aPublish(q QoS) *Publish {
-	p := &Publish{QoS: q, Topic: []byte("plant/7/line/3/speed"), Payload: bytes.Repeat([]byte("x"), 128)}
+	p := &Publish{QoS: q, Topic: []byte("plant/7/line/3/speed"),
+		Payload: bytes.Repeat([]byte("x"), 128)}
 	if q > QoS0 {
 		p.PacketID = 7
 	}
@@ -99,7 +100,8 @@ func BenchmarkAck(b *testing.B) {
 }
 
 func BenchmarkTopic(b *testing.B) {
-	for _, name := range []string{"a/b", "plant/7/line/3/speed", "werk/7/straße/3/tür", strings.Repeat("level/", 40) + "x"} {
+	for _, name := range []string{"a/b", "plant/7/line/3/speed", "werk/7/straße/3/tür",
+		strings.Repeat("level/", 40) + "x"} {
 		b.Run(fmt.Sprintf("ValidTopicName/%d bytes", len(name)), func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {

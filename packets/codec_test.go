@@ -124,7 +124,8 @@ func TestNoPrefixOfAPacketIsAPacket(t *testing.T) {
 				}
 			}
 			// And none may go on after its end.
-			if s.p.Type() == TypePublish || s.p.Type() == TypeSuback || s.p.Type() == TypeUnsuback && s.v == V5 ||
+			if s.p.Type() == TypePublish || s.p.Type() == TypeSuback ||
+				s.p.Type() == TypeUnsuback && s.v == V5 ||
 				s.v == V5 && len(body) < 4 {
 				return // there more bytes are payload, codes or fields that were left out
 			}
@@ -134,8 +135,8 @@ func TestNoPrefixOfAPacketIsAPacket(t *testing.T) {
 	}
 }
 
-// decodeEncodeDecode checks that what can be decoded can be encoded, is not longer then, and decodes to the same
-// packet.
+// decodeEncodeDecode checks that what can be decoded can be encoded, is not longer then, and
+// decodes to the same packet.
 func decodeEncodeDecode(t *testing.T, b []byte, v Version) {
 	t.Helper()
 	first, n, err := Decode(b, v, Limits{})
@@ -156,7 +157,8 @@ func decodeEncodeDecode(t *testing.T, b []byte, v Version) {
 	require.NoError(t, err, "what was decoded and encoded must decode again: %s", Trace(first))
 	require.Len(t, again, n)
 	require.Empty(t, cmp.Diff(first, second))
-	if line := Trace(first); strings.ContainsAny(line, "\n\r\x00") || !strings.HasPrefix(line, first.Type().String()) {
+	if line := Trace(first); strings.ContainsAny(line, "\n\r\x00") ||
+		!strings.HasPrefix(line, first.Type().String()) {
 		t.Fatalf("the trace %q is not one line", line)
 	}
 }
@@ -271,7 +273,8 @@ func TestLimits(t *testing.T) {
 	})
 	t.Run("as many filters as the limit pass and one more does not", func(t *testing.T) {
 		for _, p := range []Packet{
-			&Subscribe{PacketID: 1, Subscriptions: []Subscription{{Filter: "a"}, {Filter: "b"}, {Filter: "c"}}},
+			&Subscribe{PacketID: 1,
+				Subscriptions: []Subscription{{Filter: "a"}, {Filter: "b"}, {Filter: "c"}}},
 			&Unsubscribe{PacketID: 1, Filters: []string{"a", "b", "c"}},
 		} {
 			for _, v := range versions {
@@ -287,7 +290,8 @@ func TestLimits(t *testing.T) {
 }
 
 func TestDecodedSlicesAliasTheBytesAndCannotGrowIntoThem(t *testing.T) {
-	want := &Publish{Topic: []byte("topic"), Payload: []byte("payload"), Properties: Properties(nil).AppendUser("k", "v")}
+	want := &Publish{Topic: []byte("topic"), Payload: []byte("payload"),
+		Properties: Properties(nil).AppendUser("k", "v")}
 	b := encode(t, want, V5)
 	got, _, err := Decode(append(b, "next"...), V5, Limits{})
 	require.NoError(t, err)
@@ -300,8 +304,10 @@ func TestDecodedSlicesAliasTheBytesAndCannotGrowIntoThem(t *testing.T) {
 func TestPublishChecksTheFlagsOfAHeaderThatWasNotParsed(t *testing.T) {
 	body := []byte("\x00\x01a\x00\x01")
 	var p Publish
-	requireCode(t, MalformedPacket, p.Decode(Header{Type: TypePublish, Flags: 0x6}, body, V311), "QoS 3")
-	requireCode(t, MalformedPacket, p.Decode(Header{Type: TypePublish, Flags: 0x8}, body, V311), "DUP with QoS 0")
+	requireCode(t, MalformedPacket, p.Decode(Header{Type: TypePublish, Flags: 0x6}, body, V311),
+		"QoS 3")
+	requireCode(t, MalformedPacket, p.Decode(Header{Type: TypePublish, Flags: 0x8}, body, V311),
+		"DUP with QoS 0")
 	require.PanicsWithValue(t, "BUG: no packet has type 16", func() { newPacket(TypeWill) })
 }
 
@@ -325,7 +331,7 @@ func TestSizesAtTheEndsOfRemainingLength(t *testing.T) {
 }
 
 func TestAnotherProtocolLevelIsKept(t *testing.T) {
-	for _, level := range []Version{0, 1, 2, 6, 0x83, 0x84, 255} {
+	for _, level := range []Version{0, 1, 2, 6, 0x82, 0x85, 255} {
 		b := encode(t, &Connect{Version: level, ClientID: "c"}, 0)
 		var c Connect
 		h, body := split(t, b, 0)
@@ -336,17 +342,38 @@ func TestAnotherProtocolLevelIsKept(t *testing.T) {
 	require.Equal(t, "Type(99)", Type(99).String())
 }
 
+func TestABridgeHasTheHighestBitOfTheLevel(t *testing.T) {
+	for _, v := range []Version{V31, V311, V5} {
+		sent := &Connect{Version: v, ClientID: "c", CleanStart: true, Bridge: true}
+		b := encode(t, sent, 0)
+		var c Connect
+		h, body := split(t, b, 0)
+		require.NoError(t, c.Decode(h, body, 0))
+		require.Equal(t, v, c.Version)
+		require.Equal(t, v < V5, c.Bridge, "5.0 has No Local and Retain As Published of its own")
+		c.Properties = nil
+		sent.Bridge = c.Bridge
+		require.Equal(t, *sent, c)
+	}
+}
+
 func TestErrors(t *testing.T) {
 	cause := Errorf(QuotaExceeded, "disk full")
 	wrapped := Errorf(NotAuthorized, "no entry: %w", cause)
-	require.Equal(t, "Not authorized: no entry: Quota exceeded: disk full", wrapped.Error(), "the cause is named once")
+	require.Equal(t, "Not authorized: no entry: Quota exceeded: disk full", wrapped.Error(),
+		"the cause is named once")
 	require.ErrorIs(t, wrapped, cause)
 	require.Equal(t, NotAuthorized, CodeOf(wrapped), "the first code counts")
 	require.Equal(t, "Banned: try later: packets: the packet is not complete",
-		(&Error{Banned, "try later", ErrShort}).Error(), "a cause that is not in the reason is added")
+		(&Error{Code: Banned, Reason: "try later", Err: ErrShort}).Error(),
+		"a cause that is not in the reason is added")
+	require.Equal(t, "Server moved (b:1883): see there",
+		(&Error{Code: ServerMoved, Reason: "see there", ServerReference: "b:1883"}).Error())
 	require.Equal(t, "Banned", (&Error{Code: Banned}).Error())
 	require.Equal(t, UnspecifiedError, CodeOf(ErrShort))
 	require.Equal(t, Success, CodeOf(nil))
-	require.Equal(t, UnspecifiedError, CodeOf(&Error{Reason: "its code is forgotten"}), "an error is no success")
-	require.Equal(t, UnspecifiedError, CodeOf((*Error)(nil)), "nor is a nil one that is an error all the same")
+	require.Equal(t, UnspecifiedError, CodeOf(&Error{Reason: "its code is forgotten"}),
+		"an error is no success")
+	require.Equal(t, UnspecifiedError, CodeOf((*Error)(nil)),
+		"nor is a nil one that is an error all the same")
 }

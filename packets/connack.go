@@ -5,7 +5,7 @@ import "fmt"
 // A Connack is a CONNACK packet: the server's answer to CONNECT (3.2).
 type Connack struct {
 	SessionPresent bool       // not in 3.1
-	Code           ReasonCode // in 3.1 and 3.1.1 sent as Code.ReturnCode, and decoded to the code nearest to it
+	Code           ReasonCode // sent as Code.ReturnCode in 3.1 and 3.1.1
 	Properties     Properties // since 5.0
 }
 
@@ -22,8 +22,9 @@ func (c *Connack) remaining(v Version) int {
 	return 2 + propertiesLen(c.Properties)
 }
 
-// Append appends the whole packet: see Packet. It also returns an error if Code is a failure that 3.1 and 3.1.1 have
-// no return code for; the connection is then closed without CONNACK [v3.1.1 MQTT-3.2.2-6].
+// Append appends the whole packet: see Packet. For 3.1 and 3.1.1 it also returns an error if Code
+// is a failure without a return code in these versions. The server then closes the connection
+// without a CONNACK [v3.1.1 MQTT-3.2.2-6].
 func (c *Connack) Append(dst []byte, v Version) ([]byte, error) {
 	n := c.remaining(v)
 	code := byte(c.Code)
@@ -49,7 +50,8 @@ func (c *Connack) Append(dst []byte, v Version) ([]byte, error) {
 
 // returnCodes are the Reason Codes that stand for the 3.1.1 return codes.
 var returnCodes = [...]ReasonCode{
-	Success, UnsupportedProtocolVersion, ClientIdentifierNotValid, ServerUnavailable, BadUserNameOrPassword, NotAuthorized,
+	Success, UnsupportedProtocolVersion, ClientIdentifierNotValid, ServerUnavailable,
+	BadUserNameOrPassword, NotAuthorized,
 }
 
 // Decode decodes the body: see Packet.
@@ -57,7 +59,7 @@ func (c *Connack) Decode(_ Header, body []byte, v Version) error {
 	*c = Connack{}
 	r := cursor{t: TypeConnack, b: body}
 	flags := r.uint8("acknowledge flags")
-	if v != V31 { // which has no use for this byte
+	if v != V31 { // 3.1 does not use this byte
 		c.SessionPresent = flags&1 != 0
 		if flags > 1 { // [MQTT-3.2.2-1]
 			r.fail(MalformedPacket, "acknowledge flags", "have a reserved bit")

@@ -13,9 +13,14 @@ const (
 	flagUsername   = 1 << 7
 )
 
+// bridgeBit is the bit of the Protocol Level that Mosquitto and other brokers set in their bridges.
+// It is not part of the standard.
+const bridgeBit = 0x80
+
 // A Connect is a CONNECT packet: a client asks for a Session (3.1).
 type Connect struct {
-	Version     Version // decides the form; Append takes other values than the three for versions yet to come
+	Version     Version // decides the form; Append also accepts unknown versions
+	Bridge      bool    // the bridge bit of the Protocol Level is set; 3.1 and 3.1.1 only
 	CleanStart  bool    // Clean Session in 3.1 and 3.1.1
 	KeepAlive   uint16  // seconds; 0: off
 	ClientID    string  // empty: the server assigns one
@@ -27,7 +32,8 @@ type Connect struct {
 	Properties  Properties // since 5.0
 }
 
-// A Will is the message that a server publishes for a client whose connection ends without DISCONNECT (3.1.2.5).
+// A Will is the message that a server publishes for a client whose connection ends without
+// DISCONNECT (3.1.2.5).
 type Will struct {
 	Topic      string
 	Payload    []byte
@@ -114,15 +120,19 @@ func (c *Connect) flags() (f byte) {
 	return f
 }
 
-// Append appends the whole packet: see Packet. The version is c.Version; the parameter is ignored. A user name or
-// password without its Has field is left out.
+// Append appends the whole packet: see Packet. It uses c.Version and ignores the parameter. It
+// leaves out a user name or password whose Has field is false.
 func (c *Connect) Append(dst []byte, _ Version) ([]byte, error) {
 	if err := c.check(); err != nil {
 		return dst, err
 	}
 	b := appendHeader(dst, byte(TypeConnect)<<4, c.remaining())
 	b = appendField(b, c.protocolName())
-	b = append(b, byte(c.Version), c.flags())
+	level := byte(c.Version)
+	if c.Bridge && c.Version < V5 {
+		level |= bridgeBit
+	}
+	b = append(b, level, c.flags())
 	b = binary.BigEndian.AppendUint16(b, c.KeepAlive)
 	if c.Version >= V5 {
 		b = appendProperties(b, c.Properties)
@@ -143,16 +153,25 @@ func (c *Connect) Append(dst []byte, _ Version) ([]byte, error) {
 	return b, nil
 }
 
-// Decode decodes the body: see Packet. The version is that of the packet and the parameter is ignored. The error is
-// UnsupportedProtocolVersion for a Protocol Level that is not one of the three versions, and for 5.0 with another Protocol Name;
-// ProtocolError for any other Protocol Name, which a server answers with nothing; TopicNameInvalid for a Will Topic that is empty or has wildcards, and otherwise MalformedPacket or ProtocolError.
-// c.Version is set to the Protocol Level whenever there was one to read, so that a refusal can be told in the form
-// that the client understands.
+// Decode decodes the body: see Packet. It reads the version from the packet and ignores the
+// parameter. The Reason Code of the error is
+//
+//   - UnsupportedProtocolVersion for a Protocol Level other than the three versions, and for 5.0
+//     with another Protocol Name,
+//   - ProtocolError for any other Protocol Name, which a server does not answer,
+//   - TopicNameInvalid for a Will Topic that is empty or has wildcards,
+//   - otherwise MalformedPacket or ProtocolError.
+//
+// If the packet holds a Protocol Level, c.Version is set to it even on an error, so that the server
+// can refuse in the form that the client understands.
 func (c *Connect) Decode(_ Header, body []byte, _ Version) error {
 	*c = Connect{}
 	r := cursor{t: TypeConnect, b: body}
 	name := r.take(int(r.uint16("protocol name")), "protocol name")
 	c.Version = Version(r.uint8("protocol level"))
+	if level := c.Version &^ bridgeBit; level != c.Version && (level == V31 || level == V311) {
+		c.Version, c.Bridge = level, true
+	}
 	if r.err != nil {
 		return r.err
 	}
@@ -189,9 +208,10 @@ func (c *Connect) Decode(_ Header, body []byte, _ Version) error {
 // checkFlags checks the Connect Flags against one another (3.1.2.3).
 func (c *Connect) checkFlags(r *cursor, flags byte) {
 	switch {
-	case flags&flagReserved != 0 && c.Version != V31: // [MQTT-3.1.2-3]; in 3.1 it is not used
+	case flags&flagReserved != 0 && c.Version != V31: // [MQTT-3.1.2-3]; 3.1 does not use it
 		r.fail(MalformedPacket, "connect flags", "have the reserved bit")
-	case flags&flagWill == 0 && flags&(flagWillQoS|flagWillRetain) != 0: // [MQTT-3.1.2-11] [MQTT-3.1.2-13]
+	case flags&flagWill == 0 &&
+		flags&(flagWillQoS|flagWillRetain) != 0: // [MQTT-3.1.2-11] [MQTT-3.1.2-13]
 		r.fail(MalformedPacket, "connect flags", "have a will QoS or will retain without a will")
 	case flags&flagWillQoS == flagWillQoS: // [MQTT-3.1.2-12]
 		r.fail(MalformedPacket, "connect flags", "have will QoS 3")

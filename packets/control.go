@@ -1,6 +1,6 @@
 package packets
 
-// A Pingreq is a PINGREQ packet: a client says that it is there (3.12).
+// A Pingreq is a PINGREQ packet: a client shows that it is alive (3.12).
 type Pingreq struct{}
 
 // Type returns TypePingreq.
@@ -86,7 +86,8 @@ func (d *Disconnect) Decode(_ Header, body []byte, v Version) error {
 	*d = Disconnect{}
 	r := cursor{t: TypeDisconnect, b: body}
 	if v >= V5 && len(body) > 0 {
-		if d.Code = ReasonCode(r.uint8("reason code")); !d.Code.ValidIn(TypeDisconnect) { // [MQTT-3.14.2-1]
+		// [MQTT-3.14.2-1]
+		if d.Code = ReasonCode(r.uint8("reason code")); !d.Code.ValidIn(TypeDisconnect) {
 			r.fail(ProtocolError, "reason code", "is not one of DISCONNECT")
 		}
 		if len(body) > 1 {
@@ -96,7 +97,8 @@ func (d *Disconnect) Decode(_ Header, body []byte, v Version) error {
 	return r.end()
 }
 
-// An Auth is an AUTH packet: a step of enhanced authentication (3.15). It does not exist before 5.0.
+// An Auth is an AUTH packet: a step of enhanced authentication (3.15). It does not exist before
+// 5.0.
 type Auth struct {
 	Code       ReasonCode
 	Properties Properties // the Authentication Method is mandatory
@@ -128,8 +130,8 @@ func (a *Auth) Append(dst []byte, _ Version) ([]byte, error) {
 	return b, nil
 }
 
-// Decode decodes the body: see Packet. Without Authentication Method the error is ProtocolError (3.15.2.2.2), which
-// makes the form with Remaining Length 0 one.
+// Decode decodes the body: see Packet. Without an Authentication Method the error is a
+// ProtocolError (3.15.2.2.2). A packet with Remaining Length 0 has none, and is therefore refused.
 func (a *Auth) Decode(_ Header, body []byte, _ Version) error {
 	*a = Auth{}
 	r := cursor{t: TypeAuth, b: body}

@@ -44,7 +44,8 @@ func ExampleReader() {
 	conn := new(bytes.Buffer) // a net.Conn, elsewhere
 	for _, p := range []packets.Packet{
 		&packets.Connect{Version: packets.V5, CleanStart: true, ClientID: "c1", KeepAlive: 60},
-		&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "a/#", QoS: packets.QoS1}}},
+		&packets.Subscribe{PacketID: 1,
+			Subscriptions: []packets.Subscription{{Filter: "a/#", QoS: packets.QoS1}}},
 		&packets.Disconnect{},
 	} {
 		b, err := p.Append(conn.AvailableBuffer(), packets.V5)

@@ -10,7 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// fuzzDecoder fuzzes the Decode method of the packets of the given types with bodies, in every version.
+// fuzzDecoder fuzzes the Decode method of the packets of the given types with bodies, in every
+// version.
 func fuzzDecoder(f *testing.F, of ...Type) {
 	for _, s := range allSamples() {
 		b, err := s.p.Append(nil, s.v)
@@ -51,10 +52,12 @@ func firstByteOf(t Type) byte {
 	}
 }
 
-func FuzzConnect(f *testing.F)     { fuzzDecoder(f, TypeConnect) }
-func FuzzConnack(f *testing.F)     { fuzzDecoder(f, TypeConnack) }
-func FuzzPublish(f *testing.F)     { fuzzDecoder(f, TypePublish) }
-func FuzzAck(f *testing.F)         { fuzzDecoder(f, TypePuback, TypePubrec, TypePubrel, TypePubcomp) }
+func FuzzConnect(f *testing.F) { fuzzDecoder(f, TypeConnect) }
+func FuzzConnack(f *testing.F) { fuzzDecoder(f, TypeConnack) }
+func FuzzPublish(f *testing.F) { fuzzDecoder(f, TypePublish) }
+func FuzzAck(f *testing.F) {
+	fuzzDecoder(f, TypePuback, TypePubrec, TypePubrel, TypePubcomp)
+}
 func FuzzSubscribe(f *testing.F)   { fuzzDecoder(f, TypeSubscribe) }
 func FuzzSuback(f *testing.F)      { fuzzDecoder(f, TypeSuback) }
 func FuzzUnsubscribe(f *testing.F) { fuzzDecoder(f, TypeUnsubscribe) }
@@ -127,7 +130,8 @@ func FuzzProperties(f *testing.F) {
 			n += 0
 		}
 		if !p.unencodable() {
-			require.Equal(t, []byte(p[:n]), append([]byte{}, p.Without(nil)...), "Without nothing is a copy of what is well formed")
+			require.Equal(t, []byte(p[:n]), append([]byte{}, p.Without(nil)...),
+				"Without nothing is a copy of what is well formed")
 		}
 		if err := p.Check(Type(in) % (TypeWill + 1)); err == nil {
 			require.Equal(t, len(p), n, "what passes the check is well formed to its end")

@@ -2,13 +2,15 @@ package packets
 
 import "time"
 
-// A Message is an Application Message: what a publisher sends and subscribers get, apart from how it travels. It is
-// immutable once it was handed to a broker: neither the giver nor any receiver changes it or what its slices hold.
+// A Message is an Application Message as a publisher sends it and subscribers receive it, without
+// the details of delivery. It is immutable once it has been given to a broker: neither the
+// publisher nor a receiver may change it or the contents of its slices.
 type Message struct {
 	Topic   string // the Topic Name; must not be empty
 	Payload []byte // may be empty
-	// Properties are those that travel with the message from publisher to subscriber: Payload Format Indicator, Message
-	// Expiry Interval, Content Type, Response Topic, Correlation Data, User Property (3.3.2.3). Nil: none.
+	// Properties travel with the message from publisher to subscriber: Payload Format Indicator,
+	// Message Expiry Interval, Content Type, Response Topic, Correlation Data and User Property
+	// (3.3.2.3). Nil: none.
 	Properties Properties
 	QoS        QoS  // as published
 	Retain     bool // as published
@@ -32,8 +34,8 @@ func (m *Message) CorrelationData() []byte {
 	return b
 }
 
-// Expiry returns the Message Expiry Interval (3.3.2.3.3), counted from when the message was received. ok is false if
-// it never expires.
+// Expiry returns the Message Expiry Interval (3.3.2.3.3), which counts from the moment the server
+// received the message. ok is false if the message never expires.
 func (m *Message) Expiry() (d time.Duration, ok bool) {
 	n, ok := m.Properties.Uint(MessageExpiryInterval)
 	return time.Duration(n) * time.Second, ok

@@ -1,13 +1,15 @@
-// Package packets encodes and decodes the packets of MQTT 3.1, 3.1.1 and 5.0. It needs nothing but the standard
-// library, starts no goroutine, and is of use to brokers, clients, proxies and tests alike.
+// Package packets encodes and decodes the packets of MQTT 3.1, 3.1.1 and 5.0. It imports only the
+// standard library, starts no goroutine, and serves brokers, clients, proxies and tests.
 //
-// Each packet is a struct that is a [Packet]. Encoding appends to a slice of the caller; decoding is in place, with
-// slices of the packet aliasing the bytes it came from. What a peer did wrong is an [*Error] with the Reason Code
-// that the standard wants as the answer; in 3.1 and 3.1.1 the answer to each of them is to close. What the codec
-// cannot know is left to the caller: which side may send a packet, Topic Aliases, Packet Identifiers in use, and all
-// else that needs a Session.
+// Each packet is a struct that implements [Packet]. Encoding appends to the caller's slice.
+// Decoding works in place: the slices of a packet alias the bytes that were decoded. If a peer
+// broke the protocol, the error is an [*Error] with the Reason Code that the standard asks for as
+// the answer. In 3.1 and 3.1.1 the answer is always to close the connection. The caller checks
+// everything that needs a Session: which side may send a packet, Topic Aliases, and Packet
+// Identifiers in use.
 //
-// A client writes packets and reads the answers with a [Reader], which bounds what it takes from the other side:
+// A client writes packets and reads the answers with a [Reader], which limits what it accepts from
+// the other side:
 //
 //	connect := &packets.Connect{Version: packets.V5, CleanStart: true, ClientID: "c1"}
 //	b, err := connect.Append(nil, packets.V5)
@@ -20,8 +22,8 @@
 //		...
 //	}
 //
-// A proxy looks at packets and passes their bytes on. It decodes in place and only what it has to; here it logs all
-// but the messages, of which it looks at the topic:
+// A proxy looks at packets and forwards their bytes. It decodes in place, and only the packets it
+// needs. This one logs every packet except PUBLISH, of which it reads the topic:
 //
 //	for {
 //		h, err := packets.ParseHeader(buf, version)
@@ -31,7 +33,8 @@
 //		...
 //		whole := buf[:h.Len+h.Remaining]
 //		if h.Type == packets.TypePublish {
-//			err = publish.Decode(h, whole[h.Len:], version) // a Publish that is used again and again: no allocation
+//			// One Publish decodes all messages, without allocation.
+//			err = publish.Decode(h, whole[h.Len:], version)
 //		} else if p, _, err := packets.Decode(whole, version, limits); err == nil {
 //			log.Print(packets.Trace(p))
 //		}
@@ -40,14 +43,14 @@
 //		buf = buf[len(whole):]
 //	}
 //
-// A test says what it wants as a line of text, which a failure then shows:
+// A test states the packet it expects as a line of text, which a failure then shows:
 //
 //	p, err := r.ReadPacket()
 //	require.NoError(t, err)
 //	require.Equal(t, "SUBACK id=1 codes=00,87", packets.Trace(p))
 //
-// and sends what no well-behaved program would, for Append writes what the fields say: a Publish with QoS 3, a
-// Subscribe without filters, Properties that do not belong there.
+// A test can also send invalid packets, because Append writes the fields as they are: a Publish
+// with QoS 3, a Subscribe without filters, Properties that the packet must not have.
 package packets
 
 import (
@@ -55,7 +58,8 @@ import (
 	"fmt"
 )
 
-// A Type says which packet it is: bits 7 to 4 of its first byte (2.1.2). The zero value is reserved and no packet's.
+// A Type is the type of a packet: bits 7 to 4 of its first byte (2.1.2). The zero value is
+// reserved.
 type Type byte
 
 // The types of packets (2.1.2).
@@ -76,12 +80,14 @@ const (
 	TypeDisconnect
 	TypeAuth // since 5.0
 
-	// TypeWill is not a packet: it stands for the Will Properties of a CONNECT (3.1.3.2) in Properties.Check.
+	// TypeWill is not a packet type. It stands for the Will Properties of a CONNECT (3.1.3.2) in
+	// Properties.Check.
 	TypeWill
 )
 
 var typeNames = [...]string{
-	"RESERVED", "CONNECT", "CONNACK", "PUBLISH", "PUBACK", "PUBREC", "PUBREL", "PUBCOMP", "SUBSCRIBE", "SUBACK",
+	"RESERVED", "CONNECT", "CONNACK", "PUBLISH", "PUBACK", "PUBREC", "PUBREL", "PUBCOMP",
+	"SUBSCRIBE", "SUBACK",
 	"UNSUBSCRIBE", "UNSUBACK", "PINGREQ", "PINGRESP", "DISCONNECT", "AUTH", "WILL",
 }
 
@@ -93,8 +99,8 @@ func (t Type) String() string {
 	return fmt.Sprintf("Type(%d)", byte(t))
 }
 
-// A Version is the protocol version, as the Protocol Level of CONNECT (3.1.2.2). The zero value means that it is not
-// known, as before the CONNECT.
+// A Version is the protocol version, as the Protocol Level of CONNECT (3.1.2.2). The zero value
+// means unknown: no CONNECT has arrived yet.
 type Version byte
 
 // The protocol versions.
@@ -118,7 +124,8 @@ func (v Version) String() string {
 	}
 }
 
-// A QoS is a level of delivery: at most once, at least once, exactly once (4.3). The zero value is at most once.
+// A QoS is a level of delivery: at most once, at least once, exactly once (4.3). The zero value is
+// at most once.
 type QoS byte
 
 // The levels of delivery (4.3).
@@ -134,14 +141,15 @@ type Packet interface {
 	Type() Type
 	// Size returns the length of the whole packet as Append writes it.
 	Size(v Version) int
-	// Append appends the whole packet, fixed header included, and returns the extended slice. It writes what the fields
-	// say, right or wrong, and leaves out what v does not have. It returns dst unchanged and an error if a field does
-	// not fit the wire: a string or binary data over 65,535 bytes, a packet over 268,435,460, a QoS over 3.
-	// It allocates nothing if dst has room for Size(v) bytes.
+	// Append appends the whole packet, fixed header included, and returns the extended slice. It
+	// writes the fields as they are, valid or not, and leaves out fields that v does not have. It
+	// returns dst unchanged and an error if a field does not fit the wire: a string or binary data
+	// over 65,535 bytes, a packet over 268,435,460 bytes, a QoS over 3. It does not allocate if dst
+	// has room for Size(v) bytes.
 	Append(dst []byte, v Version) ([]byte, error)
-	// Decode replaces all of the packet by what body holds, the h.Remaining bytes after the fixed header. Slices
-	// alias body, and are nil where they are empty; strings are copies. The error is an *Error, and the packet is
-	// then incomplete.
+	// Decode replaces the whole packet with the contents of body, the h.Remaining bytes after the
+	// fixed header. Slices alias body, and are nil if they are empty; strings are copies. The error
+	// is an *Error, and the packet is then incomplete.
 	Decode(h Header, body []byte, v Version) error
 }
 
@@ -153,11 +161,12 @@ type Header struct {
 	Len       int  // bytes of the fixed header itself, 2 to 5
 }
 
-// ErrShort says that the bytes end before the packet does: more are needed. It is no *Error.
+// ErrShort means that the bytes end inside the packet: read more and try again. It is not an
+// *Error.
 var ErrShort = errors.New("packets: the packet is not complete")
 
-// firstBytes holds, for each first byte, the set of versions that allow it, as bits 1<<Version. Bit 0 stands for the
-// version that is not known.
+// firstBytes holds, for each first byte, the set of versions that allow it, as bits 1<<Version. Bit
+// 0 is the unknown version.
 var firstBytes = func() (set [256]byte) {
 	const all = 1<<0 | 1<<V31 | 1<<V311 | 1<<V5
 	for t := TypeConnect; t <= TypeDisconnect; t++ {
@@ -178,10 +187,11 @@ var firstBytes = func() (set [256]byte) {
 	return set
 }()
 
-// ParseHeader decodes the fixed header at the start of b (2.1). The error is ErrShort if b ends inside of it, and
-// otherwise an *Error with MalformedPacket: for a type or flags that v does not have, for a Remaining Length of more
-// than four bytes, and, but in 3.1 and 3.1.1, for one that is not in its shortest form. A zero v, before the CONNECT,
-// is as strict as 5.0. It looks at no more than the fixed header, and does not allocate unless it fails.
+// ParseHeader decodes the fixed header at the start of b (2.1). The error is ErrShort if b ends
+// inside the header. Otherwise it is an *Error with MalformedPacket: for a type or flags that v
+// does not have, for a Remaining Length of more than four bytes, and for a Remaining Length that is
+// not in its shortest form, which only 3.1 and 3.1.1 allow. A zero v, before the CONNECT, is as
+// strict as 5.0. ParseHeader reads only the fixed header, and does not allocate unless it fails.
 func ParseHeader(b []byte, v Version) (h Header, err error) {
 	if len(b) >= 2 && b[1] < 0x80 && firstBytes[b[0]]>>(v&7)&1 != 0 {
 		return Header{Type(b[0] >> 4), b[0] & 0xF, int(b[1]), 2}, nil
@@ -189,7 +199,7 @@ func ParseHeader(b []byte, v Version) (h Header, err error) {
 	return parseHeader(b, v)
 }
 
-// parseHeader is ParseHeader for whatever is rare.
+// parseHeader is the slow path of ParseHeader.
 func parseHeader(b []byte, v Version) (Header, error) {
 	if len(b) == 0 {
 		return Header{}, ErrShort
@@ -208,19 +218,21 @@ func parseHeader(b []byte, v Version) (Header, error) {
 	case size < 0:
 		return Header{}, Errorf(MalformedPacket, "%v: the Remaining Length has more than four bytes", t)
 	case !minimal && v != V31 && v != V311:
-		return Header{}, Errorf(MalformedPacket, "%v: the Remaining Length is not in its shortest form", t)
+		return Header{}, Errorf(MalformedPacket,
+			"%v: the Remaining Length is not in its shortest form", t)
 	}
 	return Header{t, flags, n, 1 + size}, nil
 }
 
-// Limits bounds what Decode and a Reader accept. Zero means no limit.
+// Limits bounds the packets that Decode and a Reader accept. Zero means no limit.
 type Limits struct {
-	PacketSize     int // bytes of a whole packet, fixed header included; beyond: PacketTooLarge
-	Filters        int // Topic Filters of one SUBSCRIBE or UNSUBSCRIBE; beyond: QuotaExceeded
-	UserProperties int // User Properties of one packet, those of the Will included; beyond: QuotaExceeded
+	PacketSize     int // bytes of a whole packet, fixed header included; above: PacketTooLarge
+	Filters        int // Topic Filters of one SUBSCRIBE or UNSUBSCRIBE; above: QuotaExceeded
+	UserProperties int // User Properties of one packet and its Will; above: QuotaExceeded
 }
 
-// CheckHeader returns an *Error with PacketTooLarge if the packet that h begins is above the limit.
+// CheckHeader returns an *Error with PacketTooLarge if the packet with header h is larger than the
+// limit.
 func (l Limits) CheckHeader(h Header) error {
 	if l.PacketSize > 0 && h.Len+h.Remaining > l.PacketSize {
 		return Errorf(PacketTooLarge, "%v: %d bytes, above %d", h.Type, h.Len+h.Remaining, l.PacketSize)
@@ -228,8 +240,8 @@ func (l Limits) CheckHeader(h Header) error {
 	return nil
 }
 
-// Check returns an *Error with QuotaExceeded if p has more Topic Filters or User Properties than the limits allow.
-// Decode and Reader have done so already.
+// Check returns an *Error with QuotaExceeded if p has more Topic Filters or User Properties than
+// the limits allow. Decode and Reader call it already.
 func (l Limits) Check(p Packet) error {
 	var user, filters int
 	switch p := p.(type) {
@@ -278,10 +290,10 @@ func (l Limits) checkFilters(n int) error {
 	return nil
 }
 
-// Decode decodes the packet at the start of b and returns it with the number of bytes it took. Slices of the packet
-// alias b. If b ends inside the packet, n is 0 and err is ErrShort; a packet that is not allowed is refused as early
-// as its header. Any other error is an *Error. For v, the zero value means that CONNECT is expected; what is not
-// CONNECT is then decoded as 3.1.1.
+// Decode decodes the packet at the start of b, and returns it with the number of bytes it took.
+// Slices of the packet alias b. If b ends inside the packet, n is 0 and err is ErrShort; a packet
+// whose header is not allowed is refused at once. Any other error is an *Error. A zero v means that
+// a CONNECT is expected; any other packet is then decoded as 3.1.1.
 func Decode(b []byte, v Version, l Limits) (p Packet, n int, err error) {
 	h, err := ParseHeader(b, v)
 	if err != nil {
@@ -321,7 +333,7 @@ func decode(h Header, body []byte, v Version, l Limits) (Packet, error) {
 	return p, nil
 }
 
-// newPacket returns an empty packet of a type that ParseHeader let through.
+// newPacket returns an empty packet of type t. ParseHeader has accepted the type.
 func newPacket(t Type) Packet {
 	switch t {
 	case TypeConnect:

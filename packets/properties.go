@@ -7,7 +7,7 @@ import (
 	"slices"
 )
 
-// A Property identifies a property (2.2.2.2). The zero value is none.
+// A Property identifies a property (2.2.2.2). The zero value is not a property.
 type Property byte
 
 // The properties (2.2.2.2).
@@ -41,7 +41,8 @@ const (
 	SharedSubscriptionAvailable     Property = 42
 )
 
-// A kind is the wire type of a property's value. The zero kind marks identifiers that are not defined.
+// A kind is the wire type of a property's value. The zero kind marks identifiers that are not
+// defined.
 type kind byte
 
 const (
@@ -54,14 +55,14 @@ const (
 	kindPair                   // UTF-8 String Pair
 )
 
-// propertyInfo is a line of the table in 2.2.2.2.
+// propertyInfo is a row of the table in 2.2.2.2.
 type propertyInfo struct {
 	name   string
 	kind   kind
 	in     uint32 // set of packet types, as bits 1<<Type
-	repeat uint32 // those of them where it may occur more than once
+	repeat uint32 // the packet types where it may occur more than once
 	min    uint32 // smallest value of an integer
-	max    uint32 // largest value of an integer; 0: what its wire type holds
+	max    uint32 // largest value of an integer; 0: the largest of its wire type
 }
 
 // Sets of packet types that share properties.
@@ -118,14 +119,15 @@ func (id Property) String() string {
 	return fmt.Sprintf("property-%d", byte(id))
 }
 
-// Properties are the properties of one packet in their wire form, without the length in front. Nil means none.
-// Decoding a packet checks them and lets them alias its bytes; the Append methods build them, and extend the slice as
-// the append function does. Getters read from the front and allocate only the strings that they return; on bytes that
-// are not properties they stop where these begin.
+// Properties are the properties of one packet in their wire form, without the length in front. Nil
+// means none. Decoding a packet checks its properties and lets them alias its bytes. The Append
+// methods build properties, and extend the slice like the built-in append. Getters read from the
+// front and allocate only the strings that they return. If the bytes are malformed, getters stop
+// there.
 type Properties []byte
 
-// next returns the first property of p, its value, and what follows. ok is false at the end and where p is no longer
-// well formed.
+// next returns the first property of p, its value, and the rest. ok is false at the end and where p
+// is malformed.
 func (p Properties) next() (id Property, value []byte, rest Properties, ok bool) {
 	if len(p) == 0 {
 		return 0, nil, nil, false
@@ -138,7 +140,8 @@ func (p Properties) next() (id Property, value []byte, rest Properties, ok bool)
 	return id, p[1 : 1+n : 1+n], p[1+n:], true
 }
 
-// valueLen returns the length of the value of kind k at the start of b, or -1 if b is too short or k is none.
+// valueLen returns the length of the value of kind k at the start of b, or -1 if b is too short or
+// k is not a kind.
 func valueLen(b []byte, k kind) int {
 	n := -1
 	switch k {
@@ -168,8 +171,8 @@ func valueLen(b []byte, k kind) int {
 	return n
 }
 
-// fieldLen returns the length of the string or binary field that begins b, its own two bytes included, or -1 if b
-// does not hold these two.
+// fieldLen returns the length of the string or binary field at the start of b, including its two
+// length bytes, or -1 if b is shorter than two bytes.
 func fieldLen(b []byte) int {
 	if len(b) < 2 {
 		return -1
@@ -177,7 +180,7 @@ func fieldLen(b []byte) int {
 	return 2 + int(binary.BigEndian.Uint16(b))
 }
 
-// uintValue returns the integer that value holds, and false if k is no integer.
+// uintValue returns the integer in value. ok is false if k is not an integer.
 func uintValue(value []byte, k kind) (n uint32, ok bool) {
 	switch k {
 	case kindByte:
@@ -205,8 +208,8 @@ func (p Properties) find(id Property) (value []byte, ok bool) {
 	}
 }
 
-// Uint returns the value of the first property id if it is an integer of one, two or four bytes or a Variable Byte
-// Integer. ok is false if there is none.
+// Uint returns the value of the first property id if it is an integer of one, two or four bytes or
+// a Variable Byte Integer. ok is false if there is none.
 func (p Properties) Uint(id Property) (n uint32, ok bool) {
 	value, ok := p.find(id)
 	if !ok {
@@ -215,8 +218,8 @@ func (p Properties) Uint(id Property) (n uint32, ok bool) {
 	return uintValue(value, propertyTable[id].kind)
 }
 
-// Bytes returns the value of the first property id if it is a string or binary data. It aliases p. ok is false if
-// there is none.
+// Bytes returns the value of the first property id if it is a string or binary data. It aliases p.
+// ok is false if there is none.
 func (p Properties) Bytes(id Property) (b []byte, ok bool) {
 	if k := propertyTable[id].kind; k != kindText && k != kindBinary {
 		return nil, false
@@ -228,7 +231,7 @@ func (p Properties) Bytes(id Property) (b []byte, ok bool) {
 	return value[2:], true
 }
 
-// Text is Bytes as a string.
+// Text returns the value of the first property id like Bytes, but as a string.
 func (p Properties) Text(id Property) (s string, ok bool) {
 	b, ok := p.Bytes(id)
 	return string(b), ok
@@ -240,7 +243,7 @@ func (p Properties) Has(id Property) bool {
 	return ok
 }
 
-// count returns how many properties id there are.
+// count returns how many properties id p has.
 func (p Properties) count(id Property) (n int) {
 	for got := range p.All() {
 		if got == id {
@@ -250,8 +253,8 @@ func (p Properties) count(id Property) (n int) {
 	return n
 }
 
-// Offset returns the index of the first byte of the value of the first property id, so that an integer can be changed
-// in place, or -1 if there is none.
+// Offset returns the index of the first byte of the value of the first property id, or -1 if there
+// is none. It lets the caller change an integer in place.
 func (p Properties) Offset(id Property) int {
 	i := 0
 	for rest := p; ; {
@@ -307,8 +310,9 @@ func (p Properties) SubscriptionIDs() iter.Seq[uint32] {
 	}
 }
 
-// AppendUint appends an integer property and returns the extended slice. It panics if id is not an integer. If n does
-// not fit its wire type, the result cannot be encoded: the packet's Append returns an error.
+// AppendUint appends an integer property and returns the extended slice. It panics if id is not an
+// integer property. If n does not fit its wire type, the result cannot be encoded: the packet's
+// Append returns an error.
 func (p Properties) AppendUint(id Property, n uint32) Properties {
 	switch k := propertyTable[id].kind; {
 	case k == kindByte && n <= 0xFF:
@@ -325,11 +329,12 @@ func (p Properties) AppendUint(id Property, n uint32) Properties {
 	return noWireForm()
 }
 
-// AppendText appends a property that is a string or binary data and returns the extended slice. It panics if id is
-// neither. If s has more than 65,535 bytes, the result cannot be encoded: the packet's Append returns an error.
+// AppendText appends a property that is a string or binary data and returns the extended slice. It
+// panics if id is neither. If s has more than 65,535 bytes, the result cannot be encoded: the
+// packet's Append returns an error.
 func (p Properties) AppendText(id Property, s string) Properties { return appendBytes(p, id, s) }
 
-// AppendBytes is AppendText for bytes. It copies b.
+// AppendBytes is AppendText for a byte slice. It copies b.
 func (p Properties) AppendBytes(id Property, b []byte) Properties { return appendBytes(p, id, b) }
 
 func appendBytes[T text](p Properties, id Property, s T) Properties {
@@ -342,8 +347,8 @@ func appendBytes[T text](p Properties, id Property, s T) Properties {
 	return appendField(append(p, byte(id)), s)
 }
 
-// AppendUser appends a User Property and returns the extended slice. If key or value has more than 65,535 bytes, the
-// result cannot be encoded: the packet's Append returns an error.
+// AppendUser appends a User Property and returns the extended slice. If key or value has more than
+// 65,535 bytes, the result cannot be encoded: the packet's Append returns an error.
 func (p Properties) AppendUser(key, value string) Properties {
 	if len(key) > maxString || len(value) > maxString {
 		return noWireForm()
@@ -351,15 +356,15 @@ func (p Properties) AppendUser(key, value string) Properties {
 	return appendField(appendField(append(p, byte(UserProperty)), key), value)
 }
 
-// noWireForm returns what stands for properties that cannot be encoded: 0 is not a Property, and whatever is appended
-// later leaves it in front.
+// noWireForm returns a marker for properties that cannot be encoded. It begins with 0, which is not
+// a Property, and appending more keeps the 0 in front.
 func noWireForm() Properties { return Properties{0} }
 
 // unencodable reports whether p comes from noWireForm.
 func (p Properties) unencodable() bool { return len(p) > 0 && p[0] == 0 }
 
-// Without appends to dst all properties of p but those named, in order, and returns the extended slice. dst must not
-// overlap p, unless it is p[:0].
+// Without appends all properties of p except ids to dst, in order, and returns the extended slice.
+// dst must not overlap p, unless it is p[:0].
 func (p Properties) Without(dst Properties, ids ...Property) Properties {
 	if p.unencodable() {
 		return noWireForm()
@@ -372,10 +377,14 @@ func (p Properties) Without(dst Properties, ids ...Property) Properties {
 	return dst
 }
 
-// Check returns an *Error if p is not a valid set of properties for packets of type in, or TypeWill (2.2.2.2):
-// MalformedPacket if it is cut short, has a property that is not defined or not allowed there, or a string that is
-// not UTF-8; ProtocolError if one occurs twice that may not, has a value outside of its range, or is a Response Topic
-// that is empty or has wildcards; TopicAliasInvalid if a Topic Alias is 0.
+// Check returns an *Error if p is not a valid set of properties for packets of type in, or TypeWill
+// (2.2.2.2). The code is
+//
+//   - MalformedPacket if a property is cut short, undefined, not allowed in this packet, or a
+//     string that is not UTF-8,
+//   - ProtocolError if a property occurs twice that may occur once, or has a value out of range, or
+//     if the Response Topic is empty or has wildcards,
+//   - TopicAliasInvalid if the Topic Alias is 0.
 func (p Properties) Check(in Type) error {
 	var seen [256 / 64]uint64
 	for len(p) > 0 {

@@ -12,12 +12,14 @@ import (
 
 func TestPropertiesAreReadAsTheyWereAppended(t *testing.T) {
 	p := Properties(nil).AppendUint(PayloadFormatIndicator, 1).AppendUint(TopicAlias, 65535).
-		AppendUint(MessageExpiryInterval, math.MaxUint32).AppendUser("k", "v").AppendUint(SubscriptionIdentifier, 300).
+		AppendUint(MessageExpiryInterval, math.MaxUint32).AppendUser("k", "v").
+		AppendUint(SubscriptionIdentifier, 300).
 		AppendText(ContentType, "text").AppendBytes(CorrelationData, []byte{0, 255}).AppendUser("k", "").
 		AppendUint(SubscriptionIdentifier, 268435455)
 	require.NoError(t, p.Check(TypePublish))
 	for id, want := range map[Property]uint32{
-		PayloadFormatIndicator: 1, TopicAlias: 65535, MessageExpiryInterval: math.MaxUint32, SubscriptionIdentifier: 300,
+		PayloadFormatIndicator: 1, TopicAlias: 65535, MessageExpiryInterval: math.MaxUint32,
+		SubscriptionIdentifier: 300,
 	} {
 		got, ok := p.Uint(id)
 		require.True(t, ok, "%v", id)
@@ -51,7 +53,8 @@ func TestPropertiesAreReadAsTheyWereAppended(t *testing.T) {
 }
 
 func TestIterationMayStopEarly(t *testing.T) {
-	p := Properties(nil).AppendUser("a", "").AppendUser("b", "").AppendUint(SubscriptionIdentifier, 1).AppendUint(SubscriptionIdentifier, 2)
+	p := Properties(nil).AppendUser("a", "").AppendUser("b", "").
+		AppendUint(SubscriptionIdentifier, 1).AppendUint(SubscriptionIdentifier, 2)
 	for k := range p.User() {
 		require.Equal(t, "a", k)
 		break
@@ -79,12 +82,14 @@ func TestOffsetLetsAnIntegerBeChangedInPlace(t *testing.T) {
 }
 
 func TestWithoutKeepsTheOthersInOrder(t *testing.T) {
-	p := Properties(nil).AppendUser("k", "v").AppendUint(TopicAlias, 1).AppendUint(SubscriptionIdentifier, 2).AppendText(ContentType, "t")
+	p := Properties(nil).AppendUser("k", "v").AppendUint(TopicAlias, 1).
+		AppendUint(SubscriptionIdentifier, 2).AppendText(ContentType, "t")
 	want := Properties(nil).AppendUser("k", "v").AppendText(ContentType, "t")
 	require.Equal(t, want, p.Without(nil, TopicAlias, SubscriptionIdentifier))
 	require.Equal(t, p, p.Without(nil))
 	require.Empty(t, p.Without(nil, UserProperty, TopicAlias, SubscriptionIdentifier, ContentType))
-	require.Equal(t, append(slices.Clone(want), want...), p.Without(slices.Clone(want), TopicAlias, SubscriptionIdentifier),
+	require.Equal(t, append(slices.Clone(want), want...),
+		p.Without(slices.Clone(want), TopicAlias, SubscriptionIdentifier),
 		"Without must append")
 	same := slices.Clone(p)
 	require.Equal(t, want, same.Without(same[:0], TopicAlias, SubscriptionIdentifier), "in place")
@@ -103,7 +108,8 @@ func TestPropertiesThatTheWireCannotHold(t *testing.T) {
 		"a variable byte integer over 268,435,455": start.AppendUint(SubscriptionIdentifier, 268435456),
 	} {
 		t.Run(name, func(t *testing.T) {
-			for _, p := range []Properties{p, p.AppendUser("more", ""), p.Without(nil), p.Without(nil).AppendUint(TopicAlias, 1)} {
+			for _, p := range []Properties{p, p.AppendUser("more", ""), p.Without(nil),
+				p.Without(nil).AppendUint(TopicAlias, 1)} {
 				_, err := (&Publish{Topic: []byte("a"), Properties: p}).Append(nil, V5)
 				require.Error(t, err, "it must not be sent as something else")
 				requireCode(t, MalformedPacket, p.Check(TypePublish), "nor pass the check")
@@ -115,8 +121,12 @@ func TestPropertiesThatTheWireCannotHold(t *testing.T) {
 }
 
 func TestAppendOfAnotherWireTypePanics(t *testing.T) {
-	require.PanicsWithValue(t, "BUG: content-type is not an integer", func() { Properties(nil).AppendUint(ContentType, 1) })
-	require.PanicsWithValue(t, "BUG: property-4 is not an integer", func() { Properties(nil).AppendUint(4, 1) })
+	require.PanicsWithValue(t, "BUG: content-type is not an integer", func() {
+		Properties(nil).AppendUint(ContentType, 1)
+	})
+	require.PanicsWithValue(t, "BUG: property-4 is not an integer", func() {
+		Properties(nil).AppendUint(4, 1)
+	})
 	require.PanicsWithValue(t, "BUG: user-property is neither a string nor binary data",
 		func() { Properties(nil).AppendText(UserProperty, "x") })
 }
@@ -151,14 +161,16 @@ func TestReadingStopsWhereBytesAreNotProperties(t *testing.T) {
 }
 
 func TestMessageGivesItsProperties(t *testing.T) {
-	m := &Message{Topic: "a", Properties: Properties(nil).AppendText(ContentType, "t").AppendText(ResponseTopic, "r").
-		AppendBytes(CorrelationData, []byte("c")).AppendUint(MessageExpiryInterval, math.MaxUint32)}
+	m := &Message{Topic: "a",
+		Properties: Properties(nil).AppendText(ContentType, "t").AppendText(ResponseTopic, "r").
+			AppendBytes(CorrelationData, []byte("c")).AppendUint(MessageExpiryInterval, math.MaxUint32)}
 	require.Equal(t, "t", m.ContentType())
 	require.Equal(t, "r", m.ResponseTopic())
 	require.Equal(t, []byte("c"), m.CorrelationData())
 	d, ok := m.Expiry()
 	require.True(t, ok)
-	require.EqualValues(t, uint32(math.MaxUint32), d.Seconds(), "the longest interval must not overflow")
+	require.EqualValues(t, uint32(math.MaxUint32), d.Seconds(),
+		"the longest interval must not overflow")
 
 	bare := &Message{Topic: "a"}
 	require.Empty(t, bare.ContentType())

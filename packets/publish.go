@@ -11,8 +11,9 @@ const (
 	flagDup    = 1 << 3
 )
 
-// A Publish is a PUBLISH packet: an Application Message on its way (3.3). After Decode its slices alias the packet's
-// bytes, so that a Publish can be used again for the next packet without allocation.
+// A Publish is a PUBLISH packet: an Application Message with the details of its delivery (3.3).
+// After Decode its slices alias the packet's bytes. The same Publish can decode the next packet
+// without allocation.
 type Publish struct {
 	Dup        bool
 	Retain     bool
@@ -85,12 +86,17 @@ func (p *Publish) Append(dst []byte, v Version) ([]byte, error) {
 	return append(b, p.Payload...), nil
 }
 
-// Decode decodes the body: see Packet. It does not allocate unless it fails. The error is TopicNameInvalid for a
-// Topic Name with wildcards [MQTT-3.3.2-2]; TopicAliasInvalid for a Topic Alias 0; ProtocolError for an empty Topic
-// Name without a Topic Alias, a Packet Identifier 0, or properties that do not go together; and otherwise
-// MalformedPacket.
+// Decode decodes the body: see Packet. It does not allocate unless it fails. The Reason Code of the
+// error is
+//
+//   - TopicNameInvalid for a Topic Name with wildcards [MQTT-3.3.2-2],
+//   - TopicAliasInvalid for a Topic Alias of 0,
+//   - ProtocolError for an empty Topic Name without a Topic Alias, a Packet Identifier of 0, or
+//     invalid properties,
+//   - otherwise MalformedPacket.
 func (p *Publish) Decode(h Header, body []byte, v Version) error {
-	*p = Publish{Dup: h.Flags&flagDup != 0, Retain: h.Flags&flagRetain != 0, QoS: QoS(h.Flags >> 1 & 3)}
+	*p = Publish{Dup: h.Flags&flagDup != 0, Retain: h.Flags&flagRetain != 0,
+		QoS: QoS(h.Flags >> 1 & 3)}
 	if len(body) < 2 {
 		return publishError(MalformedPacket, "the topic name is cut short")
 	}

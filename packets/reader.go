@@ -6,35 +6,38 @@ import (
 	"io"
 )
 
-// A Reader reads packets from a stream. It is not for use by several goroutines at once.
+// A Reader reads packets from a stream. Only one goroutine may use it at a time.
 //
-// It needs memory only for bytes that have come, whatever length a packet declares. If a read fails for a while, as
-// by a deadline, the next ReadPacket goes on where it stopped.
+// It takes memory only for bytes that have arrived, whatever length a packet declares. After a
+// temporary read error, such as a deadline, the next ReadPacket continues where the last one
+// stopped.
 type Reader struct {
 	r      *bufio.Reader
 	limits Limits
 	v      Version
 	h      Header // of the packet being read; Len 0: none
-	body   []byte // what has come of it
+	body   []byte // the bytes of the body that have arrived
 	err    error  // the *Error that ended the stream
 }
 
-// firstStep is how much of a body is read before memory for more of it is taken.
+// firstStep is the number of bytes of a body to read before the buffer grows.
 const firstStep = 4 << 10
 
-// NewReader returns a Reader that reads from r and holds packets to l. It reads ahead.
+// NewReader returns a Reader that reads from r and enforces l. It reads ahead.
 func NewReader(r io.Reader, l Limits) *Reader {
 	return &Reader{r: bufio.NewReaderSize(r, firstStep), limits: l, v: V311}
 }
 
-// SetVersion says how the packets that follow are to be decoded: as 3.1.1 until then. A CONNECT that is read sets its
-// own version.
+// SetVersion sets the version for decoding the packets that follow. The default is 3.1.1. A CONNECT
+// sets its own version.
 func (r *Reader) SetVersion(v Version) { r.v = v }
 
-// ReadPacket reads the next packet and blocks until it is there. The packet owns its memory. The error is an *Error
-// if the packet is not allowed, and is then the answer of all later calls, for the stream cannot be followed any
-// further; io.EOF if the stream ends between packets, io.ErrUnexpectedEOF if it ends inside of one; and otherwise
-// that of the underlying reader.
+// ReadPacket blocks until it has read the next packet. The packet owns its memory. The error is
+//
+//   - an *Error if the packet is not allowed; all later calls return the same error, because the
+//     stream is out of step,
+//   - io.EOF if the stream ends between packets, io.ErrUnexpectedEOF if it ends inside one,
+//   - otherwise the error of the underlying reader.
 func (r *Reader) ReadPacket() (Packet, error) {
 	if r.err != nil {
 		return nil, r.err
@@ -89,7 +92,8 @@ func (r *Reader) readHeader() error {
 	}
 }
 
-// readBody reads what is missing of the body, in steps that are no longer than what has come already.
+// readBody reads the missing rest of the body. No step is longer than the bytes that have already
+// arrived.
 func (r *Reader) readBody() error {
 	for len(r.body) < r.h.Remaining {
 		have := len(r.body)

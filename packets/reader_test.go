@@ -72,7 +72,8 @@ func TestReaderTellsWhereTheStreamEnded(t *testing.T) {
 		require.Equal(t, io.ErrUnexpectedEOF, err, "%d bytes of %d", n, len(b))
 	}
 	broken := errors.New("broken")
-	_, err = NewReader(io.MultiReader(bytes.NewReader(b[:100]), iotest.ErrReader(broken)), Limits{}).ReadPacket()
+	_, err = NewReader(io.MultiReader(bytes.NewReader(b[:100]), iotest.ErrReader(broken)),
+		Limits{}).ReadPacket()
 	require.Equal(t, broken, err, "the error of the connection is passed on")
 }
 
@@ -98,13 +99,16 @@ func TestReaderHoldsLimits(t *testing.T) {
 
 func TestReaderTakesMemoryForBytesThatCameOnly(t *testing.T) {
 	for _, came := range []int{0, 1, 100, 5000, 100_000} {
-		r := NewReader(bytes.NewReader(append([]byte{0x30, 0xFF, 0xFF, 0xFF, 0x7F}, make([]byte, came)...)), Limits{})
+		r := NewReader(bytes.NewReader(append([]byte{0x30, 0xFF, 0xFF, 0xFF, 0x7F},
+			make([]byte, came)...)), Limits{})
 		_, err := r.ReadPacket()
 		require.Equal(t, io.ErrUnexpectedEOF, err)
 		require.Len(t, r.body, came)
-		require.LessOrEqual(t, cap(r.body), max(firstStep, 2*came), "a declared length of 256 MiB must not be believed")
+		require.LessOrEqual(t, cap(r.body), max(firstStep, 2*came),
+			"a declared length of 256 MiB must not be believed")
 	}
-	r := NewReader(bytes.NewReader(encode(t, &Publish{Topic: []byte("a"), Payload: make([]byte, 9997)}, V311)), Limits{})
+	r := NewReader(bytes.NewReader(encode(t,
+		&Publish{Topic: []byte("a"), Payload: make([]byte, 9997)}, V311)), Limits{})
 	require.NoError(t, r.readHeader())
 	require.NoError(t, r.readBody())
 	require.Equal(t, 10_000, cap(r.body), "a whole packet takes no more than its length")
@@ -124,7 +128,8 @@ func TestReaderKnowsTheVersion(t *testing.T) {
 func TestPacketsOfAReaderOwnTheirMemory(t *testing.T) {
 	var stream []byte
 	for _, payload := range []string{"first", "other"} {
-		stream = append(stream, encode(t, &Publish{Topic: []byte("a"), Payload: []byte(payload)}, V311)...)
+		stream = append(stream,
+			encode(t, &Publish{Topic: []byte("a"), Payload: []byte(payload)}, V311)...)
 	}
 	r := NewReader(bytes.NewReader(stream), Limits{})
 	first, err := r.ReadPacket()
@@ -134,6 +139,7 @@ func TestPacketsOfAReaderOwnTheirMemory(t *testing.T) {
 	for i := range second.(*Publish).Payload {
 		second.(*Publish).Payload[i] = 'x'
 	}
-	require.Equal(t, "first", string(first.(*Publish).Payload), "the next packet must not overwrite it")
+	require.Equal(t, "first", string(first.(*Publish).Payload),
+		"the next packet must not overwrite it")
 	require.False(t, slices.Equal(first.(*Publish).Payload, second.(*Publish).Payload))
 }

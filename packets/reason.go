@@ -6,7 +6,8 @@ import (
 	"strings"
 )
 
-// A ReasonCode is the result of an operation (2.4). Values from 0x80 are failures. It is not an error: see Error.
+// A ReasonCode is the result of an operation (2.4). Values from 0x80 are failures. It is not an
+// error; see Error.
 type ReasonCode byte
 
 // The Reason Codes, in the order of the table in 2.4. Three names share the value 0x00.
@@ -69,7 +70,8 @@ const (
 	inAuth       = 1 << TypeAuth
 )
 
-// reasons is the table of 2.4. Codes that are not in it have no name and stand in no packet.
+// reasons is the table of 2.4. Codes outside the table have no name and are not valid in any
+// packet.
 var reasons = [256]struct {
 	name string
 	in   uint16 // set of packet types
@@ -120,8 +122,8 @@ var reasons = [256]struct {
 	WildcardSubscriptionsNotSupported:   {"Wildcard Subscriptions not supported", inSuback | inDisconnect},
 }
 
-// String returns the standard's name for the code, "Success" for 0x00, and a number for a code that it does not
-// define.
+// String returns the standard's name for the code, "Success" for 0x00, and a number for an
+// undefined code.
 func (c ReasonCode) String() string {
 	if s := reasons[c].name; s != "" {
 		return s
@@ -132,19 +134,21 @@ func (c ReasonCode) String() string {
 // Failed reports whether the code stands for a failure: 0x80 or more.
 func (c ReasonCode) Failed() bool { return c >= 0x80 }
 
-// ValidIn reports whether the standard lists the code for packets of type t (2.4). It is false for types without
-// a Reason Code.
+// ValidIn reports whether the standard lists the code for packets of type t (2.4). It is false for
+// types without a Reason Code.
 func (c ReasonCode) ValidIn(t Type) bool { return t <= TypeAuth && reasons[c].in>>t&1 != 0 }
 
-// ReturnCode returns the 3.1.1 CONNACK return code that is nearest to the code (3.1.1, 3.2.2.3). 0 for a code that
-// has failed means that none fits: the connection is then closed without CONNACK [v3.1.1 MQTT-3.2.2-6].
+// ReturnCode returns the 3.1.1 CONNACK return code that is nearest to c (3.1.1, 3.2.2.3). If c is a
+// failure and the result is 0, no return code fits: the server closes the connection without a
+// CONNACK [v3.1.1 MQTT-3.2.2-6].
 func (c ReasonCode) ReturnCode() byte {
 	switch c {
 	case UnsupportedProtocolVersion:
 		return 1
 	case ClientIdentifierNotValid:
 		return 2
-	case ServerUnavailable, ServerBusy, UseAnotherServer, ServerMoved, QuotaExceeded, ConnectionRateExceeded:
+	case ServerUnavailable, ServerBusy, UseAnotherServer, ServerMoved, QuotaExceeded,
+		ConnectionRateExceeded:
 		return 3
 	case BadUserNameOrPassword:
 		return 4
@@ -155,23 +159,34 @@ func (c ReasonCode) ReturnCode() byte {
 	}
 }
 
-// An Error is a failure that has a Reason Code. Every error that decoding returns is an *Error, except ErrShort.
+// An Error is a failure with a Reason Code. Every decoding error is an *Error, except ErrShort.
 type Error struct {
-	Code   ReasonCode // what DISCONNECT, CONNACK or an acknowledgement reports: a failure, 0x80 or more
-	Reason string     // for people; may be sent to the peer as Reason String. Empty: nothing to say.
-	Err    error      // what caused it, for logs and errors.Is; never sent. May be nil.
+	Code   ReasonCode // a failure: 0x80 or more
+	Reason string     // for people; may be sent to the peer as Reason String; may be empty
+	Err    error      // the cause, for logs and errors.Is; never sent; may be nil
+
+	// ServerReference names the servers that the client should use instead (4.11), such as
+	// "mqtt2.example.com:1883", several of them separated by spaces. A broker sends it to a client
+	// of 5.0 in a CONNACK or DISCONNECT with the code UseAnotherServer or ServerMoved, if the packet
+	// stays within the client's Maximum Packet Size. It is not sent if it is not a UTF-8 Encoded
+	// String. Empty: none.
+	ServerReference string
 }
 
-// Errorf returns an Error whose Reason is the formatted text and whose Err is what %w wraps, if anything. The text
-// may be sent to the peer.
+// Errorf returns an Error. Its Reason is the formatted text, which may be sent to the peer. Its Err
+// is the error that %w wraps, if any.
 func Errorf(code ReasonCode, format string, args ...any) *Error {
 	err := fmt.Errorf(format, args...)
 	return &Error{Code: code, Reason: err.Error(), Err: errors.Unwrap(err)}
 }
 
-// Error returns the name of the code, the reason, and the cause where the reason does not end with it.
+// Error returns the name of the code, the Server Reference, the reason, and the cause unless the
+// reason already ends with it.
 func (e *Error) Error() string {
 	s := e.Code.String()
+	if e.ServerReference != "" {
+		s += " (" + e.ServerReference + ")"
+	}
 	if e.Reason != "" {
 		s += ": " + e.Reason
 	}
@@ -184,8 +199,8 @@ func (e *Error) Error() string {
 // Unwrap returns Err.
 func (e *Error) Unwrap() error { return e.Err }
 
-// CodeOf returns the Reason Code of the first *Error in err's tree, UnspecifiedError if there is none or its code
-// stands for no failure, and Success if err is nil.
+// CodeOf returns the Reason Code of the first *Error in err's tree. It returns UnspecifiedError if
+// err has no *Error or the code is not a failure, and Success if err is nil.
 func CodeOf(err error) ReasonCode {
 	if err == nil {
 		return Success

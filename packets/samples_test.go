@@ -15,7 +15,8 @@ var versions = []Version{V31, V311, V5}
 
 // types are all packet types.
 var types = []Type{
-	TypeConnect, TypeConnack, TypePublish, TypePuback, TypePubrec, TypePubrel, TypePubcomp, TypeSubscribe, TypeSuback,
+	TypeConnect, TypeConnack, TypePublish, TypePuback, TypePubrec, TypePubrel, TypePubcomp,
+	TypeSubscribe, TypeSuback,
 	TypeUnsubscribe, TypeUnsuback, TypePingreq, TypePingresp, TypeDisconnect, TypeAuth,
 }
 
@@ -41,23 +42,27 @@ func samples(v Version) []sample {
 		Properties: props(user.AppendUint(WillDelayInterval, 9).AppendText(ContentType, "text/plain"))}
 	s := []sample{
 		{"a bare CONNECT", v, &Connect{Version: v, CleanStart: true}},
-		{"a CONNECT with all there is", v, &Connect{Version: v, CleanStart: true, KeepAlive: 60, ClientID: "c1", Will: will,
-			HasUsername: true, Username: "u", HasPassword: true, Password: []byte("secret"),
-			Properties: props(user.AppendUint(SessionExpiryInterval, 100).AppendUint(ReceiveMaximum, 20).
-				AppendText(AuthenticationMethod, "m").AppendText(AuthenticationData, "\x00\xFF"))}},
+		{"a CONNECT with all there is", v,
+			&Connect{Version: v, CleanStart: true, KeepAlive: 60, ClientID: "c1", Will: will,
+				HasUsername: true, Username: "u", HasPassword: true, Password: []byte("secret"),
+				Properties: props(user.AppendUint(SessionExpiryInterval, 100).AppendUint(ReceiveMaximum, 20).
+					AppendText(AuthenticationMethod, "m").AppendText(AuthenticationData, "\x00\xFF"))}},
 		{"a bare CONNACK", v, &Connack{}},
 		{"a CONNACK that refuses", v, &Connack{Code: NotAuthorized, Properties: props(reason)}},
 		{"a bare PUBLISH", v, &Publish{Topic: []byte("a")}},
 		{"a PUBLISH with all there is", v, &Publish{Dup: true, Retain: true, QoS: QoS2, PacketID: 65535,
-			Topic: []byte("höhe/über/✓"), Payload: []byte("payload"), Properties: props(user.AppendUint(TopicAlias, 3).
+			Topic: []byte("höhe/über/✓"), Payload: []byte("payload"),
+			Properties: props(user.AppendUint(TopicAlias, 3).
 				AppendUint(SubscriptionIdentifier, 1).AppendUint(SubscriptionIdentifier, 268435455).
-				AppendUint(PayloadFormatIndicator, 1).AppendText(ResponseTopic, "r").AppendText(CorrelationData, "\x00"))}},
+				AppendUint(PayloadFormatIndicator, 1).AppendText(ResponseTopic, "r").
+				AppendText(CorrelationData, "\x00"))}},
 		{"a PUBLISH whose Remaining Length has three bytes", v,
 			&Publish{QoS: QoS1, PacketID: 1, Topic: []byte("big"), Payload: make([]byte, 16384)}},
 		{"a SUBSCRIBE with one filter", v, &Subscribe{PacketID: 1, Subscriptions: []Subscription{{Filter: "a"}}}},
-		{"a SUBSCRIBE with three filters", v, &Subscribe{PacketID: 2, Properties: props(user.AppendUint(SubscriptionIdentifier, 200)),
-			Subscriptions: []Subscription{{Filter: "a/+/b", QoS: QoS1}, {Filter: "/"},
-				{Filter: "$share/g/#", QoS: QoS2, RetainAsPublished: v >= V5, RetainHandling: min(byte(v)/5*2, 2)}}}},
+		{"a SUBSCRIBE with three filters", v,
+			&Subscribe{PacketID: 2, Properties: props(user.AppendUint(SubscriptionIdentifier, 200)),
+				Subscriptions: []Subscription{{Filter: "a/+/b", QoS: QoS1}, {Filter: "/"},
+					{Filter: "$share/g/#", QoS: QoS2, RetainAsPublished: v >= V5, RetainHandling: min(byte(v)/5*2, 2)}}}},
 		{"a SUBACK", v, &Suback{PacketID: 2, Codes: []ReasonCode{GrantedQoS1, UnspecifiedError, GrantedQoS0}, Properties: props(reason)}},
 		{"an UNSUBSCRIBE with one filter", v, &Unsubscribe{PacketID: 3, Filters: []string{"#"}}},
 		{"an UNSUBSCRIBE with two filters", v, &Unsubscribe{PacketID: 3, Filters: []string{"a", "b/#"}, Properties: props(user)}},
@@ -77,21 +82,29 @@ func samples(v Version) []sample {
 			code = PacketIdentifierNotFound
 		}
 		s = append(s, sample{"a failed " + t.String(), v, &Ack{Kind: t, PacketID: 258, Code: code}},
-			sample{"a " + t.String() + " with properties", v, &Ack{Kind: t, PacketID: 258, Code: code, Properties: reason}})
+			sample{"a " + t.String() + " with properties", v,
+				&Ack{Kind: t, PacketID: 258, Code: code, Properties: reason}})
 	}
 	method := reason.AppendText(AuthenticationMethod, "m")
 	return append(s,
-		sample{"a CONNACK with all there is", v, &Connack{SessionPresent: true, Properties: Properties(nil).
-			AppendUint(SessionExpiryInterval, 1).AppendUint(ReceiveMaximum, 1).AppendUint(MaximumQoS, 0).
-			AppendUint(RetainAvailable, 0).AppendUint(MaximumPacketSize, 1).AppendText(AssignedClientIdentifier, "id").
-			AppendUint(TopicAliasMaximum, 5).AppendUint(WildcardSubscriptionAvailable, 1).
-			AppendUint(SubscriptionIdentifierAvailable, 0).AppendUint(SharedSubscriptionAvailable, 1).
-			AppendUint(ServerKeepAlive, 7).AppendText(ResponseInformation, "i").AppendText(ServerReference, "s")}},
-		sample{"an UNSUBACK", v, &Unsuback{PacketID: 3, Codes: []ReasonCode{Success, NoSubscriptionExisted}}},
-		sample{"an UNSUBACK with properties", v, &Unsuback{PacketID: 3, Codes: []ReasonCode{NotAuthorized}, Properties: reason}},
-		sample{"a PUBLISH with a Topic Alias for a topic", v, &Publish{Properties: Properties(nil).AppendUint(TopicAlias, 1)}},
+		sample{"a CONNACK with all there is", v,
+			&Connack{SessionPresent: true, Properties: Properties(nil).
+				AppendUint(SessionExpiryInterval, 1).AppendUint(ReceiveMaximum, 1).AppendUint(MaximumQoS, 0).
+				AppendUint(RetainAvailable, 0).AppendUint(MaximumPacketSize, 1).
+				AppendText(AssignedClientIdentifier, "id").
+				AppendUint(TopicAliasMaximum, 5).AppendUint(WildcardSubscriptionAvailable, 1).
+				AppendUint(SubscriptionIdentifierAvailable, 0).AppendUint(SharedSubscriptionAvailable, 1).
+				AppendUint(ServerKeepAlive, 7).AppendText(ResponseInformation, "i").
+				AppendText(ServerReference, "s")}},
+		sample{"an UNSUBACK", v,
+			&Unsuback{PacketID: 3, Codes: []ReasonCode{Success, NoSubscriptionExisted}}},
+		sample{"an UNSUBACK with properties", v,
+			&Unsuback{PacketID: 3, Codes: []ReasonCode{NotAuthorized}, Properties: reason}},
+		sample{"a PUBLISH with a Topic Alias for a topic", v,
+			&Publish{Properties: Properties(nil).AppendUint(TopicAlias, 1)}},
 		sample{"a DISCONNECT with a code", v, &Disconnect{Code: DisconnectWithWill}},
-		sample{"a DISCONNECT with properties", v, &Disconnect{Code: ServerMoved, Properties: reason.AppendText(ServerReference, "s")}},
+		sample{"a DISCONNECT with properties", v,
+			&Disconnect{Code: ServerMoved, Properties: reason.AppendText(ServerReference, "s")}},
 		sample{"an AUTH", v, &Auth{Code: ContinueAuthentication, Properties: method}},
 		sample{"an AUTH of success", v, &Auth{Properties: method}},
 	)
@@ -177,7 +190,8 @@ func randomCode(r *rand.Rand, v Version, t Type) ReasonCode {
 	codes := tables().ReasonCodesByPacket[t.String()]
 	for {
 		c := ReasonCode(codes[r.IntN(len(codes))])
-		if v >= V5 || t == TypeSuback && c <= UnspecifiedError || t == TypeConnack && returnCodeOf(c) == c {
+		if v >= V5 || t == TypeSuback && c <= UnspecifiedError || t == TypeConnack &&
+			returnCodeOf(c) == c {
 			return c
 		}
 	}
@@ -185,7 +199,8 @@ func randomCode(r *rand.Rand, v Version, t Type) ReasonCode {
 
 // returnCodeOf returns the code that c becomes on its way through a 3.1.1 CONNACK.
 func returnCodeOf(c ReasonCode) ReasonCode {
-	return map[byte]ReasonCode{1: UnsupportedProtocolVersion, 2: ClientIdentifierNotValid, 3: ServerUnavailable,
+	return map[byte]ReasonCode{1: UnsupportedProtocolVersion, 2: ClientIdentifierNotValid,
+		3: ServerUnavailable,
 		4: BadUserNameOrPassword, 5: NotAuthorized}[c.ReturnCode()]
 }
 
@@ -211,7 +226,8 @@ func randomPacket(r *rand.Rand, v Version) Packet {
 		c.SessionPresent = c.Code == Success && v != V31 && is()
 		return c
 	case TypePublish:
-		p := &Publish{QoS: QoS(r.IntN(3)), Retain: is(), Topic: []byte(randomTopic(r)), Payload: randomBytes(r), Properties: props}
+		p := &Publish{QoS: QoS(r.IntN(3)), Retain: is(), Topic: []byte(randomTopic(r)),
+			Payload: randomBytes(r), Properties: props}
 		if p.QoS > 0 {
 			p.PacketID, p.Dup = id, is()
 		}
@@ -264,7 +280,8 @@ func randomPacket(r *rand.Rand, v Version) Packet {
 
 func randomConnect(r *rand.Rand, v Version, props Properties) *Connect {
 	is := func() bool { return r.IntN(2) == 0 }
-	c := &Connect{Version: v, CleanStart: is(), KeepAlive: uint16(r.Uint32()), ClientID: randomText(r), Properties: props}
+	c := &Connect{Version: v, CleanStart: is(), KeepAlive: uint16(r.Uint32()),
+		ClientID: randomText(r), Properties: props}
 	if is() {
 		c.Will = &Will{Topic: randomTopic(r), Payload: randomBytes(r), QoS: QoS(r.IntN(3)), Retain: is(),
 			Properties: randomProperties(r, v, TypeWill)}

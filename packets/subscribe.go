@@ -9,8 +9,8 @@ import (
 // A Subscription is one Topic Filter of a SUBSCRIBE with its Subscription Options (3.8.3.1).
 type Subscription struct {
 	Filter            string
-	QoS               QoS  // the most that is wanted
-	NoLocal           bool // since 5.0, as those that follow
+	QoS               QoS  // the maximum QoS of deliveries
+	NoLocal           bool // since 5.0, like the fields below
 	RetainAsPublished bool
 	RetainHandling    byte // 0: send retained messages; 1: only if the subscription is new; 2: never
 }
@@ -51,7 +51,8 @@ func (s *Subscribe) Append(dst []byte, v Version) ([]byte, error) {
 			return dst, err
 		}
 		if sub.QoS > 3 || sub.RetainHandling > 3 {
-			return dst, fmt.Errorf("packets: SUBSCRIBE: QoS %d, retain handling %d", sub.QoS, sub.RetainHandling)
+			return dst, fmt.Errorf("packets: SUBSCRIBE: QoS %d, retain handling %d", sub.QoS,
+				sub.RetainHandling)
 		}
 	}
 	b := appendHeader(dst, byte(TypeSubscribe)<<4|2, n)
@@ -81,8 +82,9 @@ func (s *Subscription) options(v Version) byte {
 	return o | s.RetainHandling<<4
 }
 
-// Decode decodes the body: see Packet. A Topic Filter that is not well formed makes the packet malformed: an empty one, one with
-// a wildcard in the wrong place, and in 5.0 one that begins like a shared one but is none (see SplitShared).
+// Decode decodes the body: see Packet. It refuses an invalid Topic Filter as MalformedPacket: an
+// empty one, one with a wildcard in the wrong place, and in 5.0 one that begins with $share/
+// without being a shared subscription (see SplitShared).
 func (s *Subscribe) Decode(_ Header, body []byte, v Version) error {
 	return s.decode(body, v, Limits{})
 }
@@ -107,8 +109,8 @@ func (s *Subscribe) decode(body []byte, v Version, l Limits) error {
 	return r.end()
 }
 
-// countFilters counts the fields that are left, each with extra bytes behind it, so that nothing is allocated for a
-// packet that is not allowed.
+// countFilters counts the remaining fields, each followed by extra bytes. It runs before anything
+// is allocated, so that a packet over the limits costs no memory.
 func countFilters(r *cursor, extra int, l Limits) (n int) {
 	if r.err != nil {
 		return 0
@@ -129,7 +131,7 @@ func countFilters(r *cursor, extra int, l Limits) (n int) {
 	return n
 }
 
-// topicFilter reads a Topic Filter (4.7.1). Before 5.0 there are no shared ones.
+// topicFilter reads a Topic Filter (4.7.1). Shared subscriptions exist only since 5.0.
 func (r *cursor) topicFilter(v Version) string {
 	f := r.text("topic filter")
 	switch {
@@ -137,10 +139,12 @@ func (r *cursor) topicFilter(v Version) string {
 	case f == "":
 		r.fail(MalformedPacket, "topic filter", "is empty") // [MQTT-4.7.3-1]
 	case !ValidTopicFilter(f):
-		r.fail(MalformedPacket, "topic filter", "has a wildcard in the wrong place") // [MQTT-4.7.1-1] [MQTT-4.7.1-2]
+		r.fail(MalformedPacket, "topic filter",
+			"has a wildcard in the wrong place") // [MQTT-4.7.1-1] [MQTT-4.7.1-2]
 	case v >= V5 && strings.HasPrefix(f, "$share/"):
 		if _, _, err := SplitShared(f); err != nil {
-			r.fail(MalformedPacket, "topic filter", "begins with $share/, but is not that of a shared subscription")
+			r.fail(MalformedPacket, "topic filter",
+				"begins with $share/, but is not that of a shared subscription")
 		}
 	}
 	return f
@@ -223,7 +227,7 @@ func (s *Suback) Decode(_ Header, body []byte, v Version) error {
 	return r.end()
 }
 
-// codes reads Reason Codes until the end of the packet; at least one.
+// codes reads Reason Codes to the end of the packet; at least one is required.
 func (c *cursor) codes(v Version) []ReasonCode {
 	b := c.take(max(len(c.b)-c.i, 1), "reason codes")
 	if c.err != nil {

@@ -15,8 +15,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A protocolTable is what testdata/tables.json says about the packets. The tests of this file are generated from it
-// and know nothing of the tables in the code.
+// A protocolTable is what testdata/tables.json says about the packets. The tests of this file are
+// generated from it and know nothing of the tables in the code.
 type protocolTable struct {
 	PacketTypes []struct {
 		Value           byte                       `json:"value"`
@@ -96,9 +96,12 @@ func (r propertyRow) integer(n uint32) []byte {
 	}
 }
 
-// values returns valid values on the wire, the ends of each range among them, and values that are out of range.
+// values returns valid values on the wire, the ends of each range among them, and values that are
+// out of range.
 func (r propertyRow) values() (valid, invalid [][]byte) {
-	str := func(s string) []byte { return append(binary.BigEndian.AppendUint16(nil, uint16(len(s))), s...) }
+	str := func(s string) []byte {
+		return append(binary.BigEndian.AppendUint16(nil, uint16(len(s))), s...)
+	}
 	switch r.Type {
 	case "utf8_string":
 		return [][]byte{str("v"), str("ä\uFEFF✓"), str(strings.Repeat("x", 65535))}, nil
@@ -263,7 +266,8 @@ func testLegalProperty(t *testing.T, row propertyRow, name string) {
 	for _, value := range valid {
 		for n := range min(len(value), 8) {
 			p := append(Properties{row.ID}, value[:n]...)
-			requireCode(t, MalformedPacket, p.Check(typeNamed(name)), "%s is cut after %d bytes", row.Name, n)
+			requireCode(t, MalformedPacket, p.Check(typeNamed(name)), "%s is cut after %d bytes",
+				row.Name, n)
 		}
 	}
 }
@@ -293,7 +297,8 @@ func TestNoStringMayBeOtherThanUTF8(t *testing.T) {
 				case "utf8_string":
 					variants = []Properties{Properties(nil).AppendText(row.id(), bad)}
 				case "utf8_string_pair":
-					variants = []Properties{Properties(nil).AppendUser(bad, "v"), Properties(nil).AppendUser("k", bad)}
+					variants = []Properties{Properties(nil).AppendUser(bad, "v"),
+						Properties(nil).AppendUser("k", bad)}
 				}
 				for _, p := range variants {
 					for _, name := range row.Packets {
@@ -394,7 +399,8 @@ func TestReturnCodesBefore50(t *testing.T) {
 			requireCode(t, MalformedPacket, err, "return code %d is reserved", code)
 		}
 		_, _, err = Decode([]byte{0x90, 3, 0, 1, byte(code)}, V311, Limits{})
-		require.Equal(t, slices.Contains(tables().SubackReturnCodes311, code), err == nil, "SUBACK 0x%02X", code)
+		require.Equal(t, slices.Contains(tables().SubackReturnCodes311, code), err == nil,
+			"SUBACK 0x%02X", code)
 		b = encode(t, &Suback{PacketID: 1, Codes: []ReasonCode{ReasonCode(code)}}, V311)
 		if code > 0x80 {
 			require.EqualValues(t, 0x80, b[4], "a failure must be sent as 0x80")
@@ -440,14 +446,16 @@ func TestRemainingLengthOfEachPacket(t *testing.T) {
 				require.NoError(t, json.Unmarshal(raw, &want))
 			}
 			for n := range 300 {
-				if want.Exact != nil && n == *want.Exact || want.Exact == nil && (want.Min == nil || n >= *want.Min) {
+				if want.Exact != nil && n == *want.Exact || want.Exact == nil &&
+					(want.Min == nil || n >= *want.Min) {
 					continue
 				}
 				for _, fill := range []byte{0, 1} {
 					h := Header{Type: Type(row.Value), Flags: 2, Remaining: n, Len: 2}
 					body := slices.Repeat([]byte{fill}, n)
 					var e *Error
-					require.ErrorAs(t, empty(h.Type).Decode(h, body, v), &e, "%s of %v with length %d", row.Name, v, n)
+					require.ErrorAs(t, empty(h.Type).Decode(h, body, v), &e,
+						"%s of %v with length %d", row.Name, v, n)
 				}
 			}
 		}
@@ -506,7 +514,8 @@ func TestVariableByteIntegers(t *testing.T) {
 				require.NoError(t, err, "%v does not demand the shortest form", v)
 				require.Equal(t, Header{TypePublish, 0, n, 3 + i}, h)
 			}
-			requireCode(t, MalformedPacket, Properties(append([]byte{byte(SubscriptionIdentifier)}, padded[1:]...)).Check(TypePublish),
+			requireCode(t, MalformedPacket, Properties(append([]byte{byte(SubscriptionIdentifier)},
+				padded[1:]...)).Check(TypePublish),
 				"% X as a Subscription Identifier", padded[1:])
 		}
 	}
@@ -591,7 +600,8 @@ func TestEveryByteOfSubscriptionOptions(t *testing.T) {
 func TestPacketIdentifierZeroIsRefused(t *testing.T) {
 	for _, v := range versions {
 		for _, p := range []Packet{
-			&Publish{QoS: QoS1, Topic: []byte("a")}, &Publish{QoS: QoS2, Topic: []byte("a")}, &Ack{Kind: TypePuback},
+			&Publish{QoS: QoS1, Topic: []byte("a")}, &Publish{QoS: QoS2, Topic: []byte("a")},
+			&Ack{Kind: TypePuback},
 			&Ack{Kind: TypePubrec}, &Ack{Kind: TypePubrel}, &Ack{Kind: TypePubcomp},
 			&Subscribe{Subscriptions: []Subscription{{Filter: "a"}}}, &Suback{Codes: []ReasonCode{0}},
 			&Unsubscribe{Filters: []string{"a"}}, &Unsuback{Codes: []ReasonCode{0}},

@@ -5,14 +5,15 @@ import (
 	"unicode/utf8"
 )
 
-// text is what the functions of this file take: a string or the bytes of one.
+// text is a string or its bytes.
 type text interface{ ~string | ~[]byte }
 
-// inspect looks at s once and reports whether it is not UTF-8 or contains U+0000, and if not, whether it contains a
-// wildcard character. Eight bytes at a time are skipped as long as they are ASCII and none of these.
+// inspect scans s once. malformed is true if s is not UTF-8 or contains U+0000. Otherwise wildcard
+// tells whether s contains a wildcard character. It skips eight bytes at a time while they are
+// ASCII without any of these characters.
 func inspect[T text](s T) (malformed, wildcard bool) {
 	for i := 0; i < len(s); {
-		// The last eight bytes may overlap with some that were looked at before.
+		// The last eight bytes may overlap with bytes that were checked before.
 		if j := min(i, len(s)-8); j >= 0 && plain(s, j) {
 			i = j + 8
 			continue
@@ -40,21 +41,21 @@ func plain[T text](s T, i int) bool {
 	w := s[i : i+8]
 	x := uint64(w[0]) | uint64(w[1])<<8 | uint64(w[2])<<16 | uint64(w[3])<<24 |
 		uint64(w[4])<<32 | uint64(w[5])<<40 | uint64(w[6])<<48 | uint64(w[7])<<56
-	// As long as no byte is above 0x7F, subtracting 1 from each sets a high bit only where one was 0. '+' and '#'
-	// differ in the bit 0x08 alone, so both become 0 in y.
+	// As long as no byte is above 0x7F, subtracting 1 from each sets a high bit only where one was
+	// 0. '+' and '#' differ in the bit 0x08 alone, so both become 0 in y.
 	y := (x | 0x08*ones) ^ '+'*ones
 	return (x|(x-ones)|(y-ones))&(0x80*ones) == 0
 }
 
-// ValidUTF8 reports whether s is UTF-8 as the standard wants it: well formed, without surrogates and without U+0000
-// (1.5.4). An empty s is valid.
+// ValidUTF8 reports whether s is UTF-8 as the standard defines it: well formed, without surrogates
+// and without U+0000 (1.5.4). An empty s is valid.
 func ValidUTF8[T ~string | ~[]byte](s T) bool {
 	malformed, _ := inspect(s)
 	return !malformed
 }
 
-// ValidTopicName reports whether s may be the Topic Name of a message: 1 to 65,535 bytes of UTF-8 without U+0000 and
-// without wildcards (4.7).
+// ValidTopicName reports whether s may be the Topic Name of a message: 1 to 65,535 bytes of UTF-8
+// without U+0000 and without wildcards (4.7).
 func ValidTopicName[T ~string | ~[]byte](s T) bool {
 	if len(s) == 0 || len(s) > maxString {
 		return false
@@ -63,8 +64,9 @@ func ValidTopicName[T ~string | ~[]byte](s T) bool {
 	return !malformed && !wildcard
 }
 
-// ValidTopicFilter reports whether s may be a Topic Filter: 1 to 65,535 bytes of UTF-8 without U+0000, where '+' and
-// '#' stand alone in their level, and '#' in the last (4.7.1). It does not look into a shared one: see SplitShared.
+// ValidTopicFilter reports whether s is a valid Topic Filter: 1 to 65,535 bytes of UTF-8 without
+// U+0000, where '+' and '#' stand alone in their level, and '#' is the last level (4.7.1). It does
+// not check the form of a shared subscription: see SplitShared.
 func ValidTopicFilter(s string) bool {
 	if len(s) == 0 || len(s) > maxString {
 		return false
@@ -91,10 +93,11 @@ func ValidTopicFilter(s string) bool {
 	return true
 }
 
-// SplitShared splits the Topic Filter of a Shared Subscription, "$share/group/inner", into its Share Name and the
-// filter that messages have to match (4.8.2). A filter that is not shared is returned as inner, with an empty group.
-// The error is an *Error with TopicFilterInvalid if the filter begins like a shared one but has no valid Share Name
-// [MQTT-4.8.2-1] [MQTT-4.8.2-2] or nothing after it. Whether inner is valid is for ValidTopicFilter to say.
+// SplitShared splits the Topic Filter of a Shared Subscription, "$share/group/inner", into its
+// Share Name and the filter that messages have to match (4.8.2). If the filter is not shared, inner
+// is the filter and group is empty. The error is an *Error with TopicFilterInvalid if the filter
+// begins with $share/ but has no valid Share Name [MQTT-4.8.2-1] [MQTT-4.8.2-2] or ends after it.
+// SplitShared does not check inner: use ValidTopicFilter.
 func SplitShared(filter string) (group, inner string, err error) {
 	rest, shared := strings.CutPrefix(filter, "$share/")
 	if !shared {
@@ -113,9 +116,9 @@ func SplitShared(filter string) (group, inner string, err error) {
 	return group, inner, nil
 }
 
-// MatchTopic reports whether a message with the given Topic Name is one that a subscription to filter gets (4.7).
-// Both have to be valid, and the filter not a shared one; for others the answer means nothing. It takes time linear
-// in their length and allocates nothing.
+// MatchTopic reports whether a subscription to filter receives messages with Topic Name name (4.7).
+// Both must be valid and filter not shared; otherwise the result is meaningless. It takes time
+// linear in their length and does not allocate.
 func MatchTopic(filter, name string) bool {
 	if filter == "" || name == "" {
 		return false
@@ -141,7 +144,8 @@ func MatchTopic(filter, name string) bool {
 	return j == len(name)
 }
 
-// Levels returns the number of levels of a Topic Name or Topic Filter: one more than it has slashes (4.7.1.1).
+// Levels returns the number of levels of a Topic Name or Topic Filter: one more than it has slashes
+// (4.7.1.1).
 func Levels[T ~string | ~[]byte](s T) int {
 	n := 1
 	for i := range len(s) {

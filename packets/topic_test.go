@@ -38,7 +38,8 @@ func validTextPlainly(s string) bool { return utf8.ValidString(s) && !strings.Co
 func validFilterPlainly(s string) bool {
 	levels := strings.Split(s, "/")
 	for i, level := range levels {
-		if strings.Contains(level, "#") && (level != "#" || i != len(levels)-1) || strings.Contains(level, "+") && level != "+" {
+		if strings.Contains(level, "#") && (level != "#" || i != len(levels)-1) ||
+			strings.Contains(level, "+") && level != "+" {
 			return false
 		}
 	}

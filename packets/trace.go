@@ -10,25 +10,28 @@ import (
 // tracePayload is the longest payload that a trace shows.
 const tracePayload = 64
 
-// Trace returns one line that describes p: its type and what it holds as "key=value", and as bare words what is true.
-// It is meant for logs and tests, is stable, and never shows a password or authentication data.
+// Trace returns one line that describes p: its type, then values as "key=value" and flags that are
+// set as bare words. The line is meant for logs and tests. Its format is stable, and it never shows
+// a password or authentication data.
 //
 //	PUBLISH dup qos=1 id=5 retain topic=a/b payload="x y" message-expiry-interval=60 user.key=value
 //	SUBSCRIBE id=1 filter=a/b:1 filter=c/#:2,nl,rap,rh=1
 //	PUBACK id=5 code=0x10
 //
-// A value is in Go syntax with quotes if it has a quote or anything that is not printable ASCII. Binary data that is
-// not UTF-8 is written as "hex:" and its digits, a payload of more than 64 bytes as "<65 bytes>".
+// A value with a quote, or with a byte that is not printable ASCII, is quoted as in Go. Binary data
+// that is not UTF-8 is written as "hex:" and its digits. A payload of more than 64 bytes is written
+// as its length, such as "<65 bytes>".
 func Trace(p Packet) string { return string(AppendTrace(nil, p)) }
 
-// AppendTrace appends what Trace returns to dst and returns the extended slice.
+// AppendTrace appends the line of Trace to dst and returns the extended slice.
 func AppendTrace(dst []byte, p Packet) []byte {
 	b := append(dst, p.Type().String()...)
 	switch p := p.(type) {
 	case *Connect:
 		b = traceConnect(b, p)
 	case *Connack:
-		b = traceProperties(traceCode(traceFlag(b, "present", p.SessionPresent), p.Code), "", p.Properties)
+		b = traceProperties(traceCode(traceFlag(b, "present", p.SessionPresent), p.Code), "",
+			p.Properties)
 	case *Publish:
 		b = tracePublish(b, p)
 	case *Ack:
@@ -189,7 +192,8 @@ func traceData(b []byte, key string, data []byte) []byte {
 	}
 }
 
-// traceValue writes s, with quotes if it has a quote, a byte that is not printable ASCII, or one that special names.
+// traceValue writes s. It quotes s if s has a quote, a byte that is not printable ASCII, or a byte
+// in special.
 func traceValue[T text](b []byte, s T, special string) []byte {
 	for i := range len(s) {
 		if c := s[i]; c <= ' ' || c > '~' || c == '"' || strings.IndexByte(special, c) >= 0 {

@@ -48,7 +48,8 @@ func (u *Unsubscribe) Append(dst []byte, v Version) ([]byte, error) {
 	return b, nil
 }
 
-// Decode decodes the body: see Packet. A Topic Filter that is not well formed makes the packet malformed, as in Subscribe.
+// Decode decodes the body: see Packet. It refuses an invalid Topic Filter as MalformedPacket, as
+// Subscribe does.
 func (u *Unsubscribe) Decode(_ Header, body []byte, v Version) error {
 	return u.decode(body, v, Limits{})
 }

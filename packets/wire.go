@@ -6,7 +6,7 @@ import (
 	"slices"
 )
 
-// What the wire can hold (1.5, 2.1.4).
+// The limits of the wire format (1.5, 2.1.4).
 const (
 	maxString    = 65_535      // bytes of a UTF-8 string or of binary data
 	maxRemaining = 268_435_455 // the largest Variable Byte Integer
@@ -35,8 +35,9 @@ func varintLen(n int) int {
 	}
 }
 
-// consumeVarint reads a Variable Byte Integer at the start of b. size is the number of its bytes, 0 if b ends inside
-// it, and -1 if it has more than four. minimal is false if fewer bytes would have done.
+// consumeVarint reads a Variable Byte Integer at the start of b. size is its number of bytes, 0 if
+// b ends inside it, and -1 if it has more than four. minimal is false if it is not in its shortest
+// form.
 func consumeVarint(b []byte) (n, size int, minimal bool) {
 	for i, c := range b[:min(len(b), 4)] {
 		n |= int(c&0x7F) << (7 * i)
@@ -50,8 +51,8 @@ func consumeVarint(b []byte) (n, size int, minimal bool) {
 	return 0, -1, true
 }
 
-// appendField appends a UTF-8 string or binary data: its length in two bytes, and itself (1.5.4, 1.5.6). The caller
-// has made sure that it is not too long.
+// appendField appends a UTF-8 string or binary data after its length in two bytes (1.5.4, 1.5.6).
+// The caller has checked the length.
 func appendField[T ~string | ~[]byte](dst []byte, s T) []byte {
 	dst = binary.BigEndian.AppendUint16(dst, uint16(len(s)))
 	return append(dst, s...)
@@ -74,8 +75,8 @@ func appendHeader(dst []byte, first byte, n int) []byte {
 	return appendVarint(append(dst, first), n)
 }
 
-// checkFrame returns an error if a packet of type t cannot have n as its Remaining Length, or has properties that
-// v writes and that have no wire form.
+// checkFrame returns an error if a packet of type t cannot have Remaining Length n, or if v has
+// properties and p cannot be encoded.
 func checkFrame(t Type, n int, p Properties, v Version) error {
 	if v >= V5 && p.unencodable() {
 		return fmt.Errorf("packets: %v: a property has a value that the wire cannot hold", t)
@@ -94,8 +95,8 @@ func checkField(t Type, field string, n int) error {
 	return nil
 }
 
-// A cursor reads the fields of a packet's body one after the other. After the first failure it returns zero values,
-// and err says what failed.
+// A cursor reads the fields of a packet's body in order. After the first failure it returns zero
+// values, and err holds that failure.
 type cursor struct {
 	t   Type
 	b   []byte
@@ -166,7 +167,7 @@ func (c *cursor) text(field string) string {
 	return string(b)
 }
 
-// properties reads a length and so many bytes of properties, and checks them against those that in may have.
+// properties reads the length and the properties after it, and checks them for packets of type in.
 func (c *cursor) properties(in Type) Properties {
 	if c.err != nil {
 		return nil
@@ -189,7 +190,7 @@ func (c *cursor) properties(in Type) Properties {
 	return p
 }
 
-// end returns the first failure. Bytes that are left over are one [MQTT5-NOID-2.1.4-1].
+// end returns the first failure. Bytes left over are a failure too [MQTT5-NOID-2.1.4-1].
 func (c *cursor) end() error {
 	if c.i < len(c.b) {
 		c.fail(MalformedPacket, "end", "is followed by more bytes")

@@ -1,12 +1,14 @@
-// Package store is what a Dunlin broker needs of a place that survives a crash.
+// Package store is the interface between a Dunlin broker and storage that survives a crash.
 //
-// The broker keeps its live state in memory. What has to outlive the process it describes as operations ([Op]), gathers
-// those of all connections while a commit is under way, and gives them to [Store.Commit] as one batch. It tells a client that
-// something was received only after the batch that holds it has been committed. After a restart [Store.Load] gives operations
-// back that rebuild the committed state.
+// The broker keeps its live state in memory. It describes every durable change as an operation
+// ([Op]). It gathers the operations of all connections while a commit is in progress, and gives
+// them to [Store.Commit] as one batch. It acknowledges a message to a client only after the batch
+// with this message has been committed. After a restart, [Store.Load] returns operations that
+// rebuild the committed state.
 //
-// A Store is a dumb, ordered, atomic journal with compaction: it needs no knowledge of MQTT beyond what the comments of the
-// operations say. The package storetest holds the contract as a test suite that any implementation can run.
+// A Store is an ordered, atomic journal with compaction. It needs no knowledge of MQTT beyond the
+// comments of the operations. Package storetest holds the contract as a test suite for any
+// implementation.
 package store
 
 import (
@@ -18,43 +20,48 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// A Store makes operations durable and gives them back after a restart.
+// A Store makes operations durable and returns them after a restart.
 //
-// The broker calls Load once, to its end, before anything else, then Commit and Checkpoint from one goroutine at a time, and Close
-// once when all of that is over.
+// The broker first calls Load once, to its end. Then it calls Commit and Checkpoint, from one
+// goroutine at a time. It calls Close once, after all of these calls have returned.
 //
-// None of its methods may wait for Close or Shutdown of the broker. A method that calls them gets an error with dunlin.ErrStillClosing at
-// once, and the broker closes when the method has returned.
+// No method may wait for Close or Shutdown of the broker. A method that calls them gets an error
+// with dunlin.ErrStillClosing at once. The broker closes when the method has returned.
 type Store interface {
-	// Load yields operations that, applied in order to an empty state, rebuild what was committed. They need not be
-	// those that were given to Commit: what has been superseded may be missing. A message stays one *Message however many
-	// queues it waits in. What is yielded may be kept by the caller, and is durable.
-	// An error ends the sequence; the store is then not usable, unless it is ctx's. Load may be called again before the
-	// first Commit, also after one that the caller broke off.
+	// Load yields operations that rebuild the committed state when they are applied, in order, to
+	// an empty state. They need not be the operations that Commit got: superseded ones may be
+	// missing. A message stays one *Message, however many queues it is in. The caller may keep what
+	// Load yields; it is durable. An error ends the sequence. The store is then not usable, unless
+	// the error is that of ctx. Load may be called again before the first Commit, also after a
+	// caller has broken it off.
 	Load(ctx context.Context) iter.Seq2[Op, error]
-	// Commit applies ops in order and all together: after a crash either all of a batch or nothing of it is there, and a batch is there
-	// only if all before it are. It returns nil when the batch will survive what the store's [Durability] says.
-	// The store must not keep ops or what they point to after it returns.
-	// An error means that nothing of the batch may be relied on. If it is [ErrFull] or [ErrTooLarge], or ctx was done before the call, the
-	// batch is not there and the store goes on; after any other error every later Commit fails as well.
+	// Commit applies ops in order and as a whole. After a crash either all of a batch is there or
+	// nothing of it, and a batch is there only if all batches before it are. Commit returns nil
+	// when the batch survives what the store's [Durability] says. After it returns, the store must
+	// not keep ops or anything that they point to. An error means that nothing of the batch may be
+	// relied on. If the error is [ErrFull] or [ErrTooLarge], or if ctx was done before the call,
+	// the batch is not there and the store continues. After any other error every later Commit
+	// fails too.
 	Commit(ctx context.Context, ops []Op) error
-	// Checkpoint lets the store make itself smaller: it may be called at any time between commits, may take long, and
-	// changes nothing that Load would yield. A store that needs none returns nil.
+	// Checkpoint lets the store make itself smaller. It may be called at any time between commits,
+	// and may take long. It does not change what Load yields. A store that needs no Checkpoint
+	// returns nil.
 	Checkpoint(ctx context.Context) error
-	// Close releases what the store holds. What was committed stays.
+	// Close releases the resources of the store. Committed state stays.
 	Close() error
 }
 
-// ErrFull is returned (wrapped) by Commit when there is no room. The batch has no effect, and the store goes on when there is
-// room again. A batch that only takes away (Done, DeleteSession and the like) may succeed where one that adds does not, and makes
-// room.
+// ErrFull is the error of Commit (wrapped) when there is no room. The batch has no effect, and the
+// store continues when there is room again. A batch that only removes (Done, DeleteSession and the
+// like) may succeed where a batch that adds does not, and makes room.
 var ErrFull = errors.New("store: no space left")
 
-// ErrTooLarge is returned (wrapped) by Commit when the batch, or one of its operations, is larger than the store can keep, however much
-// room there is. The batch has no effect, and the store goes on. The same operations in smaller batches may succeed.
+// ErrTooLarge is the error of Commit (wrapped) when the batch, or one of its operations, is larger
+// than the store can keep, however much room there is. The batch has no effect, and the store
+// continues. The same operations in smaller batches may succeed.
 var ErrTooLarge = errors.New("store: the batch is too large")
 
-// Durability says what a successful Commit survives.
+// Durability says which failures a successful Commit survives.
 type Durability byte
 
 const (
@@ -62,7 +69,7 @@ const (
 	Synced Durability = iota
 	// Buffered: the end of the process, but not of the operating system.
 	Buffered
-	// None: nothing is promised; the store writes when it likes.
+	// None: nothing is guaranteed; the store writes when it likes.
 	None
 )
 
@@ -77,19 +84,25 @@ func (d Durability) String() string {
 	return "none"
 }
 
-// An Op is one change to the state. The set is closed: *PutSession, *DeleteSession, *PutSubscription,
-// *DeleteSubscription, *Publish, *Sent, *Released, *Done, *Received, *Forget, *PutRetained, *DeleteRetained.
+// An Op is one change to the state. The set is closed: *PutSession, *DeleteSession,
+// *PutSubscription, *DeleteSubscription, *Publish, *Sent, *Released, *Done, *Received, *Forget,
+// *PutRetained, *DeleteRetained.
 //
-// Sessions are named by a number that no other Session has; it may come again after a restart, once its Session has been deleted.
-// An operation on a Session, subscription, Packet Identifier or entry of a queue that is not there has no effect: what it
-// names may have ended while the operation was on its way. All instants are Unix nanoseconds, 0 meaning never or none.
+// A Session has a number that no other Session has. After a restart the number may be used again,
+// if its Session has been deleted. An operation on a Session, subscription, Packet Identifier or
+// queue entry that does not exist has no effect: it may have ended while the operation was on its
+// way. All instants are Unix nanoseconds; 0 means never or none.
 type Op interface{ op() }
 
-// PutSession makes a Session, or replaces what was said of it here; its subscriptions, queue and identifiers stay.
+// PutSession creates a Session, or replaces the fields of an existing one. Its subscriptions, queue
+// and identifiers stay. The Broker keeps each Will as a Session of its own, with Expiry 0 and
+// nothing else, and each delayed message in the same way, with a ClientID that begins with
+// "$local/delayed/". It also keeps a Session that has ended, with Expiry 0, until all messages that
+// other members of a shared subscription get from it have moved.
 type PutSession struct {
 	Session   uint64
 	ClientID  string
-	Principal string // who owns it
+	Principal string // who owns it, or, if not Named, who its client claims to be
 	Username  string // of the client that made the will
 	Named     bool   // the owner has a name, be it an empty one
 	Mount     string // what the names of all topics and filters of the client begin with
@@ -108,7 +121,8 @@ type Will struct {
 // DeleteSession ends a Session with everything that belongs to it.
 type DeleteSession struct{ Session uint64 }
 
-// PutSubscription makes or replaces a subscription. Filter is as the client wrote it, $share included.
+// PutSubscription creates or replaces a subscription. Filter is as the client wrote it, including
+// $share.
 type PutSubscription struct {
 	Session uint64
 	packets.Subscription
@@ -121,18 +135,20 @@ type DeleteSubscription struct {
 	Filter  string
 }
 
-// A Message is an Application Message as it waits in queues.
+// A Message is an Application Message in a queue or a retained message.
 type Message struct {
 	packets.Message
 	Expires int64  // absolute expiry
 	From    string // Client Identifier of the publisher
 
-	// Holders counts the places in the broker's memory that hold the message. A Store neither keeps nor copies it.
+	// Holders counts the places in the broker's memory that hold the message. A Store neither
+	// stores nor copies it.
 	Holders atomic.Int64
 }
 
-// A Delivery is one place in the queue of a Session. The order of a queue is that of Seq, in whatever order its entries come. No
-// two entries of a queue have the same Seq; that of one which is done may come again after a restart.
+// A Delivery is one entry in the queue of a Session. The order of a queue is that of Seq, whatever
+// order the entries arrive in. No two entries of a queue have the same Seq. After a restart the Seq
+// of an entry that is done may be used again.
 type Delivery struct {
 	Session uint64
 	Seq     uint64
@@ -142,9 +158,9 @@ type Delivery struct {
 	Group   string   // "$share/..." filter of a shared subscription that it came by, or empty
 }
 
-// Publish adds a message once and puts it into the queues of To, in order. If Retain is set the message also becomes the
-// retained one of its topic. If FromSession is not 0, the Packet Identifier FromID is remembered as received (as
-// [Received]) in the same step.
+// Publish adds a message once, and puts it into the queues of To, in order. If Retain is set, the
+// message also becomes the retained message of its topic. If FromSession is not 0, the same step
+// remembers the Packet Identifier FromID as received, as [Received] does.
 type Publish struct {
 	Message     *Message
 	To          []Delivery
@@ -153,20 +169,21 @@ type Publish struct {
 	FromID      uint16
 }
 
-// Sent gives an entry of a queue its Packet Identifier: it is about to be sent for the first time.
+// Sent gives a queue entry its Packet Identifier, before the message is sent for the first time.
 type Sent struct {
 	Session uint64
 	Seq     uint64
 	ID      uint16
 }
 
-// Released records that the PUBREC of a QoS 2 delivery came: from now on PUBREL is sent, never the message.
+// Released records the PUBREC of a QoS 2 delivery. From then on the broker sends PUBREL, and never
+// the message again.
 type Released struct {
 	Session uint64
 	Seq     uint64
 }
 
-// Done takes an entry out of a queue: it was acknowledged, dropped or has expired.
+// Done removes an entry from a queue: the message was acknowledged, was dropped, or has expired.
 type Done struct {
 	Session uint64
 	Seq     uint64
@@ -178,25 +195,27 @@ type Received struct {
 	ID      uint16
 }
 
-// Forget ends what Received began: PUBREL came.
+// Forget removes a Packet Identifier that Received has added, when PUBREL arrives.
 type Forget struct {
 	Session uint64
 	ID      uint16
 }
 
-// PutRetained makes the message the retained one of its topic.
+// PutRetained makes the message the retained message of its topic.
 type PutRetained struct{ Message *Message }
 
 // DeleteRetained removes the retained message of a topic.
 type DeleteRetained struct{ Topic string }
 
-// Adds says whether a batch may make the state larger. A store that keeps some room for batches that do not can let clients fetch what
-// waits for them on a full disk. PutSession does not add, as most Sessions were there before and have changed: on a full disk clients
-// should be able to come for their messages.
+// Adds says whether a batch may make the state larger. A store can keep some room for batches that
+// do not. Then clients can fetch their messages although the disk is full. PutSession does not
+// count as adding: most of these Sessions existed before and have changed, and on a full disk
+// clients should be able to reconnect for their messages.
 func Adds(ops []Op) bool {
 	for _, op := range ops {
 		switch op.(type) {
-		case *PutSession, *Sent, *Released, *Done, *Forget, *DeleteSession, *DeleteSubscription, *DeleteRetained:
+		case *PutSession, *Sent, *Released, *Done, *Forget, *DeleteSession, *DeleteSubscription,
+			*DeleteRetained:
 		default:
 			return true
 		}

@@ -1,5 +1,5 @@
-// Command auth is a broker with an Authenticator and an Authorizer of its own: a shared secret lets devices in, and each may write
-// below its own name and read what is for all.
+// Command auth is a broker with an Authenticator and an Authorizer of its own: a shared secret lets
+// devices in, and each may write below its own name and read what is for all.
 package main
 
 import (
@@ -32,7 +32,8 @@ func (f factory) password(device string) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// Authenticate accepts a device whose User Name and Password go together, and gives it the role of one.
+// Authenticate accepts a device whose User Name and Password go together, and gives it the role of
+// one.
 func (f factory) Authenticate(_ context.Context, r *hooks.ConnectRequest) error {
 	device := r.Client.Username
 	right := hmac.Equal(r.Connect.Password, []byte(f.password(device)))
@@ -44,7 +45,8 @@ func (f factory) Authenticate(_ context.Context, r *hooks.ConnectRequest) error 
 	return nil
 }
 
-// Authorize lets a device write to devices/NAME/..., and read that and whatever there is below all/.
+// Authorize lets a device write to devices/NAME/..., and read that and whatever there is below
+// all/.
 func (f factory) Authorize(_ context.Context, r *hooks.AccessRequest) error {
 	name, _ := r.Client.User()
 	switch {
@@ -76,12 +78,25 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	defer b.Close()
+	// Every message is printed.
+	sub, err := b.Subscribe(ctx, "#", &dunlin.SubscribeOptions{Overflow: dunlin.DropNewest})
+	if err != nil {
+		return err
+	}
+	go func() { // ends with b
+		for m := range sub.Messages() {
+			fmt.Fprintf(out, "%s: %s\n", m.Topic, m.Payload)
+		}
+	}()
 	l, err := net.Listen("tcp", *addr)
 	if err != nil {
 		return err
 	}
+	_, port, _ := net.SplitHostPort(l.Addr().String())
 	fmt.Fprintln(out, "listening on", l.Addr())
-	fmt.Fprintf(out, "mosquitto_pub -V 5 -q 1 -u d1 -P %s -t devices/d1/state -m on\n", f.password("d1"))
+	fmt.Fprintln(out, "now type this, then change a letter of the name, the password or the topic:")
+	fmt.Fprintf(out, "  mosquitto_pub -p %s -V 5 -q 1 -u d1 -P %s -t devices/d1/state -m on\n",
+		port, f.password("d1"))
 	defer context.AfterFunc(ctx, func() { b.Close() })()
 	if err := b.Serve(l); ctx.Err() == nil {
 		return err

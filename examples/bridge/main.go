@@ -1,6 +1,7 @@
-// Command bridge is a broker that is bridged to another one by autopaho: what is published here under the topics of -out goes there, and what
-// is published there under those of -in comes here. While the other broker is away, messages of QoS 1 and 2 wait in a named Subscription, and
-// there in the Session of the bridge. Nothing comes back to where it came from.
+// Command bridge is a broker that is bridged to another one by autopaho: what is published here
+// under the topics of -out goes there, and what is published there under those of -in comes here.
+// While the other broker is away, messages of QoS 1 and 2 wait in a named Subscription, and there
+// in the Session of the bridge. Nothing comes back to where it came from.
 package main
 
 import (
@@ -38,6 +39,7 @@ type bridge struct {
 	local *dunlin.Subscription
 	in    []string
 	out   io.Writer
+	retry time.Duration // between attempts to send
 }
 
 func run(ctx context.Context, args []string, out io.Writer) error {
@@ -58,9 +60,10 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	defer b.Close()
-	br := &bridge{in: strings.Split(*inbound, ","), out: out}
+	br := &bridge{in: strings.Split(*inbound, ","), out: out, retry: *retry}
 	filters := strings.Split(*outbound, ",")
-	o := &dunlin.SubscribeOptions{Name: *id, QoS: 2, NoLocal: true, RetainAsPublished: true, ManualAck: true, Buffer: 10_000}
+	o := &dunlin.SubscribeOptions{Name: *id, QoS: 2, NoLocal: true, RetainAsPublished: true,
+		ManualAck: true, Buffer: 10_000}
 	if br.local, err = b.Subscribe(ctx, filters[0], o); err != nil {
 		return err
 	}
@@ -74,17 +77,28 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	go b.Serve(l) // ends with b
+	_, port, _ := net.SplitHostPort(l.Addr().String())
 	fmt.Fprintln(out, "listening on", l.Addr())
+	fmt.Fprintln(out, "now subscribe there and publish here:")
+	fmt.Fprintf(out, "  mosquitto_sub -L %s/out/# -v\n", *remote)
+	fmt.Fprintf(out, "  mosquitto_pub -p %s -t out/hello -m hi\n", port)
 
 	cm, err := autopaho.NewConnection(ctx, autopaho.ClientConfig{
 		ServerUrls: []*url.URL{server}, KeepAlive: 30, SessionExpiryInterval: 7 * 24 * 3600,
 		ReconnectBackoff: func(int) time.Duration { return *retry },
-		OnConnectionUp:   func(cm *autopaho.ConnectionManager, _ *paho.Connack) { go br.subscribe(ctx, cm) }, // a moment
-		OnConnectError:   func(err error) { fmt.Fprintln(out, "not connected:", err) },
+		OnConnectionUp: func(cm *autopaho.ConnectionManager, _ *paho.Connack) {
+			go br.subscribe(ctx, cm) // ends after one exchange
+		},
+		OnConnectError: func(err error) { fmt.Fprintln(out, "not connected:", err) },
 		ClientConfig: paho.ClientConfig{
-			ClientID:          *id,
-			PacketTimeout:     2 * time.Second, // for an acknowledgement, also when the connection has broken meanwhile
-			OnPublishReceived: []func(paho.PublishReceived) (bool, error){func(p paho.PublishReceived) (bool, error) { return true, br.receive(ctx, p.Packet) }},
+			ClientID:      *id,
+			PacketTimeout: 2 * time.Second,
+			// for an acknowledgement, also when the connection has broken meanwhile
+			OnPublishReceived: []func(paho.PublishReceived) (bool,
+				error){func(p paho.PublishReceived) (bool, error) {
+				return true,
+					br.receive(ctx, p.Packet)
+			}},
 		},
 	})
 	if err != nil {
@@ -98,11 +112,13 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	return err
 }
 
-// subscribe subscribes there. With No Local the other broker does not send back what it got from here.
+// subscribe subscribes there. With No Local the other broker does not send back what it got from
+// here.
 func (br *bridge) subscribe(ctx context.Context, cm *autopaho.ConnectionManager) {
 	s := new(paho.Subscribe)
 	for _, f := range br.in {
-		s.Subscriptions = append(s.Subscriptions, paho.SubscribeOptions{Topic: f, QoS: 2, NoLocal: true, RetainAsPublished: true})
+		s.Subscriptions = append(s.Subscriptions,
+			paho.SubscribeOptions{Topic: f, QoS: 2, NoLocal: true, RetainAsPublished: true})
 	}
 	if _, err := cm.Subscribe(ctx, s); err != nil {
 		fmt.Fprintln(br.out, "not subscribed there:", err)
@@ -111,14 +127,16 @@ func (br *bridge) subscribe(ctx context.Context, cm *autopaho.ConnectionManager)
 	fmt.Fprintln(br.out, "bridged")
 }
 
-// send takes messages there. One that the other broker has not acknowledged when a connection breaks is sent again on the next.
+// send takes messages there. One that the other broker has not acknowledged when a connection
+// breaks is sent again on the next.
 func (br *bridge) send(ctx context.Context, cm *autopaho.ConnectionManager) error {
 	for {
 		m, err := br.local.Next(ctx)
 		if err != nil {
 			return err
 		}
-		p := &paho.Publish{Topic: m.Topic, Payload: m.Payload, QoS: byte(m.QoS), Retain: m.Retain, Properties: propertiesThere(m)}
+		p := &paho.Publish{Topic: m.Topic, Payload: m.Payload, QoS: byte(m.QoS), Retain: m.Retain,
+			Properties: propertiesThere(m)}
 		for sent := false; !sent; {
 			if err := cm.AwaitConnection(ctx); err != nil {
 				return err
@@ -126,6 +144,10 @@ func (br *bridge) send(ctx context.Context, cm *autopaho.ConnectionManager) erro
 			_, err := cm.Publish(ctx, p)
 			if sent = err == nil; !sent {
 				fmt.Fprintf(br.out, "%s is not there yet: %v\n", m.Topic, err)
+				select { // the connection may be broken, and not known to be
+				case <-time.After(br.retry):
+				case <-ctx.Done():
+				}
 			}
 		}
 		m.Ack()
@@ -135,12 +157,14 @@ func (br *bridge) send(ctx context.Context, cm *autopaho.ConnectionManager) erro
 // receive publishes here what came from there. It is acknowledged there when this returns.
 func (br *bridge) receive(ctx context.Context, p *paho.Publish) error {
 	return br.local.Publish(ctx, &dunlin.Message{
-		Topic: p.Topic, Payload: p.Payload, QoS: packets.QoS(p.QoS), Retain: p.Retain, Properties: propertiesHere(p.Properties),
+		Topic: p.Topic, Payload: p.Payload, QoS: packets.QoS(p.QoS), Retain: p.Retain,
+		Properties: propertiesHere(p.Properties),
 	})
 }
 
 func propertiesThere(m *dunlin.Incoming) *paho.PublishProperties {
-	q := &paho.PublishProperties{ContentType: m.ContentType(), ResponseTopic: m.ResponseTopic(), CorrelationData: m.CorrelationData()}
+	q := &paho.PublishProperties{ContentType: m.ContentType(), ResponseTopic: m.ResponseTopic(),
+		CorrelationData: m.CorrelationData()}
 	if n, ok := m.Properties.Uint(packets.PayloadFormatIndicator); ok {
 		f := byte(n)
 		q.PayloadFormat = &f

@@ -27,7 +27,8 @@ func startRemote(t *testing.T, addr string) (b *dunlin.Broker, at string) {
 
 func TestMessagesCrossInBothDirectionsAndOutliveAnOutage(t *testing.T) {
 	remote, there := startRemote(t, "127.0.0.1:0")
-	p := try.Start(t, run, "-listen", "127.0.0.1:0", "-remote", "mqtt://"+there, "-out", "out/#,both/#", "-in", "in/#,both/#", "-retry", "20ms")
+	p := try.Start(t, run, "-listen", "127.0.0.1:0", "-remote", "mqtt://"+there, "-out",
+		"out/#,both/#", "-in", "in/#,both/#", "-retry", "20ms")
 	here := p.Line("listening on ")
 	p.Line("bridged")
 
@@ -37,11 +38,13 @@ func TestMessagesCrossInBothDirectionsAndOutliveAnOutage(t *testing.T) {
 	subThere.Subscribe("#", 1)
 
 	pubHere.Send(&packets.Publish{Topic: []byte("out/a"), Payload: []byte("1"), QoS: 1, PacketID: 1,
-		Properties: packets.Properties(nil).AppendText(packets.ContentType, "text/plain").AppendUser("k", "v")})
+		Properties: packets.Properties(nil).AppendText(packets.ContentType, "text/plain").
+			AppendUser("k", "v")})
 	pubHere.Receive()
 	subHere.Want("out/a", "1")
 	m := subThere.Message()
-	if kind, _ := m.Properties.Text(packets.ContentType); string(m.Topic) != "out/a" || kind != "text/plain" {
+	if kind, _ := m.Properties.Text(packets.ContentType); string(m.Topic) != "out/a" ||
+		kind != "text/plain" {
 		t.Fatalf("%s %v came", m.Topic, m.Properties)
 	}
 	pubThere.Publish("in/b", "2")
@@ -70,7 +73,8 @@ func TestMessagesCrossInBothDirectionsAndOutliveAnOutage(t *testing.T) {
 	startRemote(t, there)
 	subThere = try.Connect(t, there, "sub")
 	subThere.Subscribe("#", 1)
-	for got := ""; got != "6"; { // a message may come twice when a connection breaks, and may have come before the subscription
+	// a message may come twice when a connection breaks, and may have come before the subscription
+	for got := ""; got != "6"; {
 		p.Line("bridged")
 		pubHere.Publish("out/f", "6")
 		got = string(subThere.Message().Payload)

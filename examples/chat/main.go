@@ -1,5 +1,6 @@
-// Command chat is a chat: rooms are topics, what everybody said last is retained for whoever comes, and when a connection breaks, the
-// others are told, by a Will. The program that runs it takes part from its terminal; everybody else comes with an MQTT client.
+// Command chat is a chat: rooms are topics, what everybody said last is retained for whoever comes,
+// and when a connection breaks, the others are told, by a Will. The program that runs it takes part
+// from its terminal; everybody else comes with an MQTT client.
 package main
 
 import (
@@ -56,7 +57,8 @@ func run(ctx context.Context, args []string, out io.Writer, in io.Reader) error 
 	name := fs.String("name", "host", "who is at this terminal")
 	fs.Parse(args)
 
-	b, err := dunlin.New(dunlin.Config{Authenticator: hooks.AuthenticatorFunc(named), Authorizer: hooks.AuthorizerFunc(allow)})
+	b, err := dunlin.New(dunlin.Config{Authenticator: hooks.AuthenticatorFunc(named),
+		Authorizer: hooks.AuthorizerFunc(allow)})
 	if err != nil {
 		return err
 	}
@@ -67,8 +69,9 @@ func run(ctx context.Context, args []string, out io.Writer, in io.Reader) error 
 	}
 	go b.Serve(l) // ends with b
 	fmt.Fprintf(out, "listening on %v\n", l.Addr())
-	fmt.Fprintf(out, "read:  mosquitto_sub -u ann -t 'chat/%s/+' -F '%%t: %%p'\n", *room)
-	fmt.Fprintf(out, "write: mosquitto_pub -u ann -t chat/%s/ann -l\n", *room)
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	fmt.Fprintf(out, "read:  mosquitto_sub -p %s -u ann -t 'chat/%s/+' -F '%%t: %%p'\n", port, *room)
+	fmt.Fprintf(out, "write: mosquitto_pub -p %s -u ann -t chat/%s/ann -l\n", port, *room)
 
 	sub, err := b.Subscribe(ctx, "chat/"+*room+"/+", &dunlin.SubscribeOptions{NoLocal: true})
 	if err != nil {
@@ -76,7 +79,8 @@ func run(ctx context.Context, args []string, out io.Writer, in io.Reader) error 
 	}
 	go func() { // ends with in, or is left behind in a read of the terminal
 		for s := bufio.NewScanner(in); s.Scan(); {
-			sub.Publish(ctx, &dunlin.Message{Topic: "chat/" + *room + "/" + *name, Payload: []byte(s.Text()), Retain: true})
+			sub.Publish(ctx, &dunlin.Message{Topic: "chat/" + *room + "/" + *name,
+				Payload: []byte(s.Text()), Retain: true})
 		}
 	}()
 	for {

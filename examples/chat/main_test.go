@@ -11,11 +11,14 @@ import (
 
 func TestRun(t *testing.T) {
 	terminal, typed := io.Pipe()
-	p := try.Start(t, func(ctx context.Context, args []string, out io.Writer) error { return run(ctx, args, out, terminal) }, "-listen", "127.0.0.1:0")
+	p := try.Start(t, func(ctx context.Context, args []string, out io.Writer) error {
+		return run(ctx, args, out, terminal)
+	}, "-listen", "127.0.0.1:0")
 	defer typed.Close()
 	addr := p.Line("listening on ")
 	come := func(name string) *try.Client {
-		c, ack := try.Dial(t, addr, &packets.Connect{Version: packets.V5, CleanStart: true, ClientID: name, HasUsername: true, Username: name,
+		c, ack := try.Dial(t, addr, &packets.Connect{Version: packets.V5, CleanStart: true,
+			ClientID: name, HasUsername: true, Username: name,
 			Will: &packets.Will{Topic: "chat/lobby/" + name, Payload: []byte("(has gone)")}})
 		if ack.Code.Failed() {
 			t.Fatalf("%s may not come in: %v", name, ack.Code)
@@ -36,14 +39,16 @@ func TestRun(t *testing.T) {
 	}
 	io.WriteString(typed, "hello bob\n")
 	ann.Subscribe("chat/lobby/+", 1)
-	for m := ann.Message(); string(m.Payload) != "hello bob"; m = ann.Message() { // perhaps retained, perhaps not yet
+	// perhaps retained, perhaps not yet
+	for m := ann.Message(); string(m.Payload) != "hello bob"; m = ann.Message() {
 		if string(m.Payload) != "welcome" {
 			t.Fatalf("ann reads %q", m.Payload)
 		}
 	}
 	bob.Send(&packets.Disconnect{Code: packets.DisconnectWithWill})
 	ann.Want("chat/lobby/bob", "(has gone)")
-	if _, ack := try.Dial(t, addr, &packets.Connect{Version: packets.V5, CleanStart: true, ClientID: "x"}); ack.Code != packets.BadUserNameOrPassword {
+	if _, ack := try.Dial(t, addr, &packets.Connect{Version: packets.V5, CleanStart: true,
+		ClientID: "x"}); ack.Code != packets.BadUserNameOrPassword {
 		t.Fatalf("somebody without a name was answered with %v", ack.Code)
 	}
 }

@@ -1,5 +1,6 @@
-// Command inprocess takes part in its own broker: it reads what clients publish as Go values, and publishes what it makes of them. No
-// connection is needed for that, and nothing is lost between the two.
+// Command inprocess takes part in its own broker: it reads what clients publish as Go values, and
+// publishes what it makes of them. No connection is needed for that, and nothing is lost between
+// the two.
 package main
 
 import (
@@ -41,7 +42,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	defer b.Close()
-	// Subscribed before anybody can publish. Who publishes more than can be handled is slowed down, and nothing is lost.
+	// Subscribed before anybody can publish. Who publishes more than can be handled is slowed down,
+	// and nothing is lost.
 	orders, err := dunlin.SubscribeAs(ctx, b, "orders/+", dunlin.JSON[order], &dunlin.SubscribeOptions{
 		QoS: 1, ManualAck: true, Overflow: dunlin.Block,
 	})
@@ -53,7 +55,11 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	go b.Serve(l) // ends with b
+	_, port, _ := net.SplitHostPort(l.Addr().String())
 	fmt.Fprintln(out, "listening on", l.Addr())
+	fmt.Fprintln(out, "now type in a second terminal, and in a third:")
+	fmt.Fprintf(out, "  mosquitto_sub -p %s -t 'orders/#' -v\n", port)
+	fmt.Fprintf(out, "  mosquitto_pub -p %s -q 1 -t orders/7 -m '{\"item\":\"spade\",\"count\":2}'\n", port)
 
 	for m := range orders.Messages() { // until ctx ends
 		reply := "accepted"
@@ -62,7 +68,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		} else {
 			fmt.Fprintf(out, "%s: %d of %s\n", m.Topic, m.Value.Count, m.Value.Item)
 		}
-		err := b.Publish(ctx, &dunlin.Message{Topic: m.Topic + "/state", Payload: []byte(reply), QoS: 1, Retain: true})
+		err := b.Publish(ctx, &dunlin.Message{Topic: m.Topic + "/state", Payload: []byte(reply),
+			QoS: 1, Retain: true})
 		if err != nil {
 			return err
 		}

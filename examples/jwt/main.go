@@ -1,5 +1,5 @@
-// Command jwt is a broker for clients that come with a JSON Web Token as password, which says who they are and what they may publish and
-// subscribe to.
+// Command jwt is a broker for clients that come with a JSON Web Token as password, which says who
+// they are and what they may publish and subscribe to.
 package main
 
 import (
@@ -34,7 +34,8 @@ func main() {
 func run(ctx context.Context, args []string, out io.Writer) error {
 	fs := flag.NewFlagSet("jwt", flag.ExitOnError)
 	addr := fs.String("listen", "127.0.0.1:1883", "`address` to listen on")
-	from := fs.String("keys", "", "`file or URL` of the issuer's JSON Web Key Set (default a key of the program's own, and a token to try it with)")
+	from := fs.String("keys", "",
+		"`file or URL` of the issuer's JSON Web Key Set (default a key of the program's own, and a token to try it with)")
 	issuer := fs.String("issuer", "", "what the claim iss must be (default anything)")
 	audience := fs.String("audience", "mqtt", "what the claim aud must hold")
 	fs.Parse(args)
@@ -49,18 +50,33 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	}
 	b, err := dunlin.New(dunlin.Config{
 		Authenticator: tokens,
-		EnhancedAuth:  map[string]hooks.EnhancedAuthenticator{jwt.Method: tokens.Enhanced()}, // for those that send a new one in time
-		Authorizer:    tokens.Authorizer(),
+		EnhancedAuth:  map[string]hooks.EnhancedAuthenticator{jwt.Method: tokens.Enhanced()},
+		// for those that send a new one in time
+		Authorizer: tokens.Authorizer(),
 	})
 	if err != nil {
 		return err
 	}
 	defer b.Close()
+	// Every message is printed.
+	sub, err := b.Subscribe(ctx, "#", &dunlin.SubscribeOptions{Overflow: dunlin.DropNewest})
+	if err != nil {
+		return err
+	}
+	go func() { // ends with b
+		for m := range sub.Messages() {
+			fmt.Fprintf(out, "%s: %s\n", m.Topic, m.Payload)
+		}
+	}()
 	l, err := net.Listen("tcp", *addr)
 	if err != nil {
 		return err
 	}
+	_, port, _ := net.SplitHostPort(l.Addr().String())
 	fmt.Fprintln(out, "listening on", l.Addr())
+	fmt.Fprintln(out, "now type, with a token in place of TOKEN:")
+	fmt.Fprintf(out, "  mosquitto_pub -p %s -V 5 -q 1 -u jane -P TOKEN -t users/jane/state -m on\n",
+		port)
 	defer context.AfterFunc(ctx, func() { b.Close() })()
 	if err := b.Serve(l); ctx.Err() == nil {
 		return err
@@ -85,12 +101,12 @@ func findKeys(ctx context.Context, from, audience string, out io.Writer) (jwt.Ke
 		return nil, err
 	}
 	token, err := gojwt.NewWithClaims(gojwt.SigningMethodEdDSA, gojwt.MapClaims{
-		"sub": "jane", "aud": audience, "exp": time.Now().Add(time.Hour).Unix(), "publish": []string{"users/%u/#"}, "subscribe": []string{"users/%u/#", "all/#"},
+		"sub": "jane", "aud": audience, "exp": time.Now().Add(time.Hour).Unix(),
+		"publish": []string{"users/%u/#"}, "subscribe": []string{"users/%u/#", "all/#"},
 	}).SignedString(private)
 	if err != nil {
 		return nil, err
 	}
 	fmt.Fprintln(out, "token", token)
-	fmt.Fprintln(out, "mosquitto_pub -V 5 -q 1 -u jane -P TOKEN -t users/jane/state -m on")
 	return jwt.NewKeys(jwt.Key{Key: public})
 }

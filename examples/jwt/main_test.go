@@ -17,7 +17,8 @@ import (
 
 func connect(t *testing.T, addr, token string) (*try.Client, packets.ReasonCode) {
 	c, ack := try.Dial(t, addr, &packets.Connect{
-		Version: packets.V5, CleanStart: true, ClientID: "c", HasUsername: true, Username: "jane", HasPassword: true, Password: []byte(token),
+		Version: packets.V5, CleanStart: true, ClientID: "c", HasUsername: true, Username: "jane",
+		HasPassword: true, Password: []byte(token),
 	})
 	return c, ack.Code
 }
@@ -26,7 +27,8 @@ func TestRun(t *testing.T) {
 	p := try.Start(t, run, "-listen", "127.0.0.1:0")
 	token := p.Line("token ")
 	addr := p.Line("listening on ")
-	if _, code := connect(t, addr, token[:len(token)-4]+"AAAA"); code != packets.BadUserNameOrPassword {
+	if _, code := connect(t, addr,
+		token[:len(token)-4]+"AAAA"); code != packets.BadUserNameOrPassword {
 		t.Errorf("a forged token was answered with %v", code)
 	}
 	if _, code := connect(t, addr, "pencil"); code != packets.NotAuthorized {
@@ -57,11 +59,13 @@ func TestKeyFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	file := filepath.Join(t.TempDir(), "keys")
-	set := fmt.Sprintf(`{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"k","x":"%s"}]}`, base64.RawURLEncoding.EncodeToString(public))
+	set := fmt.Sprintf(`{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"k","x":"%s"}]}`,
+		base64.RawURLEncoding.EncodeToString(public))
 	if err := os.WriteFile(file, []byte(set), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	addr := try.Start(t, run, "-listen", "127.0.0.1:0", "-keys", file, "-issuer", "me").Line("listening on ")
+	addr := try.Start(t, run, "-listen", "127.0.0.1:0", "-keys", file, "-issuer", "me").
+		Line("listening on ")
 	sign := func(claims gojwt.MapClaims) string {
 		s, err := gojwt.NewWithClaims(gojwt.SigningMethodEdDSA, claims).SignedString(private)
 		if err != nil {
@@ -69,11 +73,14 @@ func TestKeyFile(t *testing.T) {
 		}
 		return s
 	}
-	if _, code := connect(t, addr, sign(gojwt.MapClaims{"sub": "jane", "iss": "you", "aud": "mqtt", "exp": time.Now().Add(time.Hour).Unix()})); code != packets.BadUserNameOrPassword {
+	if _, code := connect(t, addr, sign(gojwt.MapClaims{"sub": "jane", "iss": "you", "aud": "mqtt",
+		"exp": time.Now().Add(time.Hour).Unix()})); code != packets.BadUserNameOrPassword {
 		t.Errorf("another issuer's token was answered with %v", code)
 	}
-	for lifetime := 2 * time.Second; ; lifetime *= 2 { // on a machine that is busy with other things the first may come too late
-		c, code := connect(t, addr, sign(gojwt.MapClaims{"sub": "jane", "iss": "me", "aud": "mqtt", "exp": time.Now().Add(lifetime).Unix()}))
+	// on a machine that is busy with other things the first may come too late
+	for lifetime := 2 * time.Second; ; lifetime *= 2 {
+		c, code := connect(t, addr, sign(gojwt.MapClaims{"sub": "jane", "iss": "me", "aud": "mqtt",
+			"exp": time.Now().Add(lifetime).Unix()}))
 		if code.Failed() && lifetime < 10*time.Second {
 			continue
 		}

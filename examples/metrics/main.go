@@ -1,5 +1,5 @@
-// Command metrics shows what goes on in a broker, as Prometheus reads it and as JSON: counters that an Observer keeps, and what Stats says. It
-// needs no library for that.
+// Command metrics shows what goes on in a broker, as Prometheus reads it and as JSON: counters that
+// an Observer keeps, and what Stats says. It needs no library for that.
 package main
 
 import (
@@ -29,25 +29,35 @@ func main() {
 	}
 }
 
-// metrics are what the Observer counts, by name and label. An expvar.Map may be used by several goroutines at a time.
+// metrics are what the Observer counts, by name and label. An expvar.Map may be used by several
+// goroutines at a time.
 type metrics struct {
 	connected, refused, disconnected, published, unheard, denied, dropped expvar.Map
 }
 
-// observer counts. It is called for every message, with a lock of the broker held, so it does no more than that.
+// observer counts. It is called for every message, with a lock of the broker held, so it does no
+// more than that.
 func (m *metrics) observer() *hooks.Observer {
 	return &hooks.Observer{
-		Connected:    func(c *hooks.Client, _ bool) { m.connected.Add(c.Version.String(), 1) },
-		Refused:      func(_ *hooks.Client, code packets.ReasonCode, _ error) { m.refused.Add(code.String(), 1) },
-		Disconnected: func(_ *hooks.Client, code packets.ReasonCode, _ error) { m.disconnected.Add(code.String(), 1) },
-		Denied:       func(_ *hooks.Client, a hooks.Action, _ string, _ error) { m.denied.Add(a.String(), 1) },
+		Connected: func(c *hooks.Client, _ bool) { m.connected.Add(c.Version.String(), 1) },
+		Refused: func(_ *hooks.Client, code packets.ReasonCode, _ error) {
+			m.refused.Add(code.String(), 1)
+		},
+		Disconnected: func(_ *hooks.Client, code packets.ReasonCode, _ error) {
+			m.disconnected.Add(code.String(), 1)
+		},
+		Denied: func(_ *hooks.Client, a hooks.Action, _ string, _ error) {
+			m.denied.Add(a.String(), 1)
+		},
 		Published: func(_ *hooks.Client, msg *packets.Message, matched int) {
 			m.published.Add(fmt.Sprint(msg.QoS), 1)
 			if matched == 0 {
 				m.unheard.Add(fmt.Sprint(msg.QoS), 1)
 			}
 		},
-		Dropped: func(_ string, _ *packets.Message, why hooks.DropReason) { m.dropped.Add(why.String(), 1) },
+		Dropped: func(_ string, _ *packets.Message, why hooks.DropReason) {
+			m.dropped.Add(why.String(), 1)
+		},
 	}
 }
 
@@ -79,7 +89,9 @@ func (m *metrics) write(w io.Writer, st dunlin.Stats) {
 		{"mqtt_dropped_total", "Messages that did not reach a Session.", "why", &m.dropped},
 	} {
 		fmt.Fprintf(w, "# HELP %s %s\n# TYPE %s counter\n", c.name, c.help, c.name)
-		c.values.Do(func(kv expvar.KeyValue) { fmt.Fprintf(w, "%s{%s=%q} %v\n", c.name, c.label, kv.Key, kv.Value) })
+		c.values.Do(func(kv expvar.KeyValue) {
+			fmt.Fprintf(w, "%s{%s=%q} %v\n", c.name, c.label, kv.Key, kv.Value)
+		})
 	}
 	fmt.Fprintf(w, "# HELP mqtt_bytes_total Bytes on the wire.\n# TYPE mqtt_bytes_total counter\n")
 	fmt.Fprintf(w, "mqtt_bytes_total{direction=\"in\"} %d\nmqtt_bytes_total{direction=\"out\"} %d\n", st.BytesReceived, st.BytesSent)
@@ -108,17 +120,21 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintln(out, "the metrics are read")
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4")
 		m.write(w, b.Stats())
 	})
 	mux.HandleFunc("GET /vars", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		fmt.Fprintf(w, `{"connected": %s, "published": %s, "dropped": %s}`+"\n", &m.connected, &m.published, &m.dropped)
+		fmt.Fprintf(w, `{"connected": %s, "published": %s, "dropped": %s}`+"\n", &m.connected,
+			&m.published, &m.dropped)
 	})
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
 	fmt.Fprintf(out, "listening on %v\nmetrics at http://%v/metrics and /vars\n", l.Addr(), hl.Addr())
+	fmt.Fprintf(out, "now type:\n  mosquitto_pub -p %s -t hello -m hi\n  curl -s http://%v/vars\n", port, hl.Addr())
 	if err := srv.Serve(hl); err != http.ErrServerClosed {
 		return err
 	}

@@ -28,14 +28,16 @@ func TestRun(t *testing.T) {
 	text := get(t, url)
 	for _, want := range []string{
 		"mqtt_connections 2\n", "mqtt_subscriptions 1\n", "mqtt_connected_total{version=\"5.0\"} 2\n",
-		"mqtt_published_total{qos=\"1\"} 2\n", "mqtt_unheard_total{qos=\"1\"} 1\n", "mqtt_bytes_total{direction=\"in\"} ",
+		"mqtt_published_total{qos=\"1\"} 2\n", "mqtt_unheard_total{qos=\"1\"} 1\n",
+		"mqtt_bytes_total{direction=\"in\"} ",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("there is no %q in\n%s", want, text)
 		}
 	}
 	var vars map[string]map[string]int
-	if err := json.Unmarshal([]byte(get(t, strings.Replace(url, "/metrics", "/vars", 1))), &vars); err != nil {
+	if err := json.Unmarshal([]byte(get(t, strings.Replace(url, "/metrics", "/vars", 1))),
+		&vars); err != nil {
 		t.Fatal(err)
 	}
 	if vars["published"]["1"] != 2 {

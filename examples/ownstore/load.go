@@ -58,7 +58,8 @@ func (l *loader) all() error {
 			var id int64
 			m := new(store.Message)
 			var properties []byte
-			if err := rows.Scan(&id, &m.Topic, &m.Payload, &properties, &m.QoS, &m.Retain, &m.Expires, &m.From); err != nil {
+			if err := rows.Scan(&id, &m.Topic, &m.Payload, &properties, &m.QoS, &m.Retain,
+				&m.Expires, &m.From); err != nil {
 				return err
 			}
 			p := publishes[id]
@@ -84,7 +85,8 @@ func (l *loader) sessions() error {
 		op := new(store.PutSession)
 		var session int64
 		var will *string
-		if err := rows.Scan(&session, &op.ClientID, &op.Principal, &op.Username, &op.Named, &op.Mount, &op.Expiry, &op.ExpiresAt, &will); err != nil {
+		if err := rows.Scan(&session, &op.ClientID, &op.Principal, &op.Username, &op.Named,
+			&op.Mount, &op.Expiry, &op.ExpiresAt, &will); err != nil {
 			return err
 		}
 		op.Session = uint64(session)
@@ -102,7 +104,8 @@ func (l *loader) sessions() error {
 	err = l.each("SELECT * FROM subscriptions", func(rows *sql.Rows) error {
 		op := new(store.PutSubscription)
 		var session int64
-		if err := rows.Scan(&session, &op.Filter, &op.QoS, &op.NoLocal, &op.RetainAsPublished, &op.RetainHandling, &op.ID); err != nil {
+		if err := rows.Scan(&session, &op.Filter, &op.QoS, &op.NoLocal, &op.RetainAsPublished,
+			&op.RetainHandling, &op.ID); err != nil {
 			return err
 		}
 		op.Session = uint64(session)
@@ -138,7 +141,8 @@ func (l *loader) queues(publishes map[int64]*store.Publish, progress map[int64][
 		var ids *string
 		var packetID uint16
 		var released bool
-		if err := rows.Scan(&session, &seq, &message, &d.QoS, &d.Retain, &ids, &d.Group, &packetID, &released); err != nil {
+		if err := rows.Scan(&session, &seq, &message, &d.QoS, &d.Retain, &ids, &d.Group, &packetID,
+			&released); err != nil {
 			return err
 		}
 		if ids != nil {
@@ -150,7 +154,8 @@ func (l *loader) queues(publishes map[int64]*store.Publish, progress map[int64][
 		p := of(message)
 		p.To = append(p.To, d)
 		if packetID != 0 {
-			progress[message] = append(progress[message], &store.Sent{Session: d.Session, Seq: d.Seq, ID: packetID})
+			progress[message] = append(progress[message],
+				&store.Sent{Session: d.Session, Seq: d.Seq, ID: packetID})
 		}
 		if released {
 			progress[message] = append(progress[message], &store.Released{Session: d.Session, Seq: d.Seq})

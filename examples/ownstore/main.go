@@ -1,5 +1,6 @@
-// Command ownstore is a broker with a Store of its own making: sessions, queues and retained messages are rows of a SQLite database,
-// which the sqlite3 shell can look into when the broker does not run.
+// Command ownstore is a broker with a Store of its own making: sessions, queues and retained
+// messages are rows of a SQLite database, which the sqlite3 shell can look into when the broker
+// does not run.
 package main
 
 import (
@@ -41,12 +42,26 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	defer b.Close() // it closes the store, too
+	// Every message is printed.
+	sub, err := b.Subscribe(ctx, "#", &dunlin.SubscribeOptions{Overflow: dunlin.DropNewest})
+	if err != nil {
+		return err
+	}
+	go func() { // ends with b
+		for m := range sub.Messages() {
+			fmt.Fprintf(out, "%s: %s\n", m.Topic, m.Payload)
+		}
+	}()
 	l, err := net.Listen("tcp", *addr)
 	if err != nil {
 		return err
 	}
 	go b.Serve(l) // ends with b
+	_, port, _ := net.SplitHostPort(l.Addr().String())
 	fmt.Fprintln(out, "listening on", l.Addr())
+	fmt.Fprintln(out, "now type this, end the broker with Control-C, and look into the database:")
+	fmt.Fprintf(out, "  mosquitto_pub -p %s -V 5 -q 1 -r -t hello -m hi\n", port)
+	fmt.Fprintf(out, "  sqlite3 %s 'SELECT topic, payload FROM retained JOIN messages USING (message)'\n", *file)
 	<-ctx.Done()
 	return nil
 }

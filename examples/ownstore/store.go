@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"iter"
 	"net/url"
+	"path/filepath"
 	"sync"
 
 	"modernc.org/sqlite"
@@ -20,7 +21,8 @@ import (
 //go:embed schema.sql
 var schema string
 
-// A Store is a store.Store in a SQLite database. Commit returns when SQLite has synced its write-ahead log.
+// A Store is a store.Store in a SQLite database. Commit returns when SQLite has synced its
+// write-ahead log.
 type Store struct {
 	db *sql.DB
 
@@ -30,10 +32,14 @@ type Store struct {
 
 var errClosed = errors.New("the store is closed")
 
-// OpenStore opens the store in the file, which is made if it is not there. A second process is kept out.
+// OpenStore opens the store in the file, which is made if it is not there. A second process is kept
+// out.
 func OpenStore(file string) (*Store, error) {
-	pragmas := url.Values{"_pragma": {"locking_mode(exclusive)", "journal_mode(wal)", "synchronous(full)", "foreign_keys(on)"}}
-	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Path: file, RawQuery: pragmas.Encode()}).String())
+	pragmas := url.Values{"_pragma": {"locking_mode(exclusive)", "journal_mode(wal)",
+		"synchronous(full)", "foreign_keys(on)"}}
+	path := (&url.URL{Path: filepath.ToSlash(file)}).
+		EscapedPath() // "file://broker.db" would be a host
+	db, err := sql.Open("sqlite", "file:"+path+"?"+pragmas.Encode())
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +110,8 @@ func (s *Store) transact(ops []store.Op) error {
 	return tx.Commit()
 }
 
-// Checkpoint implements store.Store. It moves the write-ahead log into the database, which SQLite does now and then in any case.
+// Checkpoint implements store.Store. It moves the write-ahead log into the database, which SQLite
+// does now and then in any case.
 func (s *Store) Checkpoint(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -160,13 +167,16 @@ func (b *batch) apply(op store.Op) error {
 		return b.do(`INSERT OR REPLACE INTO subscriptions SELECT session, ?, ?, ?, ?, ?, ? FROM sessions WHERE session = ?`,
 			op.Filter, op.QoS, op.NoLocal, op.RetainAsPublished, op.RetainHandling, op.ID, int64(op.Session))
 	case *store.DeleteSubscription:
-		return b.do("DELETE FROM subscriptions WHERE session = ? AND filter = ?", int64(op.Session), op.Filter)
+		return b.do("DELETE FROM subscriptions WHERE session = ? AND filter = ?", int64(op.Session),
+			op.Filter)
 	case *store.Publish:
 		return b.publish(op)
 	case *store.Sent:
-		return b.do("UPDATE queue SET packet_id = ? WHERE session = ? AND seq = ?", op.ID, int64(op.Session), int64(op.Seq))
+		return b.do("UPDATE queue SET packet_id = ? WHERE session = ? AND seq = ?", op.ID,
+			int64(op.Session), int64(op.Seq))
 	case *store.Released:
-		return b.do("UPDATE queue SET released = 1 WHERE session = ? AND seq = ?", int64(op.Session), int64(op.Seq))
+		return b.do("UPDATE queue SET released = 1 WHERE session = ? AND seq = ?",
+			int64(op.Session), int64(op.Seq))
 	case *store.Done:
 		return b.do("DELETE FROM queue WHERE session = ? AND seq = ?", int64(op.Session), int64(op.Seq))
 	case *store.Received:
@@ -193,11 +203,13 @@ func (b *batch) putSession(op *store.PutSession) error {
 	return b.do(`INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET client = excluded.client, principal = excluded.principal,
 		username = excluded.username, named = excluded.named, mount = excluded.mount,
 		expiry = excluded.expiry, expires_at = excluded.expires_at, will = excluded.will`,
-		int64(op.Session), op.ClientID, op.Principal, op.Username, op.Named, op.Mount, op.Expiry, op.ExpiresAt, will)
+		int64(op.Session), op.ClientID, op.Principal, op.Username, op.Named, op.Mount, op.Expiry,
+		op.ExpiresAt, will)
 }
 
 func (b *batch) received(session uint64, id uint16) error {
-	return b.do("INSERT OR IGNORE INTO received SELECT session, ? FROM sessions WHERE session = ?", id, int64(session))
+	return b.do("INSERT OR IGNORE INTO received SELECT session, ? FROM sessions WHERE session = ?",
+		id, int64(session))
 }
 
 func (b *batch) publish(op *store.Publish) error {

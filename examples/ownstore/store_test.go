@@ -43,7 +43,8 @@ func TestNothingIsLeftOfWhatIsGone(t *testing.T) {
 		ops = append(ops, &store.DeleteRetained{Topic: topic})
 	}
 	require.NoError(t, s.Commit(context.Background(), ops))
-	for _, table := range []string{"sessions", "subscriptions", "received", "messages", "queue", "retained"} {
+	for _, table := range []string{"sessions", "subscriptions", "received", "messages", "queue",
+		"retained"} {
 		var n int
 		require.NoError(t, s.db.QueryRow("SELECT count(*) FROM "+table).Scan(&n))
 		require.Zero(t, n, table)

@@ -27,10 +27,12 @@ func TestMain(m *testing.M) {
 func home(t *testing.T, addr string) (*try.Client, *packets.Connack) {
 	t.Helper()
 	return try.Dial(t, addr, &packets.Connect{
-		Version: packets.V5, ClientID: "home", Properties: packets.Properties(nil).AppendUint(packets.SessionExpiryInterval, 3600)})
+		Version: packets.V5, ClientID: "home",
+		Properties: packets.Properties(nil).AppendUint(packets.SessionExpiryInterval, 3600)})
 }
 
-// TestMessageOutlivesTheBroker kills a broker, and looks into its directory and into a backup with two others.
+// TestMessageOutlivesTheBroker kills a broker, and looks into its directory and into a backup with
+// two others.
 func TestMessageOutlivesTheBroker(t *testing.T) {
 	data, backup := t.TempDir(), filepath.Join(t.TempDir(), "backup")
 	p := try.Start(t, run, "-listen", "127.0.0.1:0", "-data", data)

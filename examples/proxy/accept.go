@@ -23,8 +23,9 @@ type acceptor struct {
 	of    map[netip.Addr]int // by address
 }
 
-// run serves until ctx ends or the listener is closed. It returns when all connections have ended. An Accept that fails otherwise, because
-// there are no descriptors left for instance, is tried again after a pause.
+// run serves until ctx ends or the listener is closed. It returns when all connections have ended.
+// An Accept that fails otherwise, because there are no descriptors left for instance, is tried
+// again after a pause.
 func (a *acceptor) run(ctx context.Context, l net.Listener) error {
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()

@@ -36,10 +36,11 @@ func TestAnAcceptThatFailsForAWhileDoesNotEndTheProxy(t *testing.T) {
 		mem := listeners.NewMemory()
 		l := &failing{mem, []error{full, full, os.NewSyscallError("accept", syscall.ECONNABORTED), full}}
 		ctx, cancel := context.WithCancel(t.Context())
-		a := &acceptor{out: io.Discard, most: 10, mostPer: 10, serve: func(_ context.Context, c net.Conn) error {
-			_, err := c.Write([]byte("served"))
-			return err
-		}}
+		a := &acceptor{out: io.Discard, most: 10, mostPer: 10,
+			serve: func(_ context.Context, c net.Conn) error {
+				_, err := c.Write([]byte("served"))
+				return err
+			}}
 		ended := make(chan error, 1)
 		go func() { ended <- a.run(ctx, l) }()
 		start := time.Now()

@@ -1,6 +1,7 @@
-// Command proxy stands in front of any MQTT broker. The first message of a connection, its CONNECT, is shown to an API over HTTP, which says
-// whether the client may come in, and as whom, and which topics it may use; then packets go both ways through filters that may change, drop or
-// answer them. It is built on package packets, and knows nothing of the broker behind it.
+// Command proxy stands in front of any MQTT broker. The first message of a connection, its CONNECT,
+// is shown to an API over HTTP, which says whether the client may come in, and as whom, and which
+// topics it may use; then packets go both ways through filters that may change, drop or answer
+// them. It is built on package packets, and knows nothing of the broker behind it.
 package main
 
 import (
@@ -43,7 +44,9 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	_, port, _ := net.SplitHostPort(l.Addr().String())
 	fmt.Fprintf(out, "listening on %v for the broker at %s\n", l.Addr(), *upstream)
+	fmt.Fprintf(out, "now type, with a broker running there:\n  mosquitto_sub -p %s -t hello -v\n  mosquitto_pub -p %s -t hello -m hi\n", port, port)
 	a := &acceptor{serve: p.serve, out: out, most: *most, mostPer: *mostPer}
 	return a.run(ctx, l)
 }

@@ -29,13 +29,15 @@ func api(t *testing.T) string {
 			http.Error(w, "who?", http.StatusForbidden)
 			return
 		}
-		json.NewEncoder(w).Encode(answer{Username: "inner", Password: "secret", Publish: []string{"ann/#"}, Subscribe: []string{"ann/#", "news/+"}})
+		json.NewEncoder(w).Encode(answer{Username: "inner", Password: "secret",
+			Publish: []string{"ann/#"}, Subscribe: []string{"ann/#", "news/+"}})
 	}))
 	t.Cleanup(s.Close)
 	return s.URL
 }
 
-// brokers are what the proxy is tried in front of. Each accepts nobody but the user that the proxy has from the API.
+// brokers are what the proxy is tried in front of. Each accepts nobody but the user that the proxy
+// has from the API.
 func brokers(t *testing.T, f func(t *testing.T, upstream string)) {
 	t.Run("in front of Dunlin", func(t *testing.T) {
 		inner := hooks.AuthenticatorFunc(func(_ context.Context, r *hooks.ConnectRequest) error {
@@ -63,10 +65,12 @@ func brokers(t *testing.T, f func(t *testing.T, upstream string)) {
 
 // mosquitto starts a Mosquitto with one user.
 func mosquitto(t *testing.T) string {
-	broker, passwd := try.Need(t, "mosquitto", "mosquitto"), try.Need(t, "mosquitto_passwd", "mosquitto")
+	broker, passwd := try.Need(t, "mosquitto", "mosquitto"),
+		try.Need(t, "mosquitto_passwd", "mosquitto")
 	dir := t.TempDir()
 	users, conf := filepath.Join(dir, "users"), filepath.Join(dir, "mosquitto.conf")
-	if out, err := exec.Command(passwd, "-b", "-c", users, "inner", "secret").CombinedOutput(); err != nil {
+	if out, err := exec.Command(passwd, "-b", "-c", users, "inner", "secret").
+		CombinedOutput(); err != nil {
 		t.Fatalf("mosquitto_passwd: %v: %s", err, out)
 	}
 	var addr *net.TCPAddr
@@ -76,7 +80,8 @@ func mosquitto(t *testing.T) string {
 		if attempts == 0 {
 			t.Fatal("mosquitto has not started")
 		}
-		l, err := net.Listen("tcp", "127.0.0.1:0") // for a port that is free; before mosquitto has it, somebody else may
+		l, err := net.Listen("tcp",
+			"127.0.0.1:0") // for a port that is free; before mosquitto has it, somebody else may
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -111,7 +116,8 @@ func mosquitto(t *testing.T) string {
 }
 
 func ann(id string) *packets.Connect {
-	return &packets.Connect{Version: packets.V5, CleanStart: true, ClientID: id, HasUsername: true, Username: "ann", HasPassword: true, Password: []byte("token"),
+	return &packets.Connect{Version: packets.V5, CleanStart: true, ClientID: id, HasUsername: true,
+		Username: "ann", HasPassword: true, Password: []byte("token"),
 		Properties: packets.Properties(nil).AppendUint(packets.TopicAliasMaximum, 10)}
 }
 
@@ -136,9 +142,12 @@ func TestTheAPIDecidesWhoComesInAndWhichTopicsTheyUse(t *testing.T) {
 		if ack.Code.Failed() || ack.Properties.Has(packets.TopicAliasMaximum) {
 			t.Fatalf("ann was answered with %v", ack)
 		}
-		sub.Send(&packets.Subscribe{PacketID: 9, Subscriptions: []packets.Subscription{{Filter: "#"}, {Filter: "ann/+", QoS: 1}, {Filter: "news/#"}, {Filter: "news/+", QoS: 1}}})
+		sub.Send(&packets.Subscribe{PacketID: 9,
+			Subscriptions: []packets.Subscription{{Filter: "#"}, {Filter: "ann/+", QoS: 1},
+				{Filter: "news/#"}, {Filter: "news/+", QoS: 1}}})
 		codes := sub.Receive().(*packets.Suback).Codes
-		want := []packets.ReasonCode{packets.NotAuthorized, packets.GrantedQoS1, packets.NotAuthorized, packets.GrantedQoS1}
+		want := []packets.ReasonCode{packets.NotAuthorized, packets.GrantedQoS1,
+			packets.NotAuthorized, packets.GrantedQoS1}
 		if fmt.Sprint(codes) != fmt.Sprint(want) {
 			t.Fatalf("the SUBACK has %v, not %v", codes, want)
 		}
@@ -151,7 +160,8 @@ func TestTheAPIDecidesWhoComesInAndWhichTopicsTheyUse(t *testing.T) {
 			t.Fatalf("a forbidden topic was answered with %v", code)
 		}
 		pub.Send(&packets.Publish{Topic: []byte("news/1"), QoS: 2, PacketID: 5})
-		if a := pub.Receive().(*packets.Ack); a.Kind != packets.TypePubrec || a.Code != packets.NotAuthorized {
+		if a := pub.Receive().(*packets.Ack); a.Kind != packets.TypePubrec ||
+			a.Code != packets.NotAuthorized {
 			t.Fatalf("the same at QoS 2 was answered with %v", a)
 		}
 		pub.Send(&packets.Publish{Topic: []byte("news/1")})
@@ -159,7 +169,8 @@ func TestTheAPIDecidesWhoComesInAndWhichTopicsTheyUse(t *testing.T) {
 		sub.Want("ann/1", "mine")
 
 		// What comes from the side of the broker arrives, too.
-		inner, ack := try.Dial(t, upstream, &packets.Connect{Version: packets.V5, CleanStart: true, ClientID: "inner", HasUsername: true, Username: "inner",
+		inner, ack := try.Dial(t, upstream, &packets.Connect{Version: packets.V5, CleanStart: true,
+			ClientID: "inner", HasUsername: true, Username: "inner",
 			HasPassword: true, Password: []byte("secret")})
 		if ack.Code.Failed() {
 			t.Fatalf("the broker's own user was refused: %v", ack.Code)
@@ -185,7 +196,8 @@ func TestMessagesOfOldSubscriptionsAreStoppedAndAcknowledged(t *testing.T) {
 	r := &rules{subscribe: []string{"a"}}
 	for qos, kind := range map[packets.QoS]packets.Type{1: packets.TypePuback, 2: packets.TypePubrec} {
 		on, back, err := r.server(&packets.Publish{Topic: []byte("b"), QoS: qos, PacketID: 3}, packets.V5)
-		if a, ok := back.(*packets.Ack); on != nil || err != nil || !ok || a.Kind != kind || a.PacketID != 3 {
+		if a, ok := back.(*packets.Ack); on != nil || err != nil || !ok || a.Kind != kind ||
+			a.PacketID != 3 {
 			t.Fatalf("at QoS %d: %v goes on, %v back, %v", qos, on, back, err)
 		}
 	}

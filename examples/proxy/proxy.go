@@ -22,8 +22,9 @@ type proxy struct {
 // An admission is what a client may do. The CONNECT has been changed to what the broker is to see.
 type admission struct{ fromClient, fromServer []filter }
 
-// A filter sees each packet of one direction and returns what goes on, nil for nothing, and what goes back to where the packet came from. An
-// error ends the connection. It is called by one goroutine at a time for each direction of a connection.
+// A filter sees each packet of one direction and returns what goes on, nil for nothing, and what
+// goes back to where the packet came from. An error ends the connection. It is called by one
+// goroutine at a time for each direction of a connection.
 type filter func(p packets.Packet, v packets.Version) (on, back packets.Packet, err error)
 
 // connectTimeout bounds everything up to the moment when packets flow.
@@ -55,7 +56,8 @@ func (p *proxy) serve(ctx context.Context, nc net.Conn) error {
 	defer cancel()
 	defer nc.Close()
 	context.AfterFunc(ctx, func() { nc.Close() })
-	client := &side{nc: nc, r: packets.NewReader(nc, packets.Limits{PacketSize: p.maxPacket, Filters: 1000, UserProperties: 1000})}
+	client := &side{nc: nc, r: packets.NewReader(nc,
+		packets.Limits{PacketSize: p.maxPacket, Filters: 1000, UserProperties: 1000})}
 	nc.SetDeadline(time.Now().Add(connectTimeout))
 	first, err := client.r.ReadPacket()
 	if err != nil {
@@ -132,8 +134,9 @@ func pump(from, to *side, filters []filter) error {
 	}
 }
 
-// withoutAliases keeps Topic Aliases out of both directions, so that every PUBLISH names its topic: the client is not told that the broker
-// accepts any. That the client accepts none is said to the broker by the CONNECT; see admit.
+// withoutAliases keeps Topic Aliases out of both directions, so that every PUBLISH names its topic:
+// the client is not told that the broker accepts any. That the client accepts none is said to the
+// broker by the CONNECT; see admit.
 func withoutAliases(p packets.Packet, _ packets.Version) (on, back packets.Packet, err error) {
 	if a, ok := p.(*packets.Connack); ok {
 		a.Properties = a.Properties.Without(nil, packets.TopicAliasMaximum)

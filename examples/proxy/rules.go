@@ -57,7 +57,8 @@ func askAPI(url string) func(context.Context, *packets.Connect, net.Addr) (*admi
 		}
 		defer resp.Body.Close()
 		if resp.StatusCode != http.StatusOK {
-			return nil, packets.Errorf(packets.NotAuthorized, "the API says %s about %q", resp.Status, c.ClientID)
+			return nil, packets.Errorf(packets.NotAuthorized, "the API says %s about %q",
+				resp.Status, c.ClientID)
 		}
 		var a answer
 		if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&a); err != nil {
@@ -65,7 +66,8 @@ func askAPI(url string) func(context.Context, *packets.Connect, net.Addr) (*admi
 		}
 		ru := &rules{publish: a.Publish, subscribe: a.Subscribe, refused: make(map[uint16][]int)}
 		if w := c.Will; w != nil && !ru.mayPublish(w.Topic) {
-			return nil, packets.Errorf(packets.NotAuthorized, "the Will Topic %q is not allowed to %q", w.Topic, c.ClientID)
+			return nil, packets.Errorf(packets.NotAuthorized,
+				"the Will Topic %q is not allowed to %q", w.Topic, c.ClientID)
 		}
 		c.HasUsername, c.Username = a.Username != "", a.Username
 		c.HasPassword, c.Password = a.Password != "", []byte(a.Password)
@@ -78,8 +80,9 @@ func askAPI(url string) func(context.Context, *packets.Connect, net.Addr) (*admi
 type rules struct {
 	publish, subscribe []string
 
-	mu      sync.Mutex
-	refused map[uint16][]int // places of refused filters, by the Packet Identifier of a SUBSCRIBE that is under way
+	mu sync.Mutex
+	// places of refused filters, by the Packet Identifier of a SUBSCRIBE that is under way
+	refused map[uint16][]int
 }
 
 func (r *rules) mayPublish(topic string) bool {
@@ -89,7 +92,9 @@ func (r *rules) mayPublish(topic string) bool {
 // maySubscribe says whether everything that filter could match is allowed.
 func (r *rules) maySubscribe(filter string) bool {
 	_, inner, err := packets.SplitShared(filter)
-	return err == nil && slices.ContainsFunc(r.subscribe, func(f string) bool { return acl.Contains(f, inner) })
+	return err == nil && slices.ContainsFunc(r.subscribe, func(f string) bool {
+		return acl.Contains(f, inner)
+	})
 }
 
 // client is the filter for what comes from the client.
@@ -103,9 +108,11 @@ func (r *rules) client(p packets.Packet, v packets.Version) (on, back packets.Pa
 		case v < packets.V5: // which has no way to say it [v3.1.1 MQTT-3.3.5-2]
 			return nil, nil, fmt.Errorf("a publish to %q, which is not allowed", p.Topic)
 		case p.QoS == packets.QoS1:
-			return nil, &packets.Ack{Kind: packets.TypePuback, PacketID: p.PacketID, Code: packets.NotAuthorized}, nil
+			return nil, &packets.Ack{Kind: packets.TypePuback, PacketID: p.PacketID,
+				Code: packets.NotAuthorized}, nil
 		case p.QoS == packets.QoS2:
-			return nil, &packets.Ack{Kind: packets.TypePubrec, PacketID: p.PacketID, Code: packets.NotAuthorized}, nil
+			return nil, &packets.Ack{Kind: packets.TypePubrec, PacketID: p.PacketID,
+				Code: packets.NotAuthorized}, nil
 		}
 		return nil, nil, nil
 	case *packets.Subscribe:
@@ -114,7 +121,8 @@ func (r *rules) client(p packets.Packet, v packets.Version) (on, back packets.Pa
 	return p, nil, nil
 }
 
-// onSubscribe leaves out the filters that are not allowed. If none is left it answers itself, otherwise server completes the broker's answer.
+// onSubscribe leaves out the filters that are not allowed. If none is left it answers itself,
+// otherwise server completes the broker's answer.
 func (r *rules) onSubscribe(p *packets.Subscribe) (on, back packets.Packet, err error) {
 	var allowed []packets.Subscription
 	var refused []int
@@ -126,7 +134,8 @@ func (r *rules) onSubscribe(p *packets.Subscribe) (on, back packets.Packet, err 
 		}
 	}
 	if len(allowed) == 0 {
-		return nil, &packets.Suback{PacketID: p.PacketID, Codes: slices.Repeat([]packets.ReasonCode{packets.NotAuthorized}, len(refused))}, nil
+		return nil, &packets.Suback{PacketID: p.PacketID,
+			Codes: slices.Repeat([]packets.ReasonCode{packets.NotAuthorized}, len(refused))}, nil
 	}
 	if len(refused) > 0 {
 		r.mu.Lock()
@@ -150,7 +159,9 @@ func (r *rules) server(p packets.Packet, _ packets.Version) (on, back packets.Pa
 		}
 	case *packets.Publish:
 		// A session of the broker may have subscriptions from before the rules were changed.
-		if slices.ContainsFunc(r.subscribe, func(f string) bool { return packets.MatchTopic(f, string(p.Topic)) }) {
+		if slices.ContainsFunc(r.subscribe, func(f string) bool {
+			return packets.MatchTopic(f, string(p.Topic))
+		}) {
 			return p, nil, nil
 		}
 		switch p.QoS {

@@ -34,15 +34,18 @@ func (b backend) do(method, path, body string) (status int, answer map[string]an
 
 func device(t *testing.T, addr, id, user, token string) (*try.Client, *packets.Connack) {
 	t.Helper()
-	return try.Dial(t, addr, &packets.Connect{Version: packets.V5, ClientID: id, HasUsername: true, Username: user, HasPassword: true, Password: []byte(token),
+	return try.Dial(t, addr, &packets.Connect{Version: packets.V5, ClientID: id, HasUsername: true,
+		Username: user, HasPassword: true, Password: []byte(token),
 		Properties: packets.Properties(nil).AppendUint(packets.SessionExpiryInterval, 3600)})
 }
 
 func TestRun(t *testing.T) {
-	p := try.Start(t, run, "-listen", "127.0.0.1:0", "-http", "127.0.0.1:0", "-key", "k", "-wait", "100ms")
+	p := try.Start(t, run, "-listen", "127.0.0.1:0", "-http", "127.0.0.1:0", "-key", "k", "-wait",
+		"100ms")
 	addr := p.Line("devices at ")
 	b := backend{t, p.Line("backend at "), "k"}
-	if status, _ := (backend{t, b.url, "guessed"}).do("PUT", "/users/eve", `{}`); status != http.StatusUnauthorized {
+	if status, _ := (backend{t, b.url, "guessed"}).do("PUT", "/users/eve",
+		`{}`); status != http.StatusUnauthorized {
 		t.Fatalf("a backend with the wrong key was answered with %d", status)
 	}
 	if status, _ := b.do("PUT", "/users/a+b", `{}`); status != http.StatusBadRequest {
@@ -60,7 +63,9 @@ func TestRun(t *testing.T) {
 		t.Fatalf("ann's telephone may not come in: %v", ack.Code)
 	}
 	for filter, want := range map[string]packets.ReasonCode{
-		"users/ann": 1, "groups/birds": 1, "users/bob": packets.NotAuthorized, "groups/fish": packets.NotAuthorized, "#": packets.NotAuthorized, "groups/+": packets.NotAuthorized,
+		"users/ann": 1, "groups/birds": 1, "users/bob": packets.NotAuthorized,
+		"groups/fish": packets.NotAuthorized, "#": packets.NotAuthorized,
+		"groups/+": packets.NotAuthorized,
 	} {
 		if code := phone.Subscribe(filter, 1); code != want {
 			t.Fatalf("the subscription to %s was answered with %v", filter, code)

@@ -25,7 +25,8 @@ type user struct {
 	groups []string
 }
 
-// A service knows the users, decides what their devices may do, and pushes. A real one would keep them in its database.
+// A service knows the users, decides what their devices may do, and pushes. A real one would keep
+// them in its database.
 type service struct {
 	hooks.Reloads // tells the broker that decisions have changed
 
@@ -41,8 +42,8 @@ func newService(key string, wait time.Duration) *service {
 	return &service{key: sha256.Sum256([]byte(key)), wait: wait, users: make(map[string]user)}
 }
 
-// Authenticate lets a device in whose user name and password are a user and the token of that. All devices of a user have one owner, so
-// no other user can take their Sessions over.
+// Authenticate lets a device in whose user name and password are a user and the token of that. All
+// devices of a user have one owner, so no other user can take their Sessions over.
 func (s *service) Authenticate(_ context.Context, r *hooks.ConnectRequest) error {
 	s.mu.Lock()
 	u, ok := s.users[r.Client.Username]
@@ -55,14 +56,16 @@ func (s *service) Authenticate(_ context.Context, r *hooks.ConnectRequest) error
 	return nil
 }
 
-// Authorize lets devices subscribe to the topic of their user and to those of the user's groups, and to nothing else.
+// Authorize lets devices subscribe to the topic of their user and to those of the user's groups,
+// and to nothing else.
 func (s *service) Authorize(_ context.Context, r *hooks.AccessRequest) error {
 	name, _ := r.Client.User()
 	s.mu.Lock()
 	u := s.users[name]
 	s.mu.Unlock()
 	group, isGroup := strings.CutPrefix(r.Topic, "groups/")
-	if r.Action == hooks.Subscribe && (r.Topic == "users/"+name || isGroup && slices.Contains(u.groups, group)) {
+	if r.Action == hooks.Subscribe &&
+		(r.Topic == "users/"+name || isGroup && slices.Contains(u.groups, group)) {
 		return nil
 	}
 	return packets.Errorf(packets.NotAuthorized, "not for %s", name)
@@ -88,7 +91,8 @@ func (s *service) handler() http.Handler {
 	})
 }
 
-// putUser makes a user, or changes the groups of one. The answer has a token for the devices, a new one each time.
+// putUser makes a user, or changes the groups of one. The answer has a token for the devices, a new
+// one each time.
 func (s *service) putUser(w http.ResponseWriter, r *http.Request) {
 	name := r.PathValue("name")
 	var body struct {
@@ -121,13 +125,17 @@ func (s *service) deleteUser(w http.ResponseWriter, r *http.Request) {
 	s.Reloaded()
 	for info := range s.broker.Sessions() {
 		if info.Principal == name {
-			s.broker.DeleteSession(r.Context(), info.ClientID)
+			if _, err := s.broker.DeleteSession(r.Context(), info.ClientID); err != nil {
+				http.Error(w, err.Error(), http.StatusServiceUnavailable)
+				return
+			}
 		}
 	}
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// push publishes the body to a topic that begins with prefix. The answer says how many Sessions it was for, and how many have it by now.
+// push publishes the body to a topic that begins with prefix. The answer says how many Sessions it
+// was for, and how many have it by now.
 func (s *service) push(prefix string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 64<<10))
@@ -137,7 +145,8 @@ func (s *service) push(prefix string) http.HandlerFunc {
 		}
 		m := &dunlin.Message{
 			Topic: prefix + r.PathValue("name"), Payload: body, QoS: packets.QoS1,
-			Properties: packets.Properties(nil).AppendUint(packets.MessageExpiryInterval, uint32((7*24*time.Hour)/time.Second)),
+			Properties: packets.Properties(nil).
+				AppendUint(packets.MessageExpiryInterval, uint32((7*24*time.Hour)/time.Second)),
 		}
 		if t := r.Header.Get("Content-Type"); t != "" {
 			m.Properties = m.Properties.AppendText(packets.ContentType, t)

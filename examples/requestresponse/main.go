@@ -1,5 +1,6 @@
-// Command requestresponse answers requests as MQTT 5.0 has them: a request names the topic of its answer and data to know it by. The broker
-// answers clients with the time in a zone, and asks clients in turn, under ask/NAME.
+// Command requestresponse answers requests as MQTT 5.0 has them: a request names the topic of its
+// answer and data to know it by. The broker answers clients with the time in a zone, and asks
+// clients in turn, under ask/NAME.
 package main
 
 import (
@@ -39,7 +40,8 @@ func timeIn(_ context.Context, m *dunlin.Incoming) (*dunlin.Message, error) {
 func run(ctx context.Context, args []string, out io.Writer) error {
 	fs := flag.NewFlagSet("requestresponse", flag.ExitOnError)
 	addr := fs.String("listen", "127.0.0.1:1883", "`address` to listen on")
-	every := fs.Duration("every", 5*time.Second, "how often to ask the clients that subscribe to ask/thermometer")
+	every := fs.Duration("every", 5*time.Second,
+		"how often to ask the clients that subscribe to ask/thermometer")
 	fs.Parse(args)
 
 	b, err := dunlin.New(dunlin.Config{Authenticator: hooks.AllowAll})
@@ -55,7 +57,11 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	go b.Serve(l) // ends with b
+	_, port, _ := net.SplitHostPort(l.Addr().String())
 	fmt.Fprintln(out, "listening on", l.Addr())
+	fmt.Fprintln(out, "now ask for the time, and be asked:")
+	fmt.Fprintf(out, "  mosquitto_rr -p %s -V 5 -t time -e my/reply -m Europe/Berlin\n", port)
+	fmt.Fprintf(out, "  mosquitto_sub -p %s -V 5 -t ask/thermometer -F '%%t wants its answer at %%R'\n", port)
 
 	tick := time.NewTicker(*every)
 	defer tick.Stop()

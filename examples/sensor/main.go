@@ -1,5 +1,5 @@
-// Command sensor is a broker with a sensor in it, as small boards have one: temperature and humidity every two seconds at QoS 0, on
-// ESP32/TEMPERATURE and ESP32/HUMIDITY, for anybody to watch.
+// Command sensor is a broker with a sensor in it, as small boards have one: temperature and
+// humidity every two seconds at QoS 0, on ESP32/TEM and ESP32/HUM, for anybody to watch.
 package main
 
 import (
@@ -51,7 +51,9 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	go b.Serve(l) // ends with b
-	fmt.Fprintf(out, "listening on %v\nwatch with: mosquitto_sub -t 'ESP32/#' -v\n", l.Addr())
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	fmt.Fprintln(out, "listening on", l.Addr())
+	fmt.Fprintf(out, "now watch with:\n  mosquitto_sub -p %s -t 'ESP32/#' -v\n", port)
 
 	tick := time.NewTicker(*every)
 	defer tick.Stop()
@@ -60,8 +62,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		case at := <-tick.C:
 			celsius, percent := measure(at)
 			for _, m := range []dunlin.Message{
-				{Topic: "ESP32/TEMPERATURE", Payload: fmt.Appendf(nil, "%.2f", celsius)},
-				{Topic: "ESP32/HUMIDITY", Payload: fmt.Appendf(nil, "%.1f", percent)},
+				{Topic: "ESP32/TEM", Payload: fmt.Appendf(nil, "%.2f", celsius)},
+				{Topic: "ESP32/HUM", Payload: fmt.Appendf(nil, "%.1f", percent)},
 			} {
 				if err := b.Publish(ctx, &m); err != nil && ctx.Err() == nil {
 					return err

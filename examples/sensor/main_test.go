@@ -12,7 +12,7 @@ func TestRun(t *testing.T) {
 	c := try.Connect(t, p.Line("listening on "), "watch")
 	c.Subscribe("ESP32/#", 2)
 	seen := map[string]int{}
-	for len(seen) < 2 || seen["ESP32/HUMIDITY"] < 2 {
+	for len(seen) < 2 || seen["ESP32/HUM"] < 2 {
 		m := c.Message()
 		v, err := strconv.ParseFloat(string(m.Payload), 64)
 		if err != nil || v < 0 || v > 100 || m.QoS != 0 {
@@ -20,7 +20,7 @@ func TestRun(t *testing.T) {
 		}
 		seen[string(m.Topic)]++
 	}
-	if seen["ESP32/TEMPERATURE"] == 0 {
+	if seen["ESP32/TEM"] == 0 {
 		t.Fatalf("what came is %v", seen)
 	}
 	p.Stop()

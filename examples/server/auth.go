@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin"
@@ -24,12 +23,20 @@ import (
 
 // access are the flags.
 type access struct {
+	security
+	localOnly      bool // nothing is said about who may connect: only this machine may
+	passwordSecret string
+	aclAtDelivery  bool
+	auditLog       string
+}
+
+// security says who may connect to a listener, and what for. Those of the flags hold for all
+// listeners but those with settings of their own (per_listener_settings).
+type security struct {
 	allowAnonymous        bool
-	localOnly             bool // nothing is said about who may connect: only this machine may
 	passwordFile, aclFile string
-	passwordSecret        string
-	aclAtDelivery         bool
-	auditLog              string
+	noEmptyID             bool   // a client must bring a Client Identifier
+	idPrefix              string // of Client Identifiers that are made up; empty: the broker's own
 }
 
 func (a *access) flags(fs *flag.FlagSet) {
@@ -42,6 +49,10 @@ func (a *access) flags(fs *flag.FlagSet) {
 			"does not exist (default: a random secret at each start)")
 	fs.StringVar(&a.aclFile, "acl-file", "", "`file` of topics that may be read and written, in the form of Mosquitto's acl_file")
 	fs.StringVar(&a.auditLog, "audit-log", "", "`file` to which security events are appended, one JSON object in a line")
+	fs.StringVar(&a.idPrefix, "auto-id-prefix", "", "what the Client Identifiers of clients that "+
+		"bring none begin with (default dunlin-)")
+	fs.BoolVar(&a.noEmptyID, "no-empty-client-id", false, "refuse clients without Client "+
+		"Identifier")
 	fs.BoolVar(&a.aclAtDelivery, "acl-at-delivery", false,
 		"allow all subscriptions, as Mosquitto does, and leave out what may not be read, instead of refusing those that match any of it")
 }
@@ -71,141 +82,146 @@ func (a *access) openTrail(cfg *dunlin.Config) (trail *audit.Trail, end func(), 
 }
 
 // settle decides about anonymous clients where -allow-anonymous is not given: they may connect from this machine, until there are
-// credentials.
-func (a *access) settle(fs *flag.FlagSet, byCertificate bool) {
+// credentials, or a mosquitto.conf says where to listen, as in Mosquitto.
+func (a *access) settle(fs *flag.FlagSet, byCertificate, listeners bool) {
 	given := false
 	fs.Visit(func(f *flag.Flag) { given = given || f.Name == "allow-anonymous" })
-	if !given && a.passwordFile == "" && !byCertificate {
+	if !given && a.passwordFile == "" && !byCertificate && !listeners {
 		a.allowAnonymous, a.localOnly = true, true
 	}
 }
 
 // admits says in words who may connect, for the log.
 func (a *access) admits(byCertificate bool) string {
+	if a.localOnly {
+		return "anyone on this machine (local only mode)"
+	}
 	var who []string
 	if byCertificate {
 		who = append(who, "clients with a certificate")
 	}
-	if a.passwordFile != "" {
-		who = append(who, "users in "+a.passwordFile)
+	return a.security.admits(who...)
+}
+
+// admits says in words who may connect, besides others.
+func (s *security) admits(who ...string) string {
+	if s.passwordFile != "" {
+		who = append(who, "users in "+s.passwordFile)
 	}
 	switch {
-	case a.localOnly:
-		who = append(who, "anyone on this machine (local only mode)")
-	case a.allowAnonymous && a.passwordFile == "":
+	case s.allowAnonymous && s.passwordFile == "":
 		who = append(who, "anyone")
-	case a.allowAnonymous:
+	case s.allowAnonymous:
 		who = append(who, "clients without a user name")
 	case len(who) == 0:
-		return "nobody"
+		return nobody
 	}
 	return strings.Join(who, ", ")
 }
 
-// openPasswords opens the file of -password-file.
-func (a *access) openPasswords() (*auth.PasswordFile, error) {
-	file, err := auth.Open(a.passwordFile, crypt.Bcrypt, crypt.Argon2id)
-	if err != nil || a.passwordSecret == "" {
-		return file, err
+const nobody = "nobody"
+
+// A gate decides for one security.
+type gate struct {
+	security
+	users hooks.Authenticator
+	scram hooks.EnhancedAuthenticator // nil: none
+	rules hooks.Authorizer            // nil: everything is allowed
+}
+
+// A gatekeeper makes gates. Those that name the same file share it.
+type gatekeeper struct {
+	*access
+	reloads   reloads
+	passwords passwordFiles
+	rules     ruleFiles
+}
+
+type (
+	passwordFiles map[string]*auth.PasswordFile // by name
+	ruleFiles     map[string]*acl.File          // by name
+)
+
+// openPasswords opens a password file.
+func (k *gatekeeper) openPasswords(name string) (*auth.PasswordFile, error) {
+	if file := k.passwords[name]; file != nil {
+		return file, nil
 	}
-	secret, err := auth.SecretFile(a.passwordSecret)
+	file, err := auth.Open(name, crypt.Bcrypt, crypt.Argon2id)
 	if err != nil {
 		return nil, err
 	}
-	return file, file.SetSecret(secret)
+	if k.passwordSecret != "" {
+		secret, err := auth.SecretFile(k.passwordSecret)
+		if err != nil {
+			return nil, err
+		}
+		if err := file.SetSecret(secret); err != nil {
+			return nil, err
+		}
+	}
+	k.passwords[name] = file
+	k.reloads.add("password file", name, file)
+	return file, nil
 }
 
-// set sets what decides in cfg, and adds what can be reloaded to r. byCertificate has clients on TLS take their name from it.
-func (a *access) set(cfg *dunlin.Config, byCertificate bool, r reloads) error {
-	cfg.Authenticator = hooks.AuthenticatorFunc(refuseAll)
-	switch {
-	case a.passwordFile != "":
-		file, err := a.openPasswords()
-		if err != nil {
-			return err
+// openRules opens an ACL file.
+func (k *gatekeeper) openRules(name string) (hooks.Authorizer, error) {
+	file := k.rules[name]
+	if file == nil {
+		var err error
+		if file, err = acl.Open(name, acl.ParseMosquitto); err != nil {
+			return nil, err
 		}
-		r["password file"] = file
-		anonymous := auth.Anonymous(a.allowAnonymous)
-		cfg.Authenticator = hooks.AuthenticatorFunc(func(ctx context.Context, r *hooks.ConnectRequest) error {
+		k.rules[name] = file
+		k.reloads.add("acl file", name, file)
+	}
+	if k.aclAtDelivery {
+		return file.AtDelivery(), nil
+	}
+	return file, nil
+}
+
+// open makes a gate.
+func (k *gatekeeper) open(s security) (*gate, error) {
+	g := &gate{security: s, users: hooks.AuthenticatorFunc(refuseAll)}
+	if s.passwordFile != "" {
+		file, err := k.openPasswords(s.passwordFile)
+		if err != nil {
+			return nil, err
+		}
+		anonymous := auth.Anonymous(s.allowAnonymous)
+		g.users = hooks.AuthenticatorFunc(func(ctx context.Context, r *hooks.ConnectRequest) error {
 			if r.Connect.Username == "" { // an empty name is none to Mosquitto
 				return anonymous.Authenticate(ctx, &hooks.ConnectRequest{Client: new(hooks.Client), Connect: r.Connect, Grant: r.Grant})
 			}
 			return file.Authenticate(ctx, r)
 		})
-		cfg.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{auth.SCRAMSHA256: file.SCRAM()}
-	case a.passwordSecret != "":
+		g.scram = file.SCRAM()
+	} else if s.allowAnonymous {
+		g.users = hooks.AllowAll
+	}
+	if s.aclFile != "" {
+		var err error
+		if g.rules, err = k.openRules(s.aclFile); err != nil {
+			return nil, err
+		}
+	}
+	return g, nil
+}
+
+// check says what does not go together.
+func (a *access) check(passwords, rules bool) error {
+	if a.passwordSecret != "" && !passwords {
 		return errors.New("-password-secret needs -password-file")
-	case a.allowAnonymous:
-		cfg.Authenticator = hooks.AllowAll
 	}
-	if byCertificate {
-		certificate := auth.Certificate(auth.CommonName)
-		rest := cfg.Authenticator
-		cfg.Authenticator = hooks.AuthenticatorFunc(func(ctx context.Context, r *hooks.ConnectRequest) error {
-			if r.Client.TLS != nil {
-				return certificate.Authenticate(ctx, r) // without a certificate it abstains, which refuses
-			}
-			return rest.Authenticate(ctx, r)
-		})
-	}
-	if a.aclFile != "" {
-		file, err := acl.Open(a.aclFile, acl.ParseMosquitto)
-		if err != nil {
-			return err
-		}
-		r["acl file"] = file
-		var rules hooks.Authorizer = file
-		if a.aclAtDelivery {
-			rules = file.AtDelivery()
-		}
-		if cfg.Authorizer != nil {
-			rules = hooks.AllAuthorizers(cfg.Authorizer, rules)
-		}
-		cfg.Authorizer = rules
-	} else if a.aclAtDelivery {
+	if a.aclAtDelivery && !rules {
 		return errors.New("-acl-at-delivery needs -acl-file")
 	}
 	return nil
 }
 
 func refuseAll(context.Context, *hooks.ConnectRequest) error {
-	return packets.Errorf(packets.NotAuthorized, "-allow-anonymous=false without -password-file accepts nobody")
-}
-
-// A file is what is read again when it changes, and on SIGHUP.
-type file interface {
-	Reload() error
-	Watch(ctx context.Context, interval time.Duration, report func(error))
-}
-
-// reloads are the files, by what they are.
-type reloads map[string]file
-
-// run reads the files again where they change, and all of them on hangup, until ctx ends.
-func (r reloads) run(ctx context.Context, hangup <-chan os.Signal, log *slog.Logger, trail *audit.Trail) {
-	var watches sync.WaitGroup
-	defer watches.Wait()
-	report := func(what string, err error) {
-		if trail != nil {
-			trail.Reload(what, err)
-		}
-		if err != nil {
-			log.Error("not reloaded, what was in force stays", "what", what, "err", err)
-			return
-		}
-		log.Info("reloaded", "what", what)
-	}
-	for what, f := range r {
-		watches.Go(func() { f.Watch(ctx, 0, func(err error) { report(what, err) }) }) // waited for above
-	}
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-hangup:
-			for what, f := range r {
-				report(what, f.Reload())
-			}
-		}
-	}
+	return packets.Errorf(packets.NotAuthorized, "neither a password file nor anonymous clients "+
+		"are allowed here")
 }

@@ -35,8 +35,28 @@ func (l *limits) flags(fs *flag.FlagSet, c *dunlin.Config) {
 	fs.BoolVar(&c.SessionPerPrincipal, "session-per-principal", false, "users with the same client identifier get sessions of their own, instead of 0x85")
 	fs.IntVar(&c.MinWildcardLevel, "min-wildcard-level", 0, "levels that must come before the first wildcard of a subscription (default 0)")
 	fs.IntVar(&c.MaxRetained, "max-retained", 0, "retained messages (default 1000000)")
-	fs.IntVar(&c.MaxRetainedBytes, "max-retained-bytes", 0, "bytes of retained messages (default 1 GiB)")
-	fs.IntVar(&c.MaxMemory, "max-memory", 0, "bytes of all messages in memory (default half of GOMEMLIMIT, or 4 GiB)")
+	fs.Var((*size)(&c.MaxRetainedBytes), "max-retained-bytes",
+		"bytes of retained messages (default 1 GiB)")
+	fs.IntVar(&c.MaxSessionsPerPrincipal, "max-sessions-user", 0,
+		"sessions of one user (default three quarters of 1000000, negative: no limit)")
+	fs.IntVar(&c.MaxSubscriptionsPerPrincipal, "max-subscriptions-user", 0,
+		"subscriptions of one user (default one for each 2 KiB of -max-memory, negative: no limit)")
+	fs.IntVar(&c.MaxRetainedPerPrincipal, "max-retained-user", 0,
+		"retained messages of one user (default three quarters of -max-retained, negative: no limit)")
+	fs.Var((*size)(&c.MaxRetainedBytesPerPrincipal), "max-retained-bytes-user",
+		"bytes of retained messages of one user (default three quarters of -max-retained-bytes, "+
+			"negative: no limit)")
+	fs.Var((*size)(&c.MaxKeptBytesPerPrincipal), "max-kept-bytes-user",
+		"bytes of memory that retained messages, subscriptions, sessions and connections of one user "+
+			"take together (default 37 % of -max-memory, negative: no limit)")
+	fs.DurationVar(&c.MaxDelay, "max-delay", 0, "longest delay of a message to "+
+		"$delayed/SECONDS/TOPIC, for instance 24h (default nobody may delay)")
+	fs.IntVar(&c.MaxDelayedPerPrincipal, "max-delayed-user", 0,
+		"delayed messages of one user (default 10000, negative: no limit)")
+	fs.Var((*size)(&c.MaxQueuedBytesPerPrincipal), "max-queued-bytes-user",
+		"bytes that wait in the queues of one user (default half of -max-memory, negative: no limit)")
+	fs.Var((*size)(&c.MaxMemory), "max-memory",
+		"bytes of all messages in memory (default half of GOMEMLIMIT, or 4 GiB)")
 }
 
 // set sets what takes more than a variable.

@@ -85,10 +85,10 @@ func TestSessionsAndSubscriptionsByFlag(t *testing.T) {
 	require.Equal(t, packets.NotAuthorized, jane.subscribe("#"))
 	require.Equal(t, packets.Success, jane.subscribe("a/#"))
 
-	addrs, _ = start(t, "-listen", "127.0.0.1:0", "-max-memory", "1", "-max-retained", "1")
+	addrs, _ = start(t, "-listen", "127.0.0.1:0", "-max-memory", "30000", "-max-retained", "1")
 	c := login{"c", "-", "-"}.at(t, dial(t, addrs[0]))
 	c.id++
-	c.send(&packets.Publish{QoS: 1, PacketID: c.id, Topic: []byte("a"), Payload: []byte("x"), Retain: true})
+	c.send(&packets.Publish{QoS: 1, PacketID: c.id, Topic: []byte("a"), Payload: make([]byte, 25_000), Retain: true})
 	require.Equal(t, packets.QuotaExceeded, c.want(packets.TypePuback).(*packets.Ack).Code, "there is no memory for it")
 	require.Equal(t, packets.NoMatchingSubscribers, c.publish("a", "x"), "live messages that need no memory go on")
 }
@@ -113,11 +113,19 @@ func TestFlagsOfLimits(t *testing.T) {
 		require.ErrorContains(t, o.limits.ban(b), "-ban")
 		b.Close()
 	}
-	o, err := parse([]string{"-rate-connect", "7", "-max-takeovers", "3", "-ban-time", "1m", "-max-connecting", "9", "-max-retained-bytes", "5"})
+	o, err := parse([]string{"-rate-connect", "7", "-max-takeovers", "3", "-ban-time", "1m", "-max-connecting", "9", "-max-retained-bytes", "5",
+		"-max-sessions-user", "1", "-max-subscriptions-user", "2", "-max-retained-user", "3",
+		"-max-retained-bytes-user", "4", "-max-queued-bytes-user", "-1",
+		"-max-kept-bytes-user", "6", "-max-delay", "1h", "-max-delayed-user", "7"})
 	require.NoError(t, err)
 	require.Equal(t, 7.0, o.cfg.ConnectRate)
 	require.Equal(t, 3, o.cfg.MaxTakeovers)
 	require.Equal(t, time.Minute, o.cfg.BanTime)
 	require.Equal(t, 9, o.cfg.MaxConnecting)
 	require.Equal(t, 5, o.cfg.MaxRetainedBytes)
+	require.Equal(t, time.Hour, o.cfg.MaxDelay)
+	require.Equal(t, []int{1, 2, 3, 4, -1, 6, 7}, []int{o.cfg.MaxSessionsPerPrincipal,
+		o.cfg.MaxSubscriptionsPerPrincipal, o.cfg.MaxRetainedPerPrincipal,
+		o.cfg.MaxRetainedBytesPerPrincipal, o.cfg.MaxQueuedBytesPerPrincipal,
+		o.cfg.MaxKeptBytesPerPrincipal, o.cfg.MaxDelayedPerPrincipal})
 }

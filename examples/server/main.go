@@ -3,22 +3,17 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
-	"log/slog"
+	"math"
 	"net"
-	"net/http"
-	_ "net/http/pprof" // served only with -pprof
 	"os"
-	"os/signal"
 	"strconv"
 	"strings"
-	"sync"
-	"syscall"
+	"sync/atomic"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin"
@@ -27,10 +22,30 @@ import (
 )
 
 func main() {
-	if err := run(os.Args[1:]); err != nil && !errors.Is(err, flag.ErrHelp) {
+	if err := command(os.Args[1:], os.Stdin, os.Stdout); err != nil && !errors.Is(err,
+		flag.ErrHelp) {
 		fmt.Fprintln(os.Stderr, "server:", err)
 		os.Exit(1)
 	}
+}
+
+// command runs the command that args begin with. Without one it is the broker.
+func command(args []string, in io.Reader, out io.Writer) error {
+	if len(args) == 0 {
+		return run(args)
+	}
+	switch args[0] {
+	case "passwd":
+		return passwd(args[1:], in, out)
+	case "check":
+		return check(args[1:], out)
+	case "health":
+		return health(args[1:])
+	case "version":
+		fmt.Fprintln(out, "dunlin server", dunlin.Version)
+		return nil
+	}
+	return run(args)
 }
 
 // list is a flag that may be repeated.
@@ -43,20 +58,45 @@ func (l *list) Set(s string) error {
 	return nil
 }
 
+// size is a flag of bytes, which may have a unit.
+type size int
+
+func (s *size) String() string { return strconv.Itoa(int(*s)) }
+
+func (s *size) Set(text string) error {
+	number, unit := text, 1
+	for suffix, n := range map[string]int{"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30} {
+		if x, ok := strings.CutSuffix(text, suffix); ok {
+			number, unit = strings.TrimSpace(x), n
+		}
+	}
+	n, err := strconv.Atoi(number)
+	if err != nil || n > math.MaxInt/unit || n < math.MinInt/unit {
+		return errors.New("expected a number of bytes, as in 65536, 64KiB, 64MiB or 1GiB")
+	}
+	*s = size(n * unit)
+	return nil
+}
+
 // options are the flags.
 type options struct {
 	access
 	transport
 	persistence
 	limits
+	logging
 	denySubscribe    list
-	maxPayload       int
-	maxQoS, logLevel string
-	level            slog.Level
+	payload          size
+	maxPayload       atomic.Int64 // the same, where it may change
+	maxQoS           string
 	versions, config string
+	clientPrefix     string // what Client Identifiers must begin with
+	perListener      bool   // the listeners of the file have settings of their own only
 	pprof            string
 	cfg              dunlin.Config
 	reloads          reloads
+	args             []string // what it was called with
+	settings         settings
 	listening        func(net.Addr) // if not nil, is told each address that is listened on
 }
 
@@ -67,16 +107,20 @@ func (o *options) flags() *flag.FlagSet {
 	o.access.flags(fs)
 	o.persistence.flags(fs)
 	o.limits.flags(fs, c)
+	o.logging.flags(fs)
 	fs.IntVar(&c.ReceiveMaximum, "receive-maximum", 0, "unacknowledged QoS 1 and 2 publishes per client (default 1024)")
 	fs.StringVar(&o.maxQoS, "max-qos", "2", "highest QoS that clients may use")
 	fs.BoolVar(&c.DisableRetain, "no-retain", false, "do not accept retained messages")
 	fs.BoolVar(&c.DisableWildcards, "no-wildcards", false, "do not accept wildcards in subscriptions")
 	fs.BoolVar(&c.DisableShared, "no-shared", false, "do not accept shared subscriptions")
 	fs.BoolVar(&c.DisableSubscriptionIDs, "no-subscription-ids", false, "do not accept Subscription Identifiers")
-	fs.IntVar(&c.MaxPacketSize, "max-packet-size", 0, "largest packet accepted, in bytes (default 1 MiB)")
-	fs.IntVar(&c.MaxConnectSize, "max-connect-size", 0, "largest CONNECT accepted, with its Will and password, in bytes (default 8 KiB)")
+	fs.Var((*size)(&c.MaxPacketSize), "max-packet-size", "largest packet accepted, in bytes "+
+		"(default 1 MiB)")
+	fs.Var((*size)(&c.MaxConnectSize), "max-connect-size", "largest CONNECT accepted, with its "+
+		"Will and password, in bytes (default 8 KiB)")
 	fs.IntVar(&c.MaxTopicLevels, "max-topic-levels", 0, "most levels of a topic (default 128)")
-	fs.IntVar(&o.maxPayload, "max-payload", 0, "largest payload accepted, in bytes; a larger one is acknowledged with 0x97 and dropped (default none)")
+	fs.Var(&o.payload, "max-payload", "largest payload accepted, in bytes; a larger one is "+
+		"acknowledged with 0x97 and dropped (default none)")
 	fs.DurationVar(&c.MaxKeepAlive, "server-keep-alive", 0, "longest Keep Alive, for instance 60s (default as clients ask)")
 	fs.Float64Var(&c.SlowLinkRate, "slow-link-rate", 0, "bytes per second of an incomplete packet that count as life for the Keep Alive (default only whole packets do)")
 	fs.DurationVar(&c.MaxSessionExpiry, "max-session-expiry", 0, "longest that a session is kept for an absent client (default 168h)")
@@ -87,73 +131,28 @@ func (o *options) flags() *flag.FlagSet {
 	fs.Var(&o.denySubscribe, "deny-subscribe", "Topic `filter` that may not be subscribed to, repeatable")
 	fs.IntVar(&c.MaxInflight, "max-inflight", 0, "QoS 1 and 2 deliveries on their way to one client (default 256)")
 	fs.IntVar(&c.MaxQueuedMessages, "max-queued-messages", 0, "messages queued per session (default 16384)")
-	fs.IntVar(&c.MaxQueuedBytes, "max-queued-bytes", 0, "bytes queued per session (default 16 MiB)")
-	fs.IntVar(&c.MaxOutboundBytes, "max-outbound-bytes", 0, "bytes that wait for one client's socket (default 2 MiB)")
+	fs.Var((*size)(&c.MaxQueuedBytes), "max-queued-bytes", "bytes queued per session (default 16 "+
+		"MiB)")
+	fs.Var((*size)(&c.MaxOutboundBytes), "max-outbound-bytes",
+		"bytes that wait for one client's socket (default 2 MiB)")
 	fs.DurationVar(&c.SysInterval, "sys-interval", 10*time.Second, "how often $SYS is published, 0 for never")
 	fs.BoolVar(&c.QueueQoS0, "queue-qos0", false, "queue QoS 0 messages, too, for absent clients")
 	fs.BoolVar(&c.CheckPayloadFormat, "check-payload-format", false, "refuse payloads that are said to be UTF-8 and are not")
-	fs.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
-	fs.StringVar(&o.config, "config", "", "`file` with one flag per line, as name value or name=value; flags given directly win")
+	fs.StringVar(&o.config, "config", "", "`file` of the form of mosquitto.conf; flags may stand "+
+		"in it, too, as name value or name=value; flags given directly win")
+	fs.StringVar(&o.config, "c", "", "`file`, the same as -config")
 	fs.StringVar(&o.pprof, "pprof", "", "`address` for net/http/pprof (default none)")
 	return fs
 }
 
-// parse reads the flags, those of the config file first.
-func parse(args []string) (*options, error) {
-	var o options
-	fs := o.flags()
-	if err := fs.Parse(args); err != nil {
-		return nil, err
-	}
-	if fs.NArg() > 0 {
-		return nil, fmt.Errorf("unexpected argument %q", fs.Arg(0))
-	}
-	if o.config != "" {
-		fromFile, err := readConfig(o.config)
-		if err != nil {
-			return nil, err
-		}
-		o = options{}
-		fs = o.flags()
-		if err := fs.Parse(append(fromFile, args...)); err != nil {
-			return nil, err
-		}
-	}
-	return &o, o.finish(fs)
-}
-
-// readConfig turns a file into arguments.
-func readConfig(name string) (args []string, err error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	sc := bufio.NewScanner(f)
-	for n := 1; sc.Scan(); n++ {
-		line := strings.TrimSpace(sc.Text())
-		if line == "" || line[0] == '#' {
-			continue
-		}
-		key, value, ok := strings.Cut(line, "=")
-		if !ok {
-			key, value, ok = strings.Cut(line, " ")
-		}
-		if key = strings.TrimSpace(key); key == "config" {
-			return nil, fmt.Errorf("%s:%d: a config file cannot name another one", name, n)
-		}
-		if ok {
-			args = append(args, "-"+key+"="+strings.TrimSpace(value))
-		} else {
-			args = append(args, "-"+key)
-		}
-	}
-	return args, sc.Err()
-}
-
 // finish checks the flags and sets what takes more than a variable.
 func (o *options) finish(fs *flag.FlagSet) error {
-	o.access.settle(fs, o.identity)
+	o.access.settle(fs, o.identity, len(o.more) > 0)
+	flagged := len(o.listen)+len(o.tlsListen)+len(o.ports)+len(o.quic)+len(o.web.listen) > 0
+	if o.perListener && !flagged && (o.passwordFile != "" || o.aclFile != "") {
+		return errors.New("-password-file and -acl-file hold for no listener: with " +
+			"per_listener_settings true, write password_file and acl_file below each listener")
+	}
 	if err := o.transport.check(o.access.localOnly); err != nil {
 		return err
 	}
@@ -181,30 +180,34 @@ func (o *options) finish(fs *flag.FlagSet) error {
 			o.cfg.DisableTopicAlias = true
 		}
 	})
-	if err := o.level.UnmarshalText([]byte(o.logLevel)); err != nil {
-		return fmt.Errorf("-log-level %q is not debug, info, warn or error", o.logLevel)
+	if err := o.logging.finish(); err != nil {
+		return err
 	}
 	o.logTo(os.Stderr)
 	if len(o.denySubscribe) > 0 {
 		o.cfg.Authorizer = hooks.AuthorizerFunc(o.authorize)
 	}
 	o.reloads = reloads{}
-	if err := o.access.set(&o.cfg, o.identity, o.reloads); err != nil {
+	if err := o.openEntries(); err != nil {
 		return err
 	}
-	if o.maxPayload > 0 {
-		o.cfg.Interceptor = hooks.InterceptorFunc(func(_ context.Context, _ *hooks.Client, m *packets.Message) (*packets.Message, error) {
-			if len(m.Payload) > o.maxPayload {
-				return nil, packets.Errorf(packets.QuotaExceeded, "a payload of %d bytes, at most %d are accepted", len(m.Payload), o.maxPayload)
-			}
-			return m, nil
-		})
+	if o.maxPayload.Store(int64(o.payload)); o.payload > 0 {
+		o.cfg.Interceptor = hooks.InterceptorFunc(o.intercept)
 	}
+	o.settings = o.settled(fs)
 	return nil
 }
 
-func (o *options) logTo(w io.Writer) {
-	o.cfg.Logger = slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: o.level}))
+func (o *options) logTo(standard io.Writer) { o.cfg.Logger = o.logger(standard) }
+
+// intercept refuses what is larger than -max-payload.
+func (o *options) intercept(_ context.Context, _ *hooks.Client,
+	m *packets.Message) (*packets.Message, error) {
+	if most := o.maxPayload.Load(); most > 0 && int64(len(m.Payload)) > most {
+		return nil, packets.Errorf(packets.QuotaExceeded, "a payload of %d bytes, at most %d are "+
+			"accepted", len(m.Payload), most)
+	}
+	return m, nil
 }
 
 // authorize refuses the filters of -deny-subscribe.
@@ -215,91 +218,6 @@ func (o *options) authorize(_ context.Context, r *hooks.AccessRequest) error {
 				return packets.Errorf(packets.UnspecifiedError, "subscriptions to %q are not allowed", r.Topic) // 0x87 would say that another client may
 			}
 		}
-	}
-	return nil
-}
-
-func listen(addr string) (net.Listener, error) {
-	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
-		return net.Listen("unix", path)
-	}
-	noProbes := net.ListenConfig{KeepAlive: -1} // MQTT has its own Keep Alive; the broker turns TCP's on for clients without
-	return noProbes.Listen(context.Background(), "tcp", addr)
-}
-
-func run(args []string) error {
-	o, err := parse(args)
-	if err != nil {
-		return err
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	return o.serve(ctx)
-}
-
-// serve is the broker until ctx ends.
-func (o *options) serve(ctx context.Context) error {
-	var watching sync.WaitGroup
-	defer watching.Wait()
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
-	trail, end, err := o.openTrail(&o.cfg)
-	if err != nil {
-		return err
-	}
-	defer end()
-	st, err := o.persistence.open(o.cfg.Logger)
-	if err != nil {
-		return err
-	}
-	o.cfg.Store = st
-	b, err := dunlin.New(o.cfg)
-	if err != nil {
-		if st != nil {
-			st.Close()
-		}
-		return err
-	}
-	defer b.Close() // it closes the store, too
-	if err := o.limits.ban(b); err != nil {
-		return err
-	}
-	listeners, err := o.transport.open(o.reloads, o.cfg.Logger, b.Admits)
-	if err != nil {
-		return err
-	}
-	o.cfg.Logger.Info("started", "version", dunlin.Version, "admits", o.access.admits(o.identity))
-	errs := make(chan error, len(listeners))
-	for _, l := range listeners {
-		o.cfg.Logger.Info("listening", "addr", l.Addr().String())
-		go func() { errs <- b.Serve(l) }() // ends with b
-		if o.listening != nil {
-			o.listening(l.Addr())
-		}
-	}
-	watching.Go(func() { o.reloads.run(ctx, hangup, o.cfg.Logger, trail) }) // ends with ctx; waited for above
-	if o.pprof != "" {
-		profiles, err := net.Listen("tcp", o.pprof)
-		if err != nil {
-			return fmt.Errorf("-pprof: %w", err)
-		}
-		srv := &http.Server{ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute} // the handler is http.DefaultServeMux
-		defer srv.Close()
-		go srv.Serve(profiles) // ends with srv
-	}
-	select {
-	case err := <-errs:
-		return err
-	case <-ctx.Done():
-	}
-	o.cfg.Logger.Info("shutting down")
-	patient, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	if err := b.Shutdown(patient); err != nil {
-		o.cfg.Logger.Warn("clients were cut off", "err", err)
 	}
 	return nil
 }

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"flag"
 	"fmt"
 	"net"
 	"sync"
@@ -16,6 +18,30 @@ const (
 	// proxyHeaders is how many headers are awaited at a time. Further connections wait to be accepted.
 	proxyHeaders = 256
 )
+
+// proxy are the flags.
+type proxy struct {
+	version int
+	from    list
+}
+
+func (p *proxy) flags(fs *flag.FlagSet) {
+	fs.IntVar(&p.version, "proxy-protocol", 0, "`version`, 1 or 2, of the PROXY protocol that has "+
+		"to begin every connection over TCP (default none)")
+	fs.Var(&p.from, "proxy-from", "address or `prefix` of the proxies, repeatable; connections "+
+		"from elsewhere are closed (default 127.0.0.0/8 and ::1)")
+}
+
+// check says what does not go together. others says that a mosquitto.conf has such listeners.
+func (p *proxy) check(others bool) error {
+	if p.version < 0 || p.version > 2 {
+		return fmt.Errorf("-proxy-protocol %d is not 1 or 2", p.version)
+	}
+	if p.version == 0 && len(p.from) > 0 && !others {
+		return errors.New("-proxy-from needs -proxy-protocol")
+	}
+	return nil
+}
 
 // A proxied is a listener for connections that come through proxies, each of which begins with a header that says from where
 // (the PROXY protocol). That address is what RemoteAddr of the connections returns. A connection that comes from elsewhere, or has

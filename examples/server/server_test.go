@@ -43,6 +43,7 @@ func start(t *testing.T, args ...string) (addrs []string, printed *log) {
 	t.Helper()
 	o, err := parse(args)
 	require.NoError(t, err, "%q", args)
+	o.args = args
 	printed = new(log)
 	o.logTo(printed)
 	up := make(chan string, 8)
@@ -57,7 +58,7 @@ func start(t *testing.T, args ...string) (addrs []string, printed *log) {
 			t.Logf("the server printed:\n%s", printed)
 		}
 	})
-	for range len(o.listen) + len(o.tlsListen) + len(o.web.listen) + len(o.transport.quic) {
+	for range o.all {
 		select {
 		case a := <-up:
 			addrs = append(addrs, a)
@@ -84,6 +85,8 @@ type client struct {
 	in   *packets.Reader
 	id   uint16
 	got  map[string]string // payloads by topic
+
+	mounted bool // see sees
 }
 
 func dial(t *testing.T, addr string) net.Conn {

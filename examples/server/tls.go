@@ -2,148 +2,118 @@ package main
 
 import (
 	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"errors"
 	"flag"
 	"fmt"
-	"log/slog"
-	"net"
+	"slices"
 
 	"github.com/dunlin-mqtt/dunlin/hooks/auth/tlsfiles"
-	"github.com/dunlin-mqtt/dunlin/listeners/quic"
 )
 
-// This file is the listeners, with TLS and the PROXY protocol: -tls-listen, -tls-cert and so on, -proxy-protocol.
+// This file is TLS: -tls-cert and so on, and the names that certificates give to clients.
 
-// transport are the flags.
-type transport struct {
-	listen, tlsListen, proxyFrom list
-	files                        tlsfiles.Options
-	identity                     bool
-	proxyProtocol                int
-	localOnly                    bool // only this machine may connect
-	web                          web
-	quic                         list
+// tlsFlags are the flags.
+type tlsFlags struct {
+	files    tlsfiles.Options
+	identity bool
+	alpn     list // names of the protocol besides mqtt
 }
 
-func (tr *transport) flags(fs *flag.FlagSet) {
-	fs.Var(&tr.listen, "listen", "`address` to listen on, repeatable: host:port, or unix:path (default 127.0.0.1:1883 unless there is a -tls-listen, -ws or -quic)")
-	fs.Var(&tr.tlsListen, "tls-listen", "`address` to listen on with TLS, repeatable; needs -tls-cert and -tls-key")
-	fs.StringVar(&tr.files.Certificate, "tls-cert", "", "PEM `file` with the server's certificate and its intermediate ones")
-	fs.StringVar(&tr.files.Key, "tls-key", "", "PEM `file` with the server's private key")
-	fs.StringVar(&tr.files.ClientCAs, "tls-client-ca", "", "PEM `file` with the authorities of client certificates; clients are then asked for one")
-	fs.BoolVar(&tr.files.RequireClient, "tls-require-cert", false, "refuse clients without a certificate")
-	fs.StringVar(&tr.files.CRL, "tls-crl", "", "`file` with the certificate revocation lists of the authorities in -tls-client-ca")
-	fs.BoolVar(&tr.identity, "tls-identity-as-username", false, "on TLS the Common Name of the client's certificate is its user name, and no password is asked for")
-	fs.IntVar(&tr.proxyProtocol, "proxy-protocol", 0, "`version`, 1 or 2, of the PROXY protocol that has to begin every connection over TCP (default none)")
-	fs.Var(&tr.proxyFrom, "proxy-from", "address or `prefix` of the proxies, repeatable; connections from elsewhere are closed (default 127.0.0.0/8 and ::1)")
-	tr.web.flags(fs)
-	fs.Var(&tr.quic, "quic", "UDP `address` to listen on for MQTT over QUIC, repeatable; without -tls-cert its certificate is made up at each start")
+func (tf *tlsFlags) flags(fs *flag.FlagSet) {
+	fs.StringVar(&tf.files.Certificate, "tls-cert", "", "PEM `file` with the server's certificate "+
+		"and its intermediate ones")
+	fs.StringVar(&tf.files.Key, "tls-key", "", "PEM `file` with the server's private key")
+	fs.StringVar(&tf.files.Chain, "tls-chain", "", "PEM `file` with authorities; those between "+
+		"the server's certificate and its root are sent to clients")
+	fs.StringVar(&tf.files.ClientCAs, "tls-client-ca", "", "PEM `file` with the authorities of "+
+		"client certificates; clients are then asked for one")
+	fs.BoolVar(&tf.files.RequireClient, "tls-require-cert", false,
+		"refuse clients without a certificate")
+	fs.StringVar(&tf.files.CRL, "tls-crl", "", "`file` with the certificate revocation lists of "+
+		"the authorities in -tls-client-ca")
+	fs.Var(&tf.alpn, "tls-alpn", "`name` of the application protocol (ALPN) that clients of MQTT "+
+		"over TLS may ask for besides mqtt, repeatable, such as x-amzn-mqtt-ca for the SDKs of AWS")
+	fs.BoolVar(&tf.identity, "tls-identity-as-username", false,
+		"on TLS the Common Name of the client's certificate is its user name, and no password is "+
+			"asked for")
 }
 
-// check says what does not go together. With localOnly nobody is verified, so that only this machine may connect.
-func (tr *transport) check(localOnly bool) error {
-	tr.localOnly = localOnly
-	switch {
-	case localOnly && (tr.proxyProtocol != 0 || len(tr.web.proxies) > 0):
-		return fmt.Errorf("-proxy-protocol and -ws-trusted-proxy bring clients from elsewhere: %s", opensUp)
-	case (len(tr.tlsListen) > 0 || tr.files != tlsfiles.Options{} && len(tr.quic) > 0) && (tr.files.Certificate == "" || tr.files.Key == ""):
-		return errors.New("-tls-listen needs -tls-cert and -tls-key")
-	case len(tr.tlsListen)+len(tr.quic) == 0 && (tr.identity || tr.files != tlsfiles.Options{}):
-		return errors.New("the flags that begin with -tls need -tls-listen or -quic")
-	case tr.files.ClientCAs == "" && (tr.files.RequireClient || tr.files.CRL != "" || tr.identity):
-		return errors.New("-tls-require-cert, -tls-crl and -tls-identity-as-username need -tls-client-ca")
-	case tr.proxyProtocol < 0 || tr.proxyProtocol > 2:
-		return fmt.Errorf("-proxy-protocol %d is not 1 or 2", tr.proxyProtocol)
-	case tr.proxyProtocol == 0 && len(tr.proxyFrom) > 0:
-		return errors.New("-proxy-from needs -proxy-protocol")
+// checkALPN says what is wrong with the names, if they are for no listener or cannot be sent.
+func (tf *tlsFlags) checkALPN(all []*listening) error {
+	for _, name := range tf.alpn {
+		if name == "" || len(name) > 255 {
+			return fmt.Errorf("-tls-alpn %q has %d bytes, expected 1 to 255", name, len(name))
+		}
 	}
-	if err := tr.web.check(); err != nil {
-		return err
+	overTLS := func(x *listening) bool {
+		return x.files.Certificate != "" && x.protocol != "websockets"
 	}
-	if len(tr.listen)+len(tr.tlsListen)+len(tr.web.listen)+len(tr.quic) == 0 {
-		tr.listen = list{"127.0.0.1:1883"}
+	if len(tf.alpn) > 0 && !slices.ContainsFunc(all, overTLS) {
+		return errors.New("-tls-alpn needs a listener of MQTT over TLS: -tls-listen, or certfile " +
+			"in the config file")
 	}
 	return nil
 }
 
-// opensUp is what to do about a listener that is refused because nobody is verified.
-const opensUp = "give -password-file to say who may connect, or -allow-anonymous to let everybody in"
-
-// isLocal says whether only this machine can connect to a.
-func isLocal(a net.Addr) bool {
-	switch a := a.(type) {
-	case *net.UnixAddr:
-		return true
-	case *net.TCPAddr:
-		return a.IP.IsLoopback()
-	case *net.UDPAddr:
-		return a.IP.IsLoopback()
-	}
-	return false
+// A tlsKey is what listeners with the same *tls.Config have in common.
+type tlsKey struct {
+	files tlsfiles.Options
+	web   bool
 }
 
-// open opens all listeners, or none. What can be reloaded is added to r. admit is the Broker's Admits.
-func (tr *transport) open(r reloads, log *slog.Logger, admit func(net.Addr) error) (ls []net.Listener, err error) {
-	defer func() {
-		if err != nil {
-			for _, l := range ls {
-				l.Close()
-			}
-			ls = nil
-		}
-	}()
-	add := func(addrs list, open func(addr string) (net.Listener, error)) {
-		for _, addr := range addrs {
-			var l net.Listener
-			if err == nil {
-				if l, err = open(addr); err == nil {
-					ls = append(ls, l)
-					if tr.localOnly && !isLocal(l.Addr()) {
-						err = fmt.Errorf("not listening on %s, which is not only for this machine: %s", addr, opensUp)
-					}
-				}
-			}
-		}
+// tlsConfig is made of the files, or of a certificate that is made up for -quic. Listeners with the
+// same files share it.
+func (o *opener) tlsConfig(x *listening) (*tls.Config, error) {
+	if x.files == (tlsfiles.Options{}) {
+		return selfSigned(o.log)
 	}
-	add(tr.listen, tr.openOne)
-	add(tr.web.listen, func(addr string) (net.Listener, error) { return tr.web.open(addr, tr.openOne, admit) })
-	if err != nil || len(tr.tlsListen)+len(tr.quic) == 0 {
-		return ls, err
+	key := tlsKey{x.files, x.protocol == "websockets"}
+	if conf := o.configs[key]; conf != nil {
+		return conf, nil
 	}
-	conf, err := tr.tlsConfig(r, log)
-	if err != nil {
-		return ls, err
+	options, base := x.files, new(tls.Config)
+	if options.Base != nil {
+		base = options.Base.Clone()
 	}
-	add(tr.tlsListen, func(addr string) (net.Listener, error) {
-		l, err := tr.openOne(addr)
-		if err != nil {
-			return nil, err
-		}
-		return tls.NewListener(l, conf), nil
-	})
-	add(tr.quic, func(addr string) (net.Listener, error) {
-		return quic.Listen("udp", addr, conf, quic.Options{Admit: admit})
-	})
-	return ls, err
-}
-
-// tlsConfig is made of the files, or of a certificate that is made up for -quic.
-func (tr *transport) tlsConfig(r reloads, log *slog.Logger) (*tls.Config, error) {
-	if tr.files == (tlsfiles.Options{}) {
-		return selfSigned(log)
+	base.NextProtos = append([]string{"mqtt"}, o.alpn...)
+	if key.web {
+		base.NextProtos = []string{"http/1.1"} // what browsers want to hear
 	}
-	files, err := tlsfiles.Open(tr.files)
+	options.Base = base
+	files, err := tlsfiles.Open(options)
 	if err != nil {
 		return nil, err
 	}
-	r["TLS files"] = files
-	return files.Config(), nil
+	o.reloads.add("TLS files", x.addr, files)
+	if o.configs == nil {
+		o.configs = map[tlsKey]*tls.Config{}
+	}
+	o.configs[key] = files.Config()
+	return o.configs[key], nil
 }
 
-func (tr *transport) openOne(addr string) (net.Listener, error) {
-	l, err := listen(addr)
-	if err != nil || tr.proxyProtocol == 0 || l.Addr().Network() == "unix" {
-		return l, err
+var commonName = asn1.ObjectIdentifier{2, 5, 4, 3}
+
+// firstCommonName is the name that use_identity_as_username takes: the first Common Name, where
+// there are several.
+func firstCommonName(c *x509.Certificate) string {
+	for _, x := range c.Subject.Names {
+		if x.Type.Equal(commonName) {
+			name, _ := x.Value.(string)
+			return name
+		}
 	}
-	return newProxied(l, byte(tr.proxyProtocol), tr.proxyFrom)
+	return ""
+}
+
+// wholeSubject is the name that use_subject_as_username takes: the subject as in RFC 2253.
+func wholeSubject(c *x509.Certificate) string {
+	var names pkix.RDNSequence
+	if rest, err := asn1.Unmarshal(c.RawSubject, &names); err != nil || len(rest) > 0 {
+		return ""
+	}
+	return names.String()
 }

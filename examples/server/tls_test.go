@@ -115,6 +115,35 @@ func TestRequiredCertificate(t *testing.T) {
 	login{"s", "-", "-"}.at(t, dialTLS(t, addrs[0], s.client(sensor)))
 }
 
+func TestOtherNamesOfTheProtocolInTLS(t *testing.T) {
+	s := newSite(t)
+	asking := func(protos ...string) *tls.Config {
+		c := s.client(nil)
+		c.NextProtos = protos
+		return c
+	}
+	negotiated := func(addr string, protos ...string) string {
+		t.Helper()
+		c := dialTLS(t, addr, asking(protos...)).(*tls.Conn)
+		login{"c", "-", "-"}.at(t, c).ping()
+		return c.ConnectionState().NegotiatedProtocol
+	}
+	const aws = "x-amzn-mqtt-ca"
+	addrs, _ := start(t, s.flags("-allow-anonymous", "-tls-alpn", aws, "-tls-alpn", "other")...)
+	require.Equal(t, aws, negotiated(addrs[0], aws))
+	require.Equal(t, "other", negotiated(addrs[0], "h2", "other"))
+	require.Equal(t, "mqtt", negotiated(addrs[0], aws, "mqtt"), "mqtt stays, and comes first")
+	require.Empty(t, negotiated(addrs[0]), "a client need not ask for any")
+	require.ErrorContains(t, tls.Client(dial(t, addrs[0]), asking("h2")).Handshake(), "protocol")
+
+	at, _, _ := startWith(t, "listener @", "allow_anonymous true",
+		"certfile "+s.cert, "keyfile "+s.key, "tls-alpn "+aws)
+	require.Equal(t, aws, negotiated(at[0], aws), "at a listener of a mosquitto.conf too")
+
+	addrs, _ = start(t, s.flags("-allow-anonymous")...)
+	require.Error(t, tls.Client(dial(t, addrs[0]), asking(aws)).Handshake(), "only mqtt by default")
+}
+
 // TestProxyProtocol has rules for addresses tell where the server thinks that clients come from.
 func TestProxyProtocol(t *testing.T) {
 	s := newSite(t)
@@ -201,6 +230,8 @@ func TestFlagsThatDoNotGoTogether(t *testing.T) {
 		{"-tls-listen", ":0", "-tls-cert", "c", "-tls-key", "k", "-tls-require-cert"},
 		{"-tls-listen", ":0", "-tls-cert", "c", "-tls-key", "k", "-tls-crl", "l"},
 		{"-tls-listen", ":0", "-tls-cert", "c", "-tls-key", "k", "-tls-identity-as-username"},
+		{"-tls-alpn", "other"},
+		{"-tls-listen", ":0", "-tls-cert", "c", "-tls-key", "k", "-tls-alpn", ""},
 		{"-proxy-protocol", "3"},
 		{"-proxy-from", "::1"},
 	} {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/listeners/websocket"
@@ -18,7 +19,10 @@ import (
 const wsPath = "/mqtt"
 
 // web are the flags.
-type web struct{ listen, origins, proxies list }
+type web struct {
+	listen, origins, proxies list
+	anyPath                  bool // the broker is at every path, as in Mosquitto
+}
 
 func (w *web) flags(fs *flag.FlagSet) {
 	fs.Var(&w.listen, "ws", "`address` to listen on for MQTT over WebSocket, at the path "+wsPath+", repeatable")
@@ -51,19 +55,23 @@ func (w *web) trusted() (ps []netip.Prefix, err error) {
 	return ps, nil
 }
 
-// open serves HTTP on an address, for the broker alone. admit is the Broker's Admits.
-func (w *web) open(addr string, listen func(string) (net.Listener, error), admit func(net.Addr) error) (net.Listener, error) {
+// serve serves HTTP on a listener, for the broker: at wsPath, or at every path if it comes from a
+// mosquitto.conf. Other requests get the files in the folder httpDir, if there is one. admit is the
+// Broker's Admits.
+func (w *web) serve(below net.Listener, httpDir string, admit func(net.Addr) error) (net.Listener,
+	error) {
 	proxies, err := w.trusted()
 	if err != nil {
-		return nil, err
-	}
-	below, err := listen(addr)
-	if err != nil {
+		below.Close()
 		return nil, err
 	}
 	l := websocket.New(websocket.Options{Origins: w.origins, TrustedProxies: proxies, Admit: admit})
 	mux := http.NewServeMux()
 	mux.Handle(wsPath, l)
+	if w.anyPath {
+		mux = http.NewServeMux()
+		mux.Handle("/", anyPath(l, httpDir))
+	}
 	s := &webListener{
 		Listener: l, addr: below.Addr(), ended: make(chan struct{}),
 		srv: &http.Server{ // the times are for HTTP, and end with the handshake
@@ -77,6 +85,21 @@ func (w *web) open(addr string, listen func(string) (net.Listener, error), admit
 		l.Close()
 	}()
 	return s, nil
+}
+
+// anyPath gives WebSocket handshakes to l, and files of a folder to all other requests.
+func anyPath(l http.Handler, folder string) http.Handler {
+	files := http.NotFoundHandler()
+	if folder != "" {
+		files = http.FileServer(http.Dir(folder))
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
+			l.ServeHTTP(w, r)
+			return
+		}
+		files.ServeHTTP(w, r)
+	})
 }
 
 // A webListener takes its HTTP server along when it is closed.

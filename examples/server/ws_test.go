@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os/exec"
@@ -150,6 +151,7 @@ func TestSIGTERM(t *testing.T) {
 		addrs = nil
 		for line := range strings.SplitSeq(printed.String(), "\n") {
 			if _, a, ok := strings.Cut(line, "msg=listening addr="); ok {
+				a, _, _ = strings.Cut(a, " ")
 				addrs = append(addrs, a)
 			}
 		}
@@ -169,4 +171,14 @@ func TestSIGTERM(t *testing.T) {
 	}
 	require.Contains(t, printed.String(), "shutting down")
 	require.NotContains(t, printed.String(), "cut off")
+}
+
+func get(t *testing.T, url string) string {
+	t.Helper()
+	resp, err := http.Get(url)
+	require.NoError(t, err)
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	return string(text)
 }

@@ -1,5 +1,6 @@
-// Command several runs several brokers in one process, one for each tenant, that know nothing of one another: there is no state but what a Broker
-// holds. The program reads the messages of all of them.
+// Command several runs several brokers in one process, one for each tenant, that know nothing of
+// one another: there is no state but what a Broker holds. The program reads the messages of all of
+// them.
 package main
 
 import (
@@ -30,8 +31,14 @@ func main() {
 
 func run(ctx context.Context, args []string, out io.Writer) error {
 	fs := flag.NewFlagSet("several", flag.ExitOnError)
-	tenants := fs.String("tenants", "red=127.0.0.1:1883,blue=127.0.0.1:1884", "`list` of name=address")
+	addrs := fs.String("listen", "127.0.0.1:1883,127.0.0.1:1884", "`addresses`, one for each tenant")
+	tenants := fs.String("tenants", "red,blue", "`names` of the tenants")
 	fs.Parse(args)
+	names, listen := strings.Split(*tenants, ","), strings.Split(*addrs, ",")
+	if len(listen) != len(names) {
+		return fmt.Errorf("-listen has %d addresses for %d tenants, give one for each", len(listen),
+			len(names))
+	}
 
 	var brokers []*dunlin.Broker
 	var readers sync.WaitGroup
@@ -44,11 +51,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		}
 		readers.Wait()
 	}()
-	for _, t := range strings.Split(*tenants, ",") {
-		name, addr, ok := strings.Cut(t, "=")
-		if !ok {
-			return fmt.Errorf("-tenants: %q is not name=address", t)
-		}
+	for i, name := range names {
 		// Each may have a Config of its own: its users, its limits, its store.
 		b, err := dunlin.New(dunlin.Config{Authenticator: hooks.AllowAll})
 		if err != nil {
@@ -59,12 +62,14 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		if err != nil {
 			return err
 		}
-		l, err := net.Listen("tcp", addr)
+		l, err := net.Listen("tcp", listen[i])
 		if err != nil {
 			return err
 		}
 		go b.Serve(l) // ends with b
+		_, port, _ := net.SplitHostPort(l.Addr().String())
 		fmt.Fprintf(out, "%s listens on %v\n", name, l.Addr())
+		fmt.Fprintf(out, "now type:\n  mosquitto_pub -p %s -t hello -m 'for %s'\n", port, name)
 		readers.Go(func() { // ends with ctx
 			for m := range sub.Messages() {
 				printing.Lock()

@@ -7,7 +7,7 @@ import (
 )
 
 func TestRun(t *testing.T) {
-	p := try.Start(t, run, "-tenants", "red=127.0.0.1:0,blue=127.0.0.1:0")
+	p := try.Start(t, run, "-listen", "127.0.0.1:0,127.0.0.1:0")
 	red, blue := p.Line("red listens on "), p.Line("blue listens on ")
 	watch := try.Connect(t, blue, "same") // the same Client Identifier, in another world
 	watch.Subscribe("#", 0)

@@ -12,7 +12,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/examples/internal/try"
 )
 
-// The test runs itself as the program: the process that is started sets LISTEN_PID, which only it can know, and goes on as main.
+// The test runs itself as the program: the process that is started sets LISTEN_PID, which only it
+// can know, and goes on as main.
 func TestMain(m *testing.M) {
 	if os.Getenv("RUN_AS_PROGRAM") != "" {
 		os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
@@ -84,7 +85,9 @@ func TestWithoutSockets(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		env := func(k string) string { return map[string]string{"LISTEN_PID": tt.pid, "LISTEN_FDS": tt.fds}[k] }
+		env := func(k string) string {
+			return map[string]string{"LISTEN_PID": tt.pid, "LISTEN_FDS": tt.fds}[k]
+		}
 		_, err = inherited(env, 7, int(f.Fd()))
 		if err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: the error is %v", tt.name, err)

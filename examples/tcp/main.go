@@ -35,11 +35,25 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	defer b.Close()
+	// Every message is printed.
+	sub, err := b.Subscribe(ctx, "#", &dunlin.SubscribeOptions{Overflow: dunlin.DropNewest})
+	if err != nil {
+		return err
+	}
+	go func() { // ends with b
+		for m := range sub.Messages() {
+			fmt.Fprintf(out, "%s: %s\n", m.Topic, m.Payload)
+		}
+	}()
 	l, err := net.Listen("tcp", *addr)
 	if err != nil {
 		return err
 	}
+	_, port, _ := net.SplitHostPort(l.Addr().String())
 	fmt.Fprintln(out, "listening on", l.Addr())
+	fmt.Fprintln(out, "now type in a second terminal, and in a third:")
+	fmt.Fprintf(out, "  mosquitto_sub -p %s -V 5 -t 'hello/#' -v\n", port)
+	fmt.Fprintf(out, "  mosquitto_pub -p %s -V 5 -t hello/world -m hi\n", port)
 	served := make(chan error, 1)
 	go func() { served <- b.Serve(l) }() // ends with b
 	select {

@@ -1,4 +1,5 @@
-// Command tls is a broker that clients reach over TLS with a certificate of their own, which says who they are.
+// Command tls is a broker that clients reach over TLS with a certificate of their own, which says
+// who they are.
 package main
 
 import (
@@ -40,7 +41,8 @@ func main() {
 func run(ctx context.Context, args []string, out io.Writer) error {
 	fs := flag.NewFlagSet("tls", flag.ExitOnError)
 	addr := fs.String("listen", "127.0.0.1:8883", "`address` to listen on")
-	dir := fs.String("dir", "certificates", "`folder` with ca.crt, server.crt and server.key; made, with a client's, if it is not there")
+	dir := fs.String("dir", "certificates",
+		"`folder` with ca.crt, server.crt and server.key; made, with a client's, if it is not there")
 	every := fs.Duration("every", 2*time.Second, "how often to look for new files")
 	fs.Parse(args)
 	if _, err := os.Stat(*dir); errors.Is(err, os.ErrNotExist) {
@@ -49,7 +51,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		}
 	}
 	in := func(name string) string { return filepath.Join(*dir, name) }
-	files, err := tlsfiles.Open(tlsfiles.Options{Certificate: in("server.crt"), Key: in("server.key"), ClientCAs: in("ca.crt"), RequireClient: true})
+	files, err := tlsfiles.Open(tlsfiles.Options{Certificate: in("server.crt"),
+		Key: in("server.key"), ClientCAs: in("ca.crt"), RequireClient: true})
 	if err != nil {
 		return err
 	}
@@ -57,19 +60,33 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	b, err := dunlin.New(dunlin.Config{Authenticator: auth.Certificate(auth.CommonName), Authorizer: acl.New(rules)})
+	b, err := dunlin.New(dunlin.Config{Authenticator: auth.Certificate(auth.CommonName),
+		Authorizer: acl.New(rules)})
 	if err != nil {
 		return err
 	}
 	defer b.Close()
+	// Every message is printed.
+	sub, err := b.Subscribe(ctx, "#", &dunlin.SubscribeOptions{Overflow: dunlin.DropNewest})
+	if err != nil {
+		return err
+	}
+	go func() { // ends with b
+		for m := range sub.Messages() {
+			fmt.Fprintf(out, "%s: %s\n", m.Topic, m.Payload)
+		}
+	}()
 	l, err := tls.Listen("tcp", *addr, files.Config())
 	if err != nil {
 		return err
 	}
 	fmt.Fprintln(out, "listening on", l.Addr())
 	_, port, _ := net.SplitHostPort(l.Addr().String())
-	fmt.Fprintf(out, "mosquitto_pub -h localhost -p %s --cafile %s --cert %s --key %s -V 5 -q 1 -t users/jane/state -m on\n", port, in("ca.crt"), in("jane.crt"), in("jane.key"))
-	go files.Watch(ctx, *every, func(err error) { fmt.Fprintln(out, "new files:", err) }) // ends with ctx
+	fmt.Fprintln(out, "now type, as the client that the certificate names:")
+	fmt.Fprintf(out, "  mosquitto_pub -h localhost -p %s --cafile %s --cert %s --key %s -V 5 -q 1 -t users/jane/state -m on\n", port, in("ca.crt"), in("jane.crt"), in("jane.key"))
+	go files.Watch(ctx, *every, func(err error) { // ends with ctx
+		fmt.Fprintln(out, "new files:", err)
+	})
 	defer context.AfterFunc(ctx, func() { b.Close() })()
 	if err := b.Serve(l); ctx.Err() == nil {
 		return err
@@ -77,19 +94,22 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	return nil
 }
 
-// makeCertificates makes an authority, and certificates of it for the server and for jane, to try this program with.
+// makeCertificates makes an authority, and certificates of it for the server and for jane, to try
+// this program with.
 func makeCertificates(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	ca := &x509.Certificate{Subject: pkix.Name{CommonName: "An authority to try things with"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
+	ca := &x509.Certificate{Subject: pkix.Name{CommonName: "An authority to try things with"},
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
 	caKey, err := issue(dir, "ca", ca, ca, nil)
 	if err != nil {
 		return err
 	}
 	for _, name := range []string{"server", "jane"} {
 		c := &x509.Certificate{
-			Subject: pkix.Name{CommonName: name}, KeyUsage: x509.KeyUsageDigitalSignature, DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+			Subject: pkix.Name{CommonName: name}, KeyUsage: x509.KeyUsageDigitalSignature,
+			DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
 			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		}
 		if _, err := issue(dir, name, c, ca, caKey); err != nil {
@@ -100,7 +120,8 @@ func makeCertificates(dir string) error {
 }
 
 // issue writes a certificate and its key. Without a key of the authority it is the authority's own.
-func issue(dir, name string, c, ca *x509.Certificate, caKey *ecdsa.PrivateKey) (*ecdsa.PrivateKey, error) {
+func issue(dir, name string, c, ca *x509.Certificate, caKey *ecdsa.PrivateKey) (*ecdsa.PrivateKey,
+	error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
@@ -118,7 +139,8 @@ func issue(dir, name string, c, ca *x509.Certificate, caKey *ecdsa.PrivateKey) (
 	if err != nil {
 		return nil, err
 	}
-	for file, b := range map[string]*pem.Block{name + ".crt": {Type: "CERTIFICATE", Bytes: der}, name + ".key": {Type: "PRIVATE KEY", Bytes: secret}} {
+	for file, b := range map[string]*pem.Block{name + ".crt": {Type: "CERTIFICATE", Bytes: der},
+		name + ".key": {Type: "PRIVATE KEY", Bytes: secret}} {
 		if err := os.WriteFile(filepath.Join(dir, file), pem.EncodeToMemory(b), 0o600); err != nil {
 			return nil, err
 		}

@@ -22,7 +22,8 @@ func TestRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	dial := func(roots *x509.CertPool, own ...tls.Certificate) (*tls.Conn, error) {
-		return tls.Dial("tcp", addr, &tls.Config{RootCAs: roots, Certificates: own, NextProtos: []string{"mqtt"}})
+		return tls.Dial("tcp", addr,
+			&tls.Config{RootCAs: roots, Certificates: own, NextProtos: []string{"mqtt"}})
 	}
 	pool := x509.NewCertPool()
 	authority, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
@@ -34,7 +35,8 @@ func TestRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, ack := try.Over(t, nc, &packets.Connect{Version: packets.V5, CleanStart: true, ClientID: "c", HasUsername: true, Username: "admin"})
+	c, ack := try.Over(t, nc, &packets.Connect{Version: packets.V5, CleanStart: true, ClientID: "c",
+		HasUsername: true, Username: "admin"})
 	if ack.Code.Failed() {
 		t.Fatalf("jane was refused: %v", ack.Code)
 	}

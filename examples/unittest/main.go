@@ -1,5 +1,6 @@
-// Command unittest is a thermostat, as somebody might have written it with a client library. What it shows is its test: main_test.go
-// runs it against a broker of its own, and lets the network and the broker fail.
+// Command unittest is a thermostat, as somebody might have written it with a client library. What
+// it shows is its test: main_test.go runs it against a broker of its own, and lets the network and
+// the broker fail.
 package main
 
 import (
@@ -31,7 +32,8 @@ func main() {
 	t.Close()
 }
 
-// A thermostat reads ROOM/temperature, says on ROOM/heating whether to heat, and on ROOM/thermostat whether it is there.
+// A thermostat reads ROOM/temperature, says on ROOM/heating whether to heat, and on ROOM/thermostat
+// whether it is there.
 type thermostat struct {
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -50,14 +52,16 @@ func newThermostat(broker, room string, target float64) (*thermostat, error) {
 	t.c, err = autopaho.NewConnection(t.ctx, autopaho.ClientConfig{
 		ServerUrls: []*url.URL{server}, KeepAlive: 30, SessionExpiryInterval: 3600,
 		ReconnectBackoff: func(int) time.Duration { return 50 * time.Millisecond },
-		WillMessage:      &paho.WillMessage{Topic: room + "/thermostat", Payload: []byte("gone"), QoS: 1, Retain: true},
-		OnConnectionUp:   func(*autopaho.ConnectionManager, *paho.Connack) { go t.hello() }, // a moment
-		ClientConfig: paho.ClientConfig{ClientID: "thermostat-" + room, OnPublishReceived: []func(paho.PublishReceived) (bool, error){
-			func(p paho.PublishReceived) (bool, error) {
-				go t.measured(string(p.Packet.Payload)) // not here: nothing else would be received meanwhile
-				return true, nil
-			},
-		}},
+		WillMessage: &paho.WillMessage{Topic: room + "/thermostat", Payload: []byte("gone"),
+			QoS: 1, Retain: true},
+		OnConnectionUp: func(*autopaho.ConnectionManager, *paho.Connack) { go t.hello() }, // a moment
+		ClientConfig: paho.ClientConfig{ClientID: "thermostat-" + room,
+			OnPublishReceived: []func(paho.PublishReceived) (bool, error){
+				func(p paho.PublishReceived) (bool, error) {
+					go t.measured(string(p.Packet.Payload)) // not here: nothing else would be received meanwhile
+					return true, nil
+				},
+			}},
 	})
 	if err != nil {
 		t.cancel()
@@ -67,7 +71,9 @@ func newThermostat(broker, room string, target float64) (*thermostat, error) {
 
 // hello follows each connection.
 func (t *thermostat) hello() {
-	_, err := t.c.Subscribe(t.ctx, &paho.Subscribe{Subscriptions: []paho.SubscribeOptions{{Topic: t.room + "/temperature", QoS: 1}}})
+	_, err := t.c.Subscribe(t.ctx,
+		&paho.Subscribe{Subscriptions: []paho.SubscribeOptions{{Topic: t.room + "/temperature",
+			QoS: 1}}})
 	if err != nil {
 		log.Print("not subscribed: ", err)
 		return
@@ -92,9 +98,11 @@ func (t *thermostat) measured(payload string) {
 func (t *thermostat) say(what, state string) {
 	ctx, cancel := context.WithTimeout(t.ctx, 5*time.Second)
 	defer cancel()
-	err := t.c.AwaitConnection(ctx) // a measurement may come before autopaho knows that it is connected
+	// a measurement may come before autopaho knows that it is connected
+	err := t.c.AwaitConnection(ctx)
 	if err == nil {
-		_, err = t.c.Publish(ctx, &paho.Publish{Topic: t.room + "/" + what, Payload: []byte(state), QoS: 1, Retain: true})
+		_, err = t.c.Publish(ctx,
+			&paho.Publish{Topic: t.room + "/" + what, Payload: []byte(state), QoS: 1, Retain: true})
 	}
 	if err != nil {
 		log.Printf("%s %s was not said: %v", what, state, err)

@@ -15,7 +15,7 @@ func start(t *testing.T) (*thermostat, *mqtttest.Broker) {
 		t.Fatal(err)
 	}
 	t.Cleanup(th.cancel)
-	b.WaitSubscribed("kitchen/temperature")
+	b.WaitSubscribed(t, "kitchen/temperature")
 	return th, b
 }
 
@@ -45,7 +45,8 @@ func TestItSaysThatItIsThere(t *testing.T) {
 	b.WaitFor(t, "kitchen/thermostat", mqtttest.Payload("gone"))
 }
 
-// A measurement that comes while the broker is away is not lost: the Session of the thermostat is kept.
+// A measurement that comes while the broker is away is not lost: the Session of the thermostat is
+// kept.
 func TestItComesBackAfterARestartOfTheBroker(t *testing.T) {
 	_, b := start(t)
 	b.WaitFor(t, "kitchen/thermostat", mqtttest.Payload("here"))
@@ -59,7 +60,8 @@ func TestItComesBackAfterARestartOfTheBroker(t *testing.T) {
 func TestItsWillIsPublishedWhenItsNetworkGoes(t *testing.T) {
 	_, b := start(t)
 	b.WaitFor(t, "kitchen/thermostat", mqtttest.Payload("here"))
-	refused := b.Inject(mqtttest.Refuse(packets.ServerUnavailable), mqtttest.ForClient("thermostat-kitchen"))
+	refused := b.Inject(mqtttest.Refuse(packets.ServerUnavailable),
+		mqtttest.ForClient("thermostat-kitchen"))
 	b.Broker().Disconnect("thermostat-kitchen", packets.UnspecifiedError)
 	b.WaitFor(t, "kitchen/thermostat", mqtttest.Payload("gone"))
 	refused.Lift()

@@ -1,4 +1,5 @@
-// Command unix is a broker on a unix socket that only its owner may connect to, and that knows its clients by the file system's rights.
+// Command unix is a broker on a unix socket that only its owner may connect to, and that knows its
+// clients by the file system's rights.
 package main
 
 import (
@@ -27,7 +28,8 @@ func main() {
 
 func run(ctx context.Context, args []string, out io.Writer) error {
 	fs := flag.NewFlagSet("unix", flag.ExitOnError)
-	path := fs.String("socket", filepath.Join(os.TempDir(), fmt.Sprintf("dunlin-%d", os.Getuid()), "mqtt.sock"), "`path` of the socket")
+	path := fs.String("listen", filepath.Join(os.TempDir(), fmt.Sprintf("dunlin-%d", os.Getuid()),
+		"mqtt.sock"), "`path` of the socket")
 	fs.Parse(args)
 
 	// The rights of the directory decide who may connect.
@@ -49,9 +51,22 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	defer b.Close()
+	// Every message is printed.
+	sub, err := b.Subscribe(ctx, "#", &dunlin.SubscribeOptions{Overflow: dunlin.DropNewest})
+	if err != nil {
+		return err
+	}
+	go func() { // ends with b
+		for m := range sub.Messages() {
+			fmt.Fprintf(out, "%s: %s\n", m.Topic, m.Payload)
+		}
+	}()
 	stop := context.AfterFunc(ctx, func() { b.Shutdown(context.Background()) })
 	defer stop()
 	fmt.Fprintln(out, "listening on", *path)
+	fmt.Fprintln(out, "now type in a second terminal, and in a third:")
+	fmt.Fprintf(out, "  mosquitto_sub --unix %s -t '#' -v\n", *path)
+	fmt.Fprintf(out, "  mosquitto_pub --unix %s -t hello -m hi\n", *path)
 	if err := b.Serve(l); err != dunlin.ErrBrokerClosed {
 		return err
 	}

@@ -23,13 +23,13 @@ func TestRun(t *testing.T) {
 	left.(*net.UnixListener).SetUnlinkOnClose(false)
 	left.Close()
 
-	p := try.Start(t, run, "-socket", path)
+	p := try.Start(t, run, "-listen", path)
 	addr := p.Line("listening on ")
 	sub, pub := try.Connect(t, addr, "sub"), try.Connect(t, addr, "pub")
 	sub.Subscribe("a", 0)
 	pub.Publish("a", "by way of a file")
 	sub.Want("a", "by way of a file")
-	if err := run(t.Context(), []string{"-socket", path}, os.Stderr); err == nil {
+	if err := run(t.Context(), []string{"-listen", path}, os.Stderr); err == nil {
 		t.Fatal("a second broker took the socket of the first")
 	}
 	p.Stop()

@@ -1,5 +1,5 @@
-// Command webhook is a broker that asks an HTTP server who may do what, and tells it what happens. So that there is something to try it
-// with, the program is that server, too.
+// Command webhook is a broker that asks an HTTP server who may do what, and tells it what happens.
+// So that there is something to try it with, the program is that server, too.
 package main
 
 import (
@@ -100,7 +100,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	b, err := dunlin.New(dunlin.Config{Authenticator: who, Authorizer: what, Observer: events.Observer()})
+	b, err := dunlin.New(dunlin.Config{Authenticator: who, Authorizer: what,
+		Observer: events.Observer()})
 	if err != nil {
 		return err
 	}
@@ -110,7 +111,9 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	fmt.Fprintln(out, "listening on", l.Addr())
-	fmt.Fprintln(out, "mosquitto_pub -V 5 -q 1 -u jane -P pencil -t jane/state -m on")
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	fmt.Fprintln(out, "now type this, then change the name, the password or the topic:")
+	fmt.Fprintf(out, "  mosquitto_pub -p %s -V 5 -q 1 -u jane -P pencil -t jane/state -m on\n", port)
 	defer context.AfterFunc(ctx, func() { b.Close() })()
 	if err := b.Serve(l); ctx.Err() == nil {
 		return err

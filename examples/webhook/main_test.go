@@ -15,7 +15,8 @@ func TestRun(t *testing.T) {
 	addr := p.Line("listening on ")
 	come := func(password string) (*try.Client, packets.ReasonCode) {
 		c, ack := try.Dial(t, addr, &packets.Connect{
-			Version: packets.V5, CleanStart: true, ClientID: "c1", HasUsername: true, Username: "jane", HasPassword: true, Password: []byte(password),
+			Version: packets.V5, CleanStart: true, ClientID: "c1", HasUsername: true,
+			Username: "jane", HasPassword: true, Password: []byte(password),
 		})
 		return c, ack.Code
 	}
@@ -35,19 +36,22 @@ func TestRun(t *testing.T) {
 		t.Errorf("a publish under another name was answered with %v", code)
 	}
 	c.Close()
-	p.Stop()          // sends what is left to tell
-	var told []string // a refusal is told of when its connection has ended, which may be later than what follows it
+	p.Stop() // sends what is left to tell
+	// a refusal is told of when its connection has ended, which may be later than what follows it
+	var told []string
 	for range 6 {
 		told = append(told, p.Line("event: "))
 	}
 	slices.Sort(told)
-	if want := []string{"connected c1", "denied c1 joe/state", "disconnected c1", "refused c1", "session_ended c1", "subscribed c1 jane/#"}; !slices.Equal(told, want) {
+	if want := []string{"connected c1", "denied c1 joe/state", "disconnected c1", "refused c1",
+		"session_ended c1", "subscribed c1 jane/#"}; !slices.Equal(told, want) {
 		t.Errorf("the server was told of %q, not %q", told, want)
 	}
 }
 
 func TestUnsigned(t *testing.T) {
-	r, err := http.NewRequest(http.MethodPost, "/connect", strings.NewReader(`{"username":"jane","password":"pencil"}`))
+	r, err := http.NewRequest(http.MethodPost, "/connect",
+		strings.NewReader(`{"username":"jane","password":"pencil"}`))
 	if err != nil {
 		t.Fatal(err)
 	}

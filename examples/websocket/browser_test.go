@@ -33,8 +33,10 @@ func startBrowser(t *testing.T) *browser {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(path, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-		"--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars", "--window-size=1280,860", "--user-data-dir="+dir,
+	cmd := exec.Command(path, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+		"--no-first-run", "--disable-background-networking",
+		"--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+		"--hide-scrollbars", "--window-size=1280,860", "--user-data-dir="+dir,
 		"--remote-debugging-port=0", "about:blank")
 	said, err := cmd.StderrPipe()
 	if err != nil {
@@ -129,10 +131,19 @@ func (b *browser) open(url string) *page {
 	var target struct{ TargetID string }
 	b.call("", "Target.createTarget", map[string]any{"url": "about:blank"}, &target)
 	var attached struct{ SessionID string }
-	b.call("", "Target.attachToTarget", map[string]any{"targetId": target.TargetID, "flatten": true}, &attached)
-	b.call(attached.SessionID, "Emulation.setDeviceMetricsOverride", map[string]any{"width": 1280, "height": 820, "deviceScaleFactor": 1, "mobile": false}, nil)
+	b.call("", "Target.attachToTarget",
+		map[string]any{"targetId": target.TargetID, "flatten": true}, &attached)
+	b.call(attached.SessionID, "Emulation.setDeviceMetricsOverride",
+		map[string]any{"width": 1280, "height": 820, "deviceScaleFactor": 1, "mobile": false}, nil)
 	b.call(attached.SessionID, "Page.navigate", map[string]any{"url": url}, nil)
 	return &page{b, attached.SessionID}
+}
+
+// resize gives the page the size of another screen.
+func (p *page) resize(width, height int) {
+	p.t.Helper()
+	p.call(p.session, "Emulation.setDeviceMetricsOverride",
+		map[string]any{"width": width, "height": height, "deviceScaleFactor": 1, "mobile": true}, nil)
 }
 
 // eval returns the value of an expression, as text.
@@ -144,7 +155,8 @@ func (p *page) eval(expression string) string {
 			Exception struct{ Description string }
 		}
 	}
-	p.call(p.session, "Runtime.evaluate", map[string]any{"expression": expression, "returnByValue": true, "awaitPromise": true}, &r)
+	p.call(p.session, "Runtime.evaluate",
+		map[string]any{"expression": expression, "returnByValue": true, "awaitPromise": true}, &r)
 	if r.ExceptionDetails != nil {
 		p.t.Fatalf("%s: %s", expression, r.ExceptionDetails.Exception.Description)
 	}
@@ -157,7 +169,8 @@ func (p *page) wait(expression string) {
 	// The page itself looks: this side has nothing to do meanwhile.
 	if p.eval(fmt.Sprintf(`(async () => { for (const end = Date.now() + 50000; !(%s); await new Promise((again) => setTimeout(again, 20))) {
 		if (Date.now() > end) { return false; } } return true; })()`, expression)) != "true" {
-		p.t.Fatalf("it does not come true that %s; the page says:\n%s", expression, p.eval("document.body.innerText"))
+		p.t.Fatalf("it does not come true that %s; the page says:\n%s", expression,
+			p.eval("document.body.innerText"))
 	}
 }
 

@@ -1,5 +1,6 @@
-// Command websocket is a broker and a web page on one HTTP port: the page connects to /mqtt with MQTT.js, which is served from here as well, and
-// shows the topics as a tree and numbers as a chart, while they change.
+// Command websocket is a broker and a web page on one HTTP port: the page connects to /mqtt with
+// MQTT.js, which is served from here as well, and shows the topics as a tree and numbers as a
+// chart, while they change.
 package main
 
 import (
@@ -36,9 +37,11 @@ func main() {
 
 func run(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("websocket", flag.ExitOnError)
-	httpAddr := flags.String("http", "127.0.0.1:8080", "`address` of the page and of MQTT over WebSocket")
+	httpAddr := flags.String("http", "127.0.0.1:8080",
+		"`address` of the page and of MQTT over WebSocket")
 	tcpAddr := flags.String("listen", "127.0.0.1:1883", "`address` for clients over TCP")
-	demo := flags.Duration("demo", 500*time.Millisecond, "how often to publish something to look at, 0 for never")
+	demo := flags.Duration("demo", 500*time.Millisecond,
+		"how often to publish something to look at, 0 for never")
 	flags.Parse(args)
 
 	b, err := dunlin.New(dunlin.Config{Authenticator: hooks.AllowAll})
@@ -51,7 +54,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	go b.Serve(tcp) // ends with b
-	// One value is both: a handler for the mux, and a listener for the broker. Only pages of the same host may connect.
+	// One value is both: a handler for the mux, and a listener for the broker. Only pages of the
+	// same host may connect.
 	ws := websocket.New(websocket.Options{Admit: b.Admits})
 	go b.Serve(ws) // ends with b
 	pages, err := fs.Sub(web, "web")
@@ -71,7 +75,9 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if *demo > 0 {
 		go publishDemo(ctx, b, *demo) // ends with ctx
 	}
+	_, port, _ := net.SplitHostPort(tcp.Addr().String())
 	fmt.Fprintf(out, "listening on %v\nthe page is at http://%v/\n", tcp.Addr(), hl.Addr())
+	fmt.Fprintf(out, "now open the page, and type:\n  mosquitto_pub -p %s -t hello -m 42\n", port)
 	if err := srv.Serve(hl); err != http.ErrServerClosed {
 		return err
 	}
@@ -82,7 +88,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 func headers(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		// MQTT.js keeps its timers in a worker that it makes of a blob.
-		w.Header().Set("Content-Security-Policy", "default-src 'self'; worker-src 'self' blob:; frame-ancestors 'none'")
+		w.Header().Set("Content-Security-Policy",
+			"default-src 'self'; worker-src 'self' blob:; frame-ancestors 'none'")
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		h.ServeHTTP(w, r)
 	})
@@ -105,7 +112,8 @@ func publishDemo(ctx context.Context, b *dunlin.Broker, every time.Duration) {
 			{"house/roof/light", 600 + 250*math.Sin(x/13)},
 			{"garden/pump/pressure", 2.2 + 0.4*math.Sin(x/3)},
 		} {
-			b.Publish(ctx, &dunlin.Message{Topic: m.topic, Payload: fmt.Appendf(nil, "%.2f", m.value), Retain: true})
+			b.Publish(ctx, &dunlin.Message{Topic: m.topic,
+				Payload: fmt.Appendf(nil, "%.2f", m.value), Retain: true})
 		}
 		if n%10 == 0 {
 			state := [2]string{"open", "closed"}[n/10%2]

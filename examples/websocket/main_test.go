@@ -10,7 +10,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-var screenshot = flag.String("screenshot", "", "`file` for a picture of the page with the values of a minute in it")
+var screenshot = flag.String("screenshot", "",
+	"`file` for a picture of the page with the values of a minute in it")
 
 func start(t *testing.T, tcp, web string, args ...string) (p *try.Program, addr, url string) {
 	p = try.Start(t, run, append([]string{"-listen", tcp, "-http", web}, args...)...)
@@ -61,10 +62,68 @@ func TestThePageSubscribesPublishesAndSurvivesARestart(t *testing.T) {
 	page.wait(`document.getElementById("status").dataset.state !== "connected"`)
 	p, addr, _ = start(t, addr, url[len("http://"):len(url)-1], "-demo", "0")
 	page.wait(connected)
-	try.Connect(t, addr, "pub").Publish("house/hall/temperature", "20.25") // the page has subscribed again, or will hear the next one
+	try.Connect(t, addr, "pub").Publish("house/hall/temperature",
+		"20.25") // the page has subscribed again, or will hear the next one
 	page.wait(`(client.connected && (client.publish("garden/probe", String(Date.now())), true)) && ` + shown("garden/probe", ""))
 	publish("second")
 	p.Stop()
+}
+
+// A wildcard in the box for a Topic Name would make the broker end the connection, and an
+// ill-formed Topic Filter too.
+func TestWildcardsWhereTheyDoNotBelong(t *testing.T) {
+	_, _, url := start(t, "127.0.0.1:0", "127.0.0.1:0", "-demo", "0")
+	page := startBrowser(t).open(url)
+	page.wait(`document.querySelector("#filters li")`)
+	for _, topic := range []string{"garden/#", "+/note"} {
+		page.eval(fmt.Sprintf(`(() => { const f = document.getElementById("publish"); f.elements.topic.value = %q; f.querySelector("button").click(); })()`, topic))
+		page.wait(`document.getElementById("publish").elements.result.value.startsWith("not published: a Topic Name has no + or #")`)
+	}
+	for filter, well := range map[string]bool{
+		"a/+/b": true, "a/#": true, "+": true, "#": true, "$share/g/a/#": true, "": false,
+		"a+": false, "a#": false, "a/#/b": false, "##": false, "$share/g": false,
+		"$share//a": false, "$share/+/a": false,
+	} {
+		page.eval(fmt.Sprintf(`(() => { const f = document.getElementById("subscribe"), i = f.elements.filter; i.value = %q; i.oninput({target: i}); f.querySelector("button").click(); })()`, filter))
+		if got := page.eval(`document.getElementById("subscribe").elements.filter.validity.valid`); got != fmt.Sprint(well) {
+			t.Errorf("the Topic Filter %q is valid: %s", filter, got)
+		}
+	}
+	// The connection has lived through all of that.
+	page.eval(`(() => { const f = document.getElementById("publish"); f.elements.topic.value = "garden/note"; f.querySelector("button").click(); })()`)
+	page.wait(shown("garden/note", "hello"))
+	if got := page.eval(`document.getElementById("status").textContent`); got != "connected" {
+		t.Fatalf("the page is %s", got)
+	}
+}
+
+// On the screen of a telephone nothing is cut off at the side, and the chart of a topic comes into
+// view when it is chosen.
+func TestOnANarrowScreen(t *testing.T) {
+	_, addr, url := start(t, "127.0.0.1:0", "127.0.0.1:0", "-demo", "200ms")
+	page := startBrowser(t).open(url)
+	page.resize(360, 640)
+	page.wait(`document.querySelector("#filters li")`)
+	try.Connect(t, addr, "pub").
+		Publish("house/hall/a rather long name of a sensor/temperature", "19.5")
+	const topic = "house/hall/a rather long name of a sensor/temperature"
+	page.wait(shown(topic, "19.5"))
+	row := fmt.Sprintf(`[...document.querySelectorAll("#tree .row")].find((r) => r.dataset.topic === %q)`, topic)
+	page.eval(row + `.click()`)
+	page.wait(`document.getElementById("selected").textContent.endsWith("sensor/temperature")`)
+	for _, is := range []string{
+		`document.documentElement.scrollWidth <= 360`,
+		`(() => { const r = document.getElementById("chart").getBoundingClientRect(); return r.top >= 0 && r.bottom <= 640 && r.width >= 300; })()`,
+		`(() => { const v = ` + row +
+			`.querySelector(".value"); return v.scrollWidth <= v.clientWidth; })()`,
+	} {
+		if page.eval(is) != "true" {
+			t.Errorf("it is not so that %s", is)
+		}
+	}
+	if *screenshot != "" {
+		page.screenshot(*screenshot + ".narrow.png")
+	}
 }
 
 // shown is an expression: the tree has a topic with a payload, or with any.
@@ -75,7 +134,8 @@ func shown(topic, payload string) string {
 
 func TestFilesAreServedWithTheirHeaders(t *testing.T) {
 	_, _, url := start(t, "127.0.0.1:0", "127.0.0.1:0")
-	for _, name := range []string{"", "app.js", "style.css", "mqtt.min.js", "mqtt.LICENSES.txt", "icon.svg"} {
+	for _, name := range []string{"", "app.js", "style.css", "mqtt.min.js", "mqtt.LICENSES.txt",
+		"icon.svg"} {
 		r, err := http.Get(url + name)
 		if err != nil {
 			t.Fatal(err)

@@ -1,28 +1,33 @@
-// Package acl decides what clients may publish and subscribe to by a list of rules, which come from code ([Rules]), from a file
-// in a form of its own ([Parse]) or from an acl_file of Mosquitto ([ParseMosquitto]).
+// Package acl decides what clients may publish and subscribe to by a list of rules. The rules come
+// from code ([Rules]), from a file in the package's own format ([Parse]) or from an acl_file of
+// Mosquitto ([ParseMosquitto]).
 //
 // # Decisions
 //
-// A publish, a Will included, is decided by the first rule that applies to the client and matches the Topic Name. If there is
-// none it is refused.
+// A publish (also a Will) is decided by the first rule that applies to the client and matches the
+// Topic Name. If no rule matches, it is refused.
 //
-// A subscription is decided by its Topic Filter, that of a shared subscription by the inner one, so that no delivery has to be
-// decided: it is allowed if one rule allows everything that the filter can match ([Contains]), and no rule before that one
-// denies anything that it can match. A client that may read a/b and a/c is therefore refused a/#, and also a/+.
+// A subscription is decided by its Topic Filter; for a shared subscription, by the filter after the
+// Share Name. It is allowed if one rule allows everything that the filter can match ([Contains]),
+// and no earlier rule denies anything that it can match. Deliveries then need no decision. A client
+// that may read a/b and a/c is therefore refused a/#, and also a/+.
 //
 // # Names in rules
 //
-// In the filter of a rule %u stands for the client's name (hooks.Client.User: what the Authenticator verified, or else the
-// User Name) and %c for the Client Identifier, wherever in a level they stand. Before anything else % is a character like others, as it is in
-// topics: %x means %x. A rule with %u does not apply to a client
-// without a name, and a name that is empty is none. One that holds one of + # / or NUL is never put into a filter: a rule that allows does not
-// match then, and one that denies matches whatever there is from the place of the name on. Topics that begin with $ are matched only by filters
-// that begin with $ themselves, not through a name.
+// In the filter of a rule %u stands for the client's name and %c for the Client Identifier,
+// anywhere in a level. The name is hooks.Client.User: the name that the Authenticator verified, or
+// else the User Name. Before any other character % is an ordinary character: %x means %x.
+//
+// A rule with %u does not apply to a client without a name; an empty name counts as no name. A name
+// that contains +, #, / or NUL is never put into a filter. A rule that allows does not match then.
+// A rule that denies matches everything from the place of the name on. Only filters that begin with
+// $ themselves match topics that begin with $, not filters whose $ comes from a name.
 //
 // # Speed
 //
-// The decision of a publish follows the levels of the topic through an index of the rules and allocates nothing. Its cost does not depend
-// on how many rules there are for other topics and other users, so that decisions need no cache.
+// The decision of a publish follows the levels of the topic through an index of the rules and
+// allocates nothing. Its cost does not depend on the number of rules for other topics and other
+// users, so decisions need no cache.
 package acl
 
 import (
@@ -37,8 +42,8 @@ import (
 // The zero value has no rules: it refuses everything. An ACL must not be copied.
 type ACL struct {
 	hooks.Reloads
-	// Abstain makes the ACL abstain, instead of refuse, where no rule applies, so that in a chain the next Authorizer
-	// decides. To be set before the first decision.
+	// Abstain makes the ACL abstain instead of refuse if no rule applies, so that the next
+	// Authorizer of a chain decides. Set it before the first decision.
 	Abstain bool
 
 	list atomic.Pointer[List]
@@ -51,14 +56,15 @@ func New(l *List) *ACL {
 	return a
 }
 
-// Set puts the rules of l in force, in place of those before, and has the functions called that OnReload was given.
+// Set replaces the rules with those of l, and calls the functions that OnReload was given.
 func (a *ACL) Set(l *List) {
 	a.list.Store(l)
 	a.Reloaded()
 }
 
-// Authorize decides r, which must be a publish to a valid Topic Name or a subscription to a valid Topic Filter. The error is
-// nil, hooks.ErrAbstain, or a *packets.Error with Not authorized (0x87) that wraps one which names the rule.
+// Authorize decides r, which must be a publish to a valid Topic Name or a subscription to a valid
+// Topic Filter. The error is nil, hooks.ErrAbstain, or a *packets.Error with Not authorized (0x87)
+// that wraps an error naming the rule.
 func (a *ACL) Authorize(_ context.Context, r *hooks.AccessRequest) error {
 	err := a.list.Load().decide(r)
 	if err == errNoRule && a.Abstain {
@@ -70,11 +76,12 @@ func (a *ACL) Authorize(_ context.Context, r *hooks.AccessRequest) error {
 // Stable reports true: a decision depends on the Client, the Action, the Topic and the rules.
 func (a *ACL) Stable() bool { return true }
 
-// AtDelivery returns an Authorizer that goes by the rules of a in the way that Mosquitto does: it allows every subscription, and
-// decides each delivery by its Topic Name. A client that may read a/b, and subscribes to a/#, then gets a/b and nothing else,
-// where a itself refuses the subscription. The price is a decision for each Session and topic, which the broker keeps. In a
-// combination (hooks.ChainAuthorizers) its decisions count at each delivery as well; with Abstain the next one decides there where no rule
-// applies.
+// AtDelivery returns an Authorizer that applies the rules of a as Mosquitto does: it allows every
+// subscription, and decides each delivery by its Topic Name. A client that may read a/b and
+// subscribes to a/# then gets only a/b, where a itself refuses the subscription. The price is a
+// decision for each Session and topic, which the broker keeps. In a combination
+// (hooks.ChainAuthorizers) its decisions count at each delivery as well; with Abstain the next
+// member decides if no rule applies.
 func (a *ACL) AtDelivery() hooks.DeliveryAuthorizer { return atDelivery{a} }
 
 type atDelivery struct{ *ACL }

@@ -113,28 +113,37 @@ func TestNamesNeverWidenARule(t *testing.T) {
 	for _, bad := range []string{"+", "#", "a/#", "+/+", "a+", "/", "a/b", "a\x00", "$SYS", ""} {
 		t.Run(fmt.Sprintf("a client that is called %q", bad), func(t *testing.T) {
 			check(t, parse(t, rules), client(bad, bad),
-				"pub u/a/x!", "pub u/b/x!", "pub u//x!", "pub c/a/x!", "pub a!", "pub a/b!", "pub a/b/c!", "pub $SYS/x!", "pub $SYS!", "pub /a!", "pub p-a!", "pub p-!",
-				"pub u/+/x!", "pub u/#/x!", "sub u/+/x!", "sub u/#!", "sub #!", "sub +/#!", "sub $SYS/#!", "sub /#!", "sub p-+!", "sub d/#!", "sub d/+/+!", "sub +!")
+				"pub u/a/x!", "pub u/b/x!", "pub u//x!", "pub c/a/x!", "pub a!", "pub a/b!",
+				"pub a/b/c!", "pub $SYS/x!", "pub $SYS!", "pub /a!", "pub p-a!", "pub p-!",
+				"pub u/+/x!", "pub u/#/x!", "sub u/+/x!", "sub u/#!", "sub #!", "sub +/#!",
+				"sub $SYS/#!", "sub /#!", "sub p-+!", "sub d/#!", "sub d/+/+!", "sub +!")
 		})
 	}
 	t.Run("a client without a name", func(t *testing.T) {
 		check(t, parse(t, rules), client("c", "-"),
-			"pub u/a/x!", "pub u//x!", "pub u/%u/x!", "pub a/b!", "pub p-!", "sub u/+/x!", "sub #!", "sub %u/#!", "pub c/c/x", "pub c/x")
+			"pub u/a/x!", "pub u//x!", "pub u/%u/x!", "pub a/b!", "pub p-!", "sub u/+/x!", "sub #!",
+			"sub %u/#!", "pub c/c/x", "pub c/x")
 	})
 	t.Run("only the bad name counts", func(t *testing.T) {
-		check(t, parse(t, rules), client("a/b", "jane"), "pub u/jane/x", "pub c/a/b/x!", "sub jane/#", "sub a/b/#!")
+		check(t, parse(t, rules), client("a/b", "jane"), "pub u/jane/x", "pub c/a/b/x!",
+			"sub jane/#", "sub a/b/#!")
 	})
 	t.Run("a rule that denies does not become narrower", func(t *testing.T) {
 		l := parse(t, "deny all s/%c/x\ndeny all q/+/%c-%u/y\nallow all #")
-		check(t, l, client("a/b", "-"), "pub s/a/b/x!", "pub s/a!", "sub s/#!", "sub s/+!", "pub s", "pub t", "pub q/1/2/y")
+		check(t, l, client("a/b", "-"), "pub s/a/b/x!", "pub s/a!", "sub s/#!", "sub s/+!", "pub s",
+			"pub t", "pub q/1/2/y")
 		check(t, l, client("a", "u"), "pub s/a/x!", "pub s/b/x", "pub q/1/a-u/y!", "pub q/1/a-v/y")
-		check(t, l, client("a", "u/v"), "pub q/1/a-u/v/y!", "pub q/1/a-w!", "sub q/1/+!", "pub q/1/b", "pub q/1")
+		check(t, l, client("a", "u/v"), "pub q/1/a-u/v/y!", "pub q/1/a-w!", "sub q/1/+!",
+			"pub q/1/b", "pub q/1")
 	})
 	t.Run("topics that begin with $", func(t *testing.T) {
 		l := parse(t, "allow all # +/x %c/y\nallow all $app-%c/z $ok/+")
-		check(t, l, client("$SYS", "-"), "pub $SYS/y!", "pub $SYS/x!", "sub $SYS/y!", "sub $SYS/#!", "sub #", "sub +/x", "pub $ok/1", "sub $ok/+")
-		check(t, l, client("c", "-"), "pub $app-c/z", "pub $app-d/z!", "sub $app-c/z", "sub $app-c/+!", "pub x/$SYS")
-		check(t, parse(t, "deny all $ok/# $x-%c/#\nallow all # $ok/# $x-c/#"), client("c", "-"), "sub #", "sub +/a", "sub $ok/+!", "pub $ok/1!", "sub $x-c/a!")
+		check(t, l, client("$SYS", "-"), "pub $SYS/y!", "pub $SYS/x!", "sub $SYS/y!", "sub $SYS/#!",
+			"sub #", "sub +/x", "pub $ok/1", "sub $ok/+")
+		check(t, l, client("c", "-"), "pub $app-c/z", "pub $app-d/z!", "sub $app-c/z",
+			"sub $app-c/+!", "pub x/$SYS")
+		check(t, parse(t, "deny all $ok/# $x-%c/#\nallow all # $ok/# $x-c/#"), client("c", "-"),
+			"sub #", "sub +/a", "sub $ok/+!", "pub $ok/1!", "sub $x-c/a!")
 	})
 }
 
@@ -181,7 +190,8 @@ func TestMosquittoForm(t *testing.T) {
 		{"the end of a line is any", "user u\r\ntopic a\r\ntopic b", client("c", "u"), []string{"pub a", "pub b"}},
 		{"spaces first", "  topic write a", client("c", "-"), []string{"pub a"}},
 		{"a shared subscription is decided by what is inside", "topic read $share/g/a\n", client("c", "-"), []string{"sub a!"}},
-		{"$ topics", "topic #\ntopic read $SYS/#\npattern write $SYS/broker/connection/%c/state", client("c", "-"),
+		{"$ topics", "topic #\ntopic read $SYS/#\npattern write $SYS/broker/connection/%c/state",
+			client("c", "-"),
 			[]string{"pub $SYS/a!", "sub $SYS/a", "pub $SYS/broker/connection/c/state", "pub $x!"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) { check(t, parseMosquitto(t, tt.file), tt.who, tt.ask...) })
@@ -190,8 +200,10 @@ func TestMosquittoForm(t *testing.T) {
 
 func TestRules(t *testing.T) {
 	l, err := acl.Rules(
-		acl.Rule{Effect: acl.Deny, Who: acl.Who{Addr: netip.MustParsePrefix("192.0.2.0/24")}, Filters: []string{"#"}},
-		acl.Rule{Effect: acl.Allow, Who: acl.Who{User: "u"}, Action: hooks.Publish, Filters: []string{"a/%c", "b"}},
+		acl.Rule{Effect: acl.Deny, Who: acl.Who{Addr: netip.MustParsePrefix("192.0.2.0/24")},
+			Filters: []string{"#"}},
+		acl.Rule{Effect: acl.Allow, Who: acl.Who{User: "u"}, Action: hooks.Publish,
+			Filters: []string{"a/%c", "b"}},
 	)
 	require.NoError(t, err)
 	require.Equal(t, 2, l.Len())
@@ -202,8 +214,8 @@ func TestRules(t *testing.T) {
 		rule acl.Rule
 		want string
 	}{
-		{"no effect", acl.Rule{Filters: []string{"a"}}, "neither allow nor deny"},
-		{"no filter", acl.Rule{Effect: acl.Allow}, "no topic filter"},
+		{"no effect", acl.Rule{Filters: []string{"a"}}, "expected Allow or Deny"},
+		{"no filter", acl.Rule{Effect: acl.Allow}, "expected a topic filter"},
 		{"an empty filter", acl.Rule{Effect: acl.Allow, Filters: []string{""}}, `"" is not a topic filter`},
 		{"a bad filter", acl.Rule{Effect: acl.Allow, Filters: []string{"a", "a/#/b"}}, `"a/#/b" is not a topic filter`},
 		{"a shared filter", acl.Rule{Effect: acl.Allow, Filters: []string{"$share/g/a"}}, "decided by the filter inside"},
@@ -230,16 +242,20 @@ func TestRefusals(t *testing.T) {
 	})
 	t.Run("where no rule applies the ACL may abstain", func(t *testing.T) {
 		a := acl.New(l)
-		require.Equal(t, packets.NotAuthorized, packets.CodeOf(a.Authorize(t.Context(), asked(client("c", "-"), "pub x"))))
+		require.Equal(t, packets.NotAuthorized,
+			packets.CodeOf(a.Authorize(t.Context(), asked(client("c", "-"), "pub x"))))
 		a.Abstain = true
 		require.ErrorIs(t, a.Authorize(t.Context(), asked(client("c", "-"), "pub x")), hooks.ErrAbstain)
-		require.NotErrorIs(t, a.Authorize(t.Context(), asked(client("c", "-"), "pub b")), hooks.ErrAbstain)
+		require.NotErrorIs(t, a.Authorize(t.Context(), asked(client("c", "-"), "pub b")),
+			hooks.ErrAbstain)
 	})
 	t.Run("without a list everything is refused", func(t *testing.T) {
 		var zero acl.ACL
 		for _, a := range []*acl.ACL{&zero, acl.New(nil), acl.New(new(acl.List))} {
-			require.Equal(t, packets.NotAuthorized, packets.CodeOf(a.Authorize(t.Context(), asked(client("c", "-"), "pub a"))))
-			require.Equal(t, packets.NotAuthorized, packets.CodeOf(a.Authorize(t.Context(), asked(client("c", "u"), "sub a"))))
+			require.Equal(t, packets.NotAuthorized,
+				packets.CodeOf(a.Authorize(t.Context(), asked(client("c", "-"), "pub a"))))
+			require.Equal(t, packets.NotAuthorized,
+				packets.CodeOf(a.Authorize(t.Context(), asked(client("c", "u"), "sub a"))))
 		}
 		require.Zero(t, (*acl.List)(nil).Len())
 	})
@@ -257,7 +273,8 @@ func TestSetReplacesAllRulesAndTells(t *testing.T) {
 	told := 0
 	stop := hooks.Reloader(a).OnReload(func() {
 		told++
-		require.NoError(t, a.Authorize(t.Context(), asked(client("c", "-"), "pub b")), "the new rules are in force when the change is told")
+		require.NoError(t, a.Authorize(t.Context(), asked(client("c", "-"), "pub b")),
+			"the new rules are in force when the change is told")
 	})
 	a.Set(parse(t, "allow all b"))
 	require.Equal(t, 1, told)
@@ -286,7 +303,8 @@ func TestAtDelivery(t *testing.T) {
 	}
 	require.NoError(t, d.Authorize(t.Context(), asked(c, "pub a/c")))
 	require.Error(t, d.Authorize(t.Context(), asked(c, "pub a/b")))
-	for topic, want := range map[string]bool{"a/b": true, "a/c": false, "a": false, "by/c/y": true, "by/c/x": false, "by/d/y": false, "$SYS/x": false} {
+	for topic, want := range map[string]bool{"a/b": true, "a/c": false, "a": false, "by/c/y": true,
+		"by/c/x": false, "by/d/y": false, "$SYS/x": false} {
 		r := &hooks.AccessRequest{Client: c, Action: hooks.Deliver, Topic: topic}
 		require.Equal(t, want, d.AuthorizeDelivery(t.Context(), r) == nil, topic)
 		require.Equal(t, hooks.Deliver, r.Action, "the request is not modified")
@@ -294,17 +312,20 @@ func TestAtDelivery(t *testing.T) {
 	}
 }
 
-// A client must not choose a name that takes it out of a rule that denies, and so to whom decides next.
+// A client must not choose a name that takes it out of a rule that denies, and so to whom decides
+// next.
 func TestDeniedPatternsHoldWhereTheNextDecides(t *testing.T) {
 	a := acl.New(parseMosquitto(t, "pattern deny secret/#\npattern deny own/%c\npattern x"))
 	a.Abstain = true
 	chain := hooks.ChainAuthorizers(a, hooks.AllowAll)
 	for _, id := range []string{"c", "c+", "#", "a/b"} {
-		for _, q := range []string{"pub secret/a", "sub secret/a", "sub secret/#", "sub #", "pub own/" + strings.Trim(id, "+#")} {
+		for _, q := range []string{"pub secret/a", "sub secret/a", "sub secret/#", "sub #",
+			"pub own/" + strings.Trim(id, "+#")} {
 			if id == "#" && strings.HasPrefix(q, "pub own") {
 				continue
 			}
-			require.Equal(t, packets.NotAuthorized, packets.CodeOf(chain.Authorize(t.Context(), asked(client(id, "-"), q))), "%s of %q", q, id)
+			require.Equal(t, packets.NotAuthorized, packets.CodeOf(chain.Authorize(t.Context(),
+				asked(client(id, "-"), q))), "%s of %q", q, id)
 		}
 		require.NoError(t, chain.Authorize(t.Context(), asked(client(id, "-"), "pub y")))
 	}
@@ -314,7 +335,8 @@ func TestDeniedPatternsHoldWhereTheNextDecides(t *testing.T) {
 func TestAddressesOfIPv4InIPv6(t *testing.T) {
 	c := client("c", "-")
 	c.RemoteAddr = &net.TCPAddr{IP: net.IPv4(10, 0, 0, 1)}
-	for _, rule := range []string{"addr=10.0.0.0/8", "addr=::ffff:10.0.0.1", "addr=::ffff:10.0.0.0/104"} {
+	for _, rule := range []string{"addr=10.0.0.0/8", "addr=::ffff:10.0.0.1",
+		"addr=::ffff:10.0.0.0/104"} {
 		check(t, parse(t, "deny "+rule+" all #\nallow all #"), c, "pub a!", "sub a!")
 	}
 	check(t, parse(t, "deny addr=::ffff:10.0.0.2 all #\nallow all #"), c, "pub a")

@@ -11,7 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// thousandRules returns as many, most of them in each other's way: on the same levels, for the same clients.
+// thousandRules returns as many, most of them in each other's way: on the same levels, for the same
+// clients.
 func thousandRules() (own, mosquitto string) {
 	var o, m strings.Builder
 	for i := range 250 {
@@ -66,8 +67,8 @@ func BenchmarkAuthorize(b *testing.B) {
 	}
 }
 
-// A decision among a thousand rules costs no allocation, and for a publish less than a microsecond (with much room left for slow
-// machines and the race detector).
+// A decision among a thousand rules costs no allocation, and for a publish less than a microsecond
+// (with much room left for slow machines and the race detector).
 func TestDecisionsAreCheap(t *testing.T) {
 	of := benchmarked(t)
 	for _, d := range decisions {

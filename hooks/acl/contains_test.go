@@ -50,7 +50,8 @@ func TestContains(t *testing.T) {
 	}
 }
 
-// everyFilter returns all Topic Filters of up to n levels that can be made of the given levels and wildcards.
+// everyFilter returns all Topic Filters of up to n levels that can be made of the given levels and
+// wildcards.
 func everyFilter(n int, levels ...string) (fs []string) {
 	if n == 0 {
 		return nil
@@ -77,8 +78,9 @@ func everyTopic(n int, levels ...string) (ts []string) {
 	return ts
 }
 
-// TestContainsIsExact compares Contains, and decisions by one rule that allows or denies, with what the words mean, over all pairs
-// of short filters. Each topic that tells two of them apart can be made of the levels in them and one other, and has one level more.
+// TestContainsIsExact compares Contains, and decisions by one rule that allows or denies, with what
+// the words mean, over all pairs of short filters. Each topic that tells two of them apart can be
+// made of the levels in them and one other, and has one level more.
 func TestContainsIsExact(t *testing.T) {
 	filters := everyFilter(3, "a", "$x")
 	topics := everyTopic(4, "a", "b", "$x", "")
@@ -104,8 +106,10 @@ func TestContainsIsExact(t *testing.T) {
 			}
 			require.Equal(t, inside, acl.Contains(rule, filter), "%q in %q", filter, rule)
 			r := &hooks.AccessRequest{Client: client, Action: hooks.Subscribe, Topic: filter}
-			require.Equal(t, inside, acl.New(allow).Authorize(context.Background(), r) == nil, "%q under a rule that allows %q", filter, rule)
-			require.Equal(t, !meets, acl.New(deny).Authorize(context.Background(), r) == nil, "%q under a rule that denies %q", filter, rule)
+			require.Equal(t, inside, acl.New(allow).Authorize(context.Background(), r) == nil,
+				"%q under a rule that allows %q", filter, rule)
+			require.Equal(t, !meets, acl.New(deny).Authorize(context.Background(), r) == nil,
+				"%q under a rule that denies %q", filter, rule)
 		}
 	}
 	t.Logf("%d pairs over %d topics", len(filters)*len(filters), len(topics))
@@ -115,13 +119,16 @@ func FuzzContains(f *testing.F) {
 	f.Add("a/+/#", "a/b/#", "a/b/c")
 	f.Add("+/#", "#", "$x")
 	f.Fuzz(func(t *testing.T, rule, filter, topic string) {
-		if !packets.ValidTopicFilter(rule) || !packets.ValidTopicFilter(filter) || !packets.ValidTopicName(topic) {
+		if !packets.ValidTopicFilter(rule) || !packets.ValidTopicFilter(filter) ||
+			!packets.ValidTopicName(topic) {
 			return
 		}
-		if acl.Contains(rule, filter) && packets.MatchTopic(filter, topic) && !packets.MatchTopic(rule, topic) {
+		if acl.Contains(rule, filter) && packets.MatchTopic(filter, topic) &&
+			!packets.MatchTopic(rule, topic) {
 			t.Errorf("%q is said to hold %q, but does not match %q", rule, filter, topic)
 		}
-		if plain := !strings.ContainsAny(filter, "+#"); plain && acl.Contains(rule, filter) != packets.MatchTopic(rule, filter) {
+		if plain := !strings.ContainsAny(filter, "+#"); plain &&
+			acl.Contains(rule, filter) != packets.MatchTopic(rule, filter) {
 			t.Errorf("%q and the topic %q: containing is matching", rule, filter)
 		}
 	})

@@ -16,7 +16,8 @@ type File struct {
 	set *files.Set
 }
 
-// Open reads the file with parse, which is Parse or ParseMosquitto, and returns an ACL that decides by what it holds.
+// Open reads the file with parse, which is Parse or ParseMosquitto, and returns an ACL with its
+// rules.
 func Open(name string, parse func(r io.Reader, file string) (*List, error)) (*File, error) {
 	f := new(File)
 	var err error
@@ -41,15 +42,16 @@ func (f *File) load(name string, parse func(io.Reader, string) (*List, error)) e
 	return nil
 }
 
-// Reload reads the file again. If that fails, the rules in force stay, and the error, a *hooks.ParseError in its chain, says what is
-// wrong. Otherwise all rules of the file are in force when Reload returns, and OnReload's functions have been called.
+// Reload reads the file again. If that fails, the rules in force stay, and the error has a
+// *hooks.ParseError in its chain that says what is wrong. Otherwise all rules of the file are in
+// force when Reload returns, and the functions of OnReload have been called.
 func (f *File) Reload() error { return f.set.Reload() }
 
-// Watch looks every interval (zero: 2 s) whether the file has changed, and if so calls Reload and
-// then report, if it is not nil, with the result. It returns when ctx ends. A file is read once it
-// has stayed the same for one interval, so that one that is being written is not taken for a
-// shorter one. What fails is tried again, less and less often, and reported again when the error or
-// the file is another one.
+// Watch checks every interval (zero: 2 s) whether the file has changed. If so, it calls Reload and
+// passes the result to report, unless report is nil. It returns when ctx ends. Watch reads a file
+// once it has stayed the same for one interval, so that it does not take a half-written file for a
+// complete one. It retries after an error, at growing intervals. It reports an error again if the
+// error or the file has changed.
 func (f *File) Watch(ctx context.Context, interval time.Duration, report func(error)) {
 	f.set.Watch(ctx, interval, report)
 }

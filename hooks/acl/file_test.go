@@ -21,14 +21,16 @@ func TestReloadIsAllOrNothing(t *testing.T) {
 	require.ErrorIs(t, err, os.ErrNotExist)
 	write("allow all a\nallow\n")
 	_, err = acl.Open(name, acl.Parse)
-	require.ErrorContains(t, err, name+":2: none of publish, subscribe and all")
+	require.ErrorContains(t, err, name+":2: expected publish, subscribe or all")
 
 	write("allow all a\n")
 	f, err := acl.Open(name, acl.Parse)
 	require.NoError(t, err)
 	told := 0
 	f.OnReload(func() { told++ })
-	allowed := func(q string) bool { return f.Authorize(t.Context(), asked(client("c", "-"), q)) == nil }
+	allowed := func(q string) bool {
+		return f.Authorize(t.Context(), asked(client("c", "-"), q)) == nil
+	}
 
 	write("allow all b\nallow all a/#/\n")
 	err = f.Reload()
@@ -61,7 +63,9 @@ func TestWatch(t *testing.T) {
 		require.NoError(t, err)
 		var reports []error
 		ctx, cancel := context.WithCancel(t.Context())
-		go f.Watch(ctx, time.Second, func(err error) { reports = append(reports, err) }) // the bubble waits for it
+		go f.Watch(ctx, time.Second, func(err error) {
+			reports = append(reports, err)
+		}) // the bubble waits for it
 		require.NoError(t, os.WriteFile(name, []byte("topic bb\n"), 0o600))
 		time.Sleep(5 * time.Second)
 		synctest.Wait()

@@ -2,8 +2,9 @@ package acl
 
 import "strings"
 
-// Contains reports whether the Topic Filter rule matches every Topic Name that the Topic Filter filter matches. A Topic Name
-// counts as a filter that matches just itself. Both must be valid; neither is looked at for $share, %u or %c.
+// Contains reports whether the Topic Filter rule matches every Topic Name that the Topic Filter
+// filter matches. A Topic Name counts as a filter that matches only itself. Both must be valid.
+// Contains does not interpret $share, %u or %c.
 func Contains(rule, filter string) bool {
 	if strings.HasPrefix(rule, "$") != strings.HasPrefix(filter, "$") {
 		return false // one is for topics that begin with $, the other for those that do not (4.7.2)
@@ -31,7 +32,8 @@ func Contains(rule, filter string) bool {
 	return false
 }
 
-// next returns the first level of s and what follows it; more says whether anything does, be it an empty level.
+// next returns the first level of s and the rest. more is true if another level follows, even an
+// empty one.
 func next(s string) (first, rest string, more bool) { return strings.Cut(s, "/") }
 
 // kind is what a level in the filter of a rule is.

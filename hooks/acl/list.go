@@ -8,12 +8,13 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// errNoRule is the decision where no rule applies.
+// errNoRule is the decision if no rule applies.
 var errNoRule error = packets.Errorf(packets.NotAuthorized, "no rule allows it")
 
-// A List is a list of rules in the order in which they decide. It is immutable. Nil and the zero value have no rules.
+// A List is a list of rules in the order in which they decide. It is immutable. Nil and the zero
+// value have no rules.
 type List struct {
-	// The rules are kept by the user that they are for.
+	// The rules, by the user they apply to.
 	users     map[string]*node
 	anonymous node // for clients without a name
 	everybody node
@@ -39,7 +40,8 @@ type entry struct {
 	err     error
 }
 
-// A node stands for the levels that lead to it, beginning with a root. Together they are an index of entries by filter.
+// A node stands for the levels from the root to it. The nodes together are an index of entries by
+// filter.
 type node struct {
 	literals map[string]*node
 	plus     *node
@@ -47,7 +49,8 @@ type node struct {
 	here     []*entry // whose filter ends here, in order
 	below    []*entry // whose filter goes on with #, in order
 
-	// least and leastDeny are the least order of all entries, and of those that deny, here and further down.
+	// least is the lowest order of all entries here and below; leastDeny is the lowest of those
+	// that deny.
 	least, leastDeny int32
 }
 
@@ -59,7 +62,7 @@ type branch struct {
 
 func newNode() *node { return &node{least: math.MaxInt32, leastDeny: math.MaxInt32} }
 
-// add puts e in, after everything that was added before it.
+// add inserts e after all entries added before.
 func (n *node) add(levels []level, e *entry) {
 	for i := range levels {
 		n.note(e)
@@ -80,7 +83,7 @@ func (n *node) note(e *entry) {
 	}
 }
 
-// child returns the node to which l leads from n, and makes it if there is none.
+// child returns the node for level l below n, and creates it if needed.
 func (n *node) child(l *level) *node {
 	switch l.kind {
 	case plus:
@@ -114,7 +117,7 @@ type builder struct {
 	rules   int
 }
 
-// A build is an entry with what decides where it goes.
+// A build is an entry with the keys that decide its place.
 type build struct {
 	entry
 	user      string // of this user, if not empty
@@ -123,7 +126,7 @@ type build struct {
 	section   int // entries are ordered by section first
 }
 
-// list makes the List. The builder is of no use afterwards.
+// list makes the List. The builder must not be used afterwards.
 func (b *builder) list() *List {
 	l := &List{users: map[string]*node{}, anonymous: *newNode(), everybody: *newNode(), rules: b.rules}
 	slices.SortStableFunc(b.entries, func(x, y build) int { return x.section - y.section })

@@ -46,8 +46,8 @@ func decide(rules []modelRule, c *hooks.Client, action hooks.Action, topic strin
 	return false
 }
 
-// decideFilter is the same for a filter: the first rule that allows all of it or denies some of it, which it finds by trying each
-// of the topics.
+// decideFilter is the same for a filter: the first rule that allows all of it or denies some of it,
+// which it finds by trying each of the topics.
 func decideFilter(rules []modelRule, c *hooks.Client, filter string, topics []string) bool {
 	for _, r := range rules {
 		if !r.applies(c, hooks.Subscribe) {
@@ -75,7 +75,8 @@ func (r *modelRule) applies(c *hooks.Client, action hooks.Action) bool {
 		!(r.ofNames && !r.deny && strings.ContainsAny(c.Username+c.ID, "+#"))
 }
 
-// matches puts the names in as text, where that can do no harm, and otherwise matches all that begins like the text before.
+// matches puts the names in as text, where that can do no harm, and otherwise matches all that
+// begins like the text before.
 func (r *modelRule) matches(c *hooks.Client, topic string) bool {
 	if !r.names {
 		return packets.MatchTopic(r.filter, topic)
@@ -105,7 +106,8 @@ func (r *modelRule) matches(c *hooks.Client, topic string) bool {
 	if len(have) <= last || !strings.HasPrefix(have[last], want[last]) {
 		return false
 	}
-	return last == 0 || packets.MatchTopic(strings.Join(want[:last], "/"), strings.Join(have[:last], "/"))
+	return last == 0 || packets.MatchTopic(strings.Join(want[:last], "/"),
+		strings.Join(have[:last], "/"))
 }
 
 func everyone(*hooks.Client) bool { return true }
@@ -151,7 +153,8 @@ func randomMosquitto(r *rand.Rand) (file string, rules []modelRule) {
 		keyword, part := "topic", 0
 		if r.IntN(2) == 0 {
 			keyword, part = "pattern", 2
-			m = modelRule{who: everyone, names: true, ofNames: true, filter: randomFilter(r, "a", "%u", "%c", "+", "a%c", "%u-%c")}
+			m = modelRule{who: everyone, names: true, ofNames: true,
+				filter: randomFilter(r, "a", "%u", "%c", "+", "a%c", "%u-%c")}
 		}
 		access := pick(r, "", "read ", "write ", "readwrite ", "deny ")
 		switch access {
@@ -174,7 +177,8 @@ func randomMosquitto(r *rand.Rand) (file string, rules []modelRule) {
 // randomOwn returns rules in the form of this package and what they mean.
 func randomOwn(r *rand.Rand) (text string, rules []modelRule) {
 	for range 1 + r.IntN(10) {
-		m := modelRule{names: true, filter: randomFilter(r, "a", "b", "+", "u", "%u", "%c", "a%c", "%u-%c")}
+		m := modelRule{names: true,
+			filter: randomFilter(r, "a", "b", "+", "u", "%u", "%c", "a%c", "%u-%c")}
 		m.deny = r.IntN(2) == 0
 		text += map[bool]string{true: "deny", false: "allow"}[m.deny]
 		switch r.IntN(4) {
@@ -188,21 +192,26 @@ func randomOwn(r *rand.Rand) (text string, rules []modelRule) {
 			m.who = everyone
 		}
 		m.action = pick(r, 0, hooks.Publish, hooks.Subscribe)
-		text += map[hooks.Action]string{0: " all ", hooks.Publish: " publish ", hooks.Subscribe: " subscribe "}[m.action] + m.filter + "\n"
+		text += map[hooks.Action]string{0: " all ", hooks.Publish: " publish ",
+			hooks.Subscribe: " subscribe "}[m.action] + m.filter + "\n"
 		rules = append(rules, m)
 	}
 	return text, rules
 }
 
-// levelsFor returns the levels that random rules may have for c, others that begin like them, and one other.
+// levelsFor returns the levels that random rules may have for c, others that begin like them, and
+// one other.
 func levelsFor(c *hooks.Client) []string {
-	levels := []string{"a", "b", "c", "u", "$d", "z", c.ID, c.Username, "a" + c.ID, c.Username + "-" + c.ID, "az", c.Username + "-z"}
+	levels := []string{"a", "b", "c", "u", "$d", "z", c.ID, c.Username, "a" + c.ID,
+		c.Username + "-" + c.ID, "az", c.Username + "-z"}
 	slices.Sort(levels)
-	return slices.DeleteFunc(slices.Compact(levels), func(s string) bool { return s == "" || strings.ContainsAny(s, "+#/") })
+	return slices.DeleteFunc(slices.Compact(levels), func(s string) bool {
+		return s == "" || strings.ContainsAny(s, "+#/")
+	})
 }
 
-// topicsOf returns what tells filters of up to three levels apart: all topics of that many of the levels, and the longest with
-// one more.
+// topicsOf returns what tells filters of up to three levels apart: all topics of that many of the
+// levels, and the longest with one more.
 func topicsOf(levels []string) (ts []string) {
 	ts = everyTopic(3, levels...)
 	for _, topic := range ts {
@@ -213,8 +222,8 @@ func topicsOf(levels []string) (ts []string) {
 	return ts
 }
 
-// TestAgainstModel asks at least 10,000 random questions of random lists in each form, and compares the answers with those of a
-// model that knows neither index nor levels.
+// TestAgainstModel asks at least 10,000 random questions of random lists in each form, and compares
+// the answers with those of a model that knows neither index nor levels.
 func TestAgainstModel(t *testing.T) {
 	r := random(t)
 	questions, allowed := 0, 0
@@ -229,7 +238,8 @@ func TestAgainstModel(t *testing.T) {
 		require.NoError(t, err, text)
 		a := acl.New(l)
 		for range 40 {
-			c := client(pick(r, "c", "u", "a", "c/d", "c+", "#", "$d"), pick(r, "-", "u", "v", "a", "u/v", "+", "#", "$d", ""))
+			c := client(pick(r, "c", "u", "a", "c/d", "c+", "#", "$d"),
+				pick(r, "-", "u", "v", "a", "u/v", "+", "#", "$d", ""))
 			levels := levelsFor(c)
 			topic := strings.ReplaceAll(randomFilter(r, levels...), "#", "a")
 			q := asked(c, pick(r, "pub ", "sub ")+topic+pick(r, "", "", "/z"))
@@ -243,10 +253,12 @@ func TestAgainstModel(t *testing.T) {
 				allowed++
 			}
 			got := a.Authorize(t.Context(), q) == nil
-			if (strings.HasPrefix(c.ID, "$") || strings.HasPrefix(c.Username, "$")) && strings.ContainsAny(q.Topic[:1], "+#") && !got {
+			if (strings.HasPrefix(c.ID, "$") || strings.HasPrefix(c.Username, "$")) &&
+				strings.ContainsAny(q.Topic[:1], "+#") && !got {
 				continue // a denied %c/x counts against # although $d/x is no part of it
 			}
-			require.Equal(t, want, got, "%s\n%v to %s, client %q, user %q %v", text, q.Action, q.Topic, c.ID, c.Username, c.HasUsername)
+			require.Equal(t, want, got, "%s\n%v to %s, client %q, user %q %v", text, q.Action,
+				q.Topic, c.ID, c.Username, c.HasUsername)
 		}
 	}
 	require.GreaterOrEqual(t, questions, 10_000)

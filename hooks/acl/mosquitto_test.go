@@ -18,8 +18,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestAgainstMosquitto gives a real mosquitto and this package the same files, and compares what clients may publish and read.
-// They have to agree, but where this package is stricter on purpose: names with / in patterns, and names that begin with $.
+// TestAgainstMosquitto gives a real mosquitto and this package the same files, and compares what
+// clients may publish and read. They have to agree, but where this package is stricter on purpose:
+// names with / in patterns, and names that begin with $.
 func TestAgainstMosquitto(t *testing.T) {
 	mosquitto, err := exec.LookPath("mosquitto")
 	if err != nil {
@@ -37,9 +38,12 @@ func TestAgainstMosquitto(t *testing.T) {
 		compared += compareWithMosquitto(t, mosquitto, file, r)
 	}
 	// The rules for names, and the order of rules.
-	compared += compareWithMosquitto(t, mosquitto, "pattern readwrite a/#\npattern deny a/%u\nuser u\ntopic deny a/c\ntopic read a/u\n", r)
-	compared += compareWithMosquitto(t, mosquitto, "pattern write %u/%c\npattern read %c-%u/#\npattern a\n", r)
-	compared += compareWithMosquitto(t, mosquitto, "topic #\nuser u\ntopic +/+\ntopic deny +/b/#\ntopic $d/#\n", r)
+	compared += compareWithMosquitto(t, mosquitto,
+		"pattern readwrite a/#\npattern deny a/%u\nuser u\ntopic deny a/c\ntopic read a/u\n", r)
+	compared += compareWithMosquitto(t, mosquitto,
+		"pattern write %u/%c\npattern read %c-%u/#\npattern a\n", r)
+	compared += compareWithMosquitto(t, mosquitto,
+		"topic #\nuser u\ntopic +/+\ntopic deny +/b/#\ntopic $d/#\n", r)
 	compared += compareWithMosquitto(t, mosquitto, "# nothing\n", r)
 	require.GreaterOrEqual(t, compared, 300)
 	t.Logf("%d answers compared", compared)
@@ -79,7 +83,8 @@ func compareWithMosquitto(t *testing.T, mosquitto, file string, r *rand.Rand) (c
 			}{{"sub ", peer.got[topic+" read"]}, {"pub ", open.got[topic+" write"]}} {
 				got := acl.New(l).Authorize(t.Context(), asked(c, q.ask+topic)) == nil
 				if got != q.want && (got || !lenient) {
-					t.Errorf("%s\n%s%s, client %q, user %q %v: mosquitto says %v", file, q.ask, topic, c.ID, c.Username, c.HasUsername, q.want)
+					t.Errorf("%s\n%s%s, client %q, user %q %v: mosquitto says %v", file, q.ask,
+						topic, c.ID, c.Username, c.HasUsername, q.want)
 				}
 				compared++
 			}
@@ -90,9 +95,10 @@ func compareWithMosquitto(t *testing.T, mosquitto, file string, r *rand.Rand) (c
 	return compared
 }
 
-// startMosquitto starts one that ends with the test. It returns how clients connect to the listener with the acl_file, subscribed
-// to everything, and such a client at another without.
-func startMosquitto(t *testing.T, mosquitto, file string) (guarded func(*hooks.Client) *peer, open *peer) {
+// startMosquitto starts one that ends with the test. It returns how clients connect to the listener
+// with the acl_file, subscribed to everything, and such a client at another without.
+func startMosquitto(t *testing.T, mosquitto, file string) (guarded func(*hooks.Client) *peer,
+	open *peer) {
 	dir, err := os.MkdirTemp("", "acl") // a short name, for the sockets
 	require.NoError(t, err)
 	t.Cleanup(func() { os.RemoveAll(dir) })
@@ -134,9 +140,11 @@ func connect(t *testing.T, socket string, c *hooks.Client) *peer {
 	conn, err := net.Dial("unix", socket)
 	require.NoError(t, err)
 	p := &peer{t, conn, packets.NewReader(conn, packets.Limits{}), map[string]bool{}}
-	p.send(&packets.Connect{Version: packets.V311, CleanStart: true, ClientID: c.ID, HasUsername: c.HasUsername, Username: c.Username})
+	p.send(&packets.Connect{Version: packets.V311, CleanStart: true, ClientID: c.ID,
+		HasUsername: c.HasUsername, Username: c.Username})
 	require.Equal(t, packets.Success, p.want(packets.TypeConnack).(*packets.Connack).Code)
-	p.send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "#"}, {Filter: "$d/#"}}})
+	p.send(&packets.Subscribe{PacketID: 1,
+		Subscriptions: []packets.Subscription{{Filter: "#"}, {Filter: "$d/#"}}})
 	p.want(packets.TypeSuback)
 	return p
 }

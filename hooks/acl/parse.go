@@ -13,24 +13,26 @@ import (
 	"github.com/dunlin-mqtt/dunlin/hooks/internal/files"
 )
 
-// blanks are what Mosquitto trims.
+// blanks are the characters that Mosquitto trims.
 const blanks = " \t\v\f\r"
 
-// ParseMosquitto reads an acl_file as Mosquitto 2.0 does. file is its name in errors. There is no other error than a *hooks.ParseError and
-// those of r.
+// ParseMosquitto reads an acl_file as Mosquitto 2.0 does. file is its name in errors. Every error
+// is a *hooks.ParseError or an error of r.
 //
 //	topic [read|write|readwrite|deny] <filter>
 //	pattern [read|write|readwrite|deny] <filter with %u and %c>
 //	user <user name>
 //	# comment
 //
-// Topics before the first user are for clients without a name, those after one for that user alone, patterns for everybody. For a
-// client its denied topics are looked at first, then its other topics, then the denied patterns, then the other patterns. What the
-// file does not allow is refused, so that an empty one refuses everything.
+// Topics before the first user are for clients without a name, topics after a user for that user
+// alone, and patterns for everybody. The order for a client is: its denied topics, its other
+// topics, the denied patterns, the other patterns. Everything else is refused, so an empty file
+// refuses everything.
 //
-// It is stricter than Mosquitto where that is the safer side: a name with / gets nothing from a pattern that holds it, as is
-// already so for + and #; %u and %c do not reach topics that begin with $; and subscriptions are decided, as described at the
-// package, where Mosquitto grants them all and leaves out what the client may not read.
+// ParseMosquitto is stricter than Mosquitto where that is safer. A name with / gets nothing from a
+// pattern that holds it, just as a name with + or #. %u and %c do not reach topics that begin with
+// $. Subscriptions are decided as the package describes, while Mosquitto grants them all and leaves
+// out topics that the client may not read.
 func ParseMosquitto(r io.Reader, file string) (*List, error) {
 	var b builder
 	user := "" // of the topics that follow
@@ -45,7 +47,7 @@ func ParseMosquitto(r io.Reader, file string) (*List, error) {
 		switch keyword {
 		case "user":
 			if rest == "" {
-				return errors.New("user without a name")
+				return errors.New("expected a name after user")
 			}
 			user = strings.TrimLeft(rest, blanks)
 			return nil
@@ -57,7 +59,7 @@ func ParseMosquitto(r io.Reader, file string) (*List, error) {
 			x.plain = true
 			return b.mosquitto(x, rest, position)
 		}
-		return fmt.Errorf("%q is none of topic, pattern and user", keyword)
+		return fmt.Errorf("expected topic, pattern or user, got %q", keyword)
 	})
 	if err != nil {
 		return nil, err
@@ -65,7 +67,7 @@ func ParseMosquitto(r io.Reader, file string) (*List, error) {
 	return b.list(), nil
 }
 
-// mosquitto adds x for what follows "topic" or "pattern", which is section 2.
+// mosquitto adds x for the text after "topic" or "pattern", which is section 2.
 func (b *builder) mosquitto(x build, s, position string) error {
 	access, filter, found := strings.Cut(s, " ")
 	if !found {
@@ -84,13 +86,13 @@ func (b *builder) mosquitto(x build, s, position string) error {
 		effect = Deny
 		x.actions = 1<<hooks.Publish | 1<<hooks.Subscribe
 	default:
-		return fmt.Errorf("%q is none of read, write, readwrite and deny", access)
+		return fmt.Errorf("expected read, write, readwrite or deny, got %q", access)
 	}
 	switch {
 	case filter == "":
-		return errors.New("no topic filter")
+		return errors.New("expected a topic filter")
 	case strings.ContainsFunc(filter, unicode.IsControl):
-		return fmt.Errorf("%q holds a control character", filter) // as where tabs stand for spaces
+		return fmt.Errorf("%q holds a control character: expected spaces, not tabs, between words", filter)
 	}
 	names := x.section == 2
 	if effect == Allow {
@@ -100,13 +102,16 @@ func (b *builder) mosquitto(x build, s, position string) error {
 	return b.add(x, effect, filter, names, position)
 }
 
-// Parse reads rules, one in a line. file is its name in errors. There is no other error than a *hooks.ParseError and those of r.
+// Parse reads rules, one per line. file is its name in errors. Every error is a *hooks.ParseError
+// or an error of r.
 //
-//	allow|deny [user=<name>] [anonymous] [client=<id>] [role=<role>] [tenant=<tenant>] [addr=<address or prefix>]
+//	allow|deny [user=<name>] [anonymous] [client=<id>] [role=<role>] [tenant=<tenant>]
+//	           [addr=<address or prefix>]
 //	           publish|subscribe|all <filter> ...
 //
-// Each is a [Rule]. Without conditions it is for all clients. The words are separated by white space; one that holds some, or
-// begins with a double quote, is written as a Go string. Empty lines and those that begin with # are comments.
+// Each line is a [Rule]. Without conditions it applies to all clients. Words are separated by white
+// space. A word that contains white space or begins with a double quote is written as a Go string.
+// Empty lines and lines that begin with # are ignored.
 //
 //	# The operators may do everything but forge readings.
 //	deny  role=operator publish sensors/#
@@ -170,7 +175,7 @@ func parseRule(words []string) (r Rule, err error) {
 	case "deny":
 		r.Effect = Deny
 	default:
-		return r, fmt.Errorf("%q is neither allow nor deny", words[0])
+		return r, fmt.Errorf("expected allow or deny, got %q", words[0])
 	}
 	for i, word := range words[1:] {
 		switch word {
@@ -188,10 +193,10 @@ func parseRule(words []string) (r Rule, err error) {
 		r.Filters = words[1+i+1:]
 		return r, nil
 	}
-	return r, errors.New("none of publish, subscribe and all")
+	return r, errors.New("expected publish, subscribe or all")
 }
 
-// parse sets the condition that a word says.
+// parse sets the condition in word.
 func (w *Who) parse(word string) error {
 	key, value, _ := strings.Cut(word, "=")
 	var to *string
@@ -213,7 +218,7 @@ func (w *Who) parse(word string) error {
 		w.Anonymous = true
 		return nil
 	default:
-		return fmt.Errorf("%q is neither a condition nor one of publish, subscribe and all", word)
+		return fmt.Errorf("expected a condition, publish, subscribe or all, got %q", word)
 	}
 	if value == "" || *to != "" {
 		return fmt.Errorf("%q: %s wants one value, once", word, key)
@@ -230,7 +235,7 @@ func (w *Who) parseAddr(s string) error {
 	if err != nil {
 		a, err := netip.ParseAddr(s)
 		if err != nil || a.Zone() != "" {
-			return fmt.Errorf("%q is neither an address nor a prefix", s)
+			return fmt.Errorf("expected an address or a prefix, got %q", s)
 		}
 		p = netip.PrefixFrom(a, a.BitLen())
 	}

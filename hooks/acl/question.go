@@ -6,7 +6,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/hooks"
 )
 
-// A name is what %u or %c stand for; also a set of them.
+// A name is %u or %c; also a set of them.
 type name byte
 
 const (
@@ -14,10 +14,10 @@ const (
 	clientID
 )
 
-// names are those that follow a % in a rule.
+// names maps the character after % to its name.
 var names = [256]name{'u': userName, 'c': clientID}
 
-// A question is one decision under way.
+// A question is one decision in progress.
 type question struct {
 	client  *hooks.Client
 	user    string // of the client
@@ -41,11 +41,13 @@ const (
 	unusable // yes or no, but for a name that must not be used
 )
 
-// walk looks for the entries that decide about the Topic Filter s, or about the Topic Name s, which is a filter that matches
-// just itself: those that deny something that s matches, and those that allow all of it.
+// walk looks for the entries that decide about the Topic Filter s. A Topic Name is a filter that
+// matches just itself. walk looks for entries that deny something that s matches, and for entries
+// that allow all of it.
 //
-// n is the node that the levels before s led to, and s what remains, nothing if more is false. first says that nothing came before.
-// whole says whether the way to n matches everything that the levels before s match; otherwise it matches some of it.
+// n is the node of the levels before s. s is the rest, and empty if more is false. first is true at
+// the first level. whole is true if the path to n matches everything that the levels before s
+// match; otherwise it matches some of it.
 func (q *question) walk(n *node, s string, more, first, whole bool) {
 	if n.leastDeny >= q.least && (!whole || n.least >= q.least) {
 		return
@@ -94,7 +96,8 @@ func (q *question) walk(n *node, s string, more, first, whole bool) {
 	}
 }
 
-// try takes the first of the entries that applies, if it is the best so far. Without whole only those that deny do.
+// try takes the first of the entries that applies, if it precedes the best so far. If whole is
+// false, only entries that deny count.
 func (q *question) try(entries []*entry, whole bool) {
 	for _, e := range entries {
 		if e.order >= q.least {
@@ -107,8 +110,8 @@ func (q *question) try(entries []*entry, whole bool) {
 	}
 }
 
-// denials tries the entries that deny, at n and further down. first says that n is a root, and leaves out filters that begin
-// with $.
+// denials tries the entries that deny, at n and below. first is true if n is a root, and leaves out
+// filters that begin with $.
 func (q *question) denials(n *node, first bool) {
 	if n.leastDeny >= q.least {
 		return
@@ -130,7 +133,7 @@ func (q *question) denials(n *node, first bool) {
 	}
 }
 
-// applies says whether e is for the client and action.
+// applies reports whether e applies to the client and action.
 func (q *question) applies(e *entry) bool {
 	return e.actions&q.action != 0 &&
 		(e.uses&userName == 0 || q.hasUser) &&
@@ -138,7 +141,7 @@ func (q *question) applies(e *entry) bool {
 		(e.who == nil || e.who.is(q.client))
 }
 
-// hasWild says whether one of the names holds + or #.
+// hasWild reports whether one of the names contains + or #.
 func (q *question) hasWild() bool {
 	if q.wild == unknown {
 		q.wild = no
@@ -149,7 +152,8 @@ func (q *question) hasWild() bool {
 	return q.wild == yes
 }
 
-// spells says whether text is what the parts make of the client's names, or + is, which stands for anything.
+// spells reports whether text equals the parts with the client's names filled in, or is +, which
+// matches anything.
 func (q *question) spells(parts []part, text string) answer {
 	anything := text == "+"
 	for _, p := range parts {
@@ -174,8 +178,8 @@ func (q *question) spells(parts []part, text string) answer {
 	return yes
 }
 
-// value returns what n stands for. ok is false if it must not become part of a filter, because it would not be a part of one
-// level there, or not the whole of what it says.
+// value returns the value of n. ok is false if the value must not become part of a filter, because
+// it would not fit into one level or not keep its meaning there.
 func (q *question) value(n name) (s string, ok bool) {
 	s = q.client.ID
 	if n == userName {

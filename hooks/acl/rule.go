@@ -12,7 +12,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// Effect is what a Rule does. There is no default.
+// Effect is the effect of a Rule. There is no default.
 type Effect byte
 
 const (
@@ -33,19 +33,20 @@ func (e Effect) String() string {
 	return fmt.Sprintf("Effect(%d)", byte(e))
 }
 
-// A Rule allows some clients something, or denies it to them.
+// A Rule allows or denies some clients something.
 type Rule struct {
 	// Effect must be Allow or Deny.
 	Effect Effect
-	// Who says which clients the rule is for. Zero: all.
+	// Who selects the clients. Zero: all.
 	Who Who
-	// Action is what they do. Zero: publishing and subscribing.
+	// Action is the action of the client. Zero: publishing and subscribing.
 	Action hooks.Action
-	// Filters are Topic Filters, at least one, in which %u and %c stand for names as described at the package.
+	// Filters are Topic Filters, at least one. %u and %c in them stand for names, as the package
+	// describes.
 	Filters []string
 }
 
-// Who says which clients a Rule is for: those of which every condition is true that is not zero.
+// Who selects the clients of a Rule. A client must fulfil every condition that is not zero.
 type Who struct {
 	// User is the client's name (hooks.Client.User).
 	User string
@@ -57,11 +58,11 @@ type Who struct {
 	Role string
 	// Tenant is the client's tenant.
 	Tenant string
-	// Addr holds the address that the client comes from. In-process clients come from none.
+	// Addr contains the client's remote address. In-process clients have no address.
 	Addr netip.Prefix
 }
 
-// is says whether w is true of c, leaving out User and Anonymous.
+// is reports whether c fulfils w, apart from User and Anonymous.
 func (w *Who) is(c *hooks.Client) bool {
 	return (w.ClientID == "" || w.ClientID == c.ID) &&
 		(w.Role == "" || slices.Contains(c.Identity.Roles, w.Role)) &&
@@ -69,7 +70,7 @@ func (w *Who) is(c *hooks.Client) bool {
 		(!w.Addr.IsValid() || w.Addr.Contains(address(c.RemoteAddr)))
 }
 
-// address returns the address in a, the zero one if there is none.
+// address returns the IP address in a, or the zero Addr.
 func address(a net.Addr) netip.Addr {
 	switch a := a.(type) {
 	case nil:
@@ -82,8 +83,8 @@ func address(a net.Addr) netip.Addr {
 	return ap.Addr().Unmap().WithZone("")
 }
 
-// Rules returns the List of the rules. The first one that applies and matches decides. The error says which rule makes no
-// sense.
+// Rules returns the List of the rules. The first rule that applies and matches decides. The error
+// says which rule is invalid and why.
 func Rules(rules ...Rule) (*List, error) {
 	var b builder
 	for i, r := range rules {
@@ -94,7 +95,7 @@ func Rules(rules ...Rule) (*List, error) {
 	return b.list(), nil
 }
 
-// rule adds r, which errors will call by the name position.
+// rule adds r. position is the name of r in errors.
 func (b *builder) rule(r Rule, position string) error {
 	actions := byte(1<<hooks.Publish | 1<<hooks.Subscribe)
 	switch r.Action {
@@ -106,20 +107,21 @@ func (b *builder) rule(r Rule, position string) error {
 	}
 	switch {
 	case r.Effect != Allow && r.Effect != Deny:
-		return errors.New("neither allow nor deny")
+		return errors.New("expected Allow or Deny as Effect")
 	case len(r.Filters) == 0:
-		return errors.New("no topic filter")
+		return errors.New("expected a topic filter")
 	case r.Who.Anonymous && r.Who.User != "":
 		return errors.New("a client with a user name is not anonymous")
 	case r.Who.Addr != netip.Prefix{} && !r.Who.Addr.IsValid():
-		return errors.New("the address is no prefix")
+		return errors.New("expected a valid prefix of addresses")
 	}
 	if a := r.Who.Addr; a.Addr().Is4In6() && a.Bits() >= 96 {
 		r.Who.Addr = netip.PrefixFrom(a.Addr().Unmap(), a.Bits()-96) // as clients' addresses are
 	}
 	x := build{user: r.Who.User, anonymous: r.Who.Anonymous}
 	x.actions = actions
-	if who := (Who{ClientID: r.Who.ClientID, Role: r.Who.Role, Tenant: r.Who.Tenant, Addr: r.Who.Addr}); who != (Who{}) {
+	if who := (Who{ClientID: r.Who.ClientID, Role: r.Who.Role, Tenant: r.Who.Tenant,
+		Addr: r.Who.Addr}); who != (Who{}) {
 		x.who = &who
 	}
 	for _, f := range r.Filters {

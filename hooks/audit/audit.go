@@ -1,13 +1,15 @@
-// Package audit writes down what concerns security: who was let in and who was refused, and why; what was denied; bans; changes of rules.
+// Package audit records security events: accepted and refused clients, with the reason; denied
+// requests; bans; changes of rules.
 //
 //	trail := audit.New(slog.NewJSONHandler(file, nil), 0)
 //	defer trail.Close(ctx)
 //	config.Observer = trail.Observer()
 //	go rules.Watch(ctx, 0, func(err error) { trail.Reload("acl file", err) })
 //
-// Each record is one of these, with the attributes named. Those of a client are client_id, user (the name that was verified, or else the
-// User Name; missing if there is none), remote and local (addresses, missing for in-process clients) and certificate (the
-// fingerprint of one that was verified).
+// Each record is one of the following, with the attributes named. The attributes of a client are
+// client_id, user (the verified name, or else the User Name; missing if there is none), remote and
+// local (addresses, missing for in-process clients) and certificate (the fingerprint of a verified
+// certificate).
 //
 //	level  message             attributes
 //	INFO   connect accepted    the client's, version, session_present
@@ -21,8 +23,9 @@
 //	ERROR  reload failed       what, err
 //	ERROR  records lost        count
 //
-// code is a number of MQTT 5.0, reason its name. No record holds a password. Texts that clients choose are cut at 512 bytes; that
-// none of them breaks a record is the part of the slog.Handler, as those of package slog do.
+// code is a Reason Code of MQTT 5.0, and reason its name. No record holds a password. Texts that
+// clients choose are cut at 512 bytes. The slog.Handler must escape them, as the handlers of
+// package slog do.
 package audit
 
 import (
@@ -41,16 +44,16 @@ import (
 )
 
 const (
-	// defaultQueue is how many records may wait where the caller of New does not say.
+	// defaultQueue is the length of the queue if New is given none.
 	defaultQueue = 8192
-	// maxText is how much of a text is written, in bytes.
+	// maxText is the longest text written, in bytes.
 	maxText = 512
 )
 
-// A Trail gives records to a slog.Handler. Nothing that happens in the broker waits for the
-// Handler: records go to a queue, and one goroutine takes them from there. Where the queue is full,
-// records are lost; how many is written as soon as there is room. A record that the Handler fails
-// at is lost, too. Records about one address do not fill the last quarter of the queue.
+// A Trail passes records to a slog.Handler. The broker never waits for the Handler: records go to a
+// queue, and one goroutine takes them from there. If the queue is full, records are lost; their
+// number is written as soon as there is room. A record is also lost if the Handler returns an
+// error. Records about one address do not fill the last quarter of the queue.
 type Trail struct {
 	handler slog.Handler
 	queue   *queue.Queue[slog.Record]
@@ -58,8 +61,8 @@ type Trail struct {
 	done    chan struct{} // closed when the goroutine has ended
 }
 
-// New returns a Trail to h, which writes until Close. records is how many may wait, of 4 KiB at most each. Zero or
-// negative: 8,192.
+// New returns a Trail to h, which writes until Close. records is the length of the queue; a record
+// takes 4 KiB at most. Zero or negative: 8,192.
 func New(h slog.Handler, records int) *Trail {
 	if records <= 0 {
 		records = defaultQueue
@@ -70,8 +73,9 @@ func New(h slog.Handler, records int) *Trail {
 	return t
 }
 
-// Close returns when all records have been written, or when ctx ends, with its error; in that case the rest is still written while the
-// program runs. Records that come after the beginning of Close are lost.
+// Close returns when all records have been written. If ctx ends first, Close returns its error, and
+// the rest is still written while the program runs. Records that come after the start of Close are
+// lost.
 func (t *Trail) Close(ctx context.Context) error {
 	t.queue.Close()
 	select {
@@ -103,7 +107,8 @@ func (t *Trail) run() {
 	}
 }
 
-// handle gives a record to the Handler. If that fails, as on a full disk, records more are lost.
+// handle passes a record to the Handler. If that fails, as on a full disk, it counts records more
+// as lost.
 func (t *Trail) handle(r slog.Record, records uint64) {
 	ctx := context.Background()
 	if t.handler.Enabled(ctx, r.Level) && t.handler.Handle(ctx, r) != nil {
@@ -129,8 +134,8 @@ func (t *Trail) write(c *hooks.Client, level slog.Level, message string, attrs .
 	}
 }
 
-// Reload writes that something was reloaded, or why not, if err is not nil. It goes into the functions that the Watch methods of
-// this module report to.
+// Reload records that what was reloaded or, if err is not nil, why the reload failed. Call it from
+// the report functions of the Watch methods of this module.
 func (t *Trail) Reload(what string, err error) {
 	if err != nil {
 		t.write(nil, slog.LevelError, "reload failed", slog.String("what", what), failure(err))
@@ -139,7 +144,7 @@ func (t *Trail) Reload(what string, err error) {
 	t.write(nil, slog.LevelInfo, "reloaded", slog.String("what", what))
 }
 
-// Observer returns what tells the broker's events to t.
+// Observer returns an Observer that records the broker's events in t.
 func (t *Trail) Observer() *hooks.Observer {
 	return &hooks.Observer{
 		Connected: func(c *hooks.Client, present bool) {
@@ -168,7 +173,8 @@ func (t *Trail) Observer() *hooks.Observer {
 	}
 }
 
-func (t *Trail) ended(level slog.Level, message string) func(*hooks.Client, packets.ReasonCode, error) {
+func (t *Trail) ended(level slog.Level,
+	message string) func(*hooks.Client, packets.ReasonCode, error) {
 	return func(c *hooks.Client, code packets.ReasonCode, err error) {
 		t.write(c, level, message, slog.Int("code", int(code)), slog.String("reason", code.String()),
 			failure(err))
@@ -183,7 +189,7 @@ func of(c *hooks.Client) (attrs []slog.Attr) {
 	attrs = append(attrs, text("client_id", c.ID))
 	if user, ok := c.User(); ok {
 		if strings.HasPrefix(user, "eyJ") && strings.Count(user, ".") >= 2 {
-			user = "(a token)" // where tokens are sent as User Names
+			user = "(a token)" // the User Name is a token
 		}
 		attrs = append(attrs, text("user", user))
 	}
@@ -206,7 +212,8 @@ func text(key, s string) slog.Attr {
 	return slog.String(key, s)
 }
 
-// failure returns the attribute of an error, none for nil: slog leaves out empty ones.
+// failure returns the attribute of an error. For nil it returns an empty attribute, which slog
+// leaves out.
 func failure(err error) slog.Attr {
 	if err == nil {
 		return slog.Attr{}

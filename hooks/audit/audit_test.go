@@ -25,8 +25,10 @@ import (
 
 func jane() *hooks.Client {
 	return &hooks.Client{
-		ID: "c1", Username: "admin", HasUsername: true, Version: packets.V5, Identity: hooks.Identity{Principal: "jane"},
-		RemoteAddr: &net.TCPAddr{IP: net.IPv4(192, 0, 2, 7), Port: 4711}, LocalAddr: &net.TCPAddr{IP: net.IPv4(198, 51, 100, 1), Port: 8883},
+		ID: "c1", Username: "admin", HasUsername: true, Version: packets.V5,
+		Identity:   hooks.Identity{Principal: "jane"},
+		RemoteAddr: &net.TCPAddr{IP: net.IPv4(192, 0, 2, 7), Port: 4711},
+		LocalAddr:  &net.TCPAddr{IP: net.IPv4(198, 51, 100, 1), Port: 8883},
 	}
 }
 
@@ -48,7 +50,9 @@ func TestRecords(t *testing.T) {
 	trail := audit.New(slog.NewJSONHandler(&b, nil), 0)
 	o := trail.Observer()
 	leaf := testcert.CA(t, "ca").Issue("sensor").Leaf
-	secured := &hooks.Client{ID: "s", TLS: &tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf}, VerifiedChains: [][]*x509.Certificate{{leaf}}}}
+	secured := &hooks.Client{ID: "s",
+		TLS: &tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf},
+			VerifiedChains: [][]*x509.Certificate{{leaf}}}}
 	until := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
 	o.Connected(jane(), true)
@@ -63,7 +67,8 @@ func TestRecords(t *testing.T) {
 	o.Panicked(jane(), "oh")
 	trail.Reload("acl file", nil)
 	trail.Reload("acl file", errors.New("acl:1: nonsense"))
-	o.Refused(&hooks.Client{ID: strings.Repeat("ä", 300), HasUsername: true, Username: "eyJh.eyJz.c2ln"}, packets.NotAuthorized, nil)
+	o.Refused(&hooks.Client{ID: strings.Repeat("ä", 300), HasUsername: true,
+		Username: "eyJh.eyJz.c2ln"}, packets.NotAuthorized, nil)
 	require.NoError(t, trail.Close(t.Context()))
 	require.NoError(t, trail.Close(t.Context()), "twice does no harm")
 	o.Connected(jane(), true)

@@ -25,9 +25,11 @@ func connect(user, password string) *hooks.ConnectRequest {
 func TestAnonymous(t *testing.T) {
 	yes, no := auth.Anonymous(true), auth.Anonymous(false)
 	require.NoError(t, yes.Authenticate(t.Context(), connect("-", "-")))
-	require.Equal(t, packets.NotAuthorized, packets.CodeOf(no.Authenticate(t.Context(), connect("-", "-"))))
+	require.Equal(t, packets.NotAuthorized,
+		packets.CodeOf(no.Authenticate(t.Context(), connect("-", "-"))))
 	for _, user := range []string{"", "u"} {
-		require.ErrorIs(t, yes.Authenticate(t.Context(), connect(user, "p")), hooks.ErrAbstain, "a client with the User Name %q is not anonymous", user)
+		require.ErrorIs(t, yes.Authenticate(t.Context(), connect(user, "p")), hooks.ErrAbstain,
+			"a client with the User Name %q is not anonymous", user)
 		require.ErrorIs(t, no.Authenticate(t.Context(), connect(user, "p")), hooks.ErrAbstain)
 	}
 }
@@ -35,7 +37,8 @@ func TestAnonymous(t *testing.T) {
 func TestChainOfAuthenticators(t *testing.T) {
 	users, err := auth.NewUsers([]auth.User{{Name: "u", Hash: auth.Hash("p", 1)}})
 	require.NoError(t, err)
-	chain := hooks.ChainAuthenticators(auth.Certificate(auth.CommonName), auth.NewPasswords(users), auth.Anonymous(true))
+	chain := hooks.ChainAuthenticators(auth.Certificate(auth.CommonName), auth.NewPasswords(users),
+		auth.Anonymous(true))
 	for _, tt := range []struct {
 		name, user, password string
 		want                 packets.ReasonCode
@@ -48,7 +51,8 @@ func TestChainOfAuthenticators(t *testing.T) {
 		{"no user name, but a password", "-", "p", packets.Success},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			require.Equal(t, tt.want, packets.CodeOf(chain.Authenticate(t.Context(), connect(tt.user, tt.password))))
+			require.Equal(t, tt.want,
+				packets.CodeOf(chain.Authenticate(t.Context(), connect(tt.user, tt.password))))
 		})
 	}
 }

@@ -43,8 +43,9 @@ func TestCertificate(t *testing.T) {
 	uri, err := url.Parse("spiffe://example.org/sensor/7")
 	require.NoError(t, err)
 	full := certificate(t, &x509.Certificate{
-		Subject:  pkix.Name{CommonName: "sensor 7"},
-		DNSNames: []string{"s7.example.org", "other.example.org"}, EmailAddresses: []string{"s7@example.org"}, URIs: []*url.URL{uri},
+		Subject:        pkix.Name{CommonName: "sensor 7"},
+		DNSNames:       []string{"s7.example.org", "other.example.org"},
+		EmailAddresses: []string{"s7@example.org"}, URIs: []*url.URL{uri},
 	})
 	bare := certificate(t, &x509.Certificate{})
 	odd := certificate(t, &x509.Certificate{Subject: pkix.Name{CommonName: "admin\x00sensor"}})
@@ -66,7 +67,8 @@ func TestCertificate(t *testing.T) {
 			require.NoError(t, a.Authenticate(t.Context(), r))
 			require.Equal(t, tt.want, r.Grant.Identity.Principal, "not the User Name in the CONNECT")
 
-			require.ErrorIs(t, a.Authenticate(t.Context(), over(full, false)), hooks.ErrAbstain, "a certificate that nobody verified says nothing")
+			require.ErrorIs(t, a.Authenticate(t.Context(), over(full, false)), hooks.ErrAbstain,
+				"a certificate that nobody verified says nothing")
 			require.ErrorIs(t, a.Authenticate(t.Context(), connect("u", "p")), hooks.ErrAbstain, "no TLS")
 			if tt.name != "fingerprint" {
 				err := a.Authenticate(t.Context(), over(bare, true))
@@ -86,7 +88,8 @@ func TestPinned(t *testing.T) {
 		colons = append(colons, f[:2])
 	}
 	require.Len(t, colons, 32)
-	a := auth.Pinned(map[string]string{auth.Fingerprint(one): "sensor 1", strings.Join(colons, ":"): ""})
+	a := auth.Pinned(map[string]string{auth.Fingerprint(one): "sensor 1",
+		strings.Join(colons, ":"): ""})
 
 	r := over(one, false)
 	require.NoError(t, a.Authenticate(t.Context(), r))
@@ -94,6 +97,7 @@ func TestPinned(t *testing.T) {
 	r = over(two, true)
 	require.NoError(t, a.Authenticate(t.Context(), r))
 	require.Equal(t, auth.Fingerprint(two), r.Grant.Identity.Principal)
-	require.Equal(t, packets.NotAuthorized, packets.CodeOf(a.Authenticate(t.Context(), over(three, true))), "a certificate that is not pinned, whoever signed it")
+	require.Equal(t, packets.NotAuthorized, packets.CodeOf(a.Authenticate(t.Context(),
+		over(three, true))), "a certificate that is not pinned, whoever signed it")
 	require.ErrorIs(t, a.Authenticate(t.Context(), connect("u", "p")), hooks.ErrAbstain)
 }

@@ -13,21 +13,25 @@ import (
 )
 
 const (
-	// hashIterations is what Hash does where its caller does not say: about a tenth of a second of one processor.
+	// hashIterations is the default of Hash: about a tenth of a second of one processor.
 	hashIterations = 210_000
-	// maxIterations is more than anybody wants to wait for.
+	// maxIterations is an upper limit for a check that takes far too long.
 	maxIterations = 10_000_000
 	saltSize      = 16
+	// saltSize512 is the only salt size that Mosquitto 2.0 accepts: 96 bits. Two equal salts are
+	// very unlikely.
+	saltSize512 = 12
 )
 
-// Hash returns the hash of a password that mosquitto_passwd makes: PBKDF2 with SHA-512 and a random salt, which begins with $7$.
-// iterations is how often the password is hashed, now and at each CONNECT; zero means 210,000. Mosquitto's own default of 101 is of
-// no use against somebody who got hold of the file.
+// Hash returns the hash of a password in the format of mosquitto_passwd: PBKDF2 with SHA-512 and a
+// random salt. It begins with $7$. iterations is how often the password is hashed, now and at each
+// CONNECT; zero means 210,000. Mosquitto's own default of 101 does not protect against somebody who
+// has the file.
 func Hash(password string, iterations int) string {
 	if iterations <= 0 {
 		iterations = hashIterations
 	}
-	salt := randomBytes(saltSize)
+	salt := randomBytes(saltSize512)
 	key := derive512([]byte(password), salt, iterations)
 	return fmt.Sprintf("$7$%d$%s$%s", iterations, encode(salt), encode(key))
 }

@@ -15,19 +15,20 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// Passwords is an Authenticator for clients with User Name and Password. It refuses others than its users, and a User Name
-// without a Password or with an empty one, whatever the hash of the user, with Bad User Name or Password (0x86), and abstains
-// where there is no User Name.
+// Passwords is an Authenticator for clients with User Name and Password. It refuses with Bad User
+// Name or Password (0x86) if the user is unknown, the Password wrong, missing or empty. An empty
+// Password is refused whatever the hash of the user. Passwords abstains from clients without a User
+// Name.
 //
-// A refusal takes as much work for a User Name that does not exist as for one that does.
+// Refusing an unknown User Name takes as much work as refusing a known one.
 //
-// Checking passwords is made to be slow. At most half of the processors do it at a time, and other
-// clients wait. They wait in two lines, whose first clients take turns: one line for the clients
-// that are Known (see hooks.ConnectRequest), one for the others. In each line the addresses (see
-// hooks.Client.Network) take turns. So neither somebody who tries many passwords from a few
-// addresses, nor somebody who does it from many, keeps a client out that was there before. A line
-// holds 1,024 clients; beyond, the address with the most clients in it loses its last one. A client
-// that waited in vain is refused with Server busy (0x89).
+// Checking passwords is slow by design. At most half of the processors do it at a time, and other
+// clients wait in two lines, whose first clients take turns: one line for the clients that are
+// Known (see hooks.ConnectRequest), one for the others. In each line the addresses (see
+// hooks.Client.Network) take turns. An attacker who tries many passwords, from few addresses or
+// from many, therefore does not keep out a Known client. A line holds 1,024 clients. If it is full,
+// the address with the most clients in it loses its last one. A client that loses its place is
+// refused with Server busy (0x89).
 type Passwords struct {
 	users  atomic.Pointer[Users]
 	secret atomic.Pointer[secret]
@@ -37,7 +38,7 @@ type Passwords struct {
 // maxWaiting is how many clients may wait in each line.
 const maxWaiting = 1024
 
-// NewPasswords returns an Authenticator for the users. Nil is none.
+// NewPasswords returns an Authenticator for the users. Nil means no users.
 func NewPasswords(us *Users) *Passwords {
 	n := max(1, runtime.GOMAXPROCS(0)/2)
 	// a turn is short, so that one address may have all
@@ -48,12 +49,13 @@ func NewPasswords(us *Users) *Passwords {
 	return p
 }
 
-// SetSecret sets the secret by which names without a user are treated as if they had one: as whose
-// password the password is checked, which says how long that takes, and which salt and iteration
-// count SCRAM tells. Without it the secret is a random one, and these change with each start of the
-// program. Whoever compares them then finds out which names have no user. Have at least 16 bytes,
-// the same at each start, which nobody can guess: see [SecretFile]. It fails if there are less. It
-// is to be called before the first client comes.
+// SetSecret sets the secret for names without a user. It determines the user in whose place their
+// password is checked, and so how long the check takes. It also determines the salt and the
+// iteration count that SCRAM sends. Without SetSecret the secret is random, and these values change
+// with each start of the program. A client that compares them then finds out which names have no
+// user. The secret must have at least 16 bytes, should be the same at each start, and must be hard
+// to guess: see [SecretFile]. SetSecret fails if the secret is too short. Call it before the first
+// client connects.
 func (p *Passwords) SetSecret(b []byte) error {
 	if len(b) < minSecret {
 		return fmt.Errorf("auth: a secret of %d bytes, at least %d are wanted", len(b), minSecret)
@@ -63,7 +65,7 @@ func (p *Passwords) SetSecret(b []byte) error {
 	return nil
 }
 
-// Set puts us in place of the users before, for clients that connect or authenticate anew from now on.
+// Set replaces the users with us. It affects clients that connect or authenticate from now on.
 func (p *Passwords) Set(us *Users) { p.users.Store(us) }
 
 // Authenticate decides r. It blocks while the client waits for its turn, until ctx ends, and while
@@ -94,8 +96,7 @@ func (p *Passwords) Authenticate(ctx context.Context, r *hooks.ConnectRequest) e
 	return nil
 }
 
-// claim returns whose turns r uses up: those of its address or, where there is none, of its User
-// Name.
+// claim returns the key for the turns of r: its address or, without one, its User Name.
 func claim(r *hooks.ConnectRequest) turns.Claim {
 	key := "name " + r.Connect.Username
 	if ip, ok := r.Client.Network(); ok {
@@ -104,7 +105,7 @@ func claim(r *hooks.ConnectRequest) turns.Claim {
 	return turns.Claim{Peer: key, Known: r.Known}
 }
 
-// grantTo writes what u gets to g.
+// grantTo copies the Grant of u to g.
 func (u *User) grantTo(g *hooks.Grant) {
 	if u.Grant != nil {
 		*g = *u.Grant
@@ -112,7 +113,7 @@ func (u *User) grantTo(g *hooks.Grant) {
 	g.Identity.Principal = u.principal()
 }
 
-// principal returns what u's connections have for Principal.
+// principal returns the Principal of u's connections.
 func (u *User) principal() string {
 	if u.Grant != nil && u.Grant.Identity.Principal != "" {
 		return u.Grant.Identity.Principal
@@ -120,7 +121,7 @@ func (u *User) principal() string {
 	return u.Name
 }
 
-// Find returns the user of that name, nil if there is none. The User must not be modified.
+// Find returns the user with that name, or nil. The User must not be modified.
 func (p *Passwords) Find(_ context.Context, name string) (*User, error) {
 	if e := p.users.Load().get(name); e != nil {
 		return &e.User, nil
@@ -128,9 +129,9 @@ func (p *Passwords) Find(_ context.Context, name string) (*User, error) {
 	return nil, nil
 }
 
-// SCRAM returns the Authentication Method SCRAM-SHA-256 for the users of p, as [NewSCRAM] does for
-// others. A name without a user is told the iteration count of one of the users, and a salt as long
-// as that one's.
+// SCRAM returns the Authentication Method SCRAM-SHA-256 for the users of p. [NewSCRAM] does the
+// same for other users. A name without a user gets the iteration count of one of the users, and a
+// salt of the same length as this user's.
 func (p *Passwords) SCRAM() hooks.EnhancedAuthenticator {
 	return &scram{
 		find: func(_ context.Context, name string) (*User, *scramKeys, error) {
@@ -150,7 +151,7 @@ func (p *Passwords) SCRAM() hooks.EnhancedAuthenticator {
 	}
 }
 
-// A PasswordFile is Passwords whose users come from a file.
+// A PasswordFile is Passwords with users from a file.
 type PasswordFile struct {
 	*Passwords
 	set *files.Set
@@ -181,14 +182,14 @@ func (f *PasswordFile) load(name string, schemes []Scheme) error {
 	return nil
 }
 
-// Reload reads the file again. If that fails, the users stay as they were, and the error, a *hooks.ParseError in its chain, says
-// what is wrong.
+// Reload reads the file again. If that fails, the users stay as they were, and the error has a
+// *hooks.ParseError in its chain that says what is wrong.
 func (f *PasswordFile) Reload() error { return f.set.Reload() }
 
-// Watch looks every interval (zero: 2 s) whether the file has changed, and if so calls Reload and
-// then report, if it is not nil, with the result. It returns when ctx ends. A file is read once it
-// has stayed the same for one interval. What fails is tried again, less and less often, and
-// reported again when the error or the file is another one.
+// Watch checks every interval (zero: 2 s) whether the file has changed. If so, it calls Reload and
+// passes the result to report, unless report is nil. It returns when ctx ends. Watch reads a file
+// once it has stayed the same for one interval. It retries after an error, at growing intervals. It
+// reports an error again if the error or the file has changed.
 func (f *PasswordFile) Watch(ctx context.Context, interval time.Duration, report func(error)) {
 	f.set.Watch(ctx, interval, report)
 }

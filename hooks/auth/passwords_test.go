@@ -2,6 +2,7 @@ package auth_test
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net"
@@ -23,7 +24,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// What mosquitto_passwd 2.0.11 wrote for the passwords "secret", "pä ss:word", "old" (-H sha512) and "".
+// What mosquitto_passwd 2.0.11 wrote for the passwords "secret", "pä ss:word", "old" (-H sha512)
+// and "".
 const mosquittoFile = `# users
 alice:$7$101$wiwrPF+Us/1VzWQU$0aMlRudJbzo2bOw+oSuaEo9WSrTsz3Trxu3hsaLe4BhOkwq5lHHBoedwCORv0+fvcPEw/B3vjsBC4iyzbqVLjw==
 bob:$7$101$3TVhIMb9viQ1QB3i$ke4FtcTN4J5RzsjaZboc1qtwfsc4ik6SlMnHKFOru7hpRw/y+/Y5Q76wgygP0JyWFTZvIobkDziz2ZxOvEb9gg==
@@ -40,7 +42,8 @@ func parse(t *testing.T, text string) *auth.Users {
 }
 
 func TestPasswords(t *testing.T) {
-	p := auth.NewPasswords(parse(t, strings.ReplaceAll(mosquittoFile, "\n", "\r\n")+"erin:"+auth.HashSCRAM("pencil", 10)+"\n"))
+	p := auth.NewPasswords(parse(t,
+		strings.ReplaceAll(mosquittoFile, "\n", "\r\n")+"erin:"+auth.HashSCRAM("pencil", 10)+"\n"))
 	for _, tt := range []struct {
 		name, user, password string
 		ok                   bool
@@ -77,22 +80,27 @@ func TestPasswords(t *testing.T) {
 		})
 	}
 	require.ErrorIs(t, p.Authenticate(t.Context(), connect("-", "secret")), hooks.ErrAbstain)
-	require.Equal(t, packets.BadUserNameOrPassword, packets.CodeOf(auth.NewPasswords(nil).Authenticate(t.Context(), connect("u", "p"))))
-	require.Equal(t, packets.BadUserNameOrPassword, packets.CodeOf(auth.NewPasswords(new(auth.Users)).Authenticate(t.Context(), connect("u", "p"))))
+	require.Equal(t, packets.BadUserNameOrPassword,
+		packets.CodeOf(auth.NewPasswords(nil).Authenticate(t.Context(), connect("u", "p"))))
+	require.Equal(t, packets.BadUserNameOrPassword,
+		packets.CodeOf(auth.NewPasswords(new(auth.Users)).
+			Authenticate(t.Context(), connect("u", "p"))))
 }
 
 func TestStaticUsersGetTheirGrant(t *testing.T) {
 	grant := &hooks.Grant{Identity: hooks.Identity{Roles: []string{"staff"}}, MountPoint: "x/"}
 	other := &hooks.Grant{Identity: hooks.Identity{Principal: "account 7"}}
 	users, err := auth.NewUsers([]auth.User{
-		{Name: "a", Hash: auth.Hash("p", 1), Grant: grant}, {Name: "b", Hash: auth.Hash("p", 1), Grant: other}})
+		{Name: "a", Hash: auth.Hash("p", 1), Grant: grant},
+		{Name: "b", Hash: auth.Hash("p", 1), Grant: other}})
 	require.NoError(t, err)
 	require.Equal(t, 2, users.Len())
 	p := auth.NewPasswords(users)
 
 	r := connect("a", "p")
 	require.NoError(t, p.Authenticate(t.Context(), r))
-	require.Equal(t, &hooks.Grant{Identity: hooks.Identity{Principal: "a", Roles: []string{"staff"}}, MountPoint: "x/"}, r.Grant)
+	require.Equal(t, &hooks.Grant{Identity: hooks.Identity{Principal: "a",
+		Roles: []string{"staff"}}, MountPoint: "x/"}, r.Grant)
 	require.Empty(t, grant.Identity.Principal, "the user's own Grant is left as it is")
 	r = connect("b", "p")
 	require.NoError(t, p.Authenticate(t.Context(), r))
@@ -103,6 +111,9 @@ func TestHash(t *testing.T) {
 	hash := auth.Hash("p", 0)
 	require.True(t, strings.HasPrefix(hash, "$7$210000$"), hash)
 	require.NotEqual(t, hash, auth.Hash("p", 0), "each has its own salt")
+	salt, err := base64.StdEncoding.DecodeString(strings.Split(hash, "$")[3])
+	require.NoError(t, err)
+	require.Len(t, salt, 12, "Mosquitto takes no other")
 	require.True(t, strings.HasPrefix(auth.HashSCRAM("p", 0), "SCRAM-SHA-256$15000:"))
 }
 
@@ -139,7 +150,8 @@ func TestBadUsers(t *testing.T) {
 	_, err := auth.NewUsers([]auth.User{{Name: "u", Hash: "x"}})
 	require.ErrorContains(t, err, `auth: user "u": the password is in no known form`)
 	broken := errors.New("broken")
-	_, err = auth.NewUsers([]auth.User{{Name: "u", Hash: "x"}}, func(string) (auth.Verifier, error) { return nil, broken })
+	_, err = auth.NewUsers([]auth.User{{Name: "u", Hash: "x"}},
+		func(string) (auth.Verifier, error) { return nil, broken })
 	require.ErrorIs(t, err, broken)
 }
 
@@ -163,7 +175,8 @@ func TestUnknownUsersCostAsMuchAsKnownOnes(t *testing.T) {
 	require.Equal(t, map[string]int{"hash3": 1}, checked)
 	clear(checked)
 	for range 5 {
-		require.Error(t, p.Authenticate(t.Context(), connect("nobody", "p")), "even if the password is that of whom stands in")
+		require.Error(t, p.Authenticate(t.Context(), connect("nobody", "p")),
+			"even if the password is that of whom stands in")
 	}
 	require.Len(t, checked, 1, "it is always the same one that stands in")
 	for _, n := range checked {
@@ -311,7 +324,9 @@ func TestPasswordFileReload(t *testing.T) {
 	write(mosquittoFile)
 	f, err := auth.Open(name)
 	require.NoError(t, err)
-	accepts := func(user, password string) bool { return f.Authenticate(t.Context(), connect(user, password)) == nil }
+	accepts := func(user, password string) bool {
+		return f.Authenticate(t.Context(), connect(user, password)) == nil
+	}
 	require.True(t, accepts("alice", "secret"))
 
 	write("frank:" + auth.Hash("p", 1) + "\nalice:plain\n")
@@ -368,7 +383,9 @@ func TestFilesOfTheRealTool(t *testing.T) {
 	run("-b", name, "alice", "changed")
 	f, err := auth.Open(name)
 	require.NoError(t, err)
-	accepts := func(user, password string) bool { return f.Authenticate(t.Context(), connect(user, password)) == nil }
+	accepts := func(user, password string) bool {
+		return f.Authenticate(t.Context(), connect(user, password)) == nil
+	}
 	require.True(t, accepts("alice", "changed"))
 	require.False(t, accepts("alice", "secret"))
 	require.False(t, accepts("bob", ""), "an empty password lets nobody in")

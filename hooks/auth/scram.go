@@ -25,23 +25,24 @@ import (
 // SCRAMSHA256 is the name of the Authentication Method.
 const SCRAMSHA256 = "SCRAM-SHA-256"
 
-// scramIterations is what HashSCRAM does where its caller does not say. It is the client, often a small one, that has to do
-// them. (RFC 7677 section 4 wants 4096 at least.)
+// scramIterations is the default of HashSCRAM. The client, often a small device, computes them too.
+// (RFC 7677 section 4 asks for at least 4096.)
 const scramIterations = 15_000
 
-// HashSCRAM returns the hash of a password for SCRAM-SHA-256, which also serves clients that send the password itself. It begins
-// with SCRAM-SHA-256$ and is what PostgreSQL stores. iterations is how often clients hash the password each time; zero means
-// 15,000. The password is taken as it is, not brought into a normal form (SASLprep): with characters beyond ASCII, clients have to use the
-// same form.
+// HashSCRAM returns the hash of a password for SCRAM-SHA-256, which also serves clients that send
+// the password itself. It begins with SCRAM-SHA-256$ and has the form that PostgreSQL stores.
+// iterations is how often clients hash the password each time; zero means 15,000. The password is
+// not normalized (SASLprep): if it has characters beyond ASCII, clients have to send the same form.
 func HashSCRAM(password string, iterations int) string {
 	if iterations <= 0 {
 		iterations = scramIterations
 	}
 	k := scramKeysOf(password, randomBytes(saltSize), iterations)
-	return fmt.Sprintf("%s$%d:%s$%s:%s", SCRAMSHA256, k.iterations, encode(k.salt), encode(k.stored), encode(k.server))
+	return fmt.Sprintf("%s$%d:%s$%s:%s", SCRAMSHA256, k.iterations, encode(k.salt),
+		encode(k.stored), encode(k.server))
 }
 
-// scramKeys are what a server keeps of a password (RFC 5802 section 3).
+// scramKeys are the values that a server stores for a password (RFC 5802 section 3).
 type scramKeys struct {
 	iterations     int
 	salt           []byte
@@ -63,7 +64,7 @@ func mac(key []byte, message string) []byte {
 	return h.Sum(nil)
 }
 
-// parseSCRAM takes apart what HashSCRAM returned. It returns nil, and no error, for something else.
+// parseSCRAM parses a hash of HashSCRAM. It returns nil, and no error, for other hashes.
 func parseSCRAM(hash string) (*scramKeys, error) {
 	fields, found := strings.CutPrefix(hash, SCRAMSHA256+"$")
 	if !found {
@@ -98,36 +99,36 @@ func scramScheme(hash string) (Verifier, error) {
 		return nil, err
 	}
 	return func(password []byte) bool {
-		return subtle.ConstantTimeCompare(scramKeysOf(string(password), k.salt, k.iterations).stored, k.stored) == 1
+		return subtle.ConstantTimeCompare(scramKeysOf(string(password), k.salt,
+			k.iterations).stored, k.stored) == 1
 	}, nil
 }
 
-// SCRAMOptions are where the users of SCRAM come from, and how names without a user are hidden.
+// SCRAMOptions say where the users of SCRAM come from, and how to hide which names have a user.
 type SCRAMOptions struct {
-	// Find returns the user of that name, nil if there is none. An error ends the authentication.
-	// The hash must be one of HashSCRAM; a user with another one, or whose password is empty,
-	// cannot authenticate in this way. Required.
+	// Find returns the user with that name, or nil if there is none. An error ends the
+	// authentication. The hash of the user must come from HashSCRAM. A user with another hash or an
+	// empty password cannot authenticate with SCRAM. Required.
 	Find func(ctx context.Context, name string) (*User, error)
-	// Secret makes the salt and the iteration count that a name without a user is told. It should
-	// be the same at each start, as the salts of users are, or else whoever compares finds out
-	// which names have no user: see [SecretFile]. It must have at least 16 bytes that nobody can
-	// guess. Empty: random ones.
+	// Secret determines the salt and the iteration count for a name without a user. It should be
+	// the same at each start, as the salts of users are. Otherwise a client that compares them
+	// finds out which names have a user: see [SecretFile]. It must have at least 16 bytes that
+	// nobody can guess. Empty: random bytes.
 	Secret []byte
-	// Iterations are the iteration counts of the users. A name without a user is told one of them,
-	// always the same. Several that are equal make that one more frequent. Empty: 15,000, as
-	// HashSCRAM makes them.
+	// Iterations are the iteration counts of the users. A name without a user gets one of them,
+	// always the same. A count that occurs several times is chosen more often. Empty: 15,000, the
+	// default of HashSCRAM.
 	Iterations []int
 }
 
 // NewSCRAM returns the Authentication Method SCRAM-SHA-256 (RFC 5802, RFC 7677), without channel
-// binding, for users from anywhere. For those of Passwords there is Passwords.SCRAM. It fails if
-// the options make no sense.
+// binding, for users from anywhere. For the users of Passwords use Passwords.SCRAM. It fails if the
+// options are invalid.
 //
 // The client sends its first message as the Authentication Data of the CONNECT, or in answer to an
-// empty one if it had none there. A client whose authentication fails is refused with Not
-// authorized (0x87), whatever the reason. That its user does not exist it learns no sooner, and in
-// no other way, than that its password is wrong. On re-authentication the client must be who it
-// was.
+// empty message if it sent none there. A client whose authentication fails is refused with Not
+// authorized (0x87), whatever the reason. An unknown user and a wrong password look the same to the
+// client, and fail at the same step. A re-authentication must be by the same user.
 func NewSCRAM(o SCRAMOptions) (hooks.EnhancedAuthenticator, error) {
 	key := secret(bytes.Clone(o.Secret))
 	switch {
@@ -149,7 +150,7 @@ func NewSCRAM(o SCRAMOptions) (hooks.EnhancedAuthenticator, error) {
 	return newSCRAM(o.Find, key, counts), nil
 }
 
-// SCRAM is NewSCRAM with nothing but a function that finds users.
+// SCRAM is NewSCRAM with default options and a function that finds users.
 func SCRAM(find func(ctx context.Context, name string) (*User, error)) hooks.EnhancedAuthenticator {
 	return newSCRAM(find, newSecret(), []int{scramIterations})
 }
@@ -178,7 +179,7 @@ func newSCRAM(find func(context.Context, string) (*User, error), key secret, cou
 	}
 }
 
-// scramKeys returns what a name gets that has no user. No password is right for it.
+// scramKeys returns the keys for a name without a user. No password matches them.
 func (s secret) scramKeys(name string, saltLength, iterations int) *scramKeys {
 	return &scramKeys{
 		iterations: iterations, salt: s.bytes("salt", name, saltLength),
@@ -187,20 +188,21 @@ func (s secret) scramKeys(name string, saltLength, iterations int) *scramKeys {
 }
 
 type scram struct {
-	// find returns a user and its keys. Both are nil if there is none; keys alone if its hash is
-	// not one of SCRAM.
+	// find returns a user and its keys. Both are nil if there is no user. The keys alone are
+	// returned for a user whose hash does not come from HashSCRAM.
 	find    func(ctx context.Context, name string) (*User, *scramKeys, error)
 	standIn func(name string) *scramKeys
 
-	mu    sync.Mutex
-	empty map[[sha256.Size]byte]bool // whether StoredKeys are those of the empty password; guarded by mu
+	mu sync.Mutex
+	// whether StoredKeys are those of the empty password; guarded by mu
+	empty map[[sha256.Size]byte]bool
 }
 
-// maxLooked is how many keys are remembered to be those of the empty password or not.
+// maxLooked bounds the cached results of isEmpty.
 const maxLooked = 1 << 14
 
-// isEmpty says whether k are the keys of the empty password. To find out takes as much work as
-// clients have, so the answer is remembered.
+// isEmpty says whether k are the keys of the empty password. The check takes as much work as a
+// client has, so the result is cached.
 func (s *scram) isEmpty(k *scramKeys) bool {
 	key := [sha256.Size]byte(k.stored)
 	s.mu.Lock()
@@ -219,8 +221,8 @@ func (s *scram) isEmpty(k *scramKeys) bool {
 	return empty
 }
 
-// A brokenUser is the error of a user whose hash makes no sense. The client does not learn that
-// there is such a user.
+// A brokenUser is the error of a user with an invalid hash. The client does not learn that the user
+// exists.
 type brokenUser struct {
 	name string
 	err  error
@@ -254,7 +256,7 @@ type scramExchange struct {
 	why    string // there is none, if that is not simply so
 }
 
-// scramState is what the client has to send next.
+// scramState is the message that the client must send next.
 type scramState byte
 
 const (
@@ -264,13 +266,15 @@ const (
 	scramEnd                     // nothing
 )
 
-// errSCRAM is what a client is told when its authentication fails.
+// errSCRAM is the answer to a client whose authentication fails.
 func errSCRAM(why string) error {
-	return &packets.Error{Code: packets.NotAuthorized, Reason: "authentication failed", Err: errors.New("auth: " + SCRAMSHA256 + ": " + why)}
+	return &packets.Error{Code: packets.NotAuthorized, Reason: "authentication failed",
+		Err: errors.New("auth: " + SCRAMSHA256 + ": " + why)}
 }
 
-// Next takes a message of the client.
-func (x *scramExchange) Next(ctx context.Context, data []byte) (reply []byte, done bool, err error) {
+// Next handles a message of the client.
+func (x *scramExchange) Next(ctx context.Context, data []byte) (reply []byte, done bool,
+	err error) {
 	state := x.state
 	x.state = scramEnd
 	switch {
@@ -315,7 +319,7 @@ func (x *scramExchange) first(ctx context.Context, message string) ([]byte, erro
 	return []byte(reply), nil
 }
 
-// parseFirst takes apart a client-first-message (RFC 5802 section 7).
+// parseFirst parses a client-first-message (RFC 5802 section 7).
 func (x *scramExchange) parseFirst(message string) (bare, name, nonce string, err error) {
 	binding, rest, _ := strings.Cut(message, ",")
 	authzid, bare, found := strings.Cut(rest, ",")
@@ -332,7 +336,8 @@ func (x *scramExchange) parseFirst(message string) (bare, name, nonce string, er
 	nonceField, _, _ := strings.Cut(rest, ",")
 	name, ok := saslName(nameField, "n=")
 	if !ok {
-		return "", "", "", errSCRAM("a first message without a valid user name") // or with an extension that must be understood
+		// or with an extension that must be understood
+		return "", "", "", errSCRAM("a first message without a valid user name")
 	}
 	if authzid != "" {
 		if as, ok := saslName(authzid, "a="); !ok || as != name {
@@ -340,7 +345,9 @@ func (x *scramExchange) parseFirst(message string) (bare, name, nonce string, er
 		}
 	}
 	nonce, ok = strings.CutPrefix(nonceField, "r=")
-	if !ok || nonce == "" || strings.ContainsFunc(nonce, func(r rune) bool { return r < '!' || r > '~' }) {
+	if !ok || nonce == "" || strings.ContainsFunc(nonce, func(r rune) bool {
+		return r < '!' || r > '~'
+	}) {
 		return "", "", "", errSCRAM("a first message without a valid nonce")
 	}
 	return bare, name, nonce, nil

@@ -27,8 +27,9 @@ const (
 	vectorServer = "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0"
 	vectorFirst  = "n,,n=user,r=" + vectorClient
 	vectorReply  = "r=" + vectorClient + vectorServer + ",s=" + vectorSalt + ",i=4096"
-	vectorFinal  = "c=biws,r=" + vectorClient + vectorServer + ",p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ="
-	vectorEnd    = "v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4="
+	vectorFinal  = "c=biws,r=" + vectorClient + vectorServer +
+		",p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ="
+	vectorEnd = "v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4="
 )
 
 func vectorHash(t *testing.T) string {
@@ -38,7 +39,8 @@ func vectorHash(t *testing.T) string {
 	return fmt.Sprintf("SCRAM-SHA-256$4096:%s$%s:%s", vectorSalt, encode(k.stored), encode(k.server))
 }
 
-// scramUsers are "user" of the RFC, "a,b=c" with the same password, and one without a hash for SCRAM.
+// scramUsers are "user" of the RFC, "a,b=c" with the same password, and one without a hash for
+// SCRAM.
 func scramUsers(t *testing.T) *Passwords {
 	users, err := NewUsers([]User{
 		{Name: "user", Hash: vectorHash(t)},
@@ -51,7 +53,8 @@ func scramUsers(t *testing.T) *Passwords {
 }
 
 // start returns an exchange with the server nonce of the RFC.
-func start(t *testing.T, method hooks.EnhancedAuthenticator, r *hooks.ConnectRequest) hooks.Exchange {
+func start(t *testing.T, method hooks.EnhancedAuthenticator,
+	r *hooks.ConnectRequest) hooks.Exchange {
 	x, err := method.Start(t.Context(), r)
 	require.NoError(t, err)
 	x.(*scramExchange).nonce = vectorServer
@@ -59,7 +62,8 @@ func start(t *testing.T, method hooks.EnhancedAuthenticator, r *hooks.ConnectReq
 }
 
 func connecting() *hooks.ConnectRequest {
-	return &hooks.ConnectRequest{Client: &hooks.Client{ID: "c"}, Connect: &packets.Connect{}, Grant: new(hooks.Grant)}
+	return &hooks.ConnectRequest{Client: &hooks.Client{ID: "c"}, Connect: &packets.Connect{},
+		Grant: new(hooks.Grant)}
 }
 
 func TestSCRAMVector(t *testing.T) {
@@ -87,7 +91,8 @@ func (c *scramClient) first() string { return c.header + "n=" + c.name + ",r=" +
 // final answers the server's first message, and says what its last one has to be.
 func (c *scramClient) final(reply string) (message, end string) {
 	var nonce, salt, n string
-	fmt.Sscanf(strings.NewReplacer(",", " ", "r=", "", "s=", "", "i=", "").Replace(reply), "%s %s %s", &nonce, &salt, &n)
+	fmt.Sscanf(strings.NewReplacer(",", " ", "r=", "", "s=", "", "i=", "").Replace(reply),
+		"%s %s %s", &nonce, &salt, &n)
 	rawSalt, _ := base64.StdEncoding.DecodeString(salt)
 	iterations, _ := strconv.Atoi(n)
 	sum := func(key []byte, s string) []byte {
@@ -171,10 +176,14 @@ func TestSCRAMWithoutInitialMessage(t *testing.T) {
 
 func TestSCRAMBadFirstMessages(t *testing.T) {
 	for _, message := range []string{
-		"n", "n,", "n,,", "n,,n=user", "n,,n=user,", "n,,n=user,r=", "n,,r=abc", "n,,n=,r=abc", "n,,u=user,r=abc",
-		"x,,n=user,r=abc", ",,n=user,r=abc", "p=tls-exporter,,n=user,r=abc", "n,a=other,n=user,r=abc", "n,user,n=user,r=abc",
-		"n,,m=ext,n=user,r=abc", "n,,n=us=er,r=abc", "n,,n=user=,r=abc", "n,,n=user=2,r=abc", "n,,n=user=2c,r=abc", "n,,n=us\ner,r=abc",
-		"n,,n=user,r=a\x7fc", "n,,n=user,r=ä", "n,,n=user,x=1,r=abc", "n,,n=us\x00er,r=abc", "n,,n=\xff,r=abc", "c=biws,r=x,p=x",
+		"n", "n,", "n,,", "n,,n=user", "n,,n=user,", "n,,n=user,r=", "n,,r=abc", "n,,n=,r=abc",
+		"n,,u=user,r=abc",
+		"x,,n=user,r=abc", ",,n=user,r=abc", "p=tls-exporter,,n=user,r=abc",
+		"n,a=other,n=user,r=abc", "n,user,n=user,r=abc",
+		"n,,m=ext,n=user,r=abc", "n,,n=us=er,r=abc", "n,,n=user=,r=abc", "n,,n=user=2,r=abc",
+		"n,,n=user=2c,r=abc", "n,,n=us\ner,r=abc",
+		"n,,n=user,r=a\x7fc", "n,,n=user,r=ä", "n,,n=user,x=1,r=abc", "n,,n=us\x00er,r=abc",
+		"n,,n=\xff,r=abc", "c=biws,r=x,p=x",
 	} {
 		x := start(t, SCRAM(scramUsers(t).Find), connecting())
 		reply, done, err := x.Next(t.Context(), []byte(message))
@@ -189,19 +198,20 @@ func TestSCRAMBadFirstMessages(t *testing.T) {
 func TestSCRAMBadFinalMessages(t *testing.T) {
 	without, proof, _ := strings.Cut(vectorFinal, ",p=")
 	for name, message := range map[string]string{
-		"nothing":                         "",
-		"no proof":                        without,
-		"half a proof":                    without + ",p=" + proof[:20],
-		"an empty proof":                  without + ",p=",
-		"a proof that is no base64":       without + ",p=" + strings.Repeat("!", 44),
-		"a wrong proof":                   without + ",p=e" + proof[1:],
-		"another binding":                 strings.Replace(vectorFinal, "biws", "eSws", 1),
-		"no binding":                      vectorFinal[len("c=biws,"):],
-		"the client's part of the nonce":  strings.Replace(vectorFinal, vectorServer, "", 1),
-		"the nonce of an earlier attempt": strings.Replace(vectorFinal, vectorServer, "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k1", 1),
-		"more than what was signed":       without + ",x=1,p=" + proof,
-		"the first message again":         vectorFirst,
-		"not text":                        vectorFinal + "\xff",
+		"nothing":                        "",
+		"no proof":                       without,
+		"half a proof":                   without + ",p=" + proof[:20],
+		"an empty proof":                 without + ",p=",
+		"a proof that is no base64":      without + ",p=" + strings.Repeat("!", 44),
+		"a wrong proof":                  without + ",p=e" + proof[1:],
+		"another binding":                strings.Replace(vectorFinal, "biws", "eSws", 1),
+		"no binding":                     vectorFinal[len("c=biws,"):],
+		"the client's part of the nonce": strings.Replace(vectorFinal, vectorServer, "", 1),
+		"the nonce of an earlier attempt": strings.Replace(vectorFinal, vectorServer,
+			"%hvYDpWUa2RaTCAfuxFIlj)hNlF$k1", 1),
+		"more than what was signed": without + ",x=1,p=" + proof,
+		"the first message again":   vectorFirst,
+		"not text":                  vectorFinal + "\xff",
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := connecting()
@@ -256,7 +266,8 @@ func TestSCRAMReauthentication(t *testing.T) {
 	same, other := r("user"), r("somebody else")
 	require.NoError(t, again(same))
 	require.Equal(t, "user", same.Grant.Identity.Principal)
-	require.Equal(t, packets.NotAuthorized, packets.CodeOf(again(other)), "nobody becomes somebody else")
+	require.Equal(t, packets.NotAuthorized, packets.CodeOf(again(other)),
+		"nobody becomes somebody else")
 	require.Empty(t, other.Grant.Identity.Principal)
 }
 
@@ -367,7 +378,9 @@ func TestSCRAMOptions(t *testing.T) {
 
 func TestSCRAMLookupFails(t *testing.T) {
 	down := errors.New("the user database is down")
-	x, err := SCRAM(func(context.Context, string) (*User, error) { return nil, down }).Start(t.Context(), connecting())
+	x, err := SCRAM(func(context.Context, string) (*User, error) {
+		return nil, down
+	}).Start(t.Context(), connecting())
 	require.NoError(t, err)
 	_, _, err = x.Next(t.Context(), []byte(vectorFirst))
 	require.ErrorIs(t, err, down)
@@ -421,7 +434,8 @@ func TestSecretFile(t *testing.T) {
 func FuzzSCRAM(f *testing.F) {
 	f.Add([]byte(vectorFirst), []byte(vectorFinal))
 	f.Add([]byte{}, []byte("n,a=x,n=a=2Cb,r=1"))
-	users, err := NewUsers([]User{{Name: "user", Hash: HashSCRAM("a password that the fuzzer does not know", 1)}})
+	users, err := NewUsers([]User{{Name: "user",
+		Hash: HashSCRAM("a password that the fuzzer does not know", 1)}})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -452,7 +466,8 @@ func TestAnEmptyPasswordLetsNobodyIn(t *testing.T) {
 			for _, password := range [][]byte{nil, {}} {
 				r := &hooks.ConnectRequest{
 					Client: &hooks.Client{}, Grant: new(hooks.Grant),
-					Connect: &packets.Connect{HasUsername: true, Username: "jane", HasPassword: true, Password: password},
+					Connect: &packets.Connect{HasUsername: true, Username: "jane",
+						HasPassword: true, Password: password},
 				}
 				require.Equal(t, packets.BadUserNameOrPassword, packets.CodeOf(p.Authenticate(t.Context(), r)))
 			}

@@ -14,19 +14,19 @@ import (
 	"path/filepath"
 )
 
-// This file is what a name without a user gets in place of what users have. It follows from the
-// name and a secret, so that it is the same each time, as that of a user is.
+// This file makes the values that a name without a user gets in place of a user's. They depend only
+// on the name and a secret. So they are the same each time, as the values of a user are.
 
-// minSecret is the least length of a secret, in bytes.
+// minSecret is the minimum length of a secret, in bytes.
 const minSecret = 16
 
-// A secret makes what stands in.
+// A secret determines the stand-in values.
 type secret []byte
 
 func newSecret() secret { return randomBytes(sha256.Size) }
 
-// pick returns a number below n for a name. If n becomes a little larger, most names keep theirs,
-// or get the next one.
+// pick returns a number below n for a name. If n grows a little, most names keep their number or
+// get the next one.
 func (s secret) pick(name string, n int) int {
 	h := hmac.New(sha256.New, s)
 	h.Write([]byte("pick " + name))
@@ -34,7 +34,7 @@ func (s secret) pick(name string, n int) int {
 	return int(i)
 }
 
-// bytes returns n bytes for a name. They differ for each use.
+// bytes returns n bytes for a name. Different uses get different bytes.
 func (s secret) bytes(use, name string, n int) []byte {
 	const most = 255 * sha256.Size
 	b, err := hkdf.Key(sha256.New, s, nil, use+" "+name, min(n, most))
@@ -45,8 +45,8 @@ func (s secret) bytes(use, name string, n int) []byte {
 }
 
 // SecretFile returns the secret in a file, for Passwords.SetSecret and SCRAMOptions.Secret. If the
-// file does not exist, it is made, with 32 random bytes that only its owner can read. A file of
-// less than 16 bytes is an error.
+// file does not exist, SecretFile creates it, with 32 random bytes, readable only by its owner. A
+// file of less than 16 bytes is an error.
 func SecretFile(name string) ([]byte, error) {
 	b, err := os.ReadFile(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -65,7 +65,7 @@ func SecretFile(name string) ([]byte, error) {
 	return b, nil
 }
 
-// writeSecret makes the file, whole or not at all.
+// writeSecret creates the file, completely or not at all.
 func writeSecret(name string) error {
 	f, err := os.CreateTemp(filepath.Dir(name), ".secret-*") // for its owner alone
 	if err != nil {

@@ -11,25 +11,26 @@ import (
 	"github.com/dunlin-mqtt/dunlin/hooks/internal/files"
 )
 
-// A User is somebody who has a password.
+// A User is a user with a password.
 type User struct {
 	// Name is the User Name, not empty.
 	Name string
-	// Hash is made from the password, for instance by [Hash]. It begins with what says how.
+	// Hash is made from the password, for instance by [Hash]. Its beginning names the scheme.
 	Hash string
-	// Grant is what the User's connections get. Nil: nothing but the Principal, which is Name where the Grant has none.
+	// Grant is the Grant of the User's connections. Nil: only the Principal. An empty Principal is
+	// replaced by Name.
 	Grant *hooks.Grant
 }
 
-// A Verifier says whether a password is the one that a Hash was made from. It may be called concurrently, must take the same time
-// whatever the password is, and must not keep it.
+// A Verifier reports whether a password is the one that a Hash was made from. It may be called
+// concurrently, must take the same time for every password, and must not keep it.
 type Verifier func(password []byte) bool
 
-// A Scheme is a way to make hashes from passwords. It returns nil, and no error, for a hash that was made in another way, and
-// an error for one that was made in this way but makes no sense.
+// A Scheme parses one kind of password hash. It returns nil, and no error, for a hash of another
+// kind, and an error for a hash of its kind that is invalid.
 type Scheme func(hash string) (Verifier, error)
 
-// builtin are the Schemes that need nothing but the standard library.
+// builtin are the Schemes that need only the standard library.
 var builtin = []Scheme{pbkdf2SHA512, saltedSHA512, scramScheme}
 
 // Users are a set of users. It is immutable.
@@ -46,8 +47,9 @@ type entry struct {
 	keys   *scramKeys // nil: the hash is not one of SCRAM
 }
 
-// NewUsers returns the set of the given users, whose names must differ. Their hashes may be those of Mosquitto's password
-// files ($7$, which [Hash] makes, and $6$), of SCRAM-SHA-256 (which [HashSCRAM] makes), and of the further schemes.
+// NewUsers returns the set of the given users, whose names must differ. Their hashes may be those
+// of Mosquitto's password files ($7$, which [Hash] makes, and $6$), of SCRAM-SHA-256 (which
+// [HashSCRAM] makes), and of the further schemes.
 func NewUsers(users []User, schemes ...Scheme) (*Users, error) {
 	us := &Users{byName: map[string]*entry{}}
 	for _, u := range users {
@@ -59,9 +61,10 @@ func NewUsers(users []User, schemes ...Scheme) (*Users, error) {
 	return us, nil
 }
 
-// ParseUsers reads a password file as mosquitto_passwd writes it: lines of a User Name, a colon and a hash, as at NewUsers. Empty
-// lines and those that begin with # are comments. file is its name in errors. There is no other error than a *hooks.ParseError
-// and those of r: one line that makes no sense is reason to refuse the file.
+// ParseUsers reads a password file as mosquitto_passwd writes it: lines of a User Name, a colon and
+// a hash, as for NewUsers. It ignores empty lines and lines that begin with #. file is its name in
+// errors. Every error is a *hooks.ParseError or an error of r. One invalid line refuses the whole
+// file.
 func ParseUsers(r io.Reader, file string, schemes ...Scheme) (*Users, error) {
 	us := &Users{byName: map[string]*entry{}}
 	err := files.EachLine(r, file, func(line string, _ int) error {
@@ -132,8 +135,8 @@ func (us *Users) Len() int {
 	return len(us.all)
 }
 
-// find returns the user, or else another one, always the same, whose password can be checked in place of one that there is not. It
-// returns nil if there is nobody.
+// find returns the user with that name. For an unknown name it returns another user, always the
+// same, whose password can be checked in its place. It returns nil if there are no users.
 func (us *Users) find(name string, s secret) (e *entry, known bool) {
 	if us.Len() == 0 {
 		return nil, false

@@ -9,17 +9,20 @@ import (
 	"github.com/dunlin-mqtt/dunlin/hooks/acl"
 )
 
-// maxLists and maxListBytes bound how many different pairs of claims are kept as rules, and how
-// long they are together.
+// maxLists and maxListBytes bound the cached rules: how many different pairs of claims, and their
+// length together.
 const (
 	maxLists     = 1024
 	maxListBytes = 1 << 20
 )
 
-// Authorizer returns an Authorizer that goes by the claims Publish and Subscribe of the client's token. What they do not allow it
-// refuses: a subscription is allowed if one of the filters of Subscribe matches everything that it can match (package acl). It abstains
-// from clients whose token has neither claim, and from those that have not come by a token.
-func (t *Tokens) Authorizer() hooks.Authorizer { return &authorizer{lists: map[[2]string]*acl.ACL{}} }
+// Authorizer returns an Authorizer that applies the claims Publish and Subscribe of the client's
+// token, and refuses everything else. It allows a subscription if one of the filters of Subscribe
+// matches everything that it can match (package acl). It abstains from clients whose token has
+// neither claim, and from clients without a token.
+func (t *Tokens) Authorizer() hooks.Authorizer {
+	return &authorizer{lists: map[[2]string]*acl.ACL{}}
+}
 
 type authorizer struct {
 	mu    sync.RWMutex
@@ -55,7 +58,8 @@ func (a *authorizer) list(of [2]string) (*acl.ACL, error) {
 	var rules []acl.Rule
 	for i, action := range [2]hooks.Action{hooks.Publish, hooks.Subscribe} {
 		if of[i] != "" {
-			rules = append(rules, acl.Rule{Effect: acl.Allow, Action: action, Filters: strings.Split(of[i], "\n")})
+			rules = append(rules,
+				acl.Rule{Effect: acl.Allow, Action: action, Filters: strings.Split(of[i], "\n")})
 		}
 	}
 	list, err := acl.Rules(rules...)

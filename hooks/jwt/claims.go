@@ -11,8 +11,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// Names of the Attributes in which the filters of a token are kept for the Authorizer, one in a line. No claim can have them: they
-// are no Attributes of the Options'.
+// Names of the Attributes that hold the filters of a token for the Authorizer, one filter in a
+// line. No claim can have these names: they are not in the Attributes of the Options.
 const (
 	publishAttribute   = "\x00publish"
 	subscribeAttribute = "\x00subscribe"
@@ -51,7 +51,8 @@ func (t *Tokens) identity(claims map[string]any) (i hooks.Identity, err error) {
 			i.Attributes[name] = string(b)
 		}
 	}
-	for attribute, name := range map[string]string{publishAttribute: c.Publish, subscribeAttribute: c.Subscribe} {
+	for attribute, name := range map[string]string{publishAttribute: c.Publish,
+		subscribeAttribute: c.Subscribe} {
 		v := find(claims, name)
 		if v == nil {
 			continue

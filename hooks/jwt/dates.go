@@ -7,8 +7,8 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 )
 
-// payload is the claims of a token. Of a time it understands every number: package jwt takes 0 for a
-// time that is missing, and a number that is too large for an int64 for one of long ago.
+// payload holds the claims of a token. It accepts every number as a time. Package jwt treats 0 as a
+// missing time, and a number that is too large for an int64 as a time long ago.
 type payload struct{ jwt.MapClaims }
 
 // UnmarshalJSON reads the claims.
@@ -29,11 +29,12 @@ func (p *payload) GetIssuedAt() (*jwt.NumericDate, error) {
 	return p.date("iat", p.MapClaims.GetIssuedAt)
 }
 
-// The first and the last second that a time with four digits for the year can say.
+// The first and the last second of times with a year of four digits.
 const firstSecond, lastSecond = -62_135_596_800, 253_402_300_799
 
-// date returns a time, in the years 1 to 9999. other returns what is not a number.
-func (p *payload) date(name string, other func() (*jwt.NumericDate, error)) (*jwt.NumericDate, error) {
+// date returns a time in the years 1 to 9999. other returns a claim that is not a number.
+func (p *payload) date(name string, other func() (*jwt.NumericDate, error)) (*jwt.NumericDate,
+	error) {
 	n, ok := p.MapClaims[name].(float64)
 	if !ok {
 		return other()

@@ -8,14 +8,18 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// Method is the name of the Authentication Method by which clients send tokens, and new ones before the old one expires.
+// Method is the name of the Authentication Method by which clients send tokens, and a new token
+// before the old one expires.
 const Method = "JWT"
 
-// Enhanced returns the Authentication Method. The Authentication Data of the CONNECT is the token; a CONNECT without is answered
-// with an AUTH packet, and the client sends the token in one. To re-authenticate, the client sends AUTH with Reason Code 0x19 and a
-// new token for the same principal and tenant. A token that is not accepted is refused with Not authorized (0x87).
+// Enhanced returns the Authentication Method. The Authentication Data of the CONNECT is the token.
+// If the CONNECT has none, the broker answers with an AUTH packet, and the client sends the token
+// in another. To re-authenticate, the client sends AUTH with Reason Code 0x19 and a new token for
+// the same principal and tenant. A token that is not accepted is refused with Not authorized
+// (0x87).
 func (t *Tokens) Enhanced() hooks.EnhancedAuthenticator {
-	return hooks.EnhancedAuthenticatorFunc(func(_ context.Context, r *hooks.ConnectRequest) (hooks.Exchange, error) {
+	return hooks.EnhancedAuthenticatorFunc(func(_ context.Context,
+		r *hooks.ConnectRequest) (hooks.Exchange, error) {
 		return &exchange{tokens: t, client: r.Client, grant: r.Grant, again: r.Connect == nil}, nil
 	})
 }
@@ -35,7 +39,8 @@ func (x *exchange) Next(ctx context.Context, data []byte) (reply []byte, done bo
 		return nil, false, nil
 	}
 	g, err := x.tokens.verify(ctx, string(data))
-	if err == nil && x.again && (g.Identity.Principal != x.client.Identity.Principal || g.Identity.Tenant != x.client.Identity.Tenant) {
+	if err == nil && x.again && (g.Identity.Principal != x.client.Identity.Principal ||
+		g.Identity.Tenant != x.client.Identity.Tenant) {
 		err = errors.New("a client that has become somebody else")
 	}
 	if err == nil && !x.again {

@@ -10,45 +10,48 @@ import (
 	"time"
 )
 
-// maxSet is the most that a JSON Web Key Set may be, in bytes.
+// maxSet is the maximum size of a JSON Web Key Set, in bytes.
 const maxSet = 1 << 20
 
-// FetchOptions are how a KeyURL fetches. A negative duration means the default.
+// FetchOptions say how a KeyURL fetches keys. A negative duration means the default.
 type FetchOptions struct {
 	// Client makes the requests. Nil: http.DefaultClient.
 	Client *http.Client
-	// Timeout ends a request. Zero: 5 s.
+	// Timeout bounds the time of a request. Zero: 5 s.
 	Timeout time.Duration
-	// Refresh is the age at which the keys are fetched again, when the next token comes. Zero: 15
+	// Refresh is the age of the keys after which the next token fetches them again. Zero: 15
 	// minutes.
 	Refresh time.Duration
-	// Retry is the least time between the beginnings of two requests, whatever tokens come. Zero: 30 s.
+	// Retry is the minimum time between the beginnings of two requests, whatever tokens arrive.
+	// Zero: 30 s.
 	Retry time.Duration
-	// MaxAge is the age at which keys that could not be fetched again are not used any more. Zero: 24 hours.
+	// MaxAge is the age after which keys are no longer used, if they could not be fetched again.
+	// Zero: 24 hours.
 	MaxAge time.Duration
-	// Report is told the result of each request but the first. Nil: nobody is.
+	// Report is called with the result of each request except the first. It may be nil.
 	Report func(error)
 }
 
-// A KeyURL is a KeySource from a URL, which keeps what it has fetched. It makes one request at a
-// time, and none that no token asks for. A token whose key is there is verified with that key at
-// once, whatever the server does, until the keys are MaxAge old. A token whose key is not there
-// waits for one request, as do others that come at the same time. If a request fails the keys from
-// before stay.
+// A KeyURL is a KeySource that fetches keys from a URL and caches them. It makes one request at a
+// time, and only when a token needs one. A token whose key is cached is verified at once, whatever
+// the server does, until the keys are MaxAge old. A token whose key is not cached waits for one
+// request, together with all others that arrive meanwhile. If a request fails, the cached keys
+// stay.
 type KeyURL struct {
 	url string
 	o   FetchOptions
 
 	mu      sync.Mutex
-	keys    *Keys         // guarded by mu
-	fetched time.Time     // when keys were; guarded by mu
-	tried   time.Time     // when the last request began; guarded by mu
-	request chan struct{} // closed when the request under way has ended; nil: there is none; guarded by mu
+	keys    *Keys     // guarded by mu
+	fetched time.Time // when keys were; guarded by mu
+	tried   time.Time // when the last request began; guarded by mu
+	// Closed when the request in progress has ended; nil if there is none. Guarded by mu.
+	request chan struct{}
 }
 
-// FetchKeys fetches a JSON Web Key Set. Keys that are of no use are left out, as by OpenKeys, and
-// so are secrets, which do not belong at a URL. Nil options are the zero ones. The URL should be
-// one with https: who can forge the answer can forge tokens.
+// FetchKeys fetches a JSON Web Key Set. It ignores unusable keys, as OpenKeys does. It also ignores
+// secrets, which must not be at a URL. Nil options mean the defaults. Use an https URL: whoever can
+// forge the answer can forge tokens.
 func FetchKeys(ctx context.Context, url string, o *FetchOptions) (*KeyURL, error) {
 	k := &KeyURL{url: url}
 	if o != nil {
@@ -60,7 +63,8 @@ func FetchKeys(ctx context.Context, url string, o *FetchOptions) (*KeyURL, error
 	for _, d := range []struct {
 		of  *time.Duration
 		def time.Duration
-	}{{&k.o.Timeout, 5 * time.Second}, {&k.o.Refresh, 15 * time.Minute}, {&k.o.Retry, 30 * time.Second}, {&k.o.MaxAge, 24 * time.Hour}} {
+	}{{&k.o.Timeout, 5 * time.Second}, {&k.o.Refresh, 15 * time.Minute},
+		{&k.o.Retry, 30 * time.Second}, {&k.o.MaxAge, 24 * time.Hour}} {
 		if *d.of <= 0 {
 			*d.of = d.def
 		}
@@ -74,9 +78,9 @@ func FetchKeys(ctx context.Context, url string, o *FetchOptions) (*KeyURL, error
 	return k, nil
 }
 
-// Find returns the keys with the identifier. If there is none that may be used, it blocks until a
-// request has ended, or ctx ends; where the last request began less than FetchOptions.Retry ago, it
-// makes none.
+// Find returns the keys with the identifier. If there is no usable one, it blocks until a request
+// has ended, or ctx ends. It makes no request if the last one began less than FetchOptions.Retry
+// ago.
 func (k *KeyURL) Find(ctx context.Context, id string) ([]Key, error) {
 	k.mu.Lock()
 	found, err := k.findLocked(id)
@@ -100,7 +104,7 @@ func (k *KeyURL) Find(ctx context.Context, id string) ([]Key, error) {
 	return k.findLocked(id)
 }
 
-// findLocked returns the keys with the identifier that are there, and an error if they are too old.
+// findLocked returns the cached keys with the identifier. It returns an error if they are too old.
 func (k *KeyURL) findLocked(id string) ([]Key, error) {
 	if age := time.Since(k.fetched); age >= k.o.MaxAge {
 		return nil, fmt.Errorf("the keys of %s are %v old", k.url, age.Round(time.Second))
@@ -108,7 +112,8 @@ func (k *KeyURL) findLocked(id string) ([]Key, error) {
 	return k.keys.find(id), nil
 }
 
-// beginLocked begins a request, which several may wait for, whichever of them goes away.
+// beginLocked begins a request. Several callers may wait for it. It continues if some of them give
+// up.
 func (k *KeyURL) beginLocked() {
 	request := make(chan struct{})
 	k.request, k.tried = request, time.Now()

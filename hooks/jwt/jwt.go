@@ -1,23 +1,27 @@
-// Package jwt authenticates clients by JSON Web Tokens (RFC 7519), and lets tokens say what their bearers may publish and
-// subscribe to. It is a module of its own because it needs github.com/golang-jwt/jwt.
+// Package jwt authenticates clients by JSON Web Tokens (RFC 7519). A token can also say what its
+// client may publish and subscribe to. The package is a module of its own because it needs
+// github.com/golang-jwt/jwt.
 //
 //	keys, err := jwt.FetchKeys(ctx, "https://id.example.org/jwks.json", nil)
 //	...
-//	tokens, err := jwt.New(jwt.Options{Keys: keys, Issuer: "https://id.example.org", Audience: "mqtt"})
+//	tokens, err := jwt.New(jwt.Options{
+//		Keys: keys, Issuer: "https://id.example.org", Audience: "mqtt"})
 //	...
 //	config.Authenticator = tokens
 //	config.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{jwt.Method: tokens.Enhanced()}
 //	config.Authorizer = hooks.ChainAuthorizers(tokens.Authorizer(), rules)
 //
-// A token that expires takes its connection with it: the client is disconnected with Maximum connect time (0xA0), unless it uses the
-// Authentication Method and has sent a new token by then, for the same principal.
+// When a token expires, its client is disconnected with Maximum connect time (0xA0). To stay
+// connected, the client uses the Authentication Method and sends a new token for the same principal
+// in time.
 //
 // # Which tokens are accepted
 //
-// The signature must be right for a key of the issuer, and the algorithm one that this key is for: an RSA key verifies RS and PS
-// signatures, one on P-256 verifies ES256, a secret HS ones, and so on. What a token says of itself never chooses another kind of
-// key, and "none" is no algorithm. There must be an expiry time that has not passed; issuer and audience are what the Options say. A
-// header "crit" is refused.
+// The signature must be valid for a key of the issuer, and the key must be for the algorithm: an
+// RSA key verifies RS and PS signatures, a key on P-256 verifies ES256, a secret HS signatures, and
+// so on. The token itself never selects another kind of key, and "none" is not an algorithm. The
+// token must have an expiry time that has not passed. Issuer and audience must be as in the
+// Options. A token with the header "crit" is refused.
 package jwt
 
 import (
@@ -38,9 +42,10 @@ import (
 type Source byte
 
 const (
-	// Password: the Password. The User Name is not looked at, but for Options.CheckUsername.
+	// Password: the token is the Password. The User Name is ignored, unless Options.CheckUsername
+	// is set.
 	Password Source = iota
-	// Username: the User Name, for clients that can send nothing else.
+	// Username: the token is the User Name, for clients that can send nothing else.
 	Username
 )
 
@@ -48,9 +53,9 @@ const (
 type Options struct {
 	// Keys verify the signatures. Required.
 	Keys KeySource
-	// Algorithms are those that are accepted. Empty: all that the Keys are for.
+	// Algorithms are the accepted algorithms. Empty: all that the Keys are for.
 	Algorithms []string
-	// Issuer is what the claim iss must be, Audience what aud must hold. Empty: not looked at.
+	// The claim iss must be Issuer, and the claim aud must contain Audience. Empty: not checked.
 	Issuer, Audience string
 	// Leeway is how far the clocks of issuer and broker may differ. Zero: not at all.
 	Leeway time.Duration
@@ -58,7 +63,7 @@ type Options struct {
 	AllowUnlimited bool
 	// From says where the token is.
 	From Source
-	// CheckUsername refuses a CONNECT whose User Name is there and not the Principal.
+	// CheckUsername refuses a CONNECT with a User Name other than the Principal.
 	CheckUsername bool
 	// Claims are the names of the claims that say who the client is.
 	Claims Claims
@@ -66,7 +71,8 @@ type Options struct {
 	Now func() time.Time
 }
 
-// Claims are names of claims. A name with dots, for instance "realm_access.roles", also leads to a claim inside of others.
+// Claims are names of claims. A name with dots, for instance "realm_access.roles", selects a claim
+// inside another one.
 type Claims struct {
 	// Principal is a string that is not empty. Default "sub".
 	Principal string
@@ -74,22 +80,25 @@ type Claims struct {
 	Roles string
 	// Tenant is a string. Default "tenant".
 	Tenant string
-	// Publish and Subscribe are arrays of Topic Filters, or one, that the client may publish and subscribe to: see Tokens.Authorizer. In
-	// them %u is the Principal and %c the Client Identifier. Defaults "publish" and "subscribe".
+	// Publish and Subscribe are arrays of Topic Filters, or one, that the client may publish and
+	// subscribe to: see Tokens.Authorizer. In them %u is the Principal and %c the Client
+	// Identifier. Defaults "publish" and "subscribe".
 	Publish, Subscribe string
-	// Attributes are further claims to be put into the Identity's Attributes, under the same names. What is not a string is there
-	// as JSON.
+	// Attributes are further claims. They go into the Identity's Attributes under the same names. A
+	// claim that is not a string becomes JSON.
 	Attributes []string
 }
 
-// Tokens is an Authenticator for clients with a token. It refuses one that it does not accept with Bad User Name or Password
-// (0x86), one that it cannot verify because its Keys fail with Server unavailable (0x88), and abstains from clients that have none, or something there that has not the form of one.
+// Tokens is an Authenticator for clients with a token. It refuses an invalid token with Bad User
+// Name or Password (0x86). If its Keys fail, so that it cannot verify the token, it refuses with
+// Server unavailable (0x88). It abstains if the client has no token, or if the field does not have
+// the form of a token.
 type Tokens struct {
 	o      Options
 	parser *jwt.Parser
 }
 
-// New returns an Authenticator. It fails if the Options make no sense.
+// New returns an Authenticator. It fails if the Options are invalid.
 func New(o Options) (*Tokens, error) {
 	if o.Keys == nil {
 		return nil, errors.New("jwt: Options.Keys is nil: without keys no token can be verified")
@@ -105,7 +114,8 @@ func New(o Options) (*Tokens, error) {
 	}
 	for _, a := range o.Algorithms {
 		if !known(a) {
-			return nil, fmt.Errorf("jwt: Options.Algorithms: %q is none of %s", a, strings.Join(algorithms, ", "))
+			return nil, fmt.Errorf("jwt: Options.Algorithms: %q is none of %s", a,
+				strings.Join(algorithms, ", "))
 		}
 	}
 	for _, c := range []struct {
@@ -122,7 +132,8 @@ func New(o Options) (*Tokens, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	how := []jwt.ParserOption{jwt.WithValidMethods(o.Algorithms), jwt.WithLeeway(o.Leeway), jwt.WithStrictDecoding(), jwt.WithTimeFunc(o.Now)}
+	how := []jwt.ParserOption{jwt.WithValidMethods(o.Algorithms), jwt.WithLeeway(o.Leeway),
+		jwt.WithStrictDecoding(), jwt.WithTimeFunc(o.Now)}
 	if !o.AllowUnlimited {
 		how = append(how, jwt.WithExpirationRequired())
 	}
@@ -155,7 +166,7 @@ func (t *Tokens) Authenticate(ctx context.Context, r *hooks.ConnectRequest) erro
 	return nil
 }
 
-// checkUsername does what Options.CheckUsername wants for the User Name of a CONNECT.
+// checkUsername applies Options.CheckUsername to the User Name of a CONNECT.
 func (t *Tokens) checkUsername(name string, has bool, principal string) error {
 	if t.o.CheckUsername && t.o.From == Password && has && name != principal {
 		return errors.New("the User Name is not that of the token")
@@ -166,16 +177,18 @@ func (t *Tokens) checkUsername(name string, has bool, principal string) error {
 // errKeys is the error of a KeySource.
 type errKeys struct{ error }
 
-// Unwrap returns what the KeySource returned.
+// Unwrap returns the error of the KeySource.
 func (e errKeys) Unwrap() error { return e.error }
 
-// refuse makes the answer to a client whose token is not accepted: why that is so it does not learn, but for keys that cannot be had, for
-// which it may try again.
+// refuse returns the answer to a client whose token is not accepted. The client does not learn the
+// reason, unless the keys are unavailable: then it may try again.
 func refuse(code packets.ReasonCode, err error) error {
 	if _, failed := errors.AsType[errKeys](err); failed {
-		return &packets.Error{Code: packets.ServerUnavailable, Reason: "tokens cannot be verified now", Err: fmt.Errorf("jwt: %w", err)}
+		return &packets.Error{Code: packets.ServerUnavailable,
+			Reason: "tokens cannot be verified now", Err: fmt.Errorf("jwt: %w", err)}
 	}
-	return &packets.Error{Code: code, Reason: "the token is not accepted", Err: fmt.Errorf("jwt: %w", err)}
+	return &packets.Error{Code: code, Reason: "the token is not accepted",
+		Err: fmt.Errorf("jwt: %w", err)}
 }
 
 // verify returns what a token grants.
@@ -201,7 +214,7 @@ func (t *Tokens) verify(ctx context.Context, token string) (g hooks.Grant, err e
 	return g, err
 }
 
-// keysFor returns the keys of that identifier, all if it is empty, which are for an algorithm.
+// keysFor returns the keys with identifier id that are for algorithm; an empty id selects all.
 func (t *Tokens) keysFor(ctx context.Context, id, algorithm string) (any, error) {
 	found, err := t.o.Keys.Find(ctx, id)
 	if err != nil {
@@ -219,7 +232,7 @@ func (t *Tokens) keysFor(ctx context.Context, id, algorithm string) (any, error)
 	return set, nil
 }
 
-// checkName says why a claim cannot be the name of somebody.
+// checkName returns why a claim cannot be a name.
 func checkName(s string) error {
 	switch {
 	case s == "":

@@ -90,7 +90,8 @@ func newTokens(t *testing.T, change func(*dunlinjwt.Options)) *dunlinjwt.Tokens 
 // connect is a CONNECT with a token.
 func connect(token string) *hooks.ConnectRequest {
 	return &hooks.ConnectRequest{
-		Client: &hooks.Client{ID: "c"}, Connect: &packets.Connect{HasPassword: true, Password: []byte(token)}, Grant: new(hooks.Grant),
+		Client: &hooks.Client{ID: "c"}, Connect: &packets.Connect{HasPassword: true,
+			Password: []byte(token)}, Grant: new(hooks.Grant),
 	}
 }
 
@@ -130,47 +131,75 @@ func TestTokensThatAreRefused(t *testing.T) {
 	encode := func(s string) string { return base64.RawURLEncoding.EncodeToString([]byte(s)) }
 
 	for name, token := range map[string]string{
-		"alg none":                        sign(t, "none", jwt.UnsafeAllowNoneSignatureType, kid("rsa"), with(nil)),
-		"alg none without kid":            sign(t, "none", jwt.UnsafeAllowNoneSignatureType, nil, with(nil)),
-		"alg nOnE":                        encode(`{"alg":"nOnE"}`) + "." + parts[1] + ".",
-		"no alg":                          encode(`{"kid":"rsa"}`) + "." + parts[1] + "." + parts[2],
-		"the public key in PEM as secret": sign(t, "HS256", publicPEM(t, &rsaKey.PublicKey), kid("rsa"), with(nil)),
-		"the public key in PEM as secret, no kid": sign(t, "HS256", publicPEM(t, &rsaKey.PublicKey), nil, with(nil)),
-		"the public key's modulus as secret":      sign(t, "HS256", rsaKey.N.Bytes(), kid("rsa"), with(nil)),
-		"the Ed25519 public key as secret":        sign(t, "HS256", []byte(edPublic), kid("ed"), with(nil)),
-		"another key's signature":                 sign(t, "RS256", other, kid("rsa"), with(nil)),
-		"the wrong one of the issuer's keys":      sign(t, "RS256", rsaKey, kid("p256"), with(nil)),
-		"an algorithm that the key is not for":    sign(t, "RS256", rsaKey, kid("rs512"), with(nil)),
-		"the algorithm of another curve":          relabel(t, "ES256", "p384", sign(t, "ES384", p384, kid("p384"), with(nil))),
-		"an unknown kid":                          sign(t, "RS256", rsaKey, kid("new"), with(nil)),
-		"a key that it brings itself":             sign(t, "RS256", other, map[string]any{"jwk": map[string]any{"kty": "RSA"}, "jku": "http://127.0.0.1/"}, with(nil)),
-		"a critical header":                       sign(t, "RS256", rsaKey, map[string]any{"kid": "rsa", "crit": []string{"b64"}}, with(nil)),
-		"no signature":                            parts[0] + "." + parts[1] + ".",
-		"half a signature":                        good[:len(good)-100],
-		"other claims":                            parts[0] + "." + encode(`{"sub":"root","exp":9999999999}`) + "." + parts[2],
-		"claims that are no JSON":                 parts[0] + "." + encode("sub") + "." + parts[2],
-		"dots":                                    "..",
-		"expired":                                 sign(t, "RS256", rsaKey, kid("rsa"), with(claims{"exp": now.Add(-time.Second).Unix()})),
-		"no expiry time":                          sign(t, "RS256", rsaKey, kid("rsa"), with(claims{"exp": nil})),
-		"an expiry time that is none":             sign(t, "RS256", rsaKey, kid("rsa"), with(claims{"exp": "tomorrow"})),
-		"not valid yet":                           sign(t, "RS256", rsaKey, kid("rsa"), with(claims{"nbf": now.Add(time.Hour).Unix()})),
-		"another issuer":                          sign(t, "RS256", rsaKey, kid("rsa"), with(claims{"iss": "https://id.example.com"})),
-		"no issuer":                               sign(t, "RS256", rsaKey, kid("rsa"), with(claims{"iss": nil})),
-		"for somebody else":                       sign(t, "RS256", rsaKey, kid("rsa"), with(claims{"aud": []string{"http", "amqp"}})),
-		"for nobody":                              sign(t, "RS256", rsaKey, kid("rsa"), with(claims{"aud": nil})),
-		"nobody's":                                sign(t, "RS256", rsaKey, kid("rsa"), with(claims{"sub": nil})),
-		"of somebody without a name":              sign(t, "RS256", rsaKey, kid("rsa"), with(claims{"sub": ""})),
-		"of a number":                             sign(t, "RS256", rsaKey, kid("rsa"), with(claims{"sub": 7})),
-		"of a name with a control character":      sign(t, "RS256", rsaKey, kid("rsa"), with(claims{"sub": "jane\x00"})),
-		"of a tenant that is a number":            sign(t, "RS256", rsaKey, kid("rsa"), with(claims{"tenant": 7})),
-		"of roles that are numbers":               sign(t, "RS256", rsaKey, kid("rsa"), with(claims{"roles": []int{1}})),
-		"of roles that are an object":             sign(t, "RS256", rsaKey, kid("rsa"), with(claims{"roles": claims{}})),
-		"with a filter that is none":              sign(t, "RS256", rsaKey, kid("rsa"), with(claims{"publish": []string{"a", "b/#/c"}})),
-		"with a filter that would be two":         sign(t, "RS256", rsaKey, kid("rsa"), with(claims{"subscribe": "a\n#"})),
-		"with a filter of a shared subscription":  sign(t, "RS256", rsaKey, kid("rsa"), with(claims{"subscribe": "$share/g/a"})),
-		"with filters that are not strings":       sign(t, "RS256", rsaKey, kid("rsa"), with(claims{"publish": []any{"a", nil}})),
-		"with filters that are true":              sign(t, "RS256", rsaKey, kid("rsa"), with(claims{"publish": true})),
-		"with white space before":                 " " + good,
+		"alg none": sign(t, "none", jwt.UnsafeAllowNoneSignatureType,
+			kid("rsa"), with(nil)),
+		"alg none without kid": sign(t, "none", jwt.UnsafeAllowNoneSignatureType, nil,
+			with(nil)),
+		"alg nOnE": encode(`{"alg":"nOnE"}`) + "." + parts[1] + ".",
+		"no alg":   encode(`{"kid":"rsa"}`) + "." + parts[1] + "." + parts[2],
+		"the public key in PEM as secret": sign(t, "HS256", publicPEM(t, &rsaKey.PublicKey),
+			kid("rsa"), with(nil)),
+		"the public key in PEM as secret, no kid": sign(t, "HS256", publicPEM(t, &rsaKey.PublicKey),
+			nil, with(nil)),
+		"the public key's modulus as secret": sign(t, "HS256", rsaKey.N.Bytes(), kid("rsa"),
+			with(nil)),
+		"the Ed25519 public key as secret": sign(t, "HS256", []byte(edPublic), kid("ed"),
+			with(nil)),
+		"another key's signature":              sign(t, "RS256", other, kid("rsa"), with(nil)),
+		"the wrong one of the issuer's keys":   sign(t, "RS256", rsaKey, kid("p256"), with(nil)),
+		"an algorithm that the key is not for": sign(t, "RS256", rsaKey, kid("rs512"), with(nil)),
+		"the algorithm of another curve": relabel(t, "ES256", "p384",
+			sign(t, "ES384", p384, kid("p384"), with(nil))),
+		"an unknown kid":              sign(t, "RS256", rsaKey, kid("new"), with(nil)),
+		"a key that it brings itself": sign(t, "RS256", other, map[string]any{"jwk": map[string]any{"kty": "RSA"}, "jku": "http://127.0.0.1/"}, with(nil)),
+		"a critical header": sign(t, "RS256", rsaKey,
+			map[string]any{"kid": "rsa", "crit": []string{"b64"}}, with(nil)),
+		"no signature":     parts[0] + "." + parts[1] + ".",
+		"half a signature": good[:len(good)-100],
+		"other claims": parts[0] + "." +
+			encode(`{"sub":"root","exp":9999999999}`) + "." + parts[2],
+		"claims that are no JSON": parts[0] + "." + encode("sub") + "." + parts[2],
+		"dots":                    "..",
+		"expired": sign(t, "RS256", rsaKey, kid("rsa"),
+			with(claims{"exp": now.Add(-time.Second).Unix()})),
+		"no expiry time": sign(t, "RS256", rsaKey, kid("rsa"),
+			with(claims{"exp": nil})),
+		"an expiry time that is none": sign(t, "RS256", rsaKey, kid("rsa"),
+			with(claims{"exp": "tomorrow"})),
+		"not valid yet": sign(t, "RS256", rsaKey, kid("rsa"),
+			with(claims{"nbf": now.Add(time.Hour).Unix()})),
+		"another issuer": sign(t, "RS256", rsaKey, kid("rsa"), with(claims{"iss": "https://id.example.com"})),
+		"no issuer": sign(t, "RS256", rsaKey, kid("rsa"),
+			with(claims{"iss": nil})),
+		"for somebody else": sign(t, "RS256", rsaKey, kid("rsa"),
+			with(claims{"aud": []string{"http", "amqp"}})),
+		"for nobody": sign(t, "RS256", rsaKey, kid("rsa"),
+			with(claims{"aud": nil})),
+		"nobody's": sign(t, "RS256", rsaKey, kid("rsa"),
+			with(claims{"sub": nil})),
+		"of somebody without a name": sign(t, "RS256", rsaKey, kid("rsa"),
+			with(claims{"sub": ""})),
+		"of a number": sign(t, "RS256", rsaKey, kid("rsa"),
+			with(claims{"sub": 7})),
+		"of a name with a control character": sign(t, "RS256", rsaKey, kid("rsa"),
+			with(claims{"sub": "jane\x00"})),
+		"of a tenant that is a number": sign(t, "RS256", rsaKey, kid("rsa"),
+			with(claims{"tenant": 7})),
+		"of roles that are numbers": sign(t, "RS256", rsaKey, kid("rsa"),
+			with(claims{"roles": []int{1}})),
+		"of roles that are an object": sign(t, "RS256", rsaKey, kid("rsa"),
+			with(claims{"roles": claims{}})),
+		"with a filter that is none": sign(t, "RS256", rsaKey, kid("rsa"),
+			with(claims{"publish": []string{"a", "b/#/c"}})),
+		"with a filter that would be two": sign(t, "RS256", rsaKey, kid("rsa"),
+			with(claims{"subscribe": "a\n#"})),
+		"with a filter of a shared subscription": sign(t, "RS256", rsaKey, kid("rsa"),
+			with(claims{"subscribe": "$share/g/a"})),
+		"with filters that are not strings": sign(t, "RS256", rsaKey, kid("rsa"),
+			with(claims{"publish": []any{"a", nil}})),
+		"with filters that are true": sign(t, "RS256", rsaKey, kid("rsa"),
+			with(claims{"publish": true})),
+		"with white space before": " " + good,
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := connect(token)
@@ -233,7 +262,9 @@ func TestOptions(t *testing.T) {
 	}
 	t.Run("without expiry time the connection does not end", func(t *testing.T) {
 		r := connect(unlimited)
-		require.NoError(t, newTokens(t, func(o *dunlinjwt.Options) { o.AllowUnlimited = true }).Authenticate(t.Context(), r))
+		require.NoError(t, newTokens(t, func(o *dunlinjwt.Options) {
+			o.AllowUnlimited = true
+		}).Authenticate(t.Context(), r))
 		require.True(t, r.Grant.Expires.IsZero())
 	})
 	for _, o := range []dunlinjwt.Options{
@@ -280,7 +311,9 @@ func TestIdentity(t *testing.T) {
 	}, r.Grant.Identity)
 
 	r = connect(sign(t, "EdDSA", ed, nil, with(claims{"scope": "read  write"})))
-	require.NoError(t, newTokens(t, func(o *dunlinjwt.Options) { o.Claims.Roles = "scope" }).Authenticate(t.Context(), r))
+	require.NoError(t, newTokens(t, func(o *dunlinjwt.Options) {
+		o.Claims.Roles = "scope"
+	}).Authenticate(t.Context(), r))
 	require.Equal(t, []string{"read", "write"}, r.Grant.Identity.Roles)
 }
 
@@ -327,7 +360,8 @@ func TestAuthorizer(t *testing.T) {
 		})
 	}
 	require.ErrorIs(t, asked(nil, "pub a"), hooks.ErrAbstain, "a token that says nothing of topics")
-	require.ErrorIs(t, authz.Authorize(t.Context(), &hooks.AccessRequest{Client: &hooks.Client{}, Action: hooks.Publish, Topic: "a"}), hooks.ErrAbstain)
+	require.ErrorIs(t, authz.Authorize(t.Context(), &hooks.AccessRequest{Client: &hooks.Client{},
+		Action: hooks.Publish, Topic: "a"}), hooks.ErrAbstain)
 
 	r := connect(sign(t, "EdDSA", ed, nil, with(both)))
 	require.NoError(t, tokens.Authenticate(t.Context(), r))
@@ -339,7 +373,8 @@ func TestAuthorizer(t *testing.T) {
 		}
 	}))
 	for i := range 1100 { // more than are kept
-		require.NoError(t, asked(claims{"publish": big.NewInt(int64(i)).String()}, "pub "+big.NewInt(int64(i)).String()))
+		require.NoError(t, asked(claims{"publish": big.NewInt(int64(i)).String()},
+			"pub "+big.NewInt(int64(i)).String()))
 	}
 }
 
@@ -347,7 +382,8 @@ func TestEnhanced(t *testing.T) {
 	tokens := newTokens(t, nil)
 	good := func(c claims) []byte { return []byte(sign(t, "EdDSA", ed, nil, with(c))) }
 	start := func(as *hooks.Identity) (hooks.Exchange, *hooks.ConnectRequest) {
-		r := &hooks.ConnectRequest{Client: &hooks.Client{ID: "c"}, Grant: new(hooks.Grant), Connect: new(packets.Connect)}
+		r := &hooks.ConnectRequest{Client: &hooks.Client{ID: "c"}, Grant: new(hooks.Grant),
+			Connect: new(packets.Connect)}
 		if as != nil {
 			r.Client.Identity, r.Connect = *as, nil
 		}
@@ -415,7 +451,8 @@ func TestKeysThatCannotBeHad(t *testing.T) {
 // The User Name is checked whichever way the token comes.
 func TestEnhancedChecksTheUserName(t *testing.T) {
 	tokens := newTokens(t, func(o *dunlinjwt.Options) { o.CheckUsername = true })
-	for name, want := range map[string]packets.ReasonCode{"jane": packets.Success, "joe": packets.NotAuthorized, "": packets.NotAuthorized} {
+	for name, want := range map[string]packets.ReasonCode{"jane": packets.Success,
+		"joe": packets.NotAuthorized, "": packets.NotAuthorized} {
 		r := &hooks.ConnectRequest{
 			Client: &hooks.Client{ID: "c", Username: name, HasUsername: true}, Grant: new(hooks.Grant),
 			Connect: &packets.Connect{Username: name, HasUsername: true},

@@ -20,15 +20,16 @@ import (
 	"github.com/dunlin-mqtt/dunlin/hooks/internal/files"
 )
 
-// algorithms are those that a key can be for.
-var algorithms = []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "HS256", "HS384", "HS512"}
+// algorithms are the algorithms a key can be for.
+var algorithms = []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384",
+	"ES512", "EdDSA", "HS256", "HS384", "HS512"}
 
 func known(algorithm string) bool { return slices.Contains(algorithms, algorithm) }
 
 // A KeySource finds the keys that verify tokens.
 type KeySource interface {
-	// Find returns the keys with an identifier (the header kid of a token), all of them if it is empty. An error refuses the token; so does
-	// finding none. The result must not be modified.
+	// Find returns the keys with an identifier (the header kid of a token), or all if it is empty.
+	// An error or an empty result refuses the token. The result must not be modified.
 	Find(ctx context.Context, id string) ([]Key, error)
 }
 
@@ -36,14 +37,14 @@ type KeySource interface {
 type Key struct {
 	// ID is its identifier. It may be empty.
 	ID string
-	// Algorithm is the only one that the key is for. Empty: those of its kind.
+	// Algorithm is the only algorithm of the key. Empty: all algorithms of its kind.
 	Algorithm string
 	// Key is a *rsa.PublicKey of 2048 to 16384 bits, an *ecdsa.PublicKey on P-256, P-384 or P-521,
 	// an ed25519.PublicKey, or a secret of at least 32 bytes as a []byte.
 	Key any
 }
 
-// fits says whether the key is for an algorithm.
+// fits reports whether the key is for an algorithm.
 func (k *Key) fits(algorithm string) bool {
 	if k.Algorithm != "" && k.Algorithm != algorithm {
 		return false
@@ -52,7 +53,8 @@ func (k *Key) fits(algorithm string) bool {
 	case *rsa.PublicKey:
 		return strings.HasPrefix(algorithm, "RS") || strings.HasPrefix(algorithm, "PS")
 	case *ecdsa.PublicKey:
-		return algorithm == map[int]string{256: "ES256", 384: "ES384", 521: "ES512"}[key.Curve.Params().BitSize]
+		return algorithm == map[int]string{256: "ES256", 384: "ES384",
+			521: "ES512"}[key.Curve.Params().BitSize]
 	case ed25519.PublicKey:
 		return algorithm == "EdDSA"
 	case []byte:
@@ -61,7 +63,7 @@ func (k *Key) fits(algorithm string) bool {
 	return false
 }
 
-// check says why the key is of no use.
+// check returns why the key is unusable.
 func (k *Key) check() error {
 	switch key := k.Key.(type) {
 	case *rsa.PublicKey:
@@ -122,9 +124,9 @@ type KeyFile struct {
 	set     *files.Set
 }
 
-// OpenKeys reads a JSON Web Key Set (RFC 7517 section 5) from a file. Keys that are of no use are
-// left out: those that are not for verifying signatures, of a kind that is not known, too short, or
-// not well formed. It is an error if no key is left.
+// OpenKeys reads a JSON Web Key Set (RFC 7517 section 5) from a file. It ignores unusable keys:
+// keys that are not for verifying signatures, keys of an unknown kind, keys that are too short, and
+// malformed keys. It is an error if no key is left.
 func OpenKeys(name string) (*KeyFile, error) {
 	f := new(KeyFile)
 	var err error
@@ -154,22 +156,22 @@ func (f *KeyFile) Find(ctx context.Context, id string) ([]Key, error) {
 // Reload reads the file again. If that fails the keys stay as they were.
 func (f *KeyFile) Reload() error { return f.set.Reload() }
 
-// Watch looks every interval (zero: 2 s) whether the file has changed, and if so calls Reload and
-// then report, if it is not nil, with the result. It returns when ctx ends. A file is read once it
-// has stayed the same for one interval. What fails is tried again, less and less often, and
-// reported again when the error or the file is another one.
+// Watch checks every interval (zero: 2 s) whether the file has changed. If so, it calls Reload and
+// passes the result to report, unless report is nil. It returns when ctx ends. Watch reads a file
+// once it has stayed the same for one interval. It retries after an error, at growing intervals. It
+// reports an error again if the error or the file has changed.
 func (f *KeyFile) Watch(ctx context.Context, interval time.Duration, report func(error)) {
 	f.set.Watch(ctx, interval, report)
 }
 
-// webKey is a key as it is in a set.
+// webKey is a key in a set.
 type webKey struct {
 	Kty, Use, Alg, Kid, Crv string
 	KeyOps                  []string `json:"key_ops"`
 	N, E, X, Y, K           string
 }
 
-// parseSet reads a set. secrets says whether it may hold some. Keys that are of no use are left out
+// parseSet reads a set. secrets says whether the set may contain secrets. Unusable keys are ignored
 // (RFC 7517 section 5).
 func parseSet(b []byte, secrets bool) (*Keys, error) {
 	var set struct{ Keys []json.RawMessage }
@@ -196,8 +198,8 @@ func parseSet(b []byte, secrets bool) (*Keys, error) {
 	return keys, nil
 }
 
-// parseKey reads a key of a set. It returns nil for one that is for something else, and an error
-// for one that is not well formed.
+// parseKey reads a key of a set. It returns nil for a key with another purpose, and an error for a
+// malformed key.
 func parseKey(text []byte, secrets bool) (*Key, error) {
 	var w webKey
 	if err := json.Unmarshal(text, &w); err != nil {
@@ -218,19 +220,21 @@ func parseKey(text []byte, secrets bool) (*Key, error) {
 	return k, nil
 }
 
-// key returns the key itself (RFC 7518 section 6, RFC 8037), nil if it is of a kind that is not known.
+// key returns the key itself (RFC 7518 section 6, RFC 8037), or nil if its kind is unknown.
 func (w *webKey) key() (any, error) {
 	switch w.Kty {
 	case "RSA":
 		n, errN := decode(w.N)
 		e, errE := decode(w.E)
 		exponent := new(big.Int).SetBytes(e)
-		if errN != nil || errE != nil || len(n) == 0 || !exponent.IsInt64() || exponent.Int64() < 3 || exponent.Int64() > 1<<31-1 {
+		if errN != nil || errE != nil || len(n) == 0 || !exponent.IsInt64() ||
+			exponent.Int64() < 3 || exponent.Int64() > 1<<31-1 {
 			return nil, errors.New("n and e are not those of an RSA key")
 		}
 		return &rsa.PublicKey{N: new(big.Int).SetBytes(n), E: int(exponent.Int64())}, nil
 	case "EC":
-		curve := map[string]elliptic.Curve{"P-256": elliptic.P256(), "P-384": elliptic.P384(), "P-521": elliptic.P521()}[w.Crv]
+		curve := map[string]elliptic.Curve{"P-256": elliptic.P256(), "P-384": elliptic.P384(),
+			"P-521": elliptic.P521()}[w.Crv]
 		if curve == nil {
 			return nil, nil
 		}

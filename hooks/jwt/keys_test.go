@@ -40,7 +40,8 @@ func webKey(t *testing.T, key any, fields ...string) map[string]any {
 		b, err := key.Bytes()
 		require.NoError(t, err)
 		half := (len(b) - 1) / 2
-		w["kty"], w["crv"], w["x"], w["y"] = "EC", key.Params().Name, encode(b[1:1+half]), encode(b[1+half:])
+		w["kty"], w["crv"], w["x"], w["y"] = "EC", key.Params().Name, encode(b[1:1+half]),
+			encode(b[1+half:])
 	case ed25519.PublicKey:
 		w["kty"], w["crv"], w["x"] = "OKP", "Ed25519", encode(key)
 	case []byte:
@@ -63,10 +64,14 @@ func TestOpenKeys(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "keys")
 	write := func(content string) { testcert.Write(t, name, []byte(content)) }
 	write(webSet(t,
-		webKey(t, &rsaKey.PublicKey, "kid", "rsa", "use", "sig", "alg", "RS256"), webKey(t, &p256.PublicKey, "kid", "p256"), webKey(t, &p384.PublicKey, "kid", "p384"),
-		webKey(t, &p521.PublicKey, "kid", "p521"), webKey(t, edPublic, "kid", "ed"), webKey(t, secret, "kid", "secret"),
-		webKey(t, &p256.PublicKey, "kid", "enc", "use", "enc"), webKey(t, &rsaKey.PublicKey, "kid", "oaep", "alg", "RSA-OAEP"),
-		map[string]any{"kty": "EC", "crv": "secp256k1", "kid": "odd"}, map[string]any{"kty": "OKP", "crv": "X25519", "kid": "odd"}, map[string]any{"kty": "new", "kid": "odd"},
+		webKey(t, &rsaKey.PublicKey, "kid", "rsa", "use", "sig", "alg", "RS256"),
+		webKey(t, &p256.PublicKey, "kid", "p256"), webKey(t, &p384.PublicKey, "kid", "p384"),
+		webKey(t, &p521.PublicKey, "kid", "p521"), webKey(t, edPublic, "kid", "ed"),
+		webKey(t, secret, "kid", "secret"),
+		webKey(t, &p256.PublicKey, "kid", "enc", "use", "enc"),
+		webKey(t, &rsaKey.PublicKey, "kid", "oaep", "alg", "RSA-OAEP"),
+		map[string]any{"kty": "EC", "crv": "secp256k1", "kid": "odd"}, map[string]any{"kty": "OKP",
+			"crv": "X25519", "kid": "odd"}, map[string]any{"kty": "new", "kid": "odd"},
 		map[string]any{"kty": "oct", "k": "AA", "key_ops": []string{"sign"}, "kid": "odd"},
 	))
 	keys, err := dunlinjwt.OpenKeys(name)
@@ -75,10 +80,13 @@ func TestOpenKeys(t *testing.T) {
 	for id, by := range map[string]struct {
 		algorithm string
 		key       any
-	}{"rsa": {"RS256", rsaKey}, "p256": {"ES256", p256}, "p384": {"ES384", p384}, "p521": {"ES512", p521}, "ed": {"EdDSA", ed}, "secret": {"HS256", secret}} {
-		require.NoError(t, tokens.Authenticate(t.Context(), connect(sign(t, by.algorithm, by.key, kid(id), with(nil)))), id)
+	}{"rsa": {"RS256", rsaKey}, "p256": {"ES256", p256}, "p384": {"ES384", p384},
+		"p521": {"ES512", p521}, "ed": {"EdDSA", ed}, "secret": {"HS256", secret}} {
+		require.NoError(t, tokens.Authenticate(t.Context(),
+			connect(sign(t, by.algorithm, by.key, kid(id), with(nil)))), id)
 	}
-	require.Error(t, tokens.Authenticate(t.Context(), connect(sign(t, "RS512", rsaKey, kid("rsa"), with(nil)))), "the key is for RS256")
+	require.Error(t, tokens.Authenticate(t.Context(),
+		connect(sign(t, "RS512", rsaKey, kid("rsa"), with(nil)))), "the key is for RS256")
 	for _, id := range []string{"enc", "oaep", "odd"} {
 		found, err := keys.Find(t.Context(), id)
 		require.NoError(t, err)
@@ -109,7 +117,8 @@ func TestOpenKeys(t *testing.T) {
 			err := keys.Reload()
 			require.ErrorContains(t, err, tt.say)
 			require.ErrorContains(t, err, name)
-			require.NoError(t, tokens.Authenticate(t.Context(), connect(sign(t, "EdDSA", ed, kid("ed"), with(nil)))), "the keys from before are in force")
+			require.NoError(t, tokens.Authenticate(t.Context(), connect(sign(t, "EdDSA", ed,
+				kid("ed"), with(nil)))), "the keys from before are in force")
 			_, err = dunlinjwt.OpenKeys(name)
 			require.Error(t, err)
 		})
@@ -138,10 +147,13 @@ func TestOpenKeys(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	reports := make(chan error, 1)
 	var watch sync.WaitGroup
-	watch.Go(func() { keys.Watch(ctx, 5*time.Millisecond, func(err error) { reports <- err }) }) // waited for below
+	watch.Go(func() {
+		keys.Watch(ctx, 5*time.Millisecond, func(err error) { reports <- err })
+	}) // waited for below
 	write(webSet(t, webKey(t, edPublic, "kid", "other than before")))
 	require.NoError(t, <-reports)
-	require.Error(t, tokens.Authenticate(t.Context(), connect(sign(t, "EdDSA", ed, kid("ed"), with(nil)))), "the key has another name now")
+	require.Error(t, tokens.Authenticate(t.Context(),
+		connect(sign(t, "EdDSA", ed, kid("ed"), with(nil)))), "the key has another name now")
 	stop()
 	watch.Wait()
 	_, err = dunlinjwt.OpenKeys(name + ".not")
@@ -189,7 +201,8 @@ func (s *site) RoundTrip(r *http.Request) (*http.Response, error) {
 	if s.err != nil {
 		return nil, s.err
 	}
-	return &http.Response{StatusCode: s.status, Status: http.StatusText(s.status), Body: io.NopCloser(strings.NewReader(s.body)), Request: r}, nil
+	return &http.Response{StatusCode: s.status, Status: http.StatusText(s.status),
+		Body: io.NopCloser(strings.NewReader(s.body)), Request: r}, nil
 }
 
 // TestFetchKeys plays the life of a key set at a URL in virtual time.
@@ -338,7 +351,8 @@ func TestASlowKeyServer(t *testing.T) {
 }
 
 func TestFetchKeysThatAreNotThere(t *testing.T) {
-	for _, s := range []*site{{status: 404}, {status: 200, body: "<html>"}, {err: errors.New("no network")}} {
+	for _, s := range []*site{{status: 404}, {status: 200, body: "<html>"},
+		{err: errors.New("no network")}} {
 		_, err := dunlinjwt.FetchKeys(t.Context(), "https://id.example.org/keys", &dunlinjwt.FetchOptions{Client: &http.Client{Transport: s}})
 		require.ErrorContains(t, err, "jwt: ")
 	}

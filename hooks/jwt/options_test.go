@@ -17,12 +17,14 @@ func TestTheLeewayAtItsEdges(t *testing.T) {
 	s := &site{status: 200, body: webSet(t, webKey(t, edPublic, "kid", "one"))}
 	keys, err := dunlinjwt.FetchKeys(t.Context(), "https://id.example.org/keys", &dunlinjwt.FetchOptions{Client: &http.Client{Transport: s}})
 	require.NoError(t, err)
-	for leeway, ok := range map[time.Duration]bool{math.MinInt64: false, -1: false, 0: true, math.MaxInt64: true} {
+	for leeway, ok := range map[time.Duration]bool{math.MinInt64: false, -1: false, 0: true,
+		math.MaxInt64: true} {
 		_, err := dunlinjwt.New(dunlinjwt.Options{Keys: keys, Leeway: leeway})
 		require.Equal(t, ok, err == nil, "%v: %v", leeway, err)
 		if ok {
 			tokens := newTokens(t, func(o *dunlinjwt.Options) { o.Keys, o.Leeway = keys, leeway })
-			require.NoError(t, tokens.Authenticate(t.Context(), connect(sign(t, "EdDSA", ed, kid("one"), with(nil)))), "%v", leeway)
+			require.NoError(t, tokens.Authenticate(t.Context(),
+				connect(sign(t, "EdDSA", ed, kid("one"), with(nil)))), "%v", leeway)
 		}
 	}
 }

@@ -21,9 +21,10 @@ import (
 	"golang.org/x/sync/singleflight"
 )
 
-// Options are how questions are asked. A negative number or duration means the default, but for AllowFor and DenyFor.
+// Options configure the questions to a server. A negative number or duration means the default,
+// except for AllowFor and DenyFor.
 type Options struct {
-	// URL is where they go. Required. It should be one with https: passwords go there.
+	// URL is the address of the server. Required. Use https: the questions contain passwords.
 	URL string
 	// Client makes the requests. Nil: one that follows no redirects.
 	Client *http.Client
@@ -31,36 +32,38 @@ type Options struct {
 	Header http.Header
 	// Secret signs the requests. Empty: they are not signed.
 	Secret []byte
-	// Timeout is how long an answer may take. Before that, a question waits for its turn, as long
-	// at most. Zero: 5 s.
+	// Timeout bounds the time of a request. Before the request, a question waits for its turn, at
+	// most as long again. Zero: 5 s.
 	Timeout time.Duration
-	// MaxConcurrent bounds the requests under way. Zero: 64. One peer has at most three quarters of
-	// them. A peer is an address (see hooks.Client.Network) where a CONNECT is decided, with its
-	// User Name if that was accepted from there before, and otherwise the name that was verified.
+	// MaxConcurrent bounds the requests in progress. Zero: 64. One peer has at most three quarters
+	// of them. For a CONNECT, a peer is an address (see hooks.Client.Network), together with the
+	// User Name if it was accepted from there before. Otherwise a peer is the verified name.
 	MaxConcurrent int
-	// MaxWaiting bounds the questions that wait for their turn, in bytes. Peers take turns. Where
-	// there are too many questions, the peer that has most of them loses its last ones, which are
-	// refused. Zero: 8 MiB.
+	// MaxWaiting bounds the questions that wait for their turn, in bytes. Peers take turns. When
+	// there are too many questions, the peer with the most loses its last ones; these are refused.
+	// Zero: 8 MiB.
 	MaxWaiting int
-	// AllowFor and DenyFor are how long answers that allow, and those that deny or abstain, are kept. Zero: 30 s and 5 s; negative: they are not.
-	// So long, somebody whose rights were taken away may still have them.
+	// AllowFor is how long an answer that allows is cached. DenyFor is the same for an answer that
+	// denies or abstains. A client whose rights were taken away may keep them for this time. Zero:
+	// 30 s and 5 s; negative: not cached.
 	AllowFor, DenyFor time.Duration
-	// MaxCached and MaxCachedBytes bound the answers that are kept. Those that were not used for
-	// longest make room; a peer with more than an eighth makes room for itself. Zero: 16,384
-	// answers, 16 MiB.
+	// MaxCached and MaxCachedBytes bound the cached answers. The least recently used answers make
+	// room; a peer with more than an eighth makes room for itself. Zero: 16,384 answers, 16 MiB.
 	MaxCached, MaxCachedBytes int
-	// BreakAfter is how many failures in a row open the circuit: for BreakFor nothing is asked, and
-	// everything is refused that no kept answer allows; then one question tries whether the server
-	// is back. Questions about one peer open the circuit for that peer alone, unless the server
-	// cannot be reached at all: it may be these questions that it fails at. A question that waits
-	// for its turn in vain is no failure of the server. Zero: 5 failures, 10 s.
+	// BreakAfter is how many failures in a row open the circuit. For BreakFor the server is then
+	// not asked, and everything is refused unless a cached answer allows it. After that, one
+	// question tries whether the server works again. Questions about one peer open the circuit only
+	// for this peer, unless the server cannot be reached at all: the server may fail because of
+	// these questions. A question that waited in vain for its turn is not a failure of the server.
+	// Zero: 5 failures, 10 s.
 	BreakAfter int
 	BreakFor   time.Duration
-	// Logger is told when the circuit opens and closes. Nil: slog.Default().
+	// Logger logs when the circuit opens and closes. Nil: slog.Default().
 	Logger *slog.Logger
 }
 
-// An asker asks questions, equal ones once, and keeps the answers. It is what Authenticator and Authorizer share.
+// An asker asks questions and caches the answers. Equal questions are asked once. Authenticator and
+// Authorizer both use it.
 type asker struct {
 	poster
 	o       Options
@@ -72,14 +75,15 @@ type asker struct {
 	unable  packets.ReasonCode
 }
 
-// questionSize is what a waiting question takes besides its text, in bytes.
+// questionSize is the memory of a waiting question, without its text, in bytes.
 const questionSize = 1024
 
 func newAsker(o Options, unable packets.ReasonCode) (*asker, error) {
 	for _, d := range []struct {
 		of  *time.Duration
 		def time.Duration
-	}{{&o.AllowFor, 30 * time.Second}, {&o.DenyFor, 5 * time.Second}, {&o.BreakFor, 10 * time.Second}} {
+	}{{&o.AllowFor, 30 * time.Second}, {&o.DenyFor, 5 * time.Second},
+		{&o.BreakFor, 10 * time.Second}} {
 		if *d.of == 0 || *d.of < 0 && d.of == &o.BreakFor {
 			*d.of = d.def
 		}
@@ -99,7 +103,8 @@ func newAsker(o Options, unable packets.ReasonCode) (*asker, error) {
 		o.Logger = slog.Default()
 	}
 	a := &asker{
-		poster: poster{client: o.Client, url: o.URL, header: o.Header, secret: o.Secret, timeout: o.Timeout},
+		poster: poster{client: o.Client, url: o.URL, header: o.Header, secret: o.Secret,
+			timeout: o.Timeout},
 		o:      o,
 		turns:  turns.New(o.MaxConcurrent, max(1, o.MaxConcurrent*3/4), o.MaxWaiting),
 		kept:   newKept(o.MaxCached, o.MaxCachedBytes),
@@ -112,7 +117,7 @@ func newAsker(o Options, unable packets.ReasonCode) (*asker, error) {
 	return a, a.check()
 }
 
-// An answer is one that made sense. It is immutable, but for its places.
+// An answer is a valid answer. It is immutable, except for its places in the lists.
 type answer struct {
 	Result     string             `json:"result"`
 	ReasonCode packets.ReasonCode `json:"reason_code"`
@@ -130,7 +135,8 @@ type answer struct {
 }
 
 // ask returns the answer to a question. It blocks until there is one, at most for twice the
-// time-out, or ctx ends. The error is a *packets.Error. c says for whom it is asked.
+// time-out, or until ctx ends. The error is a *packets.Error. c is the client that the question is
+// about.
 func (a *asker) ask(ctx context.Context, c turns.Claim, question any) (*answer, error) {
 	body, err := json.Marshal(question)
 	if err != nil {
@@ -155,12 +161,12 @@ func (a *asker) ask(ctx context.Context, c turns.Claim, question any) (*answer, 
 	}
 }
 
-// failed makes the refusal of a question that has no answer.
+// failed returns the refusal for a question without an answer.
 func (a *asker) failed(err error) error {
 	return &packets.Error{Code: a.unable, Reason: "no decision", Err: fmt.Errorf("webhook: %w", err)}
 }
 
-// decide makes the decision that an answer is. deny is the Reason Code of one that names none.
+// decide returns the decision of an answer. deny is the Reason Code if the answer has none.
 func (x *answer) decide(deny packets.ReasonCode) error {
 	switch {
 	case x.Result == "allow":
@@ -170,12 +176,13 @@ func (x *answer) decide(deny packets.ReasonCode) error {
 	case x.ReasonCode.Failed():
 		deny = x.ReasonCode
 	}
-	return &packets.Error{Code: deny, Reason: x.Reason, Err: errors.New("webhook: the server denies it")}
+	return &packets.Error{Code: deny, Reason: x.Reason,
+		Err: errors.New("webhook: the server denies it")}
 }
 
 var errOpen = errors.New("the circuit is open after failures")
 
-// fetch asks the server and keeps the answer.
+// fetch asks the server and caches the answer.
 func (a *asker) fetch(c turns.Claim, k key, body []byte) (*answer, error) {
 	if x := a.kept.find(k, time.Now()); x != nil {
 		return x, nil // of a flight that ended just before
@@ -205,8 +212,8 @@ func (a *asker) fetch(c turns.Claim, k key, body []byte) (*answer, error) {
 	return x, nil
 }
 
-// request makes a request. unreachable says, of an error, that there was no connection to the
-// server.
+// request makes a request. If it returns an error, unreachable says whether there was no connection
+// to the server.
 func (a *asker) request(body []byte) (x *answer, unreachable bool, err error) {
 	var connected atomic.Bool
 	ctx := httptrace.WithClientTrace(context.Background(), &httptrace.ClientTrace{
@@ -233,7 +240,7 @@ func (a *asker) request(body []byte) (x *answer, unreachable bool, err error) {
 	return x, false, x.grant.check()
 }
 
-// keep keeps an answer for as long as it may be given again.
+// keep caches an answer for as long as it is valid.
 func (a *asker) keep(x *answer) {
 	ttl := a.o.DenyFor
 	if x.Result == "allow" {

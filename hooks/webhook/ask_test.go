@@ -125,14 +125,16 @@ func (s *server) authorizer(t *testing.T, change func(*webhook.Options)) *webhoo
 func jane() *hooks.Client {
 	return &hooks.Client{
 		ID: "c1", Username: "jane", HasUsername: true, Version: packets.V5,
-		RemoteAddr: &net.TCPAddr{IP: net.IPv4(192, 0, 2, 7), Port: 4711}, LocalAddr: &net.TCPAddr{IP: net.IPv4(198, 51, 100, 1), Port: 8883},
+		RemoteAddr: &net.TCPAddr{IP: net.IPv4(192, 0, 2, 7), Port: 4711},
+		LocalAddr:  &net.TCPAddr{IP: net.IPv4(198, 51, 100, 1), Port: 8883},
 	}
 }
 
 func connect(password string) *hooks.ConnectRequest {
 	return &hooks.ConnectRequest{
 		Client: jane(), Grant: new(hooks.Grant),
-		Connect: &packets.Connect{HasUsername: true, Username: "jane", HasPassword: true, Password: []byte(password)},
+		Connect: &packets.Connect{HasUsername: true, Username: "jane", HasPassword: true,
+			Password: []byte(password)},
 	}
 }
 
@@ -143,12 +145,15 @@ func publish(topic string) *hooks.AccessRequest {
 func TestQuestions(t *testing.T) {
 	leaf := testcert.CA(t, "ca").Issue("sensor").Leaf
 	secured := connect("x")
-	secured.Client.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf}, VerifiedChains: [][]*x509.Certificate{{leaf}}}
+	secured.Client.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf},
+		VerifiedChains: [][]*x509.Certificate{{leaf}}}
 	unverified := connect("x")
 	unverified.Client.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf}}
-	anonymous := &hooks.ConnectRequest{Client: &hooks.Client{Version: packets.V31}, Connect: new(packets.Connect), Grant: new(hooks.Grant)}
+	anonymous := &hooks.ConnectRequest{Client: &hooks.Client{Version: packets.V31},
+		Connect: new(packets.Connect), Grant: new(hooks.Grant)}
 	known := jane()
-	known.Identity = hooks.Identity{Principal: "Jane", Roles: []string{"sensor"}, Tenant: "t1", Attributes: map[string]string{"k": "v"}}
+	known.Identity = hooks.Identity{Principal: "Jane", Roles: []string{"sensor"}, Tenant: "t1",
+		Attributes: map[string]string{"k": "v"}}
 	for _, tt := range []struct {
 		name    string
 		connect *hooks.ConnectRequest
@@ -192,9 +197,10 @@ func TestAnswers(t *testing.T) {
 		name, body string
 		status     int
 		err        error
-		connect    packets.ReasonCode // what a CONNECT is answered with; Success: it is accepted; 1: the hook abstains
-		access     packets.ReasonCode
-		reason     string
+		// what a CONNECT is answered with; Success: it is accepted; 1: the hook abstains
+		connect packets.ReasonCode
+		access  packets.ReasonCode
+		reason  string
 	}{
 		{"allow", `{"result":"allow"}`, 200, nil, packets.Success, packets.Success, ""},
 		{"abstain", `{"result":"abstain"}`, 200, nil, 1, 1, ""},
@@ -220,7 +226,8 @@ func TestAnswers(t *testing.T) {
 			s := &server{body: tt.body, status: tt.status, err: tt.err}
 			r := connect("pencil")
 			for err, want := range map[error]packets.ReasonCode{
-				s.authenticator(t, nil).Authenticate(t.Context(), r): tt.connect, s.authorizer(t, nil).Authorize(t.Context(), publish("a")): tt.access,
+				s.authenticator(t, nil).Authenticate(t.Context(), r):      tt.connect,
+				s.authorizer(t, nil).Authorize(t.Context(), publish("a")): tt.access,
 			} {
 				switch want {
 				case packets.Success:
@@ -246,10 +253,12 @@ func TestGrant(t *testing.T) {
 			"queued_messages":100,"queued_bytes":65537,"publish_rate":10.5,"publish_bytes":1000}}`}
 		a := s.authenticator(t, nil)
 		want := hooks.Grant{
-			Identity:   hooks.Identity{Principal: "Jane", Roles: []string{"a", "b"}, Tenant: "t1", Attributes: map[string]string{"k": "v"}},
+			Identity: hooks.Identity{Principal: "Jane", Roles: []string{"a", "b"}, Tenant: "t1",
+				Attributes: map[string]string{"k": "v"}},
 			MountPoint: "tenants/t1/", Expires: time.Now().Add(time.Hour),
 			Limits: hooks.Limits{
-				ReceiveMaximum: 10, PacketSize: 65536, KeepAlive: time.Minute, SessionExpiry: 1500 * time.Millisecond,
+				ReceiveMaximum: 10, PacketSize: 65536, KeepAlive: time.Minute,
+				SessionExpiry:  1500 * time.Millisecond,
 				QueuedMessages: 100, QueuedBytes: 65537, PublishRate: 10.5, PublishBytes: 1000,
 			},
 		}
@@ -372,7 +381,9 @@ func TestTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &server{body: `{"result":"allow"}`, wait: time.Hour}
 		began := time.Now()
-		err := s.authenticator(t, func(o *webhook.Options) { o.Timeout = 2 * time.Second }).Authenticate(t.Context(), connect("x"))
+		err := s.authenticator(t, func(o *webhook.Options) {
+			o.Timeout = 2 * time.Second
+		}).Authenticate(t.Context(), connect("x"))
 		require.Equal(t, packets.ServerUnavailable, packets.CodeOf(err))
 		require.Equal(t, 2*time.Second, time.Since(began))
 	})
@@ -382,7 +393,10 @@ func TestCircuit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
 		s := &server{body: `{"result":"allow"}`}
-		a := s.authorizer(t, func(o *webhook.Options) { o.Logger = slog.New(slog.NewTextHandler(&log, nil)); o.AllowFor = time.Hour })
+		a := s.authorizer(t, func(o *webhook.Options) {
+			o.Logger = slog.New(slog.NewTextHandler(&log, nil))
+			o.AllowFor = time.Hour
+		})
 		n := 0
 		ask := func() error { // never the same question
 			n++
@@ -440,7 +454,10 @@ func TestOptions(t *testing.T) {
 func TestSignature(t *testing.T) {
 	s := &server{body: `{"result":"allow"}`}
 	secret := []byte("secret")
-	a := s.authenticator(t, func(o *webhook.Options) { o.Secret = secret; o.Header = http.Header{"Authorization": {"Bearer x"}} })
+	a := s.authenticator(t, func(o *webhook.Options) {
+		o.Secret = secret
+		o.Header = http.Header{"Authorization": {"Bearer x"}}
+	})
 	require.NoError(t, a.Authenticate(t.Context(), connect("pencil")))
 	header, body := s.headers[0], []byte(s.asked[0])
 	require.Equal(t, "Bearer x", header.Get("Authorization"))
@@ -452,7 +469,8 @@ func TestSignature(t *testing.T) {
 	require.ErrorContains(t, webhook.Verify(secret, http.Header{}, body, 0), "Dunlin-Timestamp")
 	later := header.Clone()
 	later.Set("Dunlin-Timestamp", "9999999999")
-	require.ErrorContains(t, webhook.Verify(secret, later, body, 0), "Dunlin-Signature", "the time is signed, too")
+	require.ErrorContains(t, webhook.Verify(secret, later, body, 0), "Dunlin-Signature",
+		"the time is signed, too")
 	require.ErrorContains(t, webhook.Verify(secret, header, body, time.Nanosecond), "old")
 }
 

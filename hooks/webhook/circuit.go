@@ -6,14 +6,14 @@ import (
 	"time"
 )
 
-// maxFailing bounds the peers whose failures are counted. Which of them is forgotten beyond is
-// nobody's choice.
+// maxFailing bounds the peers whose failures are counted. Above it a random peer is removed, so
+// that no peer can choose which one.
 const maxFailing = 1024
 
-// A circuit stops questions to a server that fails: for one peer after failures about that peer,
-// and for all peers after failures that are not about one peer. In the count for all, a server that
-// cannot be reached counts each time, and an answer that fails counts once for each peer: it may be
-// the question that the server fails at.
+// A circuit stops questions to a server that fails. Failures about one peer stop questions about
+// that peer; other failures stop all questions. For the second count, a server that cannot be
+// reached counts each time, and an answer that fails counts once for each peer: the server may fail
+// because of the question.
 type circuit struct {
 	after int
 	wait  time.Duration
@@ -25,7 +25,7 @@ type circuit struct {
 	peers map[string]*failures // those with some; guarded by mu
 }
 
-// failures are those in a row.
+// failures counts failures in a row.
 type failures struct {
 	n       int
 	until   time.Time // the circuit is open, if n is enough for that
@@ -38,7 +38,7 @@ func (f *failures) lets(after int, now time.Time) bool {
 	return f.n < after || !f.probing && !now.Before(f.until)
 }
 
-// add counts a failure, and says whether it is the one that opens the circuit.
+// add counts a failure, and says whether this failure opens the circuit.
 func (f *failures) add(after int, until time.Time) (opens bool) {
 	f.n++
 	if f.n >= after {
@@ -47,14 +47,14 @@ func (f *failures) add(after int, until time.Time) (opens bool) {
 	return f.n == after
 }
 
-// open says whether no question about peer may be asked now.
+// open says whether questions about peer are stopped now.
 func (c *circuit) open(peer string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return !c.letsLocked(peer, time.Now())
 }
 
-// enter says whether a question about peer may be asked, which then has to leave.
+// enter says whether a question about peer may be asked. The caller must then call leave.
 func (c *circuit) enter(peer string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -73,7 +73,7 @@ func (c *circuit) letsLocked(peer string, now time.Time) bool {
 	return c.all.lets(c.after, now) && (p == nil || p.lets(c.after, now))
 }
 
-// answered takes note of a question about peer that was answered.
+// answered records that a question about peer was answered.
 func (c *circuit) answered(peer string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -85,8 +85,8 @@ func (c *circuit) answered(peer string) {
 	delete(c.peers, peer)
 }
 
-// failed takes note of a question about peer that was not answered. unreachable says that it did
-// not get to the server.
+// failed records that a question about peer was not answered. unreachable says that it did not
+// reach the server.
 func (c *circuit) failed(peer string, unreachable bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -15,13 +15,13 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// maxSeconds bounds the times in answers: a year.
+// maxSeconds bounds times in answers: one year.
 const maxSeconds = 365 * 24 * 3600
 
-// An Authenticator asks a server who may connect.
-type Authenticator struct{ *asker }
+// An Authenticator asks a server which clients may connect.
+type Authenticator struct{ asker *asker }
 
-// NewAuthenticator returns one. It fails if the Options make no sense.
+// NewAuthenticator returns an Authenticator. It fails if the Options are invalid.
 func NewAuthenticator(o Options) (*Authenticator, error) {
 	a, err := newAsker(o, packets.ServerUnavailable)
 	if err != nil {
@@ -51,7 +51,8 @@ type certificate struct {
 // Authenticate asks about r. It blocks until there is an answer or a failure, or ctx ends.
 func (a *Authenticator) Authenticate(ctx context.Context, r *hooks.ConnectRequest) error {
 	c := r.Client
-	q := connectQuestion{Action: "connect", ClientID: c.ID, Version: byte(c.Version), RemoteIP: remoteIP(c)}
+	q := connectQuestion{Action: "connect", ClientID: c.ID, Version: byte(c.Version),
+		RemoteIP: remoteIP(c)}
 	if c.LocalAddr != nil {
 		q.Listener = c.LocalAddr.String()
 	}
@@ -68,7 +69,7 @@ func (a *Authenticator) Authenticate(ctx context.Context, r *hooks.ConnectReques
 	if c.TLS != nil && len(c.TLS.VerifiedChains) > 0 {
 		q.Certificate = describe(c.TLS.PeerCertificates[0])
 	}
-	x, err := a.ask(ctx, connecting(r), &q)
+	x, err := a.asker.ask(ctx, connecting(r), &q)
 	if err == nil {
 		err = x.decide(packets.BadUserNameOrPassword)
 	}
@@ -78,7 +79,7 @@ func (a *Authenticator) Authenticate(ctx context.Context, r *hooks.ConnectReques
 	return err
 }
 
-// connecting says for whom a CONNECT is decided.
+// connecting returns the peer of a CONNECT.
 func connecting(r *hooks.ConnectRequest) turns.Claim {
 	c := turns.Claim{Peer: address(r.Client), Known: r.Known}
 	if r.Known || c.Peer == "" {
@@ -87,9 +88,9 @@ func connecting(r *hooks.ConnectRequest) turns.Claim {
 	return c
 }
 
-// acting says for whom a publish or subscription is decided.
+// acting returns the peer of a publish or subscription.
 func acting(c *hooks.Client) turns.Claim {
-	if c.Identity.Principal != "" {
+	if c.Identity.Principal != "" && !c.Identity.Unverified {
 		return turns.Claim{Peer: "principal " + c.Identity.Principal}
 	}
 	return turns.Claim{Peer: address(c)}
@@ -118,7 +119,7 @@ func remoteIP(c *hooks.Client) string {
 	return host
 }
 
-// grant is what an answer may set for a connection.
+// grant holds the settings of an answer for a connection.
 type grant struct {
 	Principal  string            `json:"principal"`
 	Roles      []string          `json:"roles"`
@@ -140,7 +141,8 @@ type grant struct {
 
 func (g *grant) check() error {
 	l := &g.Limits
-	if min(g.Expires, l.KeepAlive, l.SessionExpiry, l.PublishRate, l.PublishBytes) < 0 || min(l.PacketSize, l.QueuedMessages, l.QueuedBytes) < 0 {
+	if min(g.Expires, l.KeepAlive, l.SessionExpiry, l.PublishRate, l.PublishBytes) < 0 ||
+		min(l.PacketSize, l.QueuedMessages, l.QueuedBytes) < 0 {
 		return errors.New("an answer with a negative limit")
 	}
 	if g.MountPoint != "" && !packets.ValidTopicName(g.MountPoint) {
@@ -149,9 +151,10 @@ func (g *grant) check() error {
 	return nil
 }
 
-// to sets the grant of an answer that came at a time.
+// to copies the settings of an answer, which arrived at the given time, to a Grant.
 func (g *grant) to(r *hooks.Grant, at time.Time) {
-	r.Identity = hooks.Identity{Principal: g.Principal, Roles: g.Roles, Tenant: g.Tenant, Attributes: g.Attributes}
+	r.Identity = hooks.Identity{Principal: g.Principal, Roles: g.Roles, Tenant: g.Tenant,
+		Attributes: g.Attributes}
 	r.MountPoint = g.MountPoint
 	if g.Expires > 0 {
 		r.Expires = at.Add(seconds(g.Expires))
@@ -164,8 +167,8 @@ func (g *grant) to(r *hooks.Grant, at time.Time) {
 	}
 }
 
-// seconds makes a Duration of what an answer says: at most a year, and 0 only of what is not
-// positive, because a limit of 0 is none.
+// seconds converts the seconds of an answer to a Duration of at most a year. Only a value that is
+// not positive gives 0, because a limit of 0 means no limit.
 func seconds(s float64) time.Duration {
 	if s <= 0 {
 		return 0
@@ -173,11 +176,12 @@ func seconds(s float64) time.Duration {
 	return max(time.Duration(min(s, maxSeconds)*float64(time.Second)), 1)
 }
 
-// An Authorizer asks a server what clients may publish and subscribe to. Each question that no kept answer decides makes the client
-// wait for the server: rules that are known to the broker (package acl) are better asked first.
-type Authorizer struct{ *asker }
+// An Authorizer asks a server what clients may publish and subscribe to. If no cached answer
+// decides a question, the client waits for the server. If the broker can know the rules itself
+// (package acl), let it check them first.
+type Authorizer struct{ asker *asker }
 
-// NewAuthorizer returns one. It fails if the Options make no sense.
+// NewAuthorizer returns an Authorizer. It fails if the Options are invalid.
 func NewAuthorizer(o Options) (*Authorizer, error) {
 	a, err := newAsker(o, packets.ImplementationSpecificError)
 	if err != nil {
@@ -206,13 +210,14 @@ type accessQuestion struct {
 func (a *Authorizer) Authorize(ctx context.Context, r *hooks.AccessRequest) error {
 	c := r.Client
 	q := accessQuestion{
-		Action: r.Action.String(), ClientID: c.ID, Roles: c.Identity.Roles, Tenant: c.Identity.Tenant, Attributes: c.Identity.Attributes,
+		Action: r.Action.String(), ClientID: c.ID, Roles: c.Identity.Roles,
+		Tenant: c.Identity.Tenant, Attributes: c.Identity.Attributes,
 		RemoteIP: remoteIP(c), Topic: r.Topic, Group: r.Group, QoS: r.QoS, Retain: r.Retain, Will: r.Will,
 	}
 	if user, ok := c.User(); ok {
 		q.User = &user
 	}
-	x, err := a.ask(ctx, acting(c), &q)
+	x, err := a.asker.ask(ctx, acting(c), &q)
 	if err != nil {
 		return err
 	}
@@ -221,5 +226,5 @@ func (a *Authorizer) Authorize(ctx context.Context, r *hooks.AccessRequest) erro
 
 var retryStatus = []int{408, 425, 429}
 
-// retry says whether a status may be another one next time.
+// retry says whether another attempt may get a different status.
 func retry(status int) bool { return status >= 500 || slices.Contains(retryStatus, status) }

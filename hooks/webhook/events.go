@@ -12,9 +12,9 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// EventOptions are which events are sent, and how. A negative number or duration means the default.
+// EventOptions say which events are sent, and how. A negative number or duration means the default.
 type EventOptions struct {
-	// URL is where they go. Required.
+	// URL is the address of the server. Required.
 	URL string
 	// Client makes the requests. Nil: one that follows no redirects.
 	Client *http.Client
@@ -22,28 +22,29 @@ type EventOptions struct {
 	Header http.Header
 	// Secret signs the requests. Empty: they are not signed.
 	Secret []byte
-	// Timeout is how long one attempt may take. Zero: 5 s.
+	// Timeout bounds the time of one attempt. Zero: 5 s.
 	Timeout time.Duration
-	// Only are the names of the events to send. Empty: all but those about single messages, which are published, delivered, acknowledged
-	// and dropped.
+	// Only are the names of the events to send. Empty: all events, except those about single
+	// messages: published, delivered, acknowledged and dropped.
 	Only []string
-	// Payloads sends the payloads of messages, too.
+	// Payloads sends the payloads of messages too.
 	Payloads bool
-	// Batch is the most events in one request, RequestBytes the most bytes; but an event that is
-	// larger has a request of its own. Interval is how long an event may wait for others. A server
-	// that refuses a request as too large (413) gets it in halves, and no such large ones any more.
-	// Zero: 100, 1 MiB and 1 s.
+	// Batch is the maximum number of events in a request. RequestBytes is the maximum number of
+	// bytes; a larger event gets a request of its own. Interval is how long an event may wait for
+	// others. If the server refuses a request as too large (413), it gets the events in halves, and
+	// later requests are smaller. Zero: 100, 1 MiB and 1 s.
 	Batch, RequestBytes int
 	Interval            time.Duration
-	// Queue and QueueBytes bound the events that wait, those of the request under way not counted.
-	// Further ones are dropped. Events about one address, or about one client where the address is
-	// not known, do not fill the last quarter. Zero: 10,000 and 16 MiB.
+	// Queue and QueueBytes bound the events that wait, without those of the request in progress.
+	// Further events are dropped. Events about one address, or about one client if the address is
+	// unknown, do not fill the last quarter. Zero: 10,000 and 16 MiB.
 	Queue, QueueBytes int
-	// Attempts is how often a request is made before its events are dropped, RetryMin the pause after the first, which doubles up to
-	// RetryMax, each shortened by up to a half at random. Zero: 10, 500 ms and 30 s.
+	// Attempts is how often a request is made before its events are dropped. RetryMin is the pause
+	// after the first attempt. The pause doubles up to RetryMax; each pause is shortened at random
+	// by up to a half. Zero: 10, 500 ms and 30 s.
 	Attempts           int
 	RetryMin, RetryMax time.Duration
-	// Logger is told of events that are dropped because the server would not have them. Nil: slog.Default().
+	// Logger logs events that are dropped because the server refused them. Nil: slog.Default().
 	Logger *slog.Logger
 }
 
@@ -65,7 +66,8 @@ type EventOptions struct {
 //	acknowledged                  client_id, packet_id
 //	dropped                       client_id, error, and the message's if it is known
 //
-// The client's are client_id, user and remote_ip; the message's topic, qos, retain, size and payload.
+// The client's are client_id, user and remote_ip; the message's topic, qos, retain, size and
+// payload.
 //
 // Texts of more than 1,024 bytes are cut, and truncated names the fields that are: client_id, user,
 // topic, value or error. It names payload where the server has refused the event with its payload
@@ -94,10 +96,10 @@ type Event struct {
 	Truncated      []string            `json:"truncated,omitempty"`
 }
 
-// maxText is how much of a text is sent, in bytes.
+// maxText is the maximum length of a text that is sent, in bytes.
 const maxText = 1024
 
-// cut shortens the texts of x. They are copies then: nothing holds on to the long ones.
+// cut shortens the texts of x. It copies them, so that the long texts can be freed.
 func (x *Event) cut() {
 	for _, f := range []struct {
 		name string
@@ -113,7 +115,7 @@ func (x *Event) cut() {
 	}
 }
 
-// eventSize is what an Event takes besides its texts and its payload, in bytes.
+// eventSize is the memory of an Event, without its texts and payload, in bytes.
 const eventSize = 512
 
 func (x *Event) size() int {
@@ -121,7 +123,7 @@ func (x *Event) size() int {
 		len(x.Payload)
 }
 
-// peer is whom x is about, for its share of the queue.
+// peer returns the peer that x is about, for its share of the queue.
 func (x *Event) peer() string {
 	if x.RemoteIP != "" {
 		return x.RemoteIP
@@ -131,7 +133,8 @@ func (x *Event) peer() string {
 
 // eventNames are the names in the order of the Observer's fields.
 var eventNames = []string{
-	"connected", "refused", "disconnected", "session_ended", "subscribed", "unsubscribed", "denied", "revoked", "banned", "panicked",
+	"connected", "refused", "disconnected", "session_ended", "subscribed", "unsubscribed", "denied",
+	"revoked", "banned", "panicked",
 	"store_failed", "store_recovered", "published", "delivered", "acknowledged", "dropped",
 }
 
@@ -143,15 +146,22 @@ func (e *Events) wants(name string) bool {
 	return slices.Index(eventNames, name) < slices.Index(eventNames, "published")
 }
 
-// Observer returns what tells the broker's events to e. Of those that are not wanted the fields are nil.
+// Observer returns an Observer that sends the broker's events with e. Its fields for unwanted
+// events are nil.
 func (e *Events) Observer() *hooks.Observer {
 	o := e.everything()
 	for name, field := range map[string]func(){
-		"connected": func() { o.Connected = nil }, "refused": func() { o.Refused = nil }, "disconnected": func() { o.Disconnected = nil },
+		"connected": func() {
+			o.Connected = nil
+		}, "refused": func() { o.Refused = nil }, "disconnected": func() { o.Disconnected = nil },
 		"session_ended": func() { o.SessionEnded = nil }, "subscribed": func() { o.Subscribed = nil },
 		"unsubscribed": func() { o.Unsubscribed = nil }, "denied": func() { o.Denied = nil },
-		"revoked": func() { o.Revoked = nil }, "banned": func() { o.Banned = nil }, "panicked": func() { o.Panicked = nil },
-		"store_failed": func() { o.StoreFailed = nil }, "store_recovered": func() { o.StoreRecovered = nil },
+		"revoked": func() {
+			o.Revoked = nil
+		}, "banned": func() { o.Banned = nil }, "panicked": func() { o.Panicked = nil },
+		"store_failed": func() {
+			o.StoreFailed = nil
+		}, "store_recovered": func() { o.StoreRecovered = nil },
 		"published": func() { o.Published = nil }, "delivered": func() { o.Delivered = nil },
 		"acknowledged": func() { o.Acknowledged = nil }, "dropped": func() { o.Dropped = nil },
 	} {
@@ -162,7 +172,7 @@ func (e *Events) Observer() *hooks.Observer {
 	return o
 }
 
-// lastYear is the last one that a time in JSON can have.
+// lastYear is the last year that a time in JSON can have.
 const lastYear = 9999
 
 // everything returns an Observer of all events.
@@ -214,7 +224,9 @@ func (e *Events) everything() *hooks.Observer {
 			x.Matched = &matched
 			e.add(x)
 		},
-		Delivered: func(id string, m *packets.Message) { e.add(e.about(Event{Event: "delivered", ClientID: id}, m)) },
+		Delivered: func(id string, m *packets.Message) {
+			e.add(e.about(Event{Event: "delivered", ClientID: id}, m))
+		},
 		Acknowledged: func(id string, packetID uint16) {
 			e.add(Event{Event: "acknowledged", ClientID: id, PacketID: packetID})
 		},
@@ -232,7 +244,7 @@ func (e *Events) ended(name string) func(*hooks.Client, packets.ReasonCode, erro
 	}
 }
 
-// of begins an event of a client, nil for one of the host program.
+// of begins an event about a client. The client is nil for the host program.
 func of(c *hooks.Client, name string) Event {
 	x := Event{Event: name}
 	if c != nil {
@@ -242,7 +254,7 @@ func of(c *hooks.Client, name string) Event {
 	return x
 }
 
-// about adds a message, which is immutable, and may be nil.
+// about adds a message to an event. The message is immutable, and may be nil.
 func (e *Events) about(x Event, m *packets.Message) Event {
 	if m == nil {
 		return x

@@ -64,7 +64,8 @@ func TestEveryEvent(t *testing.T) {
 		e := s.events(t, func(o *webhook.EventOptions) {
 			o.Payloads = true
 			o.Only = []string{
-				"connected", "refused", "disconnected", "session_ended", "subscribed", "unsubscribed", "denied", "revoked", "banned", "panicked",
+				"connected", "refused", "disconnected", "session_ended", "subscribed",
+				"unsubscribed", "denied", "revoked", "banned", "panicked",
 				"store_failed", "store_recovered", "published", "delivered", "acknowledged", "dropped",
 			}
 		})
@@ -153,11 +154,14 @@ func TestWantedEvents(t *testing.T) {
 	t.Run("every event of an Observer can be had", func(t *testing.T) {
 		e := new(server).events(t, func(o *webhook.EventOptions) {
 			o.Only = []string{
-				"connected", "refused", "disconnected", "session_ended", "subscribed", "unsubscribed", "denied", "revoked", "banned",
-				"panicked", "store_failed", "store_recovered", "published", "delivered", "acknowledged", "dropped",
+				"connected", "refused", "disconnected", "session_ended", "subscribed",
+				"unsubscribed", "denied", "revoked", "banned",
+				"panicked", "store_failed", "store_recovered", "published", "delivered",
+				"acknowledged", "dropped",
 			}
 		})
-		require.Len(t, set(e.Observer()), reflect.TypeFor[hooks.Observer]().NumField(), "a new field of Observer belongs into Events, too")
+		require.Len(t, set(e.Observer()), reflect.TypeFor[hooks.Observer]().NumField(),
+			"a new field of Observer belongs into Events, too")
 		require.NoError(t, e.Close(t.Context()))
 	})
 	t.Run("payloads only where they are asked for", func(t *testing.T) {
@@ -186,7 +190,8 @@ func TestBatches(t *testing.T) {
 		synctest.Wait()
 		require.Equal(t, 3, s.questions(), "others after a while")
 		ds := s.deliveries(t)
-		require.Equal(t, [][]uint64{{1, 2, 3}, {4, 5, 6}, {7}}, [][]uint64{numbers(ds[0]), numbers(ds[1]), numbers(ds[2])})
+		require.Equal(t, [][]uint64{{1, 2, 3}, {4, 5, 6}, {7}},
+			[][]uint64{numbers(ds[0]), numbers(ds[1]), numbers(ds[2])})
 		seen := map[string]bool{}
 		for i, h := range s.headers {
 			require.NoError(t, webhook.Verify([]byte("secret"), h, []byte(s.asked[i]), 0))
@@ -205,7 +210,10 @@ func TestRetries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
 		s := &server{err: errors.New("no network")}
-		e := s.events(t, func(o *webhook.EventOptions) { o.Batch = 1; o.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+		e := s.events(t, func(o *webhook.EventOptions) {
+			o.Batch = 1
+			o.Logger = slog.New(slog.NewTextHandler(&log, nil))
+		})
 		o := e.Observer()
 		o.SessionEnded("c")
 		time.Sleep(2 * time.Second) // pauses of up to 0.5 and 1 s, at least 0.25 and 0.5 s
@@ -296,7 +304,8 @@ func TestCloseGivesUp(t *testing.T) {
 	})
 }
 
-// A ban may end when JSON has no more years. The events that it shares a request with are sent all the same, and without further attempts.
+// A ban may end when JSON has no more years. The events that it shares a request with are sent all
+// the same, and without further attempts.
 func TestABanBeyondTheYears(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &server{}

@@ -7,15 +7,15 @@ import (
 	"time"
 )
 
-// A key stands for a question. It is a MAC, so that what is kept does not tell passwords.
+// A key identifies a question. It is a MAC, so the cache does not reveal passwords.
 type key [sha256.Size]byte
 
-// answerSize is what a kept answer takes besides its text, in bytes.
+// answerSize is the memory of a cached answer, without its text, in bytes.
 const answerSize = 512
 
-// kept are the answers that may be given again. Where there are too many, those go that were not
-// used for longest: those of all, or of the peer alone if it has more than an eighth. So one peer
-// does not take the place of all others.
+// kept is the cache of answers. When it is full, the least recently used answer is removed: of all
+// answers, or of the peer of the new answer if this peer has more than an eighth. So one peer does
+// not push out the answers of all others.
 type kept struct {
 	most, mostBytes int // immutable
 
@@ -27,7 +27,7 @@ type kept struct {
 	peers   map[string]*keptOf
 }
 
-// keptOf are the answers of a peer.
+// keptOf are the cached answers of a peer.
 type keptOf struct {
 	used list.List // of *answer
 	size int
@@ -38,7 +38,7 @@ func newKept(most, mostBytes int) kept {
 		peers: map[string]*keptOf{}}
 }
 
-// find returns the answer to a question, nil if there is none that may still be given.
+// find returns the answer to a question, or nil if there is no valid one.
 func (k *kept) find(of key, now time.Time) *answer {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -55,7 +55,7 @@ func (k *kept) find(of key, now time.Time) *answer {
 	return x
 }
 
-// add keeps x. Its key, peer, size and until are set.
+// add puts x into the cache. Its key, peer, size and until are set.
 func (k *kept) add(x *answer) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -14,7 +14,8 @@ import (
 
 var edges = []int64{math.MinInt64, -1, 1, math.MaxInt64}
 
-// Each number of the Options at its edges: questions are answered, also after the server has failed.
+// Each number of the Options at its edges: questions are answered, also after the server has
+// failed.
 func TestOptionsAtTheirEdges(t *testing.T) {
 	typ := reflect.TypeFor[webhook.Options]()
 	n := 0
@@ -26,7 +27,9 @@ func TestOptionsAtTheirEdges(t *testing.T) {
 			n++
 			synctest.Test(t, func(t *testing.T) {
 				s := &server{body: `{"result":"allow"}`}
-				a := s.authenticator(t, func(o *webhook.Options) { reflect.ValueOf(o).Elem().Field(i).SetInt(edge) })
+				a := s.authenticator(t, func(o *webhook.Options) {
+					reflect.ValueOf(o).Elem().Field(i).SetInt(edge)
+				})
 				require.NoError(t, a.Authenticate(t.Context(), connect("x")), "%s %d", typ.Field(i).Name, edge)
 				s.set(500, "", nil)
 				require.Error(t, a.Authenticate(t.Context(), connect("y")))
@@ -67,7 +70,9 @@ func TestEventOptionsAtTheirEdges(t *testing.T) {
 			n++
 			synctest.Test(t, func(t *testing.T) {
 				s := &server{status: 500}
-				e := s.events(t, func(o *webhook.EventOptions) { reflect.ValueOf(o).Elem().Field(i).SetInt(edge) })
+				e := s.events(t, func(o *webhook.EventOptions) {
+					reflect.ValueOf(o).Elem().Field(i).SetInt(edge)
+				})
 				e.Observer().SessionEnded("c")
 				if name == "Interval" && edge == math.MaxInt64 {
 					go func() { _ = e.Close(context.Background()) }() // it is not sent before

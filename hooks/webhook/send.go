@@ -16,10 +16,10 @@ import (
 	"github.com/dunlin-mqtt/dunlin/hooks/internal/queue"
 )
 
-// Events sends what happens to a server. Its Observer never waits: events go to a queue, and one
-// goroutine sends them.
+// Events sends the broker's events to a server. Its Observer never waits: events go into a queue,
+// and one goroutine sends them.
 type Events struct {
-	poster
+	poster  poster
 	o       EventOptions
 	queue   *queue.Queue[Event]
 	dropped atomic.Uint64
@@ -35,7 +35,7 @@ type Events struct {
 // maxRetry is the longest pause, so that twice as much is a Duration.
 const maxRetry = 365 * 24 * time.Hour
 
-// NewEvents returns one that sends from now on until Close. It fails if the options make no sense.
+// NewEvents returns an Events that sends until Close. It fails if the options are invalid.
 func NewEvents(o EventOptions) (*Events, error) {
 	for _, d := range []struct {
 		of  *time.Duration
@@ -76,7 +76,7 @@ func NewEvents(o EventOptions) (*Events, error) {
 		done:  make(chan struct{}),
 		limit: o.RequestBytes,
 	}
-	if err := e.check(); err != nil {
+	if err := e.poster.check(); err != nil {
 		return nil, err
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
@@ -84,15 +84,14 @@ func NewEvents(o EventOptions) (*Events, error) {
 	return e, nil
 }
 
-// Dropped returns how many events the server has not got and will not get.
+// Dropped returns how many events were dropped without reaching the server.
 func (e *Events) Dropped() uint64 { return e.dropped.Load() }
 
-// Close sends what is queued, and returns when that is done or ctx has ended, with an error in the
-// latter case. Events that come after the beginning of Close are dropped. Further calls do the
-// same.
+// Close sends the queued events. It returns when that is done, or with an error when ctx ends.
+// Events that arrive after the beginning of Close are dropped. Further calls do the same.
 func (e *Events) Close(ctx context.Context) error {
 	e.queue.Close()
-	defer e.client.CloseIdleConnections()
+	defer e.poster.client.CloseIdleConnections()
 	select {
 	case <-e.done:
 		return nil
@@ -123,7 +122,7 @@ func (e *Events) run() {
 	}
 }
 
-// gather waits until there is a batch. It returns false if there is nothing and will be nothing.
+// gather waits until there is a batch. It returns false if the queue is empty and closed.
 func (e *Events) gather() bool {
 	var due <-chan time.Time
 	for {
@@ -144,13 +143,13 @@ func (e *Events) gather() bool {
 	}
 }
 
-// An encoded event is one with its JSON.
+// An encoded event is an event with its JSON.
 type encoded struct {
 	event Event
 	text  []byte
 }
 
-// sendAll sends events, in as many requests as their size wants.
+// sendAll sends events, in as many requests as their size needs.
 func (e *Events) sendAll(events []Event) {
 	var batch []encoded
 	size := 0
@@ -172,15 +171,15 @@ func (e *Events) sendAll(events []Event) {
 	}
 }
 
-// drop counts events that the server will not get.
+// drop counts dropped events.
 func (e *Events) drop(n, attempts int, err error) {
 	e.dropped.Add(uint64(n))
-	e.o.Logger.Warn("webhook: events are dropped", "url", e.url, "events", n, "attempts", attempts,
+	e.o.Logger.Warn("webhook: events are dropped", "url", e.poster.url, "events", n, "attempts", attempts,
 		"err", err)
 }
 
-// send makes attempts at a request until the server has it. It halves one that is too large for the
-// server.
+// send attempts a request until the server accepts it. It halves a request that is too large for
+// the server.
 func (e *Events) send(batch []encoded) {
 	delivery := rand.Text()
 	pause := e.o.RetryMin
@@ -206,8 +205,8 @@ func (e *Events) send(batch []encoded) {
 	}
 }
 
-// sendSmaller sends the events of a request that the server has found too large: in halves, or
-// without the payload if it is one event. It returns false if that is not possible.
+// sendSmaller sends the events of a request that was too large for the server: in halves, or
+// without the payload if it is one event. It returns false if neither is possible.
 func (e *Events) sendSmaller(batch []encoded) bool {
 	if len(batch) > 1 {
 		size := 0
@@ -233,7 +232,7 @@ func (e *Events) sendSmaller(batch []encoded) bool {
 	return true
 }
 
-// refused is the error of a status that will not become another one.
+// refused is the error for a status that another attempt would not change.
 type refused int
 
 func (r refused) Error() string { return fmt.Sprintf("status %d", int(r)) }
@@ -253,7 +252,7 @@ func (e *Events) attempt(batch []encoded, delivery string) error {
 	}
 	head = bytes.TrimSuffix(head, []byte("]}"))
 	body := slices.Concat(head, bytes.Join(texts, []byte(",")), []byte("]}"))
-	status, _, err := e.post(e.ctx, body, delivery)
+	status, _, err := e.poster.post(e.ctx, body, delivery)
 	switch {
 	case err != nil && status == 0:
 		return err

@@ -156,6 +156,29 @@ func TestTheCircuitOfOnePeer(t *testing.T) {
 	})
 }
 
+// Who only claims to be jane takes the place of others at the same address, and not hers.
+func TestAClaimedNameTakesNoKeptAnswersOfItsPrincipal(t *testing.T) {
+	s := &server{body: `{"result":"allow"}`}
+	a := s.authorizer(t, func(o *webhook.Options) { o.MaxCached = 80 })
+	ask := func(unverified bool, topic int) {
+		r := publish(fmt.Sprint(topic))
+		r.Client.RemoteAddr = net.TCPAddrFromAddrPort(netip.MustParseAddrPort("192.0.2.1:1"))
+		r.Client.Identity = hooks.Identity{Principal: "jane", Unverified: unverified}
+		require.NoError(t, a.Authorize(t.Context(), r))
+	}
+	for i := range 40 {
+		ask(false, i)
+	}
+	for i := range 1000 {
+		ask(true, 100+i)
+	}
+	before := s.questions()
+	for i := range 40 {
+		ask(false, i)
+	}
+	require.Equal(t, before, s.questions(), "hers are kept")
+}
+
 func TestOnePeerDoesNotTakeTheKeptAnswersOfOthers(t *testing.T) {
 	for name, limit := range map[string]func(*webhook.Options){
 		"by number": func(o *webhook.Options) { o.MaxCached = 80 },

@@ -1,23 +1,27 @@
-// Package webhook has an HTTP server decide who may connect ([NewAuthenticator]) and what clients may publish and subscribe to
-// ([NewAuthorizer]), and tells one what happens ([NewEvents]).
+// Package webhook lets an HTTP server decide which clients may connect ([NewAuthenticator]) and
+// what they may publish and subscribe to ([NewAuthorizer]). It can also send events to a server
+// ([NewEvents]).
 //
 // # Questions
 //
-// Each question is a POST with a JSON object. That of a CONNECT:
+// Each question is a POST with a JSON object. The question about a CONNECT:
 //
 //	{"action": "connect", "client_id": "c1", "username": "jane", "password": "pencil", "version": 5, "remote_ip": "192.0.2.7",
 //	 "listener": "198.51.100.1:8883", "certificate": {"common_name": "jane", "fingerprint": "6f2d..."}}
 //
-// username and password are missing if the CONNECT had none; a password that is not UTF-8 comes as "password_base64" instead.
-// version is 3, 4 or 5 for MQTT 3.1, 3.1.1 and 5.0. certificate is there if the client has one that the handshake has verified. That of
-// a publish or subscription:
+// username and password are missing if the CONNECT had none. A password that is not UTF-8 is sent
+// as "password_base64" instead. version is 3, 4 or 5 for MQTT 3.1, 3.1.1 and 5.0. certificate is
+// present if the handshake has verified a client certificate. The question about a publish or
+// subscription:
 //
 //	{"action": "publish", "client_id": "c1", "user": "jane", "roles": ["sensor"], "tenant": "t1", "attributes": {"k": "v"},
 //	 "remote_ip": "192.0.2.7", "topic": "a/b", "qos": 1, "retain": true, "will": true}
 //	{"action": "subscribe", "client_id": "c1", "user": "jane", "remote_ip": "192.0.2.7", "topic": "a/#", "group": "g", "qos": 1}
 //
-// user is the name that was verified, or else the User Name, missing for an anonymous client. topic is without "$share/group/", which
-// is in group. A subscription must be allowed only if everything that its Topic Filter matches may be read. What is false, zero or empty may be missing.
+// user is the verified name, or else the User Name. It is missing for an anonymous client. topic is
+// without "$share/group/"; group has the ShareName. Allow a subscription only if the client may
+// read everything that its Topic Filter matches. Fields that are false, zero or empty may be
+// missing.
 //
 // # Answers
 //
@@ -27,9 +31,10 @@
 //	{"result": "deny", "reason_code": 135, "reason": "not today"}
 //	{"result": "abstain"}
 //
-// reason_code is one of MQTT 5.0 from 128 on; without it the client gets Bad User Name or Password (134) on a CONNECT and Not authorized
-// (135) otherwise. reason is told to 5.0 clients. "cache_seconds" says for how long the answer may be kept, 0 not at all, instead of the
-// Options' time. An answer that allows a CONNECT may have more:
+// reason_code is a code of MQTT 5.0 from 128 on. Without it the client gets Bad User Name or
+// Password (134) on a CONNECT and Not authorized (135) otherwise. 5.0 clients receive reason.
+// "cache_seconds" is how long the answer may be cached, instead of the time in the Options; 0 means
+// not at all. An answer that allows a CONNECT may have more fields:
 //
 //	{"result": "allow", "principal": "jane", "roles": ["sensor"], "tenant": "t1", "attributes": {"k": "v"},
 //	 "mount_point": "tenants/t1/", "expires_seconds": 3600, "limits": {"receive_maximum": 10, "packet_size": 65536,
@@ -38,34 +43,35 @@
 //
 // # Failures
 //
-// Everything else refuses: no answer within the time-out, another status, a body that makes no
-// sense, a circuit that is open, a question that waited in vain for its turn. A CONNECT is then
-// answered with Server unavailable (0x88), a publish or subscription with Implementation specific
-// error (0x83): the client may try again.
+// Everything else refuses: no answer within the time-out, another status, an invalid body, an open
+// circuit, a question that waited in vain for its turn. A CONNECT is then answered with Server
+// unavailable (0x88), and a publish or subscription with Implementation specific error (0x83): the
+// client may try again.
 //
-// Questions about one peer, an address or a user, do not keep the answers from others, however many
+// Questions about one peer, an address or a user, do not delay the answers to others, however many
 // they are and however the server fails at them: see Options.MaxConcurrent, MaxWaiting, MaxCached
 // and BreakAfter.
 //
 // # Events
 //
-// Each request is a POST with several:
+// Each request is a POST with several events:
 //
 //	{"sent": "2026-01-02T15:04:05Z", "dropped": 0, "events": [
 //	  {"seq": 1, "time": "2026-01-02T15:04:05.123Z", "event": "connected", "client_id": "c1", "user": "jane", "remote_ip": "192.0.2.7",
 //	   "session_present": true}]}
 //
-// seq counts events in the order in which they are delivered. Where numbers are missing, events
-// were dropped; dropped says how many there were in all. The events and their fields are described
-// at [Event]. A status of 200 to 299 means that the server has the events. With 413 it gets them
-// again in smaller requests. Another status means that the server will never take them, except 408,
-// 425, 429, and 500 and more. Then, and after too many attempts, they are dropped. The header
-// Dunlin-Delivery is the same for each attempt at the same request.
+// seq counts events in the order in which they are delivered. If numbers are missing, events were
+// dropped; dropped is their total number. [Event] describes the events and their fields. A status
+// of 200 to 299 means that the server has the events. After 413 the server gets them again in
+// smaller requests. After 408, 425, 429, and 500 and more, the request is repeated. After any other
+// status, and after too many attempts, the events are dropped. The header Dunlin-Delivery is the
+// same for each attempt at the same request.
 //
 // # Signatures
 //
-// With a Secret, each request has a header Dunlin-Timestamp, the time in seconds since 1970, and a header Dunlin-Signature: "sha256="
-// and, in hexadecimal digits, the HMAC-SHA256 of the timestamp, a full stop and the body. [Verify] checks them.
+// With a Secret, each request has a header Dunlin-Timestamp, the time in seconds since 1970, and a
+// header Dunlin-Signature: "sha256=" and, in hexadecimal digits, the HMAC-SHA256 of the timestamp,
+// a full stop and the body. [Verify] checks them.
 package webhook
 
 import (
@@ -87,9 +93,9 @@ const (
 	timestampHeader = "Dunlin-Timestamp"
 	signatureHeader = "Dunlin-Signature"
 	deliveryHeader  = "Dunlin-Delivery"
-	// maxAnswer is the most that an answer may be, in bytes.
+	// maxAnswer is the maximum size of an answer, in bytes.
 	maxAnswer = 64 << 10
-	// idleConns is how many connections to the server are kept, for a while, while nothing is asked.
+	// idleConns is how many idle connections to the server are kept, for a while.
 	idleConns = 64
 )
 
@@ -113,7 +119,10 @@ func (p *poster) check() error {
 	if p.client == nil {
 		t := http.DefaultTransport.(*http.Transport).Clone()
 		t.MaxIdleConnsPerHost = idleConns
-		p.client = &http.Client{Transport: t, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+		p.client = &http.Client{Transport: t, CheckRedirect: func(*http.Request,
+			[]*http.Request) error {
+			return http.ErrUseLastResponse
+		}}
 	}
 	if p.timeout <= 0 {
 		p.timeout = 5 * time.Second
@@ -121,8 +130,9 @@ func (p *poster) check() error {
 	return nil
 }
 
-// post sends a body and returns status and body of the answer.
-func (p *poster) post(ctx context.Context, body []byte, delivery string) (status int, answer []byte, err error) {
+// post sends a body, and returns the status and body of the answer.
+func (p *poster) post(ctx context.Context, body []byte, delivery string) (status int, answer []byte,
+	err error) {
 	ctx, cancel := context.WithTimeout(ctx, p.timeout)
 	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, p.url, bytes.NewReader(body))
@@ -161,8 +171,8 @@ func signature(secret []byte, timestamp string, body []byte) string {
 	return "sha256=" + hex.EncodeToString(h.Sum(nil))
 }
 
-// Verify says whether a request with that header and body was made, no longer ago than tolerance (zero: 5 minutes), by somebody who has
-// the secret. The error says why not. It is for the server's side.
+// Verify says whether a request with that header and body was made by somebody who has the secret,
+// no longer ago than tolerance (zero: 5 minutes). The error says why not. Use it in the server.
 func Verify(secret []byte, header http.Header, body []byte, tolerance time.Duration) error {
 	if len(secret) == 0 {
 		return errors.New("webhook: no secret")

@@ -75,7 +75,8 @@ func (c *client) publish(topic string) byte {
 	return r.ReasonCode
 }
 
-// authenticate sends AUTH with Reason Code 0x19 and waits until the exchange has ended, and returns whether well.
+// authenticate sends AUTH with Reason Code 0x19 and waits until the exchange has ended, and returns
+// whether well.
 func (c *client) authenticate(method string, data []byte) bool {
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(c.t.Context(), patience)
@@ -127,17 +128,20 @@ func (w *wire) send(p packets.Packet) {
 // connect sends a CONNECT with Authentication Method and Data.
 func (w *wire) connect(id, method, data string) {
 	w.t.Helper()
-	w.send(&packets.Connect{Version: packets.V5, CleanStart: true, ClientID: id, Properties: authProperties(method, data)})
+	w.send(&packets.Connect{Version: packets.V5, CleanStart: true, ClientID: id,
+		Properties: authProperties(method, data)})
 }
 
 // auth sends an AUTH that goes on.
 func (w *wire) auth(method, data string) {
 	w.t.Helper()
-	w.send(&packets.Auth{Code: packets.ContinueAuthentication, Properties: authProperties(method, data)})
+	w.send(&packets.Auth{Code: packets.ContinueAuthentication,
+		Properties: authProperties(method, data)})
 }
 
 func authProperties(method, data string) packets.Properties {
-	return packets.Properties(nil).AppendText(packets.AuthenticationMethod, method).AppendBytes(packets.AuthenticationData, []byte(data))
+	return packets.Properties(nil).AppendText(packets.AuthenticationMethod, method).
+		AppendBytes(packets.AuthenticationData, []byte(data))
 }
 
 // challenge reads an AUTH and returns its data.

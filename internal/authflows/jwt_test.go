@@ -49,26 +49,30 @@ func (i *issuer) token(sub string, life time.Duration, publish ...string) []byte
 // unsigned returns a token with alg:none.
 func (i *issuer) unsigned() []byte {
 	i.t.Helper()
-	s, err := jwt.NewWithClaims(jwt.SigningMethodNone, jwt.MapClaims{"sub": "jane", "exp": time.Now().Add(time.Hour).Unix()}).SignedString(jwt.UnsafeAllowNoneSignatureType)
+	s, err := jwt.NewWithClaims(jwt.SigningMethodNone, jwt.MapClaims{"sub": "jane",
+		"exp": time.Now().Add(time.Hour).Unix()}).SignedString(jwt.UnsafeAllowNoneSignatureType)
 	require.NoError(i.t, err)
 	return []byte(s)
 }
 
 func (i *issuer) byPassword(token []byte) (*client, byte) {
 	i.t.Helper()
-	return dial(i.t, i.addr, nil, &paho.Connect{ClientID: "p", Username: "jane", UsernameFlag: true, Password: token, PasswordFlag: true})
+	return dial(i.t, i.addr, nil, &paho.Connect{ClientID: "p", Username: "jane", UsernameFlag: true,
+		Password: token, PasswordFlag: true})
 }
 
 func (i *issuer) byMethod(id string, token []byte) (*client, byte) {
 	i.t.Helper()
-	return dial(i.t, i.addr, answerer(token), &paho.Connect{ClientID: id, Properties: &paho.ConnectProperties{AuthMethod: dunlinjwt.Method, AuthData: token}})
+	return dial(i.t, i.addr, answerer(token), &paho.Connect{ClientID: id,
+		Properties: &paho.ConnectProperties{AuthMethod: dunlinjwt.Method, AuthData: token}})
 }
 
 // An answerer answers AUTH with a token.
 type answerer []byte
 
 func (a answerer) Authenticate(*paho.Auth) *paho.Auth {
-	return &paho.Auth{ReasonCode: 0x18, Properties: &paho.AuthProperties{AuthMethod: dunlinjwt.Method, AuthData: a}}
+	return &paho.Auth{ReasonCode: 0x18,
+		Properties: &paho.AuthProperties{AuthMethod: dunlinjwt.Method, AuthData: a}}
 }
 
 func (a answerer) Authenticated() {}
@@ -83,11 +87,14 @@ func TestJWT(t *testing.T) {
 	c, code = i.byMethod("m", good)
 	require.Zero(t, code)
 	require.Zero(t, c.publish("a/b")&0x80)
-	_, code = dial(t, i.addr, answerer(good), &paho.Connect{ClientID: "late", Properties: &paho.ConnectProperties{AuthMethod: dunlinjwt.Method}})
+	_, code = dial(t, i.addr, answerer(good), &paho.Connect{ClientID: "late",
+		Properties: &paho.ConnectProperties{AuthMethod: dunlinjwt.Method}})
 	require.Zero(t, code, "the broker asks for a token that the CONNECT does not have")
 
 	for name, token := range map[string][]byte{
-		"expired": i.token("jane", -time.Minute, "a/#"), "alg none": i.unsigned(), "without signature": good[:len(good)-86], "of another issuer": newIssuer(t).token("jane", time.Hour),
+		"expired": i.token("jane", -time.Minute, "a/#"), "alg none": i.unsigned(),
+		"without signature": good[:len(good)-86],
+		"of another issuer": newIssuer(t).token("jane", time.Hour),
 	} {
 		_, code = i.byPassword(token)
 		require.Equal(t, byte(packets.BadUserNameOrPassword), code, name)
@@ -102,20 +109,23 @@ func TestJWTReauthentication(t *testing.T) {
 	var began time.Time
 	var stays, leaves, password *client
 	var life time.Duration
-	for life = 5 * time.Second; ; life *= 2 { // on a machine that is busy with other things all of it may come too late
+	// on a machine that is busy with other things all of it may come too late
+	for life = 5 * time.Second; ; life *= 2 {
 		began = time.Now()
 		codes := make([]byte, 3)
 		stays, codes[0] = i.byMethod("stays", i.token("jane", life, "a"))
 		leaves, codes[1] = i.byMethod("leaves", i.token("jane", life, "a"))
 		password, codes[2] = i.byPassword(i.token("jane", life, "a"))
 		good := stays != nil && stays.authenticate(dunlinjwt.Method, i.token("jane", time.Hour, "b"))
-		if time.Since(began) < life-time.Second || life > patience/2 { // in a token there are whole seconds
+		if time.Since(began) < life-time.Second ||
+			life > patience/2 { // in a token there are whole seconds
 			require.Equal(t, make([]byte, 3), codes)
 			require.True(t, good)
 			break
 		}
 	}
-	require.Equal(t, byte(packets.NotAuthorized), stays.publish("a"), "the new token's claims are in force")
+	require.Equal(t, byte(packets.NotAuthorized), stays.publish("a"),
+		"the new token's claims are in force")
 	require.Zero(t, stays.publish("b")&0x80)
 	require.Equal(t, byte(packets.MaximumConnectTime), leaves.lost())
 	require.Equal(t, byte(packets.MaximumConnectTime), password.lost())
@@ -124,7 +134,8 @@ func TestJWTReauthentication(t *testing.T) {
 
 	require.False(t, stays.authenticate(dunlinjwt.Method, i.token("joe", time.Hour, "b")))
 	require.Equal(t, byte(packets.NotAuthorized), stays.lost(), "somebody else's token")
-	for name, token := range map[string][]byte{"expired": i.token("jane", -time.Minute), "alg none": i.unsigned()} {
+	for name, token := range map[string][]byte{"expired": i.token("jane", -time.Minute),
+		"alg none": i.unsigned()} {
 		c, code := i.byMethod("again", i.token("jane", time.Hour, "a"))
 		require.Zero(t, code)
 		require.False(t, c.authenticate(dunlinjwt.Method, token), name)

@@ -39,8 +39,10 @@ func (x *exchange) begin(t *testing.T, user, password string) []byte {
 func (x *exchange) Authenticate(a *paho.Auth) *paho.Auth {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	data, _ := x.conv.Step(string(a.Properties.AuthData)) // an error shows in what the broker makes of nothing
-	return &paho.Auth{ReasonCode: 0x18, Properties: &paho.AuthProperties{AuthMethod: auth.SCRAMSHA256, AuthData: []byte(data)}}
+	// an error shows in what the broker makes of nothing
+	data, _ := x.conv.Step(string(a.Properties.AuthData))
+	return &paho.Auth{ReasonCode: 0x18,
+		Properties: &paho.AuthProperties{AuthMethod: auth.SCRAMSHA256, AuthData: []byte(data)}}
 }
 
 func (x *exchange) Authenticated() {}
@@ -53,7 +55,8 @@ func (x *exchange) verify(data []byte) bool {
 	return err == nil && x.conv.Valid()
 }
 
-// scramBroker has two users, who may each publish below their name. An exchange may take as long as connectTimeout.
+// scramBroker has two users, who may each publish below their name. An exchange may take as long as
+// connectTimeout.
 func scramBroker(t *testing.T, connectTimeout time.Duration) (*dunlin.Broker, string) {
 	users, err := auth.NewUsers([]auth.User{
 		{Name: "jane", Hash: auth.HashSCRAM("pencil", 4096)}, {Name: "joe", Hash: auth.HashSCRAM("brush", 4096)}, {Name: "old", Hash: auth.Hash("x", 1)},
@@ -73,7 +76,8 @@ func TestSCRAM(t *testing.T) {
 	connect := func(user, password string) (*client, *exchange, byte) {
 		x := new(exchange)
 		c, code := dial(t, addr, x, &paho.Connect{
-			ClientID: user, Properties: &paho.ConnectProperties{AuthMethod: auth.SCRAMSHA256, AuthData: x.begin(t, user, password)},
+			ClientID: user, Properties: &paho.ConnectProperties{AuthMethod: auth.SCRAMSHA256,
+				AuthData: x.begin(t, user, password)},
 		})
 		return c, x, code
 	}
@@ -82,17 +86,20 @@ func TestSCRAM(t *testing.T) {
 	require.Zero(t, jane.publish("users/jane/a")&0x80)
 	require.Equal(t, byte(packets.NotAuthorized), jane.publish("users/joe/a"))
 
-	require.True(t, jane.authenticate(auth.SCRAMSHA256, x.begin(t, "jane", "pencil")), "re-authentication")
+	require.True(t, jane.authenticate(auth.SCRAMSHA256, x.begin(t, "jane", "pencil")),
+		"re-authentication")
 	require.Zero(t, jane.publish("users/jane/a")&0x80)
 	require.False(t, jane.authenticate(auth.SCRAMSHA256, x.begin(t, "jane", "pencils")))
-	require.Equal(t, byte(packets.NotAuthorized), jane.lost(), "re-authentication with a wrong password ends the connection")
+	require.Equal(t, byte(packets.NotAuthorized), jane.lost(),
+		"re-authentication with a wrong password ends the connection")
 
 	jane, x, code = connect("jane", "pencil")
 	require.Zero(t, code)
 	require.False(t, jane.authenticate(auth.SCRAMSHA256, x.begin(t, "joe", "brush")))
 	require.Equal(t, byte(packets.NotAuthorized), jane.lost(), "re-authentication as somebody else")
 
-	for _, wrong := range [][2]string{{"jane", "brush"}, {"jane", ""}, {"jack", "pencil"}, {"old", "x"}} {
+	for _, wrong := range [][2]string{{"jane", "brush"}, {"jane", ""}, {"jack", "pencil"},
+		{"old", "x"}} {
 		_, _, code := connect(wrong[0], wrong[1])
 		require.Equal(t, byte(packets.NotAuthorized), code, "%q", wrong)
 	}
@@ -128,7 +135,9 @@ func TestSCRAMAttacks(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, packets.Success, p.(*packets.Connack).Code)
 
-	nonce := func(challenge string) string { return strings.TrimPrefix(strings.Split(challenge, ",")[0], "r=") }
+	nonce := func(challenge string) string {
+		return strings.TrimPrefix(strings.Split(challenge, ",")[0], "r=")
+	}
 	for _, tt := range []struct {
 		name string
 		// attack answers the challenge that the first message of the good exchange brings this time.
@@ -145,7 +154,8 @@ func TestSCRAMAttacks(t *testing.T) {
 		{"nothing", func(string) string { return "" }},
 		{"the first message again", func(string) string { return first }},
 		{"only the client's nonce", func(string) string {
-			return "c=biws,r=" + nonce(first[strings.Index(first, "r="):]) + ",p=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
+			return "c=biws,r=" + nonce(first[strings.Index(first, "r="):]) +
+				",p=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

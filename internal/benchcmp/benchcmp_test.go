@@ -57,7 +57,8 @@ func TestEveryRowHasItsScenario(t *testing.T) {
 		if r.over != "" {
 			require.Contains(t, flags, r.over, r.title)
 			if !r.self {
-				require.Equal(t, "floor", flags[r.over].brokers, "%s is divided by a floor that is measured", r.title)
+				require.Equal(t, "floor", flags[r.over].brokers,
+					"%s is divided by a floor that is measured", r.title)
 			}
 		}
 	}
@@ -89,7 +90,8 @@ func TestPlotIsXMLAndHasEveryPoint(t *testing.T) {
 		}
 	}
 	require.Equal(t, 4, circles, "a point that was not measured is not drawn")
-	require.Equal(t, 2, strings.Count(svg.String(), "µs of CPU per message over"), "one panel for each")
+	require.Equal(t, 2, strings.Count(svg.String(), "µs of CPU per message over"),
+		"one panel for each")
 	require.NoError(t, writeCSV(&csv, curves))
 	require.Contains(t, csv.String(), "connections,dunlin,10000,1.20,1.00,1.50,3\n")
 }

@@ -8,9 +8,10 @@ import (
 	"strings"
 )
 
-// This file is -storecost: what QoS 0 messages between sessions that end with their connections, of which a Store keeps nothing, cost in a
-// broker that has one, and in one that has none. The two take turns, first one and then the other in the lead, and what is looked
-// at is the ratio within each pair, since the machine changes less from one run to the next than over all of them.
+// This file is -storecost: what QoS 0 messages between sessions that end with their connections, of
+// which a Store keeps nothing, cost in a broker that has one, and in one that has none. The two
+// take turns, first one and then the other in the lead, and what is looked at is the ratio within
+// each pair, since the machine changes less from one run to the next than over all of them.
 
 const with, without = "with", "without"
 
@@ -64,7 +65,8 @@ func writeCosts(w io.Writer, results []result) {
 		}
 		st := statOf(ratios)
 		fmt.Fprintf(w, "%s| %s | %s | %s | %.3f | %s | %.3f–%.3f | %d |\n", head, s.title,
-			cell(statOf(values(results, s.name, without, perMessage))), cell(statOf(values(results, s.name, with, perMessage))),
+			cell(statOf(values(results, s.name, without, perMessage))),
+			cell(statOf(values(results, s.name, with, perMessage))),
 			st.median, interval(ratios), st.min, st.max, st.n)
 		head = ""
 	}
@@ -73,7 +75,8 @@ func writeCosts(w io.Writer, results []result) {
 	}
 }
 
-// pairs returns what a message cost with a Store divided by what it cost without one, for each pair of runs.
+// pairs returns what a message cost with a Store divided by what it cost without one, for each pair
+// of runs.
 func pairs(results []result, scenario string) (ratios []float64) {
 	costOf := make(map[int]float64)
 	for _, r := range results {
@@ -82,14 +85,16 @@ func pairs(results []result, scenario string) (ratios []float64) {
 		}
 	}
 	for _, r := range results {
-		if v, c := values([]result{r}, scenario, with, perMessage), costOf[r.Round]; len(v) == 1 && c > 0 {
+		if v, c := values([]result{r}, scenario, with, perMessage),
+			costOf[r.Round]; len(v) == 1 && c > 0 {
 			ratios = append(ratios, v[0]/c)
 		}
 	}
 	return ratios
 }
 
-// interval is where the median of all pairs there could be is, by the order of those that there are (a sign test); it takes six.
+// interval is where the median of all pairs there could be is, by the order of those that there are
+// (a sign test); it takes six.
 func interval(ratios []float64) string {
 	v := slices.Sorted(slices.Values(ratios))
 	k := rank(len(v))

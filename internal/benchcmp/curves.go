@@ -53,14 +53,17 @@ func measureCurves(o *options, contenders []contender, stderr io.Writer) error {
 	random := curve{panel: "subscriptions", name: "to a random one of them"}
 	for _, n := range []int{1000, 10_000, 100_000, 1_000_000} {
 		flags := fmt.Sprintf("-scenario wild -topics %d -subs 20 -pubs 4 -settle 500ms -warm 500ms -dur 2s", n)
-		s := repeat(o.rounds(5), func() map[string]any { return load(o.load, dunlin, strings.Fields(flags)) })
+		s := repeat(o.rounds(5), func() map[string]any {
+			return load(o.load, dunlin, strings.Fields(flags))
+		})
 		say("subscriptions, random", n, s)
 		random.points = append(random.points, point{n, s})
 	}
 	held := curve{panel: "subscriptions", name: "to others beside them"}
 	retained := curve{panel: "retained messages", name: "dunlin"}
 	for _, n := range []int{0, 1000, 10_000, 100_000, 1_000_000} {
-		for cv, fill := range map[*curve]func(string, int) (io.Closer, error){&held: subscribeMany, &retained: retainMany} {
+		for cv, fill := range map[*curve]func(string, int) (io.Closer, error){&held: subscribeMany,
+			&retained: retainMany} {
 			s := repeat(o.rounds(5), func() map[string]any { return loadBeside(o.load, dunlin, n, fill) })
 			say(cv.panel+", held", n, s)
 			cv.points = append(cv.points, point{n, s})
@@ -70,10 +73,14 @@ func measureCurves(o *options, contenders []contender, stderr io.Writer) error {
 	if err := os.MkdirAll(o.docs, 0o755); err != nil {
 		return err
 	}
-	if err := writeFile(filepath.Join(o.docs, "performance-scale.csv"), func(w io.Writer) error { return writeCSV(w, curves) }); err != nil {
+	if err := writeFile(filepath.Join(o.docs, "performance-scale.csv"), func(w io.Writer) error {
+		return writeCSV(w, curves)
+	}); err != nil {
 		return err
 	}
-	return writeFile(filepath.Join(o.docs, "performance-scale.svg"), func(w io.Writer) error { return writeSVG(w, curves) })
+	return writeFile(filepath.Join(o.docs, "performance-scale.svg"), func(w io.Writer) error {
+		return writeSVG(w, curves)
+	})
 }
 
 func repeat(runs int, f func() map[string]any) stat {
@@ -87,7 +94,8 @@ func repeat(runs int, f func() map[string]any) stat {
 }
 
 // loadBeside starts the broker, fills it with n of something, and puts the load on it.
-func loadBeside(bin string, c contender, n int, fill func(addr string, n int) (io.Closer, error)) map[string]any {
+func loadBeside(bin string, c contender, n int,
+	fill func(addr string, n int) (io.Closer, error)) map[string]any {
 	addr, pid, end, err := startBroker(c)
 	if err != nil {
 		return failed(err)
@@ -98,7 +106,8 @@ func loadBeside(bin string, c contender, n int, fill func(addr string, n int) (i
 		return failed(err)
 	}
 	defer filled.Close()
-	flags := append([]string{"-json", "-addr", addr, "-pid", strconv.Itoa(pid)}, strings.Fields(bench)...)
+	flags := append([]string{"-json", "-addr", addr, "-pid", strconv.Itoa(pid)},
+		strings.Fields(bench)...)
 	return report(exec.Command(bin, append(flags, c.load...)...))
 }
 
@@ -164,7 +173,8 @@ func dial(addr, id string, clean bool) (*client, error) {
 	}
 	c := &client{nc, packets.NewReader(nc, packets.Limits{})}
 	c.r.SetVersion(packets.V311)
-	if err := c.exchange(packets.TypeConnack, &packets.Connect{Version: packets.V311, ClientID: id, CleanStart: clean}); err != nil {
+	if err := c.exchange(packets.TypeConnack,
+		&packets.Connect{Version: packets.V311, ClientID: id, CleanStart: clean}); err != nil {
 		return nil, errors.Join(err, nc.Close())
 	}
 	return c, nil
@@ -191,7 +201,8 @@ func (c *client) exchange(answer packets.Type, list ...packets.Packet) error {
 
 const atOnce = 100 // filters or messages in one write
 
-// subscribeMany makes n subscriptions of 20 clients, 3 in 5 of them without wildcards, that no message of the load matches.
+// subscribeMany makes n subscriptions of 20 clients, 3 in 5 of them without wildcards, that no
+// message of the load matches.
 func subscribeMany(addr string, n int) (io.Closer, error) {
 	var cs clients
 	for i := range 20 {
@@ -227,7 +238,8 @@ func retainMany(addr string, n int) (io.Closer, error) {
 	for k := 0; k < n; k += atOnce {
 		var list []packets.Packet
 		for j := k; j < min(k+atOnce, n); j++ {
-			list = append(list, &packets.Publish{Retain: true, Topic: fmt.Appendf(nil, "held/s%d/d%d", j%1000, j/1000), Payload: payload})
+			list = append(list, &packets.Publish{Retain: true,
+				Topic: fmt.Appendf(nil, "held/s%d/d%d", j%1000, j/1000), Payload: payload})
 		}
 		if err := c.exchange(packets.TypePingresp, append(list, &packets.Pingreq{})...); err != nil {
 			return nil, errors.Join(err, c.Close())
@@ -249,7 +261,8 @@ func writeCSV(w io.Writer, curves []curve) error {
 	c.Write([]string{"panel", "curve", "size", "us_per_message", "lowest", "highest", "runs"})
 	for _, cv := range curves {
 		for _, p := range cv.points {
-			c.Write([]string{cv.panel, cv.name, strconv.Itoa(p.x), number(p.median), number(p.min), number(p.max), strconv.Itoa(p.n)})
+			c.Write([]string{cv.panel, cv.name, strconv.Itoa(p.x), number(p.median), number(p.min),
+				number(p.max), strconv.Itoa(p.n)})
 		}
 	}
 	c.Flush()
@@ -262,7 +275,8 @@ const (
 	marginX, marginY        = 48, 40
 )
 
-// writeSVG draws a panel for each panel of the curves: the size on a logarithmic axis, the cost on one that begins at zero.
+// writeSVG draws a panel for each panel of the curves: the size on a logarithmic axis, the cost on
+// one that begins at zero.
 func writeSVG(w io.Writer, curves []curve) error {
 	var panels []string
 	for _, c := range curves {
@@ -276,7 +290,8 @@ func writeSVG(w io.Writer, curves []curve) error {
 	fmt.Fprintf(&b, `<rect width="%d" height="%d" fill="white"/>`+"\n", width, panelHeight+2*marginY)
 	for i, name := range panels {
 		list := slices.DeleteFunc(slices.Clone(curves), func(c curve) bool { return c.panel != name })
-		fmt.Fprintf(&b, `<g transform="translate(%d,%d)">`+"\n", i*(panelWidth+marginX+12)+marginX, marginY)
+		fmt.Fprintf(&b, `<g transform="translate(%d,%d)">`+"\n", i*(panelWidth+marginX+12)+marginX,
+			marginY)
 		drawPanel(&b, name, list)
 		fmt.Fprintln(&b, "</g>")
 	}
@@ -297,7 +312,8 @@ func drawPanel(b *bytes.Buffer, name string, curves []curve) {
 	top *= 1.15
 	x := func(n int) float64 { return (logSize(n) - left) / max(right-left, 1) * panelWidth }
 	y := func(us float64) float64 { return panelHeight - us/max(top, 1e-9)*panelHeight }
-	fmt.Fprintf(b, `<rect width="%d" height="%d" fill="none" stroke="#444"/>`+"\n", panelWidth, panelHeight)
+	fmt.Fprintf(b, `<rect width="%d" height="%d" fill="none" stroke="#444"/>`+"\n", panelWidth,
+		panelHeight)
 	fmt.Fprintf(b, `<text x="0" y="-12">µs of CPU per message over %s</text>`+"\n", name)
 	for i := range 5 {
 		us := top * float64(i) / 4
@@ -313,7 +329,8 @@ func drawPanel(b *bytes.Buffer, name string, curves []curve) {
 			fmt.Fprintf(&path, "%c%.1f %.1f", "ML"[min(k, 1)], x(p.x), y(p.median))
 			fmt.Fprintf(b, `<path d="M%.1f %.1fV%.1f" stroke="%s" stroke-width="1"/><circle cx="%.1f" cy="%.1f" r="3" fill="%s"/>`+"\n",
 				x(p.x), y(p.min), y(p.max), colour, x(p.x), y(p.median), colour)
-			fmt.Fprintf(b, `<text x="%.1f" y="%d" text-anchor="middle">%s</text>`+"\n", x(p.x), panelHeight+16, size(p.x))
+			fmt.Fprintf(b, `<text x="%.1f" y="%d" text-anchor="middle">%s</text>`+"\n", x(p.x),
+				panelHeight+16, size(p.x))
 		}
 		fmt.Fprintf(b, `<path d="%s" fill="none" stroke="%s" stroke-width="2"/><text x="8" y="%d" fill="%s">%s</text>`+"\n", path.String(), colour, 16+14*i, colour, c.name)
 	}

@@ -11,11 +11,14 @@ import (
 	"time"
 )
 
-// This file is -durable: what QoS 1 messages cost that are kept on disk. The load generator publishes, with its usual window and batches.
-// The sessions of its own subscribers end with their connections, and nothing is kept for them, so it has none: benchcmp subscribes in their
-// place, with a session for each publisher that outlives its connection, acknowledges, and looks for what is missing, repeated or out of
-// order. The generator does not time PUBACKs: one more publisher does, which has one message on its way at a time. A publisher of the generator
-// that has waited 0.7 s for a PUBACK takes its window for free and sends on; "stalled" in the notes below the table is how often that was.
+// This file is -durable: what QoS 1 messages cost that are kept on disk. The load generator
+// publishes, with its usual window and batches. The sessions of its own subscribers end with their
+// connections, and nothing is kept for them, so it has none: benchcmp subscribes in their place,
+// with a session for each publisher that outlives its connection, acknowledges, and looks for what
+// is missing, repeated or out of order. The generator does not time PUBACKs: one more publisher
+// does, which has one message on its way at a time. A publisher of the generator that has waited
+// 0.7 s for a PUBACK takes its window for free and sends on; "stalled" in the notes below the table
+// is how often that was.
 
 // storing are the contenders. Each keeps its store in the folder data.
 func (t *tools) storing(data string) []contender {
@@ -24,11 +27,13 @@ func (t *tools) storing(data string) []contender {
 		{"dunlin-bbolt", "the same with store/bbolt, synced", t.dunlin("-data", data, "-store", "bbolt", "-durability", "synced"), nil},
 	}
 	if t.mosquitto != "" {
-		settings := "persistence true\npersistence_location " + data + "/\nautosave_on_changes true\nautosave_interval 1\n"
+		settings := "persistence true\npersistence_location " + data +
+			"/\nautosave_on_changes true\nautosave_interval 1\n"
 		if os.Getuid() == 0 {
 			settings += "user root\n" // it would become another one, who may not write there
 		}
-		list = append(list, contender{"mosquitto", firstLine(t.mosquitto, "-h") + " with autosave_on_changes true, autosave_interval 1",
+		list = append(list, contender{"mosquitto",
+			firstLine(t.mosquitto, "-h") + " with autosave_on_changes true, autosave_interval 1",
 			t.mosquittoWith(settings), nil})
 	}
 	mochi := func(kind string) func(addr string) ([]string, error) {
@@ -36,8 +41,10 @@ func (t *tools) storing(data string) []contender {
 			return []string{t.mochi, "-store", kind, "-data", data, addr}, nil
 		}
 	}
-	return append(list, contender{"mochi-bolt", mochiVersion + " with its bolt hook as it is by default", mochi("bolt"), nil},
-		contender{"mochi-badger", mochiVersion + " with its badger hook and SyncWrites", mochi("badger"), nil})
+	return append(list, contender{"mochi-bolt",
+		mochiVersion + " with its bolt hook as it is by default", mochi("bolt"), nil},
+		contender{"mochi-badger", mochiVersion + " with its badger hook and SyncWrites",
+			mochi("badger"), nil})
 }
 
 // publishers is how many there are.
@@ -149,7 +156,8 @@ func durableRun(load string, c contender, pubs int) map[string]any {
 	if len(waits) > 0 {
 		rep[ackMedian], rep[ackHigh] = quantile(waits, 0.5), quantile(waits, 0.99)
 	}
-	rep["puback_samples"], rep["unanswered"], rep["stalled"] = float64(len(waits)), float64(unanswered), rep["stalls"]
+	rep["puback_samples"], rep["unanswered"], rep["stalled"] = float64(len(waits)),
+		float64(unanswered), rep["stalls"]
 	ks.tell(rep)
 	return rep
 }
@@ -165,7 +173,8 @@ type snapshot struct {
 func look(pid int, ks keepers) snapshot {
 	broker := strconv.Itoa(pid)
 	io, _ := os.ReadFile("/proc/" + broker + "/io")
-	return snapshot{time.Now(), processorTime(broker), processorTime("self"), parseIO(string(io)), ks.got()}
+	return snapshot{time.Now(), processorTime(broker), processorTime("self"), parseIO(string(io)),
+		ks.got()}
 }
 
 // parseIO reads write_bytes of /proc/PID/io.
@@ -185,7 +194,8 @@ func processorTime(pid string) float64 {
 	return parseStat(string(b))
 }
 
-// parseStat reads user and system time, the 14th and 15th field, of a line of /proc/PID/stat. The second, in parentheses, may have spaces.
+// parseStat reads user and system time, the 14th and 15th field, of a line of /proc/PID/stat. The
+// second, in parentheses, may have spaces.
 func parseStat(line string) float64 {
 	f := strings.Fields(line[strings.LastIndexByte(line, ')')+1:])
 	if len(f) < 13 {
@@ -228,7 +238,8 @@ func mountOf(dir, mounts string) string {
 		if len(f) < 3 || len(f[1]) < longest {
 			continue // of two at the same place the later one is on top
 		}
-		if rest, ok := strings.CutPrefix(dir, strings.TrimSuffix(f[1], "/")); ok && (rest == "" || rest[0] == '/') {
+		if rest, ok := strings.CutPrefix(dir, strings.TrimSuffix(f[1], "/")); ok &&
+			(rest == "" || rest[0] == '/') {
 			kind, longest = f[2], len(f[1])
 		}
 	}

@@ -54,8 +54,10 @@ func TestTableOfDurableRuns(t *testing.T) {
 func TestTableOfPairs(t *testing.T) {
 	var recorded bytes.Buffer
 	for round, ratio := range []float64{1.01, 0.99, 1.02, 1.0, 1.04, 0.98, 1.03} {
-		fmt.Fprintf(&recorded, `{"Scenario":"cost-batched","Broker":"with","Round":%d,"Report":{"broker_us_per_msg":%g}}`+"\n", round, 2*ratio)
-		fmt.Fprintf(&recorded, `{"Scenario":"cost-batched","Broker":"without","Round":%d,"Report":{"broker_us_per_msg":2}}`+"\n", round)
+		fmt.Fprintf(&recorded,
+			`{"Scenario":"cost-batched","Broker":"with","Round":%d,"Report":{"broker_us_per_msg":%g}}`+"\n", round, 2*ratio)
+		fmt.Fprintf(&recorded,
+			`{"Scenario":"cost-batched","Broker":"without","Round":%d,"Report":{"broker_us_per_msg":2}}`+"\n", round)
 	}
 	recorded.WriteString(`{"Scenario":"cost-batched","Broker":"with","Round":7,"Report":{"broker_us_per_msg":90}}
 {"Scenario":"cost-unbatched","Broker":"without","Round":0,"Report":{"broker_us_per_msg":4}}
@@ -93,7 +95,8 @@ func TestEveryStoreHasAColumn(t *testing.T) {
 		}
 		conf, err := os.ReadFile(cmd[2])
 		require.NoError(t, err)
-		for _, line := range []string{"listener 1883 127.0.0.1", "persistence true", "persistence_location folder/", "autosave_on_changes true", "autosave_interval 1"} {
+		for _, line := range []string{"listener 1883 127.0.0.1", "persistence true",
+			"persistence_location folder/", "autosave_on_changes true", "autosave_interval 1"} {
 			require.Contains(t, string(conf), line+"\n")
 		}
 	}
@@ -103,7 +106,8 @@ func TestEveryStoreHasAColumn(t *testing.T) {
 }
 
 func TestOneMeasurementAtATime(t *testing.T) {
-	for _, args := range [][]string{{"-curves", "-durable"}, {"-durable", "-storecost"}, {"-storecost", "-curves"}} {
+	for _, args := range [][]string{{"-curves", "-durable"}, {"-durable", "-storecost"},
+		{"-storecost", "-curves"}} {
 		require.ErrorContains(t, run(args, io.Discard, io.Discard), "give one of them", "%v", args)
 	}
 }
@@ -127,7 +131,8 @@ func TestKeeperNotesWhatIsWrong(t *testing.T) {
 			for i, n := range tt.numbers {
 				payload := binary.BigEndian.AppendUint32(make([]byte, 12), n)
 				var err error
-				p := packets.Publish{QoS: packets.QoS1, PacketID: uint16(i + 1), Topic: []byte(topicOf("0")), Payload: payload}
+				p := packets.Publish{QoS: packets.QoS1, PacketID: uint16(i + 1),
+					Topic: []byte(topicOf("0")), Payload: payload}
 				stream, err = p.Append(stream, packets.V311)
 				require.NoError(t, err)
 			}
@@ -142,11 +147,13 @@ func TestKeeperNotesWhatIsWrong(t *testing.T) {
 			require.EqualValues(t, len(tt.numbers), k.count.Load())
 			rep := map[string]any{}
 			keepers{list: []*keeper{k}}.tell(rep)
-			require.Equal(t, map[string]any{"lost": float64(tt.missing), "dup": float64(tt.repeated), "misordered": float64(tt.misordered)}, rep)
+			require.Equal(t, map[string]any{"lost": float64(tt.missing),
+				"dup": float64(tt.repeated), "misordered": float64(tt.misordered)}, rep)
 		})
 	}
 	k := &keeper{missing: make(map[uint32]struct{})}
-	short, err := (&packets.Publish{QoS: packets.QoS1, PacketID: 1, Topic: []byte("t"), Payload: []byte("x")}).Append(nil, packets.V311)
+	short, err := (&packets.Publish{QoS: packets.QoS1, PacketID: 1, Topic: []byte("t"),
+		Payload: []byte("x")}).Append(nil, packets.V311)
 	require.NoError(t, err)
 	_, _, err = k.take(short, nil)
 	require.ErrorContains(t, err, "1 bytes")
@@ -154,7 +161,8 @@ func TestKeeperNotesWhatIsWrong(t *testing.T) {
 
 // A publisher as the load generator's, a probe, and the sessions for both, on a broker.
 func TestKeepersAndProbe(t *testing.T) {
-	b, err := dunlin.New(dunlin.Config{Authenticator: hooks.AllowAll, Logger: slog.New(slog.DiscardHandler)})
+	b, err := dunlin.New(dunlin.Config{Authenticator: hooks.AllowAll,
+		Logger: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	defer b.Close()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -180,7 +188,9 @@ func TestKeepersAndProbe(t *testing.T) {
 			&packets.Publish{QoS: packets.QoS1, PacketID: 1, Topic: []byte(topicOf("1")), Payload: payload}))
 	}
 	ks.begin()
-	require.Eventually(t, func() bool { return ks.list[0].count.Load() > 2 && ks.list[2].count.Load() == 3 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return ks.list[0].count.Load() > 2 && ks.list[2].count.Load() == 3
+	}, 10*time.Second, time.Millisecond)
 	waits, unanswered := p.end(began, time.Now())
 	require.NotEmpty(t, waits)
 	require.Zero(t, unanswered)
@@ -193,7 +203,9 @@ func TestKeepersAndProbe(t *testing.T) {
 	require.Equal(t, map[string]any{"lost": 2.0, "dup": 0.0, "misordered": 0.0}, rep)
 	require.NoError(t, p.Close())
 	require.NoError(t, c.Close())
-	require.Eventually(t, func() bool { return b.Stats().Connections == 0 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return b.Stats().Connections == 0
+	}, 10*time.Second, time.Millisecond)
 	require.Equal(t, 3, b.Stats().Sessions, "the sessions outlive their connections")
 }
 
@@ -206,12 +218,16 @@ func TestConnectionThatEndsIsToldOf(t *testing.T) {
 }
 
 func TestProcFiles(t *testing.T) {
-	require.InDelta(t, 3.21, parseStat("7 (a b) c) S 1 7 7 0 -1 4194304 100 0 0 0 300 21 0 0 20 0 5 0 100 1000 10"), 1e-9)
+	require.InDelta(t, 3.21,
+		parseStat("7 (a b) c) S 1 7 7 0 -1 4194304 100 0 0 0 300 21 0 0 20 0 5 0 100 1000 10"),
+		1e-9)
 	require.Zero(t, parseStat(""))
-	require.Equal(t, 4096.0, parseIO("rchar: 1\nwchar: 2\nread_bytes: 3\nwrite_bytes: 4096\ncancelled_write_bytes: 5\n"))
+	require.Equal(t, 4096.0,
+		parseIO("rchar: 1\nwchar: 2\nread_bytes: 3\nwrite_bytes: 4096\ncancelled_write_bytes: 5\n"))
 	require.Zero(t, parseIO(""))
 	const mounts = "/dev/a / ext4 rw 0 0\ntmpfs /tmp tmpfs rw 0 0\n/dev/b /tmp/disk xfs rw 0 0\n/dev/c /tmpo btrfs rw 0 0\n"
-	for dir, want := range map[string]string{"/": "ext4", "/home": "ext4", "/tmp": "tmpfs", "/tmp/x/y": "tmpfs", "/tmp/disk/x": "xfs",
+	for dir, want := range map[string]string{"/": "ext4", "/home": "ext4", "/tmp": "tmpfs",
+		"/tmp/x/y": "tmpfs", "/tmp/disk/x": "xfs",
 		"/tmp/disks": "tmpfs", "/tmpo": "btrfs", "/tmpox": "ext4"} {
 		require.Equal(t, want, mountOf(dir, mounts), dir)
 	}

@@ -12,7 +12,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// A keeper is a session that outlives its connection. It gets what one publisher sends, acknowledges it, and looks at the order.
+// A keeper is a session that outlives its connection. It gets what one publisher sends,
+// acknowledges it, and looks at the order.
 type keeper struct {
 	*client
 	count atomic.Int64
@@ -34,7 +35,8 @@ type keepers struct {
 // probed is the name of the one whose messages the probe sends.
 const probed = "probe"
 
-// keepAll makes the session of the probe, and one for each of pubs publishers of the load generator's scenario fanin.
+// keepAll makes the session of the probe, and one for each of pubs publishers of the load
+// generator's scenario fanin.
 func keepAll(addr string, pubs int) (keepers, error) {
 	ks := keepers{first: make(chan struct{}), reading: new(sync.WaitGroup), closed: new(atomic.Bool)}
 	var once sync.Once
@@ -50,7 +52,8 @@ func keepAll(addr string, pubs int) (keepers, error) {
 		k := &keeper{client: c, missing: make(map[uint32]struct{})}
 		ks.list = append(ks.list, k)
 		filter := packets.Subscription{Filter: topicOf(name), QoS: packets.QoS1}
-		if err := k.exchange(packets.TypeSuback, &packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{filter}}); err != nil {
+		if err := k.exchange(packets.TypeSuback, &packets.Subscribe{PacketID: 1,
+			Subscriptions: []packets.Subscription{filter}}); err != nil {
 			return ks, errors.Join(err, ks.Close())
 		}
 		ks.reading.Go(func() { k.run(first) }) // Close waits
@@ -94,7 +97,8 @@ func (ks keepers) got() (n int64) {
 	return n
 }
 
-// tell adds to a report what was wrong, after Close. What did not come until the connection ended is not lost, unless something later came.
+// tell adds to a report what was wrong, after Close. What did not come until the connection ended
+// is not lost, unless something later came.
 func (ks keepers) tell(rep map[string]any) {
 	lost, dup, misordered := 0, 0, 0
 	for _, k := range ks.list {
@@ -125,7 +129,8 @@ func (k *keeper) run(first func()) {
 	}
 }
 
-// take takes the whole packets of b. It returns how much they are, and acks with their acknowledgements behind.
+// take takes the whole packets of b. It returns how much they are, and acks with their
+// acknowledgements behind.
 func (k *keeper) take(b, acks []byte) (int, []byte, error) {
 	var p packets.Publish
 	for n := 0; ; {
@@ -148,13 +153,15 @@ func (k *keeper) take(b, acks []byte) (int, []byte, error) {
 			return n, acks, fmt.Errorf("a message of %d bytes came with QoS %d", len(p.Payload), p.QoS)
 		}
 		k.note(binary.BigEndian.Uint32(p.Payload[12:]))
-		if acks, err = (&packets.Ack{Kind: packets.TypePuback, PacketID: p.PacketID}).Append(acks, packets.V311); err != nil {
+		if acks, err = (&packets.Ack{Kind: packets.TypePuback, PacketID: p.PacketID}).
+			Append(acks, packets.V311); err != nil {
 			return n, acks, err
 		}
 	}
 }
 
-// stampLen is what the load generator's payloads begin with: a time of 8 bytes, and 4 each for the publisher and the number of the message.
+// stampLen is what the load generator's payloads begin with: a time of 8 bytes, and 4 each for the
+// publisher and the number of the message.
 const stampLen = 16
 
 // note notes that a message has come.
@@ -217,7 +224,8 @@ func (p *probe) run() {
 		binary.BigEndian.PutUint32(payload[12:], number)
 		began := time.Now()
 		err := p.exchange(packets.TypePuback,
-			&packets.Publish{QoS: packets.QoS1, PacketID: uint16(number%65535) + 1, Topic: []byte(topicOf(probed)), Payload: payload})
+			&packets.Publish{QoS: packets.QoS1, PacketID: uint16(number%65535) + 1,
+				Topic: []byte(topicOf(probed)), Payload: payload})
 		p.waits = append(p.waits, wait{began, time.Since(began)})
 		if err != nil {
 			p.unanswered++
@@ -226,7 +234,8 @@ func (p *probe) run() {
 	}
 }
 
-// end ends the probe, and returns what it waited for between from and to. A wait without an answer is counted as long as it was.
+// end ends the probe, and returns what it waited for between from and to. A wait without an answer
+// is counted as long as it was.
 func (p *probe) end(from, to time.Time) (list []time.Duration, unanswered int) {
 	close(p.stop)
 	p.SetReadDeadline(time.Now().Add(patience))

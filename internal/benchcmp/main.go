@@ -1,16 +1,20 @@
-// Command benchcmp compares Dunlin, as examples/server, with Debian's mosquitto and with mochi-mqtt, and with what bare sockets
-// cost, in CPU time per message and in memory. It runs on Linux, from the root of the repository:
+// Command benchcmp compares Dunlin, as examples/server, with Debian's mosquitto and with
+// mochi-mqtt, and with what bare sockets cost, in CPU time per message and in memory. It runs on
+// Linux, from the root of the repository:
 //
 //	go run ./internal/benchcmp >table.md
 //
-// The load comes from the program in folder load, which benchcmp builds. -load names the binary of another generator
-// with the same flags and reports, -loadsrc the folder of its source. A broker that is not installed is left out, and the table says so.
+// The load comes from the program in folder load, which benchcmp builds. -load names the binary of
+// another generator with the same flags and reports, -loadsrc the folder of its source. A broker
+// that is not installed is left out, and the table says so.
 //
-// The runs are interleaved: each round runs every scenario once with every broker. The table has the medians of all rounds, with the lowest
-// and highest, and writes what the generator reported to -out, one JSON object a line; -from makes the table of such a file
-// again. With -curves it measures how the cost of a message depends on connections, subscriptions and retained messages instead, and
-// writes docs/performance-scale.csv and docs/performance-scale.svg. With -durable it compares what messages cost that are kept on
-// disk, and with -storecost what a Store costs those that are not kept.
+// The runs are interleaved: each round runs every scenario once with every broker. The table has
+// the medians of all rounds, with the lowest and highest, and writes what the generator reported to
+// -out, one JSON object a line; -from makes the table of such a file again. With -curves it
+// measures how the cost of a message depends on connections, subscriptions and retained messages
+// instead, and writes docs/performance-scale.csv and docs/performance-scale.svg. With -durable it
+// compares what messages cost that are kept on disk, and with -storecost what a Store costs those
+// that are not kept.
 package main
 
 import (
@@ -122,18 +126,23 @@ func run(args []string, stdout, stderr io.Writer) error {
 }
 
 func (o *options) flags(fs *flag.FlagSet) {
-	fs.StringVar(&o.load, "load", "", "`binary` of another load generator (default: the one of this project)")
-	fs.StringVar(&o.loadSrc, "loadsrc", "", "`folder` with the source of another load generator, to build it")
+	fs.StringVar(&o.load, "load", "",
+		"`binary` of another load generator (default: the one of this project)")
+	fs.StringVar(&o.loadSrc, "loadsrc", "",
+		"`folder` with the source of another load generator, to build it")
 	fs.StringVar(&o.out, "out", "benchcmp.jsonl", "`file` for what the generator reports")
 	fs.StringVar(&o.from, "from", "", "make the table of this `file`, and run nothing")
 	fs.StringVar(&o.only, "only", "", "comma-separated scenarios to run (default all)")
-	fs.StringVar(&o.docs, "docs", "docs", "`folder` for performance-scale.csv and performance-scale.svg")
-	fs.StringVar(&o.dir, "dir", "", "`folder` for temporary files, those of stores among them (default the system's)")
+	fs.StringVar(&o.docs, "docs", "docs",
+		"`folder` for performance-scale.csv and performance-scale.svg")
+	fs.StringVar(&o.dir, "dir", "",
+		"`folder` for temporary files, those of stores among them (default the system's)")
 	fs.IntVar(&o.runs, "runs", 0, "rounds (default 5; with -storecost 20 pairs)")
 	fs.BoolVar(&o.million, "million", false, "also 1,000,000 subscriptions")
 	fs.BoolVar(&o.curves, "curves", false, "measure the scale curves instead")
 	fs.BoolVar(&o.durable, "durable", false, "compare QoS 1 messages that are kept on disk instead")
-	fs.BoolVar(&o.storecost, "storecost", false, "compare QoS 0 of Dunlin with and without a Store instead")
+	fs.BoolVar(&o.storecost, "storecost", false,
+		"compare QoS 0 of Dunlin with and without a Store instead")
 }
 
 // rounds is how many there are to be, or n.
@@ -159,7 +168,8 @@ func (o *options) findLoad(dir string) error {
 	return nil
 }
 
-// build builds the package in folder src of a module. The module stands for itself, unless it belongs to this workspace.
+// build builds the package in folder src of a module. The module stands for itself, unless it
+// belongs to this workspace.
 func build(src, out, pkg string) error {
 	cmd := exec.Command("go", "build", "-o", out, pkg)
 	cmd.Dir = src
@@ -178,7 +188,8 @@ type tools struct {
 
 // prepare builds or finds them.
 func prepare(dir, load string, stderr io.Writer) (*tools, error) {
-	t := &tools{dir: dir, load: load, server: filepath.Join(dir, "server"), mochi: filepath.Join(dir, "mochi")}
+	t := &tools{dir: dir, load: load, server: filepath.Join(dir, "server"),
+		mochi: filepath.Join(dir, "mochi")}
 	if err := build("examples/server", t.server, "."); err != nil {
 		return nil, fmt.Errorf("%w\n(benchcmp is run from the root of the repository)", err)
 	}
@@ -220,12 +231,15 @@ func (t *tools) all() []contender {
 		{"mochi", mochiVersion, func(addr string) ([]string, error) { return []string{t.mochi, addr}, nil }, nil},
 	}
 	if t.mosquitto != "" {
-		list = append(list, contender{"mosquitto", firstLine(t.mosquitto, "-h"), t.mosquittoWith("persistence false\n"), nil})
+		list = append(list, contender{"mosquitto", firstLine(t.mosquitto, "-h"),
+			t.mosquittoWith("persistence false\n"), nil})
 	}
 	return list
 }
 
-func dunlinVersion() string { return "Dunlin " + firstLine("git", "describe", "--always", "--dirty") }
+func dunlinVersion() string {
+	return "Dunlin " + firstLine("git", "describe", "--always", "--dirty")
+}
 
 const mochiVersion = "mochi-mqtt v2.7.9"
 
@@ -253,7 +267,8 @@ func (m *measurement) wanted(scenario string) bool {
 
 // add keeps what a run reported, and says it.
 func (m *measurement) add(scenario, broker string, round int, rep map[string]any) error {
-	fmt.Fprintf(m.stderr, "round %d of %d: %s, %s: %s\n", round+1, m.runs, scenario, broker, brief(rep))
+	fmt.Fprintf(m.stderr, "round %d of %d: %s, %s: %s\n", round+1, m.runs, scenario, broker,
+		brief(rep))
 	r := result{scenario, broker, round, rep}
 	m.results = append(m.results, r)
 	return m.enc.Encode(r)
@@ -294,7 +309,8 @@ func load(bin string, c contender, flags []string) map[string]any {
 	if err != nil {
 		return map[string]any{"err": err.Error()}
 	}
-	args := slices.Concat([]string{"-json", "-addr", addr, "-exec", strings.Join(cmd, " ")}, flags, c.load)
+	args := slices.Concat([]string{"-json", "-addr", addr, "-exec", strings.Join(cmd, " ")}, flags,
+		c.load)
 	return report(exec.Command(bin, args...))
 }
 
@@ -326,7 +342,8 @@ func freeAddr() (string, error) {
 // brief is a report in a few words.
 func brief(rep map[string]any) string {
 	var s []string
-	for _, k := range []string{perMessage, "broker_us_per_conn", "bytes_per_conn", "deliver_us_per_msg", "drain_us_per_msg",
+	for _, k := range []string{perMessage, "broker_us_per_conn", "bytes_per_conn",
+		"deliver_us_per_msg", "drain_us_per_msg",
 		perSecond, ackMedian, ackHigh, written, "other_cores", "err"} {
 		v, ok := rep[k]
 		if x, is := v.(float64); is {

@@ -1,6 +1,7 @@
 package main
 
-// This file is what is measured: the runs of the load generator, and the rows of the table that come of them.
+// This file is what is measured: the runs of the load generator, and the rows of the table that
+// come of them.
 
 // A scenario is one way of running the load generator.
 type scenario struct {
@@ -32,7 +33,8 @@ var scenarios = []scenario{
 }
 
 // million is the scenario that -million adds. It takes minutes with some brokers.
-var million = scenario{"million", "-scenario wild -topics 1000000 -subs 20 -pubs 4 -warm 300ms -dur 2s -settle 1s", ""}
+var million = scenario{"million",
+	"-scenario wild -topics 1000000 -subs 20 -pubs 4 -warm 300ms -dur 2s -settle 1s", ""}
 
 // A row is one line of the table: a figure of a scenario, divided by another one if over is set.
 type row struct {
@@ -40,9 +42,10 @@ type row struct {
 	scenario string
 	key      string // of the generator's report
 	unit     string
-	over     string  // a scenario, whose floor the figure is divided by; or with self, the broker's own
-	self     bool    //
-	bar      float64 // what Dunlin may need at most
+	// a scenario, whose floor the figure is divided by; or with self, the broker's own
+	over string
+	self bool    //
+	bar  float64 // what Dunlin may need at most
 }
 
 const perMessage = "broker_us_per_msg"

@@ -41,12 +41,14 @@ func values(results []result, scenario, broker, key string) (v []float64) {
 }
 
 // columns of the table, in this order, as far as there are results.
-var columns = []string{"floor", "dunlin", "dunlin-v5", "dunlin-bbolt", "mosquitto", "mochi", "mochi-bolt", "mochi-badger"}
+var columns = []string{"floor", "dunlin", "dunlin-v5", "dunlin-bbolt", "mosquitto", "mochi",
+	"mochi-bolt", "mochi-badger"}
 
 // writeHead says what was measured on what.
 func writeHead(w io.Writer, contenders []contender, runs int) {
 	fmt.Fprintf(w, "Measured on %s: %s, %d processors, Linux %s, %s; medians of %d interleaved rounds, lowest and highest in brackets.\n",
-		time.Now().Format("2 January 2006"), cpuModel(), runtime.NumCPU(), kernel(), runtime.Version(), runs)
+		time.Now().Format("2 January 2006"), cpuModel(), runtime.NumCPU(), kernel(),
+		runtime.Version(), runs)
 	for _, c := range contenders {
 		fmt.Fprintf(w, "%s is %s. ", c.name, c.version)
 	}
@@ -68,7 +70,8 @@ func kernel() string {
 	return strings.TrimSpace(string(b))
 }
 
-// writeResults writes the tables of all that was measured, in Markdown, and below them what went wrong.
+// writeResults writes the tables of all that was measured, in Markdown, and below them what went
+// wrong.
 func writeResults(w io.Writer, results []result) {
 	writeTable(w, results, rows, " Dunlin ÷ floor | bar |", "---|---|", func(r row) string {
 		if r.bar > 0 {
@@ -83,8 +86,10 @@ func writeResults(w io.Writer, results []result) {
 	}
 }
 
-// writeTable writes a line for each row that was measured, if there is any, and what tail gives at its end.
-func writeTable(w io.Writer, results []result, rows []row, head, rule string, tail func(row) string) {
+// writeTable writes a line for each row that was measured, if there is any, and what tail gives at
+// its end.
+func writeTable(w io.Writer, results []result, rows []row, head, rule string,
+	tail func(row) string) {
 	rows = slices.DeleteFunc(slices.Clone(rows), func(r row) bool {
 		return !slices.ContainsFunc(results, func(x result) bool { return x.Scenario == r.scenario })
 	})
@@ -94,7 +99,8 @@ func writeTable(w io.Writer, results []result, rows []row, head, rule string, ta
 	cols := slices.DeleteFunc(slices.Clone(columns), func(c string) bool {
 		return !slices.ContainsFunc(results, func(r result) bool { return r.Broker == c })
 	})
-	fmt.Fprintf(w, "| | %s |%s\n|---|%s%s\n", strings.Join(cols, " | "), head, strings.Repeat("---|", len(cols)), rule)
+	fmt.Fprintf(w, "| | %s |%s\n|---|%s%s\n", strings.Join(cols, " | "), head,
+		strings.Repeat("---|", len(cols)), rule)
 	for _, r := range rows {
 		fmt.Fprintf(w, "| %s, %s |", r.title, r.unit)
 		for _, c := range cols {
@@ -148,7 +154,8 @@ func ratio(results []result, r row) string {
 	return number(a.median / b.median)
 }
 
-// faults lists the runs that lost, repeated or misordered messages, failed, or had company on the machine.
+// faults lists the runs that lost, repeated or misordered messages, failed, or had company on the
+// machine.
 func faults(results []result) (lines []string) {
 	noisy := 0
 	for _, r := range results {
@@ -168,11 +175,14 @@ func faults(results []result) (lines []string) {
 			what = append(what, fmt.Sprint(e))
 		}
 		if len(what) > 0 {
-			lines = append(lines, fmt.Sprintf("%s, %s, round %d: %s", r.Scenario, r.Broker, r.Round+1, strings.Join(what, ", ")))
+			lines = append(lines, fmt.Sprintf("%s, %s, round %d: %s", r.Scenario, r.Broker,
+				r.Round+1, strings.Join(what, ", ")))
 		}
 	}
 	if noisy > 0 {
-		lines = append(lines, fmt.Sprintf("in %d of %d runs something else used more than a quarter of a processor", noisy, len(results)))
+		lines = append(lines,
+			fmt.Sprintf("in %d of %d runs something else used more than a quarter of a processor",
+				noisy, len(results)))
 	}
 	return lines
 }

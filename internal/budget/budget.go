@@ -1,5 +1,5 @@
-// Package budget counts the memory that clients make the broker hold: in all, and by kind. It is counted where it begins and ends
-// to be held, and nowhere else.
+// Package budget counts the memory that clients make the broker hold: in all, and by kind. It is
+// counted where it begins and ends to be held, and nowhere else.
 package budget
 
 import (
@@ -21,29 +21,34 @@ const (
 	Routes                    // cached routes, and Topic Aliases
 	Sessions                  // what a Session has besides
 	Uncommitted               // what waits for the Store
+	Connections               // Network Connections, whatever they do
 	Kinds                     // how many there are
 )
 
 var names = [Kinds]string{
 	"queued", "in flight", "retained", "output", "partial packets", "subscriptions", "routes", "sessions", "uncommitted",
+	"connections",
 }
 
 // String returns the name of the kind.
 func (k Kind) String() string { return names[k] }
 
-// stays says whether memory of kind k is held until a client or the program gives it up: no slow client is waited for, and
-// nothing is dropped to get it back.
-func (k Kind) stays() bool { return k == Retained || k == Subscriptions || k == Sessions }
+// stays says whether memory of kind k is held until a client or the program gives it up: no slow
+// client is waited for, and nothing is dropped to get it back.
+func (k Kind) stays() bool {
+	return k == Retained || k == Subscriptions || k == Sessions || k == Connections
+}
 
-// What stays may take so much of the limit, in percent. The rest is for messages that are on their way, so that nobody can
-// stop them for good.
+// What stays may take so much of the limit, in percent. The rest is for messages that are on
+// their way, so that nobody can stop them for good.
 const (
 	stayPercent = 75 // all that stays
 	kindPercent = 50 // one kind of it
+	ownPercent  = 6  // Sessions and Connections each, whatever others take: clients can come and remove it
 )
 
-// A Budget counts bytes against a limit. Its methods may be called from any goroutine, with any lock held. The nil *Budget does not
-// count.
+// A Budget counts bytes against a limit. Its methods may be called from any goroutine, with any
+// lock held. The nil *Budget does not count.
 type Budget struct {
 	limit int64 // immutable
 	used  [Kinds]atomic.Int64
@@ -86,8 +91,9 @@ func (b *Budget) Over(percent int64) bool { return b.Used() > b.share(percent) }
 
 func (b *Budget) share(percent int64) int64 { return b.limit / 100 * percent }
 
-// Fits says whether n bytes more of kind k, which is one that stays, leave enough for messages on their way. What makes less of it
-// always fits. Callers that ask at the same time may go beyond together, each by what it asked for.
+// Fits says whether n bytes more of kind k, which is one that stays, leave enough for messages on
+// their way. What makes less of it always fits. Callers that ask at the same time may go beyond
+// together, each by what it asked for.
 func (b *Budget) Fits(k Kind, n int64) bool {
 	if b == nil || n <= 0 {
 		return true
@@ -98,11 +104,15 @@ func (b *Budget) Fits(k Kind, n int64) bool {
 			all += b.used[k].Load()
 		}
 	}
-	return all <= b.share(stayPercent) && b.used[k].Load()+n <= b.share(kindPercent)
+	own := b.used[k].Load() + n
+	if (k == Sessions || k == Connections) && own <= b.share(ownPercent) {
+		return true
+	}
+	return all <= b.share(stayPercent) && own <= b.share(kindPercent)
 }
 
-// Holders counts the places that hold one thing, by kind: Queued, InFlight and Retained. It must not be copied while there are any. The
-// zero value is nobody.
+// Holders counts the places that hold one thing, by kind: Queued, InFlight and Retained. It must
+// not be copied while there are any. The zero value is nobody.
 type Holders = atomic.Int64
 
 // Where the counts are. A thing is retained in one place at a time, or in two for a moment.
@@ -135,8 +145,9 @@ func shared(holders int64) (k Kind, ok bool) {
 	return InFlight, holders != 0
 }
 
-// Hold counts a place of the given size that begins to hold a thing, and, if it is the first, size bytes of that. These count as
-// retained while it is retained, and otherwise as queued while it is in a queue.
+// Hold counts a place of the given size that begins to hold a thing, and, if it is the first,
+// size bytes of that. These count as retained while it is retained, and otherwise as queued while
+// it is in a queue.
 func (b *Budget) Hold(h *Holders, k Kind, size, place int64) {
 	if b != nil {
 		b.change(h, k, one(k), size, place)

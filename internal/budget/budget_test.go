@@ -16,7 +16,8 @@ func TestWhatPlacesShareCountsOnce(t *testing.T) {
 	const size, place = 100, 7
 	counts := func(queued, inFlight, retained int64, what string) {
 		t.Helper()
-		require.Equal(t, [3]int64{queued, inFlight, retained}, [3]int64{b.Of(Queued), b.Of(InFlight), b.Of(Retained)}, what)
+		require.Equal(t, [3]int64{queued, inFlight, retained},
+			[3]int64{b.Of(Queued), b.Of(InFlight), b.Of(Retained)}, what)
 		require.Equal(t, queued+inFlight+retained, b.Used())
 	}
 	b.Hold(&h, Queued, size, place)
@@ -89,6 +90,10 @@ func TestWhatStaysLeavesRoomForMessages(t *testing.T) {
 	require.False(t, b.Over(140))
 	require.True(t, b.Over(139))
 	require.True(t, (*Budget)(nil).Fits(Retained, 1<<40))
+	b.Add(Subscriptions, 250)
+	require.True(t, b.Fits(Sessions, 60), "clients can always come to remove something")
+	require.True(t, b.Fits(Connections, 60))
+	require.False(t, b.Fits(Connections, 61))
 }
 
 func TestRecountCountsDifferences(t *testing.T) {

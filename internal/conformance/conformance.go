@@ -1,10 +1,11 @@
 // Package conformance holds what the two standards demand of a broker, and scripts that show it.
 //
-// Statements.json lists the normative statements of MQTT 3.1.1 and 5.0 in our own words, the ones that the standards number by their
-// numbers and others as MQTT5-NOID-<section>-<n> and MQTT311-NOID-<section>-<n>. The scripts in testdata, in the notation of
-// internal/script, name in their comments the statements that they show. So may any Go test, with a comment such as
-// "[5.0 MQTT-2.2.1-4]". What no test of a broker can observe stands in excuses.txt with the reason. A test here fails
-// when a statement that binds servers has none of the three.
+// Statements.json lists the normative statements of MQTT 3.1.1 and 5.0 in our own words, the ones
+// that the standards number by their numbers and others as MQTT5-NOID-<section>-<n> and
+// MQTT311-NOID-<section>-<n>. The scripts in testdata, in the notation of internal/script, name in
+// their comments the statements that they show. So may any Go test, with a comment such as "[5.0
+// MQTT-2.2.1-4]". What no test of a broker can observe stands in excuses.txt with the reason. A
+// test here fails when a statement that binds servers has none of the three.
 package conformance
 
 import (

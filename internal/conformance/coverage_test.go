@@ -12,7 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Each statement that binds servers has a script, a Go test that names it, or an excuse; and what is named exists.
+// Each statement that binds servers has a script, a Go test that names it, or an excuse; and what
+// is named exists.
 func TestEveryStatementIsTestedOrExcused(t *testing.T) {
 	all, err := Statements()
 	require.NoError(t, err)

@@ -7,15 +7,15 @@ import (
 	"testing"
 )
 
-// A test that cannot fail proves nothing: with each of the faults that the build tags plant, the tests of crashes have to find
-// something.
+// A test that cannot fail proves nothing: with each of the faults that the build tags plant, the
+// tests of crashes have to find something.
 func TestPlantedFaultsAreFound(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds the broker several times")
 	}
 	for _, tt := range []struct{ name, tag, pkg, run string }{
-		{"the simulation finds acknowledgements before the commit", "canary_ack", "github.com/dunlin-mqtt/dunlin", "TestCrashes"},
-		{"the simulation finds PUBRECs that are not recorded", "canary_release", "github.com/dunlin-mqtt/dunlin", "TestCrashes"},
+		{"the simulation finds acknowledgements before the commit", "canary_ack", "github.com/dunlin-mqtt/dunlin", "TestModel"},
+		{"the simulation finds PUBRECs that are not recorded", "canary_release", "github.com/dunlin-mqtt/dunlin", "TestModel"},
 		{"the kill test finds acknowledgements before the commit", "canary_ack", "github.com/dunlin-mqtt/dunlin/internal/crash", "TestKill"},
 		{"the kill test finds PUBRECs that are not recorded", "canary_release", "github.com/dunlin-mqtt/dunlin/internal/crash", "TestKill"},
 	} {

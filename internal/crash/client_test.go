@@ -13,7 +13,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// A client keeps its half of a Session over all connections and brokers. It is run by one goroutine.
+// A client keeps its half of a Session over all connections and brokers. It is run by one
+// goroutine.
 type client struct {
 	id      string
 	version packets.Version
@@ -183,18 +184,21 @@ func (c *client) welcome(nc net.Conn, a *packets.Connack) bool {
 	switch {
 	case !a.Code.Failed():
 		c.opened.Add(1)
-	case c.mayRefuse && (a.Code == packets.QuotaExceeded || c.version < packets.V5 && a.Code == packets.ServerUnavailable):
+	case c.mayRefuse && (a.Code == packets.QuotaExceeded || c.version < packets.V5 &&
+		a.Code == packets.ServerUnavailable):
 		c.turned.Add(1)
 		return false
 	default:
-		c.errs.add("%s: refused with %v", c.id, a.Code)
+		text, _ := a.Properties.Text(packets.ReasonString)
+		c.errs.add("%s: refused with %v %q", c.id, a.Code, text)
 		return false
 	}
 	if c.filter != "" {
 		if c.known && !a.SessionPresent {
 			c.errs.add("%s: the Session is gone", c.id)
 		}
-		return c.known || c.send(nc, &packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: c.filter, QoS: packets.QoS2}}})
+		return c.known || c.send(nc, &packets.Subscribe{PacketID: 1,
+			Subscriptions: []packets.Subscription{{Filter: c.filter, QoS: packets.QoS2}}})
 	}
 	for _, s := range c.flight {
 		if !c.resend(nc, s) {
@@ -263,7 +267,8 @@ func (c *client) resend(nc net.Conn, s *sending) bool {
 	if s.released {
 		return c.send(nc, &packets.Ack{Kind: packets.TypePubrel, PacketID: s.id})
 	}
-	p := &packets.Publish{PacketID: s.id, QoS: s.qos, Retain: s.retain, Dup: s.dup, Topic: []byte(s.topic), Payload: []byte(s.payload)}
+	p := &packets.Publish{PacketID: s.id, QoS: s.qos, Retain: s.retain, Dup: s.dup,
+		Topic: []byte(s.topic), Payload: []byte(s.payload)}
 	s.dup = true
 	return c.send(nc, p)
 }
@@ -292,7 +297,9 @@ func (c *client) fill(nc net.Conn) bool {
 // more makes a new message.
 func (c *client) more() *sending {
 	for {
-		if c.lastID++; c.lastID != 0 && !slices.ContainsFunc(c.flight, func(s *sending) bool { return s.id == c.lastID }) {
+		if c.lastID++; c.lastID != 0 && !slices.ContainsFunc(c.flight, func(s *sending) bool {
+			return s.id == c.lastID
+		}) {
 			break
 		}
 	}
@@ -301,7 +308,8 @@ func (c *client) more() *sending {
 	if c.rnd.IntN(8) == 0 {
 		kind = 2
 	}
-	s := &sending{id: c.lastID, order: c.next, qos: packets.QoS(min(1+kind, 2)), retain: kind == 2, topic: "t/" + c.id + "/" + kinds[kind]}
+	s := &sending{id: c.lastID, order: c.next, qos: packets.QoS(min(1+kind, 2)), retain: kind == 2,
+		topic: "t/" + c.id + "/" + kinds[kind]}
 	s.payload = fmt.Sprintf("%s %d|", s.topic, c.next) + strings.Repeat("x", c.rnd.IntN(c.size))
 	c.log = append(c.log, byte(kind))
 	c.flight = append(c.flight, s)

@@ -18,10 +18,12 @@ const mountEnv = "DUNLIN_CRASH_MOUNT"
 
 func init() { roles[mountEnv] = holdDisk }
 
-// A smallDisk is a tmpfs in namespaces of its own, which end with the process that holds them, whatever becomes of the test.
+// A smallDisk is a tmpfs in namespaces of its own, which end with the process that holds them,
+// whatever becomes of the test.
 type smallDisk struct{ dir string }
 
-// newSmallDisk mounts a tmpfs of the size, until the test ends. Where the system does not allow that, the test is skipped.
+// newSmallDisk mounts a tmpfs of the size, until the test ends. Where the system does not allow
+// that, the test is skipped.
 func newSmallDisk(t *testing.T, size string) *smallDisk {
 	t.Helper()
 	dir := t.TempDir()

@@ -1,7 +1,7 @@
 // Package crash holds the test that kills a broker with SIGKILL at random moments, with its store on a real disk, and checks what its
 // clients were promised: nothing acknowledged is lost, nothing of QoS 2 comes twice, each publisher's messages to a topic keep
 // their order, and what is retained is what was acknowledged last. The same in virtual time, without processes and thousands of times a
-// minute, is TestCrashes of the root package.
+// minute, is TestModel of the root package.
 //
 //	go test ./internal/crash                          50 kills
 //	go test ./internal/crash -short                   5
@@ -10,5 +10,6 @@
 //	go test ./internal/crash -run DiskFull -v      on a tmpfs that becomes full
 //	DUNLIN_OFFLINE=10000x1000 go test ./internal/crash -run Offline -v    what queues of absent clients cost
 //
-// It runs itself as the broker, and for the full disk examples/server, built with the same tags: with canary_ack or canary_release it has to fail.
+// It runs itself as the broker, and for the full disk examples/server, built with the same tags:
+// with canary_ack or canary_release it has to fail.
 package crash

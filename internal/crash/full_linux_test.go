@@ -24,8 +24,8 @@ type shortage struct {
 	zeros   int // QoS 0 messages so far
 }
 
-// A disk that becomes full, again and again: what was acknowledged is there, what cannot be is refused with 0x97, and there is service again
-// as soon as there is room.
+// A disk that becomes full, again and again: what was acknowledged is there, what cannot be is
+// refused with 0x97, and there is service again as soon as there is room.
 func TestDiskFull(t *testing.T) {
 	program := buildServer(t)
 	tests := []struct {
@@ -46,7 +46,8 @@ func TestDiskFull(t *testing.T) {
 			t.Parallel()
 			disk := newSmallDisk(t, "12m")
 			s := &shortage{trial: newTrial(filepath.Join(disk.dir, "data")), disk: disk}
-			s.command = []string{program, "-listen", "127.0.0.1:0", "-data", s.dir, "-store", tt.store, "-durability", "synced",
+			s.command = []string{program, "-listen", "127.0.0.1:0", "-data", s.dir, "-store",
+				tt.store, "-durability", "synced",
 				"-max-queued-messages", "-1", "-max-queued-bytes", "-1"}
 			s.run(t, tt.version, tt.drains)
 		})
@@ -58,7 +59,8 @@ func TestPlantedFaultIsFoundOnAFullDisk(t *testing.T) {
 		t.Skip("-short: it builds the broker again, with a planted fault, and takes a test of its own to find it")
 	}
 	newSmallDisk(t, "1m") // where that cannot be done, this is skipped as well
-	findsPlanted(t, "canary_ack", "github.com/dunlin-mqtt/dunlin/internal/crash", "TestDiskFull$/segments.*told")
+	findsPlanted(t, "canary_ack", "github.com/dunlin-mqtt/dunlin/internal/crash",
+		"TestDiskFull$/segments.*told")
 }
 
 // buildServer builds examples/server as this test was built.
@@ -131,10 +133,12 @@ func (s *shortage) run(t *testing.T, version packets.Version, drains bool) {
 		refused += p.refused.Load()
 	}
 	t.Logf("%d messages acknowledged, %d refused, %d connections: %d lost, %d QoS 2 twice, %d out of order, %d QoS 1 again, %d QoS 1 refused and delivered; %v, seed %d",
-		s.acked(), refused, s.connections(packets.V5)+s.connections(packets.V311), f.lost, f.twice, f.disorder, f.repeated, f.anyway, time.Since(began).Round(100*time.Millisecond), s.seed)
+		s.acked(), refused, s.connections(packets.V5)+s.connections(packets.V311), f.lost, f.twice,
+		f.disorder, f.repeated, f.anyway, time.Since(began).Round(100*time.Millisecond), s.seed)
 }
 
-// connections is how many connections clients of the version have tried to make, the one to subscribe included.
+// connections is how many connections clients of the version have tried to make, the one to
+// subscribe included.
 func (s *shortage) connections(version packets.Version) (n int64) {
 	for _, c := range slices.Concat(s.publishers, s.subscribers) {
 		if c.version == version {
@@ -173,7 +177,8 @@ func (s *shortage) hurry() {
 	}
 }
 
-// isFull waits until each publisher was told several times that there is no room: in an acknowledgement, or with the end of its connection.
+// isFull waits until each publisher was told several times that there is no room: in an
+// acknowledgement, or with the end of its connection.
 func (s *shortage) isFull(t *testing.T) {
 	t.Helper()
 	s.each(t, "refused", 3, func(p *client) int64 {
@@ -228,7 +233,8 @@ func (s *shortage) servesZero(t *testing.T, online *client) {
 	}
 	for range 10 {
 		s.zeros++
-		c.send(nc, &packets.Publish{Topic: []byte("t/zero/q0"), Payload: fmt.Appendf(nil, "t/zero/q0 %d|", s.zeros)})
+		c.send(nc, &packets.Publish{Topic: []byte("t/zero/q0"),
+			Payload: fmt.Appendf(nil, "t/zero/q0 %d|", s.zeros)})
 	}
 	for deadline := time.Now().Add(time.Minute); online.ledger.newest("t/zero/q0") < s.zeros; {
 		if time.Now().After(deadline) {

@@ -26,10 +26,12 @@ import (
 	"github.com/dunlin-mqtt/dunlin/store/segment"
 )
 
-// dataEnv names the directory of the store in the environment of the process that is to be the broker.
+// dataEnv names the directory of the store in the environment of the process that is to be the
+// broker.
 const dataEnv = "DUNLIN_CRASH_DATA"
 
-// roles are what else this program is run as: by the environment variable that says so and is given to it.
+// roles are what else this program is run as: by the environment variable that says so and is given
+// to it.
 var roles = map[string]func(string) error{dataEnv: serve}
 
 func TestMain(m *testing.M) {
@@ -45,14 +47,16 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// serve is the broker: it says its address on standard output and serves until it is killed, or standard input ends.
+// serve is the broker: it says its address on standard output and serves until it is killed, or
+// standard input ends.
 func serve(dir string) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	st, err := segment.Open(dir, segment.Options{SegmentSize: 4 << 20, Logger: log})
 	if err != nil {
 		return err
 	}
-	b, err := dunlin.New(dunlin.Config{Authenticator: hooks.AllowAll, Logger: log, Store: st, MaxQueuedMessages: -1, MaxQueuedBytes: -1})
+	b, err := dunlin.New(dunlin.Config{Authenticator: hooks.AllowAll, Logger: log, Store: st,
+		MaxQueuedMessages: -1, MaxQueuedBytes: -1})
 	if err != nil {
 		return err
 	}
@@ -148,7 +152,8 @@ func kills(t *testing.T) int {
 	return 50
 }
 
-// awayFor is how many kills the offline client misses before it comes and fetches what is queued for it.
+// awayFor is how many kills the offline client misses before it comes and fetches what is queued
+// for it.
 const awayFor = 25
 
 // A trial is a broker that is killed, and its clients.
@@ -158,6 +163,7 @@ type trial struct {
 	seed       uint64
 	stop, quit chan struct{}
 	errs       problems
+	haste      int // the flapping client comes and goes so many times as often; 0: once
 	running    sync.WaitGroup
 
 	publishers, subscribers []*client
@@ -193,7 +199,8 @@ func TestKill(t *testing.T) {
 		}
 		if (i+1)%50 == 0 {
 			t.Logf("%d kills in %v, %d acknowledged, %d times all fetched, restarts %v on average, %v at most, store up to %d bytes; behind: %s", i+1,
-				time.Since(began).Round(time.Second), tr.acked(), tr.drained, tr.restarts/time.Duration(i+1), tr.slowest, tr.largest, tr.lags())
+				time.Since(began).Round(time.Second), tr.acked(), tr.drained,
+				tr.restarts/time.Duration(i+1), tr.slowest, tr.largest, tr.lags())
 		}
 	}
 	close(tr.stop)
@@ -202,8 +209,11 @@ func TestKill(t *testing.T) {
 	}
 	f := tr.finish(t, leave)
 	t.Logf("%d kills, %d messages acknowledged, each for %d subscribers: %d lost, %d QoS 2 twice, %d out of order, %d QoS 1 again; %v, seed %d", n,
-		tr.acked(), len(tr.subscribers), f.lost, f.twice, f.disorder, f.repeated, time.Since(began).Round(time.Second), tr.seed)
+		tr.acked(), len(tr.subscribers), f.lost, f.twice, f.disorder, f.repeated,
+		time.Since(began).Round(time.Second), tr.seed)
 }
+
+func (tr *trial) scale(d time.Duration) time.Duration { return d / time.Duration(max(tr.haste, 1)) }
 
 // newTrial returns a trial with a seed of its own. Its store is in dir.
 func newTrial(dir string) *trial {
@@ -212,8 +222,10 @@ func newTrial(dir string) *trial {
 
 // add makes a client, a publisher if filter is empty.
 func (tr *trial) add(id string, v packets.Version, filter string) *client {
-	c := &client{id: id, version: v, filter: filter, addr: &tr.addr, rnd: rand.New(rand.NewPCG(tr.seed, uint64(len(id)+int(id[len(id)-1])))),
-		stop: tr.stop, quit: tr.quit, errs: &tr.errs, size: 300, last: make(map[string]*sending), ids: make(map[uint16]bool)}
+	c := &client{id: id, version: v, filter: filter, addr: &tr.addr,
+		rnd:  rand.New(rand.NewPCG(tr.seed, uint64(len(id)+int(id[len(id)-1])))),
+		stop: tr.stop, quit: tr.quit, errs: &tr.errs, size: 300, last: make(map[string]*sending),
+		ids: make(map[uint16]bool)}
 	if filter == "" {
 		tr.publishers = append(tr.publishers, c)
 	} else {
@@ -232,14 +244,14 @@ func (tr *trial) attend(t *testing.T) {
 		case <-tr.stop:
 			return time.Hour // nothing new comes: fetch the rest
 		default:
-			d := time.Duration(c.rnd.Int64N(int64(100 * time.Millisecond)))
+			d := time.Duration(c.rnd.Int64N(int64(tr.scale(100 * time.Millisecond))))
 			if c.rnd.IntN(3) == 0 {
 				d *= 8 // else it would fall behind more and more
 			}
 			return d
 		}
 	}
-	c.away = func() time.Duration { return time.Duration(c.rnd.Int64N(int64(300 * time.Millisecond))) }
+	c.away = func() time.Duration { return time.Duration(c.rnd.Int64N(int64(tr.scale(300 * time.Millisecond)))) }
 	tr.offline = tr.add("offline", packets.V5, "t/#")
 	for i := range 4 {
 		tr.add(fmt.Sprint("p", i), []packets.Version{packets.V5, packets.V311}[i%2], "")
@@ -263,8 +275,8 @@ func (tr *trial) begin(t *testing.T) {
 	}
 }
 
-// finish waits until all that was published is acknowledged and nothing more arrives, sends the clients away, the offline one with leave, and
-// says what was found.
+// finish waits until all that was published is acknowledged and nothing more arrives, sends the
+// clients away, the offline one with leave, and says what was found.
 func (tr *trial) finish(t *testing.T, leave func()) (f figures) {
 	t.Helper()
 	tr.settle()
@@ -281,7 +293,8 @@ func (tr *trial) finish(t *testing.T, leave func()) (f figures) {
 	return f
 }
 
-// visit lets the offline client in. What it returns sends it away again, and waits until it has gone.
+// visit lets the offline client in. What it returns sends it away again, and waits until it has
+// gone.
 func (tr *trial) visit() (leave func()) {
 	c, quit, gone := tr.offline, make(chan struct{}), make(chan struct{})
 	c.quit = quit
@@ -353,8 +366,8 @@ func (c *client) subscribe() error {
 	return nil
 }
 
-// settle waits until all that was published is acknowledged and nothing more arrives. While something is missing it waits longer for it: the
-// machine may be at a standstill.
+// settle waits until all that was published is acknowledged and nothing more arrives. While
+// something is missing it waits longer for it: the machine may be at a standstill.
 func (tr *trial) settle() {
 	deadline := time.Now().Add(2 * time.Minute)
 	before := 0
@@ -384,7 +397,8 @@ func checkRetained(t *testing.T, errs *problems, addr string, publishers []*clie
 	var at atomic.Value
 	at.Store(addr)
 	quit := make(chan struct{})
-	c := &client{id: "last", version: packets.V5, filter: "t/+/r", addr: &at, errs: errs, quit: quit, ids: make(map[uint16]bool)}
+	c := &client{id: "last", version: packets.V5, filter: "t/+/r", addr: &at, errs: errs,
+		quit: quit, ids: make(map[uint16]bool)}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	want := 0

@@ -8,7 +8,8 @@ import (
 	"sync"
 )
 
-// A ledger is what one subscriber received. It keeps a byte for each message, so that a long run fits into memory.
+// A ledger is what one subscriber received. It keeps a byte for each message, so that a long run
+// fits into memory.
 type ledger struct {
 	mu       sync.Mutex
 	times    map[string][]uint8 // how often, by publisher and number
@@ -90,7 +91,8 @@ func (f *figures) check(errs *problems, s *client, publishers []*client) {
 			kind &^= refusedKind
 			switch m := fmt.Sprintf("t/%s/%s %d", p.id, kinds[kind], n+1); {
 			case refused && (n+1 >= len(times) || times[n+1] == 0):
-			case refused && kinds[kind] == "q1": // it may have gone out at once, or have been stored when it was first sent
+			case refused && kinds[kind] == "q1":
+				// it may have gone out at once, or have been stored when it was first sent
 				f.anyway++
 			case refused:
 				f.twice++

@@ -19,8 +19,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/store/segment"
 )
 
-// Sessions of absent clients with the same messages in their queues, over a restart. DUNLIN_OFFLINE=10000x1000 makes it 10 million
-// places in queues, and prints what they cost.
+// Sessions of absent clients with the same messages in their queues, over a restart.
+// DUNLIN_OFFLINE=10000x1000 makes it 10 million places in queues, and prints what they cost.
 func TestOfflineSessions(t *testing.T) {
 	sessions, messages := 100, 50
 	if s := os.Getenv("DUNLIN_OFFLINE"); s != "" {
@@ -33,12 +33,14 @@ func TestOfflineSessions(t *testing.T) {
 	b, l := local(t, dir)
 	for i := range sessions {
 		nc, r := attach(t, l, fmt.Sprint("s", i))
-		write(t, nc, &packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "all/#", QoS: 1}}})
+		write(t, nc, &packets.Subscribe{PacketID: 1,
+			Subscriptions: []packets.Subscription{{Filter: "all/#", QoS: 1}}})
 		if _, err := r.ReadPacket(); err != nil {
 			t.Fatal(err)
 		}
 		write(t, nc, new(packets.Disconnect))
-		if _, err := r.ReadPacket(); err != io.EOF { // the Session is on its own before the broker closes the connection
+		// the Session is on its own before the broker closes the connection
+		if _, err := r.ReadPacket(); err != io.EOF {
 			t.Fatalf("DISCONNECT was answered with %v", err)
 		}
 		nc.Close()
@@ -47,7 +49,8 @@ func TestOfflineSessions(t *testing.T) {
 	for i := range messages {
 		payload := make([]byte, 256)
 		copy(payload, fmt.Sprint(i))
-		if err := b.Publish(context.Background(), &dunlin.Message{Topic: fmt.Sprint("all/", i%100), Payload: payload, QoS: 1}); err != nil {
+		if err := b.Publish(context.Background(), &dunlin.Message{Topic: fmt.Sprint("all/", i%100),
+			Payload: payload, QoS: 1}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -65,7 +68,8 @@ func TestOfflineSessions(t *testing.T) {
 	empty = heap()
 	began = time.Now()
 	b, l = local(t, dir)
-	t.Logf("%d bytes on disk, restart in %v, heap %d bytes for each", size, time.Since(began), (heap()-empty)/(sessions*messages))
+	t.Logf("%d bytes on disk, restart in %v, heap %d bytes for each", size, time.Since(began),
+		(heap()-empty)/(sessions*messages))
 	defer b.Close()
 	if got := b.Stats().Queued; got != sessions*messages {
 		t.Fatalf("%d are queued after the restart, want %d", got, sessions*messages)

@@ -6,7 +6,8 @@ import (
 	"syscall"
 )
 
-// allocate reserves blocks and sets the length, so that later writes change neither and syncData has no metadata to write.
+// allocate reserves blocks and sets the length, so that later writes change neither and syncData
+// has no metadata to write.
 func allocate(f *os.File, size int64) error {
 	for {
 		err := syscall.Fallocate(int(f.Fd()), 0, 0, size)

@@ -156,8 +156,10 @@ func TestFaults(t *testing.T) {
 	s.Fault = nil
 	require.NoError(t, f.Sync())
 	require.Equal(t, "SECOND", read(t, f), "what could not be synced can still be read")
-	require.Equal(t, "first", string(s.Crash(1, Tail).Files()["a"]), "a sync that follows a failed one makes nothing good")
-	require.Equal(t, "SECOND", string(s.Crash(1, Nothing).Files()["a"]), "a killed process leaves what can be read")
+	require.Equal(t, "first", string(s.Crash(1, Tail).Files()["a"]),
+		"a sync that follows a failed one makes nothing good")
+	require.Equal(t, "SECOND", string(s.Crash(1, Nothing).Files()["a"]),
+		"a killed process leaves what can be read")
 }
 
 func TestCapacity(t *testing.T) {

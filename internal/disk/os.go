@@ -9,7 +9,8 @@ import (
 	"path/filepath"
 )
 
-// Make returns the directory at path, and makes it and those above it if it is not there, for this user alone.
+// Make returns the directory at path, and makes it and those above it if it is not there, for this
+// user alone.
 func Make(path string) (Dir, error) {
 	if err := makeDir(filepath.Clean(path), syncDir); err != nil {
 		return nil, err
@@ -17,8 +18,8 @@ func Make(path string) (Dir, error) {
 	return Existing(path)
 }
 
-// makeDir makes a directory and those above it that are not there. It calls sync for each directory in which it has made one, as each name is
-// durable by itself.
+// makeDir makes a directory and those above it that are not there. It calls sync for each directory
+// in which it has made one, as each name is durable by itself.
 func makeDir(path string, sync func(path string) error) error {
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -29,7 +30,8 @@ func makeDir(path string, sync func(path string) error) error {
 			return err
 		}
 	}
-	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) { // somebody else may be faster
+	if err := os.Mkdir(path, 0o700); err != nil &&
+		!errors.Is(err, fs.ErrExist) { // somebody else may be faster
 		return err
 	}
 	return sync(above)

@@ -11,20 +11,23 @@ import (
 	"sync"
 )
 
-// ErrCut is what a fault returns from the moment in which the power is cut: everything that is not synced is then at the mercy
-// of [Sim.Crash].
+// ErrCut is what a fault returns from the moment in which the power is cut: everything that is not
+// synced is then at the mercy of [Sim.Crash].
 var ErrCut = errors.New("the power is cut")
 
 const sector = 512
 
-// A Sim is a Dir in memory that tells what is durable from what is not. It must be made by [NewSim].
+// A Sim is a Dir in memory that tells what is durable from what is not. It must be made by
+// [NewSim].
 type Sim struct {
-	// Fault, if set, is called ahead of each call that reads or changes something, one at a time. If it returns an error the call
-	// fails with it: a write has then written a part, a rename, create or remove may have been done, and a sync loses what it
-	// should have made durable, although it can still be read. It may also wait, to make a slow disk. Set it while nothing
+	// Fault, if set, is called ahead of each call that reads or changes something, one at a time.
+	// If it returns an error the call fails with it: a write has then written a part, a rename,
+	// create or remove may have been done, and a sync loses what it should have made durable,
+	// although it can still be read. It may also wait, to make a slow disk. Set it while nothing
 	// else is going on.
 	Fault func(c Call) error
-	// Capacity is how many bytes there is room for; 0: no limit. Beyond it calls fail with an error that IsFull knows.
+	// Capacity is how many bytes there is room for; 0: no limit. Beyond it calls fail with an error
+	// that IsFull knows.
 	Capacity int64
 
 	mu      sync.Mutex // guards all below
@@ -38,8 +41,10 @@ type Sim struct {
 
 // A Call is what a Fault decides about.
 type Call struct {
-	N    int    // how many calls there have been, this one included
-	Kind string // "create", "open", "remove", "rename", "names", "syncdir", "lock", "read", "write", "truncate", "allocate", "sync"
+	N int // how many calls there have been, this one included
+	// "create", "open", "remove", "rename", "names", "syncdir", "lock", "read", "write",
+	// "truncate", "allocate", "sync"
+	Kind string
 	Name string // of the file, as it was opened
 	Size int64  // bytes of a write or read; new length for truncate and allocate
 }
@@ -66,8 +71,9 @@ type write struct {
 // NewSim returns an empty directory. What is left to chance depends on the seed.
 func NewSim(seed uint64) *Sim {
 	return &Sim{
-		rng: rand.New(rand.NewPCG(seed, 2)), names: make(map[string]*inode), durable: make(map[string]*inode),
-		locked: make(map[string]bool),
+		rng: rand.New(rand.NewPCG(seed, 2)), names: make(map[string]*inode),
+		durable: make(map[string]*inode),
+		locked:  make(map[string]bool),
 	}
 }
 
@@ -117,17 +123,19 @@ type Loss byte
 // What a crash may do.
 const (
 	Everything Loss = iota // nothing that was not synced is there
-	Nothing                // all can be read: only the process was killed. What was not synced can still be lost later
-	Tail                   // what was done first is there, the last write of it torn at some byte
-	Sectors                // any of the sectors are there, and any of the changes of names, in no order
+	// all can be read: only the process was killed. What was not synced can still be lost later
+	Nothing
+	Tail // what was done first is there, the last write of it torn at some byte
+	// any of the sectors are there, and any of the changes of names, in no order
+	Sectors
 	losses
 )
 
 // AnyLoss returns a Loss by chance.
 func AnyLoss(rng *rand.Rand) Loss { return Loss(rng.IntN(int(losses))) }
 
-// Crash returns the directory as it is found after the power was cut, or the process killed. It is independent of s,
-// which may be asked again.
+// Crash returns the directory as it is found after the power was cut, or the process killed. It is
+// independent of s, which may be asked again.
 func (s *Sim) Crash(seed uint64, loss Loss) *Sim {
 	s.mu.Lock()
 	defer s.mu.Unlock()

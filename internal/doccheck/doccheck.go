@@ -1,5 +1,6 @@
-// Package doccheck holds a test: every block of Go in a Markdown page of this project compiles. Fragments are completed: packages are imported by
-// their names, variables that a reader takes for granted (ctx, b, err and the like) are declared, and "..." stands for what was left out. A page
+// Package doccheck holds a test: every block of Go in a Markdown page of this project compiles.
+// Fragments are completed: packages are imported by their names, variables that a reader takes for
+// granted (ctx, b, err and the like) are declared, and "..." stands for what was left out. A page
 // declares further ones in a comment that is not seen:
 //
 //	<!-- go: var b *mqtttest.Broker -->
@@ -54,8 +55,8 @@ var (
 	value   = regexp.MustCompile(`([:=,(]\s*)(\.\.\.|…)(\s*(?:[,)}\n]|//))`)
 )
 
-// complete makes a file of a fragment. packages has the import paths of packages by name, and usual the types of variables that
-// need no declaration.
+// complete makes a file of a fragment. packages has the import paths of packages by name, and usual
+// the types of variables that need no declaration.
 func complete(b block, packages, usual map[string]string) (string, error) {
 	code := nothing.ReplaceAllString(b.code, "{}")
 	code = alone.ReplaceAllString(code, "$1// what was left out")

@@ -13,8 +13,10 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -25,15 +27,20 @@ const root = "../.."
 
 // usual are the variables that pages take for granted.
 var usual = map[string]string{
-	"ctx": "context.Context", "b": "*dunlin.Broker", "err": "error", "l": "net.Listener", "nc": "net.Conn", "t": "*testing.T", "mux": "*http.ServeMux",
+	"ctx": "context.Context", "b": "*dunlin.Broker", "err": "error", "l": "net.Listener",
+	"nc": "net.Conn", "t": "*testing.T", "mux": "*http.ServeMux",
 	"cfg": "dunlin.Config",
 }
 
-// others are packages outside of this project and of the standard library, by the name that pages use.
+// others are packages outside of this project and of the standard library, by the name that pages
+// use.
 var others = map[string]string{
-	"mqtt": "github.com/eclipse/paho.mqtt.golang", "autopaho": "github.com/eclipse/paho.golang/autopaho", "paho": "github.com/eclipse/paho.golang/paho",
+	"mqtt":        "github.com/eclipse/paho.mqtt.golang",
+	"autopaho":    "github.com/eclipse/paho.golang/autopaho",
+	"paho":        "github.com/eclipse/paho.golang/paho",
 	"pahopackets": "github.com/eclipse/paho.golang/packets",
-	"require":     "github.com/stretchr/testify/require", "assert": "github.com/stretchr/testify/assert",
+	"require":     "github.com/stretchr/testify/require",
+	"assert":      "github.com/stretchr/testify/assert",
 }
 
 // A listed is what go list says of a package.
@@ -41,7 +48,8 @@ type listed struct{ ImportPath, Name, Export string }
 
 func list(t *testing.T, args ...string) (all []listed) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "go", append([]string{"list", "-e", "-json=ImportPath,Name,Export"}, args...)...)
+	cmd := exec.CommandContext(t.Context(), "go",
+		append([]string{"list", "-e", "-json=ImportPath,Name,Export"}, args...)...)
 	cmd.Dir = root
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
@@ -58,7 +66,8 @@ func list(t *testing.T, args ...string) (all []listed) {
 }
 
 func TestTheGoInPagesCompiles(t *testing.T) {
-	if out, err := exec.Command("go", "env", "GOWORK").Output(); err != nil || strings.TrimSpace(string(out)) == "" || strings.TrimSpace(string(out)) == "off" {
+	if out, err := exec.Command("go", "env", "GOWORK").Output(); err != nil ||
+		strings.TrimSpace(string(out)) == "" || strings.TrimSpace(string(out)) == "off" {
 		t.Skip("pages use packages of nested modules: it takes the workspace (GOWORK is off)")
 	}
 	packages := map[string]string{}
@@ -66,7 +75,8 @@ func TestTheGoInPagesCompiles(t *testing.T) {
 		if strings.Contains(p.ImportPath, "internal") || strings.HasPrefix(p.ImportPath, "vendor/") {
 			continue
 		}
-		if old, ok := packages[p.Name]; !ok || len(p.ImportPath) < len(old) || p.ImportPath == "crypto/rand" {
+		if old, ok := packages[p.Name]; !ok || len(p.ImportPath) < len(old) ||
+			p.ImportPath == "crypto/rand" {
 			packages[p.Name] = p.ImportPath
 		}
 	}
@@ -174,6 +184,34 @@ func TestLinksWithinTheProjectLeadSomewhere(t *testing.T) {
 			if _, err := os.Stat(filepath.Join(root, filepath.Dir(name), m[1])); err != nil {
 				t.Errorf("%s: the link to %s: %v", name, m[1], err)
 			}
+		}
+	}
+}
+
+// docs/README.md lists every page in the order to read them, and each page ends with a link to the
+// next one.
+func TestThePagesReadFromStartToEnd(t *testing.T) {
+	all := pages(t)
+	var order []string
+	row := regexp.MustCompile(`(?m)^\|.*?\| \[[^]]+\]\(([^)]+)\) \|`)
+	for _, m := range row.FindAllStringSubmatch(all["docs/README.md"], -1) {
+		order = append(order, path.Join("docs", m[1]))
+	}
+	for name := range all {
+		if path.Dir(name) == "docs" && name != "docs/README.md" && !slices.Contains(order, name) {
+			t.Errorf("%s is not in the table of docs/README.md", name)
+		}
+	}
+	require.Greater(t, len(order), 10, "the table of docs/README.md")
+	for i, name := range order[:len(order)-1] {
+		next := order[i+1]
+		if i == 0 {
+			next = "docs/README.md" // the README of the project leads to the table
+		}
+		lines := strings.Split(strings.TrimSpace(all[name]), "\n")
+		last := link.FindStringSubmatch(lines[len(lines)-1])
+		if last == nil || path.Join(path.Dir(name), last[1]) != next {
+			t.Errorf("%s: expected a last line with a link to %s, got %q", name, next, lines[len(lines)-1])
 		}
 	}
 }

@@ -23,7 +23,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-var junkFlag = flag.Int("junk", 600, "connections of junk in TestGoodClientsAmongJunk; 20000 is the full test, of about a minute")
+var junkFlag = flag.Int("junk", 600,
+	"connections of junk in TestGoodClientsAmongJunk; 20000 is the full test, of about a minute")
 
 // junk is what arrives at a port on the open internet.
 var junk = []func(rng *rand.Rand, nc net.Conn){
@@ -95,7 +96,8 @@ type signals struct {
 	running   sync.WaitGroup
 }
 
-// run subscribes, exchanges QoS 1 messages from start to stop, then waits for what is still to come.
+// run subscribes, exchanges QoS 1 messages from start to stop, then waits for what is still to
+// come.
 func (g *goodClient) run(addr string, me, neighbour int, sign *signals) {
 	defer sign.running.Done()
 	nc, err := net.Dial("tcp", addr)
@@ -105,8 +107,10 @@ func (g *goodClient) run(addr string, me, neighbour int, sign *signals) {
 	}
 	defer nc.Close()
 	nc.SetDeadline(time.Now().Add(3 * time.Minute))
-	b := rawConnect(fmt.Sprint("good", me), 0) // a machine that stands still for a moment is no reason to end it
-	s := packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: fmt.Sprint("good/", me), QoS: 1}}}
+	b := rawConnect(fmt.Sprint("good", me),
+		0) // a machine that stands still for a moment is no reason to end it
+	s := packets.Subscribe{PacketID: 1,
+		Subscriptions: []packets.Subscription{{Filter: fmt.Sprint("good/", me), QoS: 1}}}
 	b, _ = s.Append(b, packets.V5)
 	if _, g.err = nc.Write(b); g.err != nil {
 		return
@@ -132,7 +136,8 @@ func (g *goodClient) run(addr string, me, neighbour int, sign *signals) {
 			continue
 		case <-ended:
 		case <-sign.stop:
-			p := packets.Publish{QoS: 1, PacketID: 2000, Topic: fmt.Append(nil, "good/", neighbour), Payload: []byte("last")}
+			p := packets.Publish{QoS: 1, PacketID: 2000, Topic: fmt.Append(nil, "good/", neighbour),
+				Payload: []byte("last")}
 			b, _ := p.Append(nil, packets.V5)
 			nc.Write(b)
 			<-ended
@@ -163,15 +168,17 @@ func (g *goodClient) receive(nc net.Conn) error {
 			}
 			if last = len(p.Payload) != 8; !last {
 				g.got++
-				g.delays = append(g.delays, time.Duration(time.Now().UnixNano()-int64(binary.BigEndian.Uint64(p.Payload))))
+				g.delays = append(g.delays,
+					time.Duration(time.Now().UnixNano()-int64(binary.BigEndian.Uint64(p.Payload))))
 			}
 		}
 	}
 	return nil
 }
 
-// While junk comes from eight addresses, good clients lose nothing and wait for nothing, and when it is over the memory is back. The full
-// test is: go test -run GoodClientsAmongJunk ./internal/endtoend -junk 20000 -v
+// While junk comes from eight addresses, good clients lose nothing and wait for nothing, and when
+// it is over the memory is back. The full test is: go test -run GoodClientsAmongJunk
+// ./internal/endtoend -junk 20000 -v
 func TestGoodClientsAmongJunk(t *testing.T) {
 	clients, atATime := 20, 200
 	full := *junkFlag >= 20_000
@@ -180,7 +187,8 @@ func TestGoodClientsAmongJunk(t *testing.T) {
 	}
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
-	b, err := dunlin.New(dunlin.Config{Authenticator: hooks.AllowAll, Logger: slog.New(slog.DiscardHandler), ConnectTimeout: 2 * time.Second})
+	b, err := dunlin.New(dunlin.Config{Authenticator: hooks.AllowAll,
+		Logger: slog.New(slog.DiscardHandler), ConnectTimeout: 2 * time.Second})
 	require.NoError(t, err)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -204,7 +212,8 @@ func TestGoodClientsAmongJunk(t *testing.T) {
 	}
 	heapBefore, goroutines := heap(), runtime.NumGoroutine()
 	slots := make(chan struct{}, atATime)
-	pace := time.NewTicker(2 * time.Millisecond) // who floods one machine with all that it can send measures that machine
+	// who floods one machine with all that it can send measures that machine
+	pace := time.NewTicker(2 * time.Millisecond)
 	defer pace.Stop()
 	began := time.Now()
 	for i := range *junkFlag {
@@ -228,7 +237,9 @@ func TestGoodClientsAmongJunk(t *testing.T) {
 	}
 	junkOnes.Wait()
 	took := time.Since(began)
-	require.Eventually(t, func() bool { return b.Stats().Connections == clients && runtime.NumGoroutine() <= goroutines+2 }, 30*time.Second, 50*time.Millisecond,
+	require.Eventually(t, func() bool {
+		return b.Stats().Connections == clients && runtime.NumGoroutine() <= goroutines+2
+	}, 30*time.Second, 50*time.Millisecond,
 		"no connection and no goroutine is left of the junk")
 	heapAfter := heap()
 	close(sign.stop)
@@ -244,7 +255,8 @@ func TestGoodClientsAmongJunk(t *testing.T) {
 	slices.Sort(delays)
 	median, p99 := delays[len(delays)/2], delays[len(delays)*99/100]
 	t.Logf("%d connections of junk in %v; good messages sent %d, received %d; delay median %v, 99 %% %v, most %v; heap before %d KiB, after %d KiB",
-		*junkFlag, took.Round(time.Millisecond), sent, got, median, p99, delays[len(delays)-1], heapBefore>>10, heapAfter>>10)
+		*junkFlag, took.Round(time.Millisecond), sent, got, median, p99, delays[len(delays)-1],
+		heapBefore>>10, heapAfter>>10)
 	require.Equal(t, sent, got, "no good message is lost")
 	most := time.Second // a short run shares its machine with other tests
 	if full {

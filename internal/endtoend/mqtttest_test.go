@@ -16,7 +16,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// This file is what package mqtttest waits for when it is not in a bubble. All else about it is tested in its own folder.
+// This file is what package mqtttest waits for when it is not in a bubble. All else about it is
+// tested in its own folder.
 
 // What WantIdle makes of the ways in which nothing can come.
 func TestWantIdleInRealTime(t *testing.T) {
@@ -51,7 +52,7 @@ func TestWantIdleInRealTime(t *testing.T) {
 		c := b.Client(t, "")
 		id, ok := c.Connack.Properties.Text(packets.AssignedClientIdentifier)
 		require.True(t, ok)
-		b.WaitConnected(id)
+		b.WaitConnected(t, id)
 		b.Inject(mqtttest.Drop(mqtttest.FromClient, packets.TypePingreq, 0), mqtttest.ForClient(id))
 		c.Send(&packets.Pingreq{})
 		c.WantIdle("it is dropped")
@@ -113,14 +114,16 @@ func TestWaitsEndInRealTime(t *testing.T) {
 		want string
 	}{
 		{"a message", func(t testing.TB, b *mqtttest.Broker) { b.WaitFor(t, "a/+", nil) }, `no message on "a/+" that matches within 30ms`},
-		{"a subscription", func(_ testing.TB, b *mqtttest.Broker) { b.WaitSubscribed("a/#") }, `nobody has subscribed to "a/#" within 30ms`},
-		{"a connection", func(_ testing.TB, b *mqtttest.Broker) { b.WaitConnected("c1") }, `client "c1" is not connected within 30ms`},
+		{"a subscription", func(t testing.TB, b *mqtttest.Broker) { b.WaitSubscribed(t, "a/#") }, `nobody has subscribed to "a/#" within 30ms`},
+		{"a connection", func(t testing.TB, b *mqtttest.Broker) { b.WaitConnected(t, "c1") }, `client "c1" is not connected within 30ms`},
 		{"a packet", func(t testing.TB, b *mqtttest.Broker) { b.Open(t).Want("it comes", &packets.Pingresp{}) }, "got  nothing for 30ms"},
 		{"the end", func(t testing.TB, b *mqtttest.Broker) { b.Open(t).WantClosed("it ends") }, "got  nothing for 30ms"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			began := time.Now()
-			require.Contains(t, fails(t, func(t testing.TB) { tt.body(t, mqtttest.NewBroker(t, mqtttest.Timeout(patience))) }), tt.want)
+			require.Contains(t, fails(t, func(t testing.TB) {
+				tt.body(t, mqtttest.NewBroker(t, mqtttest.Timeout(patience)))
+			}), tt.want)
 			require.GreaterOrEqual(t, time.Since(began), patience)
 		})
 	}
@@ -141,7 +144,9 @@ func TestFailuresInRealTime(t *testing.T) {
 			_, err = io.ReadAll(nc) // until the broker ends it, so that it does not take the client for gone
 			require.NoError(t, err)
 			nc.Close()
-			require.Eventually(t, func() bool { return len(b.Failures()) == 1 }, 10*time.Second, time.Millisecond)
+			require.Eventually(t, func() bool {
+				return len(b.Failures()) == 1
+			}, 10*time.Second, time.Millisecond)
 			require.Empty(t, b.Failures(), "each is returned once")
 		})
 	}
@@ -163,5 +168,7 @@ func TestGoroutinesThatAreLeftInRealTime(t *testing.T) {
 		}
 	}
 	require.Empty(t, fails(t, connect(func() { time.Sleep(50 * time.Millisecond) })))
-	require.Contains(t, fails(t, connect(func() { <-release })), "goroutines of the broker are left after the test")
+	require.Contains(t, fails(t, connect(func() {
+		<-release
+	})), "goroutines of the broker are left after the test")
 }

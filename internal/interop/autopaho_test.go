@@ -47,7 +47,8 @@ func (autoPaho) dial(ctx context.Context, o options, in *inbox) (client, error) 
 		},
 		ClientConfig: paho.ClientConfig{
 			ClientID: o.clientID,
-			OnPublishReceived: []func(paho.PublishReceived) (bool, error){func(r paho.PublishReceived) (bool, error) {
+			OnPublishReceived: []func(paho.PublishReceived) (bool,
+				error){func(r paho.PublishReceived) (bool, error) {
 				in.received(fromPaho(r.Packet))
 				return true, nil
 			}},
@@ -55,7 +56,8 @@ func (autoPaho) dial(ctx context.Context, o options, in *inbox) (client, error) 
 		},
 	}
 	if w := o.will; w != nil {
-		cfg.WillMessage = &paho.WillMessage{Topic: w.topic, Payload: []byte(w.payload), QoS: w.qos, Retain: w.retain}
+		cfg.WillMessage = &paho.WillMessage{Topic: w.topic, Payload: []byte(w.payload), QoS: w.qos,
+			Retain: w.retain}
 		cfg.WillProperties = &paho.WillProperties{User: toPahoUser(w.user), ContentType: w.contentType}
 		if o.willDelay > 0 {
 			cfg.WillProperties.WillDelayInterval = &o.willDelay
@@ -81,7 +83,8 @@ func (autoPaho) dial(ctx context.Context, o options, in *inbox) (client, error) 
 func fromPaho(p *paho.Publish) message {
 	m := message{topic: p.Topic, payload: string(p.Payload), qos: p.QoS, retain: p.Retain}
 	if q := p.Properties; q != nil {
-		m.contentType, m.response, m.correlation = q.ContentType, q.ResponseTopic, string(q.CorrelationData)
+		m.contentType, m.response, m.correlation = q.ContentType, q.ResponseTopic,
+			string(q.CorrelationData)
 		for _, u := range q.User {
 			m.user = append(m.user, [2]string{u.Key, u.Value})
 		}
@@ -113,8 +116,9 @@ func (p *autoPahoClient) session() (present, known bool) { return p.present, tru
 func (p *autoPahoClient) subscribe(ctx context.Context, subs ...subscription) ([]byte, error) {
 	packet := &paho.Subscribe{}
 	for _, s := range subs {
-		packet.Subscriptions = append(packet.Subscriptions, paho.SubscribeOptions{Topic: s.filter, QoS: s.qos, NoLocal: s.noLocal,
-			RetainAsPublished: s.retainAsPublished, RetainHandling: s.retainHandling})
+		packet.Subscriptions = append(packet.Subscriptions,
+			paho.SubscribeOptions{Topic: s.filter, QoS: s.qos, NoLocal: s.noLocal,
+				RetainAsPublished: s.retainAsPublished, RetainHandling: s.retainHandling})
 		if s.identifier != 0 {
 			packet.Properties = &paho.SubscribeProperties{SubscriptionIdentifier: &s.identifier}
 		}
@@ -137,7 +141,8 @@ func (p *autoPahoClient) unsubscribe(ctx context.Context, filters ...string) ([]
 func (p *autoPahoClient) publish(ctx context.Context, ms ...message) error {
 	for i, m := range ms {
 		packet := &paho.Publish{Topic: m.topic, QoS: m.qos, Retain: m.retain, Payload: []byte(m.payload)}
-		packet.Properties = &paho.PublishProperties{ContentType: m.contentType, ResponseTopic: m.response, User: toPahoUser(m.user)}
+		packet.Properties = &paho.PublishProperties{ContentType: m.contentType,
+			ResponseTopic: m.response, User: toPahoUser(m.user)}
 		if m.correlation != "" {
 			packet.Properties.CorrelationData = []byte(m.correlation)
 		}

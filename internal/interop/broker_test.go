@@ -14,14 +14,16 @@ import (
 	"time"
 )
 
-// brokerVariable names the environment variable with the address of a running broker to test instead of our own.
+// brokerVariable names the environment variable with the address of a running broker to test
+// instead of our own.
 const brokerVariable = "DUNLIN_INTEROP_BROKER"
 
 // forbidden is the root of the Topic Names that nobody may subscribe to at our own broker.
 const forbidden = "forbidden"
 
-// startBroker gives the address of the broker to test, and whether it is our own. Unless one was named it builds and starts the example server, and
-// demands of it that it ends well at the end of the test.
+// startBroker gives the address of the broker to test, and whether it is our own. Unless one was
+// named it builds and starts the example server, and demands of it that it ends well at the end of
+// the test.
 func startBroker(t *testing.T) (address string, own bool) {
 	t.Helper()
 	if address = os.Getenv(brokerVariable); address != "" {
@@ -108,6 +110,7 @@ func listens(ctx context.Context, output *tail, ended <-chan struct{}) string {
 	for {
 		for line := range strings.Lines(output.String() + "\n") {
 			if _, address, ok := strings.Cut(strings.TrimSpace(line), "msg=listening addr="); ok {
+				address, _, _ = strings.Cut(address, " ")
 				return address
 			}
 		}

@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// patience is how long anything may take that must happen. It is long, since machines are slow; nothing waits it out that works.
+// patience is how long anything may take that must happen. It is long, since machines are slow;
+// nothing waits it out that works.
 const patience = 15 * time.Second
 
 // A version of the protocol, by the number that CONNECT carries.
@@ -44,13 +45,15 @@ type program interface {
 
 // A client is one client that has been connected.
 type client interface {
-	// session says whether CONNACK had Session Present set. known is false for programs that do not tell.
+	// session says whether CONNACK had Session Present set. known is false for programs that do not
+	// tell.
 	session() (present, known bool)
 	// subscribe returns the Reason Codes of SUBACK.
 	subscribe(ctx context.Context, s ...subscription) ([]byte, error)
 	// unsubscribe returns the Reason Codes of UNSUBACK, none before 5.0.
 	unsubscribe(ctx context.Context, filters ...string) ([]byte, error)
-	// publish sends messages in order and returns when all of them have been acknowledged as their QoS demands.
+	// publish sends messages in order and returns when all of them have been acknowledged as their
+	// QoS demands.
 	publish(ctx context.Context, m ...message) error
 	// disconnect sends DISCONNECT and closes the Network Connection.
 	disconnect(ctx context.Context) error
@@ -118,11 +121,13 @@ type message struct {
 	response    string
 	correlation string
 	expiry      uint32 // seconds, 0 for none
-	alias       uint16 // sent with: the Topic Name goes along only with the first message of a publish call
-	identifiers []int  // of the subscriptions, received with
+	// sent with: the Topic Name goes along only with the first message of a publish call
+	alias       uint16
+	identifiers []int // of the subscriptions, received with
 }
 
-// String describes everything that a receiver must see unchanged: all but expiry, which counts down, and alias.
+// String describes everything that a receiver must see unchanged: all but expiry, which counts
+// down, and alias.
 func (m message) String() string {
 	payload := fmt.Sprintf("%q", m.payload)
 	if len(m.payload) > 100 {
@@ -136,7 +141,8 @@ func (m message) String() string {
 	for _, u := range m.user {
 		fmt.Fprintf(&b, " user(%s=%s)", u[0], u[1])
 	}
-	for _, p := range [][2]string{{"content type", m.contentType}, {"response topic", m.response}, {"correlation data", m.correlation}} {
+	for _, p := range [][2]string{{"content type", m.contentType}, {"response topic", m.response},
+		{"correlation data", m.correlation}} {
 		if p[1] != "" {
 			fmt.Fprintf(&b, " %s=%q", p[0], p[1])
 		}
@@ -150,11 +156,12 @@ func (m message) String() string {
 // An inbox gathers what happens to a client.
 type inbox struct {
 	mu       sync.Mutex
-	messages []message     // guarded by mu: received and not taken
-	code     int           // guarded by mu: Reason Code of the broker's DISCONNECT, -1 if the client tells none
-	lost     int           // guarded by mu: how often the connection was lost
-	up       int           // guarded by mu: how often it was made
-	changed  chan struct{} // guarded by mu: closed, and made anew, at each change
+	messages []message // guarded by mu: received and not taken
+	// guarded by mu: Reason Code of the broker's DISCONNECT, -1 if the client tells none
+	code    int
+	lost    int           // guarded by mu: how often the connection was lost
+	up      int           // guarded by mu: how often it was made
+	changed chan struct{} // guarded by mu: closed, and made anew, at each change
 }
 
 func newInbox() *inbox { return &inbox{code: -1, changed: make(chan struct{})} }
@@ -179,7 +186,8 @@ func (b *inbox) disconnected(code int) { b.note(func() { b.code = code }) }
 // closed notes that the connection was lost.
 func (b *inbox) closed() { b.note(func() { b.lost++ }) }
 
-// await waits until cond, which runs under the inbox's lock, is true; it is false if that is not so after d.
+// await waits until cond, which runs under the inbox's lock, is true; it is false if that is not so
+// after d.
 func (b *inbox) await(d time.Duration, cond func() bool) bool {
 	timeout := time.After(d)
 	for {

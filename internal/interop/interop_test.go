@@ -10,7 +10,8 @@ import (
 	"testing"
 )
 
-// TestMain lets more scenarios play at once than there are processors, unless told otherwise: they mostly wait.
+// TestMain lets more scenarios play at once than there are processors, unless told otherwise: they
+// mostly wait.
 func TestMain(m *testing.M) {
 	flag.Parse()
 	told := false
@@ -23,11 +24,12 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestInterop plays every scenario with every program in every version of the protocol, against one broker.
-// [3.1.1 MQTT-7.0.0-2]
+// TestInterop plays every scenario with every program in every version of the protocol, against one
+// broker. [3.1.1 MQTT-7.0.0-2]
 func TestInterop(t *testing.T) {
 	broker, own := startBroker(t)
-	run := fmt.Sprintf("i%04x", rand.N(1<<16)) // so that a broker which keeps something can be tested twice
+	run := fmt.Sprintf("i%04x",
+		rand.N(1<<16)) // so that a broker which keeps something can be tested twice
 	table := &table{cells: make(map[[2]string]string)}
 	t.Cleanup(func() { table.keep(t) })
 	all := append(append([]scenario(nil), scenarios...), scenarios5...)
@@ -98,8 +100,9 @@ func (r *table) note(t *testing.T, client, scenario string) {
 	r.cells[[2]string{client, scenario}] = result
 }
 
-// keep writes the table to results.txt and to the log. A file of the module that is as new as that also keeps the go command from
-// taking this run for the result of the next, since it does not see when the broker's source changes.
+// keep writes the table to results.txt and to the log. A file of the module that is as new as that
+// also keeps the go command from taking this run for the result of the next, since it does not see
+// when the broker's source changes.
 func (r *table) keep(t *testing.T) {
 	t.Logf("results\n%s", r)
 	if err := os.WriteFile("results.txt", []byte(r.String()), 0o644); err != nil {
@@ -107,7 +110,8 @@ func (r *table) keep(t *testing.T) {
 	}
 }
 
-// String gives one line for each scenario and one column for each client; "-" is what a client or its version does not offer.
+// String gives one line for each scenario and one column for each client; "-" is what a client or
+// its version does not offer.
 func (r *table) String() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()

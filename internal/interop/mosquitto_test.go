@@ -16,8 +16,9 @@ import (
 	"time"
 )
 
-// mosquittoTools are the commands mosquitto_sub, mosquitto_pub and mosquitto_rr. A client of theirs is one mosquitto_sub, which
-// connects when it subscribes, and a mosquitto_pub with a Client Identifier of its own for each call of publish.
+// mosquittoTools are the commands mosquitto_sub, mosquitto_pub and mosquitto_rr. A client of theirs
+// is one mosquitto_sub, which connects when it subscribes, and a mosquitto_pub with a Client
+// Identifier of its own for each call of publish.
 type mosquittoTools struct{}
 
 func (mosquittoTools) name() string        { return "mosquitto tools" }
@@ -47,8 +48,9 @@ func (mosquittoTools) dial(_ context.Context, o options, in *inbox) (client, err
 	return &mosquittoClient{o: o, in: in}, nil
 }
 
-// mosquittoFormat makes the tools print a message in one line. %x is the payload in hexadecimal. %P are the User Properties, with
-// a colon between name and value and a space between pairs, so the scenarios use neither of them inside.
+// mosquittoFormat makes the tools print a message in one line. %x is the payload in hexadecimal. %P
+// are the User Properties, with a colon between name and value and a space between pairs, so the
+// scenarios use neither of them inside.
 const mosquittoFormat = `message\t%q\t%r\t%t\t%x\t%E\t%C\t%R\t%D\t%P`
 
 // parseMosquitto reads such a line. It is false for any other line.
@@ -61,7 +63,8 @@ func parseMosquitto(line string) (message, bool) {
 	if err != nil {
 		return message{}, false
 	}
-	m := message{topic: f[3], payload: string(payload), retain: f[2] == "1", contentType: f[6], response: f[7], correlation: f[8]}
+	m := message{topic: f[3], payload: string(payload), retain: f[2] == "1", contentType: f[6],
+		response: f[7], correlation: f[8]}
 	m.qos = f[1][0] - '0'
 	expiry, _ := strconv.ParseUint(f[5], 10, 32)
 	m.expiry = uint32(expiry)
@@ -104,7 +107,8 @@ func (c *mosquittoClient) subscribe(ctx context.Context, subs ...subscription) (
 		args = append(args, "-x", strconv.Itoa(int(c.o.expiry)))
 	}
 	if w := c.o.will; w != nil {
-		args = append(args, "--will-topic", w.topic, "--will-payload", w.payload, "--will-qos", strconv.Itoa(int(w.qos)))
+		args = append(args, "--will-topic", w.topic, "--will-payload", w.payload, "--will-qos",
+			strconv.Itoa(int(w.qos)))
 		if w.retain {
 			args = append(args, "--will-retain")
 		}
@@ -116,7 +120,8 @@ func (c *mosquittoClient) subscribe(ctx context.Context, subs ...subscription) (
 		}
 	}
 	for _, s := range subs {
-		if s.qos != subs[0].qos || s.noLocal || s.retainAsPublished || s.retainHandling != 0 || s.identifier != 0 {
+		if s.qos != subs[0].qos || s.noLocal || s.retainAsPublished || s.retainHandling != 0 ||
+			s.identifier != 0 {
 			return nil, errNotOffered
 		}
 		args = append(args, "-t", s.filter)
@@ -135,7 +140,9 @@ func (c *mosquittoClient) subscribe(ctx context.Context, subs ...subscription) (
 		case <-ctx.Done():
 		}
 	}()
-	ack, ok := c.o.tap.wait(ctx.Done(), func(p packet) bool { return p.fromBroker && p.kind() == typeSuback })
+	ack, ok := c.o.tap.wait(ctx.Done(), func(p packet) bool {
+		return p.fromBroker && p.kind() == typeSuback
+	})
 	if !ok {
 		return nil, errors.New("no SUBACK for mosquitto_sub")
 	}
@@ -171,7 +178,9 @@ func (c *mosquittoClient) start(cmd *exec.Cmd) error {
 	})
 	c.workers.Go(func() {
 		for n := 0; ; n++ {
-			_, ok := c.o.tap.wait(c.ended, func(p packet) bool { return p.conn == n && p.fromBroker && p.kind() == typeConnack })
+			_, ok := c.o.tap.wait(c.ended, func(p packet) bool {
+				return p.conn == n && p.fromBroker && p.kind() == typeConnack
+			})
 			if !ok {
 				return
 			}
@@ -190,7 +199,8 @@ func (c *mosquittoClient) unsubscribe(context.Context, ...string) ([]byte, error
 	return nil, errNotOffered
 }
 
-// publish starts one mosquitto_pub for each run of messages that differ in nothing but their payload.
+// publish starts one mosquitto_pub for each run of messages that differ in nothing but their
+// payload.
 func (c *mosquittoClient) publish(ctx context.Context, ms ...message) error {
 	for len(ms) > 0 {
 		first := ms[0]
@@ -299,7 +309,8 @@ func (c *mosquittoClient) disconnect(ctx context.Context) error {
 	if c.sub == nil {
 		return nil
 	}
-	// Its signal handler takes a lock that it may hold already while it handles a packet, and then it hangs.
+	// Its signal handler takes a lock that it may hold already while it handles a packet, and then
+	// it hangs.
 	c.o.tap.waitIdle(100 * time.Millisecond)
 	if err := c.sub.Process.Signal(syscall.SIGTERM); err != nil {
 		return err

@@ -17,8 +17,9 @@ import (
 	"github.com/dunlin-mqtt/dunlin/listeners/websocket"
 )
 
-// Paho's C library, and with it the C++ one, reads one packet out of a WebSocket frame and then waits
-// for the socket: with two packets in a frame it hangs. So each packet has a frame of its own.
+// Paho's C library, and with it the C++ one, reads one packet out of a WebSocket frame and then
+// waits for the socket: with two packets in a frame it hangs. So each packet has a frame of its
+// own.
 func TestPahoCOverWebSocket(t *testing.T) {
 	program, err := buildPahoC(t)
 	if err != nil {
@@ -72,7 +73,8 @@ func buildPahoC(t *testing.T) (program string, err error) {
 	if err != nil {
 		return "", err
 	}
-	build := exec.CommandContext(t.Context(), cc, "-Wall", "-Werror", "-o", program, "-x", "c", "-", "-lpaho-mqtt3c")
+	build := exec.CommandContext(t.Context(), cc, "-Wall", "-Werror", "-o", program, "-x", "c", "-",
+		"-lpaho-mqtt3c")
 	build.Stdin = bytes.NewReader(source)
 	if out, err := build.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("Paho's C library (Debian's package libpaho-mqtt-dev): %w\n%s", err, out)

@@ -37,7 +37,8 @@ func (pahoGo) dial(ctx context.Context, o options, in *inbox) (client, error) {
 		SetConnectTimeout(o.patience).
 		SetWriteTimeout(o.patience).
 		SetDefaultPublishHandler(func(_ mqtt.Client, m mqtt.Message) {
-			in.received(message{topic: m.Topic(), payload: string(m.Payload()), qos: m.Qos(), retain: m.Retained()})
+			in.received(message{topic: m.Topic(), payload: string(m.Payload()), qos: m.Qos(),
+				retain: m.Retained()})
 		}).
 		SetOnConnectHandler(func(mqtt.Client) { in.connected() }).
 		SetConnectionLostHandler(func(mqtt.Client, error) { in.closed() })

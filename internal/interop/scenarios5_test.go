@@ -25,7 +25,8 @@ func playRequest(s *stage) {
 	asker.subscribe(1, s.topic+"/response/to me")
 	responder.subscribe(1, s.topic+"/request")
 	for i := range 3 {
-		request := message{topic: s.topic + "/request", payload: "how much?", qos: 1, response: s.topic + "/response/to me",
+		request := message{topic: s.topic + "/request", payload: "how much?", qos: 1,
+			response:    s.topic + "/response/to me",
 			correlation: fmt.Sprintf("request %d", i)}
 		asker.publish(request)
 		got := responder.expect("the request with its Response Topic and Correlation Data", request)[0]
@@ -38,7 +39,8 @@ func playRequest(s *stage) {
 func playProperties(s *stage) {
 	sub, pub := s.connect("sub"), s.connect("pub")
 	sub.subscribe(1, s.topic)
-	m := message{topic: s.topic, payload: `{"t":21}`, qos: 1, user: [][2]string{{"a", "1"}, {"a", "2"}, {"b", "3"}},
+	m := message{topic: s.topic, payload: `{"t":21}`, qos: 1,
+		user:        [][2]string{{"a", "1"}, {"a", "2"}, {"b", "3"}},
 		contentType: "application/json", response: s.topic + "/answers", correlation: "c0rr"}
 	pub.publish(m)
 	sub.expect("all properties, the User Properties in their order", m)
@@ -57,14 +59,17 @@ func playExpiry(s *stage) {
 	long := message{topic: s.topic + "/queue", payload: "lasts a minute", qos: 1, expiry: 60}
 	short := message{topic: s.topic + "/queue", payload: "lasts a second", qos: 1, expiry: 1}
 	pub.publish(long)
-	if got := sub.expect("a message with much time left", long)[0]; got.expiry == 0 || got.expiry > 60 {
+	if got := sub.expect("a message with much time left", long)[0]; got.expiry == 0 ||
+		got.expiry > 60 {
 		s.Errorf("the message came with Message Expiry Interval %d, want 60 or a little less", got.expiry)
 	}
 	sub.disconnect()
 
 	pub.publish(short, long)
-	// The retained one expires last, so once it is gone the one in the queue must be, however a broker rounds.
-	marker := message{topic: s.topic + "/a marker", payload: "lasts two seconds", qos: 1, expiry: 2, retain: true}
+	// The retained one expires last, so once it is gone the one in the queue must be, however a
+	// broker rounds.
+	marker := message{topic: s.topic + "/a marker", payload: "lasts two seconds", qos: 1, expiry: 2,
+		retain: true}
 	constant := message{topic: s.topic + "/constant", payload: "lasts", qos: 1, retain: true}
 	pub.publish(constant, marker)
 	awaitExpiry(s, marker, constant)
@@ -74,7 +79,8 @@ func playExpiry(s *stage) {
 		back.subscribe(1, s.topic+"/queue")
 	}
 	back.expectSession(true)
-	if got := back.expect("only the message that has not expired", long)[0]; got.expiry == 0 || got.expiry >= 60 {
+	if got := back.expect("only the message that has not expired", long)[0]; got.expiry == 0 ||
+		got.expiry >= 60 {
 		s.Errorf("the message came with Message Expiry Interval %d, want 60 less the seconds that it waited", got.expiry)
 	}
 	back.expectSilence("the expired message is not delivered")
@@ -107,7 +113,8 @@ func awaitExpiry(s *stage, marker, constant message) {
 			return
 		}
 	}
-	s.Fatalf("the retained message %v with Message Expiry Interval %d does not expire", marker, marker.expiry)
+	s.Fatalf("the retained message %v with Message Expiry Interval %d does not expire", marker,
+		marker.expiry)
 }
 
 func playWillDelay(s *stage) {
@@ -118,7 +125,8 @@ func playWillDelay(s *stage) {
 	}
 }
 
-// playWillDelayOf returns false if the machine was too slow to come back within the delay, so that nothing was seen.
+// playWillDelayOf returns false if the machine was too slow to come back within the delay, so that
+// nothing was seen.
 func playWillDelayOf(s *stage, delay time.Duration) bool {
 	topic := fmt.Sprintf("%s/will/%v", s.topic, delay)
 	will := func(of string) message {
@@ -213,7 +221,8 @@ func playSubscribeOptions(s *stage) {
 	once := subscription{filter: r.topic, qos: 1, retainHandling: 1}
 	late.subscribeWith(once)
 	late.expect("Retain Handling 1 sends the retained message for a new subscription", r)
-	if s.program.name() != mqttJS().name() { // which sends no SUBSCRIBE for what it knows to be subscribed
+	// which sends no SUBSCRIBE for what it knows to be subscribed
+	if s.program.name() != mqttJS().name() {
 		late.subscribeWith(once)
 		late.expectSilence("Retain Handling 1 sends nothing for a subscription that exists")
 	}
@@ -229,8 +238,8 @@ func playSubscriptionIdentifier(s *stage) {
 	sub.expect("the Subscription Identifier of the subscription", m)
 }
 
-// playCrossing lets every client publish to all others, so that messages cross programs and versions. It needs a stage for each of
-// them, and has one subtest for each publisher.
+// playCrossing lets every client publish to all others, so that messages cross programs and
+// versions. It needs a stage for each of them, and has one subtest for each publisher.
 func playCrossing(t *testing.T, programs []program, broker, run string) {
 	topic := run + "/crossing"
 	var peers []*peer
@@ -247,7 +256,8 @@ func playCrossing(t *testing.T, programs []program, broker, run string) {
 		t.Run(from.role, func(t *testing.T) {
 			var ms []message
 			for qos := range byte(3) {
-				m := message{topic: topic + "/" + from.role, payload: fmt.Sprintf("from %s at %d", from.role, qos), qos: qos}
+				m := message{topic: topic + "/" + from.role,
+					payload: fmt.Sprintf("from %s at %d", from.role, qos), qos: qos}
 				if from.version == v5 {
 					m.user = [][2]string{{"from", strings.ReplaceAll(from.role, " ", "-")}}
 				}

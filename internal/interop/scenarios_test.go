@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// A scenario is one story that a client must be able to live through. Play fails the stage's test if it cannot.
+// A scenario is one story that a client must be able to live through. Play fails the stage's test
+// if it cannot.
 type scenario struct {
 	name  string
 	since version // 0 for all
@@ -84,7 +85,8 @@ func playLowerQoS(s *stage) {
 	for _, m := range ms {
 		pub.publish(m)
 		for qos, p := range subs {
-			p.expect("a message comes at the lower QoS of its own and the subscription's", m.at(min(m.qos, byte(qos))))
+			p.expect("a message comes at the lower QoS of its own and the subscription's",
+				m.at(min(m.qos, byte(qos))))
 		}
 	}
 }
@@ -104,7 +106,8 @@ func playRetained(s *stage) {
 	late.expect("a new subscriber gets the retained message with RETAIN 1", first.retained())
 	pub.publish(second)
 	live.expect("who was subscribed gets RETAIN 0", second.live())
-	late.expect("who was subscribed gets RETAIN 0, even who has got the first one as retained", second.live())
+	late.expect("who was subscribed gets RETAIN 0, even who has got the first one as retained",
+		second.live())
 
 	later := s.connect("later")
 	later.subscribe(1, s.topic+"/r")
@@ -149,7 +152,8 @@ func playWildcards(s *stage) {
 	plus.subscribe(1, s.topic+"/+/temperature")
 	hash.subscribe(1, s.topic+"/#")
 	var ms []message
-	for _, tail := range []string{"/kitchen/temperature", "/kitchen/humidity", "/temperature", "//temperature", "/hall/temperature",
+	for _, tail := range []string{"/kitchen/temperature", "/kitchen/humidity", "/temperature",
+		"//temperature", "/hall/temperature",
 		"/hall/temperature/outside", ""} {
 		ms = append(ms, message{topic: s.topic + tail, payload: "at " + tail, qos: 1})
 	}
@@ -173,13 +177,15 @@ func playShared(s *stage) {
 	plain.expect("a subscription outside the group gets all", want...)
 
 	var first, second []message
-	for deadline := time.Now().Add(patience); len(first)+len(second) < n && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(patience); len(first)+len(second) < n && time.Now().
+		Before(deadline); {
 		first = append(first, one.in.take(1, quiet/10)...)
 		second = append(second, two.in.take(1, quiet/10)...)
 	}
 	s.Logf("the members got %d and %d messages", len(first), len(second))
 	if len(first) == 0 || len(second) == 0 {
-		s.Errorf("of %d messages the members of the group got %d and %d: the load is not shared", n, len(first), len(second))
+		s.Errorf("of %d messages the members of the group got %d and %d: the load is not shared", n,
+			len(first), len(second))
 	}
 	published := func(a, b message) int { return indexOf(want, a) - indexOf(want, b) }
 	if !slices.IsSortedFunc(first, published) || !slices.IsSortedFunc(second, published) {
@@ -202,7 +208,8 @@ func indexOf(ms []message, m message) int {
 func playUnsubscribe(s *stage) {
 	sub, pub := s.connect("sub"), s.connect("pub")
 	sub.subscribe(1, s.topic+"/keep", s.topic+"/drop")
-	ms := []message{{topic: s.topic + "/drop", payload: "x", qos: 1}, {topic: s.topic + "/keep", payload: "y", qos: 1}}
+	ms := []message{{topic: s.topic + "/drop", payload: "x", qos: 1},
+		{topic: s.topic + "/keep", payload: "y", qos: 1}}
 	pub.publish(ms[0])
 	sub.expect("a message of the subscription", ms[0])
 
@@ -224,8 +231,11 @@ func playRefused(s *stage) {
 	sub := s.connect("sub")
 	ctx, cancel := context.WithTimeout(s.Context(), patience)
 	defer cancel()
-	codes, err := sub.client.subscribe(ctx, subscription{filter: forbidden + "/" + s.topic, qos: 1}, subscription{filter: s.topic, qos: 1})
-	suback := subackCodes(sub.sees("a SUBACK", func(k packet) bool { return k.kind() == typeSuback }), s.version)
+	codes, err := sub.client.subscribe(ctx, subscription{filter: forbidden + "/" + s.topic, qos: 1},
+		subscription{filter: s.topic, qos: 1})
+	suback := subackCodes(sub.sees("a SUBACK", func(k packet) bool {
+		return k.kind() == typeSuback
+	}), s.version)
 	want := []byte{1, 0x80}
 	if s.version == v5 && slices.Contains(suback, 0x87) {
 		want[1] = 0x87 // another broker gives a reason: Not authorized
@@ -252,7 +262,8 @@ func playOffline(s *stage) {
 	sub.disconnect()
 
 	pub := s.connect("pub")
-	queued := append(numbered(s.topic, 1, 5), message{topic: s.topic, payload: "and one at QoS 2", qos: 2})
+	queued := append(numbered(s.topic, 1, 5),
+		message{topic: s.topic, payload: "and one at QoS 2", qos: 2})
 	pub.publish(queued[:5]...)
 	pub.publish(queued[5])
 
@@ -309,7 +320,9 @@ func playTakeover(s *stage) {
 			s.Fatalf("DISCONNECT for the old connection has Reason Code %#x (-1: there was none), want 0x8e, Session taken over", code)
 		}
 	}
-	if s.program.can(canTellReason, s.version) && !before.in.await(patience, func() bool { return before.in.code == 0x8e }) {
+	if s.program.can(canTellReason, s.version) && !before.in.await(patience, func() bool {
+		return before.in.code == 0x8e
+	}) {
 		s.Error("the client does not tell of Reason Code 0x8e")
 	}
 	m := message{topic: s.topic, payload: "after the takeover", qos: 1}
@@ -334,7 +347,8 @@ func playLargePayload(s *stage) {
 }
 
 func playKeepAlive(s *stage) {
-	// With 1 s there are clients that ping only just in time, and brokers that count in whole seconds. A busy machine needs some time to spare.
+	// With 1 s there are clients that ping only just in time, and brokers that count in whole
+	// seconds. A busy machine needs some time to spare.
 	p := s.connect("idle", func(o *options) { o.keepAlive = 5 })
 	p.subscribe(1, s.topic)
 	p.sees("a PINGREQ", func(k packet) bool { return k.kind() == typePingreq })
@@ -347,7 +361,8 @@ func playKeepAlive(s *stage) {
 func playRequestCommand(s *stage) {
 	responder := s.connect("answer")
 	responder.subscribe(1, s.topic+"/request")
-	request := message{topic: s.topic + "/request", payload: "how much?", qos: 1, response: s.topic + "/response"}
+	request := message{topic: s.topic + "/request", payload: "how much?", qos: 1,
+		response: s.topic + "/response"}
 	if s.version == v5 {
 		request.correlation = "42"
 	}
@@ -368,7 +383,8 @@ func playRequestCommand(s *stage) {
 		want.response = "" // both know it
 	}
 	responder.expect("the request", want)
-	reply := message{topic: request.response, payload: "that much", qos: 1, correlation: request.correlation}
+	reply := message{topic: request.response, payload: "that much", qos: 1,
+		correlation: request.correlation}
 	responder.publish(reply)
 	got := <-answered
 	if got.error != nil {

@@ -14,8 +14,9 @@ import (
 	"sync"
 )
 
-// A script is a program in another language. It runs once for the whole suite and hosts any number of clients; it reads
-// commands as lines of JSON and writes replies and events in the same way. README.md describes these lines.
+// A script is a program in another language. It runs once for the whole suite and hosts any number
+// of clients; it reads commands as lines of JSON and writes replies and events in the same way.
+// README.md describes these lines.
 type script struct {
 	title  string
 	speaks []version
@@ -34,7 +35,8 @@ type script struct {
 	clients int                      // guarded by mu: how many there were
 }
 
-// scriptMessage is a message in JSON. Payload and correlation data are in base64, as encoding/json has it for []byte.
+// scriptMessage is a message in JSON. Payload and correlation data are in base64, as encoding/json
+// has it for []byte.
 type scriptMessage struct {
 	Topic       string      `json:"topic"`
 	Payload     []byte      `json:"payload"`
@@ -50,12 +52,14 @@ type scriptMessage struct {
 }
 
 func toScript(m message) *scriptMessage {
-	return &scriptMessage{m.topic, []byte(m.payload), m.qos, m.retain, m.user, m.contentType, m.response,
+	return &scriptMessage{m.topic, []byte(m.payload), m.qos, m.retain, m.user, m.contentType,
+		m.response,
 		[]byte(m.correlation), m.expiry, m.alias, nil}
 }
 
 func (m scriptMessage) message() message {
-	return message{m.Topic, string(m.Payload), m.QoS, m.Retain, m.User, m.ContentType, m.Response, string(m.Correlation),
+	return message{m.Topic, string(m.Payload), m.QoS, m.Retain, m.User, m.ContentType, m.Response,
+		string(m.Correlation),
 		m.Expiry, m.Alias, m.Identifiers}
 }
 
@@ -200,8 +204,10 @@ func (s *script) dial(ctx context.Context, o options, in *inbox) (client, error)
 	c := &scriptClient{script: s, name: fmt.Sprint(s.clients)}
 	s.inboxes[c.name] = in
 	s.mu.Unlock()
-	command := scriptCommand{Client: c.name, Op: "connect", Port: o.port, Version: o.version, ClientID: o.clientID,
-		Clean: !o.resume, Expiry: o.expiry, KeepAlive: o.keepAlive, WillDelay: o.willDelay, Reconnect: o.reconnect, Aliases: o.aliases}
+	command := scriptCommand{Client: c.name, Op: "connect", Port: o.port, Version: o.version,
+		ClientID: o.clientID,
+		Clean:    !o.resume, Expiry: o.expiry, KeepAlive: o.keepAlive, WillDelay: o.willDelay,
+		Reconnect: o.reconnect, Aliases: o.aliases}
 	if o.will != nil {
 		command.Will = toScript(*o.will)
 	}

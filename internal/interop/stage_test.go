@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// quiet is how long a client listens before a scenario believes that nothing more comes. It is used only after something
-// that was sent later has arrived, so it need not be long.
+// quiet is how long a client listens before a scenario believes that nothing more comes. It is used
+// only after something that was sent later has arrived, so it need not be long.
 const quiet = 200 * time.Millisecond
 
 // A stage is what a scenario plays on: one program in one version of the protocol.
@@ -37,11 +37,12 @@ type peer struct {
 	taps []*tap // the first one is that of the Session
 }
 
-// connect gives a client that lasts until the scenario ends. The changes, if any, are made to the default options: an empty
-// Session that ends with the connection, no will.
+// connect gives a client that lasts until the scenario ends. The changes, if any, are made to the
+// default options: an empty Session that ends with the connection, no will.
 func (s *stage) connect(role string, changes ...func(*options)) *peer {
 	s.Helper()
-	o := options{version: s.version, keepAlive: 60, patience: patience, clientID: fmt.Sprintf("%s-%d-%s", s.run, clientIDs.Add(1), role)}
+	o := options{version: s.version, keepAlive: 60, patience: patience,
+		clientID: fmt.Sprintf("%s-%d-%s", s.run, clientIDs.Add(1), role)}
 	for _, change := range changes {
 		change(&o)
 	}
@@ -111,7 +112,8 @@ func (p *peer) publish(ms ...message) {
 	}
 }
 
-// disconnect leaves orderly, waits until the broker has noticed, and gives the DISCONNECT that the client sent.
+// disconnect leaves orderly, waits until the broker has noticed, and gives the DISCONNECT that the
+// client sent.
 func (p *peer) disconnect() packet {
 	p.Helper()
 	ctx, cancel := context.WithTimeout(p.Context(), patience)
@@ -119,7 +121,9 @@ func (p *peer) disconnect() packet {
 	if err := p.client.disconnect(ctx); err != nil {
 		p.Fatalf("%s cannot disconnect: %v", p.role, err)
 	}
-	d := p.sees("the client's DISCONNECT", func(k packet) bool { return !k.fromBroker && k.kind() == typeDisconnect })
+	d := p.sees("the client's DISCONNECT", func(k packet) bool {
+		return !k.fromBroker && k.kind() == typeDisconnect
+	})
 	if !p.taps[0].waitLost(ctx.Done(), d.conn) {
 		p.Fatalf("the broker does not close the connection of %s after DISCONNECT", p.role)
 	}
@@ -144,9 +148,12 @@ func (p *peer) sees(what string, want func(packet) bool) packet {
 // expectSession demands that the broker had a Session for the client, or had none.
 func (p *peer) expectSession(present bool) {
 	p.Helper()
-	connack := p.sees("a CONNACK", func(k packet) bool { return k.fromBroker && k.kind() == typeConnack })
+	connack := p.sees("a CONNACK", func(k packet) bool {
+		return k.fromBroker && k.kind() == typeConnack
+	})
 	if p.version == v31 {
-		return // 3.1 has no Session Present flag, and whether a broker sets the reserved bit tells nothing
+		// 3.1 has no Session Present flag, and whether a broker sets the reserved bit tells nothing
+		return
 	}
 	if got := connack.body[0]&1 == 1; got != present {
 		p.Fatalf("CONNACK for %s has Session Present %v, want %v", p.role, got, present)

@@ -22,7 +22,8 @@ const (
 	typeDisconnect = 14
 )
 
-var typeNames = [16]string{"0", "CONNECT", "CONNACK", "PUBLISH", "PUBACK", "PUBREC", "PUBREL", "PUBCOMP", "SUBSCRIBE",
+var typeNames = [16]string{"0", "CONNECT", "CONNACK", "PUBLISH", "PUBACK", "PUBREC", "PUBREL",
+	"PUBCOMP", "SUBSCRIBE",
 	"SUBACK", "UNSUBSCRIBE", "UNSUBACK", "PINGREQ", "PINGRESP", "DISCONNECT", "AUTH"}
 
 // keptBody is how much of a packet a tap keeps. Every packet that a scenario looks into is shorter.
@@ -50,19 +51,22 @@ func (p packet) String() string {
 	if shown := p.body[:min(len(p.body), 96)]; len(shown) < p.size {
 		more = fmt.Sprintf(" ... (%d bytes)", p.size)
 	}
-	return fmt.Sprintf("#%d %7.3fs %s %-11s % x | % x%s", p.conn, p.at.Seconds(), arrow, typeNames[p.kind()], p.header,
+	return fmt.Sprintf("#%d %7.3fs %s %-11s % x | % x%s", p.conn, p.at.Seconds(), arrow,
+		typeNames[p.kind()], p.header,
 		p.body[:min(len(p.body), 96)], more)
 }
 
-// A tap stands between one client and the broker. It carries the bytes both ways unchanged, remembers the packets, so
-// that a failed scenario can show them, and can cut the Network Connection as a broken network would.
+// A tap stands between one client and the broker. It carries the bytes both ways unchanged,
+// remembers the packets, so that a failed scenario can show them, and can cut the Network
+// Connection as a broken network would.
 type tap struct {
 	label    string
 	target   string
 	listener net.Listener
 	many     bool // immutable: whether it accepts more than one connection
 	start    time.Time
-	relays   sync.WaitGroup // the accepting goroutine and two for each connection; close waits for them
+	// the accepting goroutine and two for each connection; close waits for them
+	relays sync.WaitGroup
 
 	mu      sync.Mutex
 	packets []packet      // guarded by mu
@@ -73,15 +77,17 @@ type tap struct {
 	changed chan struct{} // guarded by mu: closed, and made anew, at each change
 }
 
-// newTap gives a tap that lasts until the test ends, and which tells the test what it heard if that failed. Unless many is
-// set it stops listening after the first connection, so that a client which was told to leave cannot come back.
+// newTap gives a tap that lasts until the test ends, and which tells the test what it heard if that
+// failed. Unless many is set it stops listening after the first connection, so that a client which
+// was told to leave cannot come back.
 func newTap(t *testing.T, label, target string, many bool) *tap {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatalf("the tap of %s cannot listen: %v", label, err)
 	}
-	p := &tap{label: label, target: target, listener: l, many: many, start: time.Now(), changed: make(chan struct{})}
+	p := &tap{label: label, target: target, listener: l, many: many, start: time.Now(),
+		changed: make(chan struct{})}
 	p.relays.Go(p.accept)
 	t.Cleanup(func() {
 		p.close()
@@ -125,8 +131,8 @@ func (p *tap) accept() {
 	}
 }
 
-// relay carries one direction of a connection until the sender ends it, and then ends it towards the receiver. If the receiver has
-// gone it still reads on, so that what the sender does is seen.
+// relay carries one direction of a connection until the sender ends it, and then ends it towards
+// the receiver. If the receiver has gone it still reads on, so that what the sender does is seen.
 func (p *tap) relay(n int, from, to net.Conn, fromBroker bool) {
 	s := splitter{emit: func(header, body []byte, size int) {
 		p.note(func() {
@@ -183,7 +189,8 @@ func (p *tap) passed() []packet {
 	return p.packets[:len(p.packets):len(p.packets)]
 }
 
-// wait waits until a packet fulfils want, and gives it. It is false if none has before done is closed.
+// wait waits until a packet fulfils want, and gives it. It is false if none has before done is
+// closed.
 func (p *tap) wait(done <-chan struct{}, want func(packet) bool) (packet, bool) {
 	for seen := 0; ; {
 		p.mu.Lock()
@@ -216,7 +223,8 @@ func (p *tap) waitIdle(d time.Duration) {
 	}
 }
 
-// waitLost waits until the broker has ended connection n. It is false if it has not before done is closed.
+// waitLost waits until the broker has ended connection n. It is false if it has not before done is
+// closed.
 func (p *tap) waitLost(done <-chan struct{}, n int) bool {
 	for {
 		p.mu.Lock()
@@ -233,7 +241,8 @@ func (p *tap) waitLost(done <-chan struct{}, n int) bool {
 	}
 }
 
-// disconnectCode is the Reason Code of the broker's DISCONNECT on connection n, or -1 if it sent none.
+// disconnectCode is the Reason Code of the broker's DISCONNECT on connection n, or -1 if it sent
+// none.
 func (p *tap) disconnectCode(n int) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -308,5 +317,6 @@ func subackCodes(p packet, v version) []byte {
 	return append([]byte(nil), body...)
 }
 
-// publishTopicLength gives the length of the Topic Name of a PUBLISH: 0 where a Topic Alias stands for it.
+// publishTopicLength gives the length of the Topic Name of a PUBLISH: 0 where a Topic Alias stands
+// for it.
 func publishTopicLength(p packet) int { return int(binary.BigEndian.Uint16(p.body)) }

@@ -8,8 +8,9 @@ package logins
 import (
 	"hash/maphash"
 	"net/netip"
-	"sync"
 	"time"
+
+	"github.com/dunlin-mqtt/dunlin/internal/lock"
 )
 
 // MaxEntries bounds the names that failed lately, addresses among them, and the names that are
@@ -50,12 +51,16 @@ type tokens struct {
 	at    time.Time // when level was right
 }
 
+type leaf struct{}
+
+func (leaf) Rank() lock.Rank { return lock.Rank{Order: lock.Leaf, Name: "logins.Table.mu"} }
+
 // A Table counts. Its methods may be called from any goroutine.
 type Table struct {
-	limits Limits       // immutable
-	seed   maphash.Seed // immutable
+	seed maphash.Seed // immutable
 
-	mu       sync.Mutex
+	mu       lock.Mutex[leaf]
+	limits   Limits           // guarded by mu
 	failures map[key]tokens   // those that have less than all; guarded by mu
 	known    map[key]struct{} // guarded by mu
 }
@@ -64,6 +69,14 @@ type Table struct {
 func New(l Limits) *Table {
 	return &Table{limits: l, seed: maphash.MakeSeed(), failures: map[key]tokens{},
 		known: map[key]struct{}{}}
+}
+
+// Limit sets the limits from now on. What there was room for before is still there, as far as the new
+// limits allow.
+func (t *Table) Limit(l Limits) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.limits = l
 }
 
 // An Attempt is one authentication under way. It counts as failed unless Accepted or Undecided is

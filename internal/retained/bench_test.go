@@ -44,7 +44,8 @@ func BenchmarkStore(b *testing.B) {
 			s.Set(m)
 		}
 	})
-	for _, filter := range []string{"d/777/#", "d/777/x/3", "#", "d/+/x/3", "d/+/y", "+/+/y/+", "+/+/+/+/x"} {
+	for _, filter := range []string{"d/777/#", "d/777/x/3", "#", "d/+/x/3", "d/+/y", "+/+/y/+",
+		"+/+/+/+/x"} {
 		b.Run("scan "+filter, func(b *testing.B) {
 			b.ReportAllocs()
 			var dst []*Message

@@ -4,12 +4,12 @@ package retained
 
 import (
 	"errors"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/google/btree"
 
+	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/dunlin-mqtt/dunlin/store"
 )
 
@@ -20,28 +20,36 @@ type Message = store.Message
 var (
 	ErrMessages = errors.New("there are as many retained messages as are allowed")
 	ErrBytes    = errors.New("the retained messages would have more bytes than are allowed")
-	ErrMemory   = errors.New("the retained messages would take too much of the broker's memory")
 )
+
+// Limits bound a Store.
+type Limits struct {
+	Messages int
+	Bytes    int64 // of topics, payloads and properties
+}
 
 // Options are what New is given.
 type Options struct {
-	MaxMessages int   // most messages
-	MaxBytes    int64 // most bytes of topics, payloads and properties
+	Limits Limits
 
-	// Hold and Release count the memory of a message that begins and ends to be retained. Fits says
-	// whether m may be retained in the place of old, nil for none. They are called with the lock of
+	// Hold and Release count a message that begins and ends to be retained. Admit says why m must not
+	// be retained in the place of old, which is nil if there is none. They are called with the lock of
 	// the Store held, must not call it, and may be nil.
 	Hold, Release func(m *Message)
-	Fits          func(m, old *Message) bool
+	Admit         func(m, old *Message) error
 }
 
+type rank struct{}
+
+func (rank) Rank() lock.Rank { return lock.Rank{Order: lock.BeforeLeaf, Name: "retained.Store.mu"} }
+
 // A Store keeps the retained messages in the order of the topics' bytes. Its methods may be called
-// from any goroutine. Its lock is a leaf, and is held for a bounded piece of work.
+// from any goroutine. While its lock is held, for a bounded piece of work, only leaves are taken.
 type Store struct {
-	opts    Options       // immutable
+	opts    Options       // immutable but for Limits, which mu guards
 	version atomic.Uint64 // changes; written with mu held
 
-	mu    sync.RWMutex
+	mu    lock.RWMutex[rank]
 	tree  *tree                   // guarded by mu, as are the next ones
 	size  int64                   // bytes of topics, payloads and properties
 	dying *btree.BTreeG[*Message] // those that expire, in the order in which they do
@@ -57,14 +65,21 @@ func New(o Options) *Store {
 	return &Store{opts: o, tree: newTree(), dying: btree.NewG(32, sooner)}
 }
 
+// Limit sets the limits from now on. What is beyond them stays.
+func (s *Store) Limit(l Limits) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.opts.Limits = l
+}
+
 // Size is what m counts in bytes.
 func Size(m *Message) int64 {
 	return int64(len(m.Topic) + len(m.Payload) + len(m.Properties))
 }
 
 // Set makes m, which nobody modifies any more, the retained message of its topic, and returns the
-// one that it replaces, nil for none. The error is ErrMessages, ErrBytes or ErrMemory, and then
-// nothing has changed. What makes the Store smaller is always taken.
+// one that it replaces, nil for none. The error is ErrMessages, ErrBytes or that of Admit, and then
+// nothing has changed. What makes the Store smaller is taken unless Admit has something against it.
 func (s *Store) Set(m *Message) (old *Message, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -93,14 +108,12 @@ func (s *Store) admit(m, old *Message) error {
 		grows -= Size(old)
 	}
 	switch {
-	case old == nil && s.tree.count >= s.opts.MaxMessages:
+	case old == nil && s.tree.count >= s.opts.Limits.Messages:
 		return ErrMessages
-	case grows <= 0 && old != nil:
-		return nil
-	case s.size+grows > s.opts.MaxBytes:
+	case (grows > 0 || old == nil) && s.size+grows > s.opts.Limits.Bytes:
 		return ErrBytes
-	case s.opts.Fits != nil && !s.opts.Fits(m, old):
-		return ErrMemory
+	case s.opts.Admit != nil:
+		return s.opts.Admit(m, old)
 	}
 	return nil
 }
@@ -115,7 +128,7 @@ func (s *Store) Shrinks(topic string, payload, properties int) bool {
 	return it != nil && (payload == 0 || int64(len(topic)+payload+properties) < Size(it.msg))
 }
 
-// replace puts m into the place of it, nil for a new one. mu is held.
+// replace puts m into the place of it, nil for a new one. Store.mu is held.
 func (s *Store) replace(it *item, m *Message) {
 	s.size += Size(m)
 	if s.opts.Hold != nil {
@@ -135,7 +148,7 @@ func (s *Store) replace(it *item, m *Message) {
 	}
 }
 
-// forget is the end of a message that is not in the tree any more. mu is held.
+// forget is the end of a message that is not in the tree any more. Store.mu is held.
 func (s *Store) forget(m *Message) {
 	s.size -= Size(m)
 	if m.Expires != 0 {
@@ -162,7 +175,8 @@ func (s *Store) remove(topic string) *Message {
 	return old
 }
 
-// RemoveExactly removes m if it still is the retained message of its topic, and says whether it was.
+// RemoveExactly removes m if it still is the retained message of its topic, and says whether it
+// was.
 func (s *Store) RemoveExactly(m *Message) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -217,7 +231,7 @@ func (s *Store) OnExpiry(wake func(at time.Time)) {
 	s.rouse()
 }
 
-// rouse tells wake about the message that expires first, if that is needed. mu is held.
+// rouse tells wake about the message that expires first, if that is needed. Store.mu is held.
 func (s *Store) rouse() {
 	first, ok := s.dying.Min()
 	if !ok || s.wake == nil || s.waked != 0 && s.waked <= first.Expires {

@@ -1,6 +1,7 @@
 package retained
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -20,7 +21,7 @@ func message(topic, payload string) *Message {
 	return &Message{Message: packets.Message{Topic: topic, Payload: []byte(payload)}}
 }
 
-func unlimited() *Store { return New(Options{MaxMessages: math.MaxInt, MaxBytes: math.MaxInt64}) }
+func unlimited() *Store { return New(Options{Limits: Limits{math.MaxInt, math.MaxInt64}}) }
 
 func (s *Store) must(tb testing.TB, m *Message) *Message {
 	old, err := s.Set(m)
@@ -28,9 +29,10 @@ func (s *Store) must(tb testing.TB, m *Message) *Message {
 	return old
 }
 
-// scanAll walks to the end and returns the topics that were found, how often it scanned, and how much
-// work that was.
-func (s *Store) scanAll(tb testing.TB, filter string, limit, look int) (all []string, scans, looked int) {
+// scanAll walks to the end and returns the topics that were found, how often it scanned, and how
+// much work that was.
+func (s *Store) scanAll(tb testing.TB, filter string, limit, look int) (all []string, scans,
+	looked int) {
 	from := ""
 	for {
 		f := s.Scan(filter, from, limit, look, nil)
@@ -96,7 +98,8 @@ func TestStore(t *testing.T) {
 	m2 := message("a", "12345")
 	require.Same(t, m, s.must(t, m2), "Set returns what it replaces")
 	require.EqualValues(t, 1+5+3, s.Bytes())
-	require.False(t, s.RemoveExactly(m), "a message that was replaced does not take its successor along")
+	require.False(t, s.RemoveExactly(m),
+		"a message that was replaced does not take its successor along")
 	require.Same(t, m2, s.Get("a"))
 	require.True(t, s.RemoveExactly(m2))
 	require.False(t, s.RemoveExactly(m2), "it is gone already")
@@ -107,7 +110,13 @@ func TestStore(t *testing.T) {
 
 func TestWhatMakesTheStoreSmallerIsAlwaysTaken(t *testing.T) {
 	full := false
-	s := New(Options{MaxMessages: 2, MaxBytes: 20, Fits: func(m, old *Message) bool { return !full }})
+	errFull := errors.New("no room for that")
+	s := New(Options{Limits: Limits{2, 20}, Admit: func(m, old *Message) error {
+		if full && (old == nil || Size(m) > Size(old)) {
+			return errFull
+		}
+		return nil
+	}})
 	s.must(t, message("a", "1234"))
 	s.must(t, message("b", "1234"))
 	refused := func(m *Message, want error) {
@@ -122,7 +131,7 @@ func TestWhatMakesTheStoreSmallerIsAlwaysTaken(t *testing.T) {
 	refused(message("a", strings.Repeat("x", 15)), ErrBytes)
 	s.must(t, message("a", strings.Repeat("x", 13)))
 	full = true
-	refused(message("b", "12345"), ErrMemory)
+	refused(message("b", "12345"), errFull)
 	s.must(t, message("b", "4321"))
 	s.must(t, message("b", "123"))
 	s.Restore(message("c", strings.Repeat("x", 100))) // from before a restart
@@ -140,7 +149,7 @@ func TestWhatMakesTheStoreSmallerIsAlwaysTaken(t *testing.T) {
 
 func TestHoldAndReleaseCountWhatIsThere(t *testing.T) {
 	held := map[*Message]int{}
-	s := New(Options{MaxMessages: 2, MaxBytes: 100,
+	s := New(Options{Limits: Limits{2, 100},
 		Hold: func(m *Message) { held[m]++ }, Release: func(m *Message) { held[m]-- }})
 	a, b := message("a", "1"), message("a", "2")
 	s.must(t, a)
@@ -241,7 +250,8 @@ func TestScan(t *testing.T) {
 	})
 }
 
-// Whatever was set and removed, the tree is in order, and a scan finds what matches and nothing else.
+// Whatever was set and removed, the tree is in order, and a scan finds what matches and nothing
+// else.
 func TestAgainstAModel(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
@@ -377,7 +387,8 @@ func TestAScanIsBounded(t *testing.T) {
 			s.must(t, message(fmt.Sprintf("l%s%d", long, i), ""))
 		}
 	}
-	for _, filter := range []string{"#", "d/+/x", "+/+/#", "l" + long + "+", "l" + strings.Repeat("/+", 59_999) + "/+"} {
+	for _, filter := range []string{"#", "d/+/x", "+/+/#", "l" + long + "+",
+		"l" + strings.Repeat("/+", 59_999) + "/+"} {
 		for from, more := "", true; more; {
 			f := s.Scan(filter, from, 1<<20, look, nil)
 			require.LessOrEqual(t, f.Looked, look+4*cost(long), "%.20q", filter)

@@ -26,21 +26,31 @@ type Harness interface {
 type Link interface {
 	// Send sends b in one piece.
 	Send(b []byte) error
-	// Recv waits until the broker has come to rest and returns what has arrived since the last call. Closed says that
-	// the broker has ended the connection, and that nothing comes after b.
+	// Recv waits until the broker has come to rest and returns what has arrived since the last
+	// call. Closed says that the broker has ended the connection, and that nothing comes after b.
 	Recv() (b []byte, closed bool)
 	// Close cuts the connection, without any packet.
 	Close()
 }
 
+// A Waiter is a Link to a broker that cannot be seen to come to rest at every moment. Its Recv need
+// not return all that the script expects.
+type Waiter interface {
+	Link
+	// Await waits until something has arrived since the last call, of Recv as well, or the broker has
+	// ended the connection. It returns what Recv returns, and nothing if it has waited too long.
+	Await() (b []byte, closed bool)
+}
+
 // logLines is how many packets a failure shows.
 const logLines = 16
 
-// Run lets s happen at h, which has been set up with s.Config. It returns what went wrong first, with the line of the script, its
-// sentence, and the packets that went before.
+// Run lets s happen at h, which has been set up with s.Config. It returns what went wrong first,
+// with the line of the script, its sentence, and the packets that went before.
 func (s *Script) Run(h Harness) error {
 	r := &runner{script: s, h: h, vars: map[string]string{}, conns: map[string]*peer{}}
 	for i := range s.steps {
+		r.follow = s.steps[i+1:]
 		if err := r.step(&s.steps[i]); err != nil {
 			return r.failure(&s.steps[i], err)
 		}
@@ -58,6 +68,7 @@ type runner struct {
 	script *Script
 	h      Harness
 	vars   map[string]string
+	follow []step           // the steps behind this one
 	conns  map[string]*peer // those that are open
 	log    []string
 }
@@ -142,7 +153,15 @@ func (r *runner) step(st *step) error {
 	if c.held != nil {
 		return errors.New("the script holds something back that it has not sent yet")
 	}
-	if err := c.poll(); err != nil {
+	if st.verb == idle {
+		return c.leftOver()
+	}
+	if st.optional && !r.comes(st.conn) {
+		err = c.poll()
+	} else {
+		err = c.await(1)
+	}
+	if err != nil {
 		return err
 	}
 	switch st.verb {
@@ -159,9 +178,19 @@ func (r *runner) step(st *step) error {
 		}
 		c.link.Close()
 		delete(r.conns, c.name)
-		return nil
 	}
-	return c.leftOver() // idle
+	return nil
+}
+
+// comes says whether something has to come on a connection, as the steps behind this one have it.
+func (r *runner) comes(conn string) bool {
+	for _, st := range r.follow {
+		if st.conn != conn || st.optional {
+			continue
+		}
+		return st.verb == expect || st.verb == expectRaw || st.verb == closed
+	}
+	return false
 }
 
 // peer returns the connection that st is about. A line that sends, or expects something, opens it.
@@ -232,7 +261,29 @@ func (c *peer) poll() error {
 	if c.closed {
 		return nil
 	}
-	b, closed := c.link.Recv()
+	return c.take(c.link.Recv())
+}
+
+// await polls until n packets are there to be expected, or nothing more comes.
+func (c *peer) await(n int) error {
+	w, ok := c.link.(Waiter)
+	if !ok {
+		return c.poll()
+	}
+	for len(c.queue) < n && !c.closed {
+		b, closed := w.Await()
+		if err := c.take(b, closed); err != nil {
+			return err
+		}
+		if len(b) == 0 {
+			break
+		}
+	}
+	return nil
+}
+
+// take is given what a Link has returned.
+func (c *peer) take(b []byte, closed bool) error {
 	c.bytes = append(c.bytes, b...)
 	c.closed = closed
 	for len(c.bytes) > 0 {
@@ -355,7 +406,7 @@ func (r *runner) group(g *step) error {
 		if err != nil {
 			return err
 		}
-		if err := c.poll(); err != nil {
+		if err := c.await(len(want)); err != nil {
 			return err
 		}
 		n := min(len(want), len(c.queue))
@@ -372,9 +423,10 @@ func (r *runner) group(g *step) error {
 	return nil
 }
 
-// assign finds for every step of want its own packet. If that cannot be done it returns a step for which there is none, and
-// why.
-func assign(want []*step, have []received, vars map[string]string) (map[string]string, *step, error) {
+// assign finds for every step of want its own packet. If that cannot be done it returns a step for
+// which there is none, and why.
+func assign(want []*step, have []received, vars map[string]string) (map[string]string, *step,
+	error) {
 	if len(want) == 0 {
 		return vars, nil, nil
 	}

@@ -1,5 +1,5 @@
-// Package script reads and runs conversations with an MQTT broker that are written down as text: what each client
-// sends, what it expects back, and how much time passes.
+// Package script reads and runs conversations with an MQTT broker that are written down as text:
+// what each client sends, what it expects back, and how much time passes.
 //
 // A file holds scenarios, separated by lines "---". In a scenario every line is one of
 //
@@ -10,13 +10,13 @@
 //	c1< CONNACK code=0x00
 //	advance 90s
 //
-// A comment may begin with the statements that what follows proves, each with its version, up to a colon. It is the
-// sentence that a failure prints for the lines below it. A config line gives settings to the broker. An each line makes one
-// scenario of every column between the bars, in which ${qos} and ${ack} stand for the column's words (with a single name,
-// for all of it).
+// A comment may begin with the statements that what follows proves, each with its version, up to a
+// colon. It is the sentence that a failure prints for the lines below it. A config line gives
+// settings to the broker. An each line makes one scenario of every column between the bars, in
+// which ${qos} and ${ack} stand for the column's words (with a single name, for all of it).
 //
-// Sending, from the client whose name stands before the sign, which connects when the name is used for the first time or
-// after its connection has ended:
+// Sending, from the client whose name stands before the sign, which connects when the name is used
+// for the first time or after its connection has ended:
 //
 //	c1> PUBLISH qos=1 id=1 topic=a payload=x    a packet in the notation of packets.Trace; what is not given is zero
 //	c1>+ PINGREQ                                the same, but held back and sent in one piece with the next
@@ -34,11 +34,12 @@
 //	c1< idle                                    nothing more has come
 //	c1< closed                                  nothing more has come and the connection has ended
 //
-// Between lines "{" and "}" the packets of each connection may come in any order. At the end of a scenario no packet may be
-// left over. Values with spaces and special characters are quoted as Go strings; <100 bytes> is a text of that length and <100*ab>
-// a text a hundred times.
+// Between lines "{" and "}" the packets of each connection may come in any order. At the end of a
+// scenario no packet may be left over. Values with spaces and special characters are quoted as Go
+// strings; <100 bytes> is a text of that length and <100*ab> a text a hundred times.
 //
-// Besides what the lines say, a run checks every packet that comes for the rules that hold always, see watch.go.
+// Besides what the lines say, a run checks every packet that comes for the rules that hold always,
+// see watch.go.
 package script
 
 import (
@@ -46,6 +47,7 @@ import (
 	"fmt"
 	"path"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 )
@@ -72,6 +74,39 @@ func (c Citation) String() string { return c.Version + " " + c.ID }
 
 // A Setting is a word of a config line. Value is empty where there was no "=".
 type Setting struct{ Key, Value string }
+
+// Timed says whether s needs a clock that the test sets: it lets time pass, counts what is left of a
+// message's time, or names a time of less than a minute, so that a slow machine would see it end.
+func (s *Script) Timed() bool {
+	for _, c := range s.Config {
+		d, err := time.ParseDuration(c.Value)
+		if err != nil && strings.HasSuffix(c.Key, "-keep-alive") {
+			d, _ = time.ParseDuration(c.Value + "s")
+		}
+		if soon(d) {
+			return true
+		}
+	}
+	return slices.ContainsFunc(s.steps, func(st step) bool {
+		return st.timed() || slices.ContainsFunc(st.steps, func(st step) bool { return st.timed() })
+	})
+}
+
+// soon says whether d is a time that may end while a test runs.
+func soon(d time.Duration) bool { return d > 0 && d < time.Minute }
+
+func (st *step) timed() bool {
+	return st.verb == advance || slices.ContainsFunc(st.tokens, func(t token) bool {
+		if strings.HasSuffix(t.key, "message-expiry-interval") && !t.absent {
+			return true
+		}
+		if st.verb != send || t.key != "keepalive" && !strings.HasSuffix(t.key, "-interval") {
+			return false
+		}
+		d, _ := time.ParseDuration(t.value + "s")
+		return soon(d)
+	})
+}
 
 type verb byte
 
@@ -103,10 +138,11 @@ type step struct {
 	steps    []step // of a group
 }
 
-var sendLine, expectLine = regexp.MustCompile(`^(\w+)>(\+?) (.+)$`), regexp.MustCompile(`^(\w+)< (.+)$`)
+var sendLine, expectLine = regexp.MustCompile(`^(\w+)>(\+?) (.+)$`),
+	regexp.MustCompile(`^(\w+)< (.+)$`)
 
-// Parse reads the scenarios of a file. The error joins everything that is wrong with it, each with its line. File is the name for
-// messages only.
+// Parse reads the scenarios of a file. The error joins everything that is wrong with it, each with
+// its line. File is the name for messages only.
 func Parse(file, text string) ([]*Script, error) {
 	var all []*Script
 	var errs []error
@@ -159,7 +195,8 @@ func parseScenario(file string, first int, lines []string) ([]*Script, error) {
 	var all []*Script
 	for _, c := range columns {
 		p := parser{s: &Script{File: file, Line: first + start + 1}, first: first}
-		p.s.Name = fmt.Sprintf("%s:%d%s", strings.TrimSuffix(path.Base(file), path.Ext(file)), p.s.Line, c.suffix)
+		p.s.Name = fmt.Sprintf("%s:%d%s", strings.TrimSuffix(path.Base(file), path.Ext(file)),
+			p.s.Line, c.suffix)
 		p.parse(c.apply(lines))
 		if p.errs != nil {
 			return all, errors.Join(p.errs...)
@@ -243,11 +280,13 @@ func (p *parser) parse(lines []string) {
 	case p.group != nil:
 		p.errs = append(p.errs, fmt.Errorf("%s:%d: the group is not closed", p.s.File, p.group.line))
 	case len(p.s.steps) == 0 && p.errs == nil:
-		p.errs = append(p.errs, fmt.Errorf("%s:%d: a scenario in which nothing happens", p.s.File, p.s.Line))
+		p.errs = append(p.errs,
+			fmt.Errorf("%s:%d: a scenario in which nothing happens", p.s.File, p.s.Line))
 	}
 }
 
-// comment takes the citations out of a block of comment lines; the rest is the sentence for what follows.
+// comment takes the citations out of a block of comment lines; the rest is the sentence for what
+// follows.
 func (p *parser) comment(at int, lines []string) {
 	var sentence []string
 	for i := 0; i < len(lines); i++ {
@@ -262,12 +301,14 @@ func (p *parser) comment(at int, lines []string) {
 		}
 		list, rest, ok := strings.Cut(l, ":")
 		if !ok {
-			p.errs = append(p.errs, fmt.Errorf("%s:%d: no colon behind the statements", p.s.File, p.first+at+i+1))
+			p.errs = append(p.errs,
+				fmt.Errorf("%s:%d: no colon behind the statements", p.s.File, p.first+at+i+1))
 		}
 		for item := range strings.SplitSeq(list, ",") {
 			version, id, ok := strings.Cut(strings.TrimSpace(item), " ")
 			if !ok || version != "5.0" && version != "3.1.1" || !strings.HasPrefix(id, "MQTT") {
-				p.errs = append(p.errs, fmt.Errorf("%s:%d: %q is not a version and a statement", p.s.File, p.first+at+i+1, item))
+				p.errs = append(p.errs, fmt.Errorf("%s:%d: %q is not a version and a statement",
+					p.s.File, p.first+at+i+1, item))
 				continue
 			}
 			p.s.Cites = append(p.s.Cites, Citation{version, id})

@@ -12,7 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A fakeBroker answers by a function: what a connection is sent, and what it says then on which connections.
+// A fakeBroker answers by a function: what a connection is sent, and what it says then on which
+// connections.
 type fakeBroker struct {
 	answer  func(b *fakeBroker, from string, p packets.Packet)
 	links   map[string]*fakeLink
@@ -140,7 +141,9 @@ func TestRun(t *testing.T) {
 		{"a flag that must be absent", hello + "c1> PUBLISH topic=a\nc1< PUBLISH !dup", acks("PUBLISH dup qos=1 id=1 topic=a"), "(dup is there)"},
 		{"a flag that must be there", hello + "c1> PUBLISH topic=a\nc1< PUBLISH retain", acks("PUBLISH topic=a"), "retain"},
 		{"a value that must not be", hello + "c1> PUBLISH topic=a\nc1< PUBLISH id=!1", acks("PUBLISH qos=1 id=1 topic=a"), "(id is 1)"},
-		{"a variable keeps its value", hello + "c1> PUBLISH topic=a\nc1< PUBLISH id=$n\nc1> PUBACK id=$n\nc1< PUBLISH id=$n", acks("PUBLISH qos=1 id=9 topic=a", "PUBLISH dup qos=1 id=9 topic=a"),
+		{"a variable keeps its value",
+			hello + "c1> PUBLISH topic=a\nc1< PUBLISH id=$n\nc1> PUBACK id=$n\nc1< PUBLISH id=$n",
+			acks("PUBLISH qos=1 id=9 topic=a", "PUBLISH dup qos=1 id=9 topic=a"),
 			"MQTT-2.2.1-4: Packet Identifier 9 is in use"},
 		{"a variable that differs", hello + "c1> PUBLISH topic=a\nc1< PUBLISH id=$n\nc1< PUBLISH id=!$n id=$m", acks("PUBLISH qos=1 id=9 topic=a", "PUBLISH qos=1 id=10 topic=a"), ""},
 		{"a variable is compared", hello + "c1> PUBLISH topic=a\nc1< PUBLISH id=$n\nc1< PUBLISH id=$n", acks("PUBLISH qos=1 id=9 topic=a", "PUBLISH qos=1 id=10 topic=a"), "(id is 10)"},
@@ -148,10 +151,13 @@ func TestRun(t *testing.T) {
 		{"a topic that begins with $ is no variable", hello + "c1> PUBLISH topic=a\nc1< PUBLISH topic=$SYS/x", acks("PUBLISH topic=$SYS/x"), ""},
 		{"User Properties keep their order", hello + "c1> PUBLISH topic=a\nc1< PUBLISH user.b=1 user.a=2", acks("PUBLISH topic=a user.a=2 user.b=1"), "not in its place"},
 		{"User Properties in their order", hello + "c1> PUBLISH topic=a\nc1< PUBLISH user.b=1 user.a=2 user.b=1", acks("PUBLISH topic=a user.b=1 user.a=2 user.b=1"), ""},
-		{"Subscription Identifiers in any order", hello + "c1> PUBLISH topic=a\nc1< PUBLISH subscription-identifier=1 subscription-identifier=2",
+		{"Subscription Identifiers in any order", hello +
+			"c1> PUBLISH topic=a\nc1< PUBLISH subscription-identifier=1 subscription-identifier=2",
 			acks("PUBLISH topic=a subscription-identifier=2 subscription-identifier=1"), ""},
-		{"one Subscription Identifier too many", hello + "c1> PUBLISH topic=a\nc1< PUBLISH subscription-identifier=1",
-			acks("PUBLISH topic=a subscription-identifier=2 subscription-identifier=1"), "occurs 2 times, not 1"},
+		{"one Subscription Identifier too many",
+			hello + "c1> PUBLISH topic=a\nc1< PUBLISH subscription-identifier=1",
+			acks("PUBLISH topic=a subscription-identifier=2 subscription-identifier=1"),
+			"occurs 2 times, not 1"},
 		{"idle, although something came", hello + "c1> PUBLISH topic=a\nc1< idle", acks("PUBLISH topic=b"), "got:    c1: PUBLISH qos=0 topic=b"},
 		{"something is left over at the end", hello + "c1> PUBLISH topic=a", acks("PUBLISH topic=b"), "at the end of the scenario: c1: PUBLISH"},
 		{"something is left over at a cut", hello + "c1> PUBLISH topic=a\nc1> close", acks("PUBLISH topic=b"), "got:    c1: PUBLISH"},
@@ -210,8 +216,10 @@ func TestRunShowsWhatHappened(t *testing.T) {
 
 func TestRunSendsInOnePiece(t *testing.T) {
 	b := new(fakeBroker)
-	require.NoError(t, parseOne(t, "c1>+ CONNECT client=c clean\nc1>+ PINGREQ\nc1> raw c0 00\nc1< CONNACK").Run(b))
-	require.Equal(t, []string{"open c1", "c1 10 0e 00 04 4d 51 54 54 05 02 00 00 00 00 01 63 c0 00 c0 00"}, b.log)
+	require.NoError(t, parseOne(t,
+		"c1>+ CONNECT client=c clean\nc1>+ PINGREQ\nc1> raw c0 00\nc1< CONNACK").Run(b))
+	require.Equal(t, []string{"open c1",
+		"c1 10 0e 00 04 4d 51 54 54 05 02 00 00 00 00 01 63 c0 00 c0 00"}, b.log)
 	err := parseOne(t, "c1>+ CONNECT client=c clean\nc1< CONNACK").Run(new(fakeBroker))
 	require.ErrorContains(t, err, "holds something back")
 }
@@ -263,7 +271,8 @@ func TestWatch(t *testing.T) {
 					b.say(from, tt.say...)
 				}
 			}}
-			s := "c1> CONNECT " + tt.connect + "\nc1< CONNACK\nc1> PINGREQ\n" + strings.Repeat("c1< PUBLISH?\n", 2) + "c1< DISCONNECT?\nc1< idle"
+			s := "c1> CONNECT " + tt.connect + "\nc1< CONNACK\nc1> PINGREQ\n" +
+				strings.Repeat("c1< PUBLISH?\n", 2) + "c1< DISCONNECT?\nc1< idle"
 			err := parseOne(t, s).Run(b)
 			if tt.want == "" {
 				require.NoError(t, err)
@@ -297,7 +306,8 @@ c> PINGREQ
 	require.Equal(t, "file:1/2", all[1].Name)
 	require.Equal(t, "file:14", all[2].Name)
 	s := all[1]
-	require.Equal(t, []Citation{{"5.0", "MQTT-1.1.1-1"}, {"3.1.1", "MQTT-2.2.2-2"}, {"5.0", "MQTT5-NOID-3-3"}, {"5.0", "MQTT-4.4.4-4"}, {"3.1.1", "MQTT-9.9.9-9"}}, s.Cites)
+	require.Equal(t, []Citation{{"5.0", "MQTT-1.1.1-1"}, {"3.1.1", "MQTT-2.2.2-2"},
+		{"5.0", "MQTT5-NOID-3-3"}, {"5.0", "MQTT-4.4.4-4"}, {"3.1.1", "MQTT-9.9.9-9"}}, s.Cites)
 	require.Equal(t, []Setting{{"no-retain", ""}, {"deny-publish", "secret/#"}}, s.Config)
 	require.Equal(t, "c2", s.steps[0].conn)
 	require.Equal(t, "the first sentence goes on. another one.", s.steps[0].sentence)
@@ -375,16 +385,21 @@ func TestParseTrace(t *testing.T) {
 		want packets.Packet
 	}{
 		{"CONNECT v=5 client=c1 clean keepalive=60 will-topic=w will-payload=bye will-qos=1 will-retain will.will-delay-interval=5 will.user.k=v user=u pass=p receive-maximum=3 user.k=v",
-			&packets.Connect{Version: packets.V5, ClientID: "c1", CleanStart: true, KeepAlive: 60, HasUsername: true, Username: "u",
-				HasPassword: true, Password: []byte("p"), Properties: packets.Properties(nil).AppendUint(packets.ReceiveMaximum, 3).AppendUser("k", "v"),
+			&packets.Connect{Version: packets.V5, ClientID: "c1", CleanStart: true, KeepAlive: 60,
+				HasUsername: true, Username: "u",
+				HasPassword: true, Password: []byte("p"), Properties: packets.Properties(nil).
+						AppendUint(packets.ReceiveMaximum, 3).AppendUser("k", "v"),
 				Will: &packets.Will{Topic: "w", Payload: []byte("bye"), QoS: 1, Retain: true,
-					Properties: packets.Properties(nil).AppendUint(packets.WillDelayInterval, 5).AppendUser("k", "v")}}},
+					Properties: packets.Properties(nil).AppendUint(packets.WillDelayInterval, 5).
+						AppendUser("k", "v")}}},
 		{"CONNECT v=4", &packets.Connect{Version: packets.V311}},
 		{"CONNECT v=3.1 client=x", &packets.Connect{Version: packets.V31, ClientID: "x"}},
-		{"CONNACK present code=0x87 server-keep-alive=7", &packets.Connack{SessionPresent: true, Code: packets.NotAuthorized,
-			Properties: packets.Properties(nil).AppendUint(packets.ServerKeepAlive, 7)}},
-		{`PUBLISH dup qos=1 id=5 retain topic=a/b payload="x y" user.k=v`, &packets.Publish{Dup: true, QoS: 1, PacketID: 5, Retain: true,
-			Topic: []byte("a/b"), Payload: []byte("x y"), Properties: user}},
+		{"CONNACK present code=0x87 server-keep-alive=7",
+			&packets.Connack{SessionPresent: true, Code: packets.NotAuthorized,
+				Properties: packets.Properties(nil).AppendUint(packets.ServerKeepAlive, 7)}},
+		{`PUBLISH dup qos=1 id=5 retain topic=a/b payload="x y" user.k=v`,
+			&packets.Publish{Dup: true, QoS: 1, PacketID: 5, Retain: true,
+				Topic: []byte("a/b"), Payload: []byte("x y"), Properties: user}},
 		{"PUBLISH topic=a payload=hex:00ff correlation-data=hex:01", &packets.Publish{Topic: []byte("a"), Payload: []byte{0, 0xff},
 			Properties: packets.Properties(nil).AppendBytes(packets.CorrelationData, []byte{1})}},
 		{`PUBLISH topic=a payload="hex:zz"`, &packets.Publish{Topic: []byte("a"), Payload: []byte("hex:zz")}},
@@ -394,10 +409,11 @@ func TestParseTrace(t *testing.T) {
 		{"PUBREC id=5 code=0x97", &packets.Ack{Kind: packets.TypePubrec, PacketID: 5, Code: packets.QuotaExceeded}},
 		{"PUBREL id=5 code=0x92", &packets.Ack{Kind: packets.TypePubrel, PacketID: 5, Code: packets.PacketIdentifierNotFound}},
 		{"PUBCOMP id=5 user.k=v", &packets.Ack{Kind: packets.TypePubcomp, PacketID: 5, Properties: user}},
-		{`SUBSCRIBE id=1 filter=a/b:1 filter="c d:e/#:2,nl,rap,rh=1" subscription-identifier=7`, &packets.Subscribe{PacketID: 1,
-			Properties: packets.Properties(nil).AppendUint(packets.SubscriptionIdentifier, 7),
-			Subscriptions: []packets.Subscription{{Filter: "a/b", QoS: 1},
-				{Filter: "c d:e/#", QoS: 2, NoLocal: true, RetainAsPublished: true, RetainHandling: 1}}}},
+		{`SUBSCRIBE id=1 filter=a/b:1 filter="c d:e/#:2,nl,rap,rh=1" subscription-identifier=7`,
+			&packets.Subscribe{PacketID: 1,
+				Properties: packets.Properties(nil).AppendUint(packets.SubscriptionIdentifier, 7),
+				Subscriptions: []packets.Subscription{{Filter: "a/b", QoS: 1},
+					{Filter: "c d:e/#", QoS: 2, NoLocal: true, RetainAsPublished: true, RetainHandling: 1}}}},
 		{"SUBACK id=1 codes=00,01,80", &packets.Suback{PacketID: 1, Codes: []packets.ReasonCode{0, 1, 0x80}}},
 		{"UNSUBSCRIBE id=1 filter=a filter=b", &packets.Unsubscribe{PacketID: 1, Filters: []string{"a", "b"}}},
 		{"UNSUBACK id=1 codes=11", &packets.Unsuback{PacketID: 1, Codes: []packets.ReasonCode{0x11}}},
@@ -405,7 +421,8 @@ func TestParseTrace(t *testing.T) {
 		{"PINGRESP", &packets.Pingresp{}},
 		{"DISCONNECT code=0x04 session-expiry-interval=9", &packets.Disconnect{Code: 4, Properties: packets.Properties(nil).AppendUint(packets.SessionExpiryInterval, 9)}},
 		{"AUTH code=0x18 authentication-method=m authentication-data=d", &packets.Auth{Code: 0x18,
-			Properties: packets.Properties(nil).AppendText(packets.AuthenticationMethod, "m").AppendText(packets.AuthenticationData, "d")}},
+			Properties: packets.Properties(nil).AppendText(packets.AuthenticationMethod, "m").
+				AppendText(packets.AuthenticationData, "d")}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.line, func(t *testing.T) {
@@ -417,7 +434,8 @@ func TestParseTrace(t *testing.T) {
 			if c, ok := got.(*packets.Connect); ok {
 				require.Equal(t, c.Version, v)
 			}
-			if strings.ContainsAny(tt.line, "<") || strings.Contains(tt.line, "pass=") || strings.Contains(tt.line, "authentication-data") {
+			if strings.ContainsAny(tt.line, "<") || strings.Contains(tt.line, "pass=") ||
+				strings.Contains(tt.line, "authentication-data") {
 				return // what a trace does not show in full
 			}
 			again, _, err := ParseTrace(packets.Trace(got))

@@ -24,7 +24,8 @@ var (
 	sized    = regexp.MustCompile(`^<(\d+) bytes>$`)
 )
 
-// tokenize splits a line. Quoted values come out without their quotes, repetitions <n*text> expanded.
+// tokenize splits a line. Quoted values come out without their quotes, repetitions <n*text>
+// expanded.
 func tokenize(line string) ([]token, error) {
 	var ts []token
 	for {
@@ -121,8 +122,8 @@ func unbound(ts []token, vars map[string]string) string {
 	return ""
 }
 
-// match says why the packet whose trace has the tokens got is not the one that want describes; nil if it is. Only then the
-// variables that want gives a value to are put into vars.
+// match says why the packet whose trace has the tokens got is not the one that want describes; nil
+// if it is. Only then the variables that want gives a value to are put into vars.
 func match(want, got []token, vars map[string]string) error {
 	bound := maps.Clone(vars)
 	listed := map[string][]token{} // by listKey, what has to be there
@@ -145,7 +146,8 @@ func match(want, got []token, vars map[string]string) error {
 	return nil
 }
 
-// listKey is the key under which tokens are compared: User Properties are one list, whatever their names.
+// listKey is the key under which tokens are compared: User Properties are one list, whatever their
+// names.
 func listKey(key string) string {
 	if strings.HasPrefix(key, "user.") {
 		return "user."
@@ -179,9 +181,11 @@ func matchNegative(w token, got []token, vars map[string]string) error {
 	return nil
 }
 
-// matchList compares all tokens of one key: as many, and each of them. User Properties in their order, others in any.
+// matchList compares all tokens of one key: as many, and each of them. User Properties in their
+// order, others in any.
 func matchList(key string, want, have []token, vars map[string]string) error {
-	if len(want) == 1 && len(have) == 1 && want[0].key == have[0].key && !equal(want[0], have[0], vars) {
+	if len(want) == 1 && len(have) == 1 && want[0].key == have[0].key &&
+		!equal(want[0], have[0], vars) {
 		return fmt.Errorf("%s is %s", want[0].key, have[0].value)
 	}
 	if len(have) != len(want) {

@@ -10,9 +10,10 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// ParseTrace is the inverse of packets.Trace: it makes a packet of a line. What the line does not say is zero. The version is what
-// a CONNECT says after "v=", 5.0 if it says nothing and for all other packets. Values that a trace does not show can
-// be given as well: a password as text, and <100 bytes> as a text of that length. Binary values may be "hex:00ff".
+// ParseTrace is the inverse of packets.Trace: it makes a packet of a line. What the line does not
+// say is zero. The version is what a CONNECT says after "v=", 5.0 if it says nothing and for all
+// other packets. Values that a trace does not show can be given as well: a password as text, and
+// <100 bytes> as a text of that length. Binary values may be "hex:00ff".
 func ParseTrace(line string) (packets.Packet, packets.Version, error) {
 	name, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
 	ts, err := tokenize(rest)
@@ -43,7 +44,8 @@ func build(name string, ts []token) (packets.Packet, packets.Version, error) {
 		c := f.connect()
 		p, v = c, c.Version
 	case packets.TypeConnack:
-		p = &packets.Connack{SessionPresent: f.flag("present"), Code: f.code(), Properties: f.properties("")}
+		p = &packets.Connack{SessionPresent: f.flag("present"), Code: f.code(),
+			Properties: f.properties("")}
 	case packets.TypePublish:
 		p = f.publish()
 	case packets.TypePuback, packets.TypePubrec, packets.TypePubrel, packets.TypePubcomp:
@@ -125,7 +127,9 @@ func (f *fields) text(key string) (string, bool) {
 
 func (f *fields) flag(key string) bool {
 	n := len(f.rest)
-	f.rest = slices.DeleteFunc(f.rest, func(t token) bool { return t.flag && !t.absent && t.key == key })
+	f.rest = slices.DeleteFunc(f.rest, func(t token) bool {
+		return t.flag && !t.absent && t.key == key
+	})
 	return len(f.rest) < n
 }
 
@@ -190,7 +194,8 @@ func (f *fields) codes() []packets.ReasonCode {
 }
 
 func (f *fields) connect() *packets.Connect {
-	c := &packets.Connect{Version: packets.V5, CleanStart: f.flag("clean"), KeepAlive: uint16(f.number("keepalive", 16))}
+	c := &packets.Connect{Version: packets.V5, CleanStart: f.flag("clean"),
+		KeepAlive: uint16(f.number("keepalive", 16))}
 	if v, ok := f.text("v"); ok {
 		switch v {
 		case "3.1":
@@ -215,7 +220,8 @@ func (f *fields) connect() *packets.Connect {
 }
 
 func (f *fields) publish() *packets.Publish {
-	p := &packets.Publish{Dup: f.flag("dup"), Retain: f.flag("retain"), QoS: f.qos("qos"), PacketID: f.id()}
+	p := &packets.Publish{Dup: f.flag("dup"), Retain: f.flag("retain"), QoS: f.qos("qos"),
+		PacketID: f.id()}
 	topic, _ := f.text("topic")
 	p.Topic = []byte(topic)
 	p.Payload, _ = f.bytes("payload")
@@ -253,8 +259,8 @@ func (f *fields) subscribe() *packets.Subscribe {
 	return s
 }
 
-// properties takes the properties whose keys begin with prefix, in order. Repeated ones and such as the packet must not
-// have are not held back: tests want to send them.
+// properties takes the properties whose keys begin with prefix, in order. Repeated ones and such as
+// the packet must not have are not held back: tests want to send them.
 func (f *fields) properties(prefix string) packets.Properties {
 	var ps packets.Properties
 	f.rest = slices.DeleteFunc(f.rest, func(t token) bool {
@@ -274,7 +280,8 @@ func (f *fields) properties(prefix string) packets.Properties {
 		switch id {
 		case packets.CorrelationData, packets.AuthenticationData:
 			ps = ps.AppendBytes(id, f.binary(t))
-		case packets.ContentType, packets.ResponseTopic, packets.AssignedClientIdentifier, packets.AuthenticationMethod,
+		case packets.ContentType, packets.ResponseTopic, packets.AssignedClientIdentifier,
+			packets.AuthenticationMethod,
 			packets.ResponseInformation, packets.ServerReference, packets.ReasonString:
 			ps = ps.AppendText(id, value)
 		default:
@@ -289,11 +296,13 @@ func (f *fields) properties(prefix string) packets.Properties {
 var properties = func() map[string]packets.Property {
 	m := map[string]packets.Property{}
 	for _, id := range []packets.Property{
-		packets.PayloadFormatIndicator, packets.MessageExpiryInterval, packets.ContentType, packets.ResponseTopic,
+		packets.PayloadFormatIndicator, packets.MessageExpiryInterval, packets.ContentType,
+		packets.ResponseTopic,
 		packets.CorrelationData, packets.SubscriptionIdentifier, packets.SessionExpiryInterval,
 		packets.AssignedClientIdentifier, packets.ServerKeepAlive, packets.AuthenticationMethod,
 		packets.AuthenticationData, packets.RequestProblemInformation, packets.WillDelayInterval,
-		packets.RequestResponseInformation, packets.ResponseInformation, packets.ServerReference, packets.ReasonString,
+		packets.RequestResponseInformation, packets.ResponseInformation, packets.ServerReference,
+		packets.ReasonString,
 		packets.ReceiveMaximum, packets.TopicAliasMaximum, packets.TopicAlias, packets.MaximumQoS,
 		packets.RetainAvailable, packets.MaximumPacketSize, packets.WildcardSubscriptionAvailable,
 		packets.SubscriptionIdentifierAvailable, packets.SharedSubscriptionAvailable,

@@ -9,8 +9,9 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// A watch checks on one connection the rules that every packet of a broker has to follow, whatever the scenario is about.
-// That a packet can be decoded at all covers its layout, flags, strings and properties.
+// A watch checks on one connection the rules that every packet of a broker has to follow, whatever
+// the scenario is about. That a packet can be decoded at all covers its layout, flags, strings and
+// properties.
 type watch struct {
 	version   packets.Version
 	connect   *packets.Connect // the first that was sent; nil if it was not well-formed
@@ -75,7 +76,8 @@ func (w *watch) received(m received) error {
 	if w.bye {
 		return errors.New("MQTT-3.14.4-1: it follows a DISCONNECT")
 	}
-	if limit, ok := w.connect.Properties.Uint(packets.MaximumPacketSize); ok && len(m.raw) > int(limit) {
+	if limit, ok := w.connect.Properties.Uint(packets.MaximumPacketSize); ok &&
+		len(m.raw) > int(limit) {
 		return fmt.Errorf("MQTT-3.1.2-24: %d bytes, the client takes %d", len(m.raw), limit)
 	}
 	if err := w.order(m.p); err != nil {
@@ -129,7 +131,8 @@ func (w *watch) codes(p packets.Packet) error {
 	switch p := p.(type) {
 	case *packets.Connack:
 		codes = []packets.ReasonCode{p.Code}
-		if w.version < packets.V5 && p.Code != 0 && (p.Code.ReturnCode() == 0 || p.Code.ReturnCode() > 5) {
+		if w.version < packets.V5 && p.Code != 0 &&
+			(p.Code.ReturnCode() == 0 || p.Code.ReturnCode() > 5) {
 			return fmt.Errorf("3.1.1 MQTT-3.2.2-6: return code of %v", p.Code)
 		}
 	case *packets.Ack:
@@ -186,7 +189,8 @@ func (w *watch) connack(p *packets.Connack) error {
 		return errors.New("MQTT-3.1.2-28: Response Information that was not asked for")
 	case p.Properties.Has(packets.AssignedClientIdentifier) && c.ClientID != "":
 		return errors.New("MQTT5-NOID-3.2.2.3.7-1: an Assigned Client Identifier, although the client has one")
-	case p.Properties.Has(packets.ServerReference) && p.Code != packets.UseAnotherServer && p.Code != packets.ServerMoved:
+	case p.Properties.Has(packets.ServerReference) && p.Code != packets.UseAnotherServer &&
+		p.Code != packets.ServerMoved:
 		return errors.New("MQTT5-NOID-3.2.2.3.16-1: a Server Reference without 0x9C or 0x9D")
 	}
 	n, ok := p.Properties.Uint(packets.RetainAvailable)

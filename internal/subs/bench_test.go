@@ -9,7 +9,8 @@ import (
 	"testing"
 )
 
-// The shape is that of the load generator's scenario "wild": filters over 20 subscribers, 3 in 5 of them without wildcards.
+// The shape is that of the load generator's scenario "wild": filters over 20 subscribers, 3 in 5
+// of them without wildcards.
 const benchSubscribers = 20
 
 func wildFilters(n int) []string {
@@ -21,7 +22,7 @@ func wildFilters(n int) []string {
 }
 
 func wildTree(filters []string) *Tree {
-	t := New()
+	t := joined(benchSubscribers)
 	for k, f := range filters {
 		t.Add(uint32(k%benchSubscribers+1), "", f, Options{QoS: 1})
 	}
@@ -66,8 +67,9 @@ func BenchmarkTreeMatch(b *testing.B) {
 	}
 }
 
-// Adds all filters to an empty tree, growing included; then removes them in the same order (as clients do), at random (which misses
-// every cache, with the filters themselves), or with removeAll.
+// Adds all filters to an empty tree, growing included; then removes them in the same order (as
+// clients do), at random (which misses every cache, with the filters themselves), or with
+// removeAll.
 func BenchmarkTreeAddRemove(b *testing.B) {
 	for _, n := range benchSizes {
 		filters := wildFilters(n)
@@ -77,7 +79,7 @@ func BenchmarkTreeAddRemove(b *testing.B) {
 				b.ReportAllocs()
 				for range b.N {
 					b.StopTimer()
-					t := New()
+					t := joined(benchSubscribers)
 					before(t)
 					b.StartTimer()
 					timed(t)
@@ -110,7 +112,7 @@ func BenchmarkTreeAddRemove(b *testing.B) {
 }
 
 func BenchmarkTreeVersion(b *testing.B) {
-	t := New()
+	t := joined(0)
 	r := rand.New(rand.NewPCG(1, 2))
 	topics := make([][]byte, 1024)
 	for i := range topics {
@@ -128,7 +130,7 @@ func BenchmarkTreeVersion(b *testing.B) {
 func BenchmarkTreeFanOut(b *testing.B) {
 	const n = 10_000
 	for _, overlap := range []bool{false, true} {
-		t := New()
+		t := joined(n)
 		for i := range uint32(n) {
 			t.Add(i+1, "", "b/o", Options{ID: i % 2})
 		}
@@ -145,7 +147,7 @@ func BenchmarkTreeFanOut(b *testing.B) {
 		})
 	}
 	for _, group := range []string{"", "g"} {
-		t := New()
+		t := joined(n)
 		for i := range uint32(n) {
 			t.Add(i+1, group, "b/o", Options{})
 		}

@@ -10,8 +10,8 @@ import (
 
 // This file finds the subscriptions that a Topic Name matches.
 
-// Matches is who gets the messages of one topic. Its memory is reused by the next match, except for the members of groups.
-// The zero value is ready to use.
+// Matches is who gets the messages of one topic. Its memory is reused by the next match, except
+// for the members of groups. The zero value is ready to use.
 type Matches struct {
 	Subs   []Match       // at most one for each subscriber, in no order
 	IDs    []uint32      // Subscription Identifiers of all Subs
@@ -24,8 +24,9 @@ type Matches struct {
 	raw         []rawID
 }
 
-// A Match is a subscriber with what its matching subscriptions come to (3.3.4): the highest QoS, Retain As Published if one of them
-// asks for it, and the Subscription Identifier of each that has one.
+// A Match is a subscriber with what its matching subscriptions come to (3.3.4): the highest QoS,
+// Retain As Published if one of them asks for it, and the Subscription Identifier of each that
+// has one.
 type Match struct {
 	Sub               uint32
 	ids, nids         uint32 // Matches.IDs[ids:ids+nids]
@@ -48,12 +49,19 @@ type Member struct {
 	Options
 }
 
+// Bytes is what m takes.
+func (m *Matches) Bytes() int {
+	return cap(m.Subs)*20 + cap(m.Groups)*32 + 8*cap(m.table) + 8*cap(m.raw) +
+		4*(cap(m.IDs)+cap(m.nodes)+cap(m.front)+cap(m.next))
+}
+
 // A rawID is an identifier before those of one match are put together.
 type rawID struct{ match, id uint32 }
 
-// Match resets m and fills it with the subscriptions that match topic, a valid Topic Name. from is the publisher: its
-// subscriptions with No Local are left out [MQTT-3.8.3-3]; 0 is nobody. It does not allocate once m has grown and
-// the members of the groups have not changed since the last match.
+// Match resets m and fills it with the subscriptions that match topic, a valid Topic Name. from
+// is the publisher: its subscriptions with No Local are left out [MQTT-3.8.3-3]; 0 is nobody. It
+// does not allocate once m has grown and the members of the groups have not changed since the
+// last match.
 func (t *Tree) Match(topic []byte, from uint32, m *Matches) {
 	m.Subs, m.IDs, m.nodes, m.raw = m.Subs[:0], m.IDs[:0], m.nodes[:0], m.raw[:0]
 	clear(m.Groups)
@@ -126,7 +134,7 @@ func (t *Tree) collect(from uint32, m *Matches) {
 	lists, most := 0, 0
 	for _, i := range m.nodes {
 		n := t.nodes.at(i)
-		for g := t.groups[n.groups]; g != nil; g = g.after {
+		for g := t.groupAt(n.groups); g != nil; g = g.after {
 			m.Groups = append(m.Groups, SharedMatch{g, t.members(g)})
 		}
 		if n.list.n > 0 {
@@ -166,7 +174,8 @@ func (t *Tree) collect(from uint32, m *Matches) {
 	m.gatherIDs()
 }
 
-// members returns the members of g, longest first. A lock is held, of readers at least.
+// members returns the members of g, longest first. A lock of the Tree is held, for
+// reading at least.
 func (t *Tree) members(g *Group) []Member {
 	if p := g.snapshot.Load(); p != nil {
 		return *p

@@ -7,53 +7,9 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// This file is how the subscription tree lies in memory: nodes and entries in chunks without pointers, addressed by
-// number, and one hash table from a parent and a label to the child. The garbage collector has next to nothing to mark, and growing
-// neither copies nor leaves garbage. The caller holds the locks of the tree.
-
-// An arena hands out numbered places for T; number 0 is never given out. Places that are freed are used again.
-type arena[T any] struct {
-	chunks []*[chunkSize]T
-	fresh  uint32   // numbers from here on have not been used yet
-	free   []uint32 // freed numbers
-}
-
-const (
-	chunkBits = 8
-	chunkSize = 1 << chunkBits
-)
-
-func (a *arena[T]) at(i uint32) *T {
-	return &a.chunks[i>>chunkBits][i%chunkSize]
-}
-
-// take returns a place, which is zero.
-func (a *arena[T]) take() uint32 {
-	if n := len(a.free); n > 0 {
-		i := a.free[n-1]
-		a.free = a.free[:n-1]
-		return i
-	}
-	if a.fresh == 0 {
-		a.fresh = 1
-	}
-	i := a.fresh
-	if int(i>>chunkBits) == len(a.chunks) {
-		a.chunks = append(a.chunks, new([chunkSize]T))
-	}
-	a.fresh++
-	return i
-}
-
-func (a *arena[T]) give(i uint32) {
-	*a.at(i) = *new(T)
-	a.free = append(a.free, i)
-}
-
-// used returns how many places are taken.
-func (a *arena[T]) used() int {
-	return max(int(a.fresh)-1, 0) - len(a.free)
-}
+// This file is how the subscription tree lies in memory: nodes and entries in arenas, addressed
+// by number, and tables from a parent and a label to the child, and from a list and a subscriber
+// to the entry. The caller holds the locks of the tree.
 
 // A node is the end of a filter or a step on the way to one. It fills a cache line.
 //
@@ -81,26 +37,12 @@ const (
 	nodeHash
 )
 
-// The two places where filters begin: those without wildcards are labels below exactRoot, which is no node, and the others begin
-// at wildRoot.
+// The two places where filters begin: those without wildcards are labels below exactRoot, which
+// is no node, and the others begin at wildRoot.
 const (
 	exactRoot = 0
 	wildRoot  = 1
 )
-
-func (t *Tree) reset() {
-	t.nodes, t.entries, t.edges = arena[node]{}, arena[subEntry]{}, newEdgeTable()
-	t.indexed, t.byName = map[uint64]uint32{}, map[groupKey]*Group{}
-	t.groups, t.free = []*Group{nil}, nil
-	t.nodes.take() // wildRoot
-}
-
-// shrink gives the memory of an empty tree back, if it is worth it.
-func (t *Tree) shrink() {
-	if t.total == 0 && len(t.nodes.chunks)+len(t.entries.chunks) > 16 {
-		t.reset()
-	}
-}
 
 // pieceHash hashes as much of a label as one node holds.
 func (t *Tree) pieceHash(label []byte) uint64 {
@@ -214,7 +156,7 @@ func (t *Tree) lookup(sub uint32, group string, filter []byte) (owner, uint32) {
 	}
 	ow := nodeOwner(i)
 	if group != "" {
-		g := t.byName[groupKey{i, group}]
+		g := t.named(i, group)
 		if g == nil {
 			return 0, 0
 		}
@@ -275,22 +217,29 @@ func (t *Tree) prune(i uint32) {
 // A subList is the subscribers of a node or a group: the first of a chain of entries, and how many.
 type subList struct{ first, n uint32 }
 
-// listWalk is how many entries are walked to find one; those of longer lists are in Tree.indexed.
+// listWalk is how many entries are walked to find one; those of longer lists are in Tree.index.
 const listWalk = 8
 
 // An owner is a node or a group: whose list an entry is in.
 type owner uint32
 
-func nodeOwner(i uint32) owner      { return owner(i << 1) }
-func (g *Group) owner() owner       { return owner(g.number<<1 | 1) }
-func (o owner) key(s uint32) uint64 { return uint64(o)<<32 | uint64(s) }
+func nodeOwner(i uint32) owner { return owner(i << 1) }
+func (g *Group) owner() owner  { return owner(g.number<<1 | 1) }
+
+// indexHash is the hash in Tree.index of the entry of sub in the list of ow.
+func (t *Tree) indexHash(ow owner, sub uint32) uint32 {
+	x := (uint64(ow)<<32 | uint64(sub)) ^ t.salt
+	x = (x ^ x>>31) * 0x9E3779B97F4A7C15
+	x = (x ^ x>>29) * 0xBF58476D1CE4E5B9
+	return uint32(x >> 32)
+}
 
 // ownerGroup returns the group, nil if o is a node.
 func (t *Tree) ownerGroup(o owner) *Group {
 	if o&1 == 0 {
 		return nil
 	}
-	return t.groups[o>>1]
+	return *t.groups.at(uint32(o >> 1))
 }
 
 // ownerNode returns the node of the filter.
@@ -356,7 +305,10 @@ type subscriber struct{ newest, n uint32 }
 func (t *Tree) find(ow owner, sub uint32) uint32 {
 	l := t.ownerList(ow)
 	if l.n > listWalk {
-		return t.indexed[ow.key(sub)]
+		return t.index.find(t.indexHash(ow, sub), func(i uint32) bool {
+			e := t.entries.at(i)
+			return e.sub == sub && e.owner == ow
+		})
 	}
 	i := l.first
 	for i != 0 && t.entries.at(i).sub != sub {
@@ -365,13 +317,17 @@ func (t *Tree) find(ow owner, sub uint32) uint32 {
 	return i
 }
 
-// insert makes an entry.
-func (t *Tree) insert(ow owner, sub uint32, o Options) {
+// insert makes an entry and returns its number.
+func (t *Tree) insert(ow owner, sub uint32, o Options) uint32 {
 	i := t.entries.take()
 	e := t.entries.at(i)
 	e.sub, e.owner = sub, ow
 	e.set(o)
 
+	if t.ownerGroup(ow) != nil {
+		t.other += memberCost
+		t.shared++
+	}
 	l := t.ownerList(ow)
 	if e.next = l.first; e.next != 0 {
 		t.entries.at(e.next).prev = i
@@ -380,16 +336,13 @@ func (t *Tree) insert(ow owner, sub uint32, o Options) {
 	switch l.n++; {
 	case l.n == listWalk+1:
 		for j := i; j != 0; j = t.entries.at(j).next {
-			t.indexed[ow.key(t.entries.at(j).sub)] = j
+			t.index.add(t.indexHash(ow, t.entries.at(j).sub), j)
 		}
 	case l.n > listWalk:
-		t.indexed[ow.key(sub)] = i
+		t.index.add(t.indexHash(ow, sub), i)
 	}
 
-	for int(sub) >= len(t.subs) {
-		t.subs = append(t.subs, subscriber{})
-	}
-	s := &t.subs[sub]
+	s := t.subs.at(sub)
 	if s.n == 0 {
 		e.newer, e.older = i, i
 	} else {
@@ -400,13 +353,17 @@ func (t *Tree) insert(ow owner, sub uint32, o Options) {
 	}
 	s.newest = i
 	s.n++
-	t.total++
+	return i
 }
 
 // delete removes entry i, with the group and the nodes that nothing else needs.
 func (t *Tree) delete(i uint32) {
 	e := t.entries.at(i)
 	ow, sub := e.owner, e.sub
+	if t.ownerGroup(ow) != nil {
+		t.other -= memberCost
+		t.shared--
+	}
 	l := t.ownerList(ow)
 	if e.next != 0 {
 		t.entries.at(e.next).prev = e.prev
@@ -417,15 +374,15 @@ func (t *Tree) delete(i uint32) {
 		l.first = e.next
 	}
 	if l.n > listWalk {
-		delete(t.indexed, ow.key(sub))
+		t.index.remove(t.indexHash(ow, sub), i)
 	}
 	if l.n--; l.n == listWalk {
 		for j := l.first; j != 0; j = t.entries.at(j).next {
-			delete(t.indexed, ow.key(t.entries.at(j).sub))
+			t.index.remove(t.indexHash(ow, t.entries.at(j).sub), j)
 		}
 	}
 
-	s := &t.subs[sub]
+	s := t.subs.at(sub)
 	t.entries.at(e.newer).older = e.older
 	t.entries.at(e.older).newer = e.newer
 	if s.newest == i {
@@ -434,123 +391,13 @@ func (t *Tree) delete(i uint32) {
 	if s.n--; s.n == 0 {
 		s.newest = 0
 	}
-	t.total--
 	t.entries.give(i)
 
-	n := t.ownerNode(ow)
-	if g := t.ownerGroup(ow); g != nil && g.list.n == 0 {
-		t.dropGroup(g)
-	}
-	t.prune(n)
+	t.drop(ow)
 }
 
-// An edgeTable maps hashes of edges to nodes. Open addressing in segments: those that are full are split in two, so that no
-// change to the tree has to wait for a large table to be copied.
-type edgeTable struct {
-	dir   []*edgeSegment // by the first bits of the hash; neighbours may share one
-	depth uint           // how many bits
-}
-
-// An edgeSegment fills 8 KiB.
-type edgeSegment struct {
-	depth uint32 // how many first bits of the hash all edges here have in common
-	n     uint32
-	slots [segmentSlots]uint64 // hash and node, 0: empty
-}
-
-const (
-	segmentSlots = 1023
-	segmentMax   = segmentSlots * 3 / 4
-)
-
-func newEdgeTable() edgeTable {
-	return edgeTable{dir: []*edgeSegment{new(edgeSegment)}}
-}
-
-// edgeHash mixes parent and kind into the hash of a piece. Neither is spread well by itself, but a piece under many parents is.
+// edgeHash mixes parent and kind into the hash of a piece. Neither is spread well by itself, but
+// a piece under many parents is.
 func edgeHash(parent uint32, kind nodeKind, h uint64) uint32 {
 	return uint32((h + (uint64(parent)<<1|uint64(kind))*0x9E3779B97F4A7C15) >> 32)
-}
-
-// slotOf returns where in its segment an edge belongs, by bits that do not choose the segment.
-func slotOf(x uint32) uint32 {
-	return x & 0xffff * segmentSlots >> 16
-}
-
-func (d *edgeTable) segment(x uint32) *edgeSegment {
-	return d.dir[x>>(32-d.depth)]
-}
-
-func (d *edgeTable) add(x, node uint32) {
-	for d.segment(x).n >= segmentMax {
-		d.split(x)
-	}
-	d.segment(x).add(uint64(x)<<32 | uint64(node))
-}
-
-// split makes two segments out of the one of x.
-func (d *edgeTable) split(x uint32) {
-	s := d.segment(x)
-	if uint(s.depth) == d.depth {
-		dir := make([]*edgeSegment, 2*len(d.dir))
-		for i := range dir {
-			dir[i] = d.dir[i/2]
-		}
-		d.dir = dir
-		d.depth++
-	}
-	old := s.slots
-	s.slots, s.n = [segmentSlots]uint64{}, 0
-	s.depth++
-	other := &edgeSegment{depth: s.depth}
-	for _, edge := range old {
-		switch {
-		case edge == 0:
-		case edge>>(64-s.depth)&1 == 0:
-			s.add(edge)
-		default:
-			other.add(edge)
-		}
-	}
-	// The places of the old segment are a run of the directory; the second half of it is for the other.
-	run := 1 << (d.depth - uint(s.depth))
-	first := int(x>>(32-d.depth)) &^ (2*run - 1)
-	for i := range run {
-		d.dir[first+run+i] = other
-	}
-}
-
-func (s *edgeSegment) add(edge uint64) {
-	i := slotOf(uint32(edge >> 32))
-	for s.slots[i] != 0 {
-		if i++; i == segmentSlots {
-			i = 0
-		}
-	}
-	s.slots[i] = edge
-	s.n++
-}
-
-// Remove takes the edge to node out and closes the gap, so that a search may still end at the first empty slot.
-func (d *edgeTable) remove(x, node uint32) {
-	s := d.segment(x)
-	i := slotOf(x)
-	for s.slots[i] != uint64(x)<<32|uint64(node) {
-		if s.slots[i] == 0 {
-			panic("BUG: an edge of the subscription tree is not in its table")
-		}
-		i = (i + 1) % segmentSlots
-	}
-	s.n--
-	for j := i; ; {
-		if j = (j + 1) % segmentSlots; s.slots[j] == 0 {
-			break
-		}
-		home := slotOf(uint32(s.slots[j] >> 32))
-		if (j+segmentSlots-home)%segmentSlots >= (j+segmentSlots-i)%segmentSlots {
-			s.slots[i] = s.slots[j]
-			i = j
-		}
-	}
-	s.slots[i] = 0
 }

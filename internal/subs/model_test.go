@@ -24,16 +24,14 @@ func (t *Tree) check(tb testing.TB) {
 	defer t.unlock()
 
 	// Every node that is taken is found from its parent, is needed, and is counted there.
-	free := map[uint32]bool{}
-	for _, i := range t.nodes.free {
-		r.False(free[i], "node %d is free twice", i)
-		r.Zero(*t.nodes.at(i), "node %d is free but not empty", i)
-		free[i] = true
-	}
+	t.nodes.check(tb)
+	t.entries.check(tb)
+	t.groups.check(tb)
+	t.subs.check(tb)
 	kids := map[uint32]uint32{}
 	edges, entries, groups := 0, 0, 0
-	for i := uint32(wildRoot + 1); i < t.nodes.fresh; i++ {
-		if free[i] {
+	for i := range t.nodes.all() {
+		if i == wildRoot {
 			continue
 		}
 		n := t.nodes.at(i)
@@ -49,34 +47,32 @@ func (t *Tree) check(tb testing.TB) {
 			kids[n.parent]++
 			edges++
 		}
-		r.False(n.list.n == 0 && n.groups == 0 && n.kids == 0 && n.plus == 0 && n.hash == 0, "node %d is of no use", i)
+		r.False(n.list.n == 0 && n.groups == 0 && n.kids == 0 && n.plus == 0 && n.hash == 0,
+			"node %d is of no use", i)
 		entries += t.checkList(tb, nodeOwner(i))
-		for g := t.groups[n.groups]; g != nil; g = g.after {
+		for g := t.groupAt(n.groups); g != nil; g = g.after {
 			r.Equal(i, g.node)
 			r.NotZero(g.list.n, "group %s is empty", g.Name)
-			r.Same(g, t.byName[groupKey{i, g.Name}])
+			r.Same(g, t.named(i, g.Name))
 			entries += t.checkList(tb, g.owner())
 			groups++
 		}
 	}
-	for i := uint32(wildRoot); i < t.nodes.fresh; i++ {
+	for i := range t.nodes.all() {
 		r.Equal(kids[i], t.nodes.at(i).kids, "how many children node %d has", i)
 	}
-	r.Equal(t.total, entries, "entries in the lists")
-	r.Equal(t.total, t.entries.used(), "entries in use")
-	r.Len(t.byName, groups)
-	r.Equal(groups, len(t.groups)-1-len(t.free))
-
-	inEdges := 0
-	for i, s := range t.edges.dir {
-		if i == 0 || s != t.edges.dir[i-1] {
-			inEdges += int(s.n)
-		}
+	r.Equal(t.entries.n, entries, "entries in the lists")
+	r.Equal(groups, t.groups.n)
+	r.Equal(groups, t.names.len())
+	r.Equal(edges, t.edges.len(), "edges in the table")
+	for _, d := range []*table{&t.edges, &t.index, &t.names} {
+		d.check(tb)
 	}
-	r.Equal(edges, inEdges, "edges in the table")
+	t.checkBytes(tb)
 
 	inRings := 0
-	for sub, s := range t.subs {
+	for sub := range t.subs.all() {
+		s := t.subs.at(sub)
 		i := s.newest
 		for range s.n {
 			e := t.entries.at(i)
@@ -87,7 +83,32 @@ func (t *Tree) check(tb testing.TB) {
 		}
 		r.Equal(s.newest, i, "the ring of subscriber %d closes", sub)
 	}
-	r.Equal(t.total, inRings, "entries in the rings")
+	r.Equal(t.entries.n, inRings, "entries in the rings")
+}
+
+// checkBytes fails the test if what is counted of groups and patterns is not what there is.
+func (t *Tree) checkBytes(tb testing.TB) {
+	var n int64
+	for i := range t.groups.all() {
+		n += t.groupAt(i).bytes()
+	}
+	for sub, p := range t.many {
+		n += int64(len(p.of)+len(p.shared)) * patternCost
+		want := &patterns{of: map[uint64]uint32{}, shared: map[uint64]uint32{}}
+		i := t.subs.at(sub).newest
+		for range t.count(sub) {
+			e, group := t.entries.at(i), ""
+			if g := t.ownerGroup(e.owner); g != nil {
+				group = g.Name
+			}
+			b := t.appendFilter(nil, t.ownerNode(e.owner))
+			want.add(t.patternKey(want, group, b), t.filterKey(group, b))
+			i = e.older
+		}
+		require.Equal(tb, want, p, "the patterns of subscriber %d", sub)
+	}
+	require.Equal(tb, n, t.other, "bytes of groups and patterns")
+	require.GreaterOrEqual(tb, t.counted, int64(0))
 }
 
 func (t *Tree) checkList(tb testing.TB, ow owner) int {
@@ -189,8 +210,46 @@ func diffResults(want, got modelResult) string {
 	return cmp.Diff(want, got, cmp.AllowUnexported(Options{}))
 }
 
-// FuzzTree drives a tree and a model with the same steps. The tree hashes with a new seed each time, so that coverage is never the
-// same twice: fuzz with -fuzzminimizetime 1x.
+// patterns counts the patterns of a subscriber, in another way than the tree: of each the filter
+// with the most shared subscriptions.
+func (m treeModel) patterns(sub uint32) (n int) {
+	filters := map[string]int{}
+	plain := map[string]bool{}
+	for k := range m {
+		if k.sub != sub {
+			continue
+		}
+		if k.group != "" {
+			filters[k.filter]++
+		} else {
+			plain[pattern(k.filter)] = true
+		}
+	}
+	most := map[string]int{}
+	for f, n := range filters {
+		most[pattern(f)] = max(most[pattern(f)], n)
+	}
+	for _, k := range most {
+		n += k
+	}
+	return n + len(plain)
+}
+
+func pattern(filter string) string {
+	if !strings.ContainsAny(filter, "+#") {
+		return ""
+	}
+	levels := strings.Split(filter, "/")
+	for i, l := range levels {
+		if l != "+" && l != "#" {
+			levels[i] = "x"
+		}
+	}
+	return strings.Join(levels, "/")
+}
+
+// FuzzTree drives a tree and a model with the same steps. The tree hashes with a new seed each
+// time, so that coverage is never the same twice: fuzz with -fuzzminimizetime 1x.
 func FuzzTree(f *testing.F) {
 	for i := range 8 {
 		r := rand.New(rand.NewPCG(uint64(i), 1))
@@ -218,7 +277,8 @@ func TestTreeAgainstModel(t *testing.T) {
 	}
 }
 
-var fuzzLevels = []string{"a", "b", "", "$x", "+", "+", "#", strings.Repeat("y", labelMax), strings.Repeat("y", labelMax+3)}
+var fuzzLevels = []string{"a", "b", "", "$x", "+", "+", "#", strings.Repeat("y", labelMax),
+	strings.Repeat("y", labelMax+3)}
 
 // fuzzName makes a topic of two bytes, or with wild a filter.
 func fuzzName(a, b byte, wild bool) string {
@@ -243,7 +303,10 @@ func fuzzName(a, b byte, wild bool) string {
 
 // runTree reads steps of four bytes and compares after each.
 func runTree(tb testing.TB, steps []byte) {
-	tr, model := New(), treeModel{}
+	var counted int64
+	tr, model := New(Limits{Overlapping: 12, Count: func(n int64) { counted += n }}), treeModel{}
+	tr.joins(16)
+	empty := counted
 	var m Matches
 	for ; len(steps) >= 4; steps = steps[4:] {
 		op, who, a, b := steps[0], steps[1], steps[2], steps[3]
@@ -255,11 +318,20 @@ func runTree(tb testing.TB, steps []byte) {
 		}
 		switch op % 16 {
 		case 0, 1, 2, 3, 4, 5, 6, 7:
-			o := Options{packets.QoS(op >> 4 % 3), k.group == "" && op&64 != 0, op&128 != 0, who >> 6 % 3, uint32(who >> 5)}
-			if gotOld, got := tr.Add(k.sub, k.group, k.filter, o); gotOld != old || got != existed {
+			o := Options{packets.QoS(op >> 4 % 3), k.group == "" && op&64 != 0, op&128 != 0,
+				who >> 6 % 3, uint32(who >> 5)}
+			gotOld, got, err := tr.Add(k.sub, k.group, k.filter, o)
+			if gotOld != old || got != existed {
 				tb.Fatalf("add of %v: %v %v, want %v %v", k, gotOld, got, old, existed)
 			}
-			model[k] = o
+			if err == nil {
+				model[k] = o
+			} else if existed || err != ErrOverlapping || model.patterns(k.sub) < 12 {
+				tb.Fatalf("add of %v is refused: %v", k, err)
+			}
+			if n := model.patterns(k.sub); n > 12 {
+				tb.Fatalf("%d has %d patterns", k.sub, n)
+			}
 		case 8, 9, 10, 11, 12:
 			if got := tr.Remove(k.sub, k.group, k.filter); got != existed {
 				tb.Fatalf("remove of %v: %v, want %v", k, got, existed)
@@ -298,7 +370,10 @@ func runTree(tb testing.TB, steps []byte) {
 		tr.RemoveAll(sub + 1)
 	}
 	tr.check(tb)
-	if n := tr.nodes.used(); n != 1 {
+	if n := tr.nodes.n; n != 1 {
 		tb.Fatalf("%d nodes in an empty tree", n)
+	}
+	if counted != empty {
+		tb.Fatalf("%d bytes in an empty tree", counted-empty)
 	}
 }

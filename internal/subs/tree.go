@@ -1,22 +1,25 @@
-// Package subs is the subscription tree: which subscribers a Topic Name goes to (4.7, 4.8.2). It is plain data that knows
-// subscribers only by number.
+// Package subs is the subscription tree: which subscribers a Topic Name goes to (4.7, 4.8.2). It
+// is plain data that knows subscribers only by number.
 package subs
 
 import (
 	"bytes"
+	"errors"
 	"hash/maphash"
 	"math/bits"
+	"math/rand/v2"
 	"runtime"
 	"strings"
-	"sync"
 	"sync/atomic"
 
+	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// A Topic Filter without wildcards is one node of its own, found by hashing the whole Topic Name. All others hang in a tree
-// with a node for each level. Matching walks that tree level by level with the set of nodes reached so far, so its work is linear
-// in the bytes of the topic and the number of nodes that match. How the tree lies in memory is in memory.go.
+// A Topic Filter without wildcards is one node of its own, found by hashing the whole Topic Name.
+// All others hang in a tree with a node for each level. Matching walks that tree level by level
+// with the set of nodes reached so far, so its work is linear in the bytes of the topic and the
+// number of nodes that match. How the tree lies in memory is in memory.go.
 
 // Options are the options of one subscription as the tree keeps them (3.8.3.1).
 type Options struct {
@@ -27,28 +30,46 @@ type Options struct {
 	ID                uint32 // Subscription Identifier, 0: none
 }
 
-// A Tree holds the subscriptions of all Sessions. A subscriber is a small number, kept from 1 up and reused by who gives them out;
-// 0 is nobody. All methods may be called from any goroutine. The locks of a tree are leaves: nothing is called
-// while one is held.
-//
-// Memory that removed subscriptions leave is kept for later ones; it is given back when the tree becomes empty.
-type Tree struct {
-	seed maphash.Seed // immutable
+// Limits are what New is given. The zero value is no limits.
+type Limits struct {
+	// Overlapping is how many subscriptions of one subscriber may match one topic; 0: any number.
+	Overlapping int
+	// Fits says whether n bytes more may be held, Count is told that n bytes more, or less, are.
+	// Both may be nil. They are called with the locks of the tree held.
+	Fits  func(n int64) bool
+	Count func(n int64)
+}
 
-	// A reader holds one of the locks, a writer all of them, taken in order. Readers on different processors then
-	// do not fight over one cache line.
+// Why Add does not make a subscription.
+var (
+	ErrOverlapping = errors.New("too many of the subscriptions can match the same topic")
+	ErrMemory      = errors.New("the subscriptions would take too much of the broker's memory")
+)
+
+// A Tree holds the subscriptions of all Sessions. A subscriber is a number that Join gives out; 0
+// is nobody. All methods may be called from any goroutine. The locks of a tree are leaves.
+type Tree struct {
+	limits Limits       // immutable, as are the next two
+	seed   maphash.Seed // of the hashes of labels
+	salt   uint64       // of other hashes
+
+	// A reader holds one of the locks, a writer all of them, taken in order. Readers on different
+	// processors then do not fight over one cache line.
 	locks []paddedLock
 
 	// Guarded by locks.
 	nodes   arena[node]
-	edges   edgeTable
+	edges   table // from a parent and a label to the child
 	entries arena[subEntry]
-	indexed map[uint64]uint32 // owner and subscriber -> entry, for lists that are too long to walk
-	groups  []*Group          // by number; [0] is nil, as are free ones
-	free    []uint32          // free numbers of groups
-	byName  map[groupKey]*Group
-	subs    []subscriber // by number
-	total   int
+	index   table // from a list that is too long to walk and a subscriber to the entry
+	groups  arena[*Group]
+	names   table // from a node and a Share Name to the group
+	subs    arena[subscriber]
+	many    map[uint32]*patterns // of subscribers with many subscriptions
+	other   int64                // bytes of groups and patterns
+	shared  int                  // how many subscriptions are shared
+	base    int64                // bytes of the empty tree
+	counted int64                // bytes that Count knows of, base included
 
 	versions [versionSlots]atomic.Uint64
 	anywhere atomic.Uint64 // version of the filters that begin with a wildcard
@@ -56,17 +77,43 @@ type Tree struct {
 
 const versionSlots = 4096
 
+type leaf struct{}
+
+func (leaf) Rank() lock.Rank {
+	return lock.Rank{Order: lock.Leaf, Name: "a lock of subs.Tree", Several: true}
+}
+
 type paddedLock struct {
-	sync.RWMutex
+	lock.RWMutex[leaf]
 	_ [104]byte
 }
 
-// newTree returns an empty tree.
-func New() *Tree {
+// New returns an empty tree.
+func New(l Limits) *Tree {
 	n := min(runtime.GOMAXPROCS(0), 8)
-	t := &Tree{seed: maphash.MakeSeed(), locks: make([]paddedLock, 1<<bits.Len(uint(n-1)))}
-	t.reset()
+	t := &Tree{
+		limits: l, seed: maphash.MakeSeed(), salt: rand.Uint64(),
+		locks: make([]paddedLock, 1<<bits.Len(uint(n-1))),
+		edges: newTable(), index: newTable(), names: newTable(), many: make(map[uint32]*patterns),
+	}
+	t.nodes.take() // wildRoot
+	t.base = t.bytes()
+	t.counted = t.base
 	return t
+}
+
+// Bytes returns what the tree takes beyond an empty one.
+func (t *Tree) Bytes() int64 {
+	mu := t.reader(0)
+	mu.RLock()
+	defer mu.RUnlock()
+	return t.bytes() - t.base
+}
+
+// bytes is what the tree takes.
+func (t *Tree) bytes() int64 {
+	return t.nodes.bytes + t.entries.bytes + t.groups.bytes + t.subs.bytes +
+		t.edges.bytes() + t.index.bytes() + t.names.bytes() + t.other
 }
 
 func (t *Tree) lock() {
@@ -76,19 +123,72 @@ func (t *Tree) lock() {
 }
 
 func (t *Tree) unlock() {
+	if n := t.bytes(); n != t.counted {
+		if t.limits.Count != nil {
+			t.limits.Count(n - t.counted)
+		}
+		t.counted = n
+	}
 	for i := range t.locks {
 		t.locks[i].Unlock()
 	}
 }
 
 // reader returns the lock that the reader number n takes.
-func (t *Tree) reader(n uint32) *sync.RWMutex {
+func (t *Tree) reader(n uint32) *lock.RWMutex[leaf] {
 	return &t.locks[int(n)&(len(t.locks)-1)].RWMutex
 }
 
-// Add makes or replaces the subscription of sub to filter, which is valid; with a group it is a shared subscription to that
-// filter. It returns the options that were replaced, if the subscription existed.
-func (t *Tree) Add(sub uint32, group, filter string, o Options) (old Options, existed bool) {
+// Join returns a number for a new subscriber.
+func (t *Tree) Join() uint32 {
+	t.lock()
+	defer t.unlock()
+	return t.subs.take()
+}
+
+// Subscribers returns how many numbers are given out.
+func (t *Tree) Subscribers() int {
+	mu := t.reader(0)
+	mu.RLock()
+	defer mu.RUnlock()
+	return t.subs.n
+}
+
+// Leave ends all subscriptions of sub and takes its number back.
+func (t *Tree) Leave(sub uint32) {
+	for {
+		t.RemoveAll(sub)
+		t.lock()
+		none := t.subs.at(sub).n == 0
+		if none {
+			t.subs.give(sub)
+		}
+		t.unlock()
+		if none {
+			return
+		}
+	}
+}
+
+// Add makes or replaces the subscription of sub to filter, which is valid; with a group it is a
+// shared subscription to that filter. It returns the options that were replaced, if the
+// subscription existed. The error is ErrOverlapping or ErrMemory: then nothing has changed. What
+// replaces a subscription is always taken.
+func (t *Tree) Add(
+	sub uint32, group, filter string, o Options,
+) (old Options, existed bool, err error) {
+	return t.put(sub, group, filter, o, &t.limits)
+}
+
+// Restore is Add without limits: for what was there before.
+func (t *Tree) Restore(sub uint32, group, filter string, o Options) (existed bool) {
+	_, existed, _ = t.put(sub, group, filter, o, new(Limits))
+	return existed
+}
+
+func (t *Tree) put(
+	sub uint32, group, filter string, o Options, l *Limits,
+) (old Options, existed bool, err error) {
 	if sub == 0 {
 		panic("BUG: subscriber 0")
 	}
@@ -103,16 +203,27 @@ func (t *Tree) Add(sub uint32, group, filter string, o Options) (old Options, ex
 	}
 	if i := t.find(ow, sub); i != 0 {
 		e := t.entries.at(i)
-		old, existed = e.options(), true
-		if old == o {
-			return old, true
+		if old = e.options(); old != o {
+			e.set(o)
+			t.changed(ow, b)
 		}
-		e.set(o)
-	} else {
-		t.insert(ow, sub, o)
+		return old, true, nil
+	}
+	p := t.patternsOf(sub)
+	if l.Overlapping > 0 && p != nil && p.full(t.patternKey(p, group, b), l.Overlapping) {
+		t.drop(ow)
+		return old, false, ErrOverlapping
+	}
+	i := t.insert(ow, sub, o)
+	if grown := t.bytes() - t.counted; grown > 0 && l.Fits != nil && !l.Fits(grown) {
+		t.delete(i)
+		return old, false, ErrMemory
+	}
+	if p != nil {
+		t.other += p.add(t.patternKey(p, group, b), t.filterKey(group, b))
 	}
 	t.changed(ow, b)
-	return old, existed
+	return old, false, nil
 }
 
 // Remove ends one subscription and says whether there was one.
@@ -127,29 +238,35 @@ func (t *Tree) Remove(sub uint32, group, filter string) (existed bool) {
 	}
 	t.changed(ow, b)
 	t.delete(i)
-	t.shrink()
+	if p := t.many[sub]; p != nil {
+		t.other += p.remove(t, group, b)
+		if t.count(sub) < t.limits.Overlapping/2 {
+			t.forgetPatterns(sub)
+		}
+	}
 	return true
 }
 
 // removeAllBatch is how many subscriptions removeAll removes before it lets others have the locks.
 const removeAllBatch = 256
 
-// RemoveAll ends all subscriptions of sub, those that are added meanwhile included, and says how many.
+// RemoveAll ends all subscriptions of sub, those that are added meanwhile included, and says how
+// many.
 func (t *Tree) RemoveAll(sub uint32) (n int) {
 	var buf [256]byte
 	for more := true; more; {
 		t.lock()
+		t.forgetPatterns(sub)
 		for range removeAllBatch {
-			if more = int(sub) < len(t.subs) && t.subs[sub].n > 0; !more {
+			if more = t.count(sub) > 0; !more {
 				break
 			}
-			i := t.entries.at(t.subs[sub].newest).newer // the oldest
+			i := t.entries.at(t.subs.at(sub).newest).newer // the oldest
 			ow := t.entries.at(i).owner
 			t.changed(ow, t.appendFilter(buf[:0], t.ownerNode(ow)))
 			t.delete(i)
 			n++
 		}
-		t.shrink()
 		t.unlock()
 	}
 	return n
@@ -168,8 +285,9 @@ func (t *Tree) Get(sub uint32, group, filter string) (o Options, ok bool) {
 	return o, false
 }
 
-// Each calls yield for the subscriptions that sub had when each was called, oldest first, until yield returns false. Replacing a
-// subscription does not change its place. yield may call the tree.
+// Each calls yield for the subscriptions that sub had when each was called, oldest first, until
+// yield returns false. Replacing a subscription does not change its place. yield may call the
+// tree.
 func (t *Tree) Each(sub uint32, yield func(group, filter string, o Options) bool) {
 	type subscription struct {
 		group, filter string
@@ -179,10 +297,10 @@ func (t *Tree) Each(sub uint32, yield func(group, filter string, o Options) bool
 	var buf []byte
 	mu := t.reader(sub)
 	mu.RLock()
-	if int(sub) < len(t.subs) && t.subs[sub].n > 0 {
-		all = make([]subscription, 0, t.subs[sub].n)
-		i := t.subs[sub].newest
-		for range t.subs[sub].n {
+	if n := t.count(sub); n > 0 {
+		all = make([]subscription, 0, n)
+		i := t.subs.at(sub).newest
+		for range n {
 			i = t.entries.at(i).newer
 			e := t.entries.at(i)
 			s := subscription{Options: e.options()}
@@ -207,10 +325,14 @@ func (t *Tree) Count(sub uint32) int {
 	mu := t.reader(sub)
 	mu.RLock()
 	defer mu.RUnlock()
-	if int(sub) >= len(t.subs) {
+	return t.count(sub)
+}
+
+func (t *Tree) count(sub uint32) int {
+	if !t.subs.has(sub) {
 		return 0
 	}
-	return int(t.subs[sub].n)
+	return int(t.subs.at(sub).n)
 }
 
 // Len returns how many subscriptions there are.
@@ -218,20 +340,31 @@ func (t *Tree) Len() int {
 	mu := t.reader(0)
 	mu.RLock()
 	defer mu.RUnlock()
-	return t.total
+	return t.entries.n
 }
 
-// version returns a number that grows whenever a subscription that matches topic is added, replaced or removed, and now and then
-// when another one is. So what match found may be kept for as long as version is what it was before that match:
+// Shared returns how many of the subscriptions are shared.
+func (t *Tree) Shared() int {
+	mu := t.reader(0)
+	mu.RLock()
+	defer mu.RUnlock()
+	return t.shared
+}
+
+// version returns a number that grows whenever a subscription that matches topic is added,
+// replaced or removed, and now and then when another one is. So what match found may be kept for
+// as long as version is what it was before that match:
 //
 //	v := t.version(topic)
 //	t.Match(topic, from, m) // good while t.version(topic) == v
 //
-// The order matters. A writer counts its change up while it holds the locks. Who sees the new version and then Matches
-// has to wait for that writer, and finds the change; who sees the old version and finds the change nevertheless
-// has only one more miss to come. (To count up before taking the locks would be wrong: a reader could get the new
-// version and the old subscriptions.) The three counters are read one after the other, but none ever goes down, so that two
-// equal sums mean that none has moved between the readings. By the time that add or remove returns, the version has grown.
+// The order matters. A writer counts its change up while it holds the locks. Who sees the new
+// version and then Matches has to wait for that writer, and finds the change; who sees the old
+// version and finds the change nevertheless has only one more miss to come. (To count up before
+// taking the locks would be wrong: a reader could get the new version and the old subscriptions.)
+// The three counters are read one after the other, but none ever goes down, so that two equal
+// sums mean that none has moved between the readings. By the time that add or remove returns, the
+// version has grown.
 func (t *Tree) version(topic []byte) uint64 { return t.Watch(topic).Version() }
 
 // A Watch is the counters that make up the version of one topic, for those who ask for it often.
@@ -257,7 +390,8 @@ func (t *Tree) levelVersion(first []byte) *atomic.Uint64 {
 	return &t.versions[maphash.Bytes(t.seed, first)>>32%versionSlots]
 }
 
-// changed makes what has been cached for the topics that filter matches outdated. All locks are held.
+// changed makes what has been cached for the topics that filter matches outdated. All locks are
+// held.
 func (t *Tree) changed(ow owner, filter []byte) {
 	if g := t.ownerGroup(ow); g != nil {
 		g.snapshot.Store(nil)
@@ -281,7 +415,8 @@ func isExact(filter []byte) bool {
 	return bytes.IndexByte(filter, '+') < 0 && bytes.IndexByte(filter, '#') < 0
 }
 
-// A Group is one shared subscription: a Share Name and a filter (4.8.2). It lives as long as it has a member.
+// A Group is one shared subscription: a Share Name and a filter (4.8.2). It lives as long as it
+// has a member.
 type Group struct {
 	Name     string
 	Filter   string                   // as a client writes it
@@ -295,28 +430,55 @@ type Group struct {
 	before, after *Group // of the same node
 }
 
+// groupCost is what a group takes besides its names; memberCost what a member takes besides its
+// entry.
+const (
+	groupCost  = 112
+	memberCost = 12
+)
+
+// bytes is what g takes.
+func (g *Group) bytes() int64 {
+	return groupCost + int64(len(g.Name)+len(g.Filter)) + int64(g.list.n)*memberCost
+}
+
+// nameHash is the hash in Tree.names of the group of that Share Name at node n.
+func (t *Tree) nameHash(n uint32, name string) uint32 {
+	return edgeHash(n, 0, maphash.String(t.seed, name))
+}
+
+// named returns the group of that Share Name at node n, nil if there is none.
+func (t *Tree) named(n uint32, name string) *Group {
+	i := t.names.find(t.nameHash(n, name), func(i uint32) bool {
+		g := *t.groups.at(i)
+		return g.node == n && g.Name == name
+	})
+	return t.groupAt(i)
+}
+
+// groupAt returns group number i, nil for 0.
+func (t *Tree) groupAt(i uint32) *Group {
+	if i == 0 {
+		return nil
+	}
+	return *t.groups.at(i)
+}
+
 // ensureGroup returns the group of that Share Name at node n, a new one if there is none.
 func (t *Tree) ensureGroup(n uint32, name string) *Group {
-	g := t.byName[groupKey{n, name}]
-	if g != nil {
+	if g := t.named(n, name); g != nil {
 		return g
 	}
-	g = &Group{Name: strings.Clone(name), node: n}
+	g := &Group{Name: strings.Clone(name), node: n, number: t.groups.take()}
 	g.Filter = FullFilter(g.Name, string(t.appendFilter(nil, n)))
-	if k := len(t.free); k > 0 {
-		g.number = t.free[k-1]
-		t.free = t.free[:k-1]
-		t.groups[g.number] = g
-	} else {
-		g.number = uint32(len(t.groups))
-		t.groups = append(t.groups, g)
-	}
+	*t.groups.at(g.number) = g
 	nd := t.nodes.at(n)
-	if g.after = t.groups[nd.groups]; g.after != nil {
+	if g.after = t.groupAt(nd.groups); g.after != nil {
 		g.after.before = g
 	}
 	nd.groups = g.number
-	t.byName[groupKey{n, g.Name}] = g
+	t.names.add(t.nameHash(n, g.Name), g.number)
+	t.other += g.bytes()
 	return g
 }
 
@@ -327,6 +489,15 @@ func (t *Tree) Group(name, filter string) *Group {
 	defer mu.RUnlock()
 	ow, _ := t.lookup(0, name, []byte(filter))
 	return t.ownerGroup(ow)
+}
+
+// drop removes the group and the nodes of ow if nothing needs them.
+func (t *Tree) drop(ow owner) {
+	n := t.ownerNode(ow)
+	if g := t.ownerGroup(ow); g != nil && g.list.n == 0 {
+		t.dropGroup(g)
+	}
+	t.prune(n)
 }
 
 // dropGroup removes a group that has no member left.
@@ -342,20 +513,16 @@ func (t *Tree) dropGroup(g *Group) {
 			t.nodes.at(g.node).groups = g.after.number
 		}
 	}
-	t.groups[g.number] = nil
-	t.free = append(t.free, g.number)
-	delete(t.byName, groupKey{g.node, g.Name})
+	t.names.remove(t.nameHash(g.node, g.Name), g.number)
+	t.groups.give(g.number)
+	t.other -= g.bytes()
 }
 
-// FullFilter returns the filter of a shared subscription as a client writes it, and filter itself if group is empty.
+// FullFilter returns the filter of a shared subscription as a client writes it, and filter itself
+// if group is empty.
 func FullFilter(group, filter string) string {
 	if group == "" {
 		return filter
 	}
 	return "$share/" + group + "/" + filter
-}
-
-type groupKey struct {
-	node uint32
-	name string
 }

@@ -44,12 +44,14 @@ func (c *Certificate) CA(name string) *Certificate {
 	})
 }
 
-// Issue makes a certificate with that common name, for servers at 127.0.0.1, ::1 and localhost and for clients.
+// Issue makes a certificate with that common name, for servers at 127.0.0.1, ::1 and localhost and
+// for clients.
 func (c *Certificate) Issue(name string) *Certificate {
 	return issue(c.t, c, &x509.Certificate{
 		Subject: pkix.Name{CommonName: name}, KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		DNSNames:    []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
+		DNSNames:    []string{"localhost"},
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
 	})
 }
 
@@ -76,7 +78,8 @@ func issue(t testing.TB, by *Certificate, template *x509.Certificate) *Certifica
 	return &Certificate{t, leaf, key, by}
 }
 
-// PEM returns the certificate, followed by those that lead to its root, without that one unless it is c.
+// PEM returns the certificate, followed by those that lead to its root, without that one unless it
+// is c.
 func (c *Certificate) PEM() (b []byte) {
 	for x := c; x == c || x != nil && x.issuer != nil; x = x.issuer {
 		b = append(b, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: x.Leaf.Raw})...)
@@ -111,16 +114,18 @@ func (c *Certificate) Pool() *x509.CertPool {
 
 // CRL returns a revocation list of the authority c, in PEM, which is to be updated at next.
 func (c *Certificate) CRL(next time.Time, revoked ...*Certificate) []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: c.CRLFrom(&x509.RevocationList{NextUpdate: next}, revoked...)})
+	return pem.EncodeToMemory(&pem.Block{Type: "X509 CRL",
+		Bytes: c.CRLFrom(&x509.RevocationList{NextUpdate: next}, revoked...)})
 }
 
 // CRLFrom returns a revocation list of the authority c, in DER, after a template.
 func (c *Certificate) CRLFrom(template *x509.RevocationList, revoked ...*Certificate) []byte {
 	template.Number, template.ThisUpdate = big.NewInt(serial.Add(1)), time.Now().Add(-48*time.Hour)
 	for _, r := range revoked {
-		template.RevokedCertificateEntries = append(template.RevokedCertificateEntries, x509.RevocationListEntry{
-			SerialNumber: r.Leaf.SerialNumber, RevocationTime: time.Now().Add(-time.Minute),
-		})
+		template.RevokedCertificateEntries = append(template.RevokedCertificateEntries,
+			x509.RevocationListEntry{
+				SerialNumber: r.Leaf.SerialNumber, RevocationTime: time.Now().Add(-time.Minute),
+			})
 	}
 	der, err := x509.CreateRevocationList(rand.Reader, template, c.Leaf, c.Key)
 	if err != nil {

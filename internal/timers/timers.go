@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/google/btree"
+
+	"github.com/dunlin-mqtt/dunlin/internal/lock"
 )
 
 // A Timer is a moment at which something of its owner is due. The zero Timer is not set. The owner
@@ -29,10 +31,14 @@ type Timer struct {
 // wanted: after a later Set, or Cancel, the Timer is not over.
 func (t *Timer) Over(now time.Time) bool { return !t.at.IsZero() && !t.at.After(now) }
 
+type leaf struct{}
+
+func (leaf) Rank() lock.Rank { return lock.Rank{Order: lock.Leaf, Name: "timers.Timers.mu"} }
+
 // Timers calls what is due. Its methods may be called concurrently; none of them waits, except
 // Close.
 type Timers struct {
-	mu      sync.Mutex // a leaf. Guards what follows, and the Timers
+	mu      lock.Mutex[leaf] // a leaf. Guards what follows, and the Timers
 	quick   lane
 	slow    lane
 	seq     uint64
@@ -105,7 +111,7 @@ func (ts *Timers) set(t *Timer, l *lane, at time.Time, do func(now time.Time)) {
 	}
 }
 
-// insert puts t into its lane. mu is held.
+// insert puts t into its lane. Timers.mu is held.
 func (ts *Timers) insert(t *Timer) {
 	t.lane.index.ReplaceOrInsert(t)
 	t.indexed = true
@@ -115,7 +121,7 @@ func (ts *Timers) insert(t *Timer) {
 }
 
 // arm sets the timer for what is due first. A lane whose workers are all busy needs none: they look
-// again. mu is held.
+// again. Timers.mu is held.
 func (ts *Timers) arm() {
 	var first *Timer
 	for _, l := range [...]*lane{&ts.quick, &ts.slow} {
@@ -159,7 +165,7 @@ type call struct {
 	now time.Time
 }
 
-// take takes what is due first out of l. mu is held.
+// take takes what is due first out of l. Timers.mu is held.
 func (ts *Timers) take(l *lane) call {
 	t, ok := l.index.Min()
 	now := time.Now()

@@ -28,7 +28,8 @@ func ExampleNew() {
 	}
 	m := mux.New(tcp, mux.Options{Admit: b.Admits})
 	defer m.Close()
-	inner := mux.New(tls.NewListener(m.TLS(), &tls.Config{Certificates: []tls.Certificate{cert}}), mux.Options{})
+	inner := mux.New(tls.NewListener(m.TLS(), &tls.Config{Certificates: []tls.Certificate{cert}}),
+		mux.Options{})
 	defer inner.Close()
 	for _, x := range []*mux.Mux{m, inner} {
 		go b.Serve(x.MQTT())                            // ends with b

@@ -1,5 +1,5 @@
-// Package mux serves several protocols on one port: it tells TLS, MQTT and HTTP (and with it WebSocket) apart by the first byte that a
-// client sends, and has a net.Listener for each.
+// Package mux serves several protocols on one port. It tells TLS, MQTT and HTTP (and so WebSocket)
+// apart by the first byte that a client sends, and has a net.Listener for each.
 //
 //	m := mux.New(tcp, mux.Options{})
 //	go broker.Serve(m.MQTT())
@@ -10,8 +10,8 @@
 //	go inner.Serve()
 //	err := m.Serve()
 //
-// Over TCP the byte is looked at and not taken: the connections that Accept returns are the ones of the listener below, with nothing in
-// between.
+// Over TCP the Mux peeks at the byte and leaves it in the socket. So Accept returns the connections
+// of the original listener, with nothing in between.
 package mux
 
 import (
@@ -24,25 +24,26 @@ import (
 	"github.com/dunlin-mqtt/dunlin/listeners/internal/waiting"
 )
 
-// Options of a Mux. The zero value is a safe default. A negative duration or limit means none.
+// Options of a Mux. The zero value is a safe default. A negative duration or limit means no bound.
 type Options struct {
-	// FirstByte is how long a client may take to send its first byte, a TLS handshake below the Mux
-	// included. The connection may wait as long again for Accept. Default 10 s.
+	// FirstByte bounds the time until a client has sent its first byte, including a TLS handshake
+	// below the Mux. The connection may then wait as long again for Accept. Default 10 s.
 	FirstByte time.Duration
-	// MaxPending bounds the connections that have not sent a byte yet or wait for Accept. One address
-	// (IPv4, or a /64 of IPv6) may hold as many as are free: half of them if it is the only one. When
-	// it holds as many as it may, its oldest pending connection is closed for its newest. When all are
-	// held, the oldest of all is closed for an address that holds none. So clients that connect and
-	// say nothing do not shut the port. Default 1,024.
+	// MaxPending bounds the connections that have not sent a byte yet or wait for Accept. One
+	// address (IPv4, or a /64 of IPv6) may hold as many places as are free: half of them if it is
+	// the only address. An address that holds as many as it may loses its oldest pending connection
+	// to its newest. When no place is free, an address that holds none takes the oldest place of
+	// all. So silent clients do not close the port to others. Default 1,024.
 	MaxPending int
-	// Admit is asked about the RemoteAddr of each connection before the connection waits. An error
-	// closes the connection. Give it the Broker's Admits, so that banned addresses and addresses at
-	// their limits do not hold places here. It is called by Serve and must not block. Nil: every
-	// address is admitted.
+	// Admit is called with the RemoteAddr of each connection before the connection waits. If it
+	// returns an error, the connection is closed. Set it to the Broker's Admits, so that banned
+	// addresses and addresses at their limits hold no places here. Serve calls it; it must not
+	// block. Nil admits every address.
 	Admit func(from net.Addr) error
 }
 
-// A Mux takes connections from one listener and hands them to several, by protocol. Its methods may be called concurrently.
+// A Mux accepts connections from one listener and passes them to several listeners, by protocol.
+// Its methods may be called concurrently.
 type Mux struct {
 	l    net.Listener
 	o    Options
@@ -65,7 +66,7 @@ const (
 	unknown = protocols
 )
 
-// New returns a Mux for what l accepts. Nothing is accepted before Serve.
+// New returns a Mux for the connections of l. It accepts no connection before Serve.
 func New(l net.Listener, o Options) *Mux {
 	if o.FirstByte == 0 {
 		o.FirstByte = 10 * time.Second
@@ -76,11 +77,13 @@ func New(l net.Listener, o Options) *Mux {
 	return &Mux{l: l, o: o, done: make(chan struct{}), pending: waiting.NewRoom(o.MaxPending)}
 }
 
-// MQTT returns the listener for connections that begin with an MQTT CONNECT packet. It is the same at each call, as are those of TLS and
-// HTTP. Connections of a protocol whose listener nobody has asked for, or whose listener was closed, are closed.
+// MQTT returns the listener for connections that begin with an MQTT CONNECT packet. Each call
+// returns the same listener; this is true of TLS and HTTP too. The Mux closes connections of a
+// protocol whose listener is closed, or was never returned.
 func (m *Mux) MQTT() net.Listener { return m.branch(plainMQTT) }
 
-// TLS returns the listener for connections that begin with a TLS handshake, which is still to be made.
+// TLS returns the listener for connections that begin with a TLS handshake. The Mux does not
+// perform the handshake.
 func (m *Mux) TLS() net.Listener { return m.branch(overTLS) }
 
 // HTTP returns the listener for connections that begin with an HTTP request.
@@ -95,8 +98,9 @@ func (m *Mux) branch(p protocol) *branch {
 	return m.branches[p]
 }
 
-// Serve accepts connections until the listener below fails or Close is called, closes everything, and returns why; after Close that is
-// net.ErrClosed. Errors that are temporary, such as running out of descriptors, do not end it.
+// Serve accepts connections until the original listener fails or Close is called. Then it closes
+// everything and returns the error; after Close the error is net.ErrClosed. Temporary errors, such
+// as running out of descriptors, do not end Serve.
 func (m *Mux) Serve() error {
 	var pause time.Duration
 	for {
@@ -130,7 +134,7 @@ func (m *Mux) isClosed() bool {
 	return m.closed
 }
 
-// adopt lets a connection wait for its first byte, if it is admitted and there is room.
+// adopt lets an admitted connection wait for its first byte, if there is room.
 func (m *Mux) adopt(nc net.Conn) {
 	if m.o.Admit != nil && m.o.Admit(nc.RemoteAddr()) != nil {
 		nc.Close()
@@ -151,23 +155,27 @@ func (m *Mux) adopt(nc net.Conn) {
 	}
 }
 
-// expire ends the wait for a first byte. It does not close the connection, which may take time over TLS: route does that.
+// expire ends the wait for a first byte. It leaves closing the connection to route, because Close
+// may take time over TLS.
 func expire(nc net.Conn) { nc.SetDeadline(time.Unix(1, 0)) }
 
-// route waits for the first byte of a connection and hands the connection to the listener of its protocol.
+// route waits for the first byte of a connection and passes the connection to the listener of its
+// protocol.
 func (m *Mux) route(nc net.Conn, p *waiting.Place) {
 	defer p.Leave()
 	first, whole, err := peek(nc)
 	b := m.listenerFor(first)
 	evicted := make(chan struct{})
-	// From here on nobody but this goroutine sets a deadline: after b.give the connection belongs to the caller of Accept.
+	// From here on only this goroutine sets a deadline. After b.give the connection belongs to the
+	// caller of Accept.
 	if err != nil || b == nil || !p.OnEvict(func() { close(evicted) }) ||
 		nc.SetDeadline(time.Time{}) != nil || !b.give(whole, evicted) {
 		nc.Close()
 	}
 }
 
-// listenerFor returns the listener of the protocol that begins with a byte, or nil if there is none.
+// listenerFor returns the listener of the protocol that begins with a byte, or nil if there is
+// none.
 func (m *Mux) listenerFor(first byte) *branch {
 	p := tell(first)
 	if p == unknown {
@@ -178,8 +186,8 @@ func (m *Mux) listenerFor(first byte) *branch {
 	return m.branches[p]
 }
 
-// tell says which protocol begins with a byte: MQTT with a CONNECT packet, TLS with a handshake record, HTTP with the capital letter of a
-// method.
+// tell returns the protocol that begins with a byte: MQTT begins with a CONNECT packet, TLS with a
+// handshake record, HTTP with the capital letter of a method.
 func tell(first byte) protocol {
 	switch {
 	case first == 0x10:
@@ -192,8 +200,9 @@ func tell(first byte) protocol {
 	return unknown
 }
 
-// Close closes the listener below, ends Serve and every Accept, and closes the connections that nobody has accepted; the others go on.
-// When it returns no goroutine of the Mux is left but those of the callers. A second Close fails with net.ErrClosed.
+// Close closes the original listener, ends Serve and every Accept, and closes the connections that
+// nobody has accepted. Accepted connections stay open. When Close returns, no goroutine of the Mux
+// runs, except those of its callers. A second Close fails with net.ErrClosed.
 func (m *Mux) Close() error {
 	m.mu.Lock()
 	if m.closed {
@@ -217,8 +226,8 @@ type branch struct {
 	once  sync.Once
 }
 
-// give waits until somebody accepts the connection, and says whether that happened. It gives up when the connection is evicted, or has
-// waited for FirstByte.
+// give waits until a caller of Accept takes the connection, and says whether one did. It gives up
+// when the connection is evicted, or has waited for FirstByte.
 func (b *branch) give(nc net.Conn, evicted <-chan struct{}) bool {
 	var late <-chan time.Time
 	if d := b.m.o.FirstByte; d > 0 {
@@ -247,7 +256,7 @@ func (b *branch) Accept() (net.Conn, error) {
 	return nil, &net.OpError{Op: "accept", Net: b.Addr().Network(), Addr: b.Addr(), Err: net.ErrClosed}
 }
 
-// Close ends this listener; the Mux and the others go on.
+// Close ends this listener. The Mux and its other listeners stay open.
 func (b *branch) Close() error {
 	err := net.ErrClosed
 	b.once.Do(func() {
@@ -266,7 +275,8 @@ type begun struct {
 	left  bool // the byte has not been returned; owned by the reader
 }
 
-// readFirst reads a byte of a connection that cannot be peeked at, and returns one that yields it again.
+// readFirst reads the first byte of a connection that does not allow peeking. It returns a
+// connection that yields the byte again.
 func readFirst(nc net.Conn) (first byte, whole net.Conn, err error) {
 	c := &begun{Conn: nc, left: true}
 	for n := 0; n == 0 && err == nil; {

@@ -27,7 +27,8 @@ import (
 func mqttOver(t *testing.T, nc net.Conn) {
 	t.Helper()
 	defer nc.Close()
-	raw, err := (&packets.Connect{Version: packets.V5, CleanStart: true, ClientID: "c1"}).Append(nil, packets.V5)
+	raw, err := (&packets.Connect{Version: packets.V5, CleanStart: true, ClientID: "c1"}).
+		Append(nil, packets.V5)
 	require.NoError(t, err)
 	_, err = nc.Write(raw)
 	require.NoError(t, err)
@@ -53,11 +54,16 @@ func TestOnePort(t *testing.T) {
 			require.NoError(t, err)
 			m := New(l, Options{})
 			inner := New(tls.NewListener(m.TLS(), cert.TLS), Options{})
-			b, err := dunlin.New(dunlin.Config{Authenticator: hooks.AllowAll, Logger: slog.New(slog.DiscardHandler)})
+			b, err := dunlin.New(dunlin.Config{Authenticator: hooks.AllowAll,
+				Logger: slog.New(slog.DiscardHandler)})
 			require.NoError(t, err)
-			web := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.TLS != nil) })}
+			web := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter,
+				r *http.Request) {
+				fmt.Fprint(w, r.TLS != nil)
+			})}
 			served := make(chan error, 6)
-			for _, x := range []*Mux{m, inner} { // before Serve: connections for a listener that nobody has asked for are closed
+			for _, x := range []*Mux{m,
+				inner} { // before Serve: connections for a listener that nobody has asked for are closed
 				x.MQTT()
 				x.HTTP()
 			}
@@ -68,8 +74,11 @@ func TestOnePort(t *testing.T) {
 			} {
 				go func() { served <- f() }()
 			}
-			dial := func(context.Context, string, string) (net.Conn, error) { return net.Dial(network, l.Addr().String()) }
-			client := &http.Client{Transport: &http.Transport{DialContext: dial, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+			dial := func(context.Context, string, string) (net.Conn, error) {
+				return net.Dial(network, l.Addr().String())
+			}
+			client := &http.Client{Transport: &http.Transport{DialContext: dial,
+				TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
 			for url, want := range map[string]string{"http://host/": "false", "https://host/": "true"} {
 				resp, err := client.Get(url)
 				require.NoError(t, err)
@@ -103,7 +112,8 @@ func TestOnePort(t *testing.T) {
 	}
 }
 
-// The connection below is handed on as it is where its first byte can be looked at, and otherwise with the methods that a broker looks for.
+// The connection below is handed on as it is where its first byte can be looked at, and otherwise
+// with the methods that a broker looks for.
 func TestWhatAcceptReturns(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -159,7 +169,8 @@ func TestWhatAcceptReturns(t *testing.T) {
 	require.ErrorIs(t, err, io.EOF)
 }
 
-// A client that says nothing is closed in time, and the oldest at once where there is no room for the newest; a deadline is not left behind.
+// A client that says nothing is closed in time, and the oldest at once where there is no room for
+// the newest; a deadline is not left behind.
 func TestClientsThatSayNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		mem := listeners.NewMemory()
@@ -262,7 +273,8 @@ func (temporary) Temporary() bool { return true }
 func TestErrorsOfTheListenerBelow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		lasting := errors.New("out of order")
-		m := New(&failing{listeners.NewMemory(), []error{temporary{os.ErrDeadlineExceeded}, temporary{os.ErrDeadlineExceeded}, lasting}}, Options{})
+		m := New(&failing{listeners.NewMemory(), []error{temporary{os.ErrDeadlineExceeded},
+			temporary{os.ErrDeadlineExceeded}, lasting}}, Options{})
 		start := time.Now()
 		require.ErrorIs(t, m.Serve(), lasting)
 		require.Equal(t, 15*time.Millisecond, time.Since(start), "it has waited between attempts")

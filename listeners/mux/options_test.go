@@ -37,7 +37,8 @@ func TestOptionsAtTheirEdges(t *testing.T) {
 				below := listeners.NewMemory()
 				m := New(below, o)
 				branch := m.MQTT()
-				b, err := dunlin.New(dunlin.Config{Authenticator: hooks.AllowAll, Logger: slog.New(slog.DiscardHandler)})
+				b, err := dunlin.New(dunlin.Config{Authenticator: hooks.AllowAll,
+					Logger: slog.New(slog.DiscardHandler)})
 				require.NoError(t, err)
 				served := make(chan error, 2)
 				go func() { served <- m.Serve() }()

@@ -8,7 +8,8 @@ import (
 	"syscall"
 )
 
-// peek waits for the first byte of a connection. Over a socket the byte stays there, and whole is nc.
+// peek waits for the first byte of a connection. If nc is a socket, the byte stays in the socket,
+// and whole is nc.
 func peek(nc net.Conn) (first byte, whole net.Conn, err error) {
 	switch nc.(type) {
 	case *net.TCPConn, *net.UnixConn:

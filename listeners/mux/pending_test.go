@@ -82,7 +82,8 @@ func TestSilentConnectionsOfOneAddressDoNotShutThePort(t *testing.T) {
 	})
 }
 
-// Whoever is evicted in the moment in which its first byte comes is either closed or handed on whole.
+// Whoever is evicted in the moment in which its first byte comes is either closed or handed on
+// whole.
 func TestAnEvictionLeavesNoDeadlineOnAnAcceptedConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newFrom()
@@ -132,7 +133,8 @@ func TestAConnectionThatNobodyAcceptsIsClosedInTime(t *testing.T) {
 func TestTheBrokersBansAndRatesAreAskedBeforeAConnectionMayWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, err := dunlin.New(dunlin.Config{
-			Authenticator: hooks.AllowAll, Logger: slog.New(slog.DiscardHandler), MaxConnectionsPerIP: 1, ConnectRatePerIP: 2,
+			Authenticator: hooks.AllowAll, Logger: slog.New(slog.DiscardHandler),
+			MaxConnectionsPerIP: 1, ConnectRatePerIP: 2,
 		})
 		require.NoError(t, err)
 		defer b.Close()
@@ -152,7 +154,8 @@ func TestTheBrokersBansAndRatesAreAskedBeforeAConnectionMayWait(t *testing.T) {
 		one.Write([]byte{0x10})
 		synctest.Wait()
 		require.False(t, closedNow(one))
-		require.True(t, closedNow(l.dial(t, "198.51.100.1")), "the Broker takes one connection from an address")
+		require.True(t, closedNow(l.dial(t, "198.51.100.1")),
+			"the Broker takes one connection from an address")
 		one.Close()
 		synctest.Wait()
 		two := l.dial(t, "198.51.100.1")
@@ -161,7 +164,8 @@ func TestTheBrokersBansAndRatesAreAskedBeforeAConnectionMayWait(t *testing.T) {
 		require.False(t, closedNow(two))
 		two.Close()
 		synctest.Wait()
-		require.True(t, closedNow(l.dial(t, "198.51.100.1")), "the Broker takes two connections a second from an address")
+		require.True(t, closedNow(l.dial(t, "198.51.100.1")),
+			"the Broker takes two connections a second from an address")
 		require.False(t, closedNow(l.dial(t, "198.51.100.2")))
 	})
 }

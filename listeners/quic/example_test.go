@@ -19,7 +19,8 @@ func ExampleListen() {
 		log.Fatal(err)
 	}
 	defer b.Close()
-	l, err := quic.Listen("udp", ":14567", &tls.Config{Certificates: []tls.Certificate{cert}}, quic.Options{})
+	l, err := quic.Listen("udp", ":14567", &tls.Config{Certificates: []tls.Certificate{cert}},
+		quic.Options{})
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -14,7 +14,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// dialFrom connects from a loopback address. Those that are not 127.0.0.1 exist on Linux without more.
+// dialFrom connects from a loopback address. Those that are not 127.0.0.1 exist on Linux without
+// more.
 func dialFrom(t *testing.T, l *Listener, ip string) (*quic.Conn, error) {
 	t.Helper()
 	socket, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.ParseIP(ip)})
@@ -24,7 +25,8 @@ func dialFrom(t *testing.T, l *Listener, ip string) (*quic.Conn, error) {
 	t.Cleanup(func() { socket.Close() })
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	qc, err := quic.Dial(ctx, socket, l.Addr(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{ALPN}}, nil)
+	qc, err := quic.Dial(ctx, socket, l.Addr(),
+		&tls.Config{InsecureSkipVerify: true, NextProtos: []string{ALPN}}, nil)
 	if err == nil {
 		t.Cleanup(func() { qc.CloseWithError(0, "") })
 	}
@@ -34,7 +36,9 @@ func dialFrom(t *testing.T, l *Listener, ip string) (*quic.Conn, error) {
 // waitFor waits until n connections are pending.
 func waitFor(t *testing.T, l *Listener, n int) {
 	t.Helper()
-	require.Eventually(t, func() bool { return l.pending.Len() == n }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return l.pending.Len() == n
+	}, 10*time.Second, time.Millisecond)
 }
 
 // ended returns why a connection has ended, and fails if it does not end.
@@ -90,7 +94,8 @@ func TestAConnectionThatWaitsForAcceptMakesNoRoom(t *testing.T) {
 	require.NoError(t, err)
 	require.Eventually(t, func() bool {
 		for _, goroutine := range strings.Split(stacks(), "\n\n") {
-			if strings.Contains(goroutine, "(*Listener).open(") && !strings.Contains(goroutine, "AcceptStream") {
+			if strings.Contains(goroutine, "(*Listener).open(") &&
+				!strings.Contains(goroutine, "AcceptStream") {
 				return true
 			}
 		}
@@ -125,11 +130,13 @@ func TestAdmitIsAskedBeforeTheHandshake(t *testing.T) {
 	require.Zero(t, l.handshakes.Len())
 }
 
-// A client that begins handshakes and does not go on with them has its share of the handshakes, too.
+// A client that begins handshakes and does not go on with them has its share of the handshakes,
+// too.
 func TestHandshakesThatDoNotEndDoNotShutThePort(t *testing.T) {
 	l := listen(t, Options{MaxHandshakes: 8})
 	pretend := func(ip string) error {
-		_, err := l.admit(t.Context(), &quic.ClientInfo{RemoteAddr: &net.UDPAddr{IP: net.ParseIP(ip), Port: 1}})
+		_, err := l.admit(t.Context(),
+			&quic.ClientInfo{RemoteAddr: &net.UDPAddr{IP: net.ParseIP(ip), Port: 1}})
 		return err
 	}
 	require.False(t, l.doubtful(nil))
@@ -141,14 +148,17 @@ func TestHandshakesThatDoNotEndDoNotShutThePort(t *testing.T) {
 	qc, err := dial(t, l, ALPN)
 	require.NoError(t, err)
 	served(t, l, qc)
-	require.Equal(t, 4, l.handshakes.Len(), "a handshake that has come to its end gives its place back")
+	require.Equal(t, 4, l.handshakes.Len(),
+		"a handshake that has come to its end gives its place back")
 }
 
 func TestAHandshakeThatFailsGivesItsPlaceBack(t *testing.T) {
 	l := listen(t, Options{})
 	_, err := dial(t, l, "h3")
 	require.Error(t, err)
-	require.Eventually(t, func() bool { return l.handshakes.Len() == 0 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return l.handshakes.Len() == 0
+	}, 10*time.Second, time.Millisecond)
 }
 
 // A client cannot make the Listener keep more of what is not read than the window.

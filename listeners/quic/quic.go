@@ -1,12 +1,13 @@
-// Package quic carries MQTT over QUIC: each connection has one bidirectional stream, which the client opens, with MQTT packets on it as
-// over TCP and TLS. The ALPN name is "mqtt". A [Listener] is a net.Listener to hand to a broker's Serve:
+// Package quic carries MQTT over QUIC. Each connection has one bidirectional stream, which the
+// client opens. The stream carries MQTT packets, as TCP and TLS do. The ALPN name is "mqtt". A
+// [Listener] is a net.Listener for a broker's Serve:
 //
 //	l, err := quic.Listen("udp", ":14567", tlsConfig, quic.Options{})
 //	...
 //	err = broker.Serve(l)
 //
-// The transport is that of github.com/quic-go/quic-go. There is no standard for MQTT over QUIC yet; this is the form that clients in use
-// speak (EMQX, NanoSDK) with one stream.
+// github.com/quic-go/quic-go is the transport. There is no standard for MQTT over QUIC yet. This is
+// the form with one stream that existing clients use (EMQX, NanoSDK).
 package quic
 
 import (
@@ -27,31 +28,37 @@ import (
 // ALPN is the name of the protocol in the TLS handshake.
 const ALPN = "mqtt"
 
-// Options of a Listener. The zero value is a safe default. For durations and limits a negative value means none.
+// Options of a Listener. The zero value is a safe default. For durations and limits, a negative
+// value means no bound.
 type Options struct {
-	// KeepAlivePeriod is how often an idle connection is probed, so that neither side nor a NAT in between drops it: MQTT clients may
-	// well say nothing for longer. Default 20 s.
+	// KeepAlivePeriod is how often an idle connection is probed, so that neither a peer nor a NAT
+	// in between drops it: MQTT clients may be silent for longer. Default 20 s.
 	KeepAlivePeriod time.Duration
-	// MaxIdleTimeout ends a connection whose peer does not answer for so long. Default 60 s; none: what the client says.
+	// MaxIdleTimeout ends a connection whose peer does not answer for this time. Default 60 s. A
+	// negative value leaves the time to the client.
 	MaxIdleTimeout time.Duration
-	// StreamTimeout is how long after the handshake a client may take to open its stream. Default 10 s.
+	// StreamTimeout bounds the time between the handshake and the client's stream. Default 10 s.
 	StreamTimeout time.Duration
-	// Backlog is how many connections may be between their handshake and Accept. One address (IPv4, or a /64 of IPv6) may hold as many as
-	// are free: half of them if it is the only one. When it holds as many as it may, its oldest connection without a stream is closed for
-	// its newest. When all are held, the oldest of all is closed for an address that holds none. A connection that gets no place is
-	// refused. Default 128; none cannot be had.
+	// Backlog bounds the connections between their handshake and Accept. One address (IPv4, or a
+	// /64 of IPv6) may hold as many places as are free: half of them if it is the only address. An
+	// address that holds as many as it may loses its oldest connection without a stream to its
+	// newest. When no place is free, an address that holds none takes the oldest place of all. A
+	// connection that gets no place is refused. Default 128. There is always a bound.
 	Backlog int
-	// MaxHandshakes is how many handshakes may be under way. One address may hold as many as are free. Another one is refused. While more
-	// than an eighth are under way, a client has to show that its address is its own before it gets a place, which takes one round trip
-	// more (RFC 9000, 8.1.2). Default 1,024; none cannot be had.
+	// MaxHandshakes bounds the handshakes in progress. One address may hold as many places as are
+	// free. A handshake without a place is refused. While more than an eighth of the places are
+	// taken, a client must first prove that its address is its own, which takes one more round trip
+	// (RFC 9000, 8.1.2). Default 1,024. There is always a bound.
 	MaxHandshakes int
-	// ReceiveWindow is how many bytes of a connection may be received and not yet read; a connection begins with at most 16 KiB. In frames of
-	// one byte, which is what a hostile client sends, each of them takes some 200 bytes of memory. Default 256 KiB, at least 4 KiB; none
-	// cannot be had.
+	// ReceiveWindow bounds the bytes of a connection that are received and not yet read. A
+	// connection begins with at most 16 KiB. A hostile client sends frames of one byte; each of
+	// them takes about 200 bytes of memory. Default 256 KiB, at least 4 KiB. There is always a
+	// bound.
 	ReceiveWindow int
-	// Admit is asked about the client's address before the handshake. An error refuses the connection. Give it the Broker's Admits, so that
-	// banned addresses and addresses at their limits cost no handshake and hold no places here. It must not block. Nil: every address
-	// is admitted.
+	// Admit is called with the client's address before the handshake. If it returns an error, the
+	// connection is refused. Set it to the Broker's Admits, so that banned addresses and addresses
+	// at their limits cost no handshake and hold no places here. It must not block. Nil admits
+	// every address.
 	Admit func(from net.Addr) error
 }
 
@@ -85,13 +92,15 @@ func (o *Options) config() *quic.Config {
 	}
 	window := uint64(o.ReceiveWindow)
 	return &quic.Config{
-		KeepAlivePeriod: max(o.KeepAlivePeriod, 0), MaxIdleTimeout: idle, MaxIncomingStreams: 1, MaxIncomingUniStreams: -1,
+		KeepAlivePeriod: max(o.KeepAlivePeriod, 0), MaxIdleTimeout: idle, MaxIncomingStreams: 1,
+		MaxIncomingUniStreams:      -1,
 		InitialStreamReceiveWindow: min(window, 16<<10), MaxStreamReceiveWindow: window,
 		InitialConnectionReceiveWindow: min(window, 16<<10), MaxConnectionReceiveWindow: window,
 	}
 }
 
-// Codes with which a connection is closed (RFC 9000, 20.2). MQTT has its own Reason Codes before that.
+// Codes with which a connection is closed (RFC 9000, 20.2). MQTT has its own Reason Codes before
+// that.
 const (
 	codeDone quic.ApplicationErrorCode = 0
 	codeBusy quic.ApplicationErrorCode = 1
@@ -114,12 +123,13 @@ type Listener struct {
 	handshakes *waiting.Room // connections before the end of their handshake
 	pending    *waiting.Room // connections between handshake and Accept
 
-	mu    sync.Mutex
-	users int // the Listener itself and its connections: the socket is closed with the last; guarded by mu
+	mu sync.Mutex
+	// the Listener itself and its connections: the socket is closed with the last; guarded by mu
+	users int
 }
 
-// Listen opens a UDP socket and listens on it. conf needs a certificate, and may ask for one of the client; its NextProtos and MinVersion
-// are set to what is needed in a copy.
+// Listen opens a UDP socket and listens on it. conf must have a certificate, and may ask for client
+// certificates. Listen sets NextProtos and MinVersion in a copy of conf.
 func Listen(network, address string, conf *tls.Config, o Options) (*Listener, error) {
 	addr, err := net.ResolveUDPAddr(network, address)
 	if err != nil {
@@ -136,9 +146,11 @@ func Listen(network, address string, conf *tls.Config, o Options) (*Listener, er
 	return l, err
 }
 
-// New listens on a socket that the caller has opened. It owns the socket if it succeeds. It starts a goroutine, for which Close waits.
+// New listens on a socket that the caller has opened. If New succeeds, the Listener owns the
+// socket. New starts a goroutine; Close waits for it.
 func New(socket net.PacketConn, conf *tls.Config, o Options) (*Listener, error) {
-	if conf == nil || len(conf.Certificates) == 0 && conf.GetCertificate == nil && conf.GetConfigForClient == nil {
+	if conf == nil || len(conf.Certificates) == 0 && conf.GetCertificate == nil &&
+		conf.GetConfigForClient == nil {
 		return nil, errors.New("quic: the tls.Config has no certificate, and QUIC cannot do without")
 	}
 	conf = conf.Clone()
@@ -160,16 +172,18 @@ func New(socket net.PacketConn, conf *tls.Config, o Options) (*Listener, error) 
 	return l, nil
 }
 
-// doubtful says whether a client has to show first that its address is its own.
+// doubtful says whether a client must first prove that its address is its own.
 func (l *Listener) doubtful(net.Addr) bool { return l.handshakes.Len() > l.o.MaxHandshakes/8 }
 
 // errRefused makes the transport refuse a connection.
 var errRefused = errors.New("quic: the connection is not admitted")
 
-// handshake is the key under which the context of a connection has the function that ends its place in handshakes.
+// handshake is a key of the context of a connection. Its value is the function that gives back the
+// place in handshakes.
 type handshake struct{}
 
-// admit decides whether a client may begin its handshake. ctx ends with the connection, or when the handshake fails.
+// admit decides whether a client may begin its handshake. ctx ends with the connection, or when the
+// handshake fails.
 func (l *Listener) admit(ctx context.Context, info *quic.ClientInfo) (context.Context, error) {
 	if l.o.Admit != nil && l.o.Admit(info.RemoteAddr) != nil {
 		return nil, errRefused
@@ -185,10 +199,11 @@ func (l *Listener) admit(ctx context.Context, info *quic.ClientInfo) (context.Co
 	}), nil
 }
 
-// errBusy is why a connection without a stream has to make room.
+// errBusy is the reason for closing a connection without a stream that makes room for another one.
 var errBusy = errors.New("quic: too many connections are waiting")
 
-// accept takes connections whose handshake is done and waits, for each by itself, for the stream.
+// accept accepts connections after their handshake. For each one it starts a goroutine that waits
+// for the stream.
 func (l *Listener) accept() {
 	for {
 		qc, err := l.ln.Accept(l.ctx)
@@ -258,11 +273,11 @@ func (l *Listener) release() {
 	}
 }
 
-// Accept waits for a connection whose client has opened its stream. After Close it fails with net.ErrClosed, and with another error when
-// the socket has failed.
+// Accept waits for a connection whose client has opened its stream. After Close it fails with
+// net.ErrClosed, and with another error when the socket has failed.
 //
-// A connection has the methods CloseWrite, which ends its stream in one direction, and ConnectionState for TLS. One that is closed
-// without it loses what is still on its way.
+// A connection has the methods CloseWrite, which ends its stream in one direction, and
+// ConnectionState for TLS. If it is closed without CloseWrite, pending bytes are lost.
 func (l *Listener) Accept() (net.Conn, error) {
 	select {
 	case c := <-l.ready:
@@ -277,8 +292,9 @@ func (l *Listener) Accept() (net.Conn, error) {
 	return nil, &net.OpError{Op: "accept", Net: "quic", Addr: l.Addr(), Err: err}
 }
 
-// Close takes no more connections and closes those that nobody has accepted; the others go on, and the socket is closed with the last of
-// them. A second Close fails with net.ErrClosed.
+// Close accepts no more connections, and closes those that nobody has accepted. Accepted
+// connections stay open. The socket is closed with the last of them. A second Close fails with
+// net.ErrClosed.
 func (l *Listener) Close() error {
 	l.mu.Lock()
 	if l.ctx.Err() != nil {
@@ -296,7 +312,8 @@ func (l *Listener) Close() error {
 // Addr returns the address of the socket.
 func (l *Listener) Addr() net.Addr { return l.ln.Addr() }
 
-// A conn is a QUIC connection with its one stream as a net.Conn. Read, Write and the deadlines are the stream's.
+// A conn is a QUIC connection with its one stream, as a net.Conn. Read, Write and the deadlines are
+// those of the stream.
 type conn struct {
 	*quic.Stream
 	l    *Listener
@@ -313,7 +330,7 @@ func (c *conn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// CloseWrite says that nothing more is written; what was written still arrives.
+// CloseWrite ends writing. Bytes written before still arrive.
 func (c *conn) CloseWrite() error { return c.Stream.Close() }
 
 // Close ends the connection at once.

@@ -44,7 +44,8 @@ func dial(t *testing.T, l *Listener, protos ...string) (*quic.Conn, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	qc, err := quic.DialAddr(ctx, l.Addr().String(), &tls.Config{InsecureSkipVerify: true, NextProtos: protos}, nil)
+	qc, err := quic.DialAddr(ctx, l.Addr().String(),
+		&tls.Config{InsecureSkipVerify: true, NextProtos: protos}, nil)
 	if err == nil {
 		t.Cleanup(func() { qc.CloseWithError(0, "") })
 	}
@@ -108,7 +109,8 @@ func TestMQTTOverQUIC(t *testing.T) {
 	require.NotNil(t, seen.TLS)
 	require.Equal(t, ALPN, seen.TLS.NegotiatedProtocol)
 	require.Equal(t, "udp", seen.RemoteAddr.Network())
-	send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "a/#", QoS: packets.QoS2}}})
+	send(&packets.Subscribe{PacketID: 1,
+		Subscriptions: []packets.Subscription{{Filter: "a/#", QoS: packets.QoS2}}})
 	want(packets.TypeSuback)
 	payload := make([]byte, 500_000)
 	rand.Read(payload)
@@ -126,7 +128,8 @@ func TestMQTTOverQUIC(t *testing.T) {
 	defer cancel()
 	down := make(chan error, 1)
 	go func() { down <- b.Shutdown(ctx) }()
-	require.Equal(t, packets.ServerShuttingDown, want(packets.TypeDisconnect).(*packets.Disconnect).Code, "the last words arrive")
+	require.Equal(t, packets.ServerShuttingDown,
+		want(packets.TypeDisconnect).(*packets.Disconnect).Code, "the last words arrive")
 	_, err = s.Read(make([]byte, 1))
 	require.ErrorIs(t, err, io.EOF, "and the stream ends")
 	require.NoError(t, s.Close())
@@ -199,7 +202,8 @@ func TestAClientThatOpensNoStream(t *testing.T) {
 	require.ErrorContains(t, err, "no stream was opened")
 }
 
-// After Close and the end of the last connection nothing is left: no goroutine, and the port is free.
+// After Close and the end of the last connection nothing is left: no goroutine, and the port is
+// free.
 func TestCloseLeavesNothing(t *testing.T) {
 	l := listen(t, Options{})
 	c, qc, s := pair(t, l)
@@ -229,7 +233,9 @@ func TestCloseLeavesNothing(t *testing.T) {
 		}
 		return err == nil
 	}, 10*time.Second, 10*time.Millisecond, "the socket is closed")
-	require.Eventually(t, func() bool { return !strings.Contains(stacks(), "listeners/quic.(*") }, 10*time.Second, 10*time.Millisecond,
+	require.Eventually(t, func() bool {
+		return !strings.Contains(stacks(), "listeners/quic.(*")
+	}, 10*time.Second, 10*time.Millisecond,
 		"no goroutine of the Listener is left")
 }
 
@@ -288,5 +294,7 @@ func TestASocketThatBreaks(t *testing.T) {
 	_, err = l.Accept()
 	require.ErrorIs(t, err, net.ErrClosed)
 	require.ErrorIs(t, l.Close(), net.ErrClosed)
-	require.Eventually(t, func() bool { return !strings.Contains(stacks(), "listeners/quic.(*") }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool {
+		return !strings.Contains(stacks(), "listeners/quic.(*")
+	}, 10*time.Second, 10*time.Millisecond)
 }

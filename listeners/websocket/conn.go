@@ -17,15 +17,16 @@ import (
 
 // A conn is the server's end of a WebSocket connection as a stream of bytes.
 //
-// Frames are taken apart in the caller's buffer: what is read from the network is never longer than what is left of it without
-// headers, so a connection that waits owns no buffer.
+// It decodes frames in the buffer of the caller of Read. A payload without its headers is never
+// longer than the bytes from the network, so a waiting connection owns no buffer.
 type conn struct {
 	// Immutable.
 	nc     net.Conn
 	remote net.Addr
 	limits Options
 	try    func([]byte) (int, error) // nil: the connection below cannot write without waiting
-	place  *waiting.Place            // in the Listener's backlog until Accept; guarded by the Listener's mu
+	// in the Listener's backlog until Accept; guarded by the Listener's mu
+	place *waiting.Place
 
 	// Owned by the reader.
 	early   []byte   // came with the request
@@ -41,7 +42,8 @@ type conn struct {
 	control []byte
 	failed  error // what Read returns from now on
 
-	// reading is held by Read, and by Close from then on. What is owned by the reader is owned by who holds it.
+	// Read holds reading. Close takes it and keeps it. The goroutine that holds reading owns the
+	// fields of the reader.
 	reading atomic.Bool
 
 	wmu     sync.Mutex // held while something is written
@@ -50,8 +52,9 @@ type conn struct {
 	broken  error      // no frame can be written any more; guarded by wmu
 	goodbye bool       // a Close frame has been written; guarded by wmu
 
-	mu       sync.Mutex
-	pong     []byte        // the answer that could not be written yet, at most one; guarded by mu, as are the next
+	mu sync.Mutex
+	// the answer that could not be written yet, at most one; guarded by mu, as are the next
+	pong     []byte
 	hasPong  bool          //
 	deadline time.Time     // for writing
 	span     time.Duration // what was left of it when it was set
@@ -85,12 +88,12 @@ const (
 )
 
 const (
-	// maxPiece is the most that Write and TryWrite hand to the connection below at a time.
+	// maxPiece is the most bytes that Write and TryWrite give to the connection below at a time.
 	maxPiece = 64 << 10
-	// controlTimeout bounds what a Pong or Close may wait for the socket.
+	// controlTimeout bounds how long a Pong or Close waits for the socket.
 	controlTimeout = 5 * time.Second
-	// lingering is how long Close waits for the client's Close frame. A connection that is closed before it has come may break off with a
-	// reset, which clients report as an error.
+	// lingering is how long Close waits for the client's Close frame. If the connection is closed
+	// before this frame has arrived, it may end with a reset, which clients report as an error.
 	lingering = time.Second
 )
 
@@ -100,7 +103,8 @@ func newConn(nc net.Conn, o Options, early []byte) *conn {
 	return c
 }
 
-// Read reads what the binary messages hold, as one stream. It answers pings. After the client's Close frame it returns io.EOF.
+// Read reads the content of the binary messages as one stream. It answers pings. After the client's
+// Close frame it returns io.EOF.
 func (c *conn) Read(p []byte) (int, error) {
 	if !c.reading.CompareAndSwap(false, true) {
 		return 0, net.ErrClosed
@@ -147,7 +151,8 @@ func (c *conn) read(p []byte) (int, error) {
 	}
 }
 
-// take handles the raw bytes b and moves what is payload to its front. It returns how much that is.
+// take handles the raw bytes b and moves their payload to the front of b. It returns the length of
+// the payload.
 func (c *conn) take(b []byte) (w int) {
 	for r := 0; r < len(b) && c.failed == nil; {
 		if c.left == 0 {
@@ -182,7 +187,8 @@ func (c *conn) take(b []byte) (w int) {
 	return w
 }
 
-// headerLen is how long the header that b begins is, as far as that can be told; at least 2.
+// headerLen returns the length of the header at the beginning of b, as far as b shows it. It is at
+// least 2.
 func headerLen(b []byte) int {
 	if len(b) < 2 {
 		return 2
@@ -200,7 +206,7 @@ func headerLen(b []byte) int {
 	return n
 }
 
-// begin handles a whole header. The error is what the connection fails with.
+// begin handles a whole header. If it returns an error, the connection fails with it.
 func (c *conn) begin() error {
 	h := c.head[:c.headLen]
 	c.fin, c.op = h[0]&0x80 != 0, h[0]&0xF
@@ -223,8 +229,10 @@ func (c *conn) begin() error {
 	case !minimal:
 		return c.fail(closeProtocol, errProtocol, "a length is not in its shortest form")
 	case c.op >= opClose && (!c.fin || n > 125):
-		return c.fail(closeProtocol, errProtocol, "a control frame is fragmented or longer than 125 bytes")
-	case c.op == opContinuation && !c.open, c.op == opBinary && c.open, c.op > opBinary && c.op < opClose, c.op > opPong:
+		return c.fail(closeProtocol, errProtocol,
+			"a control frame is fragmented or longer than 125 bytes")
+	case c.op == opContinuation && !c.open, c.op == opBinary && c.open,
+		c.op > opBinary && c.op < opClose, c.op > opPong:
 		return c.fail(closeProtocol, errProtocol, fmt.Sprintf("opcode %d is not allowed here", c.op))
 	case c.op == opText:
 		return c.fail(closeUnsupported, errText, "MQTT needs binary frames")
@@ -248,7 +256,7 @@ func (c *conn) begin() error {
 	return nil
 }
 
-// unmask undoes the mask of the next bytes of a payload (RFC 6455, 5.3).
+// unmask removes the mask of the next bytes of a payload (RFC 6455, 5.3).
 func (c *conn) unmask(b []byte) {
 	var key [8]byte
 	for i := range key {
@@ -278,7 +286,8 @@ func (c *conn) onControl() error {
 	if len(c.control) >= 2 {
 		code = int(binary.BigEndian.Uint16(c.control))
 	}
-	if len(c.control) == 1 || !validCode(code) && code != closeNone || code == closeNone && len(c.control) > 0 {
+	if len(c.control) == 1 || !validCode(code) && code != closeNone || code == closeNone &&
+		len(c.control) > 0 {
 		return c.fail(closeProtocol, errProtocol, "the Close frame is not valid")
 	}
 	if code == closeNone {
@@ -293,7 +302,7 @@ func validCode(code int) bool {
 	return code >= 1000 && code <= 1014 && (code < 1004 || code > 1006) || code >= 3000 && code <= 4999
 }
 
-// fail tells the client why with a Close frame and returns the error for Read.
+// fail sends the client a Close frame with the reason, and returns the error for Read.
 func (c *conn) fail(code int, err error, why string) error {
 	c.sendClose(code, why)
 	if err == errProtocol {
@@ -302,10 +311,10 @@ func (c *conn) fail(code int, err error, why string) error {
 	return err
 }
 
-// LocalAddr is that of the connection below.
+// LocalAddr returns the local address of the connection below.
 func (c *conn) LocalAddr() net.Addr { return c.nc.LocalAddr() }
 
-// RemoteAddr is the client's, as Options.TrustedProxies says.
+// RemoteAddr returns the client's address: see Options.TrustedProxies.
 func (c *conn) RemoteAddr() net.Addr { return c.remote }
 
 // SetDeadline sets both deadlines.
@@ -323,7 +332,7 @@ func (c *conn) SetReadDeadline(t time.Time) error {
 	return c.nc.SetReadDeadline(t)
 }
 
-// noteHeard is for the pings.
+// noteHeard records that the client has sent something, for tick.
 func (c *conn) noteHeard() {
 	if c.limits.PingInterval > 0 {
 		c.mu.Lock()
@@ -332,7 +341,7 @@ func (c *conn) noteHeard() {
 	}
 }
 
-// startPings starts the timer, if pings are wanted.
+// startPings starts the timer for pings, if Options.PingInterval is set.
 func (c *conn) startPings() {
 	if d := c.limits.PingInterval; d > 0 {
 		c.mu.Lock()
@@ -343,7 +352,8 @@ func (c *conn) startPings() {
 	}
 }
 
-// tick pings a connection on which nothing has come, and closes one that has not answered the last time.
+// tick sends a ping if the client has sent nothing. It closes the connection if the client has not
+// answered the last ping.
 func (c *conn) tick() {
 	c.mu.Lock()
 	if c.closed {

@@ -164,7 +164,8 @@ func TestEndInsideOfAFrame(t *testing.T) {
 func TestDeadlinesLeaveTheConnectionUsable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, peer := pair(t, Options{})
-		raw := join(frame(fin|opPing, []byte("hello")), frame(opBinary, []byte("ab")), frame(fin, make([]byte, 200)))
+		raw := join(frame(fin|opPing, []byte("hello")), frame(opBinary, []byte("ab")),
+			frame(fin, make([]byte, 200)))
 		var got []byte
 		b := make([]byte, 4096)
 		for i := range raw {
@@ -248,12 +249,14 @@ func (s *scripted) RemoteAddr() net.Addr             { return addr{} }
 func (s *scripted) SetWriteDeadline(time.Time) error { return nil }
 func (s *scripted) Write(b []byte) (int, error)      { return len(b), nil }
 
-// TryWrite never waits, and what is sent by it, by Write and by others meanwhile arrives whole and in order.
+// TryWrite never waits, and what is sent by it, by Write and by others meanwhile arrives whole and
+// in order.
 func TestTryWriteOverTCP(t *testing.T) {
 	l := New(Options{})
 	srv := httptest.NewServer(l)
 	defer srv.Close()
-	client, _, err := websocket.Dial(t.Context(), srv.URL, &websocket.DialOptions{Subprotocols: subprotocols})
+	client, _, err := websocket.Dial(t.Context(), srv.URL,
+		&websocket.DialOptions{Subprotocols: subprotocols})
 	require.NoError(t, err)
 	client.SetReadLimit(-1)
 	defer client.CloseNow()
@@ -289,7 +292,8 @@ func TestTryWriteOverTCP(t *testing.T) {
 	tw.Close()
 }
 
-// A client that takes nothing ends its connection by the write deadline, one that takes a little does not.
+// A client that takes nothing ends its connection by the write deadline, one that takes a little
+// does not.
 func TestWriteDeadlines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, peer := pair(t, Options{})
@@ -460,14 +464,16 @@ func payloadsOf(t *testing.T, b []byte) (payloads [][]byte) {
 	return payloads
 }
 
-// The answer to a ping does not wait for a client that reads nothing: the last one is kept for later.
+// The answer to a ping does not wait for a client that reads nothing: the last one is kept for
+// later.
 func TestPongsBehindAWrite(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, peer := pair(t, Options{})
 		big := onePacket(maxPiece + 1000) // more than the memory connection holds
 		go c.Write(big)
 		synctest.Wait()
-		peer.Write(join(frame(fin|opPing, []byte("1")), frame(fin|opPing, []byte("2")), frame(binFin, []byte("x"))))
+		peer.Write(join(frame(fin|opPing, []byte("1")), frame(fin|opPing, []byte("2")),
+			frame(binFin, []byte("x"))))
 		b := make([]byte, 100)
 		n, err := c.Read(b)
 		require.NoError(t, err, "reading goes on")
@@ -483,7 +489,8 @@ func BenchmarkTryWrite(b *testing.B) {
 	l := New(Options{})
 	srv := httptest.NewServer(l)
 	defer srv.Close()
-	client, _, err := websocket.Dial(b.Context(), srv.URL, &websocket.DialOptions{Subprotocols: subprotocols})
+	client, _, err := websocket.Dial(b.Context(), srv.URL,
+		&websocket.DialOptions{Subprotocols: subprotocols})
 	require.NoError(b, err)
 	defer client.CloseNow()
 	nc, err := l.Accept()
@@ -503,7 +510,8 @@ func BenchmarkTryWrite(b *testing.B) {
 	}
 }
 
-// Close waits for the client's Close frame, but not for long, and not for a client that has said goodbye already.
+// Close waits for the client's Close frame, but not for long, and not for a client that has said
+// goodbye already.
 func TestCloseWaitsForTheClient(t *testing.T) {
 	for _, tt := range []struct {
 		name string
@@ -554,7 +562,8 @@ func TestCloseWaitsForTheClient(t *testing.T) {
 	})
 }
 
-// A client is not closed for want of an answer to a ping that nobody could send: it is asked when that is possible.
+// A client is not closed for want of an answer to a ping that nobody could send: it is asked when
+// that is possible.
 func TestAPingThatCouldNotBeSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, peer := pair(t, Options{PingInterval: 10 * time.Second})
@@ -592,7 +601,8 @@ func TestTryWriteWithAPongToCome(t *testing.T) {
 	}
 	tried := make(chan int, 1)
 	go func() {
-		n, _ := (&tryConn{c}).TryWrite(onePacket(maxPiece)) // with the header more than the memory connection holds
+		n, _ := (&tryConn{c}).
+			TryWrite(onePacket(maxPiece)) // with the header more than the memory connection holds
 		tried <- n
 	}()
 	select {

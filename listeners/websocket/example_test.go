@@ -17,7 +17,8 @@ func ExampleNew() {
 		log.Fatal(err)
 	}
 	defer b.Close()
-	l := websocket.New(websocket.Options{Origins: []string{"app.example.com"}, PingInterval: 30 * time.Second})
+	l := websocket.New(websocket.Options{Origins: []string{"app.example.com"},
+		PingInterval: 30 * time.Second})
 	mux := http.NewServeMux()
 	mux.Handle("/mqtt", l)
 	mux.Handle("/", http.FileServer(http.Dir("static")))

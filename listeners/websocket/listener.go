@@ -1,17 +1,19 @@
-// Package websocket carries MQTT over WebSocket (chapter 6 of both standards). A [Listener] is an http.Handler to mount on
-// any path of any mux, and at the same time a net.Listener to hand to a broker's Serve:
+// Package websocket carries MQTT over WebSocket (chapter 6 of both standards). A [Listener] is an
+// http.Handler for any path of a web server, and at the same time a net.Listener for a broker's
+// Serve:
 //
 //	l := websocket.New(websocket.Options{})
 //	mux.Handle("/mqtt", l)
 //	go broker.Serve(l)
 //	http.Serve(tcp, mux)
 //
-// The handshake is that of github.com/coder/websocket. Frames are read and written here, because a net.Conn for a broker has to survive a
-// read deadline that passes (Keep Alive is one), must need no goroutine while it is idle, and should be able to write without waiting.
-// Nothing is compressed: a few bytes of a client that is not yet authenticated must not become many.
+// github.com/coder/websocket performs the handshake. This package reads and writes the frames
+// itself, because a net.Conn for a broker must survive a read deadline that passes (as Keep Alive
+// does), needs no goroutine while it is idle, and should write without waiting. Nothing is
+// compressed: a few bytes of a client that is not authenticated must not become many.
 //
-// It needs HTTP/1.1: a server that offers HTTP/2 on the same port keeps offering HTTP/1.1 as well, and that is what clients use for
-// WebSocket.
+// WebSocket needs HTTP/1.1. A server that offers HTTP/2 on the same port still offers HTTP/1.1, and
+// clients use that for WebSocket.
 package websocket
 
 import (
@@ -22,6 +24,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"path"
 	"strings"
 	"sync"
@@ -32,38 +35,52 @@ import (
 	"github.com/dunlin-mqtt/dunlin/listeners/internal/waiting"
 )
 
-// Options of a Listener. The zero value is a safe default. For limits and durations zero means the default and a negative value means none.
+// Options of a Listener. The zero value is a safe default. For limits and durations, zero means the
+// default and a negative value means no bound.
 type Options struct {
-	// Origins lists the web pages that may connect besides those of the same host, as host patterns such as "example.com" and
-	// "*.example.com", or with their scheme, "https://example.com"; path.Match says how. A single "*" lets every page connect. Programs
-	// that send no Origin are not concerned: any can connect. Default: the same host only. Without this rule any web page that a user
-	// visits could talk to a broker on his network.
+	// Origins lists the web pages that may connect, besides pages of the same host. Each is a
+	// pattern of path.Match for the host, such as "example.com" or "*.example.com", or with the
+	// scheme, "https://example.com". A single "*" lets every page connect. The rule does not apply
+	// to programs that send no Origin: they may connect. Without the rule, any web page that a user
+	// visits could talk to a broker in the user's network. Default: only pages of the same host.
 	Origins []string
-	// MaxFrame and MaxMessage bound one frame and one message in bytes; a larger one closes with 1009. What a client sends is not gathered,
-	// so this is no bound of memory. Default 268,435,460, the largest MQTT packet.
+	// MaxFrame and MaxMessage bound one frame and one message, in bytes. A larger one closes the
+	// connection with 1009. Frames are not collected in memory, so these are not bounds of memory.
+	// Default 268,435,460, the largest MQTT packet.
 	MaxFrame, MaxMessage int64
-	// PingInterval is how often a connection on which nothing comes is pinged; one that has not answered by the next time is closed. Zero
-	// or negative: never; MQTT has its own Keep Alive.
+	// PingInterval is how long a client may be silent before it gets a ping. If it has not answered
+	// after the same time again, the connection is closed. Zero or negative: no pings; MQTT has its
+	// own Keep Alive.
 	PingInterval time.Duration
-	// TrustedProxies are the addresses of reverse proxies whose X-Forwarded-For is believed: RemoteAddr is then the last address in it that
-	// is no trusted proxy. Default: none, and the header is ignored.
+	// TrustedProxies are the addresses of reverse proxies whose headers are trusted. RemoteAddr is
+	// then the last address in X-Forwarded-For that is not a trusted proxy. The first value of
+	// X-Forwarded-Host is the host that an Origin is compared with. Default: no proxy is trusted,
+	// and both headers are ignored.
 	TrustedProxies []netip.Prefix
-	// Backlog is how many connections may be in their handshake or wait for Accept. One address (IPv4, or a /64 of IPv6) may hold as many
-	// as are free. Another one is refused with 503. Default 128; none cannot be had.
+	// AllowNoSubprotocol accepts clients that offer no WebSocket subprotocol, as some libraries for
+	// small devices do. The standard requires "mqtt" [MQTT-6.0.0-3]. Clients that offer only other
+	// names are always refused. Default: every client must offer "mqtt".
+	AllowNoSubprotocol bool
+	// Backlog bounds the connections that are in their handshake or wait for Accept. One address
+	// (IPv4, or a /64 of IPv6) may hold as many places as are free. A connection without a place is
+	// refused with 503. Default 128. There is always a bound.
 	Backlog int
-	// MaxPending bounds the HTTP connections that have not become WebSocket connections, of a server with ConnState. Default 1,024.
+	// MaxPending bounds the HTTP connections of a server with ConnState that have not become
+	// WebSocket connections. Default 1,024.
 	MaxPending int
-	// Admit is asked about the client's address before the handshake, and by ConnState about the peer of each new HTTP connection. An error
-	// refuses the handshake with 503, and closes the connection in ConnState. Give it the Broker's Admits, so that banned addresses and
-	// addresses at their limits do not hold places here. It must not block. Nil: every address is admitted.
+	// Admit is called with the client's address before the handshake, and by ConnState with the
+	// peer of each new HTTP connection. If it returns an error, the handshake is refused with 503,
+	// or ConnState closes the connection. Set it to the Broker's Admits, so that banned addresses
+	// and addresses at their limits hold no places here. It must not block. Nil admits every
+	// address.
 	Admit func(from net.Addr) error
 }
 
 // maxPacket is the largest MQTT packet.
 const maxPacket = 268435460
 
-// A Listener is an http.Handler that upgrades requests to WebSocket connections, and a net.Listener that accepts them. Its methods
-// may be called concurrently. It starts no goroutine.
+// A Listener is an http.Handler that upgrades requests to WebSocket connections, and a net.Listener
+// that accepts them. Its methods may be called concurrently. It starts no goroutine.
 type Listener struct {
 	// Immutable.
 	o       Options
@@ -77,7 +94,8 @@ type Listener struct {
 	places  map[net.Conn]*waiting.Place // in pending; guarded by mu
 }
 
-// New returns a Listener that is ready to be mounted and served. It panics if one of Origins is no pattern, as http.ServeMux does.
+// New returns a Listener that can be mounted and served. Like http.ServeMux it panics if one of
+// Origins is not a valid pattern.
 func New(o Options) *Listener {
 	for n, p := range map[*int64]int64{&o.MaxFrame: o.MaxFrame, &o.MaxMessage: o.MaxMessage} {
 		switch {
@@ -95,13 +113,14 @@ func New(o Options) *Listener {
 	}
 	checkPatterns(o.Origins)
 	l := &Listener{
-		o: o, backlog: waiting.NewRoom(o.Backlog), pending: waiting.NewRoom(o.MaxPending), places: make(map[net.Conn]*waiting.Place),
+		o: o, backlog: waiting.NewRoom(o.Backlog), pending: waiting.NewRoom(o.MaxPending),
+		places: make(map[net.Conn]*waiting.Place),
 	}
 	l.changed.L = &l.mu
 	return l
 }
 
-// checkPatterns panics if one is none.
+// checkPatterns panics if a pattern is not valid.
 func checkPatterns(origins []string) {
 	for _, p := range origins {
 		if _, err := path.Match(p, ""); err != nil {
@@ -113,17 +132,22 @@ func checkPatterns(origins []string) {
 // subprotocols are the names under which MQTT is offered, the usual one first [MQTT-6.0.0-3].
 var subprotocols = []string{"mqtt", "mqttv3.1"}
 
-// ServeHTTP makes a connection of a WebSocket request and returns; the connection then waits for Accept. The path has no meaning to it.
-// It refuses, with an HTTP status: requests that are no WebSocket handshake (426, 400), that do not offer the subprotocol mqtt (400),
-// whose Origin is not allowed (403), that cannot be taken over (501: HTTP/2, or a middleware in between), and those that find the
-// Listener closed or too many others waiting (503).
+// ServeHTTP upgrades a WebSocket request and returns. The connection then waits for Accept. The
+// path does not matter. ServeHTTP refuses these requests with an HTTP status:
+//
+//   - Requests that are not a WebSocket handshake (426, 400).
+//   - Requests without the subprotocol mqtt (400).
+//   - Requests whose Origin is not allowed (403).
+//   - Requests whose connection cannot be taken over, because of HTTP/2 or a middleware (501).
+//   - Requests when the Listener is closed, or when too many connections wait (503).
 func (l *Listener) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.Header.Get("Upgrade") != "" && !offersMQTT(r.Header) {
+	if r.Header.Get("Upgrade") != "" && !l.offersMQTT(r.Header) {
 		http.Error(w, `offer the WebSocket subprotocol "mqtt"`, http.StatusBadRequest)
 		return
 	}
 	if !canHijack(w) {
-		http.Error(w, "WebSocket needs HTTP/1.1, and no middleware that hides http.Hijacker", http.StatusNotImplemented)
+		http.Error(w, "WebSocket needs HTTP/1.1, and no middleware that hides http.Hijacker",
+			http.StatusNotImplemented)
 		return
 	}
 	place := l.enter(w, l.remoteAddr(r, requestAddr(r)))
@@ -141,11 +165,12 @@ func (l *Listener) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	l.deliver(c)
 }
 
-// handshakeTimeout is how long a client may take to read the answers to earlier requests, so that there is room for that to its handshake.
+// handshakeTimeout bounds how long a client takes to read the answers to earlier requests. The
+// answer to its handshake needs their room.
 const handshakeTimeout = 10 * time.Second
 
-// enter takes a place in the backlog for a handshake, if the client may have one. The place of a handshake that does not come to its end
-// goes to others when they need it.
+// enter takes a place in the backlog for a handshake, if the client may have one. Other clients may
+// take the place of a handshake that does not finish.
 func (l *Listener) enter(w http.ResponseWriter, from net.Addr) *waiting.Place {
 	l.mu.Lock()
 	closed := l.closed
@@ -158,16 +183,19 @@ func (l *Listener) enter(w http.ResponseWriter, from net.Addr) *waiting.Place {
 	return l.backlog.Enter(from, func() { rc.SetWriteDeadline(time.Unix(1, 0)) })
 }
 
-// shakeHands answers a request and takes its connection over. It returns nil if that fails; the client has been told.
+// shakeHands answers a request and takes over its connection. It returns nil if that fails. Then it
+// has told the client.
 func (l *Listener) shakeHands(w http.ResponseWriter, r *http.Request) *conn {
 	begun := time.Now()
 	hw := hijacked{ResponseWriter: w}
-	o := websocket.AcceptOptions{Subprotocols: subprotocols, OriginPatterns: l.o.Origins, CompressionMode: websocket.CompressionDisabled}
+	o := websocket.AcceptOptions{Subprotocols: subprotocols, OriginPatterns: l.o.Origins,
+		CompressionMode: websocket.CompressionDisabled}
 	if len(l.o.Origins) == 1 && l.o.Origins[0] == "*" {
 		o.InsecureSkipVerify = true
 	}
-	_, err := websocket.Accept(&hw, r, &o)
-	if err != nil || time.Since(begun) >= handshakeTimeout { // package http does not say that it could not write the answer
+	_, err := websocket.Accept(&hw, l.normalized(r), &o)
+	// package http does not say that it could not write the answer
+	if err != nil || time.Since(begun) >= handshakeTimeout {
 		if hw.nc != nil {
 			hw.nc.Close()
 		}
@@ -176,13 +204,15 @@ func (l *Listener) shakeHands(w http.ResponseWriter, r *http.Request) *conn {
 	return newConn(hw.nc, l.o, hw.early)
 }
 
-// ConnState is for http.Server.ConnState, of a server whose port is there for the broker:
+// ConnState is for http.Server.ConnState of a server whose port mainly serves the broker:
 //
 //	srv := &http.Server{Handler: mux, ConnState: l.ConnState, ReadHeaderTimeout: 10 * time.Second}
 //
-// It closes new connections that Options.Admit refuses. It keeps the connections that have not become WebSocket connections, silent and
-// idle ones included, within Options.MaxPending. One address (IPv4, or a /64 of IPv6) may hold as many of them as are free. When an address
-// holds as many as it may, its oldest is closed for its newest; when all are held, the oldest of all is closed for an address that holds none.
+// It closes new connections that Options.Admit refuses. It bounds the connections that have not
+// become WebSocket connections, including silent and idle ones, by Options.MaxPending. One address
+// (IPv4, or a /64 of IPv6) may hold as many places as are free. An address that holds as many as it
+// may loses its oldest connection to its newest. When no place is free, an address that holds none
+// takes the oldest place of all.
 func (l *Listener) ConnState(nc net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateNew:
@@ -208,7 +238,8 @@ func (l *Listener) ConnState(nc net.Conn, state http.ConnState) {
 	}
 }
 
-// cut closes a connection of the HTTP server at once. Over TLS a proper Close may block for seconds.
+// cut closes a connection of the HTTP server at once. Over TLS a proper Close may block for
+// seconds.
 func cut(nc net.Conn) {
 	if x, ok := nc.(interface{ NetConn() net.Conn }); ok {
 		nc = x.NetConn()
@@ -216,7 +247,7 @@ func cut(nc net.Conn) {
 	nc.Close()
 }
 
-// canHijack looks for what Hijack needs before the handshake is answered.
+// canHijack checks, before the handshake is answered, that Hijack will work.
 func canHijack(w http.ResponseWriter) bool {
 	for {
 		switch x := w.(type) {
@@ -231,20 +262,70 @@ func canHijack(w http.ResponseWriter) bool {
 }
 
 // offersMQTT looks for our names among the subprotocols.
-func offersMQTT(h http.Header) bool {
+func (l *Listener) offersMQTT(h http.Header) bool {
+	offers := 0
 	for _, v := range h.Values("Sec-WebSocket-Protocol") {
 		for name := range strings.SplitSeq(v, ",") {
-			for _, ours := range subprotocols {
-				if strings.EqualFold(strings.TrimSpace(name), ours) {
-					return true
-				}
+			if offers++; ourName(name) != "" {
+				return true
 			}
 		}
 	}
-	return false
+	return offers == 0 && l.o.AllowNoSubprotocol
 }
 
-// deliver lets a connection wait for Accept, or closes it if there is no place for it any more.
+// ourName returns a subprotocol as we write it, or "" if it is not one of MQTT.
+func ourName(offered string) string {
+	for _, ours := range subprotocols {
+		if strings.EqualFold(strings.TrimSpace(offered), ours) {
+			return ours
+		}
+	}
+	return ""
+}
+
+// normalized returns a copy of the request for the handshake of the library. "MQTT" is answered
+// with "mqtt" [MQTT-6.0.0-4]. The host of the Origin counts as the same host with and without the
+// default port, and under the name that a trusted proxy was called by.
+func (l *Listener) normalized(r *http.Request) *http.Request {
+	n := new(http.Request)
+	*n = *r
+	n.Header = r.Header.Clone()
+	var offers []string
+	for _, v := range r.Header.Values("Sec-WebSocket-Protocol") {
+		for name := range strings.SplitSeq(v, ",") {
+			if ours := ourName(name); ours != "" {
+				offers = append(offers, ours)
+			}
+		}
+	}
+	n.Header["Sec-Websocket-Protocol"] = offers
+	n.Host = l.hostOf(r)
+	origin, err := url.Parse(r.Header.Get("Origin"))
+	if err == nil && origin.Host != "" && sameHost(origin.Scheme, origin.Host, n.Host) {
+		n.Host = origin.Host
+	}
+	return n
+}
+
+// hostOf returns the host that the client has asked for, with the port if it is not the default.
+func (l *Listener) hostOf(r *http.Request) string {
+	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	if forwarded := r.Header.Get("X-Forwarded-Host"); forwarded != "" && err == nil &&
+		l.trusts(peer.Addr()) {
+		first, _, _ := strings.Cut(forwarded, ",")
+		return strings.TrimSpace(first)
+	}
+	return r.Host
+}
+
+// sameHost compares two hosts, each with or without the default port of the scheme.
+func sameHost(scheme, a, b string) bool {
+	port := map[string]string{"http": ":80", "https": ":443"}[scheme]
+	return strings.EqualFold(strings.TrimSuffix(a, port), strings.TrimSuffix(b, port))
+}
+
+// deliver lets a connection wait for Accept. It closes the connection if its place is gone.
 func (l *Listener) deliver(c *conn) {
 	l.mu.Lock()
 	ok := !l.closed && c.place.OnEvict(nil) // evicted: its handshake took too long
@@ -261,8 +342,9 @@ func (l *Listener) deliver(c *conn) {
 
 // Accept waits for a connection. After Close it fails with net.ErrClosed.
 //
-// A connection behaves as net.Conn says: a deadline that passes leaves it usable. It has the methods CloseWrite, which says goodbye with
-// a Close frame, where there is TLS below it ConnectionState, and otherwise TryWrite, which takes what can be sent without waiting.
+// A connection behaves as net.Conn says. A deadline that passes leaves it usable. It has the method
+// CloseWrite, which sends a Close frame. Over TLS it has ConnectionState. Without TLS it has
+// TryWrite, which sends as much as it can without waiting.
 func (l *Listener) Accept() (net.Conn, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -286,8 +368,9 @@ func (l *Listener) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// Close ends waiting Accept calls and closes the connections that nobody has accepted; those that were accepted go on. Requests
-// are refused from then on. The HTTP server is not touched. A second Close fails with net.ErrClosed.
+// Close ends waiting Accept calls, and closes the connections that nobody has accepted. Accepted
+// connections stay open. Later requests are refused. The HTTP server stays open. A second Close
+// fails with net.ErrClosed.
 func (l *Listener) Close() error {
 	l.mu.Lock()
 	if l.closed {
@@ -305,7 +388,8 @@ func (l *Listener) Close() error {
 	return nil
 }
 
-// Addr returns an address of the network "websocket": which socket and path requests come by is up to the HTTP server.
+// Addr returns an address of the network "websocket". The HTTP server decides through which socket
+// and path requests come.
 func (l *Listener) Addr() net.Addr { return addr{} }
 
 type addr struct{}
@@ -313,7 +397,8 @@ type addr struct{}
 func (addr) Network() string { return "websocket" }
 func (addr) String() string  { return "websocket" }
 
-// hijacked keeps the connection of a ResponseWriter for us: the library, which wants to own it, gets a stand-in that it may close.
+// hijacked keeps the connection of a ResponseWriter for the Listener. The library wants to own the
+// connection, so it gets a stand-in that it may close.
 type hijacked struct {
 	http.ResponseWriter
 	nc    net.Conn

@@ -44,8 +44,11 @@ type running struct {
 func broker(t *testing.T, l net.Listener) *running {
 	t.Helper()
 	gone := make(chan error, 1000)
-	o := &hooks.Observer{Disconnected: func(_ *hooks.Client, _ packets.ReasonCode, err error) { gone <- err }}
-	b, err := dunlin.New(dunlin.Config{Authenticator: hooks.AllowAll, Logger: slog.New(slog.DiscardHandler), Observer: o})
+	o := &hooks.Observer{Disconnected: func(_ *hooks.Client, _ packets.ReasonCode, err error) {
+		gone <- err
+	}}
+	b, err := dunlin.New(dunlin.Config{Authenticator: hooks.AllowAll,
+		Logger: slog.New(slog.DiscardHandler), Observer: o})
 	require.NoError(t, err)
 	served := make(chan error, 1)
 	go func() { served <- b.Serve(l) }()
@@ -161,11 +164,13 @@ func TestATextFrameCloses(t *testing.T) {
 	require.Equal(t, ws.MessageBinary, typ)
 	require.NoError(t, c.Write(t.Context(), ws.MessageText, encode(t, publish)))
 	_, _, err = c.Read(t.Context())
-	require.Equal(t, ws.StatusUnsupportedData, ws.CloseStatus(err), "the answer to a text frame: %v", err)
+	require.Equal(t, ws.StatusUnsupportedData, ws.CloseStatus(err),
+		"the answer to a text frame: %v", err)
 	require.Error(t, <-b.gone, "the broker has let go of the connection")
 }
 
-// The broker returns the subprotocol that was offered, and talks to nobody who offers none of MQTT's.
+// The broker returns the subprotocol that was offered, and talks to nobody who offers none of
+// MQTT's.
 //
 // [5.0 MQTT-6.0.0-4] [3.1.1 MQTT-6.0.0-4]
 // [5.0 MQTT-6.0.0-3] [3.1.1 MQTT-6.0.0-3]
@@ -183,6 +188,7 @@ func TestSubprotocols(t *testing.T) {
 		{"mqtt among others", []string{"chat", "mqtt"}, "mqtt", 101},
 		{"none", nil, "", 400},
 		{"only others", []string{"chat", "mqttx"}, "", 400},
+		{"capitals are answered in the spelling of the standard", []string{"MQTT"}, "mqtt", 101},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c, resp, err := ws.Dial(t.Context(), url+"/mqtt", &ws.DialOptions{Subprotocols: tt.offers})
@@ -196,6 +202,57 @@ func TestSubprotocols(t *testing.T) {
 			require.NoError(t, err)
 			defer c.CloseNow()
 			require.Equal(t, tt.want, c.Subprotocol())
+		})
+	}
+}
+
+// Clients without any subprotocol are accepted where the option says so; those with other ones are
+// not.
+func TestClientsWithoutSubprotocol(t *testing.T) {
+	url, _ := serve(t, websocket.Options{AllowNoSubprotocol: true})
+	c, _, err := ws.Dial(t.Context(), url+"/mqtt", nil)
+	require.NoError(t, err)
+	defer c.CloseNow()
+	require.Empty(t, c.Subprotocol())
+	require.NoError(t, c.Write(t.Context(), ws.MessageBinary, encode(t, connect, subscribe, publish)))
+	wantAll(t, c)
+	_, resp, err := ws.Dial(t.Context(), url+"/mqtt", &ws.DialOptions{Subprotocols: []string{"chat"}})
+	require.Error(t, err)
+	require.Equal(t, 400, resp.StatusCode)
+}
+
+// The host that a page was loaded from is the same host with the default port, and behind a proxy.
+func TestTheSameHostInOtherWords(t *testing.T) {
+	loopback := []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	for _, tt := range []struct {
+		name                    string
+		host, forwarded, origin string
+		trusted                 []netip.Prefix
+		status                  int
+	}{
+		{"the default port of https", "x.example:443", "", "https://x.example", nil, 101},
+		{"the default port of http", "x.example:80", "", "http://x.example", nil, 101},
+		{"the default port of the other scheme", "x.example:80", "", "https://x.example", nil, 403},
+		{"capitals", "X.example", "", "https://x.EXAMPLE", nil, 101},
+		{"a port that only begins like the default", "x.example:4430", "", "https://x.example", nil, 403},
+		{"the name that a trusted proxy was called by", "10.0.0.1:8080", "x.example", "https://x.example", loopback, 101},
+		{"the first of several proxies", "10.0.0.1", "x.example, y.example", "https://x.example", loopback, 101},
+		{"another name than the proxy's", "x.example", "y.example", "https://x.example", loopback, 403},
+		{"a proxy that is not trusted", "10.0.0.1", "x.example", "https://x.example", nil, 403},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			url, _ := serve(t, websocket.Options{TrustedProxies: tt.trusted})
+			h := http.Header{"Origin": {tt.origin}}
+			if tt.forwarded != "" {
+				h.Set("X-Forwarded-Host", tt.forwarded)
+			}
+			c, resp, err := ws.Dial(t.Context(), url+"/mqtt", &ws.DialOptions{
+				Subprotocols: []string{"mqtt"}, HTTPHeader: h, Host: tt.host,
+			})
+			if err == nil {
+				c.CloseNow()
+			}
+			require.Equal(t, tt.status, resp.StatusCode)
 		})
 	}
 }
@@ -241,14 +298,17 @@ func TestOrigins(t *testing.T) {
 			if tt.origin != "" {
 				h.Set("Origin", strings.Replace(tt.origin, "HOST", strings.TrimPrefix(url, "ws://"), 1))
 			}
-			c, resp, err := ws.Dial(t.Context(), url+"/mqtt", &ws.DialOptions{Subprotocols: []string{"mqtt"}, HTTPHeader: h})
+			c, resp, err := ws.Dial(t.Context(), url+"/mqtt",
+				&ws.DialOptions{Subprotocols: []string{"mqtt"}, HTTPHeader: h})
 			if err == nil {
 				c.CloseNow()
 			}
 			require.Equal(t, tt.status, resp.StatusCode)
 		})
 	}
-	require.Panics(t, func() { websocket.New(websocket.Options{Origins: []string{"[a-"}}) }, "a broken pattern is found at the start")
+	require.Panics(t, func() {
+		websocket.New(websocket.Options{Origins: []string{"[a-"}})
+	}, "a broken pattern is found at the start")
 }
 
 func TestRequestsThatAreNoHandshake(t *testing.T) {
@@ -260,7 +320,8 @@ func TestRequestsThatAreNoHandshake(t *testing.T) {
 }
 
 func TestForwardedAddresses(t *testing.T) {
-	loopback := []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("10.0.0.0/8")}
+	loopback := []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"),
+		netip.MustParsePrefix("10.0.0.0/8")}
 	for _, tt := range []struct {
 		name    string
 		trusted []netip.Prefix
@@ -328,7 +389,8 @@ func TestLifeOfAListener(t *testing.T) {
 			continue
 		}
 		_, _, err = c.Read(t.Context())
-		require.Equal(t, ws.StatusNormalClosure, ws.CloseStatus(err), "those that waited are closed: %v", err)
+		require.Equal(t, ws.StatusNormalClosure, ws.CloseStatus(err),
+			"those that waited are closed: %v", err)
 	}
 	go accepted.Write(t.Context(), ws.MessageBinary, []byte{7})
 	_, err = io.ReadFull(nc, b)
@@ -342,7 +404,8 @@ func TestTLSBelow(t *testing.T) {
 	l := websocket.New(websocket.Options{})
 	srv := httptest.NewTLSServer(l)
 	defer srv.Close()
-	c := dial(t, "wss"+strings.TrimPrefix(srv.URL, "https"), &ws.DialOptions{Subprotocols: []string{"mqtt"}, HTTPClient: srv.Client()})
+	c := dial(t, "wss"+strings.TrimPrefix(srv.URL, "https"),
+		&ws.DialOptions{Subprotocols: []string{"mqtt"}, HTTPClient: srv.Client()})
 	nc, err := l.Accept()
 	require.NoError(t, err)
 	defer nc.Close()

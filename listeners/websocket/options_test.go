@@ -26,7 +26,8 @@ func TestOptionsAtTheirEdges(t *testing.T) {
 			t.Run(typ.Field(i).Name, func(t *testing.T) {
 				url, _ := serve(t, o)
 				c := dial(t, url+"/mqtt", nil)
-				require.NoError(t, c.Write(t.Context(), ws.MessageBinary, encode(t, connect, subscribe, publish)), "%+v", o)
+				require.NoError(t, c.Write(t.Context(), ws.MessageBinary,
+					encode(t, connect, subscribe, publish)), "%+v", o)
 				wantAll(t, c)
 			})
 		}

@@ -76,7 +76,8 @@ func shake(t *testing.T, nc net.Conn, headers string) int {
 }
 
 // inBubble runs f with a server on l in virtual time.
-func inBubble(t *testing.T, o websocket.Options, f func(t *testing.T, l *from, ws *websocket.Listener)) {
+func inBubble(t *testing.T, o websocket.Options,
+	f func(t *testing.T, l *from, ws *websocket.Listener)) {
 	synctest.Test(t, func(t *testing.T) {
 		ws := websocket.New(o)
 		mux := http.NewServeMux()
@@ -125,7 +126,8 @@ func TestHTTPConnectionsOfOneAddressDoNotShutThePort(t *testing.T) {
 	})
 }
 
-// A client that does not read the answers to its requests would hold its place in the backlog for ever.
+// A client that does not read the answers to its requests would hold its place in the backlog for
+// ever.
 func TestHandshakesThatDoNotEndDoNotShutTheListener(t *testing.T) {
 	inBubble(t, websocket.Options{Backlog: 8}, func(t *testing.T, l *from, ws *websocket.Listener) {
 		stuck := func() {
@@ -142,7 +144,8 @@ func TestHandshakesThatDoNotEndDoNotShutTheListener(t *testing.T) {
 			stuck()
 		}
 		require.Equal(t, http.StatusSwitchingProtocols, shake(t, l.dial(t, "192.0.2.2"), ""))
-		require.Equal(t, http.StatusSwitchingProtocols, shake(t, l.dial(t, "192.0.2.1"), ""), "the oldest handshake goes first")
+		require.Equal(t, http.StatusSwitchingProtocols, shake(t, l.dial(t, "192.0.2.1"), ""),
+			"the oldest handshake goes first")
 		for range 2 {
 			nc, err := ws.Accept()
 			require.NoError(t, err)
@@ -164,9 +167,12 @@ func TestABacklogHasAnEnd(t *testing.T) {
 		one := l.dial(t, "192.0.2.1")
 		require.Equal(t, http.StatusSwitchingProtocols, shake(t, one, ""))
 		require.Equal(t, http.StatusSwitchingProtocols, shake(t, l.dial(t, "192.0.2.1"), ""))
-		require.Equal(t, http.StatusServiceUnavailable, shake(t, l.dial(t, "192.0.2.1"), ""), "two of its own wait")
-		require.Equal(t, http.StatusSwitchingProtocols, shake(t, l.dial(t, "192.0.2.2"), ""), "one place is for others")
-		require.Equal(t, http.StatusServiceUnavailable, shake(t, l.dial(t, "192.0.2.3"), ""), "three wait")
+		require.Equal(t, http.StatusServiceUnavailable, shake(t, l.dial(t, "192.0.2.1"), ""),
+			"two of its own wait")
+		require.Equal(t, http.StatusSwitchingProtocols, shake(t, l.dial(t, "192.0.2.2"), ""),
+			"one place is for others")
+		require.Equal(t, http.StatusServiceUnavailable, shake(t, l.dial(t, "192.0.2.3"), ""),
+			"three wait")
 		nc, err := ws.Accept()
 		require.NoError(t, err)
 		defer nc.Close()
@@ -187,11 +193,14 @@ func TestAdmitIsAskedBeforeAConnectionMayWait(t *testing.T) {
 	inBubble(t, o, func(t *testing.T, l *from, ws *websocket.Listener) {
 		require.True(t, closedNow(l.dial(t, "192.0.2.1")))
 		require.Equal(t, http.StatusSwitchingProtocols, shake(t, l.dial(t, "192.0.2.2"), ""))
-		require.Equal(t, http.StatusSwitchingProtocols, shake(t, l.dial(t, "192.0.2.2"), "X-Forwarded-For: 192.0.2.1\r\n"))
+		require.Equal(t, http.StatusSwitchingProtocols,
+			shake(t, l.dial(t, "192.0.2.2"), "X-Forwarded-For: 192.0.2.1\r\n"))
 	})
 	o.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("192.0.2.2/32")}
 	inBubble(t, o, func(t *testing.T, l *from, ws *websocket.Listener) {
-		require.Equal(t, http.StatusServiceUnavailable, shake(t, l.dial(t, "192.0.2.2"), "X-Forwarded-For: 192.0.2.1\r\n"))
-		require.Equal(t, http.StatusSwitchingProtocols, shake(t, l.dial(t, "192.0.2.2"), "X-Forwarded-For: 192.0.2.3\r\n"))
+		require.Equal(t, http.StatusServiceUnavailable,
+			shake(t, l.dial(t, "192.0.2.2"), "X-Forwarded-For: 192.0.2.1\r\n"))
+		require.Equal(t, http.StatusSwitchingProtocols,
+			shake(t, l.dial(t, "192.0.2.2"), "X-Forwarded-For: 192.0.2.3\r\n"))
 	})
 }

@@ -23,8 +23,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// BenchmarkTransports sends QoS 0 messages of 128 bytes, 32 in a write, from one client to another, over each transport. The CPU time is that
-// of both clients and the broker together, per message.
+// BenchmarkTransports sends QoS 0 messages of 128 bytes, 32 in a write, from one client to another,
+// over each transport. The CPU time is that of both clients and the broker together, per message.
 func BenchmarkTransports(b *testing.B) {
 	ca := testcert.CA(b, "servers")
 	server := &tls.Config{Certificates: []tls.Certificate{ca.Issue("localhost").TLS()}}
@@ -40,7 +40,8 @@ func BenchmarkTransports(b *testing.B) {
 	} {
 		b.Run(tt.name, func(b *testing.B) {
 			l, dial := tt.open(b)
-			broker, err := dunlin.New(dunlin.Config{Authenticator: hooks.AllowAll, Logger: slog.New(slog.DiscardHandler)})
+			broker, err := dunlin.New(dunlin.Config{Authenticator: hooks.AllowAll,
+				Logger: slog.New(slog.DiscardHandler)})
 			require.NoError(b, err)
 			defer broker.Close()
 			go broker.Serve(l) // ends with broker
@@ -49,8 +50,10 @@ func BenchmarkTransports(b *testing.B) {
 			defer sub.Close()
 			say(b, pub, &packets.Connect{Version: packets.V311, ClientID: "pub", CleanStart: true}, 4)
 			say(b, sub, &packets.Connect{Version: packets.V311, ClientID: "sub", CleanStart: true}, 4)
-			say(b, sub, &packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "a"}}}, 5)
-			message, err := (&packets.Publish{Topic: []byte("a"), Payload: make([]byte, 128)}).Append(nil, packets.V311)
+			say(b, sub, &packets.Subscribe{PacketID: 1,
+				Subscriptions: []packets.Subscription{{Filter: "a"}}}, 5)
+			message, err := (&packets.Publish{Topic: []byte("a"), Payload: make([]byte, 128)}).
+				Append(nil, packets.V311)
 			require.NoError(b, err)
 			const batch, ahead = 32, 16
 			many := strings.Repeat(string(message), batch)

@@ -8,7 +8,8 @@ import (
 	"syscall"
 )
 
-// tryFunc returns a function that writes to nc what goes without waiting, or nil if there is no way.
+// tryFunc returns a function that writes to nc what goes without waiting, or nil if there is no
+// way.
 func tryFunc(nc net.Conn) func([]byte) (int, error) {
 	switch x := nc.(type) {
 	case interface{ TryWrite([]byte) (int, error) }:

@@ -9,24 +9,24 @@ import (
 	"time"
 )
 
-// This file is the way out. Each MQTT packet is a message, and a frame, of its own, although the standard
-// allows more in one: there are clients that take the first packet out of a frame and then wait for the
-// socket. All packets of a Write still leave in one call.
+// This file writes. Each MQTT packet is a message and a frame of its own, although the standard
+// allows more packets in one. Some clients take the first packet out of a frame and then wait for
+// the socket. All packets of a Write still leave in one call.
 //
-// What is handed to the socket is written whole or the connection is over: wmu is held from its first byte
-// to its last, and what TryWrite leaves is finished before anything else.
+// Bytes given to the socket are written completely, or the connection ends. wmu is held from the
+// first byte to the last. The rest of a TryWrite is written before anything else.
 
 var errBroken = errors.New("websocket: an earlier write was cut short")
 
-// A packetEnd finds where MQTT packets end in a stream of them.
+// A packetEnd finds the ends of MQTT packets in a stream.
 type packetEnd struct {
 	header int // bytes of the fixed header that have passed
 	left   int // of the packet, behind its header
 	known  bool
 }
 
-// next returns how many bytes of p, which is not empty, belong to the packet that has begun, or that
-// p begins.
+// next returns how many bytes of p belong to the packet that has begun, or that begins with p. p is
+// not empty.
 func (e *packetEnd) next(p []byte) (n int) {
 	for ; n < len(p) && !e.known; n++ {
 		if e.header > 0 { // the Remaining Length, seven bits a byte
@@ -43,7 +43,7 @@ func (e *packetEnd) next(p []byte) (n int) {
 	return n
 }
 
-// appendFrames appends p, in one frame for each packet or part of one. wmu is held.
+// appendFrames appends p, with one frame for each packet or part of a packet. wmu is held.
 func (c *conn) appendFrames(b, p []byte) []byte {
 	for len(p) > 0 {
 		n := c.packet.next(p)
@@ -53,12 +53,13 @@ func (c *conn) appendFrames(b, p []byte) []byte {
 	return b
 }
 
-// frames holds buffers for headers and payloads, so that what is written leaves in one call and, over TLS,
-// in one record.
+// frames pools buffers for headers and payloads, so that they leave in one call and, over TLS, in
+// one record.
 var frames = sync.Pool{New: func() any { return new([]byte) }}
 
-// Write sends p in binary messages of one frame each, one for each MQTT packet, and waits until all is
-// written. A deadline that passes when a part of p has been written ends all writing, unless the client has taken something of it: then the time counts anew.
+// Write sends p in binary messages of one frame each, one for each MQTT packet, and waits until
+// everything is written. If a deadline passes when a part of p is written, all writing ends, unless
+// the client has read some of it: then the time starts again.
 func (c *conn) Write(p []byte) (n int, err error) {
 	c.wmu.Lock()
 	defer c.unlock()
@@ -103,7 +104,7 @@ func (c *conn) writeControl(op byte, p []byte) error {
 	return c.push(append(appendHeader(nil, op, len(p)), p...), false)
 }
 
-// over says why nothing can be written any more, if that is so. wmu is held.
+// over returns why nothing can be written any more, or nil. wmu is held.
 func (c *conn) over() error {
 	if c.broken == nil && c.goodbye {
 		return net.ErrClosed
@@ -111,7 +112,7 @@ func (c *conn) over() error {
 	return c.broken
 }
 
-// push writes b. begun says that a part of its frame has been written. wmu is held.
+// push writes b. begun says that a part of the frame is already written. wmu is held.
 func (c *conn) push(b []byte, begun bool) error {
 	for len(b) > 0 {
 		n, err := c.nc.Write(b)
@@ -136,14 +137,15 @@ func (c *conn) push(b []byte, begun bool) error {
 	return nil
 }
 
-// took notes that the client took something.
+// took records that the client has read something.
 func (c *conn) took() {
 	c.mu.Lock()
 	c.moved, c.taken = true, true
 	c.mu.Unlock()
 }
 
-// extend sets the write deadline anew, as long after now as it was when it was set, if the client has taken something since.
+// extend moves the write deadline if the client has read something since it was set. The new
+// deadline is as long after now as it was when it was set.
 func (c *conn) extend() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -166,7 +168,7 @@ func appendHeader(b []byte, op byte, n int) []byte {
 	}
 }
 
-// finishRest writes what TryWrite has left. wmu is held.
+// finishRest writes the rest of a TryWrite. wmu is held.
 func (c *conn) finishRest() error {
 	if c.broken == nil && len(c.rest) > 0 {
 		if err := c.push(c.rest, true); err != nil {
@@ -177,7 +179,8 @@ func (c *conn) finishRest() error {
 	return c.broken
 }
 
-// unlock gives wmu back, having written the Pong that somebody could not write meanwhile.
+// unlock releases wmu. First it writes the Pong that another goroutine could not write while wmu
+// was held.
 func (c *conn) unlock() {
 	for {
 		c.mu.Lock()
@@ -214,7 +217,7 @@ func (c *conn) controlFrame(op byte, p []byte) {
 	c.mu.Unlock()
 }
 
-// sendControl writes a control frame, unless somebody is writing.
+// sendControl writes a control frame, unless another goroutine is writing.
 func (c *conn) sendControl(op byte, p []byte) (sent bool) {
 	if !c.wmu.TryLock() {
 		return false
@@ -224,7 +227,8 @@ func (c *conn) sendControl(op byte, p []byte) (sent bool) {
 	return true
 }
 
-// answer sends a Pong, or leaves it to whoever is writing. Only the answer to the last ping is kept (RFC 6455, 5.5.3).
+// answer sends a Pong, or leaves it to the goroutine that is writing. Only the answer to the last
+// ping is kept (RFC 6455, 5.5.3).
 func (c *conn) answer(ping []byte) {
 	p := append([]byte(nil), ping...)
 	c.mu.Lock()
@@ -238,7 +242,7 @@ func (c *conn) answer(ping []byte) {
 	c.unlock()
 }
 
-// sendClose writes a Close frame, once, if it need not wait for somebody else's write.
+// sendClose writes one Close frame, if it need not wait for another goroutine's write.
 func (c *conn) sendClose(code int, why string) {
 	if !c.wmu.TryLock() {
 		return
@@ -250,7 +254,8 @@ func (c *conn) sendClose(code int, why string) {
 	c.unlock()
 }
 
-// CloseWrite sends a Close frame: nothing is written after it. The client answers with its own, which is io.EOF for Read.
+// CloseWrite sends a Close frame. Nothing is written after it. The client answers with its own
+// Close frame, for which Read returns io.EOF.
 func (c *conn) CloseWrite() error {
 	c.wmu.Lock()
 	defer c.unlock()
@@ -264,8 +269,9 @@ func (c *conn) CloseWrite() error {
 	return c.broken
 }
 
-// Close sends a Close frame, if the socket takes one, waits a second at most for the client's, and closes the connection. It does not wait if
-// Read is being called: that ends at once.
+// Close sends a Close frame if the socket takes one. It waits at most a second for the client's
+// Close frame, and closes the connection. If a Read is in progress, the Read ends at once and Close
+// does not wait.
 func (c *conn) Close() error { return c.end(true) }
 
 // end is Close, which waits for the client if linger is set.
@@ -309,9 +315,9 @@ func (c *conn) SetWriteDeadline(t time.Time) error {
 // tryConn is a connection that can write without waiting.
 type tryConn struct{ *conn }
 
-// TryWrite sends p, or its first 64 KiB, in frames as Write does, if the socket takes the beginning of them
-// now, and returns 0 and no error if not. What the socket does not take of them is written by a goroutine;
-// until it has done so TryWrite takes nothing.
+// TryWrite sends p, or its first 64 KiB, in frames as Write does. If the socket takes nothing now,
+// TryWrite returns 0 and no error. If the socket takes only a part, a goroutine writes the rest.
+// Until it has done so, TryWrite takes nothing.
 func (c *tryConn) TryWrite(p []byte) (int, error) {
 	if len(p) == 0 || !c.wmu.TryLock() {
 		return 0, nil
@@ -348,7 +354,8 @@ func (c *tryConn) TryWrite(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// release gives wmu back without waiting: the rest of a frame, and a Pong that somebody could not write meanwhile, are left to a goroutine.
+// release releases wmu without waiting. It leaves the rest of a frame, and a Pong that another
+// goroutine could not write, to a new goroutine.
 func (c *conn) release(taken, left bool) {
 	c.wmu.Unlock()
 	c.mu.Lock()

@@ -28,7 +28,9 @@ func done(t *testing.T, k mqtt.Token) {
 // options are those of a paho.mqtt.golang client that dials in memory.
 func options(b *mqtttest.Broker, id string) *mqtt.ClientOptions {
 	return mqtt.NewClientOptions().AddBroker("mqtt://in-memory").SetClientID(id).
-		SetCustomOpenConnectionFn(func(*url.URL, mqtt.ClientOptions) (net.Conn, error) { return b.Dial() })
+		SetCustomOpenConnectionFn(func(*url.URL, mqtt.ClientOptions) (net.Conn, error) {
+			return b.Dial()
+		})
 }
 
 // leave disconnects and lets the client's goroutines end before the bubble does.
@@ -42,20 +44,24 @@ func TestPahoOverTCP(t *testing.T) {
 	got := make(chan string, 1)
 	c := mqtt.NewClient(mqtt.NewClientOptions().AddBroker(b.URL()).SetClientID("sensor"))
 	done(t, c.Connect())
-	done(t, c.Subscribe("commands/#", 1, func(_ mqtt.Client, m mqtt.Message) { got <- m.Topic() + " " + string(m.Payload()) }))
+	done(t, c.Subscribe("commands/#", 1, func(_ mqtt.Client, m mqtt.Message) {
+		got <- m.Topic() + " " + string(m.Payload())
+	}))
 	b.Publish("commands/led", "on")
 	require.Equal(t, "commands/led on", <-got)
 	done(t, c.Publish("status", 2, true, "lit"))
 	b.WaitFor(t, "status", mqtttest.Payload("lit"))
 	c.Disconnect(250)
-	b.WaitDisconnected("sensor")
+	b.WaitDisconnected(t, "sensor")
 }
 
 // An hour passes, and the session is gone: in well under a second.
 func TestPahoSessionExpiryInVirtualTime(t *testing.T) {
 	start := time.Now()
 	synctest.Test(t, func(t *testing.T) {
-		b := mqtttest.NewBroker(t, mqtttest.Config(func(c *dunlin.Config) { c.MaxSessionExpiry = time.Hour }))
+		b := mqtttest.NewBroker(t, mqtttest.Config(func(c *dunlin.Config) {
+			c.MaxSessionExpiry = time.Hour
+		}))
 		connect := func(want bool) {
 			t.Helper()
 			c := mqtt.NewClient(options(b, "sensor").SetCleanSession(false))
@@ -63,7 +69,7 @@ func TestPahoSessionExpiryInVirtualTime(t *testing.T) {
 			done(t, k)
 			require.Equal(t, want, k.(*mqtt.ConnectToken).SessionPresent())
 			leave(c)
-			b.WaitDisconnected("sensor")
+			b.WaitDisconnected(t, "sensor")
 		}
 		connect(false)
 		time.Sleep(59 * time.Minute)
@@ -72,18 +78,22 @@ func TestPahoSessionExpiryInVirtualTime(t *testing.T) {
 		connect(false)
 	})
 	t.Logf("two hours took %v", time.Since(start))
-	require.Less(t, time.Since(start), time.Minute) // well under a second on a machine that does nothing else
+	require.Less(t, time.Since(start),
+		time.Minute) // well under a second on a machine that does nothing else
 }
 
-// The client's own Keep Alive runs in virtual time, too: it pings, and it notices a broker that has fallen silent.
+// The client's own Keep Alive runs in virtual time, too: it pings, and it notices a broker that has
+// fallen silent.
 func TestPahoKeepAliveInVirtualTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := mqtttest.NewBroker(t)
 		lost := make(chan error, 1)
-		c := mqtt.NewClient(options(b, "sensor").SetKeepAlive(30 * time.Second).SetPingTimeout(10 * time.Second).SetAutoReconnect(false).
+		c := mqtt.NewClient(options(b, "sensor").SetKeepAlive(30 * time.Second).
+			SetPingTimeout(10 * time.Second).SetAutoReconnect(false).
 			SetConnectionLostHandler(func(_ mqtt.Client, err error) { lost <- err }))
 		done(t, c.Connect())
-		pings := b.Inject(mqtttest.Delay(mqtttest.FromClient, packets.TypePingreq, 0, time.Nanosecond)) // to count them
+		pings := b.Inject(mqtttest.Delay(mqtttest.FromClient, packets.TypePingreq, 0,
+			time.Nanosecond)) // to count them
 		time.Sleep(time.Hour)
 		require.GreaterOrEqual(t, pings.Hits(), 60)
 		require.True(t, c.IsConnected())
@@ -91,7 +101,7 @@ func TestPahoKeepAliveInVirtualTime(t *testing.T) {
 		silent := b.Inject(mqtttest.StallWrites(), mqtttest.ForClient("sensor"))
 		require.ErrorContains(t, <-lost, "pingresp not received")
 		silent.Lift()
-		b.WaitDisconnected("sensor")
+		b.WaitDisconnected(t, "sensor")
 		leave(c)
 	})
 }
@@ -105,13 +115,14 @@ func TestPahoReconnectsInVirtualTime(t *testing.T) {
 		b.Stop()
 		time.Sleep(10 * time.Minute)
 		b.Start()
-		b.WaitConnected("sensor")
+		b.WaitConnected(t, "sensor")
 		leave(c)
 	})
 }
 
 // newAutopaho connects an autopaho client in memory.
-func newAutopaho(t *testing.T, b *mqtttest.Broker, id string, expiry uint32, up func(*paho.Connack)) (c *autopaho.ConnectionManager, end func()) {
+func newAutopaho(t *testing.T, b *mqtttest.Broker, id string, expiry uint32,
+	up func(*paho.Connack)) (c *autopaho.ConnectionManager, end func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	server, err := url.Parse("mqtt://in-memory")
@@ -141,10 +152,12 @@ func TestAutopahoSessionExpiryInVirtualTime(t *testing.T) {
 		connect := func(want bool) {
 			t.Helper()
 			present := make(chan bool, 1)
-			_, end := newAutopaho(t, b, "sensor", 3600, func(ack *paho.Connack) { present <- ack.SessionPresent })
+			_, end := newAutopaho(t, b, "sensor", 3600, func(ack *paho.Connack) {
+				present <- ack.SessionPresent
+			})
 			require.Equal(t, want, <-present)
 			end()
-			b.WaitDisconnected("sensor")
+			b.WaitDisconnected(t, "sensor")
 		}
 		connect(false)
 		time.Sleep(59 * time.Minute)
@@ -153,7 +166,8 @@ func TestAutopahoSessionExpiryInVirtualTime(t *testing.T) {
 		connect(false)
 	})
 	t.Logf("two hours took %v", time.Since(start))
-	require.Less(t, time.Since(start), time.Minute) // well under a second on a machine that does nothing else
+	require.Less(t, time.Since(start),
+		time.Minute) // well under a second on a machine that does nothing else
 }
 
 func TestAutopahoSurvivesARestartInVirtualTime(t *testing.T) {
@@ -173,7 +187,8 @@ func TestAutopahoSurvivesARestartInVirtualTime(t *testing.T) {
 	})
 }
 
-// An acknowledgement that is lost: the client sends the message again on its next connection, and QoS 2 makes that one message.
+// An acknowledgement that is lost: the client sends the message again on its next connection, and
+// QoS 2 makes that one message.
 func TestPahoRepeatsWhatWasNotAcknowledged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := mqtttest.NewBroker(t, mqtttest.Timeout(time.Hour))

@@ -20,12 +20,14 @@ type batch struct {
 
 func newBatch(tx *bolt.Tx) *batch {
 	return &batch{
-		sessions: tx.Bucket(bSessions), subscriptions: tx.Bucket(bSubscriptions), received: tx.Bucket(bReceived),
-		messages: tx.Bucket(bMessages), queues: tx.Bucket(bQueues), uses: tx.Bucket(bUses), retained: tx.Bucket(bRetained),
+		sessions: tx.Bucket(bSessions), subscriptions: tx.Bucket(bSubscriptions),
+		received: tx.Bucket(bReceived),
+		messages: tx.Bucket(bMessages), queues: tx.Bucket(bQueues), uses: tx.Bucket(bUses),
+		retained: tx.Bucket(bRetained),
 	}
 }
 
-// A delivery is what is kept of an entry of a queue beside its place.
+// A delivery is the stored part of a queue entry, without its place.
 type delivery struct {
 	store.Delivery
 	id       uint16
@@ -81,9 +83,11 @@ func decodeUse(b []byte) (u delivery, err error) {
 
 func number(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
 
-func place(session, seq uint64) []byte { return binary.BigEndian.AppendUint64(number(session), seq) }
+func place(session, seq uint64) []byte {
+	return binary.BigEndian.AppendUint64(number(session), seq)
+}
 
-// named appends a name to a key. Long ones are hashed, as bbolt's keys are bounded.
+// named appends a name to a key. Long names are hashed, because bbolt bounds its keys.
 func named(key []byte, name string) []byte {
 	if len(name) <= 1024 {
 		return append(append(key, 0), name...)
@@ -99,7 +103,7 @@ func encode(op store.Op) []byte {
 	return e.Append(nil, op)
 }
 
-// there tells whether there is a Session.
+// there says whether the Session exists.
 func (b *batch) there(session uint64) bool { return b.sessions.Get(number(session)) != nil }
 
 func (b *batch) apply(op store.Op) error {
@@ -192,7 +196,7 @@ func (b *batch) publish(op *store.Publish) error {
 	return set(b.uses, n, nil)
 }
 
-// unretain takes the retained message of a topic away.
+// unretain removes the retained message of a topic.
 func (b *batch) unretain(topic string) error {
 	key := named(nil, topic)
 	n, err := b.get(b.retained, "retained", key)
@@ -215,7 +219,7 @@ func (b *batch) get(bucket *bolt.Bucket, name string, key []byte) ([]byte, error
 	return append([]byte{}, v...), err
 }
 
-// change changes an entry of a queue, if it is there.
+// change changes an entry of a queue, if it exists.
 func (b *batch) change(session, seq uint64, change func(u *delivery)) error {
 	at := place(session, seq)
 	n, err := b.get(b.queues, "queues", at)
@@ -247,7 +251,7 @@ func (b *batch) done(session, seq uint64) error {
 	return b.unuse(n, at)
 }
 
-// unuse ends one use of a message, and the message if it was the last one.
+// unuse removes one use of a message. With the last use it removes the message.
 func (b *batch) unuse(n, at []byte) error {
 	if err := b.uses.Delete(bytes.Join([][]byte{n, at}, nil)); err != nil {
 		return err
@@ -278,7 +282,7 @@ func (b *batch) deleteSession(session uint64) error {
 	return nil
 }
 
-// keys returns those that begin with prefix.
+// keys returns the keys that begin with prefix.
 func keys(b *bolt.Bucket, prefix []byte) (all [][]byte) {
 	c := b.Cursor()
 	for k, _ := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, _ = c.Next() {

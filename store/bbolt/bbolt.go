@@ -1,15 +1,17 @@
-// Package bbolt is a store.Store in one file of go.etcd.io/bbolt, a well-known B+ tree that etcd stands on, for those who
-// prefer it or have tools for it. Package store/segment is several times faster, tells more about damage, and needs no other
-// module.
+// Package bbolt is a store.Store in one file of go.etcd.io/bbolt, the B+ tree that etcd is built
+// on. Use it if you have tools for bbolt. Package store/segment is several times faster, reports
+// more about damage, and needs no other module.
 //
-// The file has the buckets "sessions" (Session to PutSession), "subscriptions" (Session and Topic Filter), "received" (Session and
-// Packet Identifier), "messages" (a number that counts up, to the message), "queues" (Session and Seq, to the number of the message), "uses"
-// (number of the message, Session and Seq, to the rest of the delivery; or number alone, to the topic that it is the retained message of),
-// "retained" (topic to number) and "about" (format). Numbers in keys are 8 bytes, big-endian. Each value ends with
-// the CRC-32C of key and value.
+// The file has the buckets "sessions" (Session to PutSession), "subscriptions" (Session and Topic
+// Filter), "received" (Session and Packet Identifier), "messages" (a number that counts up, to the
+// message), "queues" (Session and Seq, to the number of the message), "uses" (number of the
+// message, Session and Seq, to the rest of the delivery; or number alone, to the topic that it is
+// the retained message of), "retained" (topic to number) and "about" (format). Numbers in keys are
+// 8 bytes, big-endian. Each value ends with the CRC-32C of key and value.
 //
-// The room that the file takes on the disk is reserved ahead. On a full disk, batches that only take something away find room in a part
-// of it that is kept for them, and what they take away makes room for others. The file does not shrink.
+// The store reserves its room on the disk ahead. It keeps a part of this room for batches that only
+// remove, so they succeed on a full disk. The room of removed data is then used for new data. The
+// file does not shrink.
 package bbolt
 
 import (
@@ -38,18 +40,19 @@ import (
 var (
 	// ErrClosed is returned by the methods of a Store after Close.
 	ErrClosed = errors.New("store/bbolt: closed")
-	// ErrLocked is wrapped by what Open returns while the file is open elsewhere.
+	// ErrLocked is wrapped by the error of Open while the file is open elsewhere.
 	ErrLocked = disk.ErrLocked
 )
 
 // Options of [Open]. The zero value is a good choice.
 type Options struct {
-	// Durability is what Commit waits for. The zero value is [store.Synced]. With any other bbolt does not sync, and a loss of
-	// power may leave a file that cannot be used; Close syncs.
+	// Durability says what Commit waits for. The zero value is [store.Synced]. With any other value
+	// bbolt does not sync, and a loss of power may leave an unusable file. Close syncs.
 	Durability store.Durability
 }
 
-// A Store is a store.Store in a file. Its methods may be called from any goroutine, but none from inside a Load.
+// A Store is a store.Store in a file. Its methods may be called concurrently, but not from inside a
+// Load.
 type Store struct {
 	db       *bolt.DB
 	file     disk.File // that db has open
@@ -76,9 +79,10 @@ var (
 	kFormat        = []byte("format")
 )
 
-// Open opens the store in the file, which is made if it is not there. It reads the whole tree of the file to check it. It fails with an
-// error that wraps [ErrLocked] if the file is open in this or another process. It fails, and leaves the file as it is, if the file is
-// truncated or its structure is damaged, or if it is one of something else or of a later format.
+// Open opens the store in the file, and creates the file if it does not exist. It reads the whole
+// tree to check it. If the file is open in this or another process, the error wraps [ErrLocked].
+// Open also fails, and leaves the file unchanged, if the file is truncated, has a damaged
+// structure, is not a store, or has a later format.
 func Open(file string, opts Options) (*Store, error) {
 	switch {
 	case file == "":
@@ -112,7 +116,7 @@ func syncFolder(file string) error {
 	return d.Sync()
 }
 
-// open opens a file that was verified, or is not there.
+// open opens a file that was verified, or that does not exist.
 func open(file string, opts Options) (s *Store, err error) {
 	var f *os.File
 	s = new(Store)
@@ -123,7 +127,8 @@ func open(file string, opts Options) (s *Store, err error) {
 	}()
 	err = s.guarded("open", func() error {
 		s.db, err = bolt.Open(file, 0o600, &bolt.Options{
-			Timeout: time.Millisecond, NoSync: opts.Durability != store.Synced, FreelistType: bolt.FreelistMapType,
+			Timeout: time.Millisecond, NoSync: opts.Durability != store.Synced,
+			FreelistType: bolt.FreelistMapType,
 			OpenFile: func(name string, flag int, perm os.FileMode) (*os.File, error) {
 				var err error
 				f, err = os.OpenFile(name, flag, perm)
@@ -144,7 +149,8 @@ func open(file string, opts Options) (s *Store, err error) {
 		return s.db.View(func(tx *bolt.Tx) error {
 			s.size, s.end = tx.Size(), tx.Size()
 			messages := tx.Bucket(bMessages)
-			if last, _ := messages.Cursor().Last(); len(last) == 8 && binary.BigEndian.Uint64(last) > messages.Sequence() {
+			if last, _ := messages.Cursor().
+				Last(); len(last) == 8 && binary.BigEndian.Uint64(last) > messages.Sequence() {
 				return fmt.Errorf("the file is damaged: the last message is number %x, and they are counted up to %x", last, messages.Sequence())
 			}
 			return nil
@@ -156,7 +162,7 @@ func open(file string, opts Options) (s *Store, err error) {
 	return s, nil
 }
 
-// prepare makes what an empty file lacks, and checks the format of another.
+// prepare completes an empty file, and checks the format of any other.
 func prepare(db *bolt.DB) error {
 	var is string
 	empty := true
@@ -175,7 +181,8 @@ func prepare(db *bolt.DB) error {
 		return fmt.Errorf("the format is %q, this program reads %q", is, format)
 	}
 	return db.Update(func(tx *bolt.Tx) error {
-		for _, name := range [][]byte{bSessions, bSubscriptions, bReceived, bMessages, bQueues, bUses, bRetained} {
+		for _, name := range [][]byte{bSessions, bSubscriptions, bReceived, bMessages, bQueues,
+			bUses, bRetained} {
 			if _, err := tx.CreateBucket(name); err != nil {
 				return err
 			}
@@ -188,8 +195,9 @@ func prepare(db *bolt.DB) error {
 	})
 }
 
-// guarded calls f. It turns a panic into an error: bbolt panics when its file is damaged, and the memory that the file is mapped to
-// cannot be read where the file has become shorter meanwhile, or the disk fails. s.mu is held, or nobody else has s.
+// guarded calls f and turns a panic into an error. bbolt panics when its file is damaged. Reading
+// mapped memory panics when the file has become shorter, or when the disk fails. s.mu is held, or
+// no other goroutine has s.
 func (s *Store) guarded(what string, f func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -201,7 +209,7 @@ func (s *Store) guarded(what string, f func() error) (err error) {
 	return f()
 }
 
-// whole returns an error if the file has become shorter than what was committed, which is end bytes.
+// whole returns an error if the file is shorter than its committed content, which is end bytes.
 func (s *Store) whole(end int64) error {
 	size, err := s.file.Size()
 	if err == nil && size < end {
@@ -210,7 +218,7 @@ func (s *Store) whole(end int64) error {
 	return err
 }
 
-// begin begins a transaction that reads. s.mu is held.
+// begin begins a read transaction. s.mu is held.
 func (s *Store) begin() (tx *bolt.Tx, err error) {
 	if s.broken || errors.Is(s.err, ErrClosed) {
 		return nil, s.err
@@ -250,7 +258,9 @@ func (s *Store) Commit(ctx context.Context, ops []store.Op) error {
 	switch {
 	case err == nil:
 		return nil
-	case disk.IsFull(err): // bbolt has rolled back: the page that makes a transaction count is written last, over an old one
+	case disk.IsFull(err):
+		// bbolt has rolled back: the page that makes a transaction count is written last, over an
+		// old one
 		return fmt.Errorf("store/bbolt: %w: %w", store.ErrFull, err)
 	case errors.Is(err, berrors.ErrValueTooLarge), errors.Is(err, berrors.ErrKeyTooLarge): // likewise
 		return fmt.Errorf("store/bbolt: %w: %w", store.ErrTooLarge, err)
@@ -259,7 +269,8 @@ func (s *Store) Commit(ctx context.Context, ops []store.Op) error {
 	return s.err
 }
 
-// Checkpoint implements store.Store. It does nothing: bbolt uses the room of what was deleted again, and its file does not shrink.
+// Checkpoint implements store.Store. It does nothing: bbolt reuses the room of deleted data, and
+// its file does not shrink.
 func (s *Store) Checkpoint(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -278,7 +289,9 @@ func (s *Store) Close() error {
 	}
 	var err error
 	switch {
-	case s.broken: // bbolt might wait for a lock of its own for ever; the file is mapped until the process ends
+	case s.broken:
+		// bbolt might wait for a lock of its own for ever; the file is mapped until the process
+		// ends
 		err = s.file.Close()
 	case s.err == nil && s.db.NoSync:
 		err = errors.Join(s.db.Sync(), s.db.Close())
@@ -289,8 +302,9 @@ func (s *Store) Close() error {
 	return err
 }
 
-// Backup writes a copy of the store, as it is when it is called, to a new file, which must not be there. Commits go on meanwhile. The
-// copy is durable when Backup returns nil; otherwise no file is left.
+// Backup writes a copy of the store, as it is when it is called, to a new file, which must not be
+// there. Commits go on meanwhile. The copy is durable when Backup returns nil; otherwise no file is
+// left.
 func (s *Store) Backup(ctx context.Context, file string) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -313,7 +327,8 @@ func (s *Store) Backup(ctx context.Context, file string) error {
 	return nil
 }
 
-// copyTo writes the last transaction to a file. It reads the file, not the memory that the file is mapped to.
+// copyTo writes the last transaction to a file. It reads the file, not the memory that the file is
+// mapped to.
 func (s *Store) copyTo(ctx context.Context, to io.Writer) error {
 	s.mu.Lock()
 	tx, err := s.begin()
@@ -382,13 +397,15 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // seal appends the checksum of key and value to value.
 func seal(key, value []byte) []byte {
-	return binary.LittleEndian.AppendUint32(value, crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, value))
+	return binary.LittleEndian.AppendUint32(value,
+		crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, value))
 }
 
 // unseal returns the value without its checksum.
 func unseal(bucket string, key, sealed []byte) ([]byte, error) {
 	n := len(sealed) - 4
-	if n < 0 || binary.LittleEndian.Uint32(sealed[n:]) != crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, sealed[:n]) {
+	if n < 0 || binary.LittleEndian.Uint32(sealed[n:]) != crc32.Update(crc32.Checksum(key,
+		castagnoli), castagnoli, sealed[:n]) {
 		return nil, fmt.Errorf("the file is damaged: bucket %s, key %x: the checksum does not match", bucket, key)
 	}
 	return sealed[:n:n], nil
@@ -453,7 +470,8 @@ func (l *loader) all() error {
 		if _, err := unseal("received", k, v); err != nil {
 			return err
 		}
-		return l.give(&store.Received{Session: binary.BigEndian.Uint64(k), ID: binary.BigEndian.Uint16(k[8:])})
+		return l.give(&store.Received{Session: binary.BigEndian.Uint64(k),
+			ID: binary.BigEndian.Uint16(k[8:])})
 	})
 	if err != nil {
 		return err

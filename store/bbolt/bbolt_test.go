@@ -36,7 +36,8 @@ func BenchmarkStore(b *testing.B) {
 }
 
 func ops() []store.Op {
-	m := &store.Message{Message: packets.Message{Topic: "topic", Payload: bytes.Repeat([]byte("payload "), 20)}}
+	m := &store.Message{Message: packets.Message{Topic: "topic",
+		Payload: bytes.Repeat([]byte("payload "), 20)}}
 	return []store.Op{&store.PutSession{Session: 1, ClientID: "client"},
 		&store.Publish{Message: m, Retain: true, To: []store.Delivery{{Session: 1, Seq: 1, QoS: 1}}}}
 }
@@ -84,7 +85,9 @@ func TestLockForeignFilesAndBackup(t *testing.T) {
 	got, err := storetest.Fold(s.Load(ctx))
 	require.NoError(t, err)
 	require.Len(t, got.Sessions, 1)
-	require.NoError(t, s.db.Update(func(tx *bolt.Tx) error { return tx.Bucket(bAbout).Put(kFormat, []byte("dunlin bbolt store 2")) }))
+	require.NoError(t, s.db.Update(func(tx *bolt.Tx) error {
+		return tx.Bucket(bAbout).Put(kFormat, []byte("dunlin bbolt store 2"))
+	}))
 	require.NoError(t, s.Close())
 	_, err = Open(copied, Options{})
 	require.ErrorContains(t, err, `the format is "dunlin bbolt store 2"`)
@@ -92,7 +95,10 @@ func TestLockForeignFilesAndBackup(t *testing.T) {
 	foreign := filepath.Join(dir, "foreign")
 	db, err := bolt.Open(foreign, 0o600, nil)
 	require.NoError(t, err)
-	require.NoError(t, db.Update(func(tx *bolt.Tx) error { _, err := tx.CreateBucket([]byte("theirs")); return err }))
+	require.NoError(t, db.Update(func(tx *bolt.Tx) error {
+		_, err := tx.CreateBucket([]byte("theirs"))
+		return err
+	}))
 	require.NoError(t, db.Close())
 	_, err = Open(foreign, Options{})
 	require.ErrorContains(t, err, "this program reads")
@@ -119,7 +125,8 @@ func TestFlippedBitsOfAPayloadAreFound(t *testing.T) {
 		s, err := Open(file, Options{})
 		require.NoError(t, err)
 		_, err = storetest.Fold(s.Load(ctx))
-		require.ErrorContains(t, err, "bucket messages, key 0000000000000001: the checksum does not match")
+		require.ErrorContains(t, err,
+			"bucket messages, key 0000000000000001: the checksum does not match")
 		require.NoError(t, s.Close())
 	}
 }

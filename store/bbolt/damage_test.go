@@ -18,8 +18,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/store/storetest"
 )
 
-// grown makes a file whose trees have branches, with free pages and with values that take several pages. It returns what the file
-// holds, and its state. The last two commits change nothing.
+// grown makes a file whose trees have branches, with free pages and with values that take several
+// pages. It returns what the file holds, and its state. The last two commits change nothing.
 func grown(t *testing.T) ([]byte, *storetest.State) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "db")
@@ -34,10 +34,13 @@ func grown(t *testing.T) ([]byte, *storetest.State) {
 	}
 	for id := range uint64(300) {
 		commit(&store.PutSession{Session: id + 1, ClientID: fmt.Sprintf("client %d", id)})
-		m := &store.Message{Message: packets.Message{Topic: fmt.Sprint("topic/", id), Payload: bytes.Repeat([]byte{byte(id)}, int(id*7))}}
-		commit(&store.Publish{Message: m, Retain: id%3 == 0, To: []store.Delivery{{Session: id + 1, Seq: 1, QoS: 1}}})
+		m := &store.Message{Message: packets.Message{Topic: fmt.Sprint("topic/", id),
+			Payload: bytes.Repeat([]byte{byte(id)}, int(id*7))}}
+		commit(&store.Publish{Message: m, Retain: id%3 == 0,
+			To: []store.Delivery{{Session: id + 1, Seq: 1, QoS: 1}}})
 	}
-	big := &store.Message{Message: packets.Message{Topic: "big", Payload: bytes.Repeat([]byte("payload "), 5000)}}
+	big := &store.Message{Message: packets.Message{Topic: "big",
+		Payload: bytes.Repeat([]byte("payload "), 5000)}}
 	commit(&store.PutRetained{Message: big})
 	for id := range uint64(100) {
 		commit(&store.DeleteSession{Session: 3*id + 1})
@@ -82,7 +85,8 @@ func end(t *testing.T, b []byte) int {
 func TestATruncatedFileIsRefused(t *testing.T) {
 	b, want := grown(t)
 	whole, page := end(t, b), os.Getpagesize()
-	lengths := []int{0, 1, pageHeader - 1, pageHeader, pageHeader + metaSize, page - 1, page, page + 1, page + pageHeader + metaSize}
+	lengths := []int{0, 1, pageHeader - 1, pageHeader, pageHeader + metaSize, page - 1, page,
+		page + 1, page + pageHeader + metaSize}
 	for n := 2 * page; n <= whole; n += page {
 		lengths = append(lengths, n-1, n, n+1)
 	}
@@ -98,13 +102,16 @@ func TestATruncatedFileIsRefused(t *testing.T) {
 	}
 }
 
-// A file that becomes shorter while it is open cannot be read where it is missing: that is a signal, SIGBUS, which ends the process.
+// A file that becomes shorter while it is open cannot be read where it is missing: that is a
+// signal, SIGBUS, which ends the process.
 func TestAFileThatIsTruncatedWhileItIsOpen(t *testing.T) {
 	b, _ := grown(t)
 	whole, page := end(t, b), os.Getpagesize()
-	for _, n := range []int{0, 1, page, 2 * page, 3 * page, 7*page + 1, whole / 2, whole - page, whole - 1} {
+	for _, n := range []int{0, 1, page, 2 * page, 3 * page, 7*page + 1, whole / 2, whole - page,
+		whole - 1} {
 		for _, first := range []string{"load", "commit", "backup", "close"} {
-			t.Run(fmt.Sprintf("%d of %d bytes are left, and the first thing is to %s", n, whole, first), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%d of %d bytes are left, and the first thing is to %s", n, whole,
+				first), func(t *testing.T) {
 				file := filepath.Join(t.TempDir(), "db")
 				require.NoError(t, os.WriteFile(file, b, 0o600))
 				s, err := Open(file, Options{})
@@ -132,8 +139,9 @@ func TestAFileThatIsTruncatedWhileItIsOpen(t *testing.T) {
 	}
 }
 
-// The pages behind the check of the size fail, too, when the disk cannot be read. A hole that is punched by truncating and extending the
-// file stands for that: what is missing is then read as zeros.
+// The pages behind the check of the size fail, too, when the disk cannot be read. A hole that is
+// punched by truncating and extending the file stands for that: what is missing is then read as
+// zeros.
 func TestAFileThatLosesPagesWhileItIsOpen(t *testing.T) {
 	b, _ := grown(t)
 	whole, page := end(t, b), os.Getpagesize()
@@ -162,8 +170,9 @@ func mustRead(t *testing.T, file string) []byte {
 	return b
 }
 
-// Bytes of the headers and elements of pages, and others, changed in several ways: what Open and Load make of it is an error, or the state
-// that was there. A meta page that is damaged looks as one that a crash tore: then the commit before counts.
+// Bytes of the headers and elements of pages, and others, changed in several ways: what Open and
+// Load make of it is an error, or the state that was there. A meta page that is damaged looks as
+// one that a crash tore: then the commit before counts.
 func TestDamageDoesNotPanic(t *testing.T) {
 	b, want := grown(t)
 	whole, page := end(t, b), os.Getpagesize()
@@ -220,7 +229,8 @@ func TestDamageThatBboltTrusts(t *testing.T) {
 	}
 	require.Positive(t, branch)
 	require.Positive(t, leaf)
-	u16, u32, u64 := binary.NativeEndian.PutUint16, binary.NativeEndian.PutUint32, binary.NativeEndian.PutUint64
+	u16, u32, u64 := binary.NativeEndian.PutUint16, binary.NativeEndian.PutUint32,
+		binary.NativeEndian.PutUint64
 	for _, tt := range []struct {
 		name   string
 		change func(b []byte)

@@ -12,8 +12,9 @@ import (
 	"github.com/dunlin-mqtt/dunlin/store"
 )
 
-// This file is the room that the file takes on the disk. It is reserved ahead, in steps. A part of it, the spare, is kept for batches
-// that take something away: bbolt never overwrites a page that is in use, so that such a batch, too, needs free pages before it makes any.
+// This file is the room that the file takes on the disk. It is reserved ahead, in steps. A part of
+// it, the spare, is kept for batches that take something away: bbolt never overwrites a page that
+// is in use, so that such a batch, too, needs free pages before it makes any.
 
 const (
 	minStep = 64 << 10 // of room that is reserved at a time, on a disk that is nearly full
@@ -72,8 +73,9 @@ func (s *Store) try(ops []store.Op) error {
 	})
 }
 
-// atMost returns about the most that the pages take which a batch writes: bbolt fills them by half at least, keys that come one after the
-// other share pages, and each other key may take one of its own, with branches above it.
+// atMost returns about the most that the pages take which a batch writes: bbolt fills them by half
+// at least, keys that come one after the other share pages, and each other key may take one of its
+// own, with branches above it.
 func atMost(ops []store.Op, page int64) int64 {
 	var content, apart int64
 	queues := make(map[uint64]bool)

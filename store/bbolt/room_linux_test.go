@@ -52,15 +52,18 @@ func (f *filling) commit(ops ...store.Op) error {
 	return err
 }
 
-// fill adds messages of a size until there is no room, 20 KB in each commit at least, and returns how many went in.
+// fill adds messages of a size until there is no room, 20 KB in each commit at least, and returns
+// how many went in.
 func (f *filling) fill(size int) (n int) {
 	f.t.Helper()
 	for {
 		var ops []store.Op
 		next := f.seq
 		for range 1 + 20_000/size {
-			m := &store.Message{Message: packets.Message{Topic: "t", Payload: bytes.Repeat([]byte("x"), size)}}
-			ops = append(ops, &store.Publish{Message: m, To: []store.Delivery{{Session: next % queues, Seq: next, QoS: 1}}})
+			m := &store.Message{Message: packets.Message{Topic: "t",
+				Payload: bytes.Repeat([]byte("x"), size)}}
+			ops = append(ops, &store.Publish{Message: m,
+				To: []store.Delivery{{Session: next % queues, Seq: next, QoS: 1}}})
 			next++
 		}
 		if err := f.commit(ops...); err != nil {
@@ -115,7 +118,8 @@ func noRoom(t *testing.T, dir string) (file string) {
 	return file
 }
 
-// On a full disk messages can be taken out, whoever has filled it, after a restart too, and then there is room for others.
+// On a full disk messages can be taken out, whoever has filled it, after a restart too, and then
+// there is room for others.
 func TestFetchingMakesRoomOnAFullDisk(t *testing.T) {
 	for _, size := range []int{100, 3000, 100_000} {
 		dir := small(t, "10m")

@@ -10,13 +10,15 @@ import (
 	"os"
 )
 
-// This file checks the structure of a file before bbolt maps it into memory: the meta pages, the size, each page of the trees and
-// the list of free pages. bbolt trusts all of that. Where it is wrong, a read outside of the file ends the process with a signal, a
-// page that leads to itself does so with a stack that never ends, and a wrong count with a want of memory. What the values hold
-// has checksums of its own and is not looked at here.
+// This file checks the structure of a file before bbolt maps it into memory: the meta pages, the
+// size, each page of the trees and the list of free pages. bbolt trusts all of that. Where it is
+// wrong, a read outside of the file ends the process with a signal, a page that leads to itself
+// does so with a stack that never ends, and a wrong count with a want of memory. What the values
+// hold has checksums of its own and is not looked at here.
 
-// The layout of a file, in the byte order of the machine. A page begins with its number (8 bytes), its kind (2), how many
-// elements it has (2), and how many pages it goes on for (4). Elements take 16 bytes each.
+// The layout of a file, in the byte order of the machine. A page begins with its number (8 bytes),
+// its kind (2), how many elements it has (2), and how many pages it goes on for (4). Elements take
+// 16 bytes each.
 const (
 	pageHeader  = 16
 	elementSize = 16
@@ -41,8 +43,8 @@ type meta struct {
 	root, freeList, end, txid uint64 // end: how many pages there are
 }
 
-// verify checks the file. It returns an error that wraps fs.ErrNotExist if there is none, and one that wraps ErrLocked if another process
-// writes to it.
+// verify checks the file. It returns an error that wraps fs.ErrNotExist if there is none, and one
+// that wraps ErrLocked if another process writes to it.
 func verify(name string) error {
 	f, err := os.Open(name)
 	if err != nil {
@@ -63,7 +65,8 @@ func verify(name string) error {
 	if err = (&verifier{f: f, m: m}).all(info.Size()); err == nil {
 		return nil
 	}
-	// A process that has the file open does not write to the pages of the last transaction, but to those of the transactions before.
+	// A process that has the file open does not write to the pages of the last transaction, but to
+	// those of the transactions before.
 	if again, aerr := readMeta(f, info.Size()); aerr != nil || again != m {
 		return ErrLocked
 	}
@@ -98,7 +101,8 @@ func parseMeta(f io.ReaderAt, at int64) (m meta, ok bool) {
 	p, u32, u64 := b[pageHeader:], binary.NativeEndian.Uint32, binary.NativeEndian.Uint64
 	sum := fnv.New64a()
 	sum.Write(p[:metaSize-8])
-	m = meta{pageSize: int64(u32(p[8:])), root: u64(p[16:]), freeList: u64(p[32:]), end: u64(p[40:]), txid: u64(p[48:])}
+	m = meta{pageSize: int64(u32(p[8:])), root: u64(p[16:]), freeList: u64(p[32:]),
+		end: u64(p[40:]), txid: u64(p[48:])}
 	return m, u32(p) == metaMagic && u32(p[4:]) == metaVersion && u64(p[metaSize-8:]) == sum.Sum64()
 }
 
@@ -181,7 +185,8 @@ func kindOf(page []byte) uint16 { return binary.NativeEndian.Uint16(page[8:]) }
 
 func countOf(page []byte) int { return int(binary.NativeEndian.Uint16(page[10:])) }
 
-// tree checks a page of a tree and all below it. Its keys are at least low and, unless high is nil, below high.
+// tree checks a page of a tree and all below it. Its keys are at least low and, unless high is nil,
+// below high.
 func (v *verifier) tree(id uint64, low, high []byte, depth int) error {
 	if depth > maxDepth {
 		return damagedPage(id, "is %d levels deep", depth)
@@ -225,7 +230,8 @@ type element struct {
 	isBucket   bool
 }
 
-// elements returns those of a branch or leaf. What they point to follows them without gaps, in the same order.
+// elements returns those of a branch or leaf. What they point to follows them without gaps, in the
+// same order.
 func elements(id uint64, page []byte) ([]element, error) {
 	n, u32 := countOf(page), binary.NativeEndian.Uint32
 	at := pageHeader + n*elementSize
@@ -254,7 +260,8 @@ func elements(id uint64, page []byte) ([]element, error) {
 // order checks the keys.
 func order(id uint64, es []element, low, high []byte) error {
 	for i, e := range es {
-		if bytes.Compare(e.key, low) < 0 || i > 0 && bytes.Equal(e.key, low) || high != nil && bytes.Compare(e.key, high) >= 0 {
+		if bytes.Compare(e.key, low) < 0 || i > 0 && bytes.Equal(e.key, low) || high != nil &&
+			bytes.Compare(e.key, high) >= 0 {
 			return damagedPage(id, "has element %d of %d in the wrong order", i, len(es))
 		}
 		low = e.key

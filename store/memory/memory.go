@@ -1,4 +1,5 @@
-// Package memory is a store.Store in memory, for tests: what was committed outlives Close and Open, not the process.
+// Package memory is a store.Store in memory, for tests. Committed state survives Close and Open,
+// but not the end of the process.
 package memory
 
 import (
@@ -17,8 +18,8 @@ import (
 // ErrClosed is returned by the methods of a Store that is not open.
 var ErrClosed = errors.New("store/memory: closed")
 
-// A Store keeps the state that was committed. The zero value is an open, empty one. It must not be copied. Its methods
-// may be called from any goroutine.
+// A Store keeps committed state. The zero value is an open, empty Store. It must not be copied. Its
+// methods may be called concurrently.
 type Store struct {
 	mu       sync.Mutex // guards all below
 	closed   bool
@@ -27,7 +28,7 @@ type Store struct {
 	retained map[string]*message
 }
 
-// A message is what was published, copied, with its place in the order of all.
+// A message is a copy of a published message, with its position in the order of all messages.
 type message struct {
 	store.Message
 	birth uint64
@@ -47,7 +48,7 @@ type entry struct {
 	released bool
 }
 
-// Open opens the Store again after Close, with what it held. It fails if it is open.
+// Open opens the Store again after Close, with its content. It fails if the Store is open.
 func (s *Store) Open() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -79,7 +80,7 @@ func (s *Store) Checkpoint(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// Commit implements store.Store. The error is [ErrClosed] or that of a context that is done.
+// Commit implements store.Store. The error is [ErrClosed], or that of a ctx that is done.
 func (s *Store) Commit(ctx context.Context, ops []store.Op) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -190,8 +191,8 @@ func (s *Store) entry(id, seq uint64) *entry {
 	return nil
 }
 
-// Load implements store.Store. It yields copies, messages in the order in which they were committed. The state is that of
-// the moment in which the sequence is begun.
+// Load implements store.Store. It yields copies, messages in the order in which they were
+// committed. It yields the state at the moment when the sequence begins.
 func (s *Store) Load(ctx context.Context) iter.Seq2[store.Op, error] {
 	return func(yield func(store.Op, error) bool) {
 		s.mu.Lock()

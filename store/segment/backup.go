@@ -8,9 +8,10 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/disk"
 )
 
-// Backup writes a copy of the store, as it is when it is called, to the directory dir, which must be empty or not there. Commits
-// go on meanwhile. The copy is a store of its own once Backup has returned nil; before, Open refuses it. To restore it, stop the broker and
-// let it open a copy of that directory.
+// Backup copies the store, in its state at the time of the call, to the directory dir, which must
+// be empty or missing. Commits continue meanwhile. When Backup has returned nil, the copy is a
+// store of its own. Before that, Open refuses it. To restore the copy, stop the broker and let it
+// open a copy of that directory.
 func (s *Store) Backup(ctx context.Context, dir string) error {
 	d, err := disk.Make(dir)
 	if err == nil {
@@ -51,7 +52,7 @@ func (s *Store) backup(ctx context.Context, to disk.Dir) error {
 	return err
 }
 
-// copySegment copies a segment as far as the manifest says.
+// copySegment copies a segment up to the size in the manifest.
 func copySegment(ctx context.Context, from, to disk.Dir, s sealed) error {
 	src, err := from.Open(segmentName(s.number))
 	if err != nil {

@@ -18,15 +18,18 @@ const (
 	fewSegments = 8       // that are short are left as they are
 	littleLog   = 1 << 20 // which is compacted within a commit, if there are more
 
-	// A full disk makes compactions follow each other, but for a pause, and ten times as long as the last one took. Each one that finds no
-	// room doubles the pause, as it seals a segment that may be short.
+	// A full disk makes compactions follow each other, but for a pause, and ten times as long as
+	// the last one took. Each one that finds no room doubles the pause, as it seals a segment that
+	// may be short.
 	minPause = 100 * time.Millisecond
 	maxPause = 5 * time.Second
 )
 
-// Checkpoint implements store.Store. If the log has doubled, and grown by two segments at least, or has come to consist of many
-// short ones, as each start of the process leaves one, it begins a compaction in the background and does not wait for it, but for one of
-// many short segments that are 1 MiB together at most. A Commit that begins a segment does the same. See [Store.Compact].
+// Checkpoint implements store.Store. It begins a compaction in the background in two cases: when
+// the log has doubled and grown by at least two segments, and when the log consists of many short
+// segments, because each start of the process begins one. It does not wait for the compaction,
+// unless the short segments are at most 1 MiB together. A Commit that begins a segment does the
+// same. See [Store.Compact].
 func (s *Store) Checkpoint(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -39,8 +42,9 @@ func (s *Store) Checkpoint(ctx context.Context) error {
 	return s.compactIfGrown()
 }
 
-// Compact leaves out of the log what has been superseded, and returns when that is done. Commits go on meanwhile. It need
-// not be called: the store does so in the background now and then, see [Store.Checkpoint].
+// Compact removes superseded operations from the log, and returns when that is done. Commits
+// continue meanwhile. You need not call it: the store does so in the background now and then, see
+// [Store.Checkpoint].
 func (s *Store) Compact(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -56,10 +60,12 @@ func (s *Store) Compact(ctx context.Context) error {
 	return nil
 }
 
-// compactIfGrown begins a compaction if it is worth while. The error is one after which nothing can be committed. s.mu is held.
+// compactIfGrown begins a compaction if it is worthwhile. After its error nothing can be committed
+// any more. s.mu is held.
 func (s *Store) compactIfGrown() error {
 	m := &s.man
-	short := m.short(s.opts.SegmentSize) && time.Now().After(s.notBefore) // a full disk makes short ones
+	short := m.short(s.opts.SegmentSize) && time.Now().
+		After(s.notBefore) // a full disk makes short ones
 	switch {
 	case short && m.folded.size+m.grown() <= littleLog:
 		return s.compactLittle()
@@ -69,8 +75,8 @@ func (s *Store) compactIfGrown() error {
 	return nil
 }
 
-// compactLittle compacts a log that is read and written in no time, and waits for it: so it is done however short processes live. The
-// error is one after which nothing can be committed. s.mu is held.
+// compactLittle compacts a small log and waits for it. So even short-lived processes compact. After
+// its error nothing can be committed any more. s.mu is held.
 func (s *Store) compactLittle() error {
 	if s.stopped.Err() != nil || !s.compacting.TryLock() {
 		return nil
@@ -92,7 +98,7 @@ func (s *Store) compactLittle() error {
 	return s.err
 }
 
-// startCompaction compacts in the background, unless that is under way. s.mu is held.
+// startCompaction compacts in the background, unless a compaction is in progress. s.mu is held.
 func (s *Store) startCompaction(all bool) {
 	if s.stopped.Err() != nil || !s.compacting.TryLock() {
 		return
@@ -109,7 +115,8 @@ func (s *Store) startCompaction(all bool) {
 	}()
 }
 
-// compacted tells how a compaction has ended that nobody asked for, and when the next one may follow. s.mu is held.
+// compacted logs the result of a background compaction, and sets the time of the next one. s.mu is
+// held.
 func (s *Store) compacted(begun time.Time, err error) {
 	if err != nil && s.stopped.Err() == nil && !disk.IsFull(err) {
 		s.opts.Logger.Warn("the log could not be compacted", "err", err)
@@ -122,7 +129,8 @@ func (s *Store) compacted(begun time.Time, err error) {
 	s.notBefore = time.Now().Add(s.pause + 10*time.Since(begun))
 }
 
-// compact replaces the sealed segments, of which the active one becomes one if all is set, by a folded one. s.compacting is held.
+// compact replaces the sealed segments by a folded one. With all set it first seals the active
+// segment. s.compacting is held.
 func (s *Store) compact(ctx context.Context, all bool) error {
 	old, number, err := s.beginCompaction(all)
 	if err != nil || len(old.sealed) == 0 {
@@ -141,7 +149,7 @@ func (s *Store) compact(ctx context.Context, all bool) error {
 	return s.replace(&old, f)
 }
 
-// replace puts f in the place of all segments of old. s.mu is held.
+// replace replaces all segments of old by f. s.mu is held.
 func (s *Store) replace(old *manifest, f sealed) error {
 	m := s.man.clone()
 	m.folded, m.upTo, m.sealed = f, old.last(), m.sealed[len(old.sealed):]
@@ -177,7 +185,7 @@ func (s *Store) beginCompaction(all bool) (old manifest, number uint64, err erro
 	return old, s.take(), nil
 }
 
-// fold writes what is left of the segments of m to a new one.
+// fold writes the live content of the segments of m to a new segment.
 func (s *Store) fold(ctx context.Context, m *manifest, number uint64) (sealed, error) {
 	c := scan{dir: s.dir, man: m, dec: codec.Decoder{Borrow: true}}
 	left := newLeft()
@@ -237,7 +245,7 @@ func (w *foldWriter) begin() error {
 	return nil
 }
 
-// flush writes the record that was begun, unless it is empty, and begins the next one.
+// flush writes the current record, unless it is empty, and begins the next one.
 func (w *foldWriter) flush() error {
 	if len(w.buf) == recordSize {
 		return nil
@@ -256,7 +264,7 @@ func (w *foldWriter) flush() error {
 	return w.file.Sync()
 }
 
-// end writes what is left and syncs.
+// end writes the last record and syncs.
 func (w *foldWriter) end() error {
 	if err := w.flush(); err != nil {
 		return err

@@ -24,8 +24,9 @@ func put(session uint64) store.Op {
 	return &store.PutSession{Session: session, ClientID: "client", Expiry: 60}
 }
 
-// crashed makes a store with a folded segment, sealed ones and an active one, as it is left by a killed process, and
-// returns its files and what it holds after each of the last commits, the latest last.
+// crashed makes a store with a folded segment, sealed ones and an active one, as it is left by a
+// killed process, and returns its files and what it holds after each of the last commits, the
+// latest last.
 func crashed(t *testing.T, opts Options) (map[string][]byte, []*storetest.State) {
 	t.Helper()
 	sim := disk.NewSim(1)
@@ -76,9 +77,10 @@ func loadSim(sim *disk.Sim) (*storetest.State, error) {
 	return got, errors.Join(err, s.Close())
 }
 
-// checkDamaged loads files of which one was damaged, and returns whether that was refused. If not, the store holds one of the states.
-// If whole is set the log may end behind a record.
-func checkDamaged(t *testing.T, files map[string][]byte, name string, whole bool, states []*storetest.State) (refused bool) {
+// checkDamaged loads files of which one was damaged, and returns whether that was refused. If not,
+// the store holds one of the states. If whole is set the log may end behind a record.
+func checkDamaged(t *testing.T, files map[string][]byte, name string, whole bool,
+	states []*storetest.State) (refused bool) {
 	t.Helper()
 	sim := simOf(files)
 	got, err := loadSim(sim)
@@ -95,8 +97,10 @@ func checkDamaged(t *testing.T, files map[string][]byte, name string, whole bool
 	}
 	require.NoError(t, verr)
 	i := slices.IndexFunc(states, got.Equal)
-	require.GreaterOrEqual(t, i, 0, "it loads as something that was never committed:\n%s", states[len(states)-1].Diff(got))
-	require.True(t, i == len(states)-1 || report.Torn > 0 || whole, "Verify does not tell of a torn end")
+	require.GreaterOrEqual(t, i, 0, "it loads as something that was never committed:\n%s",
+		states[len(states)-1].Diff(got))
+	require.True(t, i == len(states)-1 || report.Torn > 0 || whole,
+		"Verify does not tell of a torn end")
 	return false
 }
 
@@ -214,7 +218,8 @@ func TestForeignFilesAreRefused(t *testing.T) {
 	}
 	newerSegment := bytes.Clone(good[segmentName(m.active)])
 	newerSegment[8] = 2
-	binary.LittleEndian.PutUint32(newerSegment[headerSize-4:], checksum(0, newerSegment[:headerSize-4]))
+	binary.LittleEndian.PutUint32(newerSegment[headerSize-4:],
+		checksum(0, newerSegment[:headerSize-4]))
 	stale := m.clone()
 	stale.active = 0
 	for _, c := range []struct {
@@ -261,7 +266,8 @@ func TestVerifyAndDumpGoOnBehindDamage(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, len(m.numbers()), whole.Segments)
 	require.Zero(t, whole.Torn)
-	planted := map[string]int{segmentName(m.folded.number): headerSize + 30, segmentName(m.sealed[0].number): headerSize + 3}
+	planted := map[string]int{segmentName(m.folded.number): headerSize + 30,
+		segmentName(m.sealed[0].number): headerSize + 3}
 	for name, at := range planted {
 		files[name] = bytes.Clone(files[name])
 		files[name][at] ^= 1
@@ -285,10 +291,13 @@ func FuzzOpen(f *testing.F) {
 	f.Add([]byte("folded 1 bytes 64 records 0 commits 9\nactive 2\n"), []byte{}, []byte{})
 	f.Add([]byte("sealed 1 bytes 100 commits 1 1\nactive 2\n"), []byte{2, 2}, []byte{8, 2, 2})
 	f.Add([]byte("sealed 1 bytes 9223372036854775807 commits 1 0\n"), []byte{2, 2}, []byte{})
-	f.Add([]byte("active 1\nactive 2\nsealed 2 bytes -1 commits 1 18446744073709551615\n"), []byte{}, []byte{})
+	f.Add([]byte("active 1\nactive 2\nsealed 2 bytes -1 commits 1 18446744073709551615\n"),
+		[]byte{}, []byte{})
 	f.Fuzz(func(t *testing.T, lines, body1, body2 []byte) {
 		sim := disk.NewSim(1)
-		sim.Put(manifestName, appendChecksum(append([]byte("dunlin segment store 1\nstore 0000000000000007\n"), lines...)))
+		sim.Put(manifestName,
+			appendChecksum(append([]byte("dunlin segment store 1\nstore 0000000000000007\n"),
+				lines...)))
 		for i, body := range [][]byte{body1, body2} {
 			h := newHeader(uint64(i+1), 7, kindLog, 1)
 			b := h.append(nil)

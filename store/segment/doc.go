@@ -1,24 +1,30 @@
-// Package segment is a store.Store in a directory of files: an append-only log in segments, for a disk or flash.
+// Package segment is a store.Store in a directory of files: an append-only log in segments, for a
+// disk or flash.
 //
-// A commit is one write and one sync (fdatasync on Linux), whatever the number of operations. Now and then what has been
-// superseded is left out of the log by a goroutine that reads sealed segments and writes what remains of them into a new one; commits go
-// on meanwhile. Nothing of the state is kept in memory: opening reads the segment that was written to last, and Load streams the log.
+// A commit is one write and one sync (fdatasync on Linux), however many operations it has.
+// Superseded operations are removed from the log now and then: a goroutine reads sealed segments,
+// and writes their live content into a new segment, while commits continue. The store keeps no
+// state in memory. Opening reads the segment that was written last, and Load streams the log.
 //
 // # Guarantees
 //
-// With [store.Synced], a commit that returned nil is there after a loss of power, if the disk keeps what it said it has synced.
-// With [store.Buffered] it is there after the process was killed; a loss of power takes the commits since the last segment was
-// sealed, all or from some commit on. With [store.None] up to 256 KiB of commits wait in memory, which also the end of the process takes;
-// Close writes and syncs with each of them.
+// With [store.Synced], a commit that returned nil survives a loss of power, if the disk keeps what
+// it has reported as synced. With [store.Buffered] it survives the end of the process. A loss of
+// power then takes the commits since the last segment was sealed: all of them, or all from some
+// commit on. With [store.None] up to 256 KiB of commits wait in memory, and the end of the process
+// takes them too. Close writes and syncs with each of these.
 //
-// After a crash the log may end in the middle of a record. That is normal, and such an end is left out. Whatever else is
-// not as it was written is refused with a [*CorruptError] that names file and offset, by Open or by Load, and the files stay as
-// they are: a damaged record is taken for the torn end of the log only if no later one says that it was written when
-// all before it were synced. What cannot be told from a torn end is damage to the last records of a store that was not closed.
+// After a crash the log may end in the middle of a record. This is normal, and the store ignores
+// such an end. Open or Load refuses any other difference from what was written, with a
+// [*CorruptError] that names file and offset, and leaves the files as they are. The store takes a
+// damaged record for the torn end of the log only if no later record says that all records before
+// it were synced. It cannot tell a torn end from damage to the last records of a store that was not
+// closed.
 //
 // # Format
 //
-// Version 1. Numbers are little-endian, checksums are CRC-32C. A store is a directory with these files:
+// Version 1. Numbers are little-endian, checksums are CRC-32C. A store is a directory with these
+// files:
 //
 //	lock           is locked while the store is open; empty
 //	manifest       says which segments make up the store
@@ -35,8 +41,9 @@
 //	active 9                                     at most one: the segment that is written to
 //	crc32c 01234567                              checksum of all before this line, hexadecimal
 //
-// A segment begins with a header of 64 bytes, and records follow each other behind it. A sealed segment ends where the manifest says,
-// the active one, whose room is reserved ahead and zero, where there is no whole record:
+// A segment begins with a header of 64 bytes, and records follow each other behind it. A sealed
+// segment ends where the manifest says, the active one, whose room is reserved ahead and zero,
+// where there is no whole record:
 //
 //	 0  8  "DunlinSG"
 //	 8  4  version of the format, 1
@@ -49,7 +56,8 @@
 //	48 12  zero
 //	60  4  checksum of the bytes before
 //
-// A record is a commit, its number that of the commit; in a folded segment it is a part of what is left, and numbers count from 1:
+// A record is a commit, its number that of the commit; in a folded segment it is a part of what is
+// left, and numbers count from 1:
 //
 //	 0  4  marker of the segment
 //	 4  4  length of the body

@@ -38,9 +38,11 @@ func (d *simDisk) Fail(fault func(a storetest.Access) error) {
 	if fault != nil {
 		before := d.sim.Calls()
 		f = func(c disk.Call) error {
-			write := c.Kind != "open" && c.Kind != "read" && c.Kind != "names" && c.Kind != "lock" && c.Kind != "remove" && c.Kind != "truncate" &&
+			write := c.Kind != "open" && c.Kind != "read" && c.Kind != "names" &&
+				c.Kind != "lock" && c.Kind != "remove" && c.Kind != "truncate" &&
 				c.Kind != "sync" && c.Kind != "syncdir"
-			return fault(storetest.Access{N: c.N - before, Write: write, Sync: c.Kind == "sync" || c.Kind == "syncdir"})
+			return fault(storetest.Access{N: c.N - before, Write: write,
+				Sync: c.Kind == "sync" || c.Kind == "syncdir"})
 		}
 	}
 	d.sim.SetFault(f)
@@ -57,7 +59,9 @@ func (d *simDisk) Crash(seed uint64, power bool) storetest.Disk {
 }
 
 func onSim(opts Options, wrap func(d disk.Dir) disk.Dir) func(seed uint64) storetest.Disk {
-	return func(seed uint64) storetest.Disk { return &simDisk{sim: disk.NewSim(seed), opts: opts, wrap: wrap} }
+	return func(seed uint64) storetest.Disk {
+		return &simDisk{sim: disk.NewSim(seed), opts: opts, wrap: wrap}
+	}
 }
 
 func TestFaults(t *testing.T) {
@@ -79,7 +83,8 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// A liar is a directory that leaves out what a store must not leave out. It stands for a store that does.
+// A liar is a directory that leaves out what a store must not leave out. It stands for a store that
+// does.
 type liar struct {
 	disk.Dir
 	noSync, noDirSync, syncTwice bool
@@ -123,11 +128,12 @@ func TestLeavingOutASyncIsCaught(t *testing.T) {
 		"a sync that fails is tried once again": {syncTwice: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			err := storetest.CheckFaults(1, 12, store.Synced, onSim(Options{SegmentSize: 3000}, func(d disk.Dir) disk.Dir {
-				l := l
-				l.Dir = d
-				return &l
-			}))
+			err := storetest.CheckFaults(1, 12, store.Synced,
+				onSim(Options{SegmentSize: 3000}, func(d disk.Dir) disk.Dir {
+					l := l
+					l.Dir = d
+					return &l
+				}))
 			require.Error(t, err)
 			t.Log(err)
 		})
@@ -145,7 +151,8 @@ func TestCanariesAreCaught(t *testing.T) {
 	} {
 		t.Run(tag, func(t *testing.T) {
 			t.Parallel()
-			out, err := exec.Command("go", "test", "-count=1", "-tags", tag, "-run", run, ".").CombinedOutput()
+			out, err := exec.Command("go", "test", "-count=1", "-tags", tag, "-run", run, ".").
+				CombinedOutput()
 			var exit *exec.ExitError
 			require.ErrorAs(t, err, &exit, "the suite passes with the tag")
 			require.Contains(t, string(out), "--- FAIL")

@@ -64,7 +64,8 @@ func (f *filling) drain() {
 func (f *filling) recovers(n int) {
 	f.t.Helper()
 	for began := time.Now(); n > 0; n -= f.fill() {
-		time.Sleep(10 * time.Millisecond) // a compaction that found no room is followed by a pause, ten times as long as it took
+		// a compaction that found no room is followed by a pause, ten times as long as it took
+		time.Sleep(10 * time.Millisecond)
 		require.Less(f.t, time.Since(began), 2*time.Minute, "%d messages have not found room", n)
 	}
 }
@@ -106,7 +107,8 @@ func TestFullDisk(t *testing.T) {
 	})
 }
 
-// Whoever has filled the disk, what adds nothing is committed, also after a kill: clients can resume their Sessions and take messages out.
+// Whoever has filled the disk, what adds nothing is committed, also after a kill: clients can
+// resume their Sessions and take messages out.
 func TestFullDiskLeavesRoomForWhatAddsNothing(t *testing.T) {
 	sim := disk.NewSim(1)
 	sim.Capacity = 2 << 20

@@ -28,7 +28,8 @@ func TestABatchThatIsTooLargeLeavesTheStoreUsable(t *testing.T) {
 				return err
 			}
 			require.NoError(t, commit(put(1)))
-			many := []store.Op{publish(1, strings.Repeat("x", 6000), 1), publish(2, strings.Repeat("y", 6000), 1)}
+			many := []store.Op{publish(1, strings.Repeat("x", 6000), 1),
+				publish(2, strings.Repeat("y", 6000), 1)}
 			require.ErrorIs(t, commit(many...), store.ErrTooLarge)
 			require.NoError(t, commit(many[0]))
 			require.ErrorIs(t, commit(many...), store.ErrTooLarge)

@@ -9,8 +9,9 @@ import (
 	"github.com/dunlin-mqtt/dunlin/store"
 )
 
-// left is what is left of a log once each of its operations has been applied, messages apart: of these it knows which operation
-// brought them, and a second reading of the log fetches them. An entry of a queue takes 16 bytes.
+// left is the state after all operations of a log, without the content of messages. For a message
+// it stores the number of the operation that added it; a second reading of the log fetches the
+// content. An entry of a queue takes 16 bytes.
 type left struct {
 	n        uint64 // operations so far
 	sessions map[uint64]*leftSession
@@ -25,10 +26,12 @@ type leftSession struct {
 	hint     int         // behind the entry that was found last
 }
 
-// A leftEntry is a place in a queue.
+// A leftEntry is an entry of a queue.
 type leftEntry struct {
 	seq uint64
-	at  uint64 // from the lowest bit on: Packet Identifier (16), released (1), number of the operation that brought it (47)
+	// from the lowest bit on: Packet Identifier (16), released (1), number of the operation that
+	// brought it (47)
+	at uint64
 }
 
 const (
@@ -40,7 +43,7 @@ func newLeft() *left {
 	return &left{sessions: make(map[uint64]*leftSession), retained: make(map[string]uint64)}
 }
 
-// apply applies the next operation, and keeps nothing of it that is borrowed.
+// apply applies the next operation. It keeps no borrowed memory of the operation.
 func (l *left) apply(op store.Op) {
 	l.n++
 	switch op := op.(type) {
@@ -104,7 +107,8 @@ func (l *left) putSession(op *store.PutSession) {
 	c.put = *op
 	if op.Will != nil {
 		w := *op.Will
-		w.Message.Payload, w.Message.Properties = slices.Clone(w.Message.Payload), slices.Clone(w.Message.Properties)
+		w.Message.Payload, w.Message.Properties = slices.Clone(w.Message.Payload),
+			slices.Clone(w.Message.Properties)
 		c.put.Will = &w
 	}
 }
@@ -141,7 +145,8 @@ func (l *left) entry(session, seq uint64) *leftEntry {
 	return nil
 }
 
-// find returns where the entry is, or where it would have to be. It looks at both ends and behind the last one first.
+// find returns the position of the entry, or the position where it would be. It first looks at both
+// ends and after the last position.
 func (c *leftSession) find(seq uint64) (i int, ok bool) {
 	n := len(c.queue)
 	switch {
@@ -152,7 +157,9 @@ func (c *leftSession) find(seq uint64) (i int, ok bool) {
 	case c.hint < n && c.queue[c.hint].seq == seq:
 		i, ok = c.hint, true
 	default:
-		i, ok = slices.BinarySearchFunc(c.queue, seq, func(e leftEntry, seq uint64) int { return cmp.Compare(e.seq, seq) })
+		i, ok = slices.BinarySearchFunc(c.queue, seq, func(e leftEntry, seq uint64) int {
+			return cmp.Compare(e.seq, seq)
+		})
 	}
 	c.hint = i + 1
 	return i, ok
@@ -164,7 +171,7 @@ func (c *leftSession) enqueue(seq, op uint64) {
 	}
 }
 
-// done removes an entry by moving those on the shorter side of it.
+// done removes an entry. It moves the entries on the shorter side.
 func (c *leftSession) done(seq uint64) {
 	i, ok := c.find(seq)
 	switch {
@@ -177,8 +184,9 @@ func (c *leftSession) done(seq uint64) {
 	}
 }
 
-// write writes what is left: Sessions with what belongs to them, then messages in the order of the log, each followed by
-// what became of it. The scan reads the log again.
+// write writes the state: first the Sessions with everything that belongs to them, then the
+// messages in the order of the log, each followed by its later operations. The scan reads the log
+// again.
 func (l *left) write(ctx context.Context, c *scan, w *foldWriter) error {
 	for _, id := range slices.Sorted(maps.Keys(l.sessions)) {
 		if err := ctx.Err(); err != nil {
@@ -222,7 +230,7 @@ func (w *foldWriter) session(c *leftSession) error {
 	return nil
 }
 
-// writePublish writes what is left of the n-th operation.
+// writePublish writes the live part of the n-th operation.
 func (l *left) writePublish(w *foldWriter, op *store.Publish, n uint64) error {
 	to := op.To[:0]
 	var then []store.Op

@@ -21,8 +21,8 @@ const (
 	suffix       = ".log"
 )
 
-// A manifest says which files make up the store, in the order of the log: the folded segment, if there is one, those that are
-// sealed, and the active one.
+// A manifest lists the files of the store, in the order of the log: the folded segment if there is
+// one, the sealed segments, and the active segment.
 type manifest struct {
 	store  uint64
 	folded sealed // number 0: none. Its records count from 1
@@ -66,14 +66,15 @@ func (m *manifest) grown() (n int64) {
 	return n
 }
 
-// short tells whether there are many more sealed segments than what the store holds takes, in segments that get so long. Those that one
-// process fills are half full at least, so others have seen the process end. How long the folded one is counts, as it is written again
-// to get rid of them.
+// short says whether there are many more sealed segments than the content needs, because many of
+// them are short. A segment that one process fills is at least half full. Shorter segments come
+// from processes that have ended. The size of the folded segment counts, because removing them
+// writes it again.
 func (m *manifest) short(length int64) bool {
 	return int64(len(m.sealed)) > fewSegments+2*((m.folded.size+m.grown())/length)
 }
 
-// numbers returns those of all segments.
+// numbers returns the numbers of all segments.
 func (m *manifest) numbers() (all []uint64) {
 	if m.folded.number != 0 {
 		all = append(all, m.folded.number)
@@ -89,7 +90,7 @@ func (m *manifest) numbers() (all []uint64) {
 
 func segmentName(number uint64) string { return fmt.Sprintf("%08d%s", number, suffix) }
 
-// segmentNumber returns the number that a file name stands for.
+// segmentNumber returns the number in a file name.
 func segmentNumber(name string) (uint64, bool) {
 	digits, ok := strings.CutSuffix(name, suffix)
 	n, err := strconv.ParseUint(digits, 10, 64)
@@ -100,7 +101,8 @@ func (m *manifest) text() []byte {
 	dst := fmt.Appendf(nil, "dunlin segment store %d\n", version)
 	dst = fmt.Appendf(dst, "store %016x\n", m.store)
 	if f := m.folded; f.number != 0 {
-		dst = fmt.Appendf(dst, "folded %d bytes %d records %d commits %d\n", f.number, f.size, f.last, m.upTo)
+		dst = fmt.Appendf(dst, "folded %d bytes %d records %d commits %d\n", f.number, f.size,
+			f.last, m.upTo)
 	}
 	for _, s := range m.sealed {
 		dst = fmt.Appendf(dst, "sealed %d bytes %d commits %d %d\n", s.number, s.size, s.first, s.last)
@@ -114,7 +116,7 @@ func (m *manifest) text() []byte {
 // appendChecksum appends the last line.
 func appendChecksum(b []byte) []byte { return fmt.Appendf(b, "crc32c %08x\n", checksum(0, b)) }
 
-// parseManifest reads what text has written, to the byte.
+// parseManifest reads the output of text, and accepts nothing else.
 func parseManifest(b []byte) (manifest, error) {
 	damaged := func(offset int, reason string) (manifest, error) {
 		return manifest{}, &CorruptError{manifestName, int64(offset), reason}
@@ -122,7 +124,8 @@ func parseManifest(b []byte) (manifest, error) {
 	first, _, _ := bytes.Cut(b, []byte("\n"))
 	if string(first) != fmt.Sprintf("dunlin segment store %d", version) {
 		var v uint64
-		if n, err := fmt.Sscanf(string(first), "dunlin segment store %d", &v); n == 1 && err == nil && v > version {
+		if n, err := fmt.Sscanf(string(first), "dunlin segment store %d", &v); n == 1 &&
+			err == nil && v > version {
 			return damaged(len(first)-1, newer(v))
 		}
 		return damaged(0, "it is not that of a Dunlin store")
@@ -157,14 +160,15 @@ func newer(v uint64) string {
 	return fmt.Sprintf("it has format %d, and this program reads format %d: use the newer Dunlin that wrote it", v, version)
 }
 
-// line reads one line; parseManifest finds out whether it was one.
+// line reads one line. parseManifest checks that it was a whole line.
 func (m *manifest) line(line string) {
 	var s sealed
 	switch kind, _, _ := strings.Cut(line, " "); kind {
 	case "store":
 		fmt.Sscanf(line, "store %x\n", &m.store)
 	case "folded":
-		fmt.Sscanf(line, "folded %d bytes %d records %d commits %d\n", &s.number, &s.size, &s.last, &m.upTo)
+		fmt.Sscanf(line, "folded %d bytes %d records %d commits %d\n", &s.number, &s.size, &s.last,
+			&m.upTo)
 		s.first = 1
 		m.folded = s
 	case "sealed":
@@ -175,7 +179,7 @@ func (m *manifest) line(line string) {
 	}
 }
 
-// readManifest returns fs.ErrNotExist if there is none.
+// readManifest returns fs.ErrNotExist if there is no manifest.
 func readManifest(dir disk.Dir) (manifest, error) {
 	f, err := dir.Open(manifestName)
 	if err != nil {
@@ -197,8 +201,8 @@ func readManifest(dir disk.Dir) (manifest, error) {
 	return parseManifest(b)
 }
 
-// writeManifest replaces the manifest in one step and makes that durable. If renamed is false, the old one is still in
-// place for sure.
+// writeManifest replaces the manifest in one durable step. If renamed is false, the old manifest is
+// certainly still in place.
 func writeManifest(dir disk.Dir, m *manifest) (renamed bool, err error) {
 	if err := dir.Remove(manifestNext); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, err

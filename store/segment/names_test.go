@@ -10,8 +10,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/store/storetest"
 )
 
-// The power fails at each call to the disk of commits and a compaction, and of what was done to names any part is lost. What was committed
-// is there afterwards.
+// The power fails at each call to the disk of commits and a compaction, and of what was done to
+// names any part is lost. What was committed is there afterwards.
 func TestNoOrderOfNamesLosesTheStore(t *testing.T) {
 	seeds := uint64(30)
 	if testing.Short() {
@@ -44,8 +44,8 @@ func TestNoOrderOfNamesLosesTheStore(t *testing.T) {
 	}
 }
 
-// work commits and compacts until something fails. It returns the state that was committed, the state with the commit that was under way,
-// and whether all was done.
+// work commits and compacts until something fails. It returns the state that was committed, the
+// state with the commit that was under way, and whether all was done.
 func work(s *Store) (sure, tried *storetest.State, done bool) {
 	sure = storetest.NewState()
 	h := storetest.NewHistory(7)

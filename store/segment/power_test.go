@@ -66,8 +66,9 @@ func send(t *testing.T, nc net.Conn, p packets.Packet) {
 	require.NoError(t, err)
 }
 
-// Power fails at a random call to the disk, again and again. What Publish has accepted is there afterwards, once and in order; what is
-// retained is what was accepted last, or one that was under way.
+// Power fails at a random call to the disk, again and again. What Publish has accepted is there
+// afterwards, once and in order; what is retained is what was accepted last, or one that was under
+// way.
 func TestTheBrokerKeepsItsWordWhenThePowerFails(t *testing.T) {
 	rounds := 40
 	if testing.Short() {
@@ -85,7 +86,8 @@ func failPower(t *testing.T, seed uint64) {
 	sim := disk.NewSim(seed)
 	p := power(t, sim, 20_000)
 	nc, r, _ := p.subscriber(t)
-	send(t, nc, &packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "t/#", QoS: 2}}})
+	send(t, nc, &packets.Subscribe{PacketID: 1,
+		Subscriptions: []packets.Subscription{{Filter: "t/#", QoS: 2}}})
 	_, err := r.ReadPacket()
 	require.NoError(t, err)
 	nc.Close()
@@ -107,7 +109,8 @@ func failPower(t *testing.T, seed uint64) {
 			running.Go(func() {
 				for range 200 {
 					next[k]++
-					m := &dunlin.Message{Topic: fmt.Sprint("t/", k), QoS: dunlin.QoS(1 + k%2), Retain: k == 3, Payload: fmt.Appendf(nil, "%d %d", k, next[k])}
+					m := &dunlin.Message{Topic: fmt.Sprint("t/", k), QoS: dunlin.QoS(1 + k%2),
+						Retain: k == 3, Payload: fmt.Appendf(nil, "%d %d", k, next[k])}
 					err := p.b.Publish(context.Background(), m)
 					mu.Lock()
 					tried[string(m.Payload)] = true
@@ -183,8 +186,8 @@ func check(t *testing.T, p *powered, accepted, tried map[string]bool) {
 	require.Zero(t, newest, "the retained message is lost")
 }
 
-// A disk that is full refuses what is new and loses nothing; when there is room again, here because a subscriber has fetched what waited,
-// service is back without a restart.
+// A disk that is full refuses what is new and loses nothing; when there is room again, here because
+// a subscriber has fetched what waited, service is back without a restart.
 func TestTheBrokerOutlivesAFullDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sim := disk.NewSim(1)
@@ -192,7 +195,8 @@ func TestTheBrokerOutlivesAFullDisk(t *testing.T) {
 		p := power(t, sim, 400_000)
 		defer func() { p.off() }()
 		nc, r, _ := p.subscriber(t)
-		send(t, nc, &packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "t/#", QoS: 2}}})
+		send(t, nc, &packets.Subscribe{PacketID: 1,
+			Subscriptions: []packets.Subscription{{Filter: "t/#", QoS: 2}}})
 		_, err := r.ReadPacket()
 		require.NoError(t, err)
 		nc.Close()
@@ -214,10 +218,12 @@ func TestTheBrokerOutlivesAFullDisk(t *testing.T) {
 		require.Equal(t, packets.QuotaExceeded, packets.CodeOf(err))
 		require.ErrorIs(t, p.b.Healthy(), store.ErrFull)
 		require.Greater(t, n, 100, "messages that there was room for")
-		require.NoError(t, p.b.Publish(context.Background(), &dunlin.Message{Topic: "t/0"}), "QoS 0 goes on")
+		require.NoError(t, p.b.Publish(context.Background(), &dunlin.Message{Topic: "t/0"}),
+			"QoS 0 goes on")
 		check(t, p, accepted, tried)
 		for until := time.Now().Add(30 * time.Second); p.b.Healthy() != nil; {
-			require.True(t, time.Now().Before(until), "service is not back 30 s after everything was fetched")
+			require.True(t, time.Now().Before(until),
+				"service is not back 30 s after everything was fetched")
 			time.Sleep(time.Millisecond)
 		}
 		clear(accepted)

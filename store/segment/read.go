@@ -12,16 +12,17 @@ import (
 	"github.com/dunlin-mqtt/dunlin/store/internal/codec"
 )
 
-// A tail says how a log ends.
+// A tail describes the end of a log.
 type tail struct {
-	next uint64   // number of the next segment
-	end  int64    // of the records of the active segment
-	last uint64   // commit
-	torn bool     // something that is not a record follows
-	long []sealed // sealed ones whose files go on: a process was killed before it gave back what it had reserved
+	next uint64 // number of the next segment
+	end  int64  // of the records of the active segment
+	last uint64 // commit
+	torn bool   // something that is not a record follows
+	// sealed ones whose files go on: a process was killed before it gave back what it had reserved
+	long []sealed
 }
 
-// survey checks that the segments are there, and finds the end of the log.
+// survey checks that the segments exist, and finds the end of the log.
 func survey(d disk.Dir, m *manifest) (t tail, err error) {
 	names, err := d.Names()
 	if err != nil {
@@ -99,8 +100,9 @@ func (t *tail) find(d disk.Dir, m *manifest) error {
 	return err
 }
 
-// checkLeftOver returns an error if a segment that the manifest does not name holds commits of the store: then the manifest is
-// not the last one. A crash leaves only new ones without commits, and folded ones.
+// checkLeftOver returns an error if a segment that is not in the manifest holds commits of the
+// store: then the manifest is not the newest. A crash leaves only new segments without commits, and
+// folded segments.
 func checkLeftOver(d disk.Dir, m *manifest, number uint64) error {
 	f, r, err := openSegment(d, m, sealed{number: number, size: -1})
 	var damage *CorruptError
@@ -115,12 +117,14 @@ func checkLeftOver(d disk.Dir, m *manifest, number uint64) error {
 		return nil
 	}
 	if _, err := r.next(); err == nil {
-		return &CorruptError{manifestName, 0, fmt.Sprintf("%s is not in it and holds commit %d: it is not the latest manifest", r.name, r.last)}
+		return &CorruptError{manifestName, 0,
+			fmt.Sprintf("%s is not in it and holds commit %d: it is not the latest manifest",
+				r.name, r.last)}
 	}
 	return nil
 }
 
-// segments returns the folded and the sealed ones.
+// segments returns the folded segment and the sealed ones.
 func (m *manifest) segments() []sealed {
 	if m.folded.number == 0 {
 		return m.sealed
@@ -128,7 +132,8 @@ func (m *manifest) segments() []sealed {
 	return append([]sealed{m.folded}, m.sealed...)
 }
 
-// openSegment opens a segment and reads its header. A size of -1 stands for that of the file, a first of 0 for any.
+// openSegment opens a segment and reads its header. A size of -1 means the size of the file. A
+// first of 0 means any.
 func openSegment(d disk.Dir, m *manifest, s sealed) (disk.File, *reader, error) {
 	name := segmentName(s.number)
 	f, err := d.Open(name)
@@ -164,7 +169,7 @@ type scan struct {
 	rec  record
 }
 
-// each calls do for each operation, which, if dec.Borrow is set, is valid until do returns.
+// each calls do for each operation. If dec.Borrow is set, the operation is valid until do returns.
 func (c *scan) each(ctx context.Context, do func(op store.Op) error) error {
 	for _, s := range c.man.segments() {
 		if err := c.segment(ctx, s, do); err != nil {
@@ -216,11 +221,11 @@ func (c *scan) record(ctx context.Context, r *reader, do func(op store.Op) error
 	return nil
 }
 
-// errStop ends a scan that nobody wants to go on.
+// errStop ends a scan whose caller needs no more operations.
 var errStop = errors.New("stop")
 
-// Load implements store.Store. It reads the log from disk, with a few MiB of memory, and may be called at any time: commits go
-// on, and are not in what it yields.
+// Load implements store.Store. It reads the log from disk, and needs a few MiB of memory. It may be
+// called at any time. Commits continue meanwhile, and Load does not yield them.
 func (s *Store) Load(ctx context.Context) iter.Seq2[store.Op, error] {
 	return func(yield func(store.Op, error) bool) {
 		m, err := s.pin()

@@ -12,8 +12,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/disk"
 )
 
-// A CorruptError says that a file does not hold what was written to it, or holds what this program cannot read. Nothing has
-// been changed.
+// A CorruptError says that the content of a file is not what was written to it, or that this
+// program cannot read it. Nothing has been changed.
 type CorruptError struct {
 	File   string // in the directory of the store
 	Offset int64  // where in the file
@@ -55,7 +55,8 @@ type header struct {
 	first  uint64 // the number of the first record
 }
 
-// newHeader draws marker and seed, so that nobody who sends payloads can know what a record looks like.
+// newHeader chooses marker and seed at random, so that clients who send payloads cannot know what a
+// record looks like.
 func newHeader(number, store uint64, kind uint32, first uint64) header {
 	var b [8]byte
 	rand.Read(b[:]) // never fails
@@ -80,7 +81,7 @@ func (h *header) append(dst []byte) []byte {
 	return binary.LittleEndian.AppendUint32(dst, checksum(0, dst[at:]))
 }
 
-// parseHeader checks the header of the segment that the file should hold.
+// parseHeader checks the header of a segment against the expected segment.
 func parseHeader(name string, b []byte, number, store uint64) (header, error) {
 	damaged := func(offset int64, format string, args ...any) (header, error) {
 		return header{}, &CorruptError{name, offset, fmt.Sprintf(format, args...)}
@@ -105,12 +106,13 @@ func parseHeader(name string, b []byte, number, store uint64) (header, error) {
 		first:  binary.LittleEndian.Uint64(b[40:]),
 	}
 	if h.number != number || h.store != store {
-		return damaged(16, "it is segment %d of store %016x, not %d of %016x", h.number, h.store, number, store)
+		return damaged(16, "it is segment %d of store %016x, not %d of %016x", h.number, h.store,
+			number, store)
 	}
 	return h, nil
 }
 
-// frame fills the header of a record in the first recordSize bytes of b; the body is the rest.
+// frame fills the header of a record in the first recordSize bytes of b. The rest of b is the body.
 func (h *header) frame(b []byte, number uint64, flags uint32) {
 	body := b[recordSize:]
 	binary.LittleEndian.PutUint32(b, h.marker)
@@ -129,16 +131,17 @@ type record struct {
 	body   []byte
 }
 
-// parse reads the header of a record, and tells whether it is one.
+// parse reads the header of a record, and says whether it is a valid one.
 func (h *header) parse(b []byte) (r record, length int64, sum uint32, ok bool) {
-	if binary.LittleEndian.Uint32(b) != h.marker || checksum(h.seed, b[:24]) != binary.LittleEndian.Uint32(b[24:]) {
+	if binary.LittleEndian.Uint32(b) != h.marker ||
+		checksum(h.seed, b[:24]) != binary.LittleEndian.Uint32(b[24:]) {
 		return record{}, 0, 0, false
 	}
 	r = record{number: binary.LittleEndian.Uint64(b[8:]), flags: binary.LittleEndian.Uint32(b[16:])}
 	return r, int64(binary.LittleEndian.Uint32(b[4:])), binary.LittleEndian.Uint32(b[20:]), true
 }
 
-// A reader reads the records of a segment, from the first to end.
+// A reader reads the records of a segment, from the first one to end.
 type reader struct {
 	header
 	file disk.File
@@ -167,7 +170,7 @@ func newReader(file disk.File, name string, number, store uint64, end int64) (*r
 	return r, nil
 }
 
-// bytes returns n bytes of the file, valid until the next call. There have to be as many.
+// bytes returns n bytes of the file, valid until the next call. The file must have them.
 func (r *reader) bytes(off, n int64) ([]byte, error) {
 	if off >= r.at && off+n <= r.at+int64(len(r.window)) {
 		return r.window[off-r.at:][:n], nil
@@ -191,8 +194,8 @@ func (r *reader) damaged(offset int64, format string, args ...any) error {
 	return &CorruptError{r.name, offset, fmt.Sprintf(format, args...)}
 }
 
-// next returns the next record, valid until the call after, or io.EOF, or a CorruptError, after which the reader stays where
-// it is.
+// next returns the next record, valid until the call after. Its error is io.EOF or a CorruptError.
+// After a CorruptError the reader does not move.
 func (r *reader) next() (record, error) {
 	if r.off >= r.end {
 		return record{}, io.EOF
@@ -225,7 +228,8 @@ func (r *reader) next() (record, error) {
 	return rec, nil
 }
 
-// skip goes on behind what is damaged, at the next header of a record that has all of the flags, and tells whether there is one.
+// skip continues after damage, at the next header of a record that has all of the flags. It says
+// whether there is one.
 func (r *reader) skip(flags uint32) (found bool, err error) {
 	marker := binary.LittleEndian.AppendUint32(nil, r.marker)
 	for off := r.off + 1; off+recordSize <= r.end; {
@@ -249,7 +253,7 @@ func (r *reader) skip(flags uint32) (found bool, err error) {
 	return false, nil
 }
 
-// blank tells whether nothing but zeros is left of the file.
+// blank says whether the rest of the file is zero.
 func (r *reader) blank() (bool, error) {
 	for off := r.off; off < r.end; {
 		b, err := r.bytes(off, min(windowSize, r.end-off))

@@ -15,7 +15,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/store/storetest"
 )
 
-// kill leaves the files of a store as they are, as when its process is killed. A compaction under way has ended before.
+// kill leaves the files of a store as they are, as when its process is killed. A compaction under
+// way has ended before.
 func (s *Store) kill(t *testing.T) {
 	t.Helper()
 	s.background.Wait()
@@ -41,7 +42,8 @@ func checkRoom(t *testing.T, sim *disk.Sim) manifest {
 	return m
 }
 
-// However often a process ends, and whatever little each one writes, neither room nor files become more and more.
+// However often a process ends, and whatever little each one writes, neither room nor files become
+// more and more.
 func TestManyShortLives(t *testing.T) {
 	const size = 64 << 10
 	for name, end := range map[string]func(s *Store){
@@ -74,13 +76,14 @@ func TestManyShortLives(t *testing.T) {
 				require.Less(t, used, 2*size, "bytes after %d lives", n+1)
 				most = max(most, len(sim.Files()))
 			}
-			require.LessOrEqual(t, most, fewSegments+5, "files: sealed ones, the active one, the next one, a folded one, manifest and lock")
+			require.LessOrEqual(t, most, fewSegments+5,
+				"files: sealed ones, the active one, the next one, a folded one, manifest and lock")
 		})
 	}
 }
 
-// A crash at any call to the disk during the first commit after a kill, or after so many that it compacts, leaves a store that has all that
-// was committed, and gives the room back.
+// A crash at any call to the disk during the first commit after a kill, or after so many that it
+// compacts, leaves a store that has all that was committed, and gives the room back.
 func TestCrashWhileReservedRoomIsGivenBack(t *testing.T) {
 	for _, lives := range []uint64{1, fewSegments + 1} {
 		t.Run(fmt.Sprint(lives, " lives before"), func(t *testing.T) {
@@ -101,7 +104,8 @@ func TestCrashWhileReservedRoomIsGivenBack(t *testing.T) {
 	}
 }
 
-// crashAt lets a store crash at a call to the disk during a commit, and tells whether there were so many.
+// crashAt lets a store crash at a call to the disk during a commit, and tells whether there were so
+// many.
 func crashAt(t *testing.T, before *disk.Sim, want *storetest.State, at int) (crashed bool) {
 	for loss := range disk.Sectors + 1 {
 		sim := before.Crash(uint64(at), disk.Nothing)
@@ -135,7 +139,8 @@ func crashAt(t *testing.T, before *disk.Sim, want *storetest.State, at int) (cra
 	return crashed
 }
 
-// A store whose sealed segments still have the room that killed processes had reserved, as versions left it that did not give it back.
+// A store whose sealed segments still have the room that killed processes had reserved, as versions
+// left it that did not give it back.
 func TestReservedRoomBehindSealedSegments(t *testing.T) {
 	files, states := crashed(t, Options{SegmentSize: 2000})
 	want := states[len(states)-1]
@@ -161,7 +166,8 @@ func TestReservedRoomBehindSealedSegments(t *testing.T) {
 	after = sim.Files()
 	require.Equal(t, files[first], after[first], "zeros are cut off")
 	require.Equal(t, odd, after[second], "what is not zero stays")
-	require.Equal(t, left[folded], after[folded], "no room is ever reserved behind a folded segment: this is something else")
+	require.Equal(t, left[folded], after[folded],
+		"no room is ever reserved behind a folded segment: this is something else")
 	s.compacting.Unlock()
 	want = want.Clone()
 	want.Apply(put(77))
@@ -195,7 +201,8 @@ func TestReservedRoomBehindATornEnd(t *testing.T) {
 	require.NoError(t, s.Close())
 }
 
-// If the room cannot be given back, the store serves all the same, and tries again when it is opened anew.
+// If the room cannot be given back, the store serves all the same, and tries again when it is
+// opened anew.
 func TestReservedRoomThatCannotBeGivenBack(t *testing.T) {
 	sim := disk.NewSim(1)
 	want := storetest.NewState()

@@ -9,7 +9,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/disk"
 )
 
-// roll makes a new segment the active one, with room for a record of so many bytes. Nothing waits in buf. s.mu is held.
+// roll makes a new segment the active one, with room for a record of so many bytes. Nothing waits
+// in buf. s.mu is held.
 func (s *Store) roll(need int64, adds bool) error {
 	if err := s.clean(); err != nil {
 		return s.refuse(err)
@@ -40,8 +41,9 @@ func (s *Store) roll(need int64, adds bool) error {
 	return nil
 }
 
-// shorten gives back the room that an earlier process has reserved behind what it has written to the active segment, which this one does
-// not go on with, and says whether that was done. It does not wait until the segment is sealed, as there is no room for such a manifest.
+// shorten gives back the room that an earlier process has reserved behind what it has written to
+// the active segment, which this one does not go on with, and says whether that was done. It does
+// not wait until the segment is sealed, as there is no room for such a manifest.
 func (s *Store) shorten() bool {
 	return s.file == nil && s.man.active != 0 && s.giveBack(s.man.active, s.off)
 }
@@ -77,14 +79,15 @@ func (s *Store) seal() error {
 func (s *Store) afterSealing() manifest {
 	m := s.man.clone()
 	if m.active != 0 && s.last > m.last() {
-		m.sealed = append(m.sealed, sealed{number: m.active, size: s.off, first: m.last() + 1, last: s.last})
+		m.sealed = append(m.sealed,
+			sealed{number: m.active, size: s.off, first: m.last() + 1, last: s.last})
 	}
 	m.active = 0
 	return m
 }
 
-// install makes m the manifest. If that fails, and s goes on, the manifest is still the old one. A segment that is not active
-// any more is closed, and its reserved room given back.
+// install makes m the manifest. If that fails, and s goes on, the manifest is still the old one. A
+// segment that is not active any more is closed, and its reserved room given back.
 func (s *Store) install(m manifest) error {
 	renamed, err := writeManifest(s.dir, &m)
 	if err != nil {
@@ -113,8 +116,9 @@ func (s *Store) install(m manifest) error {
 	return nil
 }
 
-// giveBack gives back the room that a process, since killed, has reserved behind the first size bytes of a segment, and says whether there
-// was any. The segment is not written any more. If a crash undoes it, or it fails, it is done again when the store has been opened anew.
+// giveBack gives back the room that a process, since killed, has reserved behind the first size
+// bytes of a segment, and says whether there was any. The segment is not written any more. If a
+// crash undoes it, or it fails, it is done again when the store has been opened anew.
 func (s *Store) giveBack(number uint64, size int64) bool {
 	name := segmentName(number)
 	f, err := s.dir.Reopen(name)
@@ -130,8 +134,8 @@ func (s *Store) giveBack(number uint64, size int64) bool {
 	return cut && err == nil
 }
 
-// cutZeros cuts the zeros off the end of a file, down to from, and tells whether there were any. Whatever else is there stays,
-// such as half a record that a crash left.
+// cutZeros cuts the zeros off the end of a file, down to from, and tells whether there were any.
+// Whatever else is there stays, such as half a record that a crash left.
 func cutZeros(f disk.File, from int64) (cut bool, err error) {
 	size, err := f.Size()
 	if err != nil || size <= from {
@@ -158,8 +162,10 @@ func cutZeros(f disk.File, from int64) (cut bool, err error) {
 	return true, f.Sync()
 }
 
-// create makes a segment of at least need bytes. A commit that adds leaves some room free for those that do not.
-func (s *Store) create(number uint64, need int64, adds bool) (f disk.File, h header, size int64, err error) {
+// create makes a segment of at least need bytes. A commit that adds leaves some room free for those
+// that do not.
+func (s *Store) create(number uint64, need int64, adds bool) (f disk.File, h header, size int64,
+	err error) {
 	if f, err = s.dir.Create(segmentName(number)); err != nil {
 		return nil, header{}, 0, err
 	}
@@ -217,8 +223,9 @@ func (s *Store) take() uint64 {
 	return n
 }
 
-// settle makes durable, once, what was found in the directory. The process that left it may have been killed before it had synced, or
-// after a sync had failed: then a sync alone does nothing. So the active segment is written again as it is.
+// settle makes durable, once, what was found in the directory. The process that left it may have
+// been killed before it had synced, or after a sync had failed: then a sync alone does nothing. So
+// the active segment is written again as it is.
 func (s *Store) settle() error {
 	if s.settled {
 		return nil
@@ -259,7 +266,8 @@ func (s *Store) rewrite(name string, size int64) error {
 	return nil
 }
 
-// clean settles, removes segments that a crash left over, and gives back room that is reserved behind sealed ones, once.
+// clean settles, removes segments that a crash left over, and gives back room that is reserved
+// behind sealed ones, once.
 func (s *Store) clean() error {
 	if s.cleaned {
 		return nil
@@ -289,8 +297,8 @@ func (s *Store) clean() error {
 	return nil
 }
 
-// discard removes segments that are not in the manifest any more, as soon as nobody reads them. One that cannot be removed is left to
-// clean, after the store is opened again.
+// discard removes segments that are not in the manifest any more, as soon as nobody reads them. One
+// that cannot be removed is left to clean, after the store is opened again.
 func (s *Store) discard(numbers ...uint64) {
 	s.obsolete = append(s.obsolete, numbers...)
 	if s.pins > 0 {
@@ -298,13 +306,15 @@ func (s *Store) discard(numbers ...uint64) {
 	}
 	for _, n := range s.obsolete {
 		if err := s.dir.Remove(segmentName(n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			s.opts.Logger.Warn("a segment that is not needed any more cannot be removed", "file", segmentName(n), "err", err)
+			s.opts.Logger.Warn("a segment that is not needed any more cannot be removed", "file",
+				segmentName(n), "err", err)
 		}
 	}
 	s.obsolete = nil
 }
 
-// pin returns the manifest of all that was committed, the active segment sealed, whose files stay until unpin.
+// pin returns the manifest of all that was committed, the active segment sealed, whose files stay
+// until unpin.
 func (s *Store) pin() (manifest, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -20,18 +20,19 @@ import (
 // ErrClosed is returned by the methods of a Store after Close.
 var ErrClosed = errors.New("store/segment: closed")
 
-// ErrLocked is wrapped by what Open, Verify and Dump return while the store is open elsewhere.
+// ErrLocked is wrapped by the errors of Open, Verify and Dump while the store is open elsewhere.
 var ErrLocked = disk.ErrLocked
 
 // Options of [Open]. The zero value is a good choice.
 type Options struct {
-	// Durability is what Commit waits for. The zero value is [store.Synced].
+	// Durability says what Commit waits for. The zero value is [store.Synced].
 	Durability store.Durability
-	// SegmentSize is how long a segment gets, and how much room is reserved on the disk at a time; 0: 64 MiB; at most 1 TiB. When the disk
-	// is nearly full segments are shorter, and up to a sixteenth of this is left free for commits that take something away, besides
-	// a sixteenth of each segment, 256 KiB at most.
+	// SegmentSize is the length of a segment, and the room that is reserved on the disk at a time.
+	// 0: 64 MiB; at most 1 TiB. When the disk is nearly full, segments are shorter. Two reserves
+	// are kept for commits that only remove: a sixteenth of each segment, at most 256 KiB, and up
+	// to a sixteenth of SegmentSize on the disk.
 	SegmentSize int64
-	// Logger is told of torn ends that were left out and of failing compactions. Nil: nobody.
+	// Logger logs torn ends that were ignored, and failed compactions. Nil: no log.
 	Logger *slog.Logger
 }
 
@@ -43,7 +44,7 @@ const (
 	maxTail            = 256 << 10 // of a segment, for commits that add nothing
 )
 
-// A Store is a store.Store in a directory. Its methods may be called from any goroutine.
+// A Store is a store.Store in a directory. Its methods may be called concurrently.
 type Store struct {
 	dir  disk.Dir
 	opts Options
@@ -54,16 +55,17 @@ type Store struct {
 	background sync.WaitGroup
 	compacting sync.Mutex // held while a compaction runs; taken before mu
 
-	mu        sync.Mutex    // guards all below
-	err       error         // why nothing can be committed any more
-	man       manifest      // as it is in the directory
-	next      uint64        // number of the next segment
-	file      disk.File     // the active segment; nil: the next commit begins a new one
-	head      header        // of file
-	size      int64         // how long file is to get
-	off       int64         // where the next record goes in the active segment
-	last      uint64        // the last commit that was written to it, or before
-	buf       []byte        // records that wait to be written, seldom more than the one of a Commit under way
+	mu   sync.Mutex // guards all below
+	err  error      // why nothing can be committed any more
+	man  manifest   // as it is in the directory
+	next uint64     // number of the next segment
+	file disk.File  // the active segment; nil: the next commit begins a new one
+	head header     // of file
+	size int64      // how long file is to get
+	off  int64      // where the next record goes in the active segment
+	last uint64     // the last commit that was written to it, or before
+	// records that wait to be written, seldom more than the one of a Commit under way
+	buf       []byte
 	waiting   uint64        // how many records of earlier commits are in buf
 	unsynced  bool          // records before off were written and not synced
 	settled   bool          // what was there when the store was opened is durable
@@ -77,11 +79,17 @@ type Store struct {
 	largest   int // how many bytes a batch may take; maxBody but in tests
 }
 
-// Open opens the store in the directory dir, which is made if it is not there. If the directory is not empty, and holds no
-// store, Open fails. It fails with an error that wraps [ErrLocked] if the store is open in this or another process, and with
-// a [*CorruptError] if it is damaged. It changes nothing in a store that is there. Load writes the end of the
-// log again, as it is, in case it was not synced; the first Commit begins a new segment, and gives back the room that a
-// killed process had reserved. Options that make no sense are an error.
+// Open opens the store in the directory dir. It creates the directory if it does not exist. Open
+// fails in these cases:
+//
+//   - The directory is neither empty nor a store.
+//   - The store is open in this or another process. The error wraps [ErrLocked].
+//   - The store is damaged. The error is a [*CorruptError].
+//   - The Options are invalid.
+//
+// Open changes nothing in an existing store. Load writes the end of the log again, unchanged, in
+// case it was not synced. The first Commit begins a new segment, and releases the room that a
+// killed process had reserved.
 func Open(dir string, opts Options) (*Store, error) {
 	switch {
 	case dir == "":
@@ -89,9 +97,11 @@ func Open(dir string, opts Options) (*Store, error) {
 	case opts.Durability > store.None:
 		return nil, fmt.Errorf("store/segment: Options.Durability is %d, use store.Synced, store.Buffered or store.None", opts.Durability)
 	case opts.SegmentSize < 0:
-		return nil, fmt.Errorf("store/segment: Options.SegmentSize is %d, which is negative; 0: %d", opts.SegmentSize, defaultSegmentSize)
+		return nil, fmt.Errorf("store/segment: Options.SegmentSize is %d, which is negative; 0: %d",
+			opts.SegmentSize, defaultSegmentSize)
 	case opts.SegmentSize > maxSegmentSize:
-		return nil, fmt.Errorf("store/segment: Options.SegmentSize is %d, at most %d is possible", opts.SegmentSize, int64(maxSegmentSize))
+		return nil, fmt.Errorf("store/segment: Options.SegmentSize is %d, at most %d is possible",
+			opts.SegmentSize, int64(maxSegmentSize))
 	}
 	d, err := disk.Make(dir)
 	if err != nil {
@@ -125,7 +135,7 @@ func open(d disk.Dir, opts Options) (*Store, error) {
 	return s, nil
 }
 
-// recover finds out where the log ends.
+// recover finds the end of the log.
 func (s *Store) recover() (err error) {
 	s.man, err = readManifest(s.dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -145,12 +155,13 @@ func (s *Store) recover() (err error) {
 	}
 	s.next, s.off, s.last, s.long = t.next, t.end, t.last, t.long
 	if t.torn {
-		s.opts.Logger.Info("the log ended inside a record, as it may after a crash", "file", segmentName(s.man.active), "offset", t.end)
+		s.opts.Logger.Info("the log ended inside a record, as it may after a crash", "file",
+			segmentName(s.man.active), "offset", t.end)
 	}
 	return nil
 }
 
-// checkEmpty returns an error if there are files that do not belong to a store that is about to be made.
+// checkEmpty returns an error if the directory for a new store has other files.
 func checkEmpty(d disk.Dir) error {
 	names, err := d.Names()
 	if err != nil {
@@ -201,8 +212,8 @@ func (s *Store) Commit(ctx context.Context, ops []store.Op) error {
 	return s.write(mark, s.opts.Durability == store.Synced)
 }
 
-// end returns up to where ops may go in the active segment. What adds leaves the rest to what does not, which so finds room on a full disk,
-// whoever has filled it.
+// end returns how far ops may go in the active segment. Operations that add leave the rest to
+// operations that do not. So the latter find room on a full disk, whatever has filled it.
 func (s *Store) end(ops []store.Op) int64 {
 	if store.Adds(ops) {
 		return s.size - tailOf(s.size)
@@ -210,7 +221,7 @@ func (s *Store) end(ops []store.Op) int64 {
 	return s.size
 }
 
-// tailOf is how much room at the end of a segment of the given size is for commits that add nothing.
+// tailOf returns the room at the end of a segment that is kept for commits that add nothing.
 func tailOf(size int64) int64 { return min(size/16, maxTail) }
 
 // flags returns those of the record that is about to be framed.
@@ -221,8 +232,8 @@ func (s *Store) flags() uint32 {
 	return flagSynced
 }
 
-// encode appends ops to buf as the body of a record, behind room for its header. If they take more than a record can hold, buf stays as it
-// was, and the store goes on.
+// encode appends ops to buf as the body of a record, after room for its header. If they are too
+// large for a record, buf stays as it was, and the store continues.
 func (s *Store) encode(ops []store.Op) error {
 	mark := len(s.buf)
 	s.buf = append(s.buf, make([]byte, recordSize)...)
@@ -236,14 +247,15 @@ func (s *Store) encode(ops []store.Op) error {
 		s.buf = s.encoder.Append(s.buf, op)
 		if len(s.buf)-mark-recordSize > s.largest {
 			s.buf = slices.Clone(s.buf[:mark]) // not the memory of the batch
-			return fmt.Errorf("store/segment: %w: %d operations take more than %d bytes", store.ErrTooLarge, len(ops), s.largest)
+			return fmt.Errorf("store/segment: %w: %d operations take more than %d bytes",
+				store.ErrTooLarge, len(ops), s.largest)
 		}
 	}
 	return nil
 }
 
-// make begins a new segment, into which the record fits that begins at mark in buf. What is before mark goes to the old one. On
-// success the record begins at 0, and nothing waits.
+// make begins a new segment with room for the record that begins at mark in buf. The bytes before
+// mark go to the old segment. On success the record begins at 0, and nothing waits.
 func (s *Store) make(mark int, ops []store.Op) error {
 	rec := s.buf[mark:]
 	if s.waiting > 0 {
@@ -264,7 +276,7 @@ func (s *Store) make(mark int, ops []store.Op) error {
 	return nil
 }
 
-// write writes what is in buf. If there is no room, the records from mark on are given up.
+// write writes buf. If there is no room, it drops the records from mark on.
 func (s *Store) write(mark int, sync bool) error {
 	n, err := s.file.WriteAt(s.buf, s.off)
 	switch {
@@ -296,7 +308,7 @@ func (s *Store) sync() error {
 	return nil
 }
 
-// undo takes back what was written of buf, and gives up the records from mark on.
+// undo removes the written part of buf from the file, and drops the records from mark on.
 func (s *Store) undo(mark, written int, why error) error {
 	if mark < len(s.buf) {
 		s.waiting--
@@ -314,14 +326,14 @@ func (s *Store) undo(mark, written int, why error) error {
 	return s.full(why)
 }
 
-// fail makes every commit to come fail.
+// fail makes every later commit fail.
 func (s *Store) fail(err error) error {
 	s.err = fmt.Errorf("store/segment: %w", err)
 	s.buf, s.waiting = nil, 0
 	return s.err
 }
 
-// full says that there was no room, and looks for some.
+// full records that there was no room, and looks for some.
 func (s *Store) full(err error) error {
 	if time.Now().After(s.notBefore) {
 		s.startCompaction(true)
@@ -329,8 +341,8 @@ func (s *Store) full(err error) error {
 	return fmt.Errorf("store/segment: %w: %w", store.ErrFull, err)
 }
 
-// Close implements store.Store. It writes and syncs what waits, whatever the durability, and seals the log, so that damage
-// to any of it can be told from a crash.
+// Close implements store.Store. It writes and syncs everything, whatever the durability, and seals
+// the log, so that later damage can be told from a crash.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	s.stop() // with mu held, so that no goroutine is started from now on
@@ -359,7 +371,7 @@ func (s *Store) Close() error {
 	return errors.Join(err, s.lock.Close())
 }
 
-// flush writes and syncs what waits.
+// flush writes and syncs everything that waits.
 func (s *Store) flush() error {
 	if s.file == nil {
 		return nil

@@ -13,7 +13,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/store/storetest"
 )
 
-// patient is a Store whose Checkpoint waits until everything has been compacted, so that tests see what that does.
+// patient is a Store whose Checkpoint waits until everything has been compacted, so that tests see
+// what that does.
 type patient struct{ *Store }
 
 func (s patient) Checkpoint(ctx context.Context) error { return s.Compact(ctx) }
@@ -52,7 +53,8 @@ func BenchmarkStore(b *testing.B) {
 	})
 }
 
-// BenchmarkCompact compacts a log of 1,000 messages for 10,000 Sessions each, of which a tenth is done with.
+// BenchmarkCompact compacts a log of 1,000 messages for 10,000 Sessions each, of which a tenth is
+// done with.
 func BenchmarkCompact(b *testing.B) {
 	const sessions, messages = 10_000, 1000
 	s, err := Open(b.TempDir(), Options{})

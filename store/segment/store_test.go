@@ -24,10 +24,12 @@ import (
 	"github.com/dunlin-mqtt/dunlin/store/storetest"
 )
 
-var golden = flag.String("segment.golden", "", "write testdata for the format of this `version`, which must be a new one")
+var golden = flag.String("segment.golden", "",
+	"write testdata for the format of this `version`, which must be a new one")
 
 func publish(seq uint64, payload string, sessions ...uint64) *store.Publish {
-	p := &store.Publish{Message: &store.Message{Message: packets.Message{Topic: "t", Payload: []byte(payload), QoS: packets.QoS1}, From: "publisher"}}
+	p := &store.Publish{Message: &store.Message{Message: packets.Message{Topic: "t",
+		Payload: []byte(payload), QoS: packets.QoS1}, From: "publisher"}}
 	for _, s := range sessions {
 		p.To = append(p.To, store.Delivery{Session: s, Seq: seq, QoS: packets.QoS1})
 	}
@@ -287,20 +289,29 @@ func TestTornEndIsLoggedAndDamageIsNot(t *testing.T) {
 // goldenSteps are the commits in testdata. They must never change.
 func goldenSteps() [][]store.Op {
 	full := publish(1, "payload", 1, 2)
-	full.Message.Properties = packets.Properties(nil).AppendUser("k", "v").AppendUint(packets.MessageExpiryInterval, 9)
-	full.Message.QoS, full.Message.Retain, full.Message.Expires = packets.QoS2, true, 1_770_000_000_123_456_789
+	full.Message.Properties = packets.Properties(nil).AppendUser("k", "v").
+		AppendUint(packets.MessageExpiryInterval, 9)
+	full.Message.QoS, full.Message.Retain, full.Message.Expires = packets.QoS2, true,
+		1_770_000_000_123_456_789
 	full.Retain, full.FromSession, full.FromID = true, 3, 65535
-	full.To[0] = store.Delivery{Session: 1, Seq: 1, QoS: packets.QoS2, Retain: true, IDs: []uint32{1, 268_435_455}, Group: "$share/g/a/+"}
-	will := packets.Message{Topic: "will", Payload: []byte("bye"), QoS: packets.QoS1, Retain: true, Properties: packets.Properties(nil).AppendText(packets.ResponseTopic, "r")}
+	full.To[0] = store.Delivery{Session: 1, Seq: 1, QoS: packets.QoS2, Retain: true,
+		IDs: []uint32{1, 268_435_455}, Group: "$share/g/a/+"}
+	will := packets.Message{Topic: "will", Payload: []byte("bye"), QoS: packets.QoS1, Retain: true,
+		Properties: packets.Properties(nil).AppendText(packets.ResponseTopic, "r")}
 	retained := func(topic, payload string) *store.PutRetained {
-		return &store.PutRetained{Message: &store.Message{Message: packets.Message{Topic: topic, Payload: []byte(payload)}}}
+		return &store.PutRetained{Message: &store.Message{Message: packets.Message{Topic: topic,
+			Payload: []byte(payload)}}}
 	}
 	return [][]store.Op{
-		{&store.PutSession{Session: 1, ClientID: "one", Principal: "p", Username: "u", Named: true, Mount: "m/", Expiry: 1<<32 - 1, ExpiresAt: 1_770_000_000_000_000_001,
-			Will: &store.Will{Message: will, Delay: 30, At: 1_770_000_000_000_000_002}}, put(2), put(3), put(4)},
+		{&store.PutSession{Session: 1, ClientID: "one", Principal: "p", Username: "u", Named: true,
+			Mount: "m/", Expiry: 1<<32 - 1, ExpiresAt: 1_770_000_000_000_000_001,
+			Will: &store.Will{Message: will, Delay: 30, At: 1_770_000_000_000_000_002}}, put(2),
+			put(3), put(4)},
 		{&store.PutSubscription{Session: 1, ID: 268_435_455, Subscription: packets.Subscription{
-			Filter: "$share/g/a/+", QoS: packets.QoS2, NoLocal: true, RetainAsPublished: true, RetainHandling: 2}},
-			&store.PutSubscription{Session: 2, Subscription: packets.Subscription{Filter: "#", QoS: packets.QoS1}},
+			Filter: "$share/g/a/+", QoS: packets.QoS2, NoLocal: true, RetainAsPublished: true,
+			RetainHandling: 2}},
+			&store.PutSubscription{Session: 2,
+				Subscription: packets.Subscription{Filter: "#", QoS: packets.QoS1}},
 			&store.PutSubscription{Session: 2, Subscription: packets.Subscription{Filter: "gone"}}},
 		{full, &store.Sent{Session: 1, Seq: 1, ID: 65535}, &store.Released{Session: 1, Seq: 1}},
 		{retained("r", "stays"), retained("gone", "goes"), &store.Received{Session: 2, ID: 1}, &store.Received{Session: 2, ID: 2}},
@@ -313,8 +324,8 @@ func goldenSteps() [][]store.Op {
 	}
 }
 
-// TestEveryReleasedFormatLoads opens stores as earlier releases have left them when they were killed: with a folded segment,
-// sealed ones, and a torn end.
+// TestEveryReleasedFormatLoads opens stores as earlier releases have left them when they were
+// killed: with a folded segment, sealed ones, and a torn end.
 func TestEveryReleasedFormatLoads(t *testing.T) {
 	want := storetest.NewState()
 	for _, ops := range goldenSteps() {
@@ -390,12 +401,16 @@ func TestDumpShowsEachOperation(t *testing.T) {
 		"dunlin segment store 1\n", "segment 00000001.log kind log first 1\n", "record 1 offset 64 bytes",
 		`  PutSession session 1 client "one" principal "p" user "u" named true mount "m/" expiry 4294967295 expires 1770000000000000001 will topic "will" qos 1 retain true`,
 		`  PutSubscription session 1 filter "$share/g/a/+" qos 2 no local true retain as published true retain handling 2 id 268435455`,
-		`  Publish topic "t" qos 2 retain true properties`, `payload of 7 bytes "payload" from "publisher" expires 1770000000123456789 retain true received from session 3 as 65535`,
+		`  Publish topic "t" qos 2 retain true properties`,
+		`payload of 7 bytes "payload" from "publisher" expires 1770000000123456789 retain true received from session 3 as 65535`,
 		`    to session 1 seq 1 qos 2 retain true ids [1 268435455] group "$share/g/a/+"`,
 		`payload of 3000 bytes "large large large large large la"...`,
-		"  Sent &{Session:1 Seq:1 ID:65535}", "  Released &{Session:1 Seq:1}", "  Done &{Session:2 Seq:1}", "  Received &{Session:2 ID:1}",
-		"  Forget &{Session:2 ID:1}", "  DeleteSession &{Session:4}", "  DeleteSubscription &{Session:2 Filter:gone}",
-		`  PutRetained topic "r" qos 0 retain false properties  payload of 5 bytes "stays"`, "  DeleteRetained &{Topic:gone}",
+		"  Sent &{Session:1 Seq:1 ID:65535}", "  Released &{Session:1 Seq:1}",
+		"  Done &{Session:2 Seq:1}", "  Received &{Session:2 ID:1}",
+		"  Forget &{Session:2 ID:1}", "  DeleteSession &{Session:4}",
+		"  DeleteSubscription &{Session:2 Filter:gone}",
+		`  PutRetained topic "r" qos 0 retain false properties  payload of 5 bytes "stays"`,
+		"  DeleteRetained &{Topic:gone}",
 	} {
 		require.Contains(t, out.String(), want)
 	}

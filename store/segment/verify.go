@@ -12,24 +12,27 @@ import (
 	"github.com/dunlin-mqtt/dunlin/store/internal/codec"
 )
 
-// A Report is what [Verify] has found.
+// A Report is the result of [Verify].
 type Report struct {
 	Segments   int
 	Records    int   // that are whole
 	Operations int   // in these
 	Bytes      int64 // of the segments, as far as they were written
 	LastCommit uint64
-	// Torn is how many bytes at the end of the log are no record, as a crash leaves them. They are not damage.
+	// Torn is the number of bytes at the end of the log that are not a record, as after a crash.
+	// They are not damage.
 	Torn int64
 }
 
-// Verify reads everything in the store in the directory dir, and changes nothing but that it makes the lock file if there is
-// none. The error is nil if all is as it was written; otherwise errors.As finds a [*CorruptError] in it for the first damage, and its
-// text has a line for each. The store must not be open elsewhere (else the error wraps [ErrLocked]): of one in use, verify a Backup.
+// Verify reads everything in the store in the directory dir. It changes nothing, except that it
+// creates the lock file if there is none. The error is nil if everything is as it was written.
+// Otherwise errors.As finds a [*CorruptError] for the first damage, and the text has a line for
+// each damage. The store must not be open elsewhere; otherwise the error wraps [ErrLocked]. To
+// verify a store in use, verify a Backup.
 func Verify(dir string) (Report, error) { return inspect(dir, nil) }
 
-// Dump writes the store in the directory dir to w as text: the manifest, then each record and, indented, its operations. It
-// goes on behind damage. Errors are those of [Verify], or that of w.
+// Dump writes the store in the directory dir to w as text: the manifest, then each record and,
+// indented, its operations. It continues after damage. Errors are those of [Verify], or that of w.
 func Dump(w io.Writer, dir string) error {
 	b := bufio.NewWriterSize(w, 64<<10)
 	_, err := inspect(dir, b)
@@ -59,7 +62,7 @@ func inspectDir(d disk.Dir, w *bufio.Writer) (Report, error) {
 	return i.report, err
 }
 
-// An inspector reads a store and goes on when something is wrong.
+// An inspector reads a store and continues after errors.
 type inspector struct {
 	dir    disk.Dir
 	man    manifest
@@ -133,7 +136,8 @@ func (i *inspector) segment(s sealed, active bool) {
 	}
 }
 
-// damaged notes that a record cannot be read, unless it is the end of the log, and tells whether there is one behind it.
+// damaged reports a record that cannot be read, unless it is the end of the log. It says whether
+// another record follows.
 func (i *inspector) damaged(r *reader, err error, active bool) (goOn bool) {
 	off, last := r.off, r.last
 	flags := uint32(0)
@@ -177,7 +181,7 @@ func (i *inspector) record(r *reader, rec record) {
 	}
 }
 
-// op writes an operation on a line, and on further ones what goes with it.
+// op writes an operation on a line, and its parts on further lines.
 func (i *inspector) op(op store.Op) {
 	switch op := op.(type) {
 	case *store.Publish:
@@ -188,10 +192,12 @@ func (i *inspector) op(op store.Op) {
 		}
 		i.print("\n")
 		for _, d := range op.To {
-			i.print("    to session %d seq %d qos %d retain %t ids %v group %q\n", d.Session, d.Seq, d.QoS, d.Retain, d.IDs, d.Group)
+			i.print("    to session %d seq %d qos %d retain %t ids %v group %q\n", d.Session, d.Seq,
+				d.QoS, d.Retain, d.IDs, d.Group)
 		}
 	case *store.PutRetained:
-		i.print("  PutRetained %s from %q expires %d\n", describe(&op.Message.Message), op.Message.From, op.Message.Expires)
+		i.print("  PutRetained %s from %q expires %d\n", describe(&op.Message.Message),
+			op.Message.From, op.Message.Expires)
 	case *store.PutSession:
 		i.print("  PutSession session %d client %q principal %q user %q named %t mount %q expiry %d expires %d",
 			op.Session, op.ClientID, op.Principal, op.Username, op.Named, op.Mount, op.Expiry, op.ExpiresAt)
@@ -207,7 +213,7 @@ func (i *inspector) op(op store.Op) {
 	}
 }
 
-// describe is a message on one line. Of a payload it shows the beginning.
+// describe describes a message on one line, with the beginning of its payload.
 func describe(m *packets.Message) string {
 	const shown = 32
 	more := ""
@@ -215,5 +221,6 @@ func describe(m *packets.Message) string {
 		more = "..."
 	}
 	return fmt.Sprintf("topic %q qos %d retain %t properties %x payload of %d bytes %q%s",
-		m.Topic, m.QoS, m.Retain, m.Properties, len(m.Payload), m.Payload[:min(len(m.Payload), shown)], more)
+		m.Topic, m.QoS, m.Retain, m.Properties, len(m.Payload),
+		m.Payload[:min(len(m.Payload), shown)], more)
 }

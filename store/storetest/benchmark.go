@@ -9,9 +9,10 @@ import (
 	"github.com/dunlin-mqtt/dunlin/store"
 )
 
-// Benchmark measures a store: commits of 1 to 4,096 messages of 256 bytes, each queued for one Session and taken out again
-// 10,000 messages later, commits of one message for 10,000 Sessions, and Load of 1,000 of these. open is as for [Run]. The
-// metric records/s counts messages, refs/s entries of queues.
+// Benchmark measures a store. It measures commits of 1 to 4,096 messages of 256 bytes, each queued
+// for one Session and removed 10,000 messages later; commits of one message for 10,000 Sessions;
+// and Load of 1,000 of these. open is as for [Run]. The metric records/s counts messages, refs/s
+// counts queue entries.
 func Benchmark(b *testing.B, open func(b *testing.B) (reopen func() (store.Store, error))) {
 	for _, batch := range []int{1, 16, 256, 1024, 4096} {
 		b.Run(fmt.Sprintf("Commit/batch=%d", batch), func(b *testing.B) {
@@ -106,7 +107,8 @@ func fill(b *testing.B, s store.Store, sessions, messages int) {
 }
 
 func fanOutOf(sessions int) *store.Publish {
-	p := &store.Publish{Message: message("news/all", string(make([]byte, 256))), To: make([]store.Delivery, sessions)}
+	p := &store.Publish{Message: message("news/all", string(make([]byte, 256))),
+		To: make([]store.Delivery, sessions)}
 	for i := range p.To {
 		p.To[i] = store.Delivery{Session: uint64(i + 1), QoS: packets.QoS1}
 	}

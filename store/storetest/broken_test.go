@@ -18,20 +18,25 @@ import (
 	"github.com/dunlin-mqtt/dunlin/store/memory"
 )
 
-// A flaw is a store in memory that does one thing wrong. It is made once per check, and lives across reopening.
+// A flaw is a store in memory that does one thing wrong. It is made once per check, and lives
+// across reopening.
 type flaw struct {
 	memory.Store
-	edit      func(ops []store.Op) []store.Op                                      // what is committed instead
-	yield     func(ops iter.Seq2[store.Op, error]) iter.Seq2[store.Op, error]      // what is loaded instead
-	commit    func(ctx context.Context, f *flaw, ops []store.Op) error             // the whole of Commit
-	load      func(ctx context.Context, f *flaw, n int) iter.Seq2[store.Op, error] // the whole of the n-th Load
-	onClose   func(f *flaw) error                                                  // before Close
-	onCheck   func(f *flaw) error                                                  // in place of Checkpoint
-	onCommits func(f *flaw, n int, ops []store.Op) (instead []store.Op)            // as edit, with the number of the commit
-	commits   int
-	loads     int
-	opened    bool
-	over      chan struct{} // closed when its check has ended
+	edit  func(ops []store.Op) []store.Op // what is committed instead
+	yield func(ops iter.Seq2[store.Op, error]) iter.Seq2[store.Op,
+		error] // what is loaded instead
+	commit func(ctx context.Context, f *flaw,
+		ops []store.Op) error // the whole of Commit
+	load func(ctx context.Context, f *flaw,
+		n int) iter.Seq2[store.Op, error] // the whole of the n-th Load
+	onClose   func(f *flaw) error // before Close
+	onCheck   func(f *flaw) error // in place of Checkpoint
+	onCommits func(f *flaw, n int,
+		ops []store.Op) (instead []store.Op) // as edit, with the number of the commit
+	commits int
+	loads   int
+	opened  bool
+	over    chan struct{} // closed when its check has ended
 }
 
 func (f *flaw) reopen() (store.Store, error) {
@@ -118,7 +123,8 @@ func messages(change func(m *store.Message)) func([]store.Op) []store.Op {
 }
 
 // loaded applies an edit to what Load yields.
-func loaded(edit func([]store.Op) []store.Op) func(iter.Seq2[store.Op, error]) iter.Seq2[store.Op, error] {
+func loaded(edit func([]store.Op) []store.Op) func(iter.Seq2[store.Op, error]) iter.Seq2[store.Op,
+	error] {
 	return func(ops iter.Seq2[store.Op, error]) iter.Seq2[store.Op, error] {
 		return func(yield func(store.Op, error) bool) {
 			for op, err := range ops {
@@ -163,52 +169,92 @@ func eachWill(change func(w *store.Will)) func([]store.Op) []store.Op {
 
 // simple flaws change what is committed.
 var simple = map[string]func([]store.Op) []store.Op{
-	"forgets DeleteSession":           drop[*store.DeleteSession](),
-	"forgets PutSubscription":         drop[*store.PutSubscription](),
-	"forgets DeleteSubscription":      drop[*store.DeleteSubscription](),
-	"forgets Sent":                    drop[*store.Sent](),
-	"forgets Released":                drop[*store.Released](),
-	"forgets Done":                    drop[*store.Done](),
-	"forgets Received":                drop[*store.Received](),
-	"forgets Forget":                  drop[*store.Forget](),
-	"forgets PutRetained":             drop[*store.PutRetained](),
-	"forgets DeleteRetained":          drop[*store.DeleteRetained](),
-	"forgets that a publish retains":  each(func(p *store.Publish) store.Op { p.Retain = false; return p }),
-	"forgets whom a publish was from": each(func(p *store.Publish) store.Op { p.FromSession = 0; return p }),
+	"forgets DeleteSession":      drop[*store.DeleteSession](),
+	"forgets PutSubscription":    drop[*store.PutSubscription](),
+	"forgets DeleteSubscription": drop[*store.DeleteSubscription](),
+	"forgets Sent":               drop[*store.Sent](),
+	"forgets Released":           drop[*store.Released](),
+	"forgets Done":               drop[*store.Done](),
+	"forgets Received":           drop[*store.Received](),
+	"forgets Forget":             drop[*store.Forget](),
+	"forgets PutRetained":        drop[*store.PutRetained](),
+	"forgets DeleteRetained":     drop[*store.DeleteRetained](),
+	"forgets that a publish retains": each(func(p *store.Publish) store.Op {
+		p.Retain = false
+		return p
+	}),
+	"forgets whom a publish was from": each(func(p *store.Publish) store.Op {
+		p.FromSession = 0
+		return p
+	}),
 	"forgets a publish for nobody": each(func(p *store.Publish) store.Op {
 		if len(p.To) == 0 {
 			return nil
 		}
 		return p
 	}),
-	"forgets the Will":                    eachSession(func(s *store.PutSession) { s.Will = nil }),
-	"forgets the delay of the Will":       eachWill(func(w *store.Will) { w.Delay = 0 }),
-	"forgets when the Will is due":        eachWill(func(w *store.Will) { w.At = 0 }),
-	"forgets the properties of the Will":  eachWill(func(w *store.Will) { w.Message.Properties = nil }),
-	"forgets the principal":               eachSession(func(s *store.PutSession) { s.Principal = "" }),
-	"forgets the User Name":               eachSession(func(s *store.PutSession) { s.Username = "" }),
-	"forgets the expiry of the Session":   eachSession(func(s *store.PutSession) { s.Expiry &= 1<<31 - 1 }),
-	"keeps instants in milliseconds":      eachSession(func(s *store.PutSession) { s.ExpiresAt -= s.ExpiresAt % 1e6 }),
-	"keeps expiry in milliseconds":        messages(func(m *store.Message) { m.Expires -= m.Expires % 1e6 }),
-	"forgets the publisher":               messages(func(m *store.Message) { m.From = "" }),
-	"forgets properties":                  messages(func(m *store.Message) { m.Properties = nil }),
-	"forgets the QoS of the publish":      messages(func(m *store.Message) { m.QoS = 1 }),
-	"forgets RETAIN of the publish":       messages(func(m *store.Message) { m.Retain = false }),
-	"cuts payloads at 1 MiB":              messages(func(m *store.Message) { m.Payload = m.Payload[:min(len(m.Payload), 1<<20)] }),
-	"cuts topics at 32 KiB":               messages(func(m *store.Message) { m.Topic = m.Topic[:min(len(m.Topic), 32<<10)] }),
-	"folds the case of topics":            messages(func(m *store.Message) { m.Topic = strings.ToLower(m.Topic) }),
-	"trims topics":                        messages(func(m *store.Message) { m.Topic = strings.TrimSpace(m.Topic) }),
-	"forgets the QoS of a delivery":       eachDelivery(func(d *store.Delivery) { d.QoS = min(d.QoS, 1) }),
-	"forgets RETAIN of a delivery":        eachDelivery(func(d *store.Delivery) { d.Retain = false }),
-	"forgets Subscription Identifiers":    eachDelivery(func(d *store.Delivery) { d.IDs = d.IDs[:min(len(d.IDs), 1)] }),
-	"forgets the group":                   eachDelivery(func(d *store.Delivery) { d.Group = "" }),
-	"keeps sessions in 32 bits":           eachDelivery(func(d *store.Delivery) { d.Session &= 1<<32 - 1 }),
-	"keeps Seq in 32 bits":                eachDelivery(func(d *store.Delivery) { d.Seq &= 1<<32 - 1 }),
-	"forgets the QoS of a subscription":   eachSubscription(func(s *store.PutSubscription) { s.QoS = min(s.QoS, 1) }),
-	"forgets No Local":                    eachSubscription(func(s *store.PutSubscription) { s.NoLocal = false }),
-	"forgets Retain As Published":         eachSubscription(func(s *store.PutSubscription) { s.RetainAsPublished = false }),
-	"forgets Retain Handling":             eachSubscription(func(s *store.PutSubscription) { s.RetainHandling = min(s.RetainHandling, 1) }),
-	"forgets the Subscription Identifier": eachSubscription(func(s *store.PutSubscription) { s.ID &= 1<<16 - 1 }),
+	"forgets the Will":              eachSession(func(s *store.PutSession) { s.Will = nil }),
+	"forgets the delay of the Will": eachWill(func(w *store.Will) { w.Delay = 0 }),
+	"forgets when the Will is due":  eachWill(func(w *store.Will) { w.At = 0 }),
+	"forgets the properties of the Will": eachWill(func(w *store.Will) {
+		w.Message.Properties = nil
+	}),
+	"forgets the principal": eachSession(func(s *store.PutSession) { s.Principal = "" }),
+	"forgets the User Name": eachSession(func(s *store.PutSession) { s.Username = "" }),
+	"forgets the expiry of the Session": eachSession(func(s *store.PutSession) {
+		s.Expiry &= 1<<31 - 1
+	}),
+	"keeps instants in milliseconds": eachSession(func(s *store.PutSession) {
+		s.ExpiresAt -= s.ExpiresAt % 1e6
+	}),
+	"keeps expiry in milliseconds": messages(func(m *store.Message) {
+		m.Expires -= m.Expires % 1e6
+	}),
+	"forgets the publisher":          messages(func(m *store.Message) { m.From = "" }),
+	"forgets properties":             messages(func(m *store.Message) { m.Properties = nil }),
+	"forgets the QoS of the publish": messages(func(m *store.Message) { m.QoS = 1 }),
+	"forgets RETAIN of the publish":  messages(func(m *store.Message) { m.Retain = false }),
+	"cuts payloads at 1 MiB": messages(func(m *store.Message) {
+		m.Payload = m.Payload[:min(len(m.Payload), 1<<20)]
+	}),
+	"cuts topics at 32 KiB": messages(func(m *store.Message) {
+		m.Topic = m.Topic[:min(len(m.Topic), 32<<10)]
+	}),
+	"folds the case of topics": messages(func(m *store.Message) {
+		m.Topic = strings.ToLower(m.Topic)
+	}),
+	"trims topics": messages(func(m *store.Message) {
+		m.Topic = strings.TrimSpace(m.Topic)
+	}),
+	"forgets the QoS of a delivery": eachDelivery(func(d *store.Delivery) {
+		d.QoS = min(d.QoS, 1)
+	}),
+	"forgets RETAIN of a delivery": eachDelivery(func(d *store.Delivery) { d.Retain = false }),
+	"forgets Subscription Identifiers": eachDelivery(func(d *store.Delivery) {
+		d.IDs = d.IDs[:min(len(d.IDs), 1)]
+	}),
+	"forgets the group": eachDelivery(func(d *store.Delivery) { d.Group = "" }),
+	"keeps sessions in 32 bits": eachDelivery(func(d *store.Delivery) {
+		d.Session &= 1<<32 - 1
+	}),
+	"keeps Seq in 32 bits": eachDelivery(func(d *store.Delivery) {
+		d.Seq &= 1<<32 - 1
+	}),
+	"forgets the QoS of a subscription": eachSubscription(func(s *store.PutSubscription) {
+		s.QoS = min(s.QoS, 1)
+	}),
+	"forgets No Local": eachSubscription(func(s *store.PutSubscription) {
+		s.NoLocal = false
+	}),
+	"forgets Retain As Published": eachSubscription(func(s *store.PutSubscription) {
+		s.RetainAsPublished = false
+	}),
+	"forgets Retain Handling": eachSubscription(func(s *store.PutSubscription) {
+		s.RetainHandling = min(s.RetainHandling, 1)
+	}),
+	"forgets the Subscription Identifier": eachSubscription(func(s *store.PutSubscription) {
+		s.ID &= 1<<16 - 1
+	}),
 	"keeps ten operations of a batch": func(ops []store.Op) []store.Op {
 		return ops[:min(len(ops), 10)]
 	},
@@ -235,13 +281,15 @@ func deep() map[string]*flaw {
 	return map[string]*flaw{
 		"loses the last commit unless there was a checkpoint": lastLost(),
 		"keeps what it was given":                             {commit: keepsGiven()},
-		"commits half when the context is done": {commit: func(ctx context.Context, f *flaw, ops []store.Op) error {
+		"commits half when the context is done": {commit: func(ctx context.Context, f *flaw,
+			ops []store.Op) error {
 			if ctx.Err() != nil {
 				return joinErr(f.Store.Commit(context.Background(), ops[:len(ops)/2]), ctx.Err())
 			}
 			return f.Store.Commit(ctx, ops)
 		}},
-		"fails after a commit with a context that was done": {commit: func() func(context.Context, *flaw, []store.Op) error {
+		"fails after a commit with a context that was done": {commit: func() func(context.Context,
+			*flaw, []store.Op) error {
 			var failed error
 			return func(ctx context.Context, f *flaw, ops []store.Op) error {
 				if failed == nil {
@@ -263,10 +311,12 @@ func deep() map[string]*flaw {
 			return f.Store.Load(ctx)
 		}},
 		"does not load after a broken off Load": {load: brokenOff()},
-		"ignores the context of Load": {load: func(_ context.Context, f *flaw, _ int) iter.Seq2[store.Op, error] {
+		"ignores the context of Load": {load: func(_ context.Context, f *flaw,
+			_ int) iter.Seq2[store.Op, error] {
 			return f.Store.Load(context.Background())
 		}},
-		"stops silently when the context of Load is done": {load: func(ctx context.Context, f *flaw, _ int) iter.Seq2[store.Op, error] {
+		"stops silently when the context of Load is done": {load: func(ctx context.Context, f *flaw,
+			_ int) iter.Seq2[store.Op, error] {
 			return func(yield func(store.Op, error) bool) {
 				for op, err := range f.Store.Load(context.Background()) {
 					if ctx.Err() != nil || !yield(op, err) {
@@ -427,7 +477,9 @@ func seqOnce() func(*flaw, int, []store.Op) []store.Op {
 			case *store.Done:
 				done[place{op.Session, op.Seq}] = true
 			case *store.Publish:
-				op.To = slices.DeleteFunc(op.To, func(d store.Delivery) bool { return done[place{d.Session, d.Seq}] })
+				op.To = slices.DeleteFunc(op.To, func(d store.Delivery) bool {
+					return done[place{d.Session, d.Seq}]
+				})
 			}
 		}
 		return ops
@@ -565,11 +617,14 @@ func TestDiffNamesWhatDiffers(t *testing.T) {
 	want.Apply(ops...)
 	got.Apply(ops...)
 	require.Empty(t, want.Diff(got))
-	got.Apply(&store.Done{Session: 2, Seq: 1}, &store.Received{Session: 2, ID: 9}, &store.PutSession{Session: 3, ClientID: "other"},
-		&store.PutRetained{Message: &store.Message{Message: packets.Message{Topic: "r", Payload: []byte("changed")}}})
+	got.Apply(&store.Done{Session: 2, Seq: 1}, &store.Received{Session: 2, ID: 9},
+		&store.PutSession{Session: 3, ClientID: "other"},
+		&store.PutRetained{Message: &store.Message{Message: packets.Message{Topic: "r",
+			Payload: []byte("changed")}}})
 	d := want.Diff(got)
 	for _, line := range []string{
-		`session 2, queue entry 1 is missing:`, `session 2, received 9 should not be there`, "session 3\n   want client \"c3\"",
+		`session 2, queue entry 1 is missing:`, `session 2, received 9 should not be there`,
+		"session 3\n   want client \"c3\"",
 		"retained \"r\"\n   want from \"publisher\"", `"changed"`,
 	} {
 		require.Contains(t, d, line)
@@ -588,7 +643,9 @@ func TestInterceptFailsAndDelays(t *testing.T) {
 		}
 		return fail
 	})
-	commit := func() error { return s.Commit(context.Background(), []store.Op{&store.PutSession{Session: 1}}) }
+	commit := func() error {
+		return s.Commit(context.Background(), []store.Op{&store.PutSession{Session: 1}})
+	}
 	require.NoError(t, commit())
 	require.ErrorIs(t, commit(), store.ErrFull)
 	require.NoError(t, commit(), "the store goes on after ErrFull")

@@ -40,7 +40,8 @@ var checks = []check{
 }
 
 func message(topic, payload string) *store.Message {
-	return &store.Message{Message: packets.Message{Topic: topic, Payload: []byte(payload), QoS: packets.QoS1}, From: "publisher"}
+	return &store.Message{Message: packets.Message{Topic: topic, Payload: []byte(payload),
+		QoS: packets.QoS1}, From: "publisher"}
 }
 
 func put(session uint64) *store.PutSession {
@@ -55,20 +56,24 @@ func publish(m *store.Message, seq uint64, sessions ...uint64) *store.Publish {
 	return p
 }
 
-// eachOperation returns one of each operation at least, each with an effect.
+// eachOperation returns at least one operation of each kind. Each has an effect.
 func eachOperation() []store.Op {
 	full := message("t", "payload")
-	full.Properties = packets.Properties(nil).AppendUser("k", "v").AppendUint(packets.MessageExpiryInterval, 9)
+	full.Properties = packets.Properties(nil).AppendUser("k", "v").
+		AppendUint(packets.MessageExpiryInterval, 9)
 	full.QoS, full.Retain, full.Expires = packets.QoS2, true, 1_770_000_000_123_456_789
 	will := packets.Message{Topic: "will", Payload: []byte("bye"), QoS: packets.QoS1, Retain: true,
 		Properties: packets.Properties(nil).AppendText(packets.ResponseTopic, "r")}
 	return []store.Op{
-		&store.PutSession{Session: 1, ClientID: "one", Principal: "p", Username: "u", Named: true, Mount: "m/", Expiry: 1<<32 - 1, ExpiresAt: 1_770_000_000_000_000_001,
+		&store.PutSession{Session: 1, ClientID: "one", Principal: "p", Username: "u", Named: true,
+			Mount: "m/", Expiry: 1<<32 - 1, ExpiresAt: 1_770_000_000_000_000_001,
 			Will: &store.Will{Message: will, Delay: 30, At: 1_770_000_000_000_000_002}},
 		put(2), put(3), put(4),
 		&store.PutSubscription{Session: 1, ID: 268_435_455, Subscription: packets.Subscription{
-			Filter: "$share/g/a/+", QoS: packets.QoS2, NoLocal: true, RetainAsPublished: true, RetainHandling: 2}},
-		&store.PutSubscription{Session: 2, Subscription: packets.Subscription{Filter: "#", QoS: packets.QoS1}},
+			Filter: "$share/g/a/+", QoS: packets.QoS2, NoLocal: true, RetainAsPublished: true,
+			RetainHandling: 2}},
+		&store.PutSubscription{Session: 2,
+			Subscription: packets.Subscription{Filter: "#", QoS: packets.QoS1}},
 		&store.PutSubscription{Session: 2, Subscription: packets.Subscription{Filter: "gone"}},
 		&store.DeleteSubscription{Session: 2, Filter: "gone"},
 		&store.Publish{Message: full, Retain: true, FromSession: 3, FromID: 65535, To: []store.Delivery{
@@ -114,7 +119,8 @@ func reopenEach(e *env) error { return e.histories(30, 1, 0) }
 
 func checkpoints(e *env) error { return e.histories(200, 40, 15) }
 
-// histories plays random batches into a store that is reopened and given a Checkpoint once in so many commits.
+// histories plays random batches into a store. After some of the commits it reopens the store and
+// calls Checkpoint.
 func (e *env) histories(commits, reopen, checkpoint int) error {
 	for round := range e.rounds {
 		h := NewHistory(e.seed + uint64(round))
@@ -142,7 +148,7 @@ func (e *env) histories(commits, reopen, checkpoint int) error {
 	return nil
 }
 
-// wipe empties the store by operations.
+// wipe removes everything from the store with operations.
 func (e *env) wipe() error {
 	if err := e.opened(); err != nil {
 		return err
@@ -158,7 +164,8 @@ func (e *env) wipe() error {
 }
 
 func order(e *env) error {
-	err := e.commit(put(1), publish(message("a", "1"), 1, 1), &store.Done{Session: 1, Seq: 1}, publish(message("a", "2"), 2, 1),
+	err := e.commit(put(1), publish(message("a", "1"), 1, 1), &store.Done{Session: 1, Seq: 1},
+		publish(message("a", "2"), 2, 1),
 		&store.DeleteSession{Session: 1}, put(1), publish(message("a", "3"), 3, 1),
 		&store.PutSubscription{Session: 1, Subscription: packets.Subscription{Filter: "f"}},
 		&store.DeleteSubscription{Session: 1, Filter: "f"},
@@ -166,14 +173,16 @@ func order(e *env) error {
 		&store.PutSubscription{Session: 1, Subscription: packets.Subscription{Filter: "g"}},
 		&store.Forget{Session: 1, ID: 1}, &store.Received{Session: 1, ID: 1},
 		&store.Received{Session: 1, ID: 2}, &store.Forget{Session: 1, ID: 2},
-		&store.PutRetained{Message: message("r", "1")}, &store.DeleteRetained{Topic: "r"}, &store.DeleteRetained{Topic: "s"},
+		&store.PutRetained{Message: message("r", "1")}, &store.DeleteRetained{Topic: "r"},
+		&store.DeleteRetained{Topic: "s"},
 		&store.PutRetained{Message: message("s", "1")}, &store.PutRetained{Message: message("s", "2")},
 		&store.Sent{Session: 1, Seq: 3, ID: 1}, &store.Sent{Session: 1, Seq: 3, ID: 2})
 	if err != nil {
 		return err
 	}
 	// A Session that is put again keeps what belongs to it.
-	err = e.commit(&store.PutSession{Session: 1, ClientID: "c1", ExpiresAt: 5}, &store.PutRetained{Message: message("s", "3")})
+	err = e.commit(&store.PutSession{Session: 1, ClientID: "c1", ExpiresAt: 5},
+		&store.PutRetained{Message: message("s", "3")})
 	if err != nil {
 		return err
 	}
@@ -201,7 +210,8 @@ func missing(e *env) error {
 	if err := e.reopen(); err != nil {
 		return err
 	}
-	err := e.commit(&store.Sent{Session: 1, Seq: 9, ID: 9}, &store.Released{Session: 1, Seq: 9}, &store.Done{Session: 1, Seq: 9},
+	err := e.commit(&store.Sent{Session: 1, Seq: 9, ID: 9}, &store.Released{Session: 1, Seq: 9},
+		&store.Done{Session: 1, Seq: 9},
 		&store.Publish{Message: message("nobody", "")}, &store.Forget{Session: 1, ID: 9})
 	if err != nil {
 		return err
@@ -252,7 +262,8 @@ func sequence(e *env) error {
 
 func equalTwice(e *env) error {
 	m := message("a", "same")
-	err := e.commit(put(1), publish(m, 1, 1), publish(message("a", "same"), 2, 1), publish(m, 3, 1), publish(m, 4, 1))
+	err := e.commit(put(1), publish(m, 1, 1), publish(message("a", "same"), 2, 1), publish(m, 3, 1),
+		publish(m, 4, 1))
 	if err == nil {
 		err = e.commit(&store.Done{Session: 1, Seq: 1}, &store.Done{Session: 1, Seq: 3})
 	}
@@ -280,8 +291,10 @@ func alike(e *env) error {
 	if err := e.reopen(); err != nil {
 		return err
 	}
-	err := e.commit(&store.DeleteSubscription{Session: 1, Filter: "a"}, &store.DeleteSubscription{Session: 1, Filter: "1"},
-		&store.DeleteRetained{Topic: "a:b"}, &store.DeleteRetained{Topic: "a"}, &store.DeleteSession{Session: 11},
+	err := e.commit(&store.DeleteSubscription{Session: 1, Filter: "a"},
+		&store.DeleteSubscription{Session: 1, Filter: "1"},
+		&store.DeleteRetained{Topic: "a:b"}, &store.DeleteRetained{Topic: "a"},
+		&store.DeleteSession{Session: 11},
 		&store.Done{Session: 256, Seq: 1}, &store.Done{Session: 1, Seq: 11})
 	if err != nil {
 		return err
@@ -293,9 +306,11 @@ func empties(e *env) error {
 	none := &store.Message{}
 	if err := e.commit(
 		&store.PutSession{Session: 1}, &store.PutSession{Session: 2, Will: &store.Will{}},
-		&store.PutSession{Session: 3, Will: &store.Will{Message: packets.Message{Payload: []byte{}, Properties: packets.Properties{}}}},
+		&store.PutSession{Session: 3, Will: &store.Will{Message: packets.Message{Payload: []byte{},
+			Properties: packets.Properties{}}}},
 		&store.PutSubscription{Session: 1},
-		&store.Publish{Message: none, Retain: true, To: []store.Delivery{{Session: 1}, {Session: 2, IDs: []uint32{}}, {Session: 2, Seq: 1, IDs: []uint32{0}}}},
+		&store.Publish{Message: none, Retain: true, To: []store.Delivery{{Session: 1},
+			{Session: 2, IDs: []uint32{}}, {Session: 2, Seq: 1, IDs: []uint32{0}}}},
 	); err != nil {
 		return err
 	}
@@ -311,14 +326,19 @@ func limits(e *env) error {
 	m.From, m.Expires = long("f"), 1<<63-1
 	m.Properties = packets.Properties(nil).AppendUser(long("k"), long("v"))
 	if err := e.commit(
-		&store.PutSession{Session: 1<<64 - 1, ClientID: long("c"), Principal: long("p"), Username: long("u"),
-			Expiry: 1<<32 - 1, ExpiresAt: 1<<63 - 1, Will: &store.Will{Message: m.Message, Delay: 1<<32 - 1, At: 1<<63 - 1}},
+		&store.PutSession{Session: 1<<64 - 1, ClientID: long("c"), Principal: long("p"),
+			Username: long("u"),
+			Expiry:   1<<32 - 1, ExpiresAt: 1<<63 - 1,
+			Will: &store.Will{Message: m.Message, Delay: 1<<32 - 1, At: 1<<63 - 1}},
 		&store.PutSession{Session: 2, ClientID: "past", ExpiresAt: -1},
-		&store.PutSubscription{Session: 1<<64 - 1, ID: 1<<32 - 1, Subscription: packets.Subscription{Filter: long("1")}},
-		&store.PutSubscription{Session: 1<<64 - 1, ID: 1, Subscription: packets.Subscription{Filter: long("2")}},
+		&store.PutSubscription{Session: 1<<64 - 1, ID: 1<<32 - 1,
+			Subscription: packets.Subscription{Filter: long("1")}},
+		&store.PutSubscription{Session: 1<<64 - 1, ID: 1,
+			Subscription: packets.Subscription{Filter: long("2")}},
 		&store.PutRetained{Message: message(long("2"), "2")},
-		&store.Publish{Message: m, Retain: true, FromSession: 1<<64 - 1, FromID: 65535, To: []store.Delivery{
-			{Session: 1<<64 - 1, Seq: 1<<63 - 1, QoS: 2, IDs: []uint32{1<<32 - 1, 0}, Group: long("g")}}},
+		&store.Publish{Message: m, Retain: true, FromSession: 1<<64 - 1, FromID: 65535,
+			To: []store.Delivery{
+				{Session: 1<<64 - 1, Seq: 1<<63 - 1, QoS: 2, IDs: []uint32{1<<32 - 1, 0}, Group: long("g")}}},
 		&store.Sent{Session: 1<<64 - 1, Seq: 1<<63 - 1, ID: 65535},
 	); err != nil {
 		return err
@@ -326,7 +346,8 @@ func limits(e *env) error {
 	if err := e.reopen(); err != nil {
 		return err
 	}
-	err := e.commit(&store.DeleteSubscription{Session: 1<<64 - 1, Filter: long("1")}, &store.DeleteRetained{Topic: long("1")})
+	err := e.commit(&store.DeleteSubscription{Session: 1<<64 - 1, Filter: long("1")},
+		&store.DeleteRetained{Topic: long("1")})
 	if err != nil {
 		return err
 	}
@@ -354,7 +375,8 @@ func largeBatch(e *env) error {
 	for i := range uint64(6666) {
 		ops = append(ops, publish(message(fmt.Sprint("t", i%100), fmt.Sprint("payload ", i)), i, i%3+1))
 		if i >= 1000 {
-			ops = append(ops, &store.Sent{Session: (i-1000)%3 + 1, Seq: i - 1000, ID: uint16(i)}, &store.Done{Session: (i-1000)%3 + 1, Seq: i - 1000})
+			ops = append(ops, &store.Sent{Session: (i-1000)%3 + 1, Seq: i - 1000, ID: uint16(i)},
+				&store.Done{Session: (i-1000)%3 + 1, Seq: i - 1000})
 		}
 	}
 	if err := e.commit(ops...); err != nil {
@@ -380,7 +402,8 @@ func fanOut(e *env) error {
 			return err
 		}
 	}
-	if err := e.commit(&store.Done{Session: 5000, Seq: 0}, &store.Done{Session: 1, Seq: 1}, &store.DeleteSession{Session: 10_000}); err != nil {
+	if err := e.commit(&store.Done{Session: 5000, Seq: 0}, &store.Done{Session: 1, Seq: 1},
+		&store.DeleteSession{Session: 10_000}); err != nil {
 		return err
 	}
 	if err := e.reopen(); err != nil {
@@ -520,7 +543,7 @@ func loadCancel(e *env) error {
 	return e.reopen()
 }
 
-// loadUntil cancels after so many operations and returns the error with which the sequence ends.
+// loadUntil cancels the context after n operations, and returns the error that ends the sequence.
 func loadUntil(ops iter.Seq2[store.Op, error], after int, cancel func()) error {
 	n := 0
 	var last error
@@ -542,7 +565,8 @@ func commitCancel(e *env) error {
 	}
 	c, cancel := context.WithCancel(ctx)
 	cancel()
-	ops := []store.Op{put(2), publish(message("a", "1"), 1, 1, 2), &store.PutRetained{Message: message("a", "1")}}
+	ops := []store.Op{put(2), publish(message("a", "1"), 1, 1, 2),
+		&store.PutRetained{Message: message("a", "1")}}
 	with := e.want.Clone()
 	with.Apply(ops...)
 	err := e.store.Commit(c, clone(ops))

@@ -9,34 +9,38 @@ import (
 	"github.com/dunlin-mqtt/dunlin/store"
 )
 
-// A Disk is what a store keeps its data on, made so that a test can let it fail: a simulated one, as a store has that does its
-// input and output through an interface.
+// A Disk is the storage of a store, in a form that a test can make fail. A store that does its
+// input and output through an interface can run on a simulated Disk.
 type Disk interface {
 	// Open opens the store that is on the disk.
 	Open() (store.Store, error)
-	// Fail makes fault be called ahead of each access to the disk from now on, one call at a time; nil: none. If it returns
-	// an error the access fails with it: a write may then have been done in part, a change of names not or whole, and a sync has not been done, whatever a
-	// later one returns. Accesses after the power was cut do nothing.
+	// Fail sets a function that is called before each access to the disk, one call at a time; nil
+	// sets none. If it returns an error, the access fails with this error. A failed write may have
+	// been done in part. A failed change of names may have been done or not. A failed sync has not
+	// been done, whatever a later sync returns. Accesses after the power was cut do nothing.
 	Fail(fault func(a Access) error)
-	// Cut returns the error that stands for a cut of the power, Full one that stands for a lack of room.
+	// Cut returns the error that means a loss of power. Full returns the error that means a lack of
+	// room.
 	Cut() error
 	Full() error
-	// Crash returns the disk as it is found after the process was killed, with nothing synced that was not, or the power cut: then what was
-	// not synced is there or not, in part, in any order. It does not change the Disk, and may be called while the store is
-	// open, which is then given up.
+	// Crash returns the disk in its state after a crash: after the process was killed, or after the
+	// power was cut. After a kill, nothing is synced that was not synced before. After a cut, bytes
+	// that were not synced may be there in part, in any order. Crash does not change the Disk. It
+	// may be called while the store is open; the caller then gives up this store.
 	Crash(seed uint64, power bool) Disk
 }
 
-// An Access is one call to a disk.
+// An Access is one call to a Disk.
 type Access struct {
 	N     int  // counts accesses from the call of Fail
 	Write bool // it changes something
 	Sync  bool // it is a sync
 }
 
-// RunFaults tests what a store makes of a disk that fails, with random histories: the power cut or the process killed at each
-// access, writes torn and out of order, an error at the n-th access, a sync that fails once, a disk that is full for a while.
-// durable says what the store is set to. open makes an empty Disk that depends on the seed. See [Run] for flags.
+// RunFaults tests a store on a failing disk, with random histories. The power is cut or the process
+// killed at each access; writes are torn and reordered; the n-th access fails; one sync fails; the
+// disk is full for a while. durable is the Durability of the store. open makes an empty Disk that
+// depends on the seed. See [Run] for flags.
 func RunFaults(t *testing.T, durable store.Durability, open func(seed uint64) Disk) {
 	seed := *seedFlag
 	if seed == 0 {
@@ -44,15 +48,17 @@ func RunFaults(t *testing.T, durable store.Durability, open func(seed uint64) Di
 	}
 	for _, c := range faultChecks {
 		t.Run(c.name, func(t *testing.T) {
-			if err := c.run(&faultEnv{seed: seed, rounds: *roundsFlag, durable: durable, open: open}); err != nil {
+			if err := c.run(&faultEnv{seed: seed, rounds: *roundsFlag, durable: durable,
+				open: open}); err != nil {
 				t.Errorf("%v\n%s\n(seed %d, see -storetest.seed)", err, c.why, seed)
 			}
 		})
 	}
 }
 
-// CheckFaults is RunFaults for those who test a test: it returns what was found first.
-func CheckFaults(seed uint64, rounds int, durable store.Durability, open func(seed uint64) Disk) error {
+// CheckFaults is RunFaults for tests of a test: it returns the first error that it finds.
+func CheckFaults(seed uint64, rounds int, durable store.Durability,
+	open func(seed uint64) Disk) error {
 	for _, c := range faultChecks {
 		if err := c.run(&faultEnv{seed: seed, rounds: rounds, durable: durable, open: open}); err != nil {
 			return fmt.Errorf("%s: %w", c.name, err)
@@ -79,7 +85,7 @@ type faultEnv struct {
 	open    func(seed uint64) Disk
 }
 
-// A life is a store from when it was opened to when the disk failed.
+// A life is the use of a store from its opening until the disk fails.
 type life struct {
 	*faultEnv
 	disk  Disk
@@ -90,7 +96,7 @@ type life struct {
 	rng   *rand.Rand
 }
 
-// begin opens the store, which must hold a state that may be there, and goes on from it.
+// begin opens the store and continues from its state, which must be one of the possible states.
 func (e *faultEnv) begin(d Disk, seed uint64, may ...*State) (*life, error) {
 	s, err := d.Open()
 	if err != nil {
@@ -106,10 +112,11 @@ func (e *faultEnv) begin(d Disk, seed uint64, may ...*State) (*life, error) {
 	h := NewHistory(seed)
 	h.Large, h.State = 3000, got.Clone()
 	h.restart()
-	return &life{faultEnv: e, disk: d, store: s, h: h, acked: []*State{got}, rng: rand.New(rand.NewPCG(seed, 3))}, nil
+	return &life{faultEnv: e, disk: d, store: s, h: h, acked: []*State{got},
+		rng: rand.New(rand.NewPCG(seed, 3))}, nil
 }
 
-// oneOf returns an error unless the state is one of those that may be.
+// oneOf returns an error unless the state is one of the possible states.
 func oneOf(got *State, may []*State) error {
 	for _, want := range may {
 		if want != nil && want.Equal(got) {
@@ -131,7 +138,7 @@ func (l *life) commit() error {
 	return nil
 }
 
-// run commits until there is an error, or n times, with a Checkpoint now and then.
+// run commits until there is an error, or n times. It calls Checkpoint now and then.
 func (l *life) run(n int) error {
 	for range n {
 		if err := l.commit(); err != nil {
@@ -146,7 +153,7 @@ func (l *life) run(n int) error {
 	return nil
 }
 
-// states are those that may be there after a crash.
+// states are the possible states after a crash.
 func (l *life) states(power bool) []*State {
 	may := l.acked[len(l.acked)-1:]
 	if l.durable == store.None || l.durable == store.Buffered && power {
@@ -158,7 +165,7 @@ func (l *life) states(power bool) []*State {
 	return may
 }
 
-// crashes cuts each of several lives at some access, and goes on from what is left.
+// crashes ends each of several lives at some access, and continues from the remaining disk.
 func (e *faultEnv) crashes(power bool) error {
 	for round := range e.rounds * 20 {
 		rng := rand.New(rand.NewPCG(e.seed, uint64(round)))
@@ -180,7 +187,8 @@ func (e *faultEnv) crashes(power bool) error {
 			if rng.IntN(2) == 0 {
 				l.store.Close()
 			}
-			power := power && rng.IntN(3) > 0 // what a killed process has not synced may be lost by the next one's crash
+			// what a killed process has not synced may be lost by the next one's crash
+			power := power && rng.IntN(3) > 0
 			may = l.states(power)
 			d = d.Crash(rng.Uint64(), power)
 			l.end()
@@ -235,7 +243,8 @@ func (e *faultEnv) syncOnce() error {
 	})
 }
 
-// once plays lives in which fault fails something. If that made a Commit fail, all later ones have to fail.
+// once plays lives in which fault makes one access fail. If a Commit fails because of it, all later
+// Commits must fail.
 func (e *faultEnv) once(fault func(a Access, at int) error) error {
 	for round := range e.rounds * 20 {
 		rng := rand.New(rand.NewPCG(e.seed, uint64(round)))
@@ -264,7 +273,7 @@ func (e *faultEnv) once(fault func(a Access, at int) error) error {
 	return nil
 }
 
-// persist commits n times, and goes on after an error as the contract forbids.
+// persist commits n times and continues after an error, although the contract forbids it.
 func (l *life) persist(n int) error {
 	var failed error
 	var also *State
@@ -273,7 +282,8 @@ func (l *life) persist(n int) error {
 		switch {
 		case failed == nil && err != nil:
 			failed, also = err, l.also
-		case failed != nil && err == nil && len(l.acked) > 0 && !l.acked[len(l.acked)-1].Equal(l.acked[max(len(l.acked)-2, 0)]):
+		case failed != nil && err == nil && len(l.acked) > 0 &&
+			!l.acked[len(l.acked)-1].Equal(l.acked[max(len(l.acked)-2, 0)]):
 			return fmt.Errorf("a Commit succeeded after one had failed with: %w", failed)
 		case failed == nil && l.rng.IntN(12) == 0:
 			l.store.Checkpoint(ctx) // it may fail: the next Commit tells whether it matters
@@ -285,7 +295,7 @@ func (l *life) persist(n int) error {
 	return nil
 }
 
-// full lets a disk be full from time to time.
+// full makes the disk full from time to time.
 func (e *faultEnv) full() error {
 	for round := range e.rounds * 20 {
 		rng := rand.New(rand.NewPCG(e.seed, uint64(round)))
@@ -330,7 +340,7 @@ func (e *faultEnv) full() error {
 	return nil
 }
 
-// crashFull looks at what a crash leaves while the disk is full: a batch that was refused is not there.
+// crashFull checks a crash while the disk is full: a refused batch must not be there.
 func (l *life) crashFull(seed uint64, power bool) error {
 	l.also = nil
 	s, err := l.begin(l.disk.Crash(seed, power), seed, l.states(power)...)

@@ -11,12 +11,12 @@ import (
 	"github.com/dunlin-mqtt/dunlin/store"
 )
 
-// A History makes up what a broker might commit: random batches that keep the rules of package store. Few Sessions, topics and
-// Packet Identifiers are in play, so that they meet often.
+// A History generates random batches that a broker could commit. They follow the rules of package
+// store. They use few Sessions, topics and Packet Identifiers, so that these meet often.
 type History struct {
-	// State is what all batches so far add up to.
+	// State is the state after all batches so far.
 	State *State
-	// Large, if set, is the size of the payloads that are large now and then. 0: 20,000.
+	// Large is the size of the occasional large payloads. 0: 20,000.
 	Large int
 
 	rng *rand.Rand
@@ -24,22 +24,24 @@ type History struct {
 	now int64
 }
 
-// NewHistory returns a History that depends on the seed alone.
+// NewHistory returns a History that depends only on the seed.
 func NewHistory(seed uint64) *History {
 	return &History{
-		State: NewState(), rng: rand.New(rand.NewPCG(seed, 1)), seq: make(map[uint64]uint64), now: 1_770_000_000_000_000_000,
+		State: NewState(), rng: rand.New(rand.NewPCG(seed, 1)), seq: make(map[uint64]uint64),
+		now: 1_770_000_000_000_000_000,
 	}
 }
 
-// names are what a store might confuse.
+// names are names that a store might confuse.
 var names = []string{
-	"a", "b", "a/b", "a:b", "A", "", "/", "//", "#", "+/#", "$share/g/a", "$share/g:a", "1", "1:a", "a ", "é", "e\u0301",
+	"a", "b", "a/b", "a:b", "A", "", "/", "//", "#", "+/#", "$share/g/a", "$share/g:a", "1", "1:a",
+	"a ", "é", "e\u0301",
 	"a%00b", "a\\b", "%", "a'b\"c", "_", strings.Repeat("x", 300), strings.Repeat("x", 301),
 }
 
 func (h *History) name() string { return names[h.rng.IntN(len(names))] }
 
-// few returns a number that is 0 often, small mostly, and any seldom.
+// few returns a number: often 0, mostly a small one, seldom any.
 func (h *History) few() uint64 {
 	switch h.rng.IntN(4) {
 	case 0:
@@ -77,7 +79,8 @@ func (h *History) bytes(n int) []byte {
 
 func (h *History) body() packets.Message {
 	m := packets.Message{
-		Topic: h.name(), QoS: packets.QoS(h.rng.IntN(3)), Retain: h.rng.IntN(2) == 0, Payload: h.bytes(h.rng.IntN(60)),
+		Topic: h.name(), QoS: packets.QoS(h.rng.IntN(3)), Retain: h.rng.IntN(2) == 0,
+		Payload: h.bytes(h.rng.IntN(60)),
 	}
 	if h.rng.IntN(40) == 0 {
 		large := h.Large
@@ -96,7 +99,7 @@ func (h *History) message() *store.Message {
 	return &store.Message{Message: h.body(), Expires: h.instant(), From: h.name()}
 }
 
-// Batch returns the operations of the next commit, none seldom, and applies them to State.
+// Batch returns the operations of the next commit, seldom none, and applies them to State.
 func (h *History) Batch() []store.Op {
 	h.now += int64(h.rng.IntN(1e9))
 	if h.rng.IntN(20) == 0 {
@@ -110,7 +113,8 @@ func (h *History) Batch() []store.Op {
 	return ops
 }
 
-// restart forgets what a broker does not know any more once it was restarted: numbers that are not in use.
+// restart removes the numbers that a broker no longer knows after a restart: those that are not in
+// use.
 func (h *History) restart() {
 	clear(h.seq)
 	for id, c := range h.State.Sessions {
@@ -154,7 +158,8 @@ func (h *History) op() store.Op {
 
 func (h *History) putSession(s uint64) *store.PutSession {
 	op := &store.PutSession{
-		Session: s, ClientID: h.name(), Principal: h.name(), Username: h.name(), Expiry: uint32(h.few()), ExpiresAt: h.instant(),
+		Session: s, ClientID: h.name(), Principal: h.name(), Username: h.name(),
+		Expiry: uint32(h.few()), ExpiresAt: h.instant(),
 		Named: h.rng.IntN(2) == 0, Mount: h.name(),
 	}
 	if h.rng.IntN(3) == 0 {
@@ -163,7 +168,7 @@ func (h *History) putSession(s uint64) *store.PutSession {
 	return op
 }
 
-// queued returns the Seq of an entry of the queue: mostly of its head, seldom one that is not there.
+// queued returns the Seq of a queue entry: mostly that of the head, seldom one that does not exist.
 func (h *History) queued(s uint64) uint64 {
 	c := h.State.Sessions[s]
 	if c == nil || len(c.Queue) == 0 || h.rng.IntN(20) == 0 {
@@ -191,9 +196,11 @@ func (h *History) publish() *store.Publish {
 	return p
 }
 
-// delivery returns the next place of some queue. Seldom it is one that was passed over, or belongs to no Session.
+// delivery returns the next entry of some queue. Seldom it returns one that was skipped, or that
+// belongs to no Session.
 func (h *History) delivery() store.Delivery {
-	d := store.Delivery{Session: h.session(), QoS: packets.QoS(h.rng.IntN(3)), Retain: h.rng.IntN(4) == 0}
+	d := store.Delivery{Session: h.session(), QoS: packets.QoS(h.rng.IntN(3)),
+		Retain: h.rng.IntN(4) == 0}
 	c := h.State.Sessions[d.Session]
 	last := h.seq[d.Session]
 	switch h.rng.IntN(12) {
@@ -219,7 +226,7 @@ func (h *History) delivery() store.Delivery {
 	return d
 }
 
-// clone returns operations that share no memory with ops but that of strings.
+// clone returns operations that share no memory with ops, except strings.
 func clone(ops []store.Op) []store.Op {
 	c := make([]store.Op, len(ops))
 	for i, op := range ops {
@@ -288,7 +295,7 @@ func cloneBody(m packets.Message) packets.Message {
 	return m
 }
 
-// scribble overwrites everything that ops point to.
+// scribble overwrites all memory that ops point to.
 func scribble(ops []store.Op) {
 	spoil := func(m *packets.Message) {
 		for i := range m.Payload {

@@ -15,9 +15,9 @@ import (
 	"github.com/dunlin-mqtt/dunlin/store"
 )
 
-// A State is what operations add up to: the model that a store is compared with. The zero value is not usable, see
-// [NewState]. It keeps the messages, Wills and Subscription Identifiers of the operations that it was given, which must not be
-// changed afterwards.
+// A State is the result of operations: the model that a store is compared with. The zero value is
+// not usable: see [NewState]. A State keeps the messages, Wills and Subscription Identifiers of the
+// operations; the caller must not change them afterwards.
 type State struct {
 	Sessions map[uint64]*Session
 	Retained map[string]*store.Message // by Topic Name
@@ -25,7 +25,7 @@ type State struct {
 	broken []string // rules of package store that the operations broke
 }
 
-// A Session is a Session with what belongs to it.
+// A Session is a Session with everything that belongs to it.
 type Session struct {
 	store.PutSession                                   // the last one
 	Subscriptions    map[string]*store.PutSubscription // by Topic Filter
@@ -33,7 +33,7 @@ type Session struct {
 	Received         map[uint16]bool
 }
 
-// An Entry is one place in the queue of a Session.
+// An Entry is one entry in the queue of a Session.
 type Entry struct {
 	store.Delivery
 	Message  *store.Message
@@ -46,8 +46,9 @@ func NewState() *State {
 	return &State{Sessions: make(map[uint64]*Session), Retained: make(map[string]*store.Message)}
 }
 
-// Fold applies operations to an empty state. It first takes all of them, then applies them, so that a store that
-// reuses what it has yielded is found out. It returns the first error of the sequence.
+// Fold applies operations to an empty state. It first reads all of them, and then applies them.
+// This reveals a store that reuses memory that it has yielded. Fold returns the first error of the
+// sequence.
 func Fold(ops iter.Seq2[store.Op, error]) (*State, error) {
 	var all []store.Op
 	for op, err := range ops {
@@ -64,7 +65,7 @@ func Fold(ops iter.Seq2[store.Op, error]) (*State, error) {
 	return s, nil
 }
 
-// Apply changes the state as the operations say, in order.
+// Apply applies operations to the state, in order.
 func (s *State) Apply(ops ...store.Op) {
 	for _, op := range ops {
 		s.apply(op)
@@ -76,7 +77,8 @@ func (s *State) apply(op store.Op) {
 	case *store.PutSession:
 		c := s.Sessions[op.Session]
 		if c == nil {
-			c = &Session{Subscriptions: make(map[string]*store.PutSubscription), Received: make(map[uint16]bool)}
+			c = &Session{Subscriptions: make(map[string]*store.PutSubscription),
+				Received: make(map[uint16]bool)}
 			s.Sessions[op.Session] = c
 		}
 		c.PutSession = *op
@@ -138,7 +140,8 @@ func (s *State) publish(p *store.Publish) {
 		}
 		i, taken := c.find(d.Seq)
 		if taken {
-			s.broken = append(s.broken, fmt.Sprintf("session %d gets two entries with Seq %d\n", d.Session, d.Seq))
+			s.broken = append(s.broken,
+				fmt.Sprintf("session %d gets two entries with Seq %d\n", d.Session, d.Seq))
 			continue
 		}
 		c.Queue = slices.Insert(c.Queue, i, &Entry{Delivery: d, Message: p.Message})
@@ -166,12 +169,14 @@ func (s *State) entry(session, seq uint64) *Entry {
 	return nil
 }
 
-// find returns where the entry is, or where it would have to be.
+// find returns the position of the entry, or the position where it would be.
 func (c *Session) find(seq uint64) (int, bool) {
-	return slices.BinarySearchFunc(c.Queue, seq, func(e *Entry, seq uint64) int { return cmp.Compare(e.Seq, seq) })
+	return slices.BinarySearchFunc(c.Queue, seq, func(e *Entry, seq uint64) int {
+		return cmp.Compare(e.Seq, seq)
+	})
 }
 
-// Clone returns a state that can be changed on its own. Messages are shared.
+// Clone returns a copy of the state that can be changed independently. Messages are shared.
 func (s *State) Clone() *State {
 	c := &State{Sessions: make(map[uint64]*Session, len(s.Sessions)), Retained: maps.Clone(s.Retained)}
 	for id, old := range s.Sessions {
@@ -188,27 +193,33 @@ func (s *State) Clone() *State {
 	return c
 }
 
-// Equal tells whether both states are the same. A nil slice equals an empty one. A state is not equal to any if two entries
-// of one queue were given the same Seq.
+// Equal says whether two states are the same. A nil slice equals an empty one. A state in which two
+// entries of one queue got the same Seq equals no state.
 func (s *State) Equal(t *State) bool {
-	return len(s.broken) == 0 && len(t.broken) == 0 && maps.EqualFunc(s.Sessions, t.Sessions, (*Session).equal) && maps.EqualFunc(s.Retained, t.Retained, equalMessages)
+	return len(s.broken) == 0 && len(t.broken) == 0 && maps.EqualFunc(s.Sessions, t.Sessions,
+		(*Session).equal) && maps.EqualFunc(s.Retained, t.Retained, equalMessages)
 }
 
 func (c *Session) equal(d *Session) bool {
 	a, b := c.PutSession, d.PutSession
 	wills := (a.Will == nil) == (b.Will == nil)
 	if wills && a.Will != nil {
-		wills = a.Will.Delay == b.Will.Delay && a.Will.At == b.Will.At && equalPackets(&a.Will.Message, &b.Will.Message)
+		wills = a.Will.Delay == b.Will.Delay && a.Will.At == b.Will.At &&
+			equalPackets(&a.Will.Message, &b.Will.Message)
 	}
 	a.Will, b.Will = nil, nil
 	return wills && a == b && maps.Equal(c.Received, d.Received) &&
-		maps.EqualFunc(c.Subscriptions, d.Subscriptions, func(x, y *store.PutSubscription) bool { return *x == *y }) &&
+		maps.EqualFunc(c.Subscriptions, d.Subscriptions, func(x, y *store.PutSubscription) bool {
+			return *x == *y
+		}) &&
 		slices.EqualFunc(c.Queue, d.Queue, (*Entry).equal)
 }
 
 func (e *Entry) equal(f *Entry) bool {
-	return e.Session == f.Session && e.Seq == f.Seq && e.QoS == f.QoS && e.Retain == f.Retain && e.Group == f.Group &&
-		slices.Equal(e.IDs, f.IDs) && e.PacketID == f.PacketID && e.Released == f.Released && equalMessages(e.Message, f.Message)
+	return e.Session == f.Session && e.Seq == f.Seq && e.QoS == f.QoS && e.Retain == f.Retain &&
+		e.Group == f.Group &&
+		slices.Equal(e.IDs, f.IDs) && e.PacketID == f.PacketID && e.Released == f.Released &&
+		equalMessages(e.Message, f.Message)
 }
 
 func equalMessages(m, n *store.Message) bool {
@@ -220,7 +231,8 @@ func equalPackets(m, n *packets.Message) bool {
 		bytes.Equal(m.Payload, n.Payload) && bytes.Equal(m.Properties, n.Properties)
 }
 
-// Diff says how got differs from s, which is what was wanted, in a few lines; "" if they are equal.
+// Diff describes in a few lines how got differs from s, the wanted state. It returns "" if they are
+// equal.
 func (s *State) Diff(got *State) string {
 	if s.Equal(got) {
 		return ""
@@ -261,7 +273,7 @@ func (s *State) Diff(got *State) string {
 	return b.String()
 }
 
-// facts flattens the state: what there is, and how it is.
+// facts flattens the state into a list of facts.
 func (s *State) facts() map[string]string {
 	f := make(map[string]string)
 	seen := make(map[*store.Message]string)
@@ -283,11 +295,13 @@ func (s *State) facts() map[string]string {
 		f[name] = fmt.Sprintf("client %.40q principal %.40q user %.40q named %t mount %.40q expiry %d at %d, will %s",
 			c.ClientID, c.Principal, c.Username, c.Named, c.Mount, c.Expiry, c.ExpiresAt, will)
 		for filter, sub := range c.Subscriptions {
-			f[fmt.Sprintf("%s, subscription %.40q of %d bytes", name, filter, len(filter))] = fmt.Sprintf("QoS %d no local %t retain as published %t handling %d id %d",
+			f[fmt.Sprintf("%s, subscription %.40q of %d bytes", name, filter,
+				len(filter))] = fmt.Sprintf("QoS %d no local %t retain as published %t handling %d id %d",
 				sub.QoS, sub.NoLocal, sub.RetainAsPublished, sub.RetainHandling, sub.ID)
 		}
 		for _, e := range c.Queue {
-			f[fmt.Sprintf("%s, queue entry %d", name, e.Seq)] = fmt.Sprintf("QoS %d retain %t ids %d group %.40q packet id %d released %t, %s",
+			f[fmt.Sprintf("%s, queue entry %d", name,
+				e.Seq)] = fmt.Sprintf("QoS %d retain %t ids %d group %.40q packet id %d released %t, %s",
 				e.QoS, e.Retain, e.IDs, e.Group, e.PacketID, e.Released, message(e.Message))
 		}
 		for id := range c.Received {
@@ -300,5 +314,6 @@ func (s *State) facts() map[string]string {
 func describe(m *packets.Message) string {
 	sum := sha256.Sum256(slices.Concat([]byte(m.Topic), []byte{0}, m.Properties, []byte{0}, m.Payload))
 	return fmt.Sprintf("topic %.40q QoS %d retain %t properties %x payload of %d bytes %.24q (%x)",
-		m.Topic, m.QoS, m.Retain, m.Properties[:min(len(m.Properties), 24)], len(m.Payload), m.Payload, sum[:3])
+		m.Topic, m.QoS, m.Retain, m.Properties[:min(len(m.Properties), 24)], len(m.Payload),
+		m.Payload, sum[:3])
 }

@@ -1,5 +1,5 @@
-// Package storetest holds the contract of package store as a test suite, so that whoever writes a store can know that it is
-// right:
+// Package storetest holds the contract of package store as a test suite. Run it to know that your
+// store is correct:
 //
 //	func TestContract(t *testing.T) {
 //		storetest.Run(t, func(t *testing.T) func() (store.Store, error) {
@@ -8,10 +8,12 @@
 //		})
 //	}
 //
-// Run compares what a store gives back with a model, [State], after random histories of operations ([History]) and after
-// cases that are known to go wrong. It cannot cut the power. [RunFaults] can, for a store that does its input and output through an
-// interface: it runs the store on a [Disk] that forgets, tears and reorders what was not synced, fails and fills up, as package
-// store/segment does. [Intercept] makes any store slow or failing, to test those who use one. [Benchmark] measures.
+// Run compares the content of a store with a model, [State], after random histories of operations
+// ([History]) and after cases in which stores often have errors. It cannot cut the power.
+// [RunFaults] can, for a store that does its input and output through an interface: it runs the
+// store on a [Disk] that loses, tears and reorders bytes that were not synced, fails, and fills up.
+// Package store/segment has such a Disk. [Intercept] makes any store slow or failing, to test
+// programs that use a store. [Benchmark] measures a store.
 package storetest
 
 import (
@@ -29,14 +31,16 @@ import (
 )
 
 var (
-	seedFlag   = flag.Uint64("storetest.seed", 0, "seed of the random histories of storetest.Run; 0: a new one")
-	roundsFlag = flag.Int("storetest.rounds", 4, "how many random histories storetest.Run plays of each kind")
+	seedFlag = flag.Uint64("storetest.seed", 0,
+		"seed of the random histories of storetest.Run; 0: a new one")
+	roundsFlag = flag.Int("storetest.rounds", 4,
+		"how many random histories storetest.Run plays of each kind")
 )
 
-// Run tests a store against the contract of package store, each sentence of it in a subtest. open is called once for each of
-// these and returns a function that opens the same data, empty at first, again and again; the store that it returned
-// before is closed by then. Random histories print their seed, which the flag -storetest.seed takes;
-// -storetest.rounds makes a run longer.
+// Run tests a store against the contract of package store, each sentence of it in a subtest. Run
+// calls open once for each subtest. open returns a function that opens the same data again and
+// again; the data is empty at first, and the store from the call before is closed. Random histories
+// print their seed. The flag -storetest.seed repeats a seed; -storetest.rounds makes a run longer.
 func Run(t *testing.T, open func(t *testing.T) (reopen func() (store.Store, error))) {
 	seed := *seedFlag
 	if seed == 0 {
@@ -62,7 +66,7 @@ type check struct {
 	run  func(e *env) error
 }
 
-// env is what a check works on: a store that can be opened again, and the model.
+// env is the environment of a check: a store that can be reopened, and the model.
 type env struct {
 	open   func() (store.Store, error)
 	seed   uint64
@@ -73,10 +77,11 @@ type env struct {
 	patience time.Duration // how long goroutines may take to end
 }
 
-// ctx is for calls that are not about contexts.
+// ctx is for calls that do not test contexts.
 var ctx = context.Background()
 
-// commit gives the store a copy of ops, spoils it afterwards, and applies ops to the model.
+// commit gives the store a copy of ops, overwrites the copy afterwards, and applies ops to the
+// model.
 func (e *env) commit(ops ...store.Op) error {
 	if err := e.opened(); err != nil {
 		return err
@@ -90,7 +95,7 @@ func (e *env) commit(ops ...store.Op) error {
 	return nil
 }
 
-// opened opens the store unless it is open. As the broker does, it loads it first.
+// opened opens the store unless it is open, and loads it first, as the broker does.
 func (e *env) opened() error {
 	if e.want == nil {
 		e.want = NewState()
@@ -106,7 +111,7 @@ func (e *env) opened() error {
 	return e.load("the store as it was opened")
 }
 
-// load compares what the store yields with the model.
+// load compares the content of the store with the model.
 func (e *env) load(what string) error {
 	got, err := Fold(e.store.Load(ctx))
 	if err != nil {
@@ -127,7 +132,7 @@ func (e *env) close() error {
 	return s.Close()
 }
 
-// reopen closes and opens the store, and compares what it yields.
+// reopen closes and opens the store, and compares its content with the model.
 func (e *env) reopen() error {
 	if err := e.opened(); err != nil {
 		return err
@@ -138,7 +143,7 @@ func (e *env) reopen() error {
 	return e.opened()
 }
 
-// settled waits for goroutines to end until there are no more than before.
+// settled waits until there are no more goroutines than before.
 func settled(before int, patience time.Duration) error {
 	timeout := time.After(patience)
 	tick := time.NewTicker(time.Millisecond)
@@ -155,11 +160,13 @@ func settled(before int, patience time.Duration) error {
 	return nil
 }
 
-// Intercept returns a store that calls before ahead of each call to s, with its name, "load", "commit", "checkpoint" or "close", and
-// how many calls of that name have begun, this one included. before may wait, which makes the store slow, or return an error,
-// which is then that of the call, which does not reach s. As the contract has it, an error of Commit that is not
-// [store.ErrFull] makes all later Commits fail too.
-func Intercept(s store.Store, before func(ctx context.Context, call string, n int) error) store.Store {
+// Intercept returns a store that calls before at the beginning of each call to s. before gets the
+// name of the call, "load", "commit", "checkpoint" or "close", and the number of calls with this
+// name so far, including this one. before may wait, which makes the store slow. It may return an
+// error: then the call returns this error and does not reach s. As the contract requires, after an
+// error of Commit other than [store.ErrFull] all later Commits fail too.
+func Intercept(s store.Store,
+	before func(ctx context.Context, call string, n int) error) store.Store {
 	return &intercepted{inner: s, before: before, calls: make(map[string]int)}
 }
 

@@ -1,4 +1,5 @@
-// Package try is what the tests of the examples share: it runs a program's main function and talks MQTT to it.
+// Package try is what the tests of the examples share: it runs a program's main function and talks
+// MQTT to it.
 package try
 
 import (
@@ -27,11 +28,12 @@ type Program struct {
 }
 
 // Start runs a program until the test ends or Stop is called.
-func Start(t testing.TB, run func(ctx context.Context, args []string, out io.Writer) error, args ...string) *Program {
+func Start(t testing.TB, run func(ctx context.Context, args []string, out io.Writer) error,
+	args ...string) *Program {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	r, w := io.Pipe()
-	p := &Program{t: t, lines: make(chan string, 1000), cancel: cancel, done: make(chan error, 1)}
+	p := &Program{t: t, lines: make(chan string, 100_000), cancel: cancel, done: make(chan error, 1)}
 	go func() { // ends with the program
 		p.done <- run(ctx, args, w)
 		w.Close()
@@ -56,7 +58,8 @@ func Start(t testing.TB, run func(ctx context.Context, args []string, out io.Wri
 }
 
 func (p *Program) wait() (err error, ok bool) {
-	late, cancel := context.WithTimeout(context.Background(), patience) // also when the test's own context has ended
+	late, cancel := context.WithTimeout(context.Background(),
+		patience) // also when the test's own context has ended
 	defer cancel()
 	select {
 	case err, ok = <-p.done:
@@ -73,8 +76,8 @@ func (p *Program) wait() (err error, ok bool) {
 // Interrupt tells the program to end.
 func (p *Program) Interrupt() { p.cancel() }
 
-// Stop ends the program as an interrupt would, and fails the test if it returns an error. A broker waits a second for clients that are told
-// that it ends, and do not close their connections.
+// Stop ends the program as an interrupt would, and fails the test if it returns an error. A broker
+// waits a second for clients that are told that it ends, and do not close their connections.
 func (p *Program) Stop() {
 	p.t.Helper()
 	p.cancel()
@@ -88,17 +91,19 @@ func (p *Program) Line(prefix string) string {
 	p.t.Helper()
 	late, cancel := context.WithTimeout(p.t.Context(), patience)
 	defer cancel()
+	var others []string
 	for {
 		select {
 		case line, ok := <-p.lines:
 			if !ok {
 				p.t.Fatalf("the program ended (%v) without a line that begins with %q", <-p.done, prefix)
 			}
+			others = append(others, line)
 			if rest, ok := strings.CutPrefix(line, prefix); ok {
 				return strings.TrimSpace(rest)
 			}
 		case <-late.Done():
-			p.t.Fatalf("no line that begins with %q", prefix)
+			p.t.Fatalf("no line that begins with %q but\n%s", prefix, strings.Join(others, "\n"))
 		}
 	}
 }
@@ -111,7 +116,8 @@ type Client struct {
 	next uint16
 }
 
-// Connect connects to an address: a path with a slash in it, or host and port. It fails the test if the broker refuses.
+// Connect connects to an address: a path with a slash in it, or host and port. It fails the test if
+// the broker refuses.
 func Connect(t testing.TB, addr, id string) *Client {
 	t.Helper()
 	c, ack := Dial(t, addr, &packets.Connect{Version: packets.V5, CleanStart: true, ClientID: id})
@@ -179,7 +185,8 @@ func (c *Client) Receive() packets.Packet {
 func (c *Client) Subscribe(filter string, qos packets.QoS) packets.ReasonCode {
 	c.t.Helper()
 	c.next++
-	c.Send(&packets.Subscribe{PacketID: c.next, Subscriptions: []packets.Subscription{{Filter: filter, QoS: qos}}})
+	c.Send(&packets.Subscribe{PacketID: c.next,
+		Subscriptions: []packets.Subscription{{Filter: filter, QoS: qos}}})
 	ack, ok := c.Receive().(*packets.Suback)
 	if !ok {
 		c.t.Fatal("the answer to SUBSCRIBE is no SUBACK")
@@ -187,11 +194,13 @@ func (c *Client) Subscribe(filter string, qos packets.QoS) packets.ReasonCode {
 	return ack.Codes[0]
 }
 
-// Publish publishes at QoS 1 and returns the Reason Code of the PUBACK. It is for a client that subscribes to nothing.
+// Publish publishes at QoS 1 and returns the Reason Code of the PUBACK. It is for a client that
+// subscribes to nothing.
 func (c *Client) Publish(topic, payload string) packets.ReasonCode {
 	c.t.Helper()
 	c.next++
-	c.Send(&packets.Publish{Topic: []byte(topic), Payload: []byte(payload), QoS: packets.QoS1, PacketID: c.next})
+	c.Send(&packets.Publish{Topic: []byte(topic), Payload: []byte(payload), QoS: packets.QoS1,
+		PacketID: c.next})
 	ack, ok := c.Receive().(*packets.Ack)
 	if !ok {
 		c.t.Fatal("the answer to PUBLISH is no PUBACK")
@@ -233,7 +242,8 @@ func (c *Client) Gone() {
 	}
 }
 
-// Need returns the path of a program that the test needs. Without it the test is skipped, but not in CI, which has to have it.
+// Need returns the path of a program that the test needs. Without it the test is skipped, but not
+// in CI, which has to have it.
 func Need(t testing.TB, program, debian string) string {
 	t.Helper()
 	for _, name := range []string{program, "/usr/sbin/" + program} {

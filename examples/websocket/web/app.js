@@ -23,7 +23,20 @@ client.on("error", (err) => status("closed", err.message));
 
 // --- subscriptions
 
+// ill says what is wrong with a Topic Filter, or nothing. The broker ends the connection of a client that sends one.
+function ill(filter) {
+  const levels = filter.split("/");
+  if (levels.some((l) => l.includes("+") && l !== "+")) return "+ stands for a whole level, as in a/+/c.";
+  if (filter.includes("#") && (!filter.endsWith("#") || levels.at(-1) !== "#" || filter.indexOf("#") !== filter.length - 1)) {
+    return "# stands at the end, for a whole level, as in a/#.";
+  }
+  if (levels[0] === "$share" && (levels.length < 3 || levels[1] === "" || /[+]/.test(levels[1]))) return "Write $share/GROUP/FILTER.";
+  return "";
+}
+
 function subscribe(filter, qos) {
+  $("subscribe").elements.filter.setCustomValidity(ill(filter));
+  if (!$("subscribe").reportValidity()) return;
   client.subscribe(filter, { qos }, (err, granted) => {
     const refused = err || (granted && granted.find((g) => g.qos >= 128));
     if (refused) {
@@ -46,6 +59,7 @@ function showFilters() {
   }));
 }
 
+$("subscribe").elements.filter.oninput = (e) => e.target.setCustomValidity("");
 $("subscribe").onsubmit = (e) => {
   e.preventDefault();
   const f = e.target.elements;
@@ -55,6 +69,10 @@ $("subscribe").onsubmit = (e) => {
 $("publish").onsubmit = (e) => {
   e.preventDefault();
   const f = e.target.elements, at = performance.now(), qos = Number(f.qos.value);
+  if (/[+#]/.test(f.topic.value)) { // the broker would end the connection, and MQTT.js would publish it again and again
+    f.result.value = "not published: a Topic Name has no + or #; only Topic Filters have them";
+    return;
+  }
   f.result.value = "…";
   client.publish(f.topic.value, f.payload.value, { qos, retain: f.retain.checked }, (err) => {
     f.result.value = err ? "not published: " + err.message : "published at QoS " + qos + " in " + (performance.now() - at).toFixed(1) + " ms";
@@ -78,7 +96,14 @@ function makeNode(parent, list, name, topic) {
   n.countEl = element("span", "count");
   n.valueEl = element("span", "value");
   n.row.append(n.nameEl, n.countEl, n.valueEl);
-  n.row.onclick = () => { n.last ? select(n) : n.li.classList.toggle("shut"); };
+  n.row.onclick = () => {
+    if (!n.last) {
+      n.li.classList.toggle("shut");
+      return;
+    }
+    select(n);
+    $("detail").scrollIntoView({ block: "nearest" }); // on a narrow screen the chart is below the topics
+  };
   n.li.append(n.row);
   const after = [...list.children].find((li) => li.node.name > name);
   list.insertBefore(n.li, after || null);

@@ -1,5 +1,5 @@
-// Package crypt adds bcrypt and Argon2id to the forms of passwords that package auth knows. They are a module of their own because
-// they need golang.org/x/crypto:
+// Package crypt adds bcrypt and Argon2id to the password hashes that package auth knows. It is a
+// module of its own because it needs golang.org/x/crypto:
 //
 //	file, err := auth.Open("passwords", crypt.Bcrypt, crypt.Argon2id)
 package crypt
@@ -22,18 +22,21 @@ var (
 )
 
 const (
-	// bcryptPassword is how much of a password bcrypt looks at, in bytes.
+	// bcryptPassword is how many bytes of a password bcrypt uses.
 	bcryptPassword = 72
-	// bcryptSize is the length of its hashes.
+	// bcryptSize is the length of a bcrypt hash.
 	bcryptSize = 60
-	// bcryptCost is the most that is accepted; each one more doubles the work, this is about a minute.
+	// bcryptCost is the maximum accepted cost. Each further step doubles the work; this one takes
+	// about a minute.
 	bcryptCost = 20
 )
 
-// Bcrypt is the auth.Scheme of bcrypt, whose hashes begin with $2a$, $2b$ or $2y$, as "htpasswd -B" and many others make them. A
-// password of more than 72 bytes, of which bcrypt ignores the rest, is never right.
+// Bcrypt is the auth.Scheme of bcrypt. Its hashes begin with $2a$, $2b$ or $2y$, as "htpasswd -B"
+// and many other programs make them. bcrypt ignores everything after 72 bytes, so a longer password
+// is always refused.
 func Bcrypt(hash string) (auth.Verifier, error) {
-	if !strings.HasPrefix(hash, "$2a$") && !strings.HasPrefix(hash, "$2b$") && !strings.HasPrefix(hash, "$2y$") {
+	if !strings.HasPrefix(hash, "$2a$") && !strings.HasPrefix(hash, "$2b$") &&
+		!strings.HasPrefix(hash, "$2y$") {
 		return nil, nil
 	}
 	stored := []byte(hash)
@@ -52,21 +55,25 @@ func Bcrypt(hash string) (auth.Verifier, error) {
 		}
 	}
 	return func(password []byte) bool {
-		right := bcrypt.CompareHashAndPassword(stored, password[:min(len(password), bcryptPassword)]) == nil
+		right := bcrypt.CompareHashAndPassword(stored,
+			password[:min(len(password), bcryptPassword)]) == nil
 		return right && len(password) <= bcryptPassword
 	}, nil
 }
 
-var bcryptEncoding = base64.NewEncoding("./ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789").WithPadding(base64.NoPadding)
+var bcryptEncoding = base64.NewEncoding(
+	"./ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789",
+).WithPadding(base64.NoPadding)
 
 const (
-	// argon2Memory and argon2Time are the most that is accepted, for one check.
+	// argon2Memory and argon2Time are the maximum accepted values for one check.
 	argon2Memory = 1 << 20 // KiB
 	argon2Time   = 1000
 )
 
-// Argon2id is the auth.Scheme of Argon2id in its usual form, $argon2id$v=19$m=65536,t=3,p=4$salt$key, as the argon2 command and
-// newer versions of Mosquitto make them. Each check under way takes the memory m that the hash asks for, in KiB.
+// Argon2id is the auth.Scheme of Argon2id in its usual form,
+// $argon2id$v=19$m=65536,t=3,p=4$salt$key, as the argon2 command and newer versions of Mosquitto
+// make it. Each check in progress takes the memory m of the hash, in KiB.
 func Argon2id(hash string) (auth.Verifier, error) {
 	fields := strings.Split(hash, "$")
 	if len(fields) < 2 || fields[0] != "" || fields[1] != "argon2id" {
@@ -84,7 +91,8 @@ func Argon2id(hash string) (auth.Verifier, error) {
 		fields[3] != fmt.Sprintf("m=%d,t=%d,p=%d", memory, time, threads) {
 		return nil, fmt.Errorf("the hash has the parameters %q, not m=, t= and p=", fields[3])
 	}
-	if time < 1 || time > argon2Time || threads < 1 || memory < 8*uint32(threads) || memory > argon2Memory {
+	if time < 1 || time > argon2Time || threads < 1 || memory < 8*uint32(threads) ||
+		memory > argon2Memory {
 		return nil, fmt.Errorf("the hash has parameters out of bounds: %s", fields[3])
 	}
 	salt, err := base64.RawStdEncoding.Strict().DecodeString(fields[4])

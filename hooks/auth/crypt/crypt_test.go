@@ -14,15 +14,18 @@ import (
 
 // From the test vectors that came with the first implementations.
 const (
-	bcryptHash = "$2a$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW"                           // of "U*U"
-	argon2Hash = "$argon2id$v=19$m=65536,t=2,p=1$c29tZXNhbHQ$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc" // of "password"
+	// of "U*U"
+	bcryptHash = "$2a$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW"
+	// of "password"
+	argon2Hash = "$argon2id$v=19$m=65536,t=2,p=1$c29tZXNhbHQ$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc"
 )
 
 func TestPasswords(t *testing.T) {
 	long := strings.Repeat("x", 72)
 	longHash, err := bcrypt.GenerateFromPassword([]byte(long), bcrypt.MinCost)
 	require.NoError(t, err)
-	file := "b:" + bcryptHash + "\ny:" + strings.Replace(bcryptHash, "$2a$", "$2y$", 1) + "\na:" + argon2Hash + "\nlong:" + string(longHash) +
+	file := "b:" + bcryptHash + "\ny:" + strings.Replace(bcryptHash, "$2a$", "$2y$", 1) + "\na:" +
+		argon2Hash + "\nlong:" + string(longHash) +
 		"\nm:" + auth.Hash("mosquitto", 1) + "\n"
 	users, err := auth.ParseUsers(strings.NewReader(file), "passwords", crypt.Bcrypt, crypt.Argon2id)
 	require.NoError(t, err)
@@ -43,8 +46,10 @@ func TestPasswords(t *testing.T) {
 		{"another kind of hash beside them", "m", "mosquitto", true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			c := &packets.Connect{HasUsername: true, Username: tt.user, HasPassword: true, Password: []byte(tt.password)}
-			r := &hooks.ConnectRequest{Client: &hooks.Client{HasUsername: true, Username: tt.user}, Connect: c, Grant: new(hooks.Grant)}
+			c := &packets.Connect{HasUsername: true, Username: tt.user, HasPassword: true,
+				Password: []byte(tt.password)}
+			r := &hooks.ConnectRequest{Client: &hooks.Client{HasUsername: true, Username: tt.user},
+				Connect: c, Grant: new(hooks.Grant)}
 			err := p.Authenticate(t.Context(), r)
 			if tt.ok {
 				require.NoError(t, err)

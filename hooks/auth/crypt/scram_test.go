@@ -10,7 +10,8 @@ import (
 	"github.com/xdg-go/scram"
 )
 
-// The tests of SCRAM in package auth have a client that was written for them. Here is one that was not.
+// The tests of SCRAM in package auth have a client that was written for them. Here is one that was
+// not.
 func TestSCRAMWithAnotherLibrary(t *testing.T) {
 	users, err := auth.NewUsers([]auth.User{
 		{Name: "jane", Hash: auth.HashSCRAM("pencil", 0)},
@@ -24,7 +25,8 @@ func TestSCRAMWithAnotherLibrary(t *testing.T) {
 		c, err := scram.SHA256.NewClient(user, password, "")
 		require.NoError(t, err)
 		conv := c.NewConversation()
-		r := &hooks.ConnectRequest{Client: &hooks.Client{ID: "c"}, Connect: &packets.Connect{}, Grant: new(hooks.Grant)}
+		r := &hooks.ConnectRequest{Client: &hooks.Client{ID: "c"}, Connect: &packets.Connect{},
+			Grant: new(hooks.Grant)}
 		x, err := method.Start(t.Context(), r)
 		require.NoError(t, err)
 		message, err := conv.Step("")

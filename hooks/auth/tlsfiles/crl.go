@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// peers decides about client certificates beyond what package tls does.
+// peers decides about client certificates, in addition to package tls.
 type peers struct {
 	cas   *x509.CertPool
 	lists []*revocations // nil: no lists
@@ -20,7 +20,7 @@ type peers struct {
 	next  func(tls.ConnectionState) error
 }
 
-// revocations are one list.
+// revocations is one revocation list.
 type revocations struct {
 	issuer  []byte // its name
 	keyID   []byte // of its key, empty if it has none
@@ -28,13 +28,14 @@ type revocations struct {
 	serials map[string]bool
 }
 
-// verify is called at the end of each handshake, that of a resumed session included, whose certificates package tls does not
-// verify against the files of today.
+// verify is called at the end of each handshake. This includes a resumed session: package tls does
+// not verify its certificates against the current files.
 func (p *peers) verify(s tls.ConnectionState) error {
 	chains := s.VerifiedChains
 	if s.DidResume && len(s.PeerCertificates) > 0 {
 		opts := x509.VerifyOptions{
-			Roots: p.cas, CurrentTime: p.now(), Intermediates: x509.NewCertPool(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+			Roots: p.cas, CurrentTime: p.now(), Intermediates: x509.NewCertPool(),
+			KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 		}
 		for _, c := range s.PeerCertificates[1:] {
 			opts.Intermediates.AddCert(c)
@@ -57,7 +58,8 @@ func (p *peers) verify(s tls.ConnectionState) error {
 	return nil
 }
 
-// revoked is an error if a certificate of the chain is on a list, or none that is up to date says that the first is not.
+// revoked returns an error if a certificate of the chain is on a list. It also returns one unless
+// an up-to-date list says that the first certificate is not revoked.
 func (p *peers) revoked(chain []*x509.Certificate) error {
 	if len(chain) == 1 {
 		return nil // the client's certificate is in ClientCAs itself
@@ -89,13 +91,14 @@ func (p *peers) revoked(chain []*x509.Certificate) error {
 	return nil
 }
 
-// of says whether l is the list of an authority.
+// of says whether l is a list of the authority.
 func (l *revocations) of(ca *x509.Certificate) bool {
 	return bytes.Equal(l.issuer, ca.RawSubject) &&
 		(len(l.keyID) == 0 || len(ca.SubjectKeyId) == 0 || bytes.Equal(l.keyID, ca.SubjectKeyId))
 }
 
-// revocationLists reads a file of lists, PEM or one in DER, each signed by one of cas.
+// revocationLists reads a file of lists: several in PEM, or one in DER. Each must be signed by one
+// of cas.
 func revocationLists(name string, cas []*x509.Certificate) (ls []*revocations, err error) {
 	add := func(der []byte) error {
 		l, err := newRevocations(der, cas)
@@ -132,7 +135,8 @@ func newRevocations(der []byte, cas []*x509.Certificate) (*revocations, error) {
 	if crl.NextUpdate.IsZero() {
 		return nil, errors.New("the list does not say when it is updated next")
 	}
-	l := &revocations{issuer: crl.RawIssuer, keyID: crl.AuthorityKeyId, next: crl.NextUpdate, serials: map[string]bool{}}
+	l := &revocations{issuer: crl.RawIssuer, keyID: crl.AuthorityKeyId, next: crl.NextUpdate,
+		serials: map[string]bool{}}
 	for _, e := range crl.RevokedCertificateEntries {
 		if err := understood(e.Extensions); err != nil {
 			return nil, err
@@ -151,11 +155,13 @@ func newRevocations(der []byte, cas []*x509.Certificate) (*revocations, error) {
 	return nil, err
 }
 
-// understood is an error where an extension says that the list means something else than all revoked certificates of its issuer.
+// understood returns an error if an extension changes the meaning of the list: the list must
+// contain all revoked certificates of its issuer.
 func understood(extensions []pkix.Extension) error {
 	for _, e := range extensions {
 		if e.Critical {
-			return fmt.Errorf("lists with the extension %v are not supported, only complete ones of one issuer", e.Id)
+			return fmt.Errorf(
+				"lists with the extension %v are not supported, only complete ones of one issuer", e.Id)
 		}
 	}
 	return nil

@@ -1,13 +1,17 @@
-// Package tlsfiles gives a *tls.Config whose certificate, key, client CAs and certificate revocation list come from files that may be
-// replaced while the server runs:
+// Package tlsfiles makes a *tls.Config from files. The certificate, key, client CAs and certificate
+// revocation list may be replaced while the server runs:
 //
-//	files, err := tlsfiles.Open(tlsfiles.Options{Certificate: "server.crt", Key: "server.key", ClientCAs: "clients.crt", RequireClient: true})
+//	files, err := tlsfiles.Open(tlsfiles.Options{
+//		Certificate: "server.crt", Key: "server.key",
+//		ClientCAs: "clients.crt", RequireClient: true,
+//	})
 //	...
 //	go files.Watch(ctx, 0, nil)
 //	l, err := tls.Listen("tcp", ":8883", files.Config())
 //
-// Handshakes that begin after a change use the new files. Connections that exist live on, whatever the new files say; a session
-// that a client resumes (RFC 8446 section 2.2) is held to the new files as a new one is.
+// Handshakes that begin after a change use the new files. Existing connections stay, whatever the
+// new files say. A session that a client resumes (RFC 8446 section 2.2) is checked against the new
+// files, like a new session.
 package tlsfiles
 
 import (
@@ -19,30 +23,40 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks/internal/files"
 )
 
-// Options name the files, which are PEM; a revocation list may also be DER.
+// Options name the files. All are PEM; a revocation list may also be DER.
 type Options struct {
-	// Certificate holds the server's certificate, followed by the intermediate ones that lead to its root. Required.
+	// Certificate holds the server's certificate, followed by the intermediate certificates up to
+	// its root. Required.
 	Certificate string
 	// Key holds the private key of the Certificate, which must not be encrypted. Required.
 	Key string
-	// ClientCAs holds the authorities whose client certificates are accepted. Empty: clients are not asked for certificates.
+	// Chain holds further certificates. The server also sends those that lead from the last
+	// certificate of Certificate to its root. So Certificate may hold only the server's own
+	// certificate, as Mosquitto allows with its cafile. Empty: the server sends only Certificate.
+	Chain string
+	// ClientCAs holds the authorities whose client certificates are accepted. Empty: clients are
+	// not asked for certificates.
 	ClientCAs string
-	// RequireClient refuses the handshake to clients without a certificate. Otherwise one is verified where the client has it.
-	// It needs ClientCAs.
+	// RequireClient refuses the handshake to clients without a certificate. Without RequireClient,
+	// a client may have no certificate; if it has one, it is verified. RequireClient needs
+	// ClientCAs.
 	RequireClient bool
-	// CRL holds certificate revocation lists of authorities in ClientCAs. A client certificate is then refused unless there is a list
-	// of the authority that issued it, not past its next update and without the certificate; and if it or an intermediate
-	// certificate is on a list. Empty: nothing is looked up. It needs ClientCAs.
+	// CRL holds certificate revocation lists of authorities in ClientCAs. A client certificate is
+	// then accepted only if there is a list of the authority that issued it, the list is not past
+	// its next update, and neither the certificate nor an intermediate one is on a list. Empty:
+	// revocation is not checked. CRL needs ClientCAs.
 	CRL string
-	// Base is where everything else is taken from, the least version and the cipher suites for instance. Its
-	// certificates, ClientCAs, ClientAuth and GetConfigForClient are not used, its VerifyConnection is called in addition. Where it
-	// names no NextProtos, that is "mqtt". Nil: the defaults of package tls.
+	// Base holds all other settings, for instance the minimum version and the cipher suites. Its
+	// certificates, ClientCAs, ClientAuth and GetConfigForClient are not used. Its VerifyConnection
+	// is called in addition. If its NextProtos is empty, it becomes "mqtt". Nil: the defaults of
+	// package tls.
 	Base *tls.Config
 }
 
@@ -53,7 +67,7 @@ type Files struct {
 	current atomic.Pointer[tls.Config]
 }
 
-// Open reads the files. An error says which of them is of no use, and why.
+// Open reads the files. An error says which file is invalid, and why.
 func Open(o Options) (*Files, error) {
 	switch {
 	case o.Certificate == "" || o.Key == "":
@@ -63,7 +77,7 @@ func Open(o Options) (*Files, error) {
 	}
 	f := &Files{options: o}
 	names := []string{o.Certificate, o.Key}
-	for _, name := range []string{o.ClientCAs, o.CRL} {
+	for _, name := range []string{o.ClientCAs, o.CRL, o.Chain} {
 		if name != "" {
 			names = append(names, name)
 		}
@@ -75,20 +89,23 @@ func Open(o Options) (*Files, error) {
 	return f, nil
 }
 
-// Config returns a *tls.Config that uses the files as they are at each handshake. It may be used for several listeners, and
-// be modified before.
+// Config returns a *tls.Config that uses the current files at each handshake. It may be used for
+// several listeners. It may be modified before its first use.
 func (f *Files) Config() *tls.Config {
-	return &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return f.current.Load(), nil }}
+	return &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		return f.current.Load(), nil
+	}}
 }
 
-// Reload reads the files again. If one of them is of no use, or they do not go together, all stay as they were, and the error says why.
+// Reload reads the files again. If one is invalid, or they do not match each other, all stay as
+// they were, and the error says why.
 func (f *Files) Reload() error { return f.set.Reload() }
 
-// Watch looks every interval (zero: 2 s) whether a file has changed, and if so calls Reload and
-// then report, if it is not nil, with the result. It returns when ctx ends. Files are read once
-// they have all stayed the same for one interval, so that neither half a file is read nor a new
-// certificate with the old key. What fails is tried again, less and less often, and reported again
-// when the error or a file is another one.
+// Watch checks every interval (zero: 2 s) whether a file has changed. If so, it calls Reload and
+// passes the result to report, unless report is nil. It returns when ctx ends. Watch reads the
+// files once all of them have stayed the same for one interval. So it reads no half-written file,
+// and no new certificate with the old key. It retries after an error, at growing intervals. It
+// reports an error again if the error or a file has changed.
 func (f *Files) Watch(ctx context.Context, interval time.Duration, report func(error)) {
 	f.set.Watch(ctx, interval, report)
 }
@@ -102,7 +119,7 @@ func (f *Files) load() error {
 	return nil
 }
 
-// config makes a Config of the files as they are now.
+// config makes a Config of the current files.
 func (o *Options) config() (*tls.Config, error) {
 	c := new(tls.Config)
 	if o.Base != nil {
@@ -116,6 +133,11 @@ func (o *Options) config() (*tls.Config, error) {
 	own, err := keyPair(o.Certificate, o.Key)
 	if err != nil {
 		return nil, err
+	}
+	if o.Chain != "" {
+		if err := complete(&own, o.Chain); err != nil {
+			return nil, err
+		}
 	}
 	c.Certificates = []tls.Certificate{own}
 	if o.ClientCAs == "" {
@@ -156,7 +178,31 @@ func keyPair(certificate, key string) (tls.Certificate, error) {
 	return c, nil
 }
 
-// certificates reads a PEM file of nothing but certificates, at least one.
+// complete adds to own the certificates of a file that lead towards its root. It leaves out the
+// root: a client that trusts the root has it.
+func complete(own *tls.Certificate, name string) error {
+	others, err := certificates(name)
+	if err != nil {
+		return err
+	}
+	last, err := x509.ParseCertificate(own.Certificate[len(own.Certificate)-1])
+	if err != nil {
+		return err
+	}
+	for range others {
+		i := slices.IndexFunc(others, func(c *x509.Certificate) bool {
+			return bytes.Equal(c.RawSubject, last.RawIssuer) && last.CheckSignatureFrom(c) == nil
+		})
+		if i < 0 || bytes.Equal(others[i].RawSubject, others[i].RawIssuer) {
+			break
+		}
+		last = others[i]
+		own.Certificate = append(own.Certificate, last.Raw)
+	}
+	return nil
+}
+
+// certificates reads a PEM file that holds only certificates, at least one.
 func certificates(name string) (cs []*x509.Certificate, err error) {
 	err = eachBlock(name, func(b *pem.Block) error {
 		if b.Type != "CERTIFICATE" {
@@ -172,8 +218,8 @@ func certificates(name string) (cs []*x509.Certificate, err error) {
 	return cs, err
 }
 
-// eachBlock calls f with each PEM block of a file. What looks like the beginning of a block and is none is an error: the file may have
-// been read while it was written.
+// eachBlock calls f with each PEM block of a file. Text that looks like the beginning of a block,
+// but is not one, is an error: the file may have been read while it was written.
 func eachBlock(name string, f func(*pem.Block) error) error {
 	rest, err := os.ReadFile(name)
 	if err != nil {

@@ -38,9 +38,11 @@ type site struct {
 func newSite(t *testing.T) *site {
 	dir := t.TempDir()
 	path := func(name string) string { return filepath.Join(dir, name) }
-	s := &site{t: t, dir: dir, ca: testcert.CA(t, "servers"), clients: testcert.CA(t, "clients"), options: tlsfiles.Options{
-		Certificate: path("server.crt"), Key: path("server.key"), ClientCAs: path("clients.crt"), CRL: path("clients.crl"), RequireClient: true,
-	}}
+	s := &site{t: t, dir: dir, ca: testcert.CA(t, "servers"), clients: testcert.CA(t, "clients"),
+		options: tlsfiles.Options{
+			Certificate: path("server.crt"), Key: path("server.key"), ClientCAs: path("clients.crt"),
+			CRL: path("clients.crl"), RequireClient: true,
+		}}
 	s.server = s.ca.Issue("first")
 	s.writeServer(s.server)
 	testcert.Write(t, s.options.ClientCAs, s.clients.PEM())
@@ -60,7 +62,9 @@ func (s *site) client(own *testcert.Certificate) *tls.Config {
 	c := &tls.Config{RootCAs: s.ca.Pool(), ServerName: "localhost", NextProtos: []string{"mqtt"}}
 	if own != nil {
 		pair := own.TLS()
-		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
+		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			return &pair, nil
+		}
 	}
 	return c
 }
@@ -105,7 +109,8 @@ type line struct {
 	in *bufio.Reader
 }
 
-// dial connects and has a first line echoed: in TLS 1.3 a client learns only then that its certificate was refused.
+// dial connects and has a first line echoed: in TLS 1.3 a client learns only then that its
+// certificate was refused.
 func dial(address string, config *tls.Config) (*line, error) {
 	d := tls.Dialer{NetDialer: &net.Dialer{Timeout: 30 * time.Second}, Config: config}
 	c, err := d.Dial("tcp", address)
@@ -132,7 +137,8 @@ func (l *line) echo() error {
 	return err
 }
 
-// TestReplacedUnderLoad replaces the certificate, the authority and the revocation list while connections are busy.
+// TestReplacedUnderLoad replaces the certificate, the authority and the revocation list while
+// connections are busy.
 func TestReplacedUnderLoad(t *testing.T) {
 	s := newSite(t)
 	f, err := tlsfiles.Open(s.options)
@@ -301,7 +307,8 @@ func TestFilesThatAreOfNoUse(t *testing.T) {
 	client := s.client(s.clients.Issue("alice"))
 	other := testcert.CA(t, "other")
 	half := func(b []byte) []byte { return b[:len(b)/2] }
-	delta := pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 27}, Critical: true, Value: []byte{2, 1, 1}}
+	delta := pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 27}, Critical: true,
+		Value: []byte{2, 1, 1}}
 	o := &s.options
 
 	for _, tt := range []struct {
@@ -326,7 +333,8 @@ func TestFilesThatAreOfNoUse(t *testing.T) {
 		{"a list signed by somebody else", o.CRL, pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: forged(t)}), ""},
 		{
 			"a list of changes only", o.CRL,
-			s.clients.CRLFrom(&x509.RevocationList{NextUpdate: tomorrow(), ExtraExtensions: []pkix.Extension{delta}}), "2.5.29.27",
+			s.clients.CRLFrom(&x509.RevocationList{NextUpdate: tomorrow(),
+				ExtraExtensions: []pkix.Extension{delta}}), "2.5.29.27",
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -379,6 +387,30 @@ func TestOptions(t *testing.T) {
 		require.NoError(t, err)
 		l.Close()
 	})
+	t.Run("a certificate alone is sent with the authorities between it and the root",
+		func(t *testing.T) {
+			lower := s.ca.CA("middle").CA("lower")
+			leaf := lower.Issue("server")
+			dir := t.TempDir()
+			o := tlsfiles.Options{Certificate: filepath.Join(dir, "crt"), Key: filepath.Join(dir,
+				"key")}
+			testcert.Write(t, o.Certificate, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE",
+				Bytes: leaf.Leaf.Raw}))
+			testcert.Write(t, o.Key, leaf.KeyPEM())
+			f, err := tlsfiles.Open(o)
+			require.NoError(t, err)
+			_, err = dial(serve(t, f.Config()), s.client(nil))
+			require.ErrorContains(t, err, "unknown authority", "without Chain the client cannot know "+
+				"it")
+			o.Chain = filepath.Join(dir, "chain")
+			testcert.Write(t, o.Chain, append(append(s.ca.PEM(), s.clients.PEM()...), lower.PEM()...))
+			f, err = tlsfiles.Open(o)
+			require.NoError(t, err)
+			l, err := dial(serve(t, f.Config()), s.client(nil))
+			require.NoError(t, err)
+			require.Len(t, l.ConnectionState().PeerCertificates, 3, "the root is not sent")
+			l.Close()
+		})
 	t.Run("a client that speaks another protocol over TLS is refused", func(t *testing.T) {
 		f, err := tlsfiles.Open(s.options)
 		require.NoError(t, err)
@@ -391,10 +423,11 @@ func TestOptions(t *testing.T) {
 		o := s.options
 		var called atomic.Bool
 		refuse := errors.New("not today")
-		o.Base = &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"other"}, ClientAuth: tls.NoClientCert, VerifyConnection: func(tls.ConnectionState) error {
-			called.Store(true)
-			return refuse
-		}}
+		o.Base = &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"other"},
+			ClientAuth: tls.NoClientCert, VerifyConnection: func(tls.ConnectionState) error {
+				called.Store(true)
+				return refuse
+			}}
 		f, err := tlsfiles.Open(o)
 		require.NoError(t, err)
 		address := serve(t, f.Config())
@@ -419,7 +452,9 @@ func TestWatch(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	reports := make(chan error, 4)
 	var watch sync.WaitGroup
-	watch.Go(func() { f.Watch(ctx, 5*time.Millisecond, func(err error) { reports <- err }) }) // waited for below
+	watch.Go(func() {
+		f.Watch(ctx, 5*time.Millisecond, func(err error) { reports <- err })
+	}) // waited for below
 	defer watch.Wait()
 	defer stop()
 

@@ -9,10 +9,10 @@ import (
 	"time"
 )
 
-// Interval is how often Watch looks where its caller does not say.
+// Interval is the default interval of Watch.
 const Interval = 2 * time.Second
 
-// A Set is one or several files that something was loaded from.
+// A Set is the files that some settings were loaded from.
 type Set struct {
 	names []string
 	load  func() error
@@ -21,8 +21,8 @@ type Set struct {
 	seen stamp      // the files as they were just before the last load that succeeded; guarded by mu
 }
 
-// New calls load for the first time and returns its error. load reads the named files anew and puts what they hold in
-// force, or returns an error and changes nothing. It is never called twice at the same time.
+// New calls load for the first time and returns its error. load reads the named files and applies
+// their content, or returns an error and changes nothing. Calls of load never overlap.
 func New(load func() error, names ...string) (*Set, error) {
 	s := &Set{names: names, load: load}
 	return s, s.Reload()
@@ -40,14 +40,14 @@ func (s *Set) Reload() error {
 	return err
 }
 
-// maxPause is how many intervals there are at most between two tries of a load that fails.
+// maxPause is the maximum number of intervals between two attempts of a load that fails.
 const maxPause = 32
 
-// Watch looks at the files every interval (zero: Interval) until ctx ends, and calls Reload when
-// they have changed since the last load that succeeded. A file that is being written is left alone:
-// it must have been the same for one interval. A load that fails is tried again, after one
-// interval, then two, four and so on: it may have failed for a reason that has nothing to do with
-// the files. report, if it is not nil, is called with the result of a load, except where the same
+// Watch checks the files every interval (zero: Interval) until ctx ends. It calls Reload when they
+// have changed since the last successful load, and have then stayed the same for one interval,
+// because a file may still be being written. It retries a failed load after one interval, then two,
+// four and so on: the reason may lie outside of the files. If report is not nil, it is called with
+// the result of each load, except when the same files fail with the same error as before.
 // files fail with the same error as before.
 func (s *Set) Watch(ctx context.Context, interval time.Duration, report func(error)) {
 	if interval <= 0 {
@@ -86,7 +86,8 @@ func (s *Set) Watch(ctx context.Context, interval time.Duration, report func(err
 	}
 }
 
-// A stamp is what is known about some files without reading them. A file that cannot be looked at is nil.
+// A stamp is what can be known about some files without reading them. The entry of a file is nil if
+// it cannot be examined.
 type stamp []os.FileInfo
 
 func stampOf(names []string) stamp {

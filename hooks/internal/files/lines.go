@@ -11,12 +11,12 @@ import (
 	"github.com/dunlin-mqtt/dunlin/hooks"
 )
 
-// maxLine bounds lines. Nothing that makes sense is longer.
+// maxLine bounds the length of a line. No valid line is longer.
 const maxLine = 1 << 20
 
-// EachLine calls f with each line of r, without its end, and with its number, beginning with 1. Lines that are not UTF-8
-// or hold U+0000 are errors. What is wrong with a line is returned as a *hooks.ParseError that names file; an error of
-// r is returned as it is.
+// EachLine calls f with each line of r, without its end, and with its number, beginning with 1.
+// Lines that are not UTF-8 or contain U+0000 are errors. An error about a line is returned as a
+// *hooks.ParseError that names file. An error of r is returned unchanged.
 func EachLine(r io.Reader, file string, f func(line string, n int) error) error {
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, maxLine)

@@ -1,12 +1,11 @@
-// Package queue holds what happened until one goroutine has time for it. Nobody waits to add to a
-// queue.
+// Package queue holds events until one goroutine has time for them. Adding to a queue never waits.
 package queue
 
 import "sync"
 
-// A Queue is bounded in number and in bytes. What does not fit is lost, and counted by the numbers
-// that are missing. The last quarter is for peers that have no more than an eighth of the queue: a
-// single one does not fill it.
+// A Queue is bounded in number and in bytes. An item that does not fit is lost; its number is then
+// missing. The last quarter is for peers that have at most an eighth of the queue, so one peer
+// cannot fill the queue.
 type Queue[T any] struct {
 	most, mostBytes int           // immutable
 	ready           chan struct{} // capacity 1
@@ -26,18 +25,19 @@ type item[T any] struct {
 	bytes int
 }
 
-// A load is what one peer has in the queue.
+// A load is the share of one peer in the queue.
 type load struct{ items, bytes int }
 
-// New returns an empty Queue for most items of mostBytes together.
+// New returns an empty Queue for at most most items, of at most mostBytes together.
 func New[T any](most, mostBytes int) *Queue[T] {
 	return &Queue[T]{most: most, mostBytes: mostBytes, ready: make(chan struct{}, 1),
 		peers: map[string]load{}}
 }
 
-// Add adds what value returns, and says whether there was room for it. value is called if there is,
-// with a lock held, and gets the number of the call of Add, the first of which is 1. So the items
-// are in the order of their numbers. bytes is what the item holds, peer whom it is about.
+// Add adds the result of value, and says whether there was room. It calls value only if there is
+// room, with a lock held. value gets the number of this call of Add; the first call has number 1.
+// So the items are in the order of their numbers. bytes is the size of the item, peer the peer that
+// it is about.
 func (q *Queue[T]) Add(peer string, bytes int, value func(number uint64) T) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -61,8 +61,8 @@ func (q *Queue[T]) fitsLocked(peer string, bytes int) bool {
 	return fits(len(q.items), l.items, 1, q.most) && fits(q.bytes, l.bytes, bytes, q.mostBytes)
 }
 
-// Take returns the first items, at most most, and as many as are within mostBytes together; but one
-// at least, if there is one.
+// Take removes and returns the first items: at most most, and at most mostBytes together. It
+// returns at least one, if there is one.
 func (q *Queue[T]) Take(most, mostBytes int) (values []T) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -84,19 +84,18 @@ func (q *Queue[T]) Take(most, mostBytes int) (values []T) {
 	return values
 }
 
-// Ready returns a channel that receives after an Add or Close. One value may stand for several
-// calls.
+// Ready returns a channel that receives a value after an Add or Close. One value may stand for
+// several calls.
 func (q *Queue[T]) Ready() <-chan struct{} { return q.ready }
 
-// Load returns how many items there are, how many bytes they hold, and whether there will be no
-// more.
+// Load returns the number of items, their size in bytes, and whether the queue is closed.
 func (q *Queue[T]) Load() (items, bytes int, closed bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return len(q.items), q.bytes, q.closed
 }
 
-// Close makes every later Add fail. What is in the queue stays.
+// Close makes every later Add fail. Items in the queue stay.
 func (q *Queue[T]) Close() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -104,7 +103,7 @@ func (q *Queue[T]) Close() {
 	q.signal()
 }
 
-// signal wakes the reader of Ready.
+// signal wakes the goroutine that reads from Ready.
 func (q *Queue[T]) signal() {
 	select {
 	case q.ready <- struct{}{}:

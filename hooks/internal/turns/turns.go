@@ -1,5 +1,5 @@
-// Package turns gives out a bounded number of turns in an order that is fair to peers: a peer that
-// wants many turns waits for them behind its own, not in front of everybody else.
+// Package turns gives out a bounded number of turns in an order that is fair to peers. A peer that
+// wants many turns waits behind its own turns, and not in front of all other peers.
 package turns
 
 import (
@@ -9,22 +9,22 @@ import (
 	"sync"
 )
 
-// ErrFull is the error of Take when too many wait.
+// ErrFull is the error of Take when too many claims wait.
 var ErrFull = errors.New("too many are waiting for a turn")
 
-// A Claim is for one turn.
+// A Claim asks for one turn.
 type Claim struct {
-	// Peer is who wants the turn, for instance an address.
+	// Peer is the peer that wants the turn, for instance an address.
 	Peer string
-	// Known peers wait in a line of their own. While both lines have somebody in them, they get
-	// every second turn.
+	// Known peers wait in a line of their own. While peers wait in both lines, this line gets every
+	// second turn.
 	Known bool
-	// Size is how much room the claim takes while it waits. Zero: 1.
+	// Size is the room that the claim takes while it waits. Zero: 1.
 	Size int
 }
 
-// A Queue gives out turns. In each of its two lines, peers take turns in rotation, and the turns of
-// one peer are given in the order in which it asked.
+// A Queue gives out turns. In each of its two lines the peers take turns. The claims of one peer
+// are served in the order of its calls.
 type Queue struct {
 	share int // how many turns one peer may have at a time
 	room  int // the sum of the sizes of what may wait in each line
@@ -37,14 +37,14 @@ type Queue struct {
 	next  int            // the line whose turn it is
 }
 
-// A line is those that wait. All of it is guarded by the mu of its Queue.
+// A line holds waiting claims. Everything in it is guarded by the mu of its Queue.
 type line struct {
 	size     int                      // of all that wait
 	rotation list.List                // of *group; the first is the next
 	groups   map[string]*list.Element // of rotation, by peer
 }
 
-// A group is those that wait for one peer.
+// A group holds the waiting claims of one peer.
 type group struct {
 	peer    string
 	size    int       // of all waiters
@@ -60,7 +60,7 @@ type waiter struct {
 }
 
 // New returns a Queue of n turns. One peer has at most share of them at a time. room bounds the sum
-// of the sizes of what waits in each line.
+// of the sizes of the waiting claims in each line.
 func New(n, share, room int) *Queue {
 	q := &Queue{share: share, room: room, free: n, held: map[string]int{}}
 	for i := range q.lines {
@@ -69,9 +69,9 @@ func New(n, share, room int) *Queue {
 	return q
 }
 
-// Take waits for a turn, which the caller must end with give, once. The error is that of ctx, or
-// ErrFull. ErrFull is returned at once if the line is full, or later, when a peer that has less
-// waiting than this one needs the room.
+// Take waits for a turn. The caller must call give once to end the turn. The error is that of ctx,
+// or ErrFull. Take returns ErrFull at once if the line is full. It returns ErrFull later if a peer
+// with fewer waiting claims needs the room.
 func (q *Queue) Take(ctx context.Context, c Claim) (give func(), err error) {
 	c.Size = max(c.Size, 1)
 	give = func() { q.give(c.Peer) }
@@ -134,8 +134,7 @@ func (q *Queue) grantLocked(peer string) {
 	q.held[peer]++
 }
 
-// serveLocked gives a turn to the first peer of l that may have one, and says whether there was
-// one.
+// serveLocked gives a turn to the first peer of l that may have one, and says whether it did.
 func (q *Queue) serveLocked(l *line) bool {
 	for e := l.rotation.Front(); e != nil; e = e.Next() {
 		g := e.Value.(*group)
@@ -180,9 +179,9 @@ func (l *line) leaveLocked(peer string, w *waiter) {
 	}
 }
 
-// makeRoomLocked says whether there is room for a claim. Where there is none, it sends the last
-// waiters of the peers away that have most, as long as these have more than the newcomer would
-// have.
+// makeRoomLocked says whether there is room for a claim. If there is none, it removes the last
+// claims of the peers with the most waiting claims, as long as these peers have more than the new
+// peer would have.
 func (l *line) makeRoomLocked(c *Claim, room int) bool {
 	with := c.Size // what the newcomer would have
 	if e := l.groups[c.Peer]; e != nil {

@@ -29,7 +29,8 @@ func broker(t *testing.T, cfg dunlin.Config) string {
 // measured runs the generator for a moment and returns its report.
 func measured(t *testing.T, addr, flags string) map[string]any {
 	var out bytes.Buffer
-	args := strings.Fields("-json -warm 20ms -dur 100ms -settle 10ms -hold 10ms -addr " + addr + " " + flags)
+	args := strings.Fields("-json -warm 20ms -dur 100ms -settle 10ms -hold 10ms -addr " + addr +
+		" " + flags)
 	require.NoError(t, run(args, &out, io.Discard), out.String())
 	var rep map[string]any
 	require.NoError(t, json.Unmarshal(out.Bytes(), &rep))

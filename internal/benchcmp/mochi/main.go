@@ -1,6 +1,7 @@
-// Command mochi is a broker made of mochi-mqtt, for comparison. It listens on its argument and lets everybody in. With -store it keeps
-// sessions and messages in the folder -data: bolt is its hook as it is by default, which syncs every transaction; badger is its hook with SyncWrites,
-// without which badger syncs nothing, and else as it is by default.
+// Command mochi is a broker made of mochi-mqtt, for comparison. It listens on its argument and lets
+// everybody in. With -store it keeps sessions and messages in the folder -data: bolt is its hook as
+// it is by default, which syncs every transaction; badger is its hook with SyncWrites, without
+// which badger syncs nothing, and else as it is by default.
 package main
 
 import (
@@ -40,7 +41,8 @@ func run(addr, kind, data string) error {
 	// Limits that the scenarios would meet are lifted, as they are for the other brokers.
 	c := mqtt.NewDefaultServerCapabilities()
 	c.MaximumInflight, c.ReceiveMaximum = 1<<15, 1<<15
-	s := mqtt.New(&mqtt.Options{Capabilities: c, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	s := mqtt.New(&mqtt.Options{Capabilities: c,
+		Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	if err := errors.Join(s.AddHook(new(auth.AllowHook), nil), addStore(s, kind, data)); err != nil {
 		return err
 	}

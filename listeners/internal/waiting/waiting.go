@@ -1,5 +1,6 @@
-// Package waiting bounds the connections that wait for something: a first byte, a stream, a request. A
-// peer that lets many connections wait takes places from itself first, and never all of them.
+// Package waiting bounds the connections that wait for something: a first byte, a stream, a
+// request. A peer that lets many connections wait takes places from itself first, and never all of
+// them.
 package waiting
 
 import (
@@ -12,12 +13,13 @@ import (
 // A Room has a bounded number of places for connections that wait.
 //
 // An address may hold at most as many places as are still free. So one address gets at most half of
-// the Room, and two addresses get at most a third each. An address that holds as much as it may loses
-// its oldest place to its newest connection. If no place is free at all, an address that holds none
-// takes the oldest place of all.
+// the Room, and two addresses get at most a third each. An address that holds as much as it may
+// loses its oldest place to its newest connection. If no place is free at all, an address that
+// holds none takes the oldest place of all.
 //
-// An address is an IPv4 address or an IPv6 /64 network. All peers without an IP address, such as those
-// of a unix socket, count as one address. All methods may be called concurrently, and none blocks.
+// An address is an IPv4 address or an IPv6 /64 network. All peers without an IP address, such as
+// those of a unix socket, count as one address. All methods may be called concurrently, and none
+// blocks.
 type Room struct {
 	size int // immutable; negative: no bound
 
@@ -73,8 +75,8 @@ func (r *Room) Enter(from net.Addr, evict func()) *Place {
 	return p
 }
 
-// makeRoomLocked says whether a connection of an address gets a place, and which Place has to go for
-// it, if one has to. The caller holds r.mu.
+// makeRoomLocked says whether a connection of an address gets a place, and which Place has to go
+// for it, if one has to. The caller holds r.mu.
 func (r *Room) makeRoomLocked(from netip.Addr) (victim *Place, ok bool) {
 	if r.closed {
 		return nil, false
@@ -139,7 +141,8 @@ func (p *Place) OnEvict(evict func()) bool {
 	return p.inAll != nil
 }
 
-// Leave gives the Place back. It returns false if the Place has been taken away or given back before.
+// Leave gives the Place back. It returns false if the Place has been taken away or given back
+// before.
 func (p *Place) Leave() bool {
 	p.r.mu.Lock()
 	defer p.r.mu.Unlock()
@@ -160,7 +163,8 @@ func (p *Place) leaveLocked() bool {
 	return true
 }
 
-// networkOf returns what counts as one address. It is the zero Addr for a peer without an IP address.
+// networkOf returns what counts as one address. It is the zero Addr for a peer without an IP
+// address.
 func networkOf(a net.Addr) netip.Addr {
 	var ip netip.Addr
 	switch x := a.(type) {

@@ -33,7 +33,8 @@ func TestTheRoomIsNeverShutToAnAddressThatHoldsNothing(t *testing.T) {
 	r := NewRoom(4)
 	evicted := 0
 	for i := range 100 {
-		require.NotNil(t, r.Enter(at(net.IPv4(192, 0, 2, byte(i)).String()), gone(&evicted)), "address %d", i)
+		require.NotNil(t, r.Enter(at(net.IPv4(192, 0, 2, byte(i)).String()), gone(&evicted)),
+			"address %d", i)
 		require.LessOrEqual(t, r.Len(), 4)
 	}
 	require.Equal(t, 96, evicted)

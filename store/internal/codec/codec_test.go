@@ -44,7 +44,8 @@ func TestOperationsComeBack(t *testing.T) {
 		b := encode(want)
 		var got []store.Op
 		decode(t, b, false, func(op store.Op) { got = append(got, op) })
-		if d := cmp.Diff(want, got, cmpopts.EquateEmpty(), cmpopts.IgnoreFields(store.Message{}, "Holders")); d != "" {
+		if d := cmp.Diff(want, got, cmpopts.EquateEmpty(),
+			cmpopts.IgnoreFields(store.Message{}, "Holders")); d != "" {
 			t.Fatalf("seed %d:\n%s", seed, d)
 		}
 		var e Encoder
@@ -62,7 +63,8 @@ func TestDecodedOperationsOwnTheirMemory(t *testing.T) {
 		var got []store.Op
 		decode(t, b, false, func(op store.Op) { got = append(got, op) })
 		clear(b)
-		require.Empty(t, cmp.Diff(want, got, cmpopts.EquateEmpty(), cmpopts.IgnoreFields(store.Message{}, "Holders")))
+		require.Empty(t, cmp.Diff(want, got, cmpopts.EquateEmpty(),
+			cmpopts.IgnoreFields(store.Message{}, "Holders")))
 	}
 }
 
@@ -82,7 +84,8 @@ func TestPrefixesAreErrors(t *testing.T) {
 }
 
 func TestMessagesComeBack(t *testing.T) {
-	m := &store.Message{Message: packets.Message{Topic: "a", Payload: []byte("x"), QoS: 2, Retain: true}, Expires: -5, From: "c"}
+	m := &store.Message{Message: packets.Message{Topic: "a", Payload: []byte("x"), QoS: 2,
+		Retain: true}, Expires: -5, From: "c"}
 	b := AppendMessage(nil, m)
 	var d Decoder
 	got, err := d.DecodeMessage(b)
@@ -98,7 +101,8 @@ func TestMessagesComeBack(t *testing.T) {
 
 func TestSizes(t *testing.T) {
 	p := &store.Publish{Message: &store.Message{
-		Message: packets.Message{Topic: "plant/7/line/3/temperature", Payload: make([]byte, 256), QoS: 1}, From: "sensor-00017"}}
+		Message: packets.Message{Topic: "plant/7/line/3/temperature", Payload: make([]byte, 256),
+			QoS: 1}, From: "sensor-00017"}}
 	p.To = []store.Delivery{{Session: 1, Seq: 1_000_000, QoS: 1}}
 	require.Less(t, len(encode([]store.Op{p, p}))/2, 310)
 	p.To = nil
@@ -164,7 +168,8 @@ func FuzzDecoder(f *testing.F) {
 func BenchmarkPublish(b *testing.B) {
 	for _, n := range []int{1, 10_000} {
 		p := &store.Publish{Message: &store.Message{
-			Message: packets.Message{Topic: "plant/7/line/3/temperature", Payload: make([]byte, 256), QoS: 1}, From: "sensor-00017"}}
+			Message: packets.Message{Topic: "plant/7/line/3/temperature",
+				Payload: make([]byte, 256), QoS: 1}, From: "sensor-00017"}}
 		for i := range n {
 			p.To = append(p.To, store.Delivery{Session: uint64(i + 1), Seq: 77, QoS: 1})
 		}

@@ -14,11 +14,11 @@ import (
 // ErrInvalid is wrapped by what a Decoder returns for bytes that no Encoder has written.
 var ErrInvalid = errors.New("not an operation")
 
-// A Decoder reads the operations of a stream. The zero value reads an empty one. It trusts nothing: memory follows the
-// bytes that are there.
+// A Decoder reads the operations of a stream. The zero value reads an empty one. It trusts nothing:
+// memory follows the bytes that are there.
 type Decoder struct {
-	// Borrow lets an operation, and what it points to, be valid only until the next call, and alias the stream. It saves all
-	// memory but that of strings.
+	// Borrow lets an operation, and what it points to, be valid only until the next call, and alias
+	// the stream. It saves all memory but that of strings.
 	Borrow bool
 
 	b            []byte // what is left
@@ -52,8 +52,8 @@ func (d *Decoder) More() bool { return len(d.b) > 0 }
 // Offset returns how many bytes were read.
 func (d *Decoder) Offset() int { return d.size - len(d.b) }
 
-// Next returns the next operation. An error wraps ErrInvalid and says at which offset the operation begins that could
-// not be read; the Decoder must then be Reset.
+// Next returns the next operation. An error wraps ErrInvalid and says at which offset the operation
+// begins that could not be read; the Decoder must then be Reset.
 func (d *Decoder) Next() (store.Op, error) {
 	at := d.Offset()
 	op := d.next()
@@ -187,8 +187,8 @@ func (d *Decoder) bytes(what string) []byte {
 	return b
 }
 
-// string reads a string. Short ones that were seen lately are not made anew: there are few topics and clients for many
-// messages.
+// string reads a string. Short ones that were seen lately are not made anew: there are few topics
+// and clients for many messages.
 func (d *Decoder) string(what string) string {
 	b := d.bytes(what)
 	if len(b) == 0 || len(b) > 256 {
@@ -215,8 +215,10 @@ func (d *Decoder) place() (session, seq uint64) {
 func (d *Decoder) readPutSession() store.Op {
 	flags := d.flags("session flags", sessionUnused)
 	op := &store.PutSession{
-		Session: d.readSession(), ClientID: d.string("client identifier"), Principal: d.string("principal"),
-		Username: d.string("user name"), Mount: d.string("mount point"), Named: flags&sessionNamed != 0, Expiry: d.uint32("expiry"),
+		Session: d.readSession(), ClientID: d.string("client identifier"),
+		Principal: d.string("principal"),
+		Username:  d.string("user name"), Mount: d.string("mount point"),
+		Named: flags&sessionNamed != 0, Expiry: d.uint32("expiry"),
 	}
 	if flags&sessionExpires != 0 {
 		op.ExpiresAt = d.instant("end of the session")

@@ -1,8 +1,9 @@
 // Package codec is the binary form of operations in stores that keep bytes.
 //
-// An operation is a byte that says which it is, then its fields. Numbers are varints as in encoding/binary; strings and byte
-// strings have their length in front; instants are 8 bytes, little-endian, and missing if 0, as a flag says. A
-// Session and a Seq are written as the difference to the one before in the same stream, zigzag. Format by format:
+// An operation is a byte that says which it is, then its fields. Numbers are varints as in
+// encoding/binary; strings and byte strings have their length in front; instants are 8 bytes,
+// little-endian, and missing if 0, as a flag says. A Session and a Seq are written as the
+// difference to the one before in the same stream, zigzag. Format by format:
 //
 //	1  PutSession: flags, session, client, principal, user, mount, expiry, [expires at], [will]
 //	2  DeleteSession: session
@@ -17,9 +18,10 @@
 //	11 PutRetained: message
 //	12 DeleteRetained: topic
 //
-// A message is flags, topic, [from], [properties], payload, [expires]. A run of deliveries is a byte of flags, [its length,
-// if over 1], [number of Subscription Identifiers, each of them], [group], then session and seq of each delivery: 10,000 Sessions
-// that get the same message cost 20,000 bytes.
+// A message is flags, topic, [from], [properties], payload, [expires]. A run of deliveries is a
+// byte of flags, [its length, if over 1], [number of Subscription Identifiers, each of them],
+// [group], then session and seq of each delivery: 10,000 Sessions that get the same message cost
+// 20,000 bytes.
 package codec
 
 import (
@@ -80,7 +82,8 @@ const (
 	sessionUnused
 )
 
-// Options of a subscription. Bits 0 and 1 are the QoS, 4 and 5 the Retain Handling, as on the wire (3.8.3.1).
+// Options of a subscription. Bits 0 and 1 are the QoS, 4 and 5 the Retain Handling, as on the wire
+// (3.8.3.1).
 const (
 	optionNoLocal           byte = 1 << 2
 	optionRetainAsPublished byte = 1 << 3

@@ -17,7 +17,8 @@ func TestShowsAndVerifies(t *testing.T) {
 	dir := t.TempDir()
 	s, err := segment.Open(dir, segment.Options{})
 	require.NoError(t, err)
-	require.NoError(t, s.Commit(context.Background(), []store.Op{&store.PutSession{Session: 1, ClientID: "sensor-1"}}))
+	require.NoError(t, s.Commit(context.Background(),
+		[]store.Op{&store.PutSession{Session: 1, ClientID: "sensor-1"}}))
 	require.NoError(t, s.Close())
 	var out strings.Builder
 	require.NoError(t, run(&out, dir, true))

@@ -1,0 +1,134 @@
+package main
+
+import (
+	"bytes"
+	"flag"
+	"net"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/dunlin-mqtt/dunlin"
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/hooks/auth"
+	"github.com/dunlin-mqtt/dunlin/packets"
+	"github.com/stretchr/testify/require"
+)
+
+// checked is what the command check prints.
+func checked(t *testing.T, args ...string) (string, error) {
+	var out bytes.Buffer
+	err := command(append([]string{"check"}, args...), nil, &out)
+	return out.String(), err
+}
+
+func TestCheckSaysHowEachLineIsUnderstood(t *testing.T) {
+	passwords := write(t, "passwords", "jane:"+auth.Hash("pencil", 1))
+	file := write(t, "c", "listener 1884 127.0.0.1", "password_file "+passwords,
+		"max_inflight_messages 0", "autosave_interval 5", "max-memory 64MiB")
+	out, err := checked(t, "-config", file)
+	require.NoError(t, err)
+	for _, want := range []string{
+		file + ":1: listener 1884 127.0.0.1: a listener at port 1884 of 127.0.0.1\n",
+		file + ":2: password_file " + passwords + ": for all listeners\n",
+		file + ":3: max_inflight_messages 0: -max-inflight -1\n",
+		file + ":4: autosave_interval 5: ignored: ",
+		file + ":5: max-memory 64MiB: the flag -max-memory of this program\n",
+		"listens on 127.0.0.1:1884 (mqtt), admits users in " + passwords + "\n",
+		"note: sessions of absent clients end after 7 days",
+		"no errors\n",
+	} {
+		require.Contains(t, out, want)
+	}
+}
+
+func TestCheckSaysAllErrors(t *testing.T) {
+	file := write(t, "c", "listner 1883", "allow_anonymous yes", "max-memory many", "connection x",
+		"remote_password secret", "max_qos 5")
+	out, err := checked(t, "-config", file)
+	require.EqualError(t, err, "5 errors")
+	for i, want := range []string{":1: listner: ", ":2: allow_anonymous: ", ":4: connection: ",
+		":6: max_qos: ", ":3: max-memory: "} {
+		require.Contains(t, out, "error: "+file+want, "%d: %s", i, out)
+	}
+	require.NotContains(t, out, "remote_password secret")
+	_, err = checked(t, "-h")
+	require.ErrorIs(t, err, flag.ErrHelp)
+	out, err = checked(t, "-max-qos", "7")
+	require.EqualError(t, err, "1 error")
+	require.Contains(t, out, "error: -max-qos")
+}
+
+func TestVersionAndHealth(t *testing.T) {
+	var out bytes.Buffer
+	require.NoError(t, command([]string{"version"}, nil, &out))
+	require.Equal(t, "dunlin server "+dunlin.Version+"\n", out.String())
+	addrs, _ := start(t, "-listen", "127.0.0.1:0", "-password-file", write(t, "p",
+		"jane:"+auth.Hash("x", 1)))
+	require.NoError(t, command([]string{"health", "-addr", addrs[0]}, nil, &out),
+		"a refusal is an answer")
+	require.Error(t, command([]string{"health", "-addr", "127.0.0.1:" + freePort(t)}, nil, &out))
+}
+
+func TestSystemdIsTold(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notify")
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	require.NoError(t, err)
+	defer l.Close()
+	t.Setenv("NOTIFY_SOCKET", path)
+	t.Setenv("WATCHDOG_USEC", "30000")
+	told := func() string {
+		b := make([]byte, 100)
+		_ = l.SetReadDeadline(time.Now().Add(patience))
+		n, err := l.Read(b)
+		require.NoError(t, err)
+		return string(b[:n])
+	}
+	t.Run("while it runs", func(t *testing.T) {
+		start(t, "-listen", "127.0.0.1:0")
+		require.Equal(t, "READY=1", told())
+		require.Equal(t, "WATCHDOG=1", told())
+		require.Equal(t, "WATCHDOG=1", told())
+	})
+	for what := told(); what != "STOPPING=1"; what = told() {
+		require.Equal(t, "WATCHDOG=1", what)
+	}
+}
+
+func TestEachPacketIsALine(t *testing.T) {
+	addrs, printed := start(t, "-listen", "127.0.0.1:0", "-v", "-log-timestamp=false")
+	c := login{"c", "jane", "x"}.at(t, dial(t, addrs[0]))
+	c.subscribe("a/#")
+	c.publish("a/b", "hello")
+	c.send(&packets.Disconnect{})
+	for _, want := range []string{
+		` as c (p5, c1, k0, u'jane')"`, `msg="Sending CONNACK to c (0, 0)"`,
+		`msg="Received SUBSCRIBE from c (a/#, granted QoS 0)"`,
+		`msg="Received PUBLISH from c (q1, r0, 'a/b', ... (5 bytes)), 1 subscribers"`,
+		`msg="Sending PUBLISH to c ('a/b', ... (5 bytes))"`,
+		`msg="Received DISCONNECT from c"`, `level=INFO msg="client disconnected" client=c`,
+	} {
+		eventually(t, want, func() bool { return containsAll(printed.String(), want) })
+	}
+	require.NotContains(t, printed.String(), "Unspecified error")
+}
+
+func TestLinesAboutClientsAreNotMoreThanCanBeRead(t *testing.T) {
+	var r rate
+	now := time.Now()
+	ok, missed := 0, 0
+	for range 1000 {
+		if n, let := r.take(now); let {
+			ok, missed = ok+1, missed+n
+		}
+	}
+	require.Equal(t, burst, ok)
+	n, let := r.take(now.Add(time.Second))
+	require.True(t, let)
+	require.Equal(t, 1000-burst, n, "the next line says how many were left out")
+	for range 2000 { // nobody reads: nothing waits
+		(&watcher{log: (&logging{}).logger(&bytes.Buffer{}), lines: make(chan line)}).say("x")
+	}
+	w := &watcher{lines: make(chan line)}
+	w.client(&r, "quiet", &hooks.Client{})
+}

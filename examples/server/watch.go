@@ -1,0 +1,208 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// This file is what the log says about clients: -connection-messages and -v. Functions of an
+// Observer must return at once, so the lines are written by a goroutine; lines that it has no time
+// for are left out, and counted.
+
+// waiting is how many lines may wait.
+const waiting = 4096
+
+// A watcher writes lines about clients.
+type watcher struct {
+	log                 *slog.Logger
+	connection, packets atomic.Bool
+	come, refused       rate
+	lines               chan line
+	missed              atomic.Int64
+	done                sync.WaitGroup
+}
+
+type line struct {
+	text  string
+	about []any
+}
+
+// watch starts a watcher, whose end must be called.
+func (lo *logging) watch(log *slog.Logger) *watcher {
+	w := &watcher{log: log, lines: make(chan line, waiting)}
+	w.connection.Store(lo.connection)
+	w.packets.Store(lo.packets)
+	w.done.Go(w.write) // end waits for it
+	return w
+}
+
+func (w *watcher) write() {
+	for l := range w.lines {
+		if n := w.missed.Swap(0); n > 0 {
+			w.log.Warn("lines about clients were left out: there were more than could be written",
+				"lines", n)
+		}
+		w.log.Info(l.text, l.about...)
+	}
+}
+
+// end writes what waits. No function of the observer may be called any more.
+func (w *watcher) end() {
+	close(w.lines)
+	w.done.Wait()
+}
+
+// say has a line written.
+func (w *watcher) say(text string, about ...any) {
+	if !w.log.Enabled(context.Background(), slog.LevelInfo) {
+		return
+	}
+	select {
+	case w.lines <- line{text, about}:
+	default:
+		w.missed.Add(1)
+	}
+}
+
+// packet has a line about a packet written, with -v.
+func (w *watcher) packet(format string, of ...any) {
+	if w.packets.Load() {
+		w.say(fmt.Sprintf(format, of...))
+	}
+}
+
+// observer is what the broker tells. Without -v it is not told of messages, which would cost something
+// for each.
+func (w *watcher) observer() *hooks.Observer {
+	o := &hooks.Observer{
+		Connected: func(c *hooks.Client, present bool) {
+			w.packet("Received CONNECT from %v as %s (p%d, c%d, k%d%s)", c.RemoteAddr, c.ID, c.Version,
+				digit(c.CleanStart), c.KeepAlive, user(c))
+			w.packet("Sending CONNACK to %s (%d, 0)", c.ID, digit(present))
+			w.client(&w.come, "client connected", c)
+		},
+		Refused: func(c *hooks.Client, code packets.ReasonCode, err error) {
+			what := "client refused"
+			if c.Version == 0 { // there was no CONNECT
+				what = "connection refused"
+			}
+			w.client(&w.refused, what, c, "code", code, "err", err)
+		},
+		Disconnected: func(c *hooks.Client, code packets.ReasonCode, err error) {
+			switch {
+			case err == nil:
+				w.packet("Received DISCONNECT from %s", c.ID)
+				w.client(&w.come, "client disconnected", c)
+			case code == packets.UnspecifiedError: // which says less than err
+				w.client(&w.come, "client gone", c, "err", err)
+			default:
+				w.client(&w.come, "client gone", c, "code", code, "err", err)
+			}
+		},
+	}
+	if !w.packets.Load() {
+		return o
+	}
+	o.Subscribed = func(c *hooks.Client, filter string, qos packets.QoS) {
+		w.packet("Received SUBSCRIBE from %s (%s, granted QoS %d)", c.ID, filter, qos)
+	}
+	o.Unsubscribed = func(c *hooks.Client, filter string) {
+		w.packet("Received UNSUBSCRIBE from %s (%s)", c.ID, filter)
+	}
+	o.Denied = func(c *hooks.Client, action hooks.Action, topic string, err error) {
+		w.packet("Denied %v to %s (%s): %v", action, c.ID, topic, err)
+	}
+	o.Published = func(c *hooks.Client, m *packets.Message, matched int) {
+		if c.RemoteAddr != nil { // $SYS is not what anybody wants to read here
+			w.packet("Received PUBLISH from %s (q%d, r%d, '%s', ... (%d bytes)), %d subscribers", c.ID,
+				m.QoS, digit(m.Retain), m.Topic, len(m.Payload), matched)
+		}
+	}
+	o.Delivered = func(id string, m *packets.Message) {
+		w.packet("Sending PUBLISH to %s ('%s', ... (%d bytes))", id, m.Topic, len(m.Payload))
+	}
+	o.Acknowledged = func(id string, packet uint16) {
+		w.packet("Received PUBACK or PUBCOMP from %s (m%d)", id, packet)
+	}
+	o.Dropped = func(id string, m *packets.Message, why hooks.DropReason) {
+		if m != nil {
+			w.packet("Dropped PUBLISH to %s ('%s'): %v", id, m.Topic, why)
+		}
+	}
+	return o
+}
+
+// client has a line about a client written, unless there were too many of its kind.
+func (w *watcher) client(kind *rate, text string, c *hooks.Client, about ...any) {
+	if !w.connection.Load() {
+		return
+	}
+	more, ok := kind.take(time.Now())
+	if !ok {
+		return
+	}
+	args := []any{"client", c.ID, "remote", c.RemoteAddr}
+	if c.HasUsername {
+		args = append(args, "user", c.Username)
+	}
+	if c.Listener != nil {
+		args = append(args, "listener", c.Listener.Name)
+	}
+	args = append(args, about...)
+	if more > 0 {
+		args = append(args, "others_left_out", more)
+	}
+	w.say(text, args...)
+}
+
+func digit(on bool) int {
+	if on {
+		return 1
+	}
+	return 0
+}
+
+func user(c *hooks.Client) string {
+	if !c.HasUsername {
+		return ""
+	}
+	return ", u'" + strings.ToValidUTF8(c.Username, "?") + "'"
+}
+
+const (
+	// perSecond is how many lines about clients of one kind there are in a second, after the first
+	// burst.
+	perSecond = 10
+	burst     = 100
+)
+
+// A rate lets some lines through, and counts the others. The zero value is ready for use.
+type rate struct {
+	mu     sync.Mutex
+	used   float64   // of burst; guarded by mu, as is all
+	at     time.Time // when used was right
+	missed int
+}
+
+// take says whether there is room for a line, and how many have found none since the last.
+func (r *rate) take(now time.Time) (missed int, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.used = max(0, r.used-now.Sub(r.at).Seconds()*perSecond)
+	r.at = now
+	if r.used+1 > burst {
+		r.missed++
+		return 0, false
+	}
+	r.used++
+	missed, r.missed = r.missed, 0
+	return missed, true
+}

@@ -1,0 +1,320 @@
+package link
+
+// An Output is what is to be written: bytes in their order, and behind them those that are held until
+// a ticket is decided. Once something is held, all that follows goes behind it but what is appended and
+// not held. The caller guards it.
+type Output struct {
+	buf    *Buffer // appended to; nil: empty
+	held   *held   // nil: nothing is
+	writer *Buffer // what is being written; nil: nothing is
+	hint   int32   // how much the last one took: what the next buffer starts with
+
+	Counted int32 // for the caller: how much of Size a count of memory knows of
+}
+
+type held struct {
+	buf   *Buffer
+	marks []Mark
+}
+
+// A Mark is one packet that is held.
+type Mark struct {
+	Ticket uint64 // the packet waits for it
+	ID     uint16
+	Kind   HoldKind
+	Ends   bool // for the caller
+
+	n int32 // bytes; 0: withdrawn
+}
+
+// A HoldKind says what a packet that is held is.
+type HoldKind byte
+
+// The kinds.
+const (
+	KeepsPlace      HoldKind = iota // it waits only for its turn
+	Acknowledgement                 // PUBACK or PUBREC
+	Durable                         // it goes out only once it is durable
+	Message                         // a PUBLISH, of which the same is true
+)
+
+// MustBeDurable says whether the packet never leaves before it is durable.
+func (m *Mark) MustBeDurable() bool { return m.Kind >= Durable }
+
+// MarkSize is what a Mark takes.
+const MarkSize = 16
+
+// Backlog is how much of what is being written the connection has not taken yet.
+func (o *Output) Backlog() int {
+	if o.writer == nil {
+		return 0
+	}
+	return len(o.writer.B) - int(o.writer.n.Load())
+}
+
+// Size is how much is waiting for the socket.
+func (o *Output) Size() int {
+	n := o.Backlog()
+	if o.buf != nil {
+		n += len(o.buf.B)
+	}
+	if h := o.held; h != nil { // there may be a mark for every four bytes
+		if n += len(h.marks) * MarkSize; h.buf != nil {
+			n += len(h.buf.B)
+		}
+	}
+	return n
+}
+
+// Empty says whether nothing is there that may be written, besides what is being written.
+func (o *Output) Empty() bool { return o.buf == nil }
+
+// Reserve returns the buffer with room for n more bytes.
+func (o *Output) Reserve(n int) *Buffer {
+	if o.buf == nil {
+		o.buf = NewBuffer(max(n, int(o.hint)))
+		return o.buf
+	}
+	if b := o.buf; cap(b.B)-len(b.B) < n {
+		o.buf = NewBuffer(max(len(b.B)+n, 2*len(b.B)))
+		o.buf.B = append(o.buf.B, b.B...)
+		b.Free()
+	}
+	return o.buf
+}
+
+// End is where the next packet begins.
+func (o *Output) End() int {
+	if o.buf == nil {
+		return 0
+	}
+	return len(o.buf.B)
+}
+
+// Cut takes back what was appended behind at.
+func (o *Output) Cut(at int) {
+	if at > 0 {
+		o.buf.B = o.buf.B[:at]
+	} else {
+		o.Discard()
+	}
+}
+
+// Discard takes back all that was appended, and is neither held nor being written.
+func (o *Output) Discard() {
+	if o.buf != nil {
+		o.buf.Free()
+		o.buf = nil
+	}
+}
+
+// hintMost bounds what an Output starts with.
+const hintMost = 64 << 10
+
+// Take makes what was appended, which is not nothing, the buffer that is being written.
+func (o *Output) Take() *Buffer {
+	x := o.buf
+	o.buf = nil
+	o.hint = int32(min(len(x.B), hintMost))
+	if x.n.Load() != 0 {
+		x.n.Store(0)
+	}
+	x.failed, x.whole = false, false
+	o.writer = x
+	return x
+}
+
+// Wrote ends the writing of x.
+func (o *Output) Wrote(x *Buffer) {
+	o.writer = nil
+	x.Free()
+}
+
+// Held says whether anything is held.
+func (o *Output) Held() bool { return o.held != nil }
+
+// LastTicket is what the packet waits for that is held last; 0: none is.
+func (o *Output) LastTicket() uint64 {
+	if h := o.held; h != nil && len(h.marks) > 0 {
+		return h.marks[len(h.marks)-1].Ticket
+	}
+	return 0
+}
+
+// LastEnds sets Ends of the packet that is held last.
+func (o *Output) LastEnds() { o.held.marks[len(o.held.marks)-1].Ends = true }
+
+// Ordered says whether anything is held that later messages and acknowledgements must not overtake.
+// PUBREL and PUBCOMP have an order of their own (4.6).
+func (o *Output) Ordered() bool {
+	if o.held == nil {
+		return false
+	}
+	for i := range o.held.marks {
+		if o.held.marks[i].Kind != Durable {
+			return true
+		}
+	}
+	return false
+}
+
+// Hold takes the packet that begins at the given place, the last one, out of what may be written.
+func (o *Output) Hold(at int, m Mark) {
+	if o.held == nil {
+		o.held = new(held)
+	}
+	h := o.held
+	m.n = int32(len(o.buf.B) - at)
+	if h.buf == nil && at == 0 {
+		h.buf, o.buf = o.buf, nil
+	} else {
+		h.append(o.buf.B[at:])
+		o.Cut(at)
+	}
+	h.marks = append(h.marks, m)
+}
+
+func (h *held) append(b []byte) {
+	if h.buf == nil {
+		h.buf = NewBuffer(len(b))
+	} else if x := h.buf; cap(x.B)-len(x.B) < len(b) {
+		h.buf = NewBuffer(max(len(x.B)+len(b), 2*len(x.B)))
+		h.buf.B = append(h.buf.B, x.B...)
+		x.Free()
+	}
+	h.buf.B = append(h.buf.B, b...)
+}
+
+// Drop forgets all that is held.
+func (o *Output) Drop() {
+	if h := o.held; h != nil {
+		if h.buf != nil {
+			h.buf.Free()
+		}
+		o.held = nil
+	}
+}
+
+// Release lets go what waits for tickets up to the given one, and calls leaves for each such packet. It
+// says whether anything may be written now that could not before.
+func (o *Output) Release(upto uint64, leaves func(m *Mark)) bool {
+	h := o.held
+	if h == nil {
+		return false
+	}
+	k, n := 0, 0
+	for k < len(h.marks) && h.marks[k].Ticket <= upto {
+		n += int(h.marks[k].n)
+		leaves(&h.marks[k])
+		k++
+	}
+	if n > 0 {
+		o.move(n)
+	}
+	if k == len(h.marks) {
+		o.held = nil
+	} else {
+		h.marks = append(h.marks[:0], h.marks[k:]...)
+	}
+	return n > 0
+}
+
+// move takes the first n bytes that are held to what may be written.
+func (o *Output) move(n int) {
+	h := o.held
+	if n == len(h.buf.B) && o.buf == nil {
+		o.buf, h.buf = h.buf, nil
+		return
+	}
+	y := o.Reserve(n)
+	y.B = append(y.B, h.buf.B[:n]...)
+	if h.buf.B = h.buf.B[:copy(h.buf.B, h.buf.B[n:])]; len(h.buf.B) == 0 {
+		h.buf.Free()
+		h.buf = nil
+	}
+}
+
+// A Fate is what becomes of a packet that is held.
+type Fate byte
+
+// The fates.
+const (
+	Stays  Fate = iota // it is held as before
+	Leaves             // it may be written
+	Falls              // it is forgotten
+)
+
+// Sort asks for the fate of each packet that is held, in their order. What fate appends stands in its
+// place. A packet that was withdrawn falls.
+func (o *Output) Sort(fate func(m *Mark, first byte) Fate) {
+	h := o.held
+	o.held = nil
+	rest := &held{}
+	var b []byte
+	if h.buf != nil {
+		b = h.buf.B
+		defer h.buf.Free()
+	}
+	at := 0
+	for _, m := range h.marks {
+		p := b[at : at+int(m.n)]
+		at += int(m.n)
+		if m.n == 0 {
+			fate(&m, 0)
+			continue
+		}
+		switch fate(&m, p[0]) {
+		case Stays:
+			rest.append(p)
+			rest.marks = append(rest.marks, m)
+		case Leaves:
+			y := o.Reserve(len(p))
+			y.B = append(y.B, p...)
+		}
+	}
+	if len(rest.marks) > 0 {
+		o.held = rest
+	}
+}
+
+// Withdraw takes the first packet out that is held under an identifier and matches, and says whether
+// there was one. first is the first byte of the packet.
+func (o *Output) Withdraw(id uint16, match func(m *Mark, first byte) bool) bool {
+	h := o.held
+	if h == nil {
+		return false
+	}
+	at := 0
+	for i := range h.marks {
+		m := &h.marks[i]
+		if m.n > 0 && m.ID == id && match(m, h.buf.B[at]) {
+			h.buf.B = append(h.buf.B[:at], h.buf.B[at+int(m.n):]...)
+			m.n, m.Kind = 0, KeepsPlace
+			return true
+		}
+		at += int(m.n)
+	}
+	return false
+}
+
+// WithdrawMessages takes all packets of the kind Message out that are held, and calls each for them,
+// with their identifier and their first byte.
+func (o *Output) WithdrawMessages(each func(id uint16, first byte)) {
+	h := o.held
+	if h == nil || h.buf == nil {
+		return
+	}
+	at, rest := 0, h.buf.B[:0]
+	for i := range h.marks {
+		m := &h.marks[i]
+		p := h.buf.B[at : at+int(m.n)]
+		at += int(m.n)
+		if m.Kind == Message {
+			each(m.ID, p[0])
+			m.n, m.Kind = 0, KeepsPlace
+		} else {
+			rest = append(rest, p...)
+		}
+	}
+	h.buf.B = rest
+}

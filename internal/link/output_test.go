@@ -1,0 +1,175 @@
+package link
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// A modelPacket is a packet of an Output that is kept the simple way.
+type modelPacket struct {
+	b      []byte
+	ticket uint64
+	id     uint16
+	kind   HoldKind
+	gone   bool
+}
+
+// An Output does what a list of packets does.
+func TestAnOutputKeepsItsOrder(t *testing.T) {
+	for seed := range uint64(300) {
+		rnd := rand.New(rand.NewPCG(seed, 1))
+		var o Output
+		var held []modelPacket
+		var free, wrote, want []byte // not held; what has left
+		ticket, next := uint64(1), byte(1)
+		for range 200 {
+			switch rnd.IntN(8) {
+			case 0, 1, 2: // a packet, held or not
+				p := bytes.Repeat([]byte{next}, 1+rnd.IntN(40))
+				next = next%250 + 1
+				at := o.End()
+				x := o.Reserve(len(p))
+				x.B = append(x.B, p...)
+				if rnd.IntN(3) == 0 {
+					free = append(free, p...)
+					break
+				}
+				m := Mark{Ticket: ticket, ID: uint16(rnd.IntN(5)), Kind: HoldKind(rnd.IntN(4))}
+				o.Hold(at, m)
+				held = append(held, modelPacket{p, m.Ticket, m.ID, m.Kind, false})
+				ticket += uint64(rnd.IntN(2))
+			case 3: // tickets are decided
+				upto := ticket - min(ticket, uint64(rnd.IntN(4)))
+				left := 0
+				o.Release(upto, func(*Mark) { left++ })
+				for len(held) > 0 && held[0].ticket <= upto {
+					if !held[0].gone {
+						free = append(free, held[0].b...)
+					}
+					held, left = held[1:], left-1
+				}
+				require.Zero(t, left)
+			case 4:
+				id := uint16(rnd.IntN(5))
+				got := o.Withdraw(id, func(m *Mark, first byte) bool { return m.Kind == Message })
+				found := false
+				for i := range held {
+					if p := &held[i]; !found && !p.gone && p.id == id && p.kind == Message {
+						p.gone, found = true, true
+					}
+				}
+				require.Equal(t, found, got)
+			case 5:
+				if !o.Held() {
+					break
+				}
+				var rest []modelPacket
+				i := 0
+				o.Sort(func(m *Mark, first byte) Fate {
+					p := held[i]
+					i++
+					require.Equal(t, p.gone, first == 0)
+					switch {
+					case p.gone || m.ID == 0:
+						return Falls
+					case m.ID == 1:
+						free = append(free, p.b...)
+						return Leaves
+					}
+					rest = append(rest, p)
+					return Stays
+				})
+				require.Len(t, held, i)
+				held = rest
+			case 6:
+				o.WithdrawMessages(func(id uint16, first byte) {
+					require.True(t, slices.ContainsFunc(held, func(p modelPacket) bool {
+						return p.kind == Message && !p.gone && p.id == id && p.b[0] == first
+					}))
+				})
+				for i := range held {
+					held[i].gone = held[i].gone || held[i].kind == Message
+				}
+			default:
+				if o.Empty() {
+					break
+				}
+				x := o.Take()
+				wrote = append(wrote, x.B...)
+				o.Wrote(x)
+				want, free = append(want, free...), nil
+			}
+			bytesHeld := 0
+			for _, p := range held {
+				if !p.gone {
+					bytesHeld += len(p.b)
+				}
+			}
+			require.Equal(t, len(free)+bytesHeld+MarkSize*len(held), o.Size(), "seed %d", seed)
+		}
+		require.Equal(t, want, wrote, "seed %d", seed)
+	}
+}
+
+// tcpPair returns both ends of a connection.
+func tcpPair(t *testing.T) (a, b net.Conn) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	a, err = net.Dial("tcp", l.Addr().String())
+	require.NoError(t, err)
+	b, err = l.Accept()
+	require.NoError(t, err)
+	t.Cleanup(func() { a.Close(); b.Close() })
+	return a, b
+}
+
+func TestTryWriteTakesWhatTheSocketTakes(t *testing.T) {
+	a, b := tcpPair(t)
+	var s Socket
+	s.Init(a, 64<<10)
+	require.Equal(t, !RawIO, s.Waits())
+	if s.Waits() {
+		t.Skip("this system has no readiness")
+	}
+	x := &Buffer{B: bytes.Repeat([]byte("0123456789abcdef"), 1<<20)}
+	require.NoError(t, s.TryWrite(x))
+	require.False(t, x.Whole(), "16 MiB are more than the kernel keeps")
+	taken := x.Taken()
+	require.Positive(t, taken)
+	got := make(chan int, 1)
+	go func() {
+		n, all := 0, make([]byte, 1<<20)
+		for n < len(x.B) {
+			k, err := b.Read(all)
+			if err != nil {
+				break
+			}
+			n += k
+		}
+		got <- n
+	}()
+	rest := 0
+	require.NoError(t, s.WriteAll(x, time.Minute, func(n int) { rest += n }))
+	require.Equal(t, len(x.B), taken+rest)
+	require.Equal(t, len(x.B), <-got)
+
+	y := &Buffer{B: []byte("short")}
+	require.NoError(t, s.TryWrite(y))
+	require.True(t, y.Whole())
+	require.Equal(t, 5, y.Taken())
+}
+
+func TestAClientThatTakesNothingEndsWriteAll(t *testing.T) {
+	a, _ := tcpPair(t)
+	var s Socket
+	s.Init(a, 64<<10)
+	x := &Buffer{B: make([]byte, 64<<20)}
+	require.Error(t, s.WriteAll(x, 10*time.Millisecond, func(int) {}))
+}

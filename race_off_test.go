@@ -1,0 +1,5 @@
+//go:build !race
+
+package dunlin
+
+const raceDetector = false
