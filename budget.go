@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/budget"
+	"github.com/dunlin-mqtt/dunlin/internal/holders"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -20,6 +22,9 @@ const (
 	extraCost    = 64  // of what few deliveries have
 	retainedCost = 48  // of a place among the retained messages
 )
+
+// holdersOf returns the count of the places that hold a message.
+var holdersOf = holders.Of.(func(*message) *budget.Holders)
 
 // heldSize is what m counts once, however many places hold it.
 func heldSize(m *message) int64 {

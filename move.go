@@ -56,7 +56,7 @@ func (j *records) owe(s *session, shared ...delivery) bool {
 
 // holdDebt counts d, which a Session owes.
 func (b *Broker) holdDebt(d *delivery) {
-	b.memory.Hold(&d.msg.Holders, budget.Queued, heldSize(d.msg), deliveryCost)
+	b.memory.Hold(holdersOf(d.msg), budget.Queued, heldSize(d.msg), deliveryCost)
 	if d.extra != nil {
 		b.memory.Hold(&d.extra.holders, budget.Queued, d.extra.heldSize(), 0)
 	}
@@ -64,7 +64,7 @@ func (b *Broker) holdDebt(d *delivery) {
 
 // releaseDebt is the end of what holdDebt began.
 func (b *Broker) releaseDebt(d *delivery) {
-	b.memory.Release(&d.msg.Holders, budget.Queued, heldSize(d.msg), deliveryCost)
+	b.memory.Release(holdersOf(d.msg), budget.Queued, heldSize(d.msg), deliveryCost)
 	if d.extra != nil {
 		b.memory.Release(&d.extra.holders, budget.Queued, d.extra.heldSize(), 0)
 	}

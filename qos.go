@@ -90,7 +90,7 @@ type sender struct {
 // hold counts the place of d, which has its message, in the queue or in flight.
 func (s *sender) hold(d *delivery, k budget.Kind) {
 	s.owner.Add(owners.QueuedBytes, ownerSize(d.size()))
-	s.mem.Hold(&d.msg.Holders, k, heldSize(d.msg), deliveryCost)
+	s.mem.Hold(holdersOf(d.msg), k, heldSize(d.msg), deliveryCost)
 	if d.extra != nil {
 		s.mem.Hold(&d.extra.holders, k, d.extra.heldSize(), 0)
 	}
@@ -99,7 +99,7 @@ func (s *sender) hold(d *delivery, k budget.Kind) {
 // release is the end of what hold began.
 func (s *sender) release(d *delivery, k budget.Kind) {
 	s.owner.Add(owners.QueuedBytes, -ownerSize(d.size()))
-	s.mem.Release(&d.msg.Holders, k, heldSize(d.msg), deliveryCost)
+	s.mem.Release(holdersOf(d.msg), k, heldSize(d.msg), deliveryCost)
 	if d.extra != nil {
 		s.mem.Release(&d.extra.holders, k, d.extra.heldSize(), 0)
 	}

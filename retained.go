@@ -31,12 +31,12 @@ func (b *Broker) newRetained() *retained.Store {
 		Limits: b.cfg().retainedLimits(),
 		Admit:  b.admitRetained,
 		Hold: func(m *message) {
-			b.memory.Hold(&m.Holders, budget.Retained, heldSize(m), retainedCost)
+			b.memory.Hold(holdersOf(m), budget.Retained, heldSize(m), retainedCost)
 			b.ownRetained(m)
 		},
 		Release: func(m *message) {
 			b.disownRetained(m)
-			b.memory.Release(&m.Holders, budget.Retained, heldSize(m), retainedCost)
+			b.memory.Release(holdersOf(m), budget.Retained, heldSize(m), retainedCost)
 		},
 	})
 }

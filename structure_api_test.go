@@ -179,3 +179,29 @@ func TestEachConstantOfAnEnumerationInTheAPIHasItsType(t *testing.T) {
 	}
 	require.Greater(t, constants, 100)
 }
+
+// What the broker counts in the values that it shares with programs is not for them to read or set.
+func TestNoFieldInTheAPIIsALockOrACounter(t *testing.T) {
+	fields := 0
+	for _, pkg := range apiPackages(t) {
+		for _, name := range pkg.Scope().Names() {
+			obj, ok := pkg.Scope().Lookup(name).(*types.TypeName)
+			if !ok || !obj.Exported() {
+				continue
+			}
+			s, ok := obj.Type().Underlying().(*types.Struct)
+			if !ok {
+				continue
+			}
+			for f := range s.Fields() {
+				fields++
+				of, named := types.Unalias(f.Type()).(*types.Named)
+				if f.Exported() && named && of.Obj().Pkg() != nil &&
+					strings.HasPrefix(of.Obj().Pkg().Path(), "sync") {
+					t.Errorf("%s.%s.%s is a %s: do not export it", pkg.Name(), name, f.Name(), of)
+				}
+			}
+		}
+	}
+	require.Greater(t, fields, 300)
+}

@@ -17,6 +17,7 @@ import (
 	"iter"
 	"sync/atomic"
 
+	"github.com/dunlin-mqtt/dunlin/internal/holders"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -141,10 +142,10 @@ type Message struct {
 	Expires int64  // absolute expiry
 	From    string // Client Identifier of the publisher
 
-	// Holders counts the places in the broker's memory that hold the message. A Store neither
-	// stores nor copies it.
-	Holders atomic.Int64
+	holders atomic.Int64 // see package holders
 }
+
+func init() { holders.Of = func(m *Message) *atomic.Int64 { return &m.holders } }
 
 // A Delivery is one entry in the queue of a Session. The order of a queue is that of Seq, whatever
 // order the entries arrive in. No two entries of a queue have the same Seq. After a restart the Seq
