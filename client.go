@@ -17,7 +17,7 @@ import (
 // client; for a Subscription that is full and has the policy Block it waits as that says, or until ctx ends, and the message is there
 // all the same. The Broker keeps m.Payload and m.Properties: they must not be modified afterwards. The topic may begin with "$".
 //
-// m.Properties are those of the PUBLISH (3.3.2.3), made with the Append methods of packets.Properties.
+// m.Properties are those of the PUBLISH (3.3.2.3), made with the setters of Message or the Append methods of packets.Properties.
 //
 // The error is ErrBrokerClosed, the cause of ctx if that has ended before, or a *packets.Error: Topic Name invalid (0x90), Malformed Packet
 // (0x81) or Protocol Error (0x82) for what no PUBLISH may have, Packet too large (0x95) for what no packet can hold (256 MiB), Quota exceeded

@@ -189,7 +189,7 @@ func ExampleConfig_interceptor() {
 		Authenticator: hooks.AllowAll,
 		Interceptor: hooks.InterceptorFunc(func(ctx context.Context, c *hooks.Client, m *packets.Message) (*packets.Message, error) {
 			changed := *m // what is published is not to be modified
-			changed.Properties = append(packets.Properties(nil), m.Properties...).AppendUser("from", c.ID)
+			changed.AddUser("from", c.ID)
 			return &changed, nil
 		}),
 	})

@@ -230,7 +230,7 @@ func TestARequestIsAnsweredWhateverTheHandlerReturns(t *testing.T) {
 		{"a property of another packet", bad(packets.Properties(nil).AppendUint(packets.ReceiveMaximum, 1)), nil, "receive-maximum"},
 		{"a property that does not exist", bad(packets.Properties{99, 0}), nil, "property 99"},
 		{"a text that is not UTF-8", bad(packets.Properties(nil).AppendText(packets.ContentType, "\xff")), nil, "not UTF-8"},
-		{"a User Property that is too long", bad(packets.Properties(nil).AppendUser("k", strings.Repeat("x", 65_536))), nil, "not defined"},
+		{"a User Property that is too long", bad(packets.Properties(nil).AppendUser("k", strings.Repeat("x", 65_536))), nil, "user-property was given a value"},
 		{"more than a packet can hold", &Message{Payload: make([]byte, maxPacketSize)}, nil, "a message of"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -1,6 +1,10 @@
 package packets
 
-import "time"
+import (
+	"math"
+	"slices"
+	"time"
+)
 
 // A Message is an Application Message as a publisher sends it and subscribers receive it, without
 // the details of delivery. It is immutable once it has been given to a broker: neither the
@@ -39,4 +43,41 @@ func (m *Message) CorrelationData() []byte {
 func (m *Message) Expiry() (d time.Duration, ok bool) {
 	n, ok := m.Properties.Uint(MessageExpiryInterval)
 	return time.Duration(n) * time.Second, ok
+}
+
+// SetContentType sets the Content Type (3.3.2.3.9). An empty s removes it.
+//
+// This setter and the others give the Message new Properties. The ones that it had, which other
+// Messages may share, stay as they are. No setter panics: a value of more than 65,535 bytes makes
+// the Properties unusable (see Properties), and publishing the Message returns an error.
+func (m *Message) SetContentType(s string) { setField(m, ContentType, s) }
+
+// SetResponseTopic sets the Response Topic (3.3.2.3.5), which makes the Message a request. An empty
+// topic removes it.
+func (m *Message) SetResponseTopic(topic string) { setField(m, ResponseTopic, topic) }
+
+// SetCorrelationData sets the Correlation Data (3.3.2.3.6), and copies b. An empty b removes it.
+func (m *Message) SetCorrelationData(b []byte) { setField(m, CorrelationData, b) }
+
+// SetExpiry sets the Message Expiry Interval (3.3.2.3.3) to d, rounded up to whole seconds, or to
+// the largest interval that there is, 136 years. If d is not positive, the Message never expires.
+func (m *Message) SetExpiry(d time.Duration) {
+	m.Properties = m.Properties.Without(nil, MessageExpiryInterval)
+	if d > 0 {
+		seconds := min((d-1)/time.Second+1, math.MaxUint32)
+		m.Properties = m.Properties.AppendUint(MessageExpiryInterval, uint32(seconds))
+	}
+}
+
+// AddUser adds a User Property (3.3.2.3.7). Names may occur more than once. The method User of
+// Properties yields all of them.
+func (m *Message) AddUser(name, value string) {
+	m.Properties = slices.Clip(m.Properties).AppendUser(name, value)
+}
+
+func setField[T text](m *Message, id Property, s T) {
+	m.Properties = m.Properties.Without(nil, id)
+	if len(s) > 0 {
+		m.Properties = appendBytes(m.Properties, id, s)
+	}
 }

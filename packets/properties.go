@@ -120,10 +120,16 @@ func (id Property) String() string {
 }
 
 // Properties are the properties of one packet in their wire form, without the length in front. Nil
-// means none. Decoding a packet checks its properties and lets them alias its bytes. The Append
-// methods build properties, and extend the slice like the built-in append. Getters read from the
-// front and allocate only the strings that they return. If the bytes are malformed, getters stop
-// there.
+// means none. Decoding a packet checks its properties and lets them alias its bytes. No method
+// panics, whatever the bytes, the property and the value are.
+//
+// Getters read from the front and allocate only the strings that they return. If the bytes are
+// malformed, getters stop there. A getter finds no property whose values are of another type.
+//
+// The Append methods build properties, and extend the slice like the built-in append. A value that
+// a property cannot hold is one of another type, a number that is too large, or a text of more than
+// 65,535 bytes. It makes all of the Properties unusable, and they stay so: getters find nothing in
+// them, Check returns an error that names the property, and so does the Append method of a packet.
 type Properties []byte
 
 // next returns the first property of p, its value, and the rest. ok is false at the end and where p
@@ -310,9 +316,8 @@ func (p Properties) SubscriptionIDs() iter.Seq[uint32] {
 	}
 }
 
-// AppendUint appends an integer property and returns the extended slice. It panics if id is not an
-// integer property. If n does not fit its wire type, the result cannot be encoded: the packet's
-// Append returns an error.
+// AppendUint appends an integer property and returns the extended slice. If id is not an integer
+// property, or n does not fit its wire type, the result is unusable: see Properties.
 func (p Properties) AppendUint(id Property, n uint32) Properties {
 	switch k := propertyTable[id].kind; {
 	case k == kindByte && n <= 0xFF:
@@ -323,51 +328,55 @@ func (p Properties) AppendUint(id Property, n uint32) Properties {
 		return binary.BigEndian.AppendUint32(append(p, byte(id)), n)
 	case k == kindVarint && n <= maxRemaining:
 		return appendVarint(append(p, byte(id)), int(n))
-	case k == 0 || k > kindVarint:
-		panic("BUG: " + id.String() + " is not an integer")
 	}
-	return noWireForm()
+	return noWireForm(id)
 }
 
-// AppendText appends a property that is a string or binary data and returns the extended slice. It
-// panics if id is neither. If s has more than 65,535 bytes, the result cannot be encoded: the
-// packet's Append returns an error.
+// AppendText appends a property that is a string or binary data and returns the extended slice. If
+// id is neither, or s has more than 65,535 bytes, the result is unusable: see Properties.
 func (p Properties) AppendText(id Property, s string) Properties { return appendBytes(p, id, s) }
 
 // AppendBytes is AppendText for a byte slice. It copies b.
 func (p Properties) AppendBytes(id Property, b []byte) Properties { return appendBytes(p, id, b) }
 
 func appendBytes[T text](p Properties, id Property, s T) Properties {
-	if k := propertyTable[id].kind; k != kindText && k != kindBinary {
-		panic("BUG: " + id.String() + " is neither a string nor binary data")
-	}
-	if len(s) > maxString {
-		return noWireForm()
+	k := propertyTable[id].kind
+	if k != kindText && k != kindBinary || len(s) > maxString {
+		return noWireForm(id)
 	}
 	return appendField(append(p, byte(id)), s)
 }
 
 // AppendUser appends a User Property and returns the extended slice. If key or value has more than
-// 65,535 bytes, the result cannot be encoded: the packet's Append returns an error.
+// 65,535 bytes, the result is unusable: see Properties.
 func (p Properties) AppendUser(key, value string) Properties {
 	if len(key) > maxString || len(value) > maxString {
-		return noWireForm()
+		return noWireForm(UserProperty)
 	}
 	return appendField(appendField(append(p, byte(UserProperty)), key), value)
 }
 
-// noWireForm returns a marker for properties that cannot be encoded. It begins with 0, which is not
-// a Property, and appending more keeps the 0 in front.
-func noWireForm() Properties { return Properties{0} }
+// noWireForm returns a marker for properties that cannot be encoded, because id was given a value
+// that it cannot hold. It begins with 0, which is not a Property, and appending more keeps the 0 in
+// front.
+func noWireForm(id Property) Properties { return Properties{0, byte(id)} }
 
 // unencodable reports whether p comes from noWireForm.
 func (p Properties) unencodable() bool { return len(p) > 0 && p[0] == 0 }
+
+// misfit returns the property that noWireForm was called with.
+func (p Properties) misfit() Property {
+	if len(p) < 2 {
+		return 0
+	}
+	return Property(p[1])
+}
 
 // Without appends all properties of p except ids to dst, in order, and returns the extended slice.
 // dst must not overlap p, unless it is p[:0].
 func (p Properties) Without(dst Properties, ids ...Property) Properties {
 	if p.unencodable() {
-		return noWireForm()
+		return noWireForm(p.misfit())
 	}
 	for id, value := range p.All() {
 		if !slices.Contains(ids, id) {
@@ -381,11 +390,19 @@ func (p Properties) Without(dst Properties, ids ...Property) Properties {
 // (2.2.2.2). The code is
 //
 //   - MalformedPacket if a property is cut short, undefined, not allowed in this packet, or a
-//     string that is not UTF-8,
+//     string that is not UTF-8, and if p is unusable (see Properties),
 //   - ProtocolError if a property occurs twice that may occur once, or has a value out of range, or
 //     if the Response Topic is empty or has wildcards,
 //   - TopicAliasInvalid if the Topic Alias is 0.
 func (p Properties) Check(in Type) error {
+	if p.unencodable() {
+		return Errorf(MalformedPacket, "%v: %v was given a value that it cannot hold", in, p.misfit())
+	}
+	return p.check(in)
+}
+
+// check is Check for properties that have come from the wire.
+func (p Properties) check(in Type) error {
 	var seen [256 / 64]uint64
 	for len(p) > 0 {
 		id, value, rest, ok := p.next()

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -120,15 +121,41 @@ func TestPropertiesThatTheWireCannotHold(t *testing.T) {
 	require.Len(t, start, 7, "what was there must stay")
 }
 
-func TestAppendOfAnotherWireTypePanics(t *testing.T) {
-	require.PanicsWithValue(t, "BUG: content-type is not an integer", func() {
-		Properties(nil).AppendUint(ContentType, 1)
-	})
-	require.PanicsWithValue(t, "BUG: property-4 is not an integer", func() {
-		Properties(nil).AppendUint(4, 1)
-	})
-	require.PanicsWithValue(t, "BUG: user-property is neither a string nor binary data",
-		func() { Properties(nil).AppendText(UserProperty, "x") })
+// Each getter and each Append method is called with each of the 256 identifiers. One that is not for
+// the type of the property finds nothing, or makes Properties that nobody can send by mistake.
+func TestNoPropertyOfAnotherTypePanics(t *testing.T) {
+	start := Properties(nil).AppendUser("k", "v")
+	for n := range 256 {
+		id := Property(n)
+		k := propertyTable[id].kind
+		integer, text := k != 0 && k <= kindVarint, k == kindText || k == kindBinary
+		for name, tt := range map[string]struct {
+			p    Properties
+			fits bool
+		}{
+			"AppendUint":  {start.AppendUint(id, 1), integer},
+			"AppendText":  {start.AppendText(id, "x"), text},
+			"AppendBytes": {start.AppendBytes(id, []byte("x")), text},
+		} {
+			_, ok := tt.p.Uint(id)
+			require.Equal(t, tt.fits && integer, ok, "%v after %s", id, name)
+			_, ok = tt.p.Text(id)
+			require.Equal(t, tt.fits && text, ok, "%v after %s", id, name)
+			_, ok = tt.p.Bytes(id)
+			require.Equal(t, tt.fits && text, ok, "%v after %s", id, name)
+			if tt.fits {
+				require.True(t, tt.p.Has(id))
+				continue
+			}
+			want := "PUBLISH: " + id.String() + " was given a value that it cannot hold"
+			for _, p := range []Properties{tt.p, tt.p.Without(nil, id), tt.p.AppendUser("k", "v")} {
+				require.EqualError(t, p.Check(TypePublish), "Malformed Packet: "+want)
+				_, err := (&Publish{Topic: []byte("a"), Properties: p}).Append(nil, V5)
+				require.EqualError(t, err, "packets: "+want)
+			}
+		}
+	}
+	require.Len(t, start, 7, "what was there must stay")
 }
 
 func TestReadingStopsWhereBytesAreNotProperties(t *testing.T) {
@@ -178,4 +205,78 @@ func TestMessageGivesItsProperties(t *testing.T) {
 	require.Nil(t, bare.CorrelationData())
 	_, ok = bare.Expiry()
 	require.False(t, ok, "it never expires")
+}
+
+func TestMessageTakesItsProperties(t *testing.T) {
+	shared := make(Properties, 0, 100).AppendUser("k", "v").AppendText(ContentType, "old")
+	m := &Message{Topic: "a", Properties: shared}
+	m.SetContentType("t")
+	m.SetResponseTopic("r")
+	m.SetCorrelationData([]byte("c"))
+	m.SetExpiry(1500 * time.Millisecond)
+	m.AddUser("k", "w")
+	require.Equal(t, Properties(nil).AppendUser("k", "v").AppendText(ContentType, "t").
+		AppendText(ResponseTopic, "r").AppendBytes(CorrelationData, []byte("c")).
+		AppendUint(MessageExpiryInterval, 2).AppendUser("k", "w"), m.Properties)
+	require.NoError(t, m.Properties.Check(TypePublish))
+	require.Equal(t, Properties(nil).AppendUser("k", "v").AppendText(ContentType, "old"), shared,
+		"what other messages may share must stay")
+
+	other := &Message{Topic: "a", Properties: shared}
+	other.AddUser("a", "b")
+	(&Message{Topic: "a", Properties: shared}).AddUser("c", "d")
+	require.Equal(t, Properties(nil).AppendUser("k", "v").AppendText(ContentType, "old").
+		AppendUser("a", "b"), other.Properties, "two messages must not write to the same memory")
+
+	m.SetContentType("")
+	m.SetResponseTopic("")
+	m.SetCorrelationData(nil)
+	m.SetExpiry(0)
+	require.Equal(t, Properties(nil).AppendUser("k", "v").AppendUser("k", "w"), m.Properties,
+		"what is empty is removed")
+}
+
+func TestTheExpiryOfAMessage(t *testing.T) {
+	for name, tt := range map[string]struct {
+		set, want time.Duration
+		ok        bool
+	}{
+		"never":                         {0, 0, false},
+		"a negative one":                {-time.Second, 0, false},
+		"the shortest one":              {1, time.Second, true},
+		"whole seconds":                 {time.Minute, time.Minute, true},
+		"one that is rounded up":        {time.Minute + 1, time.Minute + time.Second, true},
+		"the longest one":               {math.MaxUint32 * time.Second, math.MaxUint32 * time.Second, true},
+		"one that no property can hold": {math.MaxInt64, math.MaxUint32 * time.Second, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var m Message
+			m.SetExpiry(tt.set)
+			d, ok := m.Expiry()
+			require.Equal(t, tt.ok, ok)
+			require.Equal(t, tt.want, d)
+			require.NoError(t, m.Properties.Check(TypePublish))
+		})
+	}
+}
+
+func TestAMessageWithAValueThatIsTooLong(t *testing.T) {
+	long := strings.Repeat("x", 65_536)
+	for name, set := range map[string]func(*Message){
+		"content-type":     func(m *Message) { m.SetContentType(long) },
+		"response-topic":   func(m *Message) { m.SetResponseTopic(long) },
+		"correlation-data": func(m *Message) { m.SetCorrelationData([]byte(long)) },
+		"user-property":    func(m *Message) { m.AddUser("k", long) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			var m Message
+			set(&m)
+			m.SetExpiry(time.Second)
+			m.AddUser("k", "v")
+			require.ErrorContains(t, m.Properties.Check(TypePublish), name+" was given a value")
+			require.Empty(t, m.ContentType())
+			_, ok := m.Expiry()
+			require.False(t, ok)
+		})
+	}
 }

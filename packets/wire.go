@@ -79,7 +79,7 @@ func appendHeader(dst []byte, first byte, n int) []byte {
 // properties and p cannot be encoded.
 func checkFrame(t Type, n int, p Properties, v Version) error {
 	if v >= V5 && p.unencodable() {
-		return fmt.Errorf("packets: %v: a property has a value that the wire cannot hold", t)
+		return fmt.Errorf("packets: %v: %v was given a value that it cannot hold", t, p.misfit())
 	}
 	if n > maxRemaining {
 		return fmt.Errorf("packets: %v: a Remaining Length of %d is above %d", t, n, maxRemaining)
@@ -184,7 +184,7 @@ func (c *cursor) properties(in Type) Properties {
 	if c.err != nil || len(p) == 0 {
 		return nil
 	}
-	if c.err = p.Check(in); c.err != nil {
+	if c.err = p.check(in); c.err != nil {
 		return nil
 	}
 	return p

@@ -145,12 +145,9 @@ func (s *service) push(prefix string) http.HandlerFunc {
 		}
 		m := &dunlin.Message{
 			Topic: prefix + r.PathValue("name"), Payload: body, QoS: packets.QoS1,
-			Properties: packets.Properties(nil).
-				AppendUint(packets.MessageExpiryInterval, uint32((7*24*time.Hour)/time.Second)),
 		}
-		if t := r.Header.Get("Content-Type"); t != "" {
-			m.Properties = m.Properties.AppendText(packets.ContentType, t)
-		}
+		m.SetExpiry(7 * 24 * time.Hour)
+		m.SetContentType(r.Header.Get("Content-Type"))
 		ctx, cancel := context.WithTimeout(r.Context(), s.wait)
 		defer cancel()
 		outcome, err := s.broker.PublishWait(ctx, m)
