@@ -113,9 +113,7 @@ func (s *session) shorten() (n int) {
 	}
 	for most := (int(s.out.queue.Len()) + 7) / 8; n < most; n++ {
 		d := s.out.pop()
-		s.dropped(d.msg, hooks.DropMemory)
-		d.settle(false)
-		s.gone(&d)
+		s.discardLocked(&d, hooks.DropMemory)
 	}
 	return n + s.shedCursorsLocked()
 }

@@ -203,16 +203,15 @@ func (d *delivery) receipt() *receipt {
 	return d.extra.receipt
 }
 
-// settle tells the receipt, once, that d has arrived or is lost.
-func (d *delivery) settle(arrived bool) {
-	r := d.receipt()
-	if r == nil {
-		return
-	}
-	d.extra.receipt = nil
-	if arrived {
-		r.leave(1, 0)
-	} else {
-		r.leave(0, 1)
+// settleArrived tells the receipt that d has arrived. Only the first call of it or settleLost counts.
+func (d *delivery) settleArrived() { d.settle(1, 0) }
+
+// settleLost tells the receipt that d is lost. Only the first call of it or settleArrived counts.
+func (d *delivery) settleLost() { d.settle(0, 1) }
+
+func (d *delivery) settle(acknowledged, lost int) {
+	if r := d.receipt(); r != nil {
+		d.extra.receipt = nil
+		r.leave(acknowledged, lost)
 	}
 }

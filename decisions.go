@@ -228,9 +228,7 @@ func (s *session) purge(revoked []heldSub) (orphans []delivery) {
 		case d.group() != nil:
 			orphans = append(orphans, d) // which are in the store until another member has them
 		default:
-			s.dropped(d.msg, hooks.DropNotAuthorized)
-			d.settle(false)
-			s.gone(&d)
+			s.discardLocked(&d, hooks.DropNotAuthorized)
 		}
 	}
 	for i := int(s.out.head); i < len(s.out.flight); i++ {
@@ -394,13 +392,12 @@ func (s *session) permitNext() bool {
 		case may:
 			return true
 		}
-		s.dropped(d.msg, hooks.DropNotAuthorized)
 		if again != nil {
+			s.dropped(d.msg, hooks.DropNotAuthorized)
 			s.forget(d)
 		} else {
-			d.settle(false)
 			old := s.out.pop()
-			s.gone(&old)
+			s.discardLocked(&old, hooks.DropNotAuthorized)
 		}
 	}
 }

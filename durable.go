@@ -368,7 +368,7 @@ func (s *session) takeBack(seq uint64) {
 			if d.found && !s.ended {
 				s.findAgainLocked(d)
 			}
-			d.settle(false)
+			d.settleLost()
 			s.out.finish(d)
 		}
 		return
@@ -377,7 +377,7 @@ func (s *session) takeBack(seq uint64) {
 		if d.seq != seq {
 			return false
 		}
-		d.settle(false)
+		d.settleLost()
 		return true
 	})
 	s.b.journal.forgive(s, seq)

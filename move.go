@@ -84,7 +84,7 @@ func (j *records) forgive(s *session, seq uint64) {
 			return false
 		}
 		j.b.releaseDebt(&d)
-		d.settle(false)
+		d.settleLost()
 		return true
 	})
 }
@@ -307,13 +307,12 @@ func (b *Broker) moveMessage(t *turn, s *session, d *delivery) moveResult {
 func (s *session) unshared(d *delivery) moveResult {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	why := hooks.DropSessionEnded
-	if !s.ended { // the next process must not find it in the queue
-		s.gone(d)
-		why = hooks.DropNotAuthorized
+	if s.ended {
+		d.settleLost()
+		s.dropped(d.msg, hooks.DropSessionEnded)
+	} else { // the next process must not find it in the queue
+		s.discardLocked(d, hooks.DropNotAuthorized)
 	}
-	d.settle(false)
-	s.dropped(d.msg, why)
 	return gone
 }
 
@@ -330,7 +329,7 @@ func (b *Broker) passAllOn(t *turn, s *session, shared []delivery, why hooks.Dro
 // says whether one took it.
 func (b *Broker) passOn(t *turn, d *delivery) bool {
 	if d.msg.Expires != 0 && d.msg.Expires <= t.now.UnixNano() {
-		d.settle(false)
+		d.settleLost()
 		return false
 	}
 	o := t.again(d.msg)
@@ -346,7 +345,7 @@ func (b *Broker) passOn(t *turn, d *delivery) bool {
 			}
 		}
 	}
-	d.settle(false)
+	d.settleLost()
 	return false
 }
 

@@ -238,7 +238,7 @@ func (s *sender) finish(d *delivery) {
 	if d.used {
 		s.used--
 	}
-	d.settle(true)
+	d.settleArrived()
 	s.empty(d)
 	*d = delivery{state: done}
 	s.live--
@@ -253,7 +253,7 @@ func (s *sender) finish(d *delivery) {
 // forget takes the message out of a delivery in flight that must not be sent (again). What is on its way is still acknowledged. QoS 2 goes on
 // with PUBREL, so that the client does not take the next message with that Packet Identifier for this one.
 func (s *sender) forget(d *delivery) {
-	d.settle(false)
+	d.settleLost()
 	s.empty(d)
 	switch {
 	case d.state != waiting:
@@ -366,14 +366,18 @@ func (s *sender) ack(kind packets.Type, id uint16, code packets.ReasonCode) (v v
 			d.state = released
 			return repeatPubrel, seq
 		}
-		d.settle(true)
+		d.settleArrived()
 		s.empty(d) // it will never be sent again [MQTT-4.3.3-5]
 		d.state = released
 		return sendPubrel, seq
 	case kind == packets.TypePubcomp && d.state == sent:
 		return mismatched, 0
 	default:
-		d.settle(!code.Failed())
+		if code.Failed() {
+			d.settleLost()
+		} else {
+			d.settleArrived()
+		}
 		s.finish(d)
 		return completed, seq
 	}

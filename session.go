@@ -160,8 +160,7 @@ func (s *session) enqueue(t *turn, d delivery) bool {
 			break
 		}
 		if policy != DropOldest || s.out.queue.Len() == 0 || d.size() > s.quota.bytes { // which never has room
-			s.dropped(d.msg, hooks.DropQueueFull)
-			d.settle(false)
+			s.discardLocked(&d, hooks.DropQueueFull)
 			if policy == Disconnect && s.conn != nil {
 				s.conn.stop(packets.Errorf(packets.QuotaExceeded, "the queue of the client is full"))
 				t.touch(s.conn)
@@ -170,9 +169,7 @@ func (s *session) enqueue(t *turn, d delivery) bool {
 		}
 		old := s.out.pop()
 		freed += old.size()
-		s.dropped(old.msg, hooks.DropQueueFull)
-		old.settle(false)
-		s.gone(&old)
+		s.discardLocked(&old, hooks.DropQueueFull)
 	}
 	if s.stored != 0 && d.qos > packets.QoS0 {
 		t.record(s, &d)
@@ -203,6 +200,14 @@ func (s *session) dropped(m *message, why hooks.DropReason) {
 		}
 		s.b.obs.Dropped(s.id, pm, why)
 	}
+}
+
+// discardLocked is the end of a delivery that does not reach the client. The caller has taken it out of
+// the queue, or takes it out of what is in flight. s.mu is held.
+func (s *session) discardLocked(d *delivery, why hooks.DropReason) {
+	s.dropped(d.msg, why)
+	d.settleLost()
+	s.gone(d)
 }
 
 // pending says whether something waits for pump. s.mu is held.
@@ -265,9 +270,7 @@ func (s *session) repeat(c *conn, d *delivery, now time.Time) {
 		return
 	}
 	if !c.appendMessage(d.msg, wire{qos: d.qos, dup: true, retain: d.retain, id: d.id, ids: d.ids()}, now) {
-		s.dropped(d.msg, hooks.DropTooLarge)
-		d.settle(false)
-		s.gone(d)
+		s.discardLocked(d, hooks.DropTooLarge)
 		s.out.finish(d)
 		return
 	}
@@ -281,16 +284,12 @@ func (s *session) repeat(c *conn, d *delivery, now time.Time) {
 // sendQueued sends what came off the front of the queue.
 func (s *session) sendQueued(c *conn, d delivery, now time.Time) {
 	if d.msg.Expires != 0 && d.msg.Expires <= now.UnixNano() {
-		s.dropped(d.msg, hooks.DropExpired)
-		d.settle(false)
-		s.gone(&d)
+		s.discardLocked(&d, hooks.DropExpired)
 		return
 	}
 	w := wire{qos: d.qos, retain: d.retain, ids: d.ids()}
 	if c.tooLarge(d.msg, w) {
-		s.dropped(d.msg, hooks.DropTooLarge)
-		d.settle(false)
-		s.gone(&d)
+		s.discardLocked(&d, hooks.DropTooLarge)
 		return
 	}
 	if d.qos > packets.QoS0 {
@@ -306,7 +305,7 @@ func (s *session) sendQueued(c *conn, d delivery, now time.Time) {
 		w.id = s.out.open(d)
 		d.msg = m
 	} else {
-		d.settle(true)
+		d.settleArrived()
 	}
 	at := c.out.End()
 	c.appendMessage(d.msg, w, now)
@@ -453,7 +452,7 @@ func (s *session) end() (w *will, shared []delivery) {
 			shared = append(shared, *d)
 			return
 		}
-		d.settle(false)
+		d.settleLost()
 		if d.msg != nil {
 			s.dropped(d.msg, hooks.DropSessionEnded)
 		}

@@ -530,7 +530,7 @@ func (sub *Subscription) take(now time.Time) (m *Incoming, more bool) {
 		s.out.finish(s.out.find(d.id))
 	default:
 		s.gone(&d)
-		d.settle(true)
+		d.settleArrived()
 	}
 	if s.out.queue.Len() > 0 || s.cursors != nil || int(s.out.resend) < len(s.out.flight) {
 		sub.signal() // for other readers
@@ -570,9 +570,7 @@ func (s *session) next(now time.Time) (d delivery, ok bool) {
 		if d.msg.Expires == 0 || d.msg.Expires > now.UnixNano() {
 			return d, true
 		}
-		s.dropped(d.msg, hooks.DropExpired)
-		d.settle(false)
-		s.gone(&d)
+		s.discardLocked(&d, hooks.DropExpired)
 	}
 	return d, false
 }
