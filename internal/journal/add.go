@@ -81,35 +81,27 @@ func (j *Journal) Sent(x *Batch, w Waiting, op store.Sent) uint64 {
 	if x == nil {
 		x = j.pending
 	}
-	ticket, p := x.ticket, x.sents.next()
+	p := x.sents.next()
 	*p = op
-	j.putLocked(x, p)
-	j.hurryLocked(x, w)
-	return ticket
+	return j.putForLocked(x, p, w)
 }
 
 // Released adds op. w holds the PUBREL. Released returns the ticket.
 func (j *Journal) Released(w Waiting, op store.Released) uint64 {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	x := j.pending
-	p := x.releases.next()
+	p := j.pending.releases.next()
 	*p = op
-	j.putLocked(x, p)
-	j.hurryLocked(x, w)
-	return x.ticket
+	return j.putForLocked(j.pending, p, w)
 }
 
 // Forget adds op. w holds the PUBCOMP. Forget returns the ticket.
 func (j *Journal) Forget(w Waiting, op store.Forget) uint64 {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	x := j.pending
-	p := x.forgets.next()
+	p := j.pending.forgets.next()
 	*p = op
-	j.putLocked(x, p)
-	j.hurryLocked(x, w)
-	return x.ticket
+	return j.putForLocked(j.pending, p, w)
 }
 
 // Done adds op. Nobody waits for it.
@@ -135,6 +127,14 @@ func (x *Batch) nextPublish(m *store.Message) *store.Publish {
 	op := x.publishes.next()
 	*op = store.Publish{Message: m, To: op.To[:0]}
 	return op
+}
+
+// putForLocked appends op to x, which w waits for, and returns the ticket of x.
+func (j *Journal) putForLocked(x *Batch, op store.Op, w Waiting) uint64 {
+	ticket := x.ticket
+	j.putLocked(x, op)
+	j.hurryLocked(x, w)
+	return ticket
 }
 
 // putLocked appends op to x, and sees to it that x is committed soon.
