@@ -95,32 +95,32 @@ func (b *Broker) switchedOff(group, filter string) error {
 	return nil
 }
 
-// tooLong refuses a filter with more bytes or levels than Config allows. inner is what follows a
-// Share Name.
-func (b *Broker) tooLong(filter, inner string) error {
+// splitFilter splits the filter of a shared subscription, as packets.SplitShared does, and refuses a
+// filter with more bytes or levels than Config allows. It is for clients and the program alike.
+func (b *Broker) splitFilter(filter string) (group, inner string, err error) {
+	if group, inner, err = packets.SplitShared(filter); err != nil {
+		return "", "", err
+	}
 	most := b.cfg().MaxTopicLevels
 	if strings.ContainsAny(inner, "+#") {
 		most = b.cfg().MaxWildcardLevels
 	}
 	switch n := packets.Levels(inner); {
 	case len(filter) > b.cfg().MaxTopicLength:
-		return packets.Errorf(packets.TopicFilterInvalid,
+		return "", "", packets.Errorf(packets.TopicFilterInvalid,
 			"a filter of %d bytes, at most %d are accepted", len(filter), b.cfg().MaxTopicLength)
 	case n > most:
-		return packets.Errorf(packets.TopicFilterInvalid,
+		return "", "", packets.Errorf(packets.TopicFilterInvalid,
 			"a filter of %d levels, at most %d are accepted", n, most)
 	}
-	return nil
+	return group, inner, nil
 }
 
 // subscribe makes one subscription and returns the QoS that is granted.
 func (c *conn) subscribe(sub *packets.Subscription, id uint32) (g grant, err error) {
 	cfg := c.b.cfg()
-	group, filter, err := packets.SplitShared(sub.Filter)
+	group, filter, err := c.b.splitFilter(sub.Filter)
 	if err != nil {
-		return g, err
-	}
-	if err := c.b.tooLong(sub.Filter, filter); err != nil {
 		return g, err
 	}
 	if err := c.b.switchedOff(group, filter); err != nil {

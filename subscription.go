@@ -172,7 +172,7 @@ func (b *Broker) Subscribe(ctx context.Context, filter string, o *SubscribeOptio
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	if _, _, err := b.splitFilter(filter, o); err != nil {
+	if _, _, err := b.splitFor(filter, o); err != nil {
 		return nil, err
 	}
 	sub := &Subscription{
@@ -218,12 +218,10 @@ func (o *SubscribeOptions) check() error {
 	return nil
 }
 
-// splitFilter checks a filter with its options.
-func (b *Broker) splitFilter(filter string, o *SubscribeOptions) (group, inner string, err error) {
-	group, inner, err = packets.SplitShared(filter)
-	if err == nil {
-		err = b.tooLong(filter, inner)
-	}
+// splitFor is splitFilter for the program, whose filters no decoder has checked, with the options of
+// the filter.
+func (b *Broker) splitFor(filter string, o *SubscribeOptions) (group, inner string, err error) {
+	group, inner, err = b.splitFilter(filter)
 	switch {
 	case err != nil:
 		return "", "", err
@@ -367,7 +365,7 @@ func (sub *Subscription) Add(filter string, o *SubscribeOptions) error {
 		o = new(SubscribeOptions)
 	}
 	s := sub.s
-	group, inner, err := s.b.splitFilter(filter, o)
+	group, inner, err := s.b.splitFor(filter, o)
 	if err != nil {
 		return err
 	}
