@@ -167,7 +167,7 @@ func (b *Broker) revoke(s *session, gen uint32, refused []heldSub) (n int) {
 	owes := b.journal != nil && len(orphans) > 0 && b.journal.owe(s, orphans...)
 	s.mu.Unlock()
 	for _, sub := range out {
-		filter := subs.FullFilter(sub.group, sub.filter[len(s.mount):])
+		filter := packets.JoinShared(sub.group, sub.filter[len(s.mount):])
 		b.log.Info("a subscription is no longer allowed", "client", s.id, "filter", filter, "err", sub.err)
 		if f := b.obs.Revoked; f != nil {
 			f(client, filter, sub.err)

@@ -64,9 +64,7 @@ func (s *session) info() (info SessionInfo, ok bool) {
 	}
 	if s.num != 0 {
 		s.b.tree.Each(s.num, func(group, filter string, o subs.Options) bool {
-			info.Subscriptions = append(info.Subscriptions, packets.Subscription{
-				Filter: subs.FullFilter(group, filter), QoS: o.QoS, NoLocal: o.NoLocal, RetainAsPublished: o.RetainAsPublished, RetainHandling: o.RetainHandling,
-			})
+			info.Subscriptions = append(info.Subscriptions, asWritten(group, filter, &o))
 			return true
 		})
 	}

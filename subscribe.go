@@ -289,11 +289,19 @@ func (s *session) subscribe(c *conn, group, filter string, o subs.Options) (g gr
 		cur.QoS, cur.NoLocal, cur.ID = o.QoS, o.NoLocal, o.ID
 	}
 	if s.stored != 0 {
-		g.batch = s.b.journal.Await(&store.PutSubscription{Session: s.stored, ID: o.ID, Subscription: packets.Subscription{
-			Filter: subs.FullFilter(group, filter), QoS: o.QoS, NoLocal: o.NoLocal, RetainAsPublished: o.RetainAsPublished, RetainHandling: o.RetainHandling,
-		}})
+		g.batch = s.b.journal.Await(&store.PutSubscription{
+			Session: s.stored, ID: o.ID, Subscription: asWritten(group, filter, &o),
+		})
 	}
 	return g, nil
+}
+
+// asWritten returns a subscription of the tree as a client writes it.
+func asWritten(group, filter string, o *subs.Options) packets.Subscription {
+	return packets.Subscription{
+		Filter: packets.JoinShared(group, filter), QoS: o.QoS, NoLocal: o.NoLocal,
+		RetainAsPublished: o.RetainAsPublished, RetainHandling: o.RetainHandling,
+	}
 }
 
 // unsubscribe removes a subscription and says whether there was one. What it has put into the queue stays (3.10.4).
@@ -313,7 +321,7 @@ func (s *session) drop(group, filter string) bool {
 		s.dropCursorLocked(filter)
 	}
 	if s.stored != 0 {
-		s.b.journal.Add(&store.DeleteSubscription{Session: s.stored, Filter: subs.FullFilter(group, filter)})
+		s.b.journal.Add(&store.DeleteSubscription{Session: s.stored, Filter: packets.JoinShared(group, filter)})
 	}
 	return true
 }

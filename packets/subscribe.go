@@ -141,7 +141,7 @@ func (r *cursor) topicFilter(v Version) string {
 	case !ValidTopicFilter(f):
 		r.fail(MalformedPacket, "topic filter",
 			"has a wildcard in the wrong place") // [MQTT-4.7.1-1] [MQTT-4.7.1-2]
-	case v >= V5 && strings.HasPrefix(f, "$share/"):
+	case v >= V5 && strings.HasPrefix(f, sharePrefix):
 		if _, _, err := SplitShared(f); err != nil {
 			r.fail(MalformedPacket, "topic filter",
 				"begins with $share/, but is not that of a shared subscription")
@@ -170,7 +170,7 @@ func (s *Subscription) decodeOptions(r *cursor, v Version) {
 		r.fail(ProtocolError, "subscription options", "have QoS 3")
 	case s.RetainHandling == 3:
 		r.fail(ProtocolError, "subscription options", "have retain handling 3")
-	case s.NoLocal && strings.HasPrefix(s.Filter, "$share/"): // [MQTT-3.8.3-4]
+	case s.NoLocal && strings.HasPrefix(s.Filter, sharePrefix): // [MQTT-3.8.3-4]
 		r.fail(ProtocolError, "subscription options", "have no local on a shared subscription")
 	}
 }

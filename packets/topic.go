@@ -93,13 +93,16 @@ func ValidTopicFilter(s string) bool {
 	return true
 }
 
+// sharePrefix begins the Topic Filter of a Shared Subscription (4.8.2).
+const sharePrefix = "$share/"
+
 // SplitShared splits the Topic Filter of a Shared Subscription, "$share/group/inner", into its
 // Share Name and the filter that messages have to match (4.8.2). If the filter is not shared, inner
 // is the filter and group is empty. The error is an *Error with TopicFilterInvalid if the filter
 // begins with $share/ but has no valid Share Name [MQTT-4.8.2-1] [MQTT-4.8.2-2] or ends after it.
 // SplitShared does not check inner: use ValidTopicFilter.
 func SplitShared(filter string) (group, inner string, err error) {
-	rest, shared := strings.CutPrefix(filter, "$share/")
+	rest, shared := strings.CutPrefix(filter, sharePrefix)
 	if !shared {
 		if filter == "$share" {
 			return "", "", Errorf(TopicFilterInvalid, "a shared subscription has no Share Name")
@@ -114,6 +117,15 @@ func SplitShared(filter string) (group, inner string, err error) {
 		return "", "", Errorf(TopicFilterInvalid, "a shared subscription has no Topic Filter")
 	}
 	return group, inner, nil
+}
+
+// JoinShared is the reverse of SplitShared: it returns "$share/group/inner", or inner itself if
+// group is empty. It checks neither.
+func JoinShared(group, inner string) string {
+	if group == "" {
+		return inner
+	}
+	return sharePrefix + group + "/" + inner
 }
 
 // MatchTopic reports whether a subscription to filter receives messages with Topic Name name (4.7).

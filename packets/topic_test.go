@@ -141,6 +141,7 @@ func TestSplitShared(t *testing.T) {
 				requireCode(t, TopicFilterInvalid, err, "%q", tt.filter)
 			} else {
 				require.NoError(t, err)
+				require.Equal(t, tt.filter, JoinShared(group, inner), "JoinShared is the reverse")
 			}
 		})
 	}

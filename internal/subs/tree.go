@@ -470,7 +470,7 @@ func (t *Tree) ensureGroup(n uint32, name string) *Group {
 		return g
 	}
 	g := &Group{Name: strings.Clone(name), node: n, number: t.groups.take()}
-	g.Filter = FullFilter(g.Name, string(t.appendFilter(nil, n)))
+	g.Filter = packets.JoinShared(g.Name, string(t.appendFilter(nil, n)))
 	*t.groups.at(g.number) = g
 	nd := t.nodes.at(n)
 	if g.after = t.groupAt(nd.groups); g.after != nil {
@@ -516,13 +516,4 @@ func (t *Tree) dropGroup(g *Group) {
 	t.names.remove(t.nameHash(g.node, g.Name), g.number)
 	t.groups.give(g.number)
 	t.other -= g.bytes()
-}
-
-// FullFilter returns the filter of a shared subscription as a client writes it, and filter itself
-// if group is empty.
-func FullFilter(group, filter string) string {
-	if group == "" {
-		return filter
-	}
-	return "$share/" + group + "/" + filter
 }
