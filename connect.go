@@ -466,8 +466,7 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 	if err != nil {
 		return c.refuse(err)
 	}
-	asked := askedExpiry(p)
-	expiry := min(asked, b.cfg().maxExpiry())
+	expiry := min(askedExpiry(p), b.cfg().maxExpiry())
 	if most := wholeSeconds(g.Limits.SessionExpiry); most > 0 {
 		expiry, c.own().expiry = min(expiry, most), most
 	}
@@ -484,7 +483,7 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 	}
 	keepAlive := c.negotiateKeepAlive(p, g)
 
-	a := packets.Connack{Properties: c.connackProperties(p, g, expiry != asked, expiry, keepAlive, authData)}
+	a := packets.Connack{Properties: c.connackProperties(p, expiry, keepAlive, authData)}
 	if err := c.fits(&a); err != nil {
 		return c.refuse(err)
 	}
@@ -514,12 +513,14 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 }
 
 // connackProperties says every limit that is in force and is not what its absence would mean (3.2.2.3).
-func (c *conn) connackProperties(p *packets.Connect, g *hooks.Grant, sayExpiry bool, expiry uint32, keepAlive uint16, authData []byte) (q packets.Properties) {
+func (c *conn) connackProperties(
+	p *packets.Connect, expiry uint32, keepAlive uint16, authData []byte,
+) (q packets.Properties) {
 	if c.version != packets.V5 {
 		return nil
 	}
 	cfg := c.b.cfg()
-	if sayExpiry {
+	if expiry != askedExpiry(p) {
 		q = q.AppendUint(packets.SessionExpiryInterval, expiry)
 	}
 	if c.receiveMaximum < 65535 {

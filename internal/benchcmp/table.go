@@ -73,23 +73,29 @@ func kernel() string {
 // writeResults writes the tables of all that was measured, in Markdown, and below them what went
 // wrong.
 func writeResults(w io.Writer, results []result) {
-	writeTable(w, results, rows, " Dunlin ÷ floor | bar |", "---|---|", func(r row) string {
+	bars := tail{" Dunlin ÷ floor | bar |", "---|---|", func(r row) string {
 		if r.bar > 0 {
 			return fmt.Sprintf(" %s | %g |", ratio(results, r), r.bar)
 		}
 		return fmt.Sprintf(" %s | |", ratio(results, r))
-	})
-	writeTable(w, results, durableRows(), "", "", func(row) string { return "" })
+	}}
+	writeTable(w, results, rows, bars)
+	writeTable(w, results, durableRows(), tail{of: func(row) string { return "" }})
 	writeCosts(w, results)
 	for _, line := range faults(results) {
 		fmt.Fprintln(w, "*", line)
 	}
 }
 
-// writeTable writes a line for each row that was measured, if there is any, and what tail gives at
-// its end.
-func writeTable(w io.Writer, results []result, rows []row, head, rule string,
-	tail func(row) string) {
+// A tail is the last columns of a table: their heads, the rule below these, and what they have of a
+// row.
+type tail struct {
+	head, rule string
+	of         func(row) string
+}
+
+// writeTable writes a line for each row that was measured, if there is any, with tail at its end.
+func writeTable(w io.Writer, results []result, rows []row, tail tail) {
 	rows = slices.DeleteFunc(slices.Clone(rows), func(r row) bool {
 		return !slices.ContainsFunc(results, func(x result) bool { return x.Scenario == r.scenario })
 	})
@@ -99,14 +105,14 @@ func writeTable(w io.Writer, results []result, rows []row, head, rule string,
 	cols := slices.DeleteFunc(slices.Clone(columns), func(c string) bool {
 		return !slices.ContainsFunc(results, func(r result) bool { return r.Broker == c })
 	})
-	fmt.Fprintf(w, "| | %s |%s\n|---|%s%s\n", strings.Join(cols, " | "), head,
-		strings.Repeat("---|", len(cols)), rule)
+	fmt.Fprintf(w, "| | %s |%s\n|---|%s%s\n", strings.Join(cols, " | "), tail.head,
+		strings.Repeat("---|", len(cols)), tail.rule)
 	for _, r := range rows {
 		fmt.Fprintf(w, "| %s, %s |", r.title, r.unit)
 		for _, c := range cols {
 			fmt.Fprintf(w, " %s |", cell(statOf(values(results, r.scenario, c, r.key))))
 		}
-		fmt.Fprintf(w, "%s\n", tail(r))
+		fmt.Fprintf(w, "%s\n", tail.of(r))
 	}
 	fmt.Fprintln(w)
 }
