@@ -84,7 +84,7 @@ func (b *Broker) Ban(x Ban) error {
 		}
 		x.Value = guard.FormatNetwork(p)
 	}
-	b.ban(x, false)
+	b.ban(x, bannedByProgram)
 	return nil
 }
 
@@ -104,10 +104,19 @@ func (b *Broker) Unban(kind BanKind, value string) bool {
 	return true
 }
 
-// ban adds x and makes it come true. automatic says that the Broker itself has made it.
-func (b *Broker) ban(x Ban, automatic bool) {
+// A banOrigin says who has made a Ban.
+type banOrigin byte
+
+const (
+	bannedByProgram banOrigin = iota
+	bannedByBroker            // itself
+)
+
+// ban adds x and makes it come true.
+func (b *Broker) ban(x Ban, by banOrigin) {
 	if !b.guard.Bans.Add(guard.Ban{
-		Kind: byte(x.Kind), Value: x.Value, Until: x.Until, Reason: x.Reason, Automatic: automatic,
+		Kind: byte(x.Kind), Value: x.Value, Until: x.Until, Reason: x.Reason,
+		Automatic: by == bannedByBroker,
 	}, time.Now()) {
 		return
 	}

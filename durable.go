@@ -185,13 +185,13 @@ func (t *turn) follows(o *outgoing) bool {
 }
 
 // give hands o to one receiver, or notes that he gets it when it is durable.
-func (t *turn) give(o *outgoing, to *target, eager bool) bool {
+func (t *turn) give(o *outgoing, to *target, eager eagerness) bool {
 	w := &t.write
 	if !w.waits || to.s.stored != 0 && to.qos > packets.QoS0 {
 		return to.s.deliver(t, o, to, eager)
 	}
 	to.s.mu.Lock()
-	takes := !to.s.ended && (!eager || to.s.ready(min(o.pub.QoS, to.qos)))
+	takes := !to.s.ended && (eager == takesAny || to.s.ready(min(o.pub.QoS, to.qos)))
 	if takes && to.s.quota.overflow == Block && to.s.full(0) {
 		to.s.local.mayExceed(t, 0) // nobody waits when it gets there
 	}
@@ -434,7 +434,7 @@ func (b *Broker) deliverLate(t *turn, l *late) {
 	for i := range l.to {
 		to, o := &l.to[i], t.again(l.msg)
 		o.receipt = l.receipt
-		if !to.s.deliver(t, o, to, false) && to.group != nil {
+		if !to.s.deliver(t, o, to, takesAny) && to.group != nil {
 			b.journal.owe(to.s, delivery{msg: l.msg, qos: to.qos, extra: to.extra(o)})
 			b.journal.begin(to.s) // not here: hooks may be asked, and the releaser waits for nobody
 		}

@@ -163,7 +163,7 @@ func TestLongNamesTakeLittleRoomInTables(t *testing.T) {
 	b := newTestBroker(t, nil)
 	defer b.Close()
 	for i := range 1000 {
-		b.ban(Ban{Kind: BanClient, Value: fmt.Sprint(i, long), Until: time.Now().Add(time.Hour + time.Duration(i))}, true)
+		b.ban(Ban{Kind: BanClient, Value: fmt.Sprint(i, long), Until: time.Now().Add(time.Hour + time.Duration(i))}, bannedByBroker)
 	}
 	n, size := 0, 0
 	for _, x := range b.Bans() {

@@ -134,7 +134,7 @@ func (b *Broker) DeleteSession(ctx context.Context, clientID string) (found bool
 				sub := s.local
 				s.mu.Unlock()
 				if sub != nil {
-					sub.end(ErrSubscriptionClosed, true)
+					sub.end(ErrSubscriptionClosed, sessionEnds)
 				}
 				b.endSession(t, s, packets.Errorf(packets.AdministrativeAction, "the session was deleted"))
 			}

@@ -142,7 +142,7 @@ func (b *Broker) tookOver(c *conn, now time.Time) {
 	if cfg.SessionPerPrincipal {
 		x.Kind = BanSession
 	}
-	b.ban(x, true)
+	b.ban(x, bannedByBroker)
 }
 
 // paceOf returns the limits of a connection that is being accepted, nil if there are none.

@@ -384,10 +384,10 @@ func TestTheListOfBans(t *testing.T) {
 		}
 
 		// Those of the broker itself are bounded, and do not shorten those of the program.
-		r.b.ban(Ban{Kind: BanClient, Value: "b", Until: time.Now().Add(time.Second)}, true)
+		r.b.ban(Ban{Kind: BanClient, Value: "b", Until: time.Now().Add(time.Second)}, bannedByBroker)
 		require.True(t, r.b.Bans()[1].Until.IsZero())
 		for i := range guard.MaxAutomatic + 10 {
-			r.b.ban(Ban{Kind: BanClient, Value: fmt.Sprint("auto", i), Until: time.Now().Add(time.Hour + time.Duration(i))}, true)
+			r.b.ban(Ban{Kind: BanClient, Value: fmt.Sprint("auto", i), Until: time.Now().Add(time.Hour + time.Duration(i))}, bannedByBroker)
 		}
 		require.Len(t, r.b.Bans(), guard.MaxAutomatic+3)
 		require.False(t, r.b.Unban(BanClient, "auto0"), "the one that ended first made room")

@@ -47,10 +47,13 @@ func signature(id, principal string, named bool) string {
 // publisher is the From of a message that s publishes. Only a retained message has an owner.
 func (s *session) publisher(retain bool) string {
 	if retain {
-		return signature(s.id, s.principal, s.named)
+		return s.signature()
 	}
 	return s.place()
 }
+
+// signature is the From of a message that s publishes, if the message is or may become a retained one.
+func (s *session) signature() string { return signature(s.id, s.principal, s.named) }
 
 // placeOf returns the place, in Broker.sessions, of the Session that has published a message. from is
 // the From of the message.

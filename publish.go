@@ -238,7 +238,7 @@ func saysText(p packets.Properties) bool {
 // intercept asks the Interceptor, checks what it returns, and asks the Authorizer again if the topic is another one.
 func (c *conn) intercept(t *turn, p *packets.Publish) (*message, error) {
 	o := &t.out
-	o.reset(p, c.sess.publisher(true), t.now, c.b.cfg().MaxMessageExpiry) // it may become a retained one
+	o.reset(p, c.sess.signature(), t.now, c.b.cfg().MaxMessageExpiry)
 	return c.b.intercept(c.context(), &t.access, c.client, c.few().mount, o.message())
 }
 

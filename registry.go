@@ -253,7 +253,7 @@ func (b *Broker) begin(t *turn, c *conn, a attachment) error {
 	if x != nil {
 		c.out.opening = true
 		s.mu.Unlock()
-		return b.confirm(t, c, &a, x, false)
+		return b.confirm(t, c, &a, x)
 	}
 	c.welcome(a.connack)
 	s.mu.Unlock()
@@ -403,7 +403,7 @@ func (b *Broker) resumeLocked(t *turn, s *session, c *conn, a attachment) (takeo
 		c.out.opening = true
 		x := b.journal.resume(s, before)
 		s.mu.Unlock()
-		return resumed, b.confirm(t, c, &a, x, true)
+		return resumed, b.confirm(t, c, &a, x)
 	}
 	c.welcome(a.connack)
 	s.mu.Unlock()
@@ -442,9 +442,9 @@ func (s *session) revert() {
 
 // confirm waits until the Session of c, which is new or resumes, is durable as c wants it, and then
 // accepts c. If that fails the Session is what it was before, or none.
-func (b *Broker) confirm(t *turn, c *conn, a *attachment, x *journal.Batch, resumes bool) error {
+func (b *Broker) confirm(t *turn, c *conn, a *attachment, x *journal.Batch) error {
 	t.end() // the others need not wait
-	s := c.sess
+	s, resumes := c.sess, a.connack.SessionPresent
 	wait := b.journal.WaitAdded
 	if resumes {
 		wait = b.journal.WaitFollowing
@@ -510,7 +510,10 @@ func (b *Broker) detach(c *conn, normal bool) (told bool) {
 		return told
 	}
 	told = told || s.will != nil && s.will.stored != 0
-	w, stays := s.leave(now, normal)
+	if normal {
+		s.dropWill()
+	}
+	w, stays := s.leave(now)
 	if stays {
 		s.wait()
 		if s.stored != 0 {
@@ -619,7 +622,7 @@ func (b *Broker) endSession(t *turn, s *session, why *packets.Error) {
 		f(s.id)
 	}
 	if local != nil && local.Err() == nil { // one that came at the last moment
-		local.end(ErrSubscriptionClosed, true)
+		local.end(ErrSubscriptionClosed, sessionEnds)
 	}
 }
 

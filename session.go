@@ -85,14 +85,21 @@ type queueLimits struct {
 // pumpBytes is how full an output buffer is made from the queue before the socket has to take some.
 const pumpBytes = 64 << 10
 
-// deliver gives the session a message that it subscribes to and says whether it took it. With eager it takes only what it can send on
-// at once.
-func (s *session) deliver(t *turn, o *outgoing, to *target, eager bool) bool {
+// An eagerness says which messages a Session takes.
+type eagerness bool
+
+const (
+	takesAny  eagerness = false
+	takesSoon eagerness = true // only what it can send on at once
+)
+
+// deliver gives the session a message that it subscribes to and says whether it took it.
+func (s *session) deliver(t *turn, o *outgoing, to *target, eager eagerness) bool {
 	qos := min(o.pub.QoS, to.qos)
 	retain := o.pub.Retain && to.retain
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ended || len(o.pub.Topic) < len(s.mount) || eager && !s.ready(qos) { // a/# matches a, which is outside of a/
+	if s.ended || len(o.pub.Topic) < len(s.mount) || eager == takesSoon && !s.ready(qos) { // a/# matches a, which is outside of a/
 		return false
 	}
 	c := s.conn
@@ -383,16 +390,13 @@ func (s *session) resume(c *conn) {
 
 // leave is the end of connection c at now: the session waits for its client, or, with no expiry, is over. It returns the
 // Will if that is to be published now, and whether the session goes on. s.mu is held.
-func (s *session) leave(now time.Time, normal bool) (w *will, stays bool) {
+func (s *session) leave(now time.Time) (w *will, stays bool) {
 	s.will.answer()
 	if s.conn != nil {
 		s.withdrawMessagesLocked()
 		s.conn = nil
 	}
 	s.forgetReadingsLocked()
-	if normal {
-		s.dropWill()
-	}
 	if s.expiry == 0 {
 		return nil, false
 	}

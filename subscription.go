@@ -187,10 +187,10 @@ func (b *Broker) Subscribe(ctx context.Context, filter string, o *SubscribeOptio
 		return nil, err
 	}
 	if err := sub.Add(filter, o); err != nil {
-		sub.end(err, fresh) // what a named Session had before stays
+		sub.end(err, endingOf(fresh)) // what a named Session had before stays
 		return nil, err
 	}
-	stop := context.AfterFunc(ctx, func() { sub.end(context.Cause(ctx), false) })
+	stop := context.AfterFunc(ctx, func() { sub.end(context.Cause(ctx), sessionStays) })
 	sub.s.mu.Lock()
 	sub.stop = stop
 	sub.s.mu.Unlock()
@@ -260,7 +260,7 @@ func (b *Broker) attachLocal(ctx context.Context, sub *Subscription, o *Subscrib
 		if other != nil || over {
 			s.mu.Unlock()
 			if other != nil {
-				other.end(ErrSubscriptionTaken, false)
+				other.end(ErrSubscriptionTaken, sessionStays)
 			} else {
 				b.work(func(t *turn) { b.endSession(t, s, nil) })
 			}
@@ -291,7 +291,7 @@ func (b *Broker) attachLocal(ctx context.Context, sub *Subscription, o *Subscrib
 			err = b.journal.WaitFollowing(ctx, x)
 		}
 		if err != nil {
-			sub.end(err, adds)
+			sub.end(err, endingOf(adds))
 		}
 		return fresh, err
 	}
@@ -687,7 +687,7 @@ func (sub *Subscription) Dropped() uint64 {
 // Close ends the Subscription. What was not read is dropped, unless it has a Name: then the Session waits for its next reader. It returns nil,
 // also when called again.
 func (sub *Subscription) Close() error {
-	sub.end(ErrSubscriptionClosed, false)
+	sub.end(ErrSubscriptionClosed, sessionStays)
 	return nil
 }
 
@@ -695,12 +695,28 @@ func (sub *Subscription) Close() error {
 // Broker.DeleteSession does it. With a Store it waits until the end of a Session with a Name is durable. The error is ErrBrokerClosed or that
 // of a Store which fails: then the Session has ended, but may be there again after a crash. Without a Name, and without a Store, it is nil.
 func (sub *Subscription) Delete() error {
-	sub.end(ErrSubscriptionClosed, true)
+	sub.end(ErrSubscriptionClosed, sessionEnds)
 	return sub.durable()
 }
 
-// end closes the Subscription; everything ends a named Session as well.
-func (sub *Subscription) end(err error, everything bool) {
+// An ending says what becomes of the Session of a Subscription that ends, if it has a Name.
+type ending byte
+
+const (
+	sessionStays ending = iota // and waits for its next reader
+	sessionEnds
+)
+
+// endingOf is for a Subscription that fails to begin. fresh says that its Session is a new one.
+func endingOf(fresh bool) ending {
+	if fresh {
+		return sessionEnds
+	}
+	return sessionStays
+}
+
+// end closes the Subscription.
+func (sub *Subscription) end(err error, how ending) {
 	lock.NoneHeld("a wait")
 	sub.once.Do(func() {
 		sub.err = err
@@ -718,7 +734,7 @@ func (sub *Subscription) end(err error, everything bool) {
 		b.mu.Unlock()
 		s.mu.Lock()
 		mine := s.local == sub
-		if mine && s.expiry > 0 && !everything && !s.ended {
+		if mine && s.expiry > 0 && how == sessionStays && !s.ended {
 			b.leaveLocal(s)
 			s.mu.Unlock()
 			return
@@ -734,7 +750,7 @@ func (sub *Subscription) end(err error, everything bool) {
 func (b *Broker) leaveLocal(s *session) {
 	s.local = nil
 	s.dropCursorsLocked() // the next reader subscribes anew
-	s.leave(time.Now(), true)
+	s.leave(time.Now())
 	s.wait()
 	if s.stored != 0 {
 		b.journal.Add(s.put())
@@ -750,6 +766,6 @@ func (b *Broker) closeLocal() {
 	}
 	b.mu.Unlock()
 	for _, sub := range subs {
-		sub.end(ErrBrokerClosed, false)
+		sub.end(ErrBrokerClosed, sessionStays)
 	}
 }

@@ -138,7 +138,7 @@ func traceProperties(b []byte, prefix string, p Properties) []byte {
 		}
 	}
 	if known < len(p) {
-		b = traceFlag(b, prefix+"malformed-properties", true)
+		b = traceWord(b, prefix+"malformed-properties")
 	}
 	return b
 }
@@ -149,8 +149,10 @@ func traceFlag(b []byte, key string, is bool) []byte {
 	if !is {
 		return b
 	}
-	return append(append(b, ' '), key...)
+	return traceWord(b, key)
 }
+
+func traceWord(b []byte, key string) []byte { return append(append(b, ' '), key...) }
 
 func traceUint(b []byte, key string, n uint32) []byte {
 	return strconv.AppendUint(traceKey(b, key), uint64(n), 10)
