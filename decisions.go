@@ -200,8 +200,8 @@ func (c *conn) decideAgain(sub heldSub) error {
 	return err
 }
 
-// purge takes out what revoked subscriptions have brought and no other one matches. It returns what
-// came by shared ones. s.mu is held.
+// purge, with s.mu held, takes out what revoked subscriptions have brought and no other one
+// matches. It returns what came by shared ones.
 func (s *session) purge(revoked []heldSub) (orphans []delivery) {
 	tr := subs.New(subs.Limits{})
 	left, gone := tr.Join(), tr.Join()
@@ -367,9 +367,9 @@ func (s *session) reading(topic string) (may, known bool) {
 	return may, known
 }
 
-// permitNext sees to it that what comes next is allowed: what is not is dropped. It returns false
-// if that has to be asked first, which askAndFlush does: whoever flushes the output of a client waits
-// for no decision about the client. s.mu is held.
+// permitNext, with s.mu held, sees to it that what comes next is allowed: what is not is dropped.
+// It returns false if that has to be asked first, which askAndFlush does: whoever flushes the
+// output of a client waits for no decision about the client.
 func (s *session) permitNext() bool {
 	for {
 		var d *delivery

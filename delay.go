@@ -112,7 +112,7 @@ func (b *Broker) keepDelayed(x *delayed, a *owners.Account) {
 	b.memory.Add(budget.Sessions, x.size())
 }
 
-// loadDelayed lets the delayed message wait whose record l is.
+// loadDelayed lets the delayed message wait whose record l is, and whose Session nobody else knows.
 func (b *Broker) loadDelayed(l *loaded) {
 	s := l.s
 	s.id = strings.TrimPrefix(s.id, delayedPrefix)

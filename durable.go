@@ -277,8 +277,8 @@ func (d *delivery) forStore(key uint64) store.Delivery {
 	return sd
 }
 
-// record gives d, which enters the queue of s, its place there, and puts it into the operation of its
-// message. s.mu is held.
+// record, with s.mu held, gives d, which enters the queue of s, its place there, and puts it into
+// the operation of its message.
 func (t *turn) record(s *session, d *delivery) {
 	s.seq++
 	d.seq = s.seq
@@ -286,9 +286,9 @@ func (t *turn) record(s *session, d *delivery) {
 	op.To = append(op.To, d.forStore(s.stored))
 }
 
-// goes notes that a new delivery was given its identifier, and holds its PUBLISH, which begins at the
-// given place of the output, if it has to wait. x is the batch that its message was just added to,
-// nil: an earlier one. c.sess.mu is held.
+// goes, with c.sess.mu held, notes that a new delivery was given its identifier, and holds its
+// PUBLISH, which begins at the given place of the output, if it has to wait. x is the batch that
+// its message was just added to, nil: an earlier one.
 func (c *conn) goes(x *journal.Batch, op store.Sent, at int, strict bool) {
 	switch op.Session = c.sess.stored; {
 	case op.Session == 0:
@@ -305,8 +305,8 @@ func (c *conn) goes(x *journal.Batch, op store.Sent, at int, strict bool) {
 // it arrive twice.
 func (d *delivery) strict() bool { return d.msg.QoS == packets.QoS2 }
 
-// undecided returns the ticket that c has to wait for so that all that the Session has written is
-// durable, 0 if there is nothing. s.mu is held.
+// undecided, with s.mu held, returns the ticket that c has to wait for so that all that the Session
+// has written is durable, 0 if there is nothing.
 func (s *session) undecided(c *conn) uint64 {
 	if s.stored == 0 {
 		return 0
@@ -317,8 +317,8 @@ func (s *session) undecided(c *conn) uint64 {
 // never is the batch of a Session that was refused.
 const never = math.MaxUint64
 
-// unborn says whether it is not certain yet that the store has s, or it has refused s. Nobody
-// resumes such a Session. s.mu is held.
+// unborn, with s.mu held, says whether it is not certain yet that the store has s, or it has
+// refused s. Nobody resumes such a Session.
 func (s *session) unborn() bool { return s.stored != 0 && s.born > s.b.journal.LastDecided() }
 
 // forget takes the message out of a delivery that must not be sent (again). s.mu is held.
@@ -333,7 +333,7 @@ func (s *session) forget(d *delivery) {
 	s.out.forget(d)
 }
 
-// gone tells the store that d, which the Session no longer has, is over.
+// gone, with s.mu held, tells the store that d, which the Session no longer has, is over.
 func (s *session) gone(d *delivery) {
 	if d.seq != 0 {
 		s.b.journal.Done(store.Done{Session: s.stored, Seq: d.seq})

@@ -12,9 +12,9 @@ import (
 // client gets goes behind it but QoS 0 and what it has asked for in another way (SUBACK, PINGRESP), so
 // that acknowledgements and messages keep their order.
 
-// hold takes the packet that begins at the given place of the output, its last, and holds it until the
-// ticket is decided, which c waits for. With 0 it goes behind what is held already, if anything is. It
-// returns whether it holds the packet. c.sess.mu is held.
+// hold, with c.sess.mu held, takes the packet that begins at the given place of the output, its
+// last, and holds it until the ticket is decided, which c waits for. With 0 it goes behind what is
+// held already, if anything is. It returns whether it holds the packet.
 func (c *conn) hold(at int, ticket uint64, kind link.HoldKind, id uint16) (isHeld bool) {
 	o := &c.out
 	if earlyAck || o.Empty() || ticket == 0 && (!o.Held() || kind != link.Durable && !o.Ordered()) {
@@ -32,8 +32,8 @@ func (c *conn) hold(at int, ticket uint64, kind link.HoldKind, id uint16) (isHel
 	return true
 }
 
-// holdEnd is hold for a packet that ends an exchange of QoS 1 or 2 which counts against our Receive
-// Maximum. The exchange stays open until the packet leaves (4.9). c.sess.mu is held.
+// holdEnd, with c.sess.mu held, is hold for a packet that ends an exchange of QoS 1 or 2 which
+// counts against our Receive Maximum. The exchange stays open until the packet leaves (4.9).
 func (c *conn) holdEnd(at int, ticket uint64, kind link.HoldKind, id uint16) {
 	if c.hold(at, ticket, kind, id) {
 		c.out.LastEnds()
@@ -41,8 +41,8 @@ func (c *conn) holdEnd(at int, ticket uint64, kind link.HoldKind, id uint16) {
 	}
 }
 
-// leaves is called before the packet of m can reach the client, which may then begin another
-// exchange. c.sess.mu is held.
+// leaves, with c.sess.mu held, is called before the packet of m can reach the client, which may
+// then begin another exchange.
 func (c *conn) leaves(m *link.Mark) {
 	if m.Ends {
 		m.Ends = false
@@ -68,8 +68,8 @@ func (c *conn) letGo(t *turn, x *journal.Batch) {
 	}
 }
 
-// fate says what becomes of a packet that is held after x has failed, in whole or in part. first is its
-// first byte, 0 if it was withdrawn. c.sess.mu is held.
+// fate, with c.sess.mu held, says what becomes of a packet that is held after x has failed, in
+// whole or in part. first is its first byte, 0 if it was withdrawn.
 func (c *conn) fate(x *journal.Batch, m *link.Mark, first byte) link.Fate {
 	kept := m.Ticket > x.Ticket() || m.MustBeDurable() && x.Stuck() != nil && !x.Dead()
 	if first != 0 && c.stopping == nil && kept {
@@ -88,8 +88,8 @@ func (c *conn) fate(x *journal.Batch, m *link.Mark, first byte) link.Fate {
 	return link.Leaves
 }
 
-// refuseAnswer tells the publisher that its message is not stored. A 3.1.1 client can only be
-// disconnected. c.sess.mu is held.
+// refuseAnswer, with c.sess.mu held, tells the publisher that its message is not stored. A 3.1.1
+// client can only be disconnected.
 func (c *conn) refuseAnswer(first byte, id uint16, err error) {
 	var pe *packets.Error
 	if !errors.As(err, &pe) {

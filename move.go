@@ -70,8 +70,8 @@ func (b *Broker) releaseDebt(d *delivery) {
 	}
 }
 
-// forgive takes a message out of what s owes, if it is there, that could not be stored for s. s.mu
-// is held.
+// forgive, with s.mu held, takes a message out of what s owes, if it is there, that could not be
+// stored for s.
 func (j *records) forgive(s *session, seq uint64) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -89,8 +89,9 @@ func (j *records) forgive(s *session, seq uint64) {
 	})
 }
 
-// noteEnd notes that s has ended, for the store and for those who take the place of s, and what s
-// leaves to others. It says whether that is anything; the caller then calls payDecided. s.mu is held.
+// noteEnd, with s.mu held, notes that s has ended, for the store and for those who take the place
+// of s, and what s leaves to others. It says whether that is anything; the caller then calls
+// payDecided.
 func (j *records) noteEnd(s *session, shared []delivery) (owes bool) {
 	if owes = j.owe(s, shared...); owes {
 		j.mu.Lock()
@@ -390,8 +391,8 @@ func (j *records) putWill(s *session, w *will) *store.PutSession {
 	return op
 }
 
-// register gives a new Session its key and adds it, with its Will, which the caller waits for. s.mu is
-// held.
+// register, with s.mu held, gives a new Session its key and adds it, with its Will, which the
+// caller waits for.
 func (j *records) register(s *session) *journal.Batch {
 	s.stored = j.key()
 	j.mu.Lock()
@@ -406,8 +407,8 @@ func (j *records) register(s *session) *journal.Batch {
 	return x
 }
 
-// resume adds what s is now that a client resumes it, with another Will than before, which the
-// caller waits for. s.mu is held.
+// resume, with s.mu held, adds what s is now that a client resumes it, with another Will than
+// before, which the caller waits for.
 func (j *records) resume(s *session, was *before) *journal.Batch {
 	j.mu.Lock()
 	j.resuming[s] = was
@@ -431,8 +432,8 @@ func (j *records) resumed(s *session) *before {
 	return was
 }
 
-// awaitWill adds the Will of s, which the store does not know, and which the caller waits for. s.mu is
-// held.
+// awaitWill, with s.mu held, adds the Will of s, which the store does not know, and which the
+// caller waits for.
 func (j *records) awaitWill(s *session) *journal.Batch {
 	return j.Await(j.putWill(s, s.will))
 }
@@ -457,8 +458,8 @@ func (s *session) dropWill() bool {
 	return true
 }
 
-// answer lets hearOut go on. It is called whenever its connection, or w, which may be nil, leaves
-// the Session. session.mu is held.
+// answer, with session.mu held, lets hearOut go on. It is called whenever its connection, or w,
+// which may be nil, leaves the Session.
 func (w *will) answer() {
 	if w != nil && w.heard != nil {
 		close(w.heard)

@@ -88,8 +88,8 @@ func (c *conn) flushed(now time.Time) (sent int, congested bool) {
 	return sent, n > c.b.cfg().MaxOutboundBytes/2
 }
 
-// mustRouse says whether the caller has to wake the reader, by a deadline in the past, because the connection
-// ends: once. c.sess.mu is held; the caller unlocks it before it sets the deadline.
+// mustRouse, with c.sess.mu held, says whether the caller has to wake the reader, by a deadline in
+// the past, because the connection ends: once. The caller unlocks before it sets the deadline.
 func (c *conn) mustRouse() bool {
 	if c.out.roused || c.stopping == nil && !c.out.dead {
 		return false

@@ -201,7 +201,8 @@ func (s *session) ownNew(c *conn, a *attachment) error {
 	return err
 }
 
-// ownLoaded counts s, which has been loaded except for its queue, for its owner.
+// ownLoaded counts s, which nobody else knows yet, for its owner. s has been loaded except for its
+// queue.
 func (s *session) ownLoaded() {
 	s.out.owner = s.b.owners.Open(s.b.ownerName(s.principal, s.named))
 	s.out.owner.Add(owners.Sessions, 1)
@@ -230,7 +231,7 @@ func (s *session) weighLocked(group, filter string, sign int64) {
 	s.out.owner.Add(owners.Kept, n*keptSubscription)
 }
 
-// crowded says whether the owner of s may not have another subscription.
+// crowded, with s.mu held, says whether the owner of s may not have another subscription.
 func (s *session) crowded(group, filter string) bool {
 	n := owners.Weight(group, filter)
 	return !s.out.owner.Room(owners.Subscriptions, n) ||

@@ -149,8 +149,8 @@ func (c *conn) received(t *turn, id uint16) (fresh bool, err error) {
 	return fresh, nil
 }
 
-// released forgets the identifier of a QoS 2 message, and says whether it was known, and whether it
-// counted as open on this connection. c.sess.mu is held.
+// released, with c.sess.mu held, forgets the identifier of a QoS 2 message, and says whether it was
+// known, and whether it counted as open on this connection.
 func (c *conn) released(id uint16) (known, open bool) {
 	s := c.sess
 	known, open = s.in.pubrel(id)

@@ -264,8 +264,8 @@ func (b *Broker) begin(t *turn, c *conn, a attachment) error {
 // errTaken is the answer to one who comes too late with a new Session.
 var errTaken = errors.New("there is such a Session")
 
-// enter makes s, which is new, one of the Sessions, and c, which has it, one of the connections.
-// s.mu is held, so that nobody sees an unfinished Session.
+// enter, with s.mu held, makes s, which is new, one of the Sessions, and c, which has it, one of the
+// connections. The lock keeps others from an unfinished Session.
 func (b *Broker) enter(s *session, c *conn, a *attachment) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -284,8 +284,8 @@ func (b *Broker) enter(s *session, c *conn, a *attachment) error {
 	return nil
 }
 
-// move makes c one of the accepted connections, unless it was dismissed or there is no room.
-// c.sess.mu is held.
+// move, with c.sess.mu held, makes c one of the accepted connections, unless it was dismissed or
+// there is no room.
 func (b *Broker) move(c *conn, a *attachment) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -358,8 +358,8 @@ func (b *Broker) takeOver(t *turn, s *session, c *conn, a attachment) (takeover,
 	return vacated, nil
 }
 
-// abandon takes s from old, which is being taken over, and returns the Will if that is due. One
-// with a delay waits, as long as the connection that comes has not been accepted. s.mu is held.
+// abandon, with s.mu held, takes s from old, which is being taken over, and returns the Will if
+// that is due. One with a delay waits, as long as the connection that comes has not been accepted.
 func (s *session) abandon(old *conn, now time.Time) (w *will) {
 	s.conn = nil
 	switch {
@@ -429,8 +429,8 @@ func (s *session) resuming() bool {
 	return j.resuming[s] != nil
 }
 
-// revert makes s, as far as it is not new, what it was before its connection came, which has not been
-// accepted. s.mu is held.
+// revert, with s.mu held, makes s, as far as it is not new, what it was before its connection came,
+// which has not been accepted.
 func (s *session) revert() {
 	s.dropWill()
 	if was := s.b.journal.resumed(s); was != nil {

@@ -48,8 +48,8 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
-// room returns the output with room for a packet of n bytes, which the caller appends, or nil if the client accepts none that
-// large. c.sess.mu is held.
+// room, with c.sess.mu held, returns the output with room for a packet of n bytes, which the caller
+// appends, or nil if the client accepts none that large.
 func (c *conn) room(n int) *link.Buffer {
 	if n > int(c.maxPacket) {
 		return nil
@@ -57,8 +57,8 @@ func (c *conn) room(n int) *link.Buffer {
 	return c.out.Reserve(n)
 }
 
-// append appends p to the output, if the client accepts a packet of that size, and says whether it
-// does. c.sess.mu is held.
+// append, with c.sess.mu held, appends p to the output, if the client accepts a packet of that
+// size, and says whether it does.
 func (c *conn) append(p packets.Packet) bool {
 	x := c.room(p.Size(c.version))
 	if x == nil {
@@ -87,8 +87,8 @@ func (c *conn) reply(t *turn, p packets.Packet) error {
 	return nil
 }
 
-// ack appends PUBACK, PUBREC, PUBREL or PUBCOMP, of at most five bytes: a client that accepts less
-// gets no CONNACK. c.sess.mu is held; the caller touches c.
+// ack, with c.sess.mu held, appends PUBACK, PUBREC, PUBREL or PUBCOMP, of at most five bytes: a
+// client that accepts less gets no CONNACK. The caller touches c.
 func (c *conn) ack(t *turn, kind packets.Type, id uint16, code packets.ReasonCode) {
 	if c.stopping != nil {
 		return // nothing follows the DISCONNECT [MQTT-3.14.4-1]

@@ -375,8 +375,8 @@ func (s *session) sendFoundLocked(c *conn, cur *retained.Cursor, f *retained.Fou
 	return sent, nil
 }
 
-// admits says whether the store has room for d, a retained message that it has to know before c
-// sends it. If it has not, c is flushed again when there may be room. s.mu is held.
+// admits, with s.mu held, says whether the store has room for d, a retained message that it has to
+// know before c sends it. If it has not, c is flushed again when there may be room.
 func (s *session) admits(c *conn, d *delivery) bool {
 	if d.seq != 0 || d.qos == packets.QoS0 || s.stored == 0 {
 		return true

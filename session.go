@@ -131,8 +131,8 @@ func (s *session) deliver(t *turn, o *outgoing, to *target, eager eagerness) boo
 	return c.send(t, o, to, qos, retain)
 }
 
-// ready says whether the session could send a message on at once; a member of a shared subscription that cannot is passed over while
-// another can. s.mu is held.
+// ready, with s.mu held, says whether the session could send a message on at once; a member of a
+// shared subscription that cannot is passed over while another can.
 func (s *session) ready(qos packets.QoS) bool {
 	switch {
 	case s.local != nil:
@@ -143,14 +143,14 @@ func (s *session) ready(qos packets.QoS) bool {
 	return s.conn.out.Size() <= s.b.cfg().MaxOutboundBytes/2 && (qos == packets.QoS0 || !s.full(0) && !s.overdrawn(1))
 }
 
-// full says whether the queue has no room for size more bytes.
+// full, with s.mu held, says whether the queue has no room for size more bytes.
 func (s *session) full(size int) bool {
 	return s.out.queue.Len() >= s.quota.messages || s.out.bytes+size > s.quota.bytes
 }
 
-// overdrawn says whether the owner of s may not have another delivery of the given size. A message
-// counts in each queue that it is in and takes memory once. So a limit as large as the default holds
-// only while memory is scarce. s.mu is held.
+// overdrawn, with s.mu held, says whether the owner of s may not have another delivery of the given
+// size. A message counts in each queue that it is in and takes memory once. So a limit as large as
+// the default holds only while memory is scarce.
 func (s *session) overdrawn(size int) bool {
 	a := s.out.owner
 	if a.Room(owners.QueuedBytes, ownerSize(size)) {
@@ -159,7 +159,7 @@ func (s *session) overdrawn(size int) bool {
 	return a.Most(owners.QueuedBytes) < int64(s.b.cfg().queuedShare()) || s.b.memory.Over(queuedPercent)
 }
 
-// enqueue puts d into the queue, as the overflow policy has it.
+// enqueue, with s.mu held, puts d into the queue, as the overflow policy has it.
 func (s *session) enqueue(t *turn, d delivery) bool {
 	policy, freed := s.quota.overflow, 0
 	for s.full(d.size()) || freed < d.size() && s.overdrawn(d.size()) {
@@ -194,7 +194,8 @@ func (s *session) enqueue(t *turn, d delivery) bool {
 	return true
 }
 
-// dropped counts and reports a message that did not reach the client.
+// dropped, with s.mu held if s is in-process, counts and reports a message that did not reach the
+// client.
 func (s *session) dropped(m *message, why hooks.DropReason) {
 	s.b.stats.dropped.Add(1)
 	if s.local != nil && why != hooks.DropSessionEnded {
@@ -209,8 +210,8 @@ func (s *session) dropped(m *message, why hooks.DropReason) {
 	}
 }
 
-// discardLocked is the end of a delivery that does not reach the client. The caller has taken it out of
-// the queue, or takes it out of what is in flight. s.mu is held.
+// discardLocked is the end of a delivery that does not reach the client. The caller has taken it out
+// of the queue, or takes it out of what is in flight. s.mu is held.
 func (s *session) discardLocked(d *delivery, why hooks.DropReason) {
 	s.dropped(d.msg, why)
 	d.settleLost()
@@ -222,7 +223,7 @@ func (s *session) pending() bool {
 	return int(s.out.resend) < len(s.out.flight) || s.out.queue.Len() > 0 || s.cursors != nil
 }
 
-// missed is dropped for what did not get as far as a delivery.
+// missed, with s.mu held, is dropped for what did not get as far as a delivery.
 func (s *session) missed(o *outgoing, why hooks.DropReason) {
 	if o.trying {
 		return
@@ -234,8 +235,8 @@ func (s *session) missed(o *outgoing, why hooks.DropReason) {
 	}
 }
 
-// pump sends on c what waits for room, as far as there is room: first what is in flight from an earlier connection, then the queue,
-// then retained messages. s.mu is held.
+// pump, with s.mu held, sends on c what waits for room, as far as there is room: first what is in
+// flight from an earlier connection, then the queue, then retained messages.
 func (s *session) pump(c *conn, now time.Time) {
 	if !s.pending() {
 		return
@@ -268,7 +269,8 @@ func (s *session) pump(c *conn, now time.Time) {
 	}
 }
 
-// repeat sends what was in flight when the last connection ended: PUBLISH with DUP, or PUBREL.
+// repeat, with s.mu held, sends what was in flight when the last connection ended: PUBLISH with DUP,
+// or PUBREL.
 func (s *session) repeat(c *conn, d *delivery, now time.Time) {
 	at := c.out.End()
 	if d.state == released {
@@ -288,7 +290,7 @@ func (s *session) repeat(c *conn, d *delivery, now time.Time) {
 	c.hold(at, ticket, link.Message, d.id)
 }
 
-// sendQueued sends what came off the front of the queue.
+// sendQueued, with s.mu held, sends what came off the front of the queue.
 func (s *session) sendQueued(c *conn, d delivery, now time.Time) {
 	if d.msg.Expires != 0 && d.msg.Expires <= now.UnixNano() {
 		s.discardLocked(&d, hooks.DropExpired)
@@ -321,8 +323,8 @@ func (s *session) sendQueued(c *conn, d delivery, now time.Time) {
 	}
 }
 
-// lasting says whether a delivery, once in flight, may be needed again: on a later connection, or by
-// another member of its group, which is nil for most.
+// lasting, with s.mu held, says whether a delivery, once in flight, may be needed again: on a later
+// connection, or by another member of its group, which is nil for most.
 func (s *session) lasting(group *subs.Group) bool {
 	return s.expiry > 0 || s.stored != 0 || group != nil
 }
@@ -365,8 +367,8 @@ func (s *session) acked(t *turn, c *conn, a *packets.Ack) error {
 	return nil
 }
 
-// hasReleased tells the store that PUBREC came for an entry, which is not in the store if seq is 0. It
-// returns the ticket that the PUBREL waits for. s.mu is held.
+// hasReleased, with s.mu held, tells the store that PUBREC came for an entry, which is not in the
+// store if seq is 0. It returns the ticket that the PUBREL waits for.
 func (s *session) hasReleased(c *conn, seq uint64) uint64 {
 	switch {
 	case seq == 0:
@@ -377,8 +379,8 @@ func (s *session) hasReleased(c *conn, seq uint64) uint64 {
 	return s.b.journal.Released(c.waiting(), store.Released{Session: s.stored, Seq: seq})
 }
 
-// resume gives the session its new connection, whose sess the caller has set. Whatever the old
-// one had of its own is gone. s.mu is held.
+// resume, with s.mu held, gives the session its new connection, whose sess the caller has set.
+// Whatever the old one had of its own is gone.
 func (s *session) resume(c *conn) {
 	s.conn, s.client = c, c.client
 	s.gen++
@@ -388,8 +390,9 @@ func (s *session) resume(c *conn) {
 	s.countLocked()
 }
 
-// leave is the end of connection c at now: the session waits for its client, or, with no expiry, is over. It returns the
-// Will if that is to be published now, and whether the session goes on. s.mu is held.
+// leave, with s.mu held, is the end of the connection of s at now: the Session waits for its
+// client, or, with no expiry, is over. It returns the Will if that is to be published now, and
+// whether the Session goes on.
 func (s *session) leave(now time.Time) (w *will, stays bool) {
 	s.will.answer()
 	if s.conn != nil {
@@ -421,7 +424,7 @@ func (s *session) setEnd(now time.Time) {
 	}
 }
 
-// expiresAt is endsAt as a time, zero for never.
+// expiresAt, with s.mu held, is endsAt as a time, zero for never.
 func (s *session) expiresAt() time.Time {
 	if s.endsAt == 0 {
 		return time.Time{}
@@ -440,9 +443,9 @@ func (s *session) withdrawMessagesLocked() {
 	})
 }
 
-// end takes everything out of the session, once. It returns the Will if one is still to be published, and the undelivered
-// messages that came by a shared subscription, which go to other members, but for those of QoS 2
-// that were sent [MQTT-4.8.2-5]. s.mu is held.
+// end, with s.mu held, takes everything out of the session, once. It returns the Will if one is
+// still to be published, and the undelivered messages that came by a shared subscription, which go
+// to other members, but for those of QoS 2 that were sent [MQTT-4.8.2-5].
 func (s *session) end() (w *will, shared []delivery) {
 	s.ended = true
 	if s.conn != nil {

@@ -314,8 +314,8 @@ func (b *Broker) findLocal(name string) (s *session, fresh bool) {
 	return &session{holder: &nobody, b: b, id: localPrefix + name, out: sender{mem: b.memory}}, true
 }
 
-// enterLocal makes sub one of the open Subscriptions and, if it has a Name, its Session one of the
-// Sessions. It returns errTaken if another one with that Name was quicker. session.mu is held.
+// enterLocal, with session.mu held, makes sub one of the open Subscriptions and, if it has a Name,
+// its Session one of the Sessions. It returns errTaken if another one with that Name was quicker.
 func (b *Broker) enterLocal(sub *Subscription) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -337,8 +337,8 @@ func (b *Broker) enterLocal(sub *Subscription) error {
 	return nil
 }
 
-// saveLocal tells the store, if there is one and s has a Name, that s has a reader. It returns what to
-// wait for, and whether s is new to it. s.mu is held.
+// saveLocal, with s.mu held, tells the store, if there is one and s has a Name, that s has a
+// reader. It returns what to wait for, and whether s is new to it.
 func (s *session) saveLocal() (x *journal.Batch, fresh bool) {
 	switch {
 	case s.b.journal == nil || s.expiry == 0:
@@ -536,7 +536,7 @@ func (sub *Subscription) take(now time.Time) (m *Incoming, more bool) {
 	return m, false
 }
 
-// openLocal puts d in flight until it is acknowledged.
+// openLocal, with s.mu held, puts d in flight until it is acknowledged.
 func (s *session) openLocal(d delivery) uint16 {
 	if s.stored == 0 {
 		return s.out.open(d)
@@ -551,8 +551,8 @@ func (s *session) openLocal(d delivery) uint16 {
 	return id
 }
 
-// next takes the next message of an in-process Session: from those in flight that an earlier reader
-// left, then from the queue. s.mu is held.
+// next, with s.mu held, takes the next message of an in-process Session: from those in flight that
+// an earlier reader left, then from the queue.
 func (s *session) next(now time.Time) (d delivery, ok bool) {
 	if again := s.out.again(); again != nil {
 		return *again, true
@@ -605,8 +605,8 @@ func (sub *Subscription) doubts(d *delivery) bool {
 	return len(sub.undecided) > 0 && d.seq >= sub.undecided[0].seq
 }
 
-// mayExceed says whether a message that finds the queue full is put there all the same, because its
-// publisher will wait. sub.s.mu is held.
+// mayExceed, with sub.s.mu held, says whether a message that finds the queue full is put there all
+// the same, because its publisher will wait.
 func (sub *Subscription) mayExceed(t *turn, size int) bool {
 	if sub == nil || sub.stalled || sub.s.out.bytes+size > sub.s.quota.bytes {
 		return false

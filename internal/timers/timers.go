@@ -120,8 +120,8 @@ func (ts *Timers) insert(t *Timer) {
 	}
 }
 
-// arm sets the timer for what is due first. A lane whose workers are all busy needs none: they look
-// again. Timers.mu is held.
+// arm, with Timers.mu held, sets the timer for what is due first. A lane whose workers are all busy
+// needs none: they look again.
 func (ts *Timers) arm() {
 	var first *Timer
 	for _, l := range [...]*lane{&ts.quick, &ts.slow} {
