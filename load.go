@@ -352,8 +352,9 @@ func giveWills(wills []*loaded, byKey map[string]*loaded) (due []*will) {
 		w := x.s.will
 		w.stored = x.s.stored
 		to := byKey[x.s.place()]
-		// A Will without a number is that of an older version, of which this is the record.
-		if to != nil && (to.s.will == nil || to.s.will.stored == 0) {
+		// A Will is younger than its Session: an older one was left by the Session before it. A Will
+		// without a number is that of an older version, of which this is the record.
+		if to != nil && w.stored > to.s.stored && (to.s.will == nil || to.s.will.stored == 0) {
 			to.s.will = w
 			to.s.countLocked()
 		} else {

@@ -129,6 +129,36 @@ func TestAWillThatNoHookHasDecidedOutlivesClose(t *testing.T) {
 	})
 }
 
+// A Will that was due, and that no hook has decided when the process ends, is published by the next
+// one, whatever the client has begun meanwhile: another Session, or the same one anew.
+func TestAWillThatNoHookHasDecidedOutlivesItsSession(t *testing.T) {
+	for _, clean := range []bool{true, false} {
+		onStage(t, func(st *stage) {
+			st.durable("d", packets.V5).subscribe("state", packets.QoS1)
+			var slow atomic.Bool
+			d := deciding{slow: func(r *hooks.AccessRequest) bool {
+				return r.Will && slow.Load()
+			}, release: make(chan struct{})}
+			st.restart(func(c *Config) { c.Authorizer = d })
+			c := st.dial("c", packets.V5, false, 3600, willTo("state", "offline", 0))
+			c.want(packets.TypeConnack)
+			slow.Store(true)
+			c.nc.Close()
+			time.Sleep(time.Second)
+			st.dial("c", packets.V5, clean, 3600).want(packets.TypeConnack)
+			time.Sleep(time.Second)
+			require.Nil(t, st.b.retained.Get("state"), "undecided")
+			st.crash()
+			st.dial("c", packets.V5, false, 3600).want(packets.TypeConnack) // before a hook has decided now
+			time.Sleep(time.Second)
+			close(d.release)
+			time.Sleep(time.Second)
+			p := st.dial("d", packets.V5, false, 3600)
+			require.Equal(t, []string{"offline"}, p.payloads())
+		})
+	}
+}
+
 // older puts the Session c into the store as an older version did: with its Will inside, due after
 // 20 s. Then come further operations. The client was connected, or had left.
 func (st *stage) older(connected bool, further ...store.Op) {
