@@ -393,7 +393,7 @@ func (b *Broker) resumeLocked(t *turn, s *session, c *conn, a attachment) (takeo
 		s.mu.Unlock()
 		return pointless, err
 	}
-	b.due.Cancel(s.due) // a Will that still waited is not published [MQTT-3.1.3-9]
+	b.due.Cancel(s.due)                              // a Will that still waited is not published [MQTT-3.1.3-9]
 	if w := s.will; w != nil && !w.at.After(t.now) { // one whose time has come is
 		s.will = nil
 		defer b.publishDue(t, w)

@@ -51,7 +51,8 @@ const (
 // lock held. The nil *Budget does not count.
 type Budget struct {
 	limit int64 // immutable
-	used  [Kinds]atomic.Int64
+	all   atomic.Int64
+	used  [Kinds]atomic.Int64 // all is their sum: it is asked for with each message
 }
 
 // New returns a Budget of which nothing is used.
@@ -64,24 +65,20 @@ func (b *Budget) Limit() int64 { return b.limit }
 func (b *Budget) Add(k Kind, n int64) {
 	if b != nil {
 		b.used[k].Add(n)
+		b.all.Add(n)
 	}
 }
 
 // Recount makes *counted, which is part of what is used, n bytes. The caller guards *counted.
 func (b *Budget) Recount(k Kind, counted *int32, n int) {
 	if n = min(n, math.MaxInt32); b != nil && n != int(*counted) {
-		b.used[k].Add(int64(n) - int64(*counted))
+		b.Add(k, int64(n)-int64(*counted))
 		*counted = int32(n)
 	}
 }
 
 // Used returns how many bytes are used.
-func (b *Budget) Used() (n int64) {
-	for k := range b.used {
-		n += b.used[k].Load()
-	}
-	return n
-}
+func (b *Budget) Used() int64 { return b.all.Load() }
 
 // Of returns how many of them are of kind k.
 func (b *Budget) Of(k Kind) int64 { return b.used[k].Load() }
@@ -166,10 +163,12 @@ func (b *Budget) change(h *Holders, k Kind, by, size, place int64) {
 	was, held := shared(now - by)
 	is, holds := shared(now)
 	if held && holds && was == is { // nearly always, where there are several
-		b.used[k].Add(place)
+		b.Add(k, place)
 		return
 	}
+	all := place
 	if held {
+		all -= size
 		if was == k {
 			place -= size
 		} else {
@@ -177,6 +176,7 @@ func (b *Budget) change(h *Holders, k Kind, by, size, place int64) {
 		}
 	}
 	if holds {
+		all += size
 		if is == k {
 			place += size
 		} else {
@@ -184,4 +184,7 @@ func (b *Budget) change(h *Holders, k Kind, by, size, place int64) {
 		}
 	}
 	b.used[k].Add(place)
+	if all != 0 {
+		b.all.Add(all)
+	}
 }

@@ -75,6 +75,7 @@ func TestPlacesThatComeAndGoAtOnce(t *testing.T) {
 	for k := range Kinds {
 		require.Zero(t, b.Of(k), k.String())
 	}
+	require.Zero(t, b.Used())
 }
 
 func TestWhatStaysLeavesRoomForMessages(t *testing.T) {
