@@ -9,56 +9,34 @@ import (
 	"slices"
 	"time"
 
+	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/internal/guard"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// BanKind says what a Ban is about.
-type BanKind byte
-
-const (
-	// BanAddress: an IP address ("192.0.2.7") or network ("2001:db8::/32"). Its connections are closed before anything is read.
-	BanAddress BanKind = guard.AddressKind + iota
-	// BanClient: a Client Identifier, whoever uses it. Its CONNECT is refused with Banned (0x8A).
-	BanClient
-	// BanUser: a User Name, before it is verified, or a Principal. Its CONNECT is refused with Banned (0x8A).
-	BanUser
-	// BanSession: a Client Identifier as one principal uses it, where Config.SessionPerPrincipal gives each principal Sessions
-	// of its own. The Value is the Client Identifier, U+0000 and the Principal, or the Client Identifier alone for clients
-	// without Principal and User Name. Its CONNECT is refused with Banned (0x8A), that of others is not.
-	BanSession
+// Names of package hooks that callers of Ban need.
+type (
+	// BanKind is the kind of a Ban.
+	BanKind = hooks.BanKind
+	// Ban keeps an address, a client or a user out.
+	Ban = hooks.Ban
 )
 
-// String returns "address", "client", "user" or "session".
-func (k BanKind) String() string {
-	switch k {
-	case BanAddress:
-		return "address"
-	case BanClient:
-		return "client"
-	case BanUser:
-		return "user"
-	case BanSession:
-		return "session"
-	}
-	return fmt.Sprintf("BanKind(%d)", byte(k))
-}
-
-// A Ban keeps somebody out.
-type Ban struct {
-	Kind  BanKind
-	Value string
-	// Until is when it ends. Zero: with Unban.
-	Until time.Time
-	// Reason is for those who read the list; clients are not told.
-	Reason string
-}
+// The kinds of Bans.
+const (
+	BanAddress BanKind = hooks.BanAddress
+	BanClient  BanKind = hooks.BanClient
+	BanUser    BanKind = hooks.BanUser
+	BanSession BanKind = hooks.BanSession
+)
 
 // Bans returns the Bans in force, ordered by kind and value.
 func (b *Broker) Bans() []Ban {
 	out := []Ban{}
 	for _, x := range b.guard.Bans.All(time.Now()) {
-		out = append(out, Ban{BanKind(x.Kind), x.Value, x.Until, x.Reason})
+		out = append(out, Ban{
+			Kind: BanKind(x.Kind), Value: x.Value, Until: x.Until, Reason: x.Reason,
+		})
 	}
 	slices.SortFunc(out, func(a, b Ban) int { return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Value, b.Value)) })
 	return out
@@ -122,7 +100,7 @@ func (b *Broker) ban(x Ban, by banOrigin) {
 	}
 	b.log.Warn("banned", "kind", x.Kind, "value", x.Value, "until", x.Until, "reason", x.Reason)
 	if f := b.obs.Banned; f != nil {
-		f(x.Kind.String(), x.Value, x.Reason, x.Until)
+		f(hooks.Banned{Ban: x, Automatic: by == bannedByBroker})
 	}
 	b.endBanned(x)
 }

@@ -69,9 +69,9 @@ func TestABridgeGetsNothingBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var seen hooks.Client
 		b := mqtttest.NewBroker(t, mqtttest.Config(func(c *dunlin.Config) {
-			c.Observer = &hooks.Observer{Connected: func(c *hooks.Client, _ bool) {
-				if c.ID == "bridge" {
-					seen = *c
+			c.Observer = &hooks.Observer{Connected: func(e hooks.Connected) {
+				if e.Client.ID == "bridge" {
+					seen = *e.Client
 				}
 			}}
 		}))

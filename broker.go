@@ -44,6 +44,7 @@
 package dunlin
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"hash/maphash"
@@ -412,7 +413,7 @@ func (b *Broker) turnAway(nc net.Conn, as *door, err error) {
 	}
 	b.stats.refused.Add(1)
 	if f := b.obs.Refused; f != nil {
-		f(as.stranger(nc), packets.CodeOf(err), err)
+		f(hooks.Refused{Client: as.stranger(nc), Code: packets.CodeOf(err), Err: err})
 	}
 	b.log.Debug("connection not taken up", "remote", nc.RemoteAddr(), "err", err)
 }
@@ -424,16 +425,13 @@ func (b *Broker) leave(c *conn, code packets.ReasonCode, err error) {
 			err, code = nil, packets.NormalDisconnection
 		}
 		if f := b.obs.Disconnected; f != nil {
-			f(c.client, code, err)
+			f(hooks.Disconnected{Client: c.client, Code: code, Err: err})
 		}
 		b.log.Debug("disconnected", "client", c.id(), "code", code, "err", err)
 	} else {
 		if f := b.obs.Refused; f != nil {
-			client := c.client
-			if client == nil {
-				client = c.via.stranger(c.nc)
-			}
-			f(client, code, err)
+			client := cmp.Or(c.client, c.via.stranger(c.nc))
+			f(hooks.Refused{Client: client, Code: code, Err: err})
 		}
 		b.stats.refused.Add(1)
 		b.log.Debug("connection refused", "client", c.id(), "remote", c.nc.RemoteAddr(), "code", code, "err", err)

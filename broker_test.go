@@ -401,7 +401,7 @@ func TestAPanicInAHookEndsOneConnectionOnly(t *testing.T) {
 		told := 0
 		b := newTestBroker(t, func(c *Config) {
 			c.Authorizer = panicking{}
-			c.Observer = &hooks.Observer{Panicked: func(*hooks.Client, any) { told++ }}
+			c.Observer = &hooks.Observer{Panicked: func(hooks.Panicked) { told++ }}
 		})
 		l, done := serveMemory(t, b)
 		bad, _ := newTestClient(t, dial(t, l), connect("bad"))
@@ -518,7 +518,7 @@ func TestAClientThatTakesNothingIsEndedByWriteTimeout(t *testing.T) {
 		why := make(chan error, 2)
 		b := newTestBroker(t, func(c *Config) {
 			c.WriteTimeout = 5 * time.Second
-			c.Observer = &hooks.Observer{Disconnected: func(_ *hooks.Client, _ packets.ReasonCode, err error) { why <- err }}
+			c.Observer = &hooks.Observer{Disconnected: func(e hooks.Disconnected) { why <- e.Err }}
 		})
 		l, done := serveMemory(t, b)
 		frozen, _ := newTestClient(t, dial(t, l), connect("frozen"))

@@ -76,18 +76,18 @@ func (c *caller) Intercept(_ context.Context, _ *hooks.Client, m *Message) (*Mes
 
 func (c *caller) observer() *hooks.Observer {
 	return &hooks.Observer{
-		Connected:    func(*hooks.Client, bool) { c.at("Connected") },
-		Refused:      func(*hooks.Client, packets.ReasonCode, error) { c.at("Refused") },
-		Disconnected: func(*hooks.Client, packets.ReasonCode, error) { c.at("Disconnected") },
-		SessionEnded: func(string) { c.at("SessionEnded") },
-		Subscribed:   func(*hooks.Client, string, packets.QoS) { c.at("Subscribed") },
-		Unsubscribed: func(*hooks.Client, string) { c.at("Unsubscribed") },
-		Denied:       func(*hooks.Client, hooks.Action, string, error) { c.at("Denied") },
-		Published:    func(*hooks.Client, *packets.Message, int) { c.at("Published") },
-		Delivered:    func(string, *packets.Message) { c.at("Delivered") },
-		Acknowledged: func(string, uint16) { c.at("Acknowledged") },
-		Dropped:      func(string, *packets.Message, hooks.DropReason) { c.at("Dropped") },
-		Banned:       func(string, string, string, time.Time) { c.at("Banned") },
+		Connected:    func(hooks.Connected) { c.at("Connected") },
+		Refused:      func(hooks.Refused) { c.at("Refused") },
+		Disconnected: func(hooks.Disconnected) { c.at("Disconnected") },
+		SessionEnded: func(hooks.SessionEnded) { c.at("SessionEnded") },
+		Subscribed:   func(hooks.Subscribed) { c.at("Subscribed") },
+		Unsubscribed: func(hooks.Unsubscribed) { c.at("Unsubscribed") },
+		Denied:       func(hooks.Denied) { c.at("Denied") },
+		Published:    func(hooks.Published) { c.at("Published") },
+		Delivered:    func(hooks.Delivered) { c.at("Delivered") },
+		Acknowledged: func(hooks.Acknowledged) { c.at("Acknowledged") },
+		Dropped:      func(hooks.Dropped) { c.at("Dropped") },
+		Banned:       func(hooks.Banned) { c.at("Banned") },
 	}
 }
 

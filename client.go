@@ -1,6 +1,7 @@
 package dunlin
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -36,20 +37,6 @@ type local struct {
 	receipt *receipt      // of PublishWait
 }
 
-// program is what the Observer knows of the program that runs a Broker, and of the Broker itself.
-var program = new(hooks.Client)
-
-// published tells the Observer what is published in-process.
-func (b *Broker) published(c *hooks.Client, m *Message, matched int) {
-	if b.obs.Published == nil {
-		return
-	}
-	if c == nil {
-		c = program
-	}
-	b.obs.Published(c, m, matched)
-}
-
 // publishLocal returns how many Sessions took the message.
 func (b *Broker) publishLocal(ctx context.Context, m *Message, l local) (matched int, err error) {
 	if ctx.Err() != nil {
@@ -72,7 +59,7 @@ func (b *Broker) publishLocal(ctx context.Context, m *Message, l local) (matched
 		}
 		t.receipt, t.write.ctx = l.receipt, ctx
 		if matched, err = t.publishMessage(sm, l.origin); err == nil {
-			b.published(l.client, &sm.Message, matched)
+			b.published(cmp.Or(l.client, program), "", &sm.Message, matched)
 		}
 		x = t.write.Want()
 	})

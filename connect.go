@@ -506,7 +506,7 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 		err = c.setReadDeadline(time.Time{})
 	}
 	if f := b.obs.Connected; f != nil {
-		f(c.client, a.SessionPresent)
+		f(hooks.Connected{Client: c.client, SessionPresent: a.SessionPresent})
 	}
 	b.log.Debug("connected", "client", c.client.ID, "remote", c.client.RemoteAddr, "version", c.version, "resumed", a.SessionPresent)
 	return err
@@ -585,7 +585,7 @@ func (c *conn) newWill(t *turn, p *packets.Connect) (*will, error) {
 		t.access = hooks.AccessRequest{Client: c.client, Action: hooks.Publish, Topic: w.Topic, QoS: w.QoS, Retain: w.Retain, Will: true}
 		ctx, cancel := c.decisionContext()
 		defer cancel()
-		if err := c.b.authorize(ctx, &t.access); err != nil {
+		if err := c.b.authorize(ctx, &t.access, c.few().mount); err != nil {
 			return nil, err
 		}
 	}
@@ -603,25 +603,30 @@ func (c *conn) newWill(t *turn, p *packets.Connect) (*will, error) {
 	return &will{msg: m, mount: c.few().mount, delay: time.Duration(delay) * time.Second, client: c.client}, nil
 }
 
-// authorize asks the Authorizer; a refusal is reported and comes back as a *packets.Error.
-func (b *Broker) authorize(ctx context.Context, r *hooks.AccessRequest) error {
+// authorize asks the Authorizer; a refusal is reported and comes back as a *packets.Error. mount is
+// the mount point of the client.
+func (b *Broker) authorize(ctx context.Context, r *hooks.AccessRequest, mount string) error {
 	lock.NoneHeld("a decision of a hook")
-	return b.judge(r, b.authorizer.Authorize(ctx, r))
+	return b.judge(r, mount, b.authorizer.Authorize(ctx, r))
 }
 
 // judge is authorize with what the Authorizer said.
-func (b *Broker) judge(r *hooks.AccessRequest, err error) error {
+func (b *Broker) judge(r *hooks.AccessRequest, mount string, err error) error {
 	if err == nil {
 		return nil
 	}
 	err = b.refusal(err, "client", r.Client.ID, "action", r.Action, "topic", r.Topic)
-	b.denied(r.Client, r.Action, r.Topic, err)
+	b.denied(r, mount, err)
 	return err
 }
 
-func (b *Broker) denied(c *hooks.Client, a hooks.Action, topic string, err error) {
-	if b.obs.Denied != nil {
-		b.obs.Denied(c, a, topic, err)
+// denied tells the Observer that a request was refused.
+func (b *Broker) denied(r *hooks.AccessRequest, mount string, err error) {
+	if f := b.obs.Denied; f != nil {
+		f(hooks.Denied{
+			Client: r.Client, Action: r.Action, Topic: r.Topic, MountedTopic: mount + r.Topic,
+			Group: r.Group, Err: err,
+		})
 	}
 }
 
@@ -648,12 +653,13 @@ func (b *Broker) intercept(ctx context.Context, r *hooks.AccessRequest, c *hooks
 	case !inside || topic == "":
 		return nil, b.refusal(errors.New("the Interceptor took the message out of the mount point"), "client", c.ID, "topic", pm.Topic)
 	case b.reserved(topic):
-		b.denied(c, hooks.Publish, topic, errReserved)
+		q := hooks.AccessRequest{Client: c, Action: hooks.Publish, Topic: topic}
+		b.denied(&q, mount, errReserved)
 		return nil, errReserved
 	}
 	if (pm.Topic != m.Topic || pm.Retain != m.Retain) && b.authorizer != nil {
 		*r = hooks.AccessRequest{Client: c, Action: hooks.Publish, Topic: topic, QoS: pm.QoS, Retain: pm.Retain}
-		if err := b.authorize(ctx, r); err != nil {
+		if err := b.authorize(ctx, r, mount); err != nil {
 			return nil, err
 		}
 	}

@@ -101,6 +101,17 @@ func (s *session) who() *hooks.Client {
 	return s.client
 }
 
+// observed, with s.mu held, is the client of s that the Observer is told of.
+func (s *session) observed() *hooks.Client {
+	switch {
+	case s.local != nil:
+		return s.local.client
+	case s.inProcess():
+		return &hooks.Client{ID: s.id}
+	}
+	return s.who()
+}
+
 // held lists the subscriptions. s.mu is held.
 func (s *session) held() (all []heldSub) {
 	if s.num != 0 && !s.ended { // then another Session may have its number
@@ -134,7 +145,7 @@ func (b *Broker) refused(ctx context.Context, client *hooks.Client, mount string
 	out := subs[:0]
 	for _, sub := range subs {
 		r := hooks.AccessRequest{Client: client, Action: hooks.Subscribe, Topic: sub.filter[len(mount):], Group: sub.group, QoS: sub.qos}
-		sub.err = b.authorizeSafely(ctx, &r)
+		sub.err = b.authorizeSafely(ctx, &r, mount)
 		switch {
 		case errors.Is(sub.err, errHookFailed) && ctx.Err() != nil:
 			return out, sub.err
@@ -170,7 +181,10 @@ func (b *Broker) revoke(s *session, gen uint32, refused []heldSub) (n int) {
 		filter := packets.JoinShared(sub.group, sub.filter[len(s.mount):])
 		b.log.Info("a subscription is no longer allowed", "client", s.id, "filter", filter, "err", sub.err)
 		if f := b.obs.Revoked; f != nil {
-			f(client, filter, sub.err)
+			f(hooks.Revoked{
+				Client: client, Filter: filter, MountedFilter: packets.JoinShared(sub.group, sub.filter),
+				Err: sub.err,
+			})
 		}
 	}
 	switch {
@@ -234,7 +248,7 @@ func (s *session) purge(revoked []heldSub) (orphans []delivery) {
 	for i := int(s.out.head); i < len(s.out.flight); i++ {
 		if d := &s.out.flight[i]; d.state != done && d.msg != nil && lost(d.msg.Topic) {
 			if s.conn == nil || d.state == waiting {
-				s.dropped(d.msg, hooks.DropNotAuthorized)
+				s.dropped(&d.msg.Message, hooks.DropNotAuthorized)
 			}
 			s.forget(d)
 		}
@@ -278,14 +292,15 @@ func (c *conn) mayPublish(t *turn, p *packets.Publish, topic []byte, r *route) e
 	}
 	if r != nil && r.decided == epoch && string(r.topic) == string(topic) {
 		if r.refused != nil && b.obs.Denied != nil {
-			b.obs.Denied(c.client, hooks.Publish, string(p.Topic), r.refused)
+			q := hooks.AccessRequest{Client: c.client, Action: hooks.Publish, Topic: string(p.Topic)}
+			b.denied(&q, c.few().mount, r.refused)
 		}
 		return r.refused
 	}
 	t.access = hooks.AccessRequest{Client: c.client, Action: hooks.Publish, Topic: string(p.Topic), QoS: p.QoS, Retain: p.Retain}
 	lock.NoneHeld("a decision of a hook")
 	said := b.authorizer.Authorize(c.context(), &t.access)
-	err := b.judge(&t.access, said)
+	err := b.judge(&t.access, c.few().mount, said)
 	var pe *packets.Error // any other error but ErrAbstain is a failure, and may be over the next time
 	if r != nil && (said == nil || errors.As(said, &pe) || errors.Is(said, hooks.ErrAbstain)) {
 		r.decide(topic, epoch, err)
@@ -303,9 +318,10 @@ func (r *route) decide(topic []byte, epoch uint64, err error) {
 }
 
 // authorizeSafely asks the Authorizer on a goroutine that must outlive a panic of it, which refuses.
-func (b *Broker) authorizeSafely(ctx context.Context, r *hooks.AccessRequest) (err error) {
+func (b *Broker) authorizeSafely(ctx context.Context, r *hooks.AccessRequest,
+	mount string) (err error) {
 	defer b.survive(r.Client, &err)
-	return b.authorize(ctx, r)
+	return b.authorize(ctx, r, mount)
 }
 
 // survive, deferred, makes an error of a panic.
@@ -393,7 +409,7 @@ func (s *session) permitNext() bool {
 			return true
 		}
 		if again != nil {
-			s.dropped(d.msg, hooks.DropNotAuthorized)
+			s.dropped(&d.msg.Message, hooks.DropNotAuthorized)
 			s.forget(d)
 		} else {
 			old := s.out.pop()
@@ -430,7 +446,7 @@ func (b *Broker) permits(s *session, topic string) bool {
 	may = false
 	if len(topic) >= len(s.mount) {
 		r := hooks.AccessRequest{Client: client, Action: hooks.Deliver, Topic: topic[len(s.mount):]}
-		may = b.authorizeDelivery(ctx, &r) == nil
+		may = b.authorizeDelivery(ctx, &r, s.mount) == nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -440,12 +456,14 @@ func (b *Broker) permits(s *session, topic string) bool {
 	return may
 }
 
-func (b *Broker) authorizeDelivery(ctx context.Context, r *hooks.AccessRequest) (err error) {
+// authorizeDelivery asks about a delivery to a client with that mount point.
+func (b *Broker) authorizeDelivery(ctx context.Context, r *hooks.AccessRequest,
+	mount string) (err error) {
 	defer b.survive(r.Client, &err)
 	lock.NoneHeld("a decision of a hook")
 	if err = b.rules.deliveries.AuthorizeDelivery(ctx, r); err != nil {
 		err = b.refusal(err, "client", r.Client.ID, "action", r.Action, "topic", r.Topic)
-		b.denied(r.Client, r.Action, r.Topic, err)
+		b.denied(r, mount, err)
 	}
 	return err
 }

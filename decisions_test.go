@@ -62,10 +62,12 @@ func withRules(t *testing.T, rules []string, edit func(*Config), f func(r *guard
 			})
 			c.Authorizer = r.rules
 			c.Observer = &hooks.Observer{
-				Revoked: func(c *hooks.Client, filter string, err error) { note("revoked %s %s", c.ID, filter) },
-				Dropped: func(id string, m *packets.Message, why hooks.DropReason) { note("dropped %s %s: %v", id, m.Topic, why) },
-				Denied: func(c *hooks.Client, a hooks.Action, topic string, err error) {
-					note("denied %s %v %s", c.ID, a, topic)
+				Revoked: func(e hooks.Revoked) { note("revoked %s %s", e.Client.ID, e.Filter) },
+				Dropped: func(e hooks.Dropped) {
+					note("dropped %s %s: %v", e.Client.ID, e.MountedTopic, e.Reason)
+				},
+				Denied: func(e hooks.Denied) {
+					note("denied %s %v %s", e.Client.ID, e.Action, e.Topic)
 				},
 			}
 			if edit != nil {

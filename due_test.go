@@ -160,10 +160,8 @@ func TestASlowDecisionAboutAWillKeepsTheOrderOfItsSession(t *testing.T) {
 		st.restart(func(c *Config) {
 			c.Authorizer = d
 			c.Observer = &hooks.Observer{
-				Published: func(_ *hooks.Client, m *Message, _ int) {
-					note("published " + m.Topic)
-				},
-				SessionEnded: func(id string) { note("ended " + id) },
+				Published:    func(e hooks.Published) { note("published " + e.Topic) },
+				SessionEnded: func(e hooks.SessionEnded) { note("ended " + e.Client.ID) },
 			}
 		})
 		st.leaveWill("c", 1, 2)

@@ -43,8 +43,12 @@ func onStage(t *testing.T, f func(st *stage)) {
 		st := &stage{t: t, store: &faultStore{Store: new(memory.Store)}}
 		var mu sync.Mutex
 		st.cfg = Config{Authenticator: hooks.AllowAll, Logger: quiet, Observer: &hooks.Observer{
-			StoreFailed:    func(err error) { mu.Lock(); st.failed = append(st.failed, err); mu.Unlock() },
-			StoreRecovered: func() { mu.Lock(); st.works++; mu.Unlock() },
+			StoreFailed: func(e hooks.StoreFailed) {
+				mu.Lock()
+				st.failed = append(st.failed, e.Err)
+				mu.Unlock()
+			},
+			StoreRecovered: func(hooks.StoreRecovered) { mu.Lock(); st.works++; mu.Unlock() },
 		}}
 		st.start()
 		defer st.stop()
@@ -691,8 +695,8 @@ func TestAPanicLeavesNoBatchPinned(t *testing.T) {
 		st.stop()
 		st.cfg.Logger = slog.New(panickingLog{})
 		o := *st.cfg.Observer
-		o.Published = func(_ *hooks.Client, m *Message, _ int) {
-			if m.Topic == "will" {
+		o.Published = func(e hooks.Published) {
+			if e.Topic == "will" {
 				panic("in the Observer")
 			}
 		}

@@ -161,7 +161,7 @@ func TestAHookOfAStoppedConnectionIsTold(t *testing.T) {
 	onStage(t, func(st *stage) {
 		st.stop()
 		subscribed, goOn := make(chan struct{}), make(chan struct{})
-		st.cfg.Observer = &hooks.Observer{Subscribed: func(*hooks.Client, string, packets.QoS) { close(subscribed); <-goOn }}
+		st.cfg.Observer = &hooks.Observer{Subscribed: func(hooks.Subscribed) { close(subscribed); <-goOn }}
 		st.cfg.Interceptor = hooks.InterceptorFunc(func(ctx context.Context, _ *hooks.Client, m *packets.Message) (*packets.Message, error) {
 			<-ctx.Done()
 			return nil, errors.New("ended")

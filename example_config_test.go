@@ -218,8 +218,10 @@ func ExampleConfig_observer() {
 	b, err := dunlin.New(dunlin.Config{
 		Authenticator: hooks.AllowAll,
 		Observer: &hooks.Observer{
-			Connected: func(c *hooks.Client, sessionPresent bool) { fmt.Println(c.ID, "is here, with version", c.Version) },
-			Published: func(c *hooks.Client, m *packets.Message, matched int) { fmt.Println(m.Topic, "is for", matched) },
+			Connected: func(e hooks.Connected) {
+				fmt.Println(e.Client.ID, "is here, with version", e.Client.Version)
+			},
+			Published: func(e hooks.Published) { fmt.Println(e.Topic, "is for", e.Matched) },
 		},
 	})
 	if err != nil {

@@ -27,7 +27,7 @@ func TestACloseRightBehindDataIsNoticed(t *testing.T) {
 			const clients = 60
 			gone := make(chan error, clients)
 			b := newTestBroker(t, func(c *Config) {
-				c.Observer = &hooks.Observer{Disconnected: func(_ *hooks.Client, _ packets.ReasonCode, err error) { gone <- err }}
+				c.Observer = &hooks.Observer{Disconnected: func(e hooks.Disconnected) { gone <- e.Err }}
 			})
 			l, err := net.Listen(network, addr)
 			require.NoError(t, err)
@@ -85,7 +85,7 @@ func TestAClosedConnectionTakesNothingOver(t *testing.T) {
 					}
 					return nil
 				})
-				c.Observer = &hooks.Observer{Refused: func(_ *hooks.Client, _ packets.ReasonCode, err error) { refused <- err }}
+				c.Observer = &hooks.Observer{Refused: func(e hooks.Refused) { refused <- e.Err }}
 			})
 			sub := mustSubscribe(t, b, "t", nil)
 			l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -18,7 +18,7 @@ func TestAQoS2MessageThatNoMemberTakesIsDropped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dropped := 0
 		b := mqtttest.NewBroker(t, mqtttest.Config(func(c *dunlin.Config) {
-			c.Observer = &hooks.Observer{Dropped: func(string, *packets.Message, hooks.DropReason) { dropped++ }}
+			c.Observer = &hooks.Observer{Dropped: func(hooks.Dropped) { dropped++ }}
 		}))
 		member := b.Client(t, "member", func(p *packets.Connect) {
 			p.Properties = p.Properties.AppendUint(packets.MaximumPacketSize, 100)

@@ -54,13 +54,11 @@ func TestHooksKnowTheListenerThatAccepted(t *testing.T) {
 			return nil
 		})
 		c.Observer = &hooks.Observer{
-			Connected: func(c *hooks.Client, _ bool) {
-				observed = append(observed,
-					name(c)+" "+c.ID)
+			Connected: func(e hooks.Connected) {
+				observed = append(observed, name(e.Client)+" "+e.Client.ID)
 			},
-			Refused: func(c *hooks.Client, _ packets.ReasonCode,
-				_ error) {
-				observed = append(observed, name(c)+" refused")
+			Refused: func(e hooks.Refused) {
+				observed = append(observed, name(e.Client)+" refused")
 			},
 		}
 	}, func(b *Broker, public, inside, plain *listeners.Memory) {

@@ -310,7 +310,7 @@ func (s *session) unshared(d *delivery) moveResult {
 	defer s.mu.Unlock()
 	if s.ended {
 		d.settleLost()
-		s.dropped(d.msg, hooks.DropSessionEnded)
+		s.dropped(&d.msg.Message, hooks.DropSessionEnded)
 	} else { // the next process must not find it in the queue
 		s.discardLocked(d, hooks.DropNotAuthorized)
 	}
@@ -321,7 +321,9 @@ func (s *session) unshared(d *delivery) moveResult {
 func (b *Broker) passAllOn(t *turn, s *session, shared []delivery, why hooks.DropReason) {
 	for i := range shared {
 		if !b.passOn(t, &shared[i]) {
-			s.dropped(shared[i].msg, why)
+			s.mu.Lock()
+			s.dropped(&shared[i].msg.Message, why)
+			s.mu.Unlock()
 		}
 	}
 }

@@ -27,20 +27,22 @@ func TestTheObserverIsToldWhatTheProgramDoes(t *testing.T) {
 		told = append(told, fmt.Sprintf(format, args...))
 	}
 	b, err := New(Config{Authenticator: hooks.AllowAll, Logger: slog.New(slog.DiscardHandler), Observer: &hooks.Observer{
-		Published: func(c *hooks.Client, m *packets.Message, matched int) {
-			if c.RemoteAddr == nil && c.LocalAddr == nil {
-				topic, _, _ := strings.Cut(m.Topic, "/")
-				note("%q published %s for %d", c.ID, topic, matched)
+		Published: func(e hooks.Published) {
+			if e.Client.RemoteAddr == nil && e.Client.LocalAddr == nil {
+				topic, _, _ := strings.Cut(e.Topic, "/")
+				note("%q published %s for %d", e.Client.ID, topic, e.Matched)
 			}
 		},
-		Subscribed: func(c *hooks.Client, filter string, qos packets.QoS) {
-			note("%q subscribed to %s at %d", c.ID, filter, qos)
+		Subscribed: func(e hooks.Subscribed) {
+			note("%q subscribed to %s at %d", e.Client.ID, e.Filter, e.QoS)
 		},
-		Unsubscribed: func(c *hooks.Client, filter string) { note("%q unsubscribed from %s", c.ID, filter) },
-		SessionEnded: func(id string) { note("%q ended", id) },
-		Connected:    func(*hooks.Client, bool) { note("connected") },
-		Delivered:    func(string, *packets.Message) { note("delivered") },
-		Disconnected: func(*hooks.Client, packets.ReasonCode, error) { note("disconnected") },
+		Unsubscribed: func(e hooks.Unsubscribed) {
+			note("%q unsubscribed from %s", e.Client.ID, e.Filter)
+		},
+		SessionEnded: func(e hooks.SessionEnded) { note("%q ended", e.Client.ID) },
+		Connected:    func(hooks.Connected) { note("connected") },
+		Delivered:    func(hooks.Delivered) { note("delivered") },
+		Disconnected: func(hooks.Disconnected) { note("disconnected") },
 	}})
 	require.NoError(t, err)
 	defer b.Close()
@@ -91,8 +93,8 @@ func TestTheObserverIsToldOfSysTopics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var versions atomic.Int64
 		b, err := New(Config{Authenticator: hooks.AllowAll, Logger: slog.New(slog.DiscardHandler), SysInterval: time.Minute, Observer: &hooks.Observer{
-			Published: func(c *hooks.Client, m *packets.Message, _ int) {
-				if m.Topic == "$SYS/broker/version" && c.ID == "" {
+			Published: func(e hooks.Published) {
+				if e.Topic == "$SYS/broker/version" && e.Client.ID == "" {
 					versions.Add(1)
 				}
 			},
@@ -107,9 +109,9 @@ func TestTheObserverIsToldOfSysTopics(t *testing.T) {
 // A program must not go down because of what it is told of itself; the message and the subscription are there.
 func TestAPanicOfTheObserverDoesNotReachTheProgram(t *testing.T) {
 	b, err := New(Config{Authenticator: hooks.AllowAll, Logger: slog.New(slog.DiscardHandler), Observer: &hooks.Observer{
-		Published:    func(*hooks.Client, *packets.Message, int) { panic("published") },
-		Subscribed:   func(*hooks.Client, string, packets.QoS) { panic("subscribed") },
-		Unsubscribed: func(*hooks.Client, string) { panic("unsubscribed") },
+		Published:    func(hooks.Published) { panic("published") },
+		Subscribed:   func(hooks.Subscribed) { panic("subscribed") },
+		Unsubscribed: func(hooks.Unsubscribed) { panic("unsubscribed") },
 	}})
 	require.NoError(t, err)
 	defer b.Close()
@@ -138,7 +140,7 @@ func TestTellingTheObserverOfAPublishAllocatesNothing(t *testing.T) {
 	}
 	told := 0
 	without := allocations(nil)
-	with := allocations(&hooks.Observer{Published: func(*hooks.Client, *packets.Message, int) { told++ }})
+	with := allocations(&hooks.Observer{Published: func(hooks.Published) { told++ }})
 	require.Positive(t, told)
 	if !raced() { // pools forget at random then
 		require.LessOrEqual(t, with, without)

@@ -2,17 +2,19 @@ package dunlin
 
 import (
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
-	"github.com/dunlin-mqtt/dunlin/internal/lock"
+	"github.com/dunlin-mqtt/dunlin/internal/observe"
 	"github.com/dunlin-mqtt/dunlin/internal/timers"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// This file is what becomes of a panic. The functions of the Observer are called anywhere: on goroutines of the Broker, with a lock held, from a
-// method that the program has called. So each of them is made safe once, by New, and a panic of it changes nothing. A panic of a hook
-// that decides is recovered where it is asked.
+// This file is what becomes of a panic, and how the Observer is told of messages. Functions of the
+// Observer are called anywhere: on goroutines of the Broker, with a lock held, from a method that the
+// program has called. So New makes them safe. A panic of a hook that decides is recovered where the
+// hook is asked.
 
 // panicked counts and logs a panic, and tells the Observer. c may be nil. It is called while the
 // goroutine that panicked still has its stack, and holds no lock.
@@ -28,101 +30,45 @@ func (b *Broker) tellPanic(what string, c *hooks.Client, v any, stack string) {
 	}
 	b.log.Error("panic "+what, "client", c.ID, "remote", c.RemoteAddr, "panic", v, "stack", stack)
 	if f := b.obs.Panicked; f != nil {
-		f(c, v)
+		f(hooks.Panicked{Client: c, Value: v})
 	}
 }
 
 const inObserver = "in an Observer"
 
-// caught, deferred by a function of the Observer, ends a panic. c is whom the function was about,
-// nil for nobody. No lock is held.
-func (b *Broker) caught(c *hooks.Client) {
-	v := recover()
-	lock.NoneHeld("a call of the Observer")
-	if v != nil {
-		b.panicked(inObserver, c, v)
-	}
-}
-
-// caughtAt is caught where only the Client Identifier is known, and the lock of a Session may be
-// held: the panic is logged and told by somebody who holds none.
-func (b *Broker) caughtAt(id string) {
-	if v := recover(); v != nil {
-		stack := string(debug.Stack())
-		b.stats.panics.Add(1)
-		b.due.SetSlow(new(timers.Timer), time.Now(), func(time.Time) {
-			b.tellPanic(inObserver, &hooks.Client{ID: id}, v, stack)
-		})
-	}
-}
-
-// safe returns o with every function made safe: a panic goes to panicked, and no further. A nil function stays nil.
+// safe returns o with functions whose panics change nothing.
 func (b *Broker) safe(o hooks.Observer) *hooks.Observer {
-	b.safeSessions(&o)
-	b.safeMessages(&o)
-	if f := o.Banned; f != nil {
-		o.Banned = func(kind, value, reason string, until time.Time) { defer b.caught(nil); f(kind, value, reason, until) }
-	}
-	if f := o.StoreFailed; f != nil {
-		o.StoreFailed = func(err error) { defer b.caught(nil); f(err) }
-	}
-	if f := o.StoreRecovered; f != nil {
-		o.StoreRecovered = func() { defer b.caught(nil); f() }
-	}
-	if f := o.Panicked; f != nil {
-		o.Panicked = func(c *hooks.Client, v any) {
-			defer func() {
-				if v := recover(); v != nil { // not told to itself
-					b.stats.panics.Add(1)
-					b.log.Error("panic in Observer.Panicked", "client", c.ID, "panic", v, "stack", string(debug.Stack()))
-				}
-			}()
-			f(c, v)
-		}
-	}
-	return &o
+	return observe.Safely(o, observe.Panics{
+		Usual: func(c *hooks.Client, v any) { b.panicked(inObserver, c, v) },
+		Locked: func(c *hooks.Client, v any) { // told by a goroutine that holds no lock
+			stack := string(debug.Stack())
+			b.stats.panics.Add(1)
+			b.due.SetSlow(new(timers.Timer), time.Now(), func(time.Time) {
+				b.tellPanic(inObserver, c, v, stack)
+			})
+		},
+		Panicked: func(c *hooks.Client, v any) { // not told to itself
+			b.stats.panics.Add(1)
+			b.log.Error("panic in Observer.Panicked", "client", c.ID, "panic", v,
+				"stack", string(debug.Stack()))
+		},
+	})
 }
 
-// safeSessions is safe for what happens to connections and Sessions.
-func (b *Broker) safeSessions(o *hooks.Observer) {
-	if f := o.Connected; f != nil {
-		o.Connected = func(c *hooks.Client, present bool) { defer b.caught(c); f(c, present) }
-	}
-	if f := o.Refused; f != nil {
-		o.Refused = func(c *hooks.Client, code packets.ReasonCode, err error) { defer b.caught(c); f(c, code, err) }
-	}
-	if f := o.Disconnected; f != nil {
-		o.Disconnected = func(c *hooks.Client, code packets.ReasonCode, err error) { defer b.caught(c); f(c, code, err) }
-	}
-	if f := o.SessionEnded; f != nil {
-		o.SessionEnded = func(id string) { defer b.caughtAt(id); f(id) }
-	}
-	if f := o.Subscribed; f != nil {
-		o.Subscribed = func(c *hooks.Client, filter string, qos packets.QoS) { defer b.caught(c); f(c, filter, qos) }
-	}
-	if f := o.Unsubscribed; f != nil {
-		o.Unsubscribed = func(c *hooks.Client, filter string) { defer b.caught(c); f(c, filter) }
-	}
-	if f := o.Denied; f != nil {
-		o.Denied = func(c *hooks.Client, a hooks.Action, topic string, err error) { defer b.caught(c); f(c, a, topic, err) }
-	}
-	if f := o.Revoked; f != nil {
-		o.Revoked = func(c *hooks.Client, filter string, err error) { defer b.caught(c); f(c, filter, err) }
-	}
+// program is what the Observer knows of the program that runs a Broker, and of the Broker itself.
+var program = new(hooks.Client)
+
+// observesMessages says whether the Observer is told of messages while they are routed.
+func (b *Broker) observesMessages() bool {
+	return b.obs.Published != nil || b.obs.Delivered != nil || b.obs.Dropped != nil
 }
 
-// safeMessages is safe for what happens to messages, some of it with a lock held that a panic must not leave locked.
-func (b *Broker) safeMessages(o *hooks.Observer) {
-	if f := o.Published; f != nil {
-		o.Published = func(c *hooks.Client, m *packets.Message, matched int) { defer b.caught(c); f(c, m, matched) }
-	}
-	if f := o.Delivered; f != nil {
-		o.Delivered = func(id string, m *packets.Message) { defer b.caughtAt(id); f(id, m) }
-	}
-	if f := o.Acknowledged; f != nil {
-		o.Acknowledged = func(id string, pid uint16) { defer b.caughtAt(id); f(id, pid) }
-	}
-	if f := o.Dropped; f != nil {
-		o.Dropped = func(id string, m *packets.Message, why hooks.DropReason) { defer b.caughtAt(id); f(id, m, why) }
+// published tells the Observer of a message, whose topic begins with the mount point of c.
+func (b *Broker) published(c *hooks.Client, mount string, m *packets.Message, matched int) {
+	if f := b.obs.Published; f != nil {
+		f(hooks.Published{
+			Client: c, Topic: strings.TrimPrefix(m.Topic, mount), MountedTopic: m.Topic,
+			Message: m, Matched: matched,
+		})
 	}
 }

@@ -120,17 +120,17 @@ func observeEverything(t *testing.T, r *guardRig, st *faultStore) {
 func TestAnObserverCostsNoAllocation(t *testing.T) {
 	b := newTestBroker(t, func(c *Config) {
 		c.Observer = &hooks.Observer{
-			Published: func(*hooks.Client, *packets.Message, int) {}, Delivered: func(string, *packets.Message) {},
-			Acknowledged: func(string, uint16) {}, Dropped: func(string, *packets.Message, hooks.DropReason) {},
+			Published: func(hooks.Published) {}, Delivered: func(hooks.Delivered) {},
+			Acknowledged: func(hooks.Acknowledged) {}, Dropped: func(hooks.Dropped) {},
 		}
 	})
 	defer b.Close()
 	c, m := new(hooks.Client), new(packets.Message)
 	require.Zero(t, testing.AllocsPerRun(100, func() {
-		b.obs.Published(c, m, 1)
-		b.obs.Delivered("c", m)
-		b.obs.Acknowledged("c", 1)
-		b.obs.Dropped("c", m, hooks.DropQueueFull)
+		b.obs.Published(hooks.Published{Client: c, Message: m, Matched: 1})
+		b.obs.Delivered(hooks.Delivered{Client: c, Message: m})
+		b.obs.Acknowledged(hooks.Acknowledged{Client: c, PacketID: 1})
+		b.obs.Dropped(hooks.Dropped{Client: c, Message: m, Reason: hooks.DropQueueFull})
 	}))
 	require.Nil(t, b.obs.Connected, "what is nil stays nil, and costs one compare")
 }

@@ -46,7 +46,7 @@ func TestWhatHasComeIsReadBeforeKeepAliveIsJudged(t *testing.T) {
 					nc.nc.SetReadDeadline(aLongTimeAgo)
 					return nil
 				})
-				c.Observer = &hooks.Observer{Disconnected: func(_ *hooks.Client, code packets.ReasonCode, _ error) { ended <- code }}
+				c.Observer = &hooks.Observer{Disconnected: func(e hooks.Disconnected) { ended <- e.Code }}
 			})
 			defer b.Close()
 			p := connect("c")

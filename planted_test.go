@@ -24,7 +24,7 @@ func TestPlantedViolationsAreFound(t *testing.T) {
 	ask := hooks.AuthorizerFunc(func(context.Context, *hooks.AccessRequest) error { return nil })
 	b := newTestBroker(t, func(c *Config) {
 		c.Authorizer, c.Store = ask, new(memory.Store)
-		c.Observer = &hooks.Observer{Subscribed: func(*hooks.Client, string, QoS) {}}
+		c.Observer = &hooks.Observer{Subscribed: func(hooks.Subscribed) {}}
 	})
 	defer b.Close()
 	s := &session{holder: &nobody, b: b, id: "c"}
@@ -52,11 +52,11 @@ func TestPlantedViolationsAreFound(t *testing.T) {
 				c.nc.TryWrite(&link.Buffer{B: []byte("x")})
 			})},
 		{"an Authorizer", "a decision of a hook while session.mu is held",
-			under(func() { b.authorize(b.ctx, &hooks.AccessRequest{Client: c.client}) })},
+			under(func() { b.authorize(b.ctx, &hooks.AccessRequest{Client: c.client}, "") })},
 		{"an Authenticator", "a decision of a hook while session.mu is held",
 			under(func() { c.decideConnect(&hooks.ConnectRequest{}) })},
 		{"the Observer", "a call of the Observer while session.mu is held",
-			under(func() { b.obs.Subscribed(c.client, "t", 0) })},
+			under(func() { b.obs.Subscribed(hooks.Subscribed{Client: c.client}) })},
 		{"the log", "a line of the log while session.mu is held", under(func() { b.log.Debug("unwanted") })},
 		{"an inversion", "session.mu is taken while Broker.mu is held: session.mu comes first", func() {
 			b.mu.Lock()

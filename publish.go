@@ -178,7 +178,8 @@ func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (match
 		}
 	}
 	if p.Topic[0] == '$' && b.reserved(string(p.Topic)) {
-		b.denied(c.client, hooks.Publish, string(p.Topic), errReserved)
+		q := hooks.AccessRequest{Client: c.client, Action: hooks.Publish, Topic: string(p.Topic)}
+		b.denied(&q, c.few().mount, errReserved)
 		return 0, errReserved
 	}
 	if b.cfg().CheckPayloadFormat && saysText(p.Properties) && !utf8.Valid(p.Payload) {
@@ -205,9 +206,8 @@ func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (match
 			return 0, err
 		}
 		t.untold = p.QoS == packets.QoS0
-		matched, err = t.publishMessage(m, c.origin())
-		if b.obs.Published != nil && err == nil {
-			b.obs.Published(c.client, &m.Message, matched)
+		if matched, err = t.publishMessage(m, c.origin()); err == nil {
+			b.published(c.client, c.few().mount, &m.Message, matched)
 		}
 		return matched, err
 	}
@@ -216,9 +216,13 @@ func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (match
 	if plain {
 		o.raw, o.rawV5 = raw, c.version == packets.V5
 	}
-	matched, err = t.publish(o, t.resolve(r, topic, c.origin()))
-	if b.obs.Published != nil && err == nil {
-		b.obs.Published(c.client, &o.message().Message, matched)
+	r = t.resolve(r, topic, c.origin())
+	observed := b.observesMessages()
+	if observed {
+		o.lend(r.name(b))
+	}
+	if matched, err = t.publish(o, r); observed && err == nil {
+		b.published(c.client, c.few().mount, o.observed(), matched)
 	}
 	return matched, err
 }
@@ -392,8 +396,8 @@ func (b *Broker) publishWill(t *turn, w *will, to share) error {
 		b.log.Debug("will not published", "client", w.msg.From, "topic", w.msg.Topic, "err", err)
 		return err
 	}
-	if b.obs.Published != nil && !w.told {
-		b.obs.Published(w.client, &out.Message, matched)
+	if !w.told {
+		b.published(w.client, w.mount, &out.Message, matched)
 	}
 	return nil
 }
@@ -404,7 +408,7 @@ func (b *Broker) decideWill(t *turn, w *will) *message {
 	if b.authorizer != nil {
 		topic := w.msg.Topic[len(w.mount):]
 		t.access = hooks.AccessRequest{Client: w.client, Action: hooks.Publish, Topic: topic, QoS: w.msg.QoS, Retain: w.msg.Retain, Will: w.delayed == nil}
-		if err := b.authorizeSafely(b.ctx, &t.access); err != nil {
+		if err := b.authorizeSafely(b.ctx, &t.access, w.mount); err != nil {
 			return nil
 		}
 	}

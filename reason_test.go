@@ -37,7 +37,7 @@ func TestARefusalWithoutCodeNeverReadsAsSuccess(t *testing.T) {
 		c.Interceptor = hooks.InterceptorFunc(func(_ context.Context, _ *hooks.Client, m *packets.Message) (*packets.Message, error) {
 			return m, deny("intercept")
 		})
-		c.Observer = &hooks.Observer{Denied: func(_ *hooks.Client, _ hooks.Action, _ string, err error) { denied = append(denied, err) }}
+		c.Observer = &hooks.Observer{Denied: func(e hooks.Denied) { denied = append(denied, e.Err) }}
 		c.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{"x": hooks.EnhancedAuthenticatorFunc(
 			func(_ context.Context, r *hooks.ConnectRequest) (hooks.Exchange, error) {
 				return doneAtOnce{}, deny("auth")

@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/internal/journal"
 	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/dunlin-mqtt/dunlin/store"
@@ -241,7 +242,7 @@ func (r *records) follow(t *turn, q *sequel, err error) {
 // Failed tells the Observer that the store has failed.
 func (r *records) Failed(err error) {
 	if f := r.b.obs.StoreFailed; f != nil {
-		f(err)
+		f(hooks.StoreFailed{Err: err})
 	}
 }
 
@@ -250,7 +251,7 @@ func (r *records) Recovered() {
 	r.run(r.b.resumeWalks)
 	r.payAll()
 	if f := r.b.obs.StoreRecovered; f != nil {
-		f()
+		f(hooks.StoreRecovered{})
 	}
 }
 

@@ -604,6 +604,10 @@ func (b *Broker) endSession(t *turn, s *session, why *packets.Error) {
 		c.stop(why)
 	}
 	num, local := s.num, s.local
+	var client *hooks.Client
+	if b.obs.SessionEnded != nil {
+		client = s.observed()
+	}
 	b.due.Cancel(s.due)
 	s.mu.Unlock()
 	if num != 0 {
@@ -623,7 +627,7 @@ func (b *Broker) endSession(t *turn, s *session, why *packets.Error) {
 		b.passAllOn(t, s, shared, hooks.DropSessionEnded)
 	}
 	if f := b.obs.SessionEnded; f != nil {
-		f(s.id)
+		f(hooks.SessionEnded{Client: client})
 	}
 	if local != nil && local.Err() == nil { // one that came at the last moment
 		local.end(ErrSubscriptionClosed, sessionEnds)

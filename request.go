@@ -287,7 +287,7 @@ func (b *Broker) responseTopic(m *Incoming) (string, error) {
 	}
 	if b.authorizer != nil {
 		r := hooks.AccessRequest{Client: client, Action: hooks.Subscribe, Topic: topic, QoS: m.QoS}
-		if err := b.authorizeSafely(b.ctx, &r); err != nil {
+		if err := b.authorizeSafely(b.ctx, &r, mount); err != nil {
 			return "", err
 		}
 	}

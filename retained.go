@@ -87,8 +87,11 @@ func (b *Broker) expireRetained(now time.Time) {
 	for {
 		expired := b.retained.Expired(now, 64)
 		for _, m := range expired {
-			if b.removeExpired(m) && b.obs.Dropped != nil {
-				b.obs.Dropped("", &m.Message, hooks.DropExpired)
+			if f := b.obs.Dropped; b.removeExpired(m) && f != nil {
+				f(hooks.Dropped{
+					Client: program, Topic: m.Topic, MountedTopic: m.Topic, Message: &m.Message,
+					Reason: hooks.DropExpired,
+				})
 			}
 		}
 		if len(expired) == 0 {

@@ -124,7 +124,7 @@ func TestACleanStartAtMaxSessionsKeepsItsPlace(t *testing.T) {
 	between := func() {}
 	withRules(t, everything, func(c *Config) {
 		c.MaxSessions = 1
-		c.Observer = &hooks.Observer{SessionEnded: func(string) { between() }}
+		c.Observer = &hooks.Observer{SessionEnded: func(hooks.SessionEnded) { between() }}
 	}, func(r *guardRig) {
 		a := r.connect(as("a", "u"))
 		between = func() {

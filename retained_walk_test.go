@@ -250,8 +250,8 @@ func TestWhatIsToBeSentToAbsentClientsIsShed(t *testing.T) {
 	withRules(t, everything, func(c *Config) {
 		oneForAll(c)
 		c.MaxMemory = 1 << 20
-		c.Observer = &hooks.Observer{Dropped: func(id string, m *packets.Message, why hooks.DropReason) {
-			if id == "c" && m == nil && why == hooks.DropMemory {
+		c.Observer = &hooks.Observer{Dropped: func(e hooks.Dropped) {
+			if e.Client.ID == "c" && e.Message == nil && e.Reason == hooks.DropMemory {
 				lost.Add(1)
 			}
 		}}

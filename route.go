@@ -81,8 +81,9 @@ type outgoing struct {
 	from    string
 	expires int64
 	msg     *message
-	receipt *receipt // nil for most
-	untold  bool     // nobody can be told that it is not retained: then it is delivered all the same
+	lent    packets.Message // see lend
+	receipt *receipt        // nil for most
+	untold  bool            // nobody can be told that it is not retained: then it is delivered all the same
 	// Why it was delivered and not retained; nil: it was, or need not be. Of the last retained one.
 	unretained error
 	trying     bool     // another member of the group may take it: who does not has lost nothing
@@ -134,6 +135,23 @@ func (o *outgoing) message() *message {
 		}
 	}
 	return o.msg
+}
+
+// lend fills in what observed returns while there is no shared form. It points to what was read.
+func (o *outgoing) lend(topic string) {
+	p := o.pub
+	o.lent = packets.Message{
+		Topic: topic, Payload: p.Payload, Properties: p.Properties, QoS: p.QoS, Retain: p.Retain,
+	}
+}
+
+// observed returns what the Observer gets to see of the message, until the end of its call: the
+// shared form, or what lend made.
+func (o *outgoing) observed() *packets.Message {
+	if o.msg != nil {
+		return &o.msg.Message
+	}
+	return &o.lent
 }
 
 // frame returns the frame for receivers of a version, with or without Packet Identifier.
@@ -208,6 +226,7 @@ func (to *target) share() *extra {
 // A route is who gets the messages of one topic, valid as long as the part of the tree that it came from has not changed.
 type route struct {
 	topic   []byte
+	text    string // topic, or an earlier one, see name
 	watch   subs.Watch
 	version uint64 // of watch
 	valid   bool
@@ -290,6 +309,15 @@ func (r *route) fill(t *turn, topic []byte, from origin) {
 			return
 		}
 	}
+}
+
+// name returns the topic as a string, which is made once.
+func (r *route) name(b *Broker) string {
+	if r.text != string(r.topic) {
+		r.text = string(r.topic)
+		r.filled(b)
+	}
+	return r.text
 }
 
 // numberedLocked returns the session with that number, nil if there is none. b.numbers is held.
@@ -549,7 +577,7 @@ func (c *conn) send(t *turn, o *outgoing, to *target, qos packets.QoS, retain bo
 		t.sent++
 		t.sentPayload += uint64(len(o.pub.Payload))
 		if c.b.obs.Delivered != nil {
-			c.b.obs.Delivered(s.id, &o.message().Message)
+			s.delivered(o.observed(), w)
 		}
 	} else {
 		c.appendMessage(o.message(), w, t.now)
@@ -595,7 +623,7 @@ func (c *conn) appendMessage(m *message, w wire, now time.Time) bool {
 	c.b.stats.sent.Add(1)
 	c.b.stats.sentPayload.Add(uint64(len(m.Payload)))
 	if c.b.obs.Delivered != nil {
-		c.b.obs.Delivered(c.sess.id, &m.Message)
+		c.sess.delivered(&m.Message, w)
 	}
 	return true
 }

@@ -294,7 +294,7 @@ func (rs *routes) count(b *Broker, n int32) {
 
 // bytes is what r takes, the extras of its targets included.
 func (r *route) bytes() int32 {
-	n := routeCost + cap(r.topic) + cap(r.targets)*targetCost
+	n := routeCost + cap(r.topic) + len(r.text) + cap(r.targets)*targetCost
 	n += cap(r.ids)*2*idBytes + min(cap(r.targets), cap(r.ids))*extraCost
 	for i := range r.shared {
 		n += targetCost + cap(r.shared[i].members)*(targetCost+extraCost+2*idBytes)

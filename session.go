@@ -2,6 +2,7 @@ package dunlin
 
 import (
 	"encoding/binary"
+	"strings"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
@@ -194,28 +195,37 @@ func (s *session) enqueue(t *turn, d delivery) bool {
 	return true
 }
 
-// dropped, with s.mu held if s is in-process, counts and reports a message that did not reach the
-// client.
-func (s *session) dropped(m *message, why hooks.DropReason) {
+// dropped, with s.mu held, counts and reports a message that did not reach the client. m is nil if
+// it is not there any more.
+func (s *session) dropped(m *packets.Message, why hooks.DropReason) {
 	s.b.stats.dropped.Add(1)
 	if s.local != nil && why != hooks.DropSessionEnded {
 		s.local.lost()
 	}
-	if s.b.obs.Dropped != nil {
-		var pm *packets.Message
+	if f := s.b.obs.Dropped; f != nil {
+		e := hooks.Dropped{Client: s.observed(), Message: m, Reason: why}
 		if m != nil {
-			pm = &m.Message
+			e.Topic, e.MountedTopic = strings.TrimPrefix(m.Topic, s.mount), m.Topic
 		}
-		s.b.obs.Dropped(s.id, pm, why)
+		f(e)
 	}
 }
 
 // discardLocked is the end of a delivery that does not reach the client. The caller has taken it out
 // of the queue, or takes it out of what is in flight. s.mu is held.
 func (s *session) discardLocked(d *delivery, why hooks.DropReason) {
-	s.dropped(d.msg, why)
+	s.dropped(&d.msg.Message, why)
 	d.settleLost()
 	s.gone(d)
+}
+
+// delivered, with s.mu held, tells the Observer, which has a function for that, of a message in the
+// output buffer.
+func (s *session) delivered(m *packets.Message, w wire) {
+	s.b.obs.Delivered(hooks.Delivered{
+		Client: s.observed(), Topic: m.Topic[len(s.mount):], MountedTopic: m.Topic, Message: m,
+		QoS: w.qos, PacketID: w.id,
+	})
 }
 
 // pending says whether something waits for pump. s.mu is held.
@@ -228,7 +238,7 @@ func (s *session) missed(o *outgoing, why hooks.DropReason) {
 	if o.trying {
 		return
 	}
-	s.dropped(o.msg, why)
+	s.dropped(o.observed(), why)
 	if o.receipt != nil {
 		o.receipt.enter()
 		o.receipt.leave(0, 1)
@@ -360,8 +370,8 @@ func (s *session) acked(t *turn, c *conn, a *packets.Ack) error {
 		}
 		if a.Code.Failed() {
 			s.dropped(nil, hooks.DropRefused)
-		} else if s.b.obs.Acknowledged != nil {
-			s.b.obs.Acknowledged(s.id, a.PacketID)
+		} else if f := s.b.obs.Acknowledged; f != nil {
+			f(hooks.Acknowledged{Client: s.observed(), PacketID: a.PacketID})
 		}
 	}
 	return nil
@@ -461,7 +471,7 @@ func (s *session) end() (w *will, shared []delivery) {
 		}
 		d.settleLost()
 		if d.msg != nil {
-			s.dropped(d.msg, hooks.DropSessionEnded)
+			s.dropped(&d.msg.Message, hooks.DropSessionEnded)
 		}
 	}
 	for i := int(s.out.head); i < len(s.out.flight); i++ {

@@ -59,7 +59,7 @@ func TestTheBytesOfALargePacketCountOnASlowLink(t *testing.T) {
 			var ended chan packets.ReasonCode
 			withRules(t, everything, func(c *Config) {
 				c.SlowLinkRate, ended = tt.rate, make(chan packets.ReasonCode, 1)
-				c.Observer = &hooks.Observer{Disconnected: func(_ *hooks.Client, code packets.ReasonCode, _ error) { ended <- code }}
+				c.Observer = &hooks.Observer{Disconnected: func(e hooks.Disconnected) { ended <- e.Code }}
 			}, func(r *guardRig) {
 				p := as("c", "u")
 				p.KeepAlive = 2

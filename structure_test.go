@@ -31,7 +31,7 @@ var allowedImports = []struct {
 	{"listeners", []string{"listeners"}}, // what they share below listeners/internal
 	{"hooks", []string{"packets", "hooks"}},
 	{"store", []string{"packets", "store", "internal"}},
-	{"internal", []string{"packets", "store", "internal"}},
+	{"internal", []string{"packets", "hooks", "store", "internal"}},
 	{"examples", []string{"", "packets", "hooks", "store", "listeners", "mqtttest", "examples"}},
 	{"mqtttest", []string{"", "packets", "hooks", "store", "listeners", "internal", "mqtttest"}},
 	{"", []string{"packets", "hooks", "store", "internal"}}, // the root: not listeners, not mqtttest

@@ -132,7 +132,7 @@ func (c *conn) subscribe(sub *packets.Subscription, id uint32) (g grant, err err
 	epoch := c.b.rules.epoch.Load()
 	if c.b.authorizer != nil {
 		r := hooks.AccessRequest{Client: c.client, Action: hooks.Subscribe, Topic: filter, Group: group, QoS: sub.QoS}
-		if err := c.b.authorize(c.context(), &r); err != nil {
+		if err := c.b.authorize(c.context(), &r, c.few().mount); err != nil {
 			return g, err
 		}
 	}
@@ -154,7 +154,10 @@ func (c *conn) subscribe(sub *packets.Subscription, id uint32) (g grant, err err
 		}
 	}
 	if f := c.b.obs.Subscribed; f != nil {
-		f(c.client, sub.Filter, opts.QoS)
+		f(hooks.Subscribed{
+			Client: c.client, Filter: sub.Filter, MountedFilter: packets.JoinShared(group, filter),
+			QoS: opts.QoS,
+		})
 	}
 	return g, nil
 }
@@ -351,7 +354,8 @@ func (c *conn) onUnsubscribe(t *turn, p *packets.Unsubscribe) error {
 			ack.Codes[i] = packets.NoSubscriptionExisted
 		default:
 			if fn := c.b.obs.Unsubscribed; fn != nil {
-				fn(c.client, f)
+				mounted := packets.JoinShared(group, c.few().mount+filter)
+				fn(hooks.Unsubscribed{Client: c.client, Filter: f, MountedFilter: mounted})
 			}
 		}
 	}

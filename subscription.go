@@ -401,7 +401,7 @@ func (sub *Subscription) Add(filter string, o *SubscribeOptions) error {
 	}
 	s.mu.Unlock()
 	if f := s.b.obs.Subscribed; f != nil {
-		f(sub.client, filter, o.QoS)
+		f(hooks.Subscribed{Client: sub.client, Filter: filter, MountedFilter: filter, QoS: o.QoS})
 	}
 	return nil
 }
@@ -416,7 +416,7 @@ func (sub *Subscription) Remove(filter string) (found bool, err error) {
 	}
 	if found = sub.s.unsubscribe(group, inner); found {
 		if f := sub.s.b.obs.Unsubscribed; f != nil {
-			f(sub.client, filter)
+			f(hooks.Unsubscribed{Client: sub.client, Filter: filter, MountedFilter: filter})
 		}
 	}
 	return found, sub.durable()

@@ -153,8 +153,10 @@ func TestNoTransportTakesMemoryForBytesThatDidNotCome(t *testing.T) {
 			ended := make(chan error, 2)
 			b := newTestBroker(t, func(c *Config) {
 				c.MaxPacketSize = -1
-				told := func(_ *hooks.Client, _ packets.ReasonCode, err error) { ended <- err }
-				c.Observer = &hooks.Observer{Refused: told, Disconnected: told}
+				c.Observer = &hooks.Observer{
+					Refused:      func(e hooks.Refused) { ended <- e.Err },
+					Disconnected: func(e hooks.Disconnected) { ended <- e.Err },
+				}
 			})
 			defer b.Close()
 			dial := tr.open(t, b)
@@ -209,7 +211,7 @@ func TestShutdownPublishesWillsToTheProgram(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		reached := -1
 		b := newTestBroker(t, func(c *Config) {
-			c.Observer = &hooks.Observer{Published: func(_ *hooks.Client, m *Message, sessions int) { reached = sessions }}
+			c.Observer = &hooks.Observer{Published: func(e hooks.Published) { reached = e.Matched }}
 		})
 		l, done := serveMemory(t, b)
 		_, err := b.Subscribe(context.Background(), "will/#", nil)

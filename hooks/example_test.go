@@ -166,14 +166,14 @@ func ExampleInterceptor() {
 func ExampleJoin() {
 	count := map[string]int{} // of a program with one connection, or else under a lock
 	counter := &hooks.Observer{
-		Connected: func(*hooks.Client, bool) { count["connected"]++ },
-		Dropped:   func(string, *packets.Message, hooks.DropReason) { count["dropped"]++ },
+		Connected: func(hooks.Connected) { count["connected"]++ },
+		Dropped:   func(hooks.Dropped) { count["dropped"]++ },
 	}
-	logger := &hooks.Observer{Denied: func(c *hooks.Client, a hooks.Action, topic string, err error) {
-		slog.Info("denied", "client", c.ID, "action", a, "topic", topic, "err", err)
+	logger := &hooks.Observer{Denied: func(e hooks.Denied) {
+		slog.Info("denied", "client", e.Client.ID, "action", e.Action, "topic", e.Topic, "err", e.Err)
 	}}
 	config := dunlin.Config{Authenticator: hooks.AllowAll, Observer: hooks.Join(counter, logger)}
-	config.Observer.Connected(new(hooks.Client), false)
+	config.Observer.Connected(hooks.Connected{Client: new(hooks.Client)})
 	fmt.Println(count)
 	// Output: map[connected:1]
 }
@@ -281,8 +281,10 @@ func Example_audit() {
 			return a
 		}}), 0)
 	o := trail.Observer() // for Config.Observer
-	o.Refused(&hooks.Client{ID: "c1", HasUsername: true, Username: "jane"},
-		packets.BadUserNameOrPassword, nil)
+	o.Refused(hooks.Refused{
+		Client: &hooks.Client{ID: "c1", HasUsername: true, Username: "jane"},
+		Code:   packets.BadUserNameOrPassword,
+	})
 	if err := trail.Close(context.Background()); err != nil {
 		log.Fatal(err)
 	}

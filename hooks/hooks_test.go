@@ -121,7 +121,7 @@ func TestJoin(t *testing.T) {
 	t.Run("an event that nobody wants stays nil", func(t *testing.T) {
 		require.Zero(t, countSet(hooks.Join()))
 		require.Zero(t, countSet(hooks.Join(nil, new(hooks.Observer))))
-		require.Equal(t, 1, countSet(hooks.Join(&hooks.Observer{SessionEnded: func(string) {}},
+		require.Equal(t, 1, countSet(hooks.Join(&hooks.Observer{SessionEnded: func(hooks.SessionEnded) {}},
 			new(hooks.Observer))))
 	})
 }

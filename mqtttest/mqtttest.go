@@ -47,7 +47,6 @@ import (
 	"github.com/dunlin-mqtt/dunlin"
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/listeners"
-	"github.com/dunlin-mqtt/dunlin/packets"
 	"github.com/dunlin-mqtt/dunlin/store"
 	"github.com/dunlin-mqtt/dunlin/store/memory"
 )
@@ -455,30 +454,29 @@ func (b *Broker) observer() *hooks.Observer {
 		b.notify()
 	}
 	return &hooks.Observer{
-		Connected:    func(c *hooks.Client, _ bool) { present(c.ID, 1) },
-		Disconnected: func(c *hooks.Client, _ packets.ReasonCode, _ error) { present(c.ID, -1) },
-		Subscribed: func(c *hooks.Client, filter string, _ packets.QoS) {
+		Connected:    func(e hooks.Connected) { present(e.Client.ID, 1) },
+		Disconnected: func(e hooks.Disconnected) { present(e.Client.ID, -1) },
+		Subscribed: func(e hooks.Subscribed) {
 			b.program(func() {
-				if of := b.programs[c.ID]; of != nil {
-					of[filter] = true
-				} else if strings.HasPrefix(c.ID, ownSession) {
-					b.programs[c.ID] = map[string]bool{filter: true}
+				if of := b.programs[e.Client.ID]; of != nil {
+					of[e.Filter] = true
+				} else if strings.HasPrefix(e.Client.ID, ownSession) {
+					b.programs[e.Client.ID] = map[string]bool{e.Filter: true}
 				}
 			})
 		},
-		Unsubscribed: func(c *hooks.Client, filter string) {
-			b.program(func() { delete(b.programs[c.ID], filter) })
+		Unsubscribed: func(e hooks.Unsubscribed) {
+			b.program(func() { delete(b.programs[e.Client.ID], e.Filter) })
 		},
-		SessionEnded: func(id string) { b.program(func() { delete(b.programs, id) }) },
-		Published:    func(_ *hooks.Client, m *packets.Message, _ int) { b.record(m) },
-		Panicked: func(c *hooks.Client, v any) {
+		SessionEnded: func(e hooks.SessionEnded) {
+			b.program(func() { delete(b.programs, e.Client.ID) })
+		},
+		Published: func(e hooks.Published) { b.record(e.Message.Clone()) },
+		Panicked: func(e hooks.Panicked) {
 			b.mu.Lock()
 			defer b.mu.Unlock()
-			id := ""
-			if c != nil {
-				id = c.ID
-			}
-			b.failures = append(b.failures, fmt.Sprintf("panic while serving client %q: %v", id, v))
+			b.failures = append(b.failures,
+				fmt.Sprintf("panic while serving client %q: %v", e.Client.ID, e.Value))
 		},
 	}
 }

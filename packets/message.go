@@ -1,6 +1,7 @@
 package packets
 
 import (
+	"bytes"
 	"math"
 	"slices"
 	"time"
@@ -18,6 +19,17 @@ type Message struct {
 	Properties Properties
 	QoS        QoS  // as published
 	Retain     bool // as published
+}
+
+// Clone returns a copy of m with a Payload and Properties of its own. A function that gets a Message
+// for the time of a call keeps a Clone. The Clone of nil is nil.
+func (m *Message) Clone() *Message {
+	if m == nil {
+		return nil
+	}
+	c := *m
+	c.Payload, c.Properties = bytes.Clone(m.Payload), bytes.Clone(m.Properties)
+	return &c
 }
 
 // ContentType returns the Content Type (3.3.2.3.9), or "" if there is none.

@@ -280,3 +280,18 @@ func TestAMessageWithAValueThatIsTooLong(t *testing.T) {
 		})
 	}
 }
+
+func TestACloneSharesNothingThatChanges(t *testing.T) {
+	m := &Message{Topic: "a", Payload: []byte("x"), QoS: QoS1, Retain: true,
+		Properties: Properties(nil).AppendText(ContentType, "y")}
+	c := m.Clone()
+	require.Equal(t, m, c)
+	clear(m.Payload)
+	clear(m.Properties)
+	m.Topic = "b"
+	require.Equal(t, "a", c.Topic)
+	require.Equal(t, "x", string(c.Payload))
+	require.Equal(t, "y", c.ContentType())
+	require.Equal(t, new(Message), new(Message).Clone())
+	require.Nil(t, (*Message)(nil).Clone())
+}

@@ -18,7 +18,6 @@ import (
 
 	"github.com/dunlin-mqtt/dunlin"
 	"github.com/dunlin-mqtt/dunlin/hooks"
-	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
 func main() {
@@ -39,25 +38,18 @@ type metrics struct {
 // more than that.
 func (m *metrics) observer() *hooks.Observer {
 	return &hooks.Observer{
-		Connected: func(c *hooks.Client, _ bool) { m.connected.Add(c.Version.String(), 1) },
-		Refused: func(_ *hooks.Client, code packets.ReasonCode, _ error) {
-			m.refused.Add(code.String(), 1)
-		},
-		Disconnected: func(_ *hooks.Client, code packets.ReasonCode, _ error) {
-			m.disconnected.Add(code.String(), 1)
-		},
-		Denied: func(_ *hooks.Client, a hooks.Action, _ string, _ error) {
-			m.denied.Add(a.String(), 1)
-		},
-		Published: func(_ *hooks.Client, msg *packets.Message, matched int) {
-			m.published.Add(fmt.Sprint(msg.QoS), 1)
-			if matched == 0 {
-				m.unheard.Add(fmt.Sprint(msg.QoS), 1)
+		Connected:    func(e hooks.Connected) { m.connected.Add(e.Client.Version.String(), 1) },
+		Refused:      func(e hooks.Refused) { m.refused.Add(e.Code.String(), 1) },
+		Disconnected: func(e hooks.Disconnected) { m.disconnected.Add(e.Code.String(), 1) },
+		Denied:       func(e hooks.Denied) { m.denied.Add(e.Action.String(), 1) },
+		Published: func(e hooks.Published) {
+			qos := fmt.Sprint(e.Message.QoS)
+			m.published.Add(qos, 1)
+			if e.Matched == 0 {
+				m.unheard.Add(qos, 1)
 			}
 		},
-		Dropped: func(_ string, _ *packets.Message, why hooks.DropReason) {
-			m.dropped.Add(why.String(), 1)
-		},
+		Dropped: func(e hooks.Dropped) { m.dropped.Add(e.Reason.String(), 1) },
 	}
 }
 

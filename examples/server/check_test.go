@@ -105,7 +105,7 @@ func TestEachPacketIsALine(t *testing.T) {
 		` as c (p5, c1, k0, u'jane')"`, `msg="Sending CONNACK to c (0, 0)"`,
 		`msg="Received SUBSCRIBE from c (a/#, granted QoS 0)"`,
 		`msg="Received PUBLISH from c (q1, r0, 'a/b', ... (5 bytes)), 1 subscribers"`,
-		`msg="Sending PUBLISH to c ('a/b', ... (5 bytes))"`,
+		`msg="Sending PUBLISH to c (q0, m0, 'a/b', ... (5 bytes))"`,
 		`msg="Received DISCONNECT from c"`, `level=INFO msg="client disconnected" client=c`,
 	} {
 		eventually(t, want, func() bool { return containsAll(printed.String(), want) })

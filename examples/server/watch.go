@@ -83,58 +83,60 @@ func (w *watcher) packet(format string, of ...any) {
 // for each.
 func (w *watcher) observer() *hooks.Observer {
 	o := &hooks.Observer{
-		Connected: func(c *hooks.Client, present bool) {
+		Connected: func(e hooks.Connected) {
+			c := e.Client
 			w.packet("Received CONNECT from %v as %s (p%d, c%d, k%d%s)", c.RemoteAddr, c.ID, c.Version,
 				digit(c.CleanStart), c.KeepAlive, user(c))
-			w.packet("Sending CONNACK to %s (%d, 0)", c.ID, digit(present))
+			w.packet("Sending CONNACK to %s (%d, 0)", c.ID, digit(e.SessionPresent))
 			w.client(&w.come, "client connected", c)
 		},
-		Refused: func(c *hooks.Client, code packets.ReasonCode, err error) {
+		Refused: func(e hooks.Refused) {
 			what := "client refused"
-			if c.Version == 0 { // there was no CONNECT
+			if e.Client.Version == 0 { // there was no CONNECT
 				what = "connection refused"
 			}
-			w.client(&w.refused, what, c, "code", code, "err", err)
+			w.client(&w.refused, what, e.Client, "code", e.Code, "err", e.Err)
 		},
-		Disconnected: func(c *hooks.Client, code packets.ReasonCode, err error) {
+		Disconnected: func(e hooks.Disconnected) {
 			switch {
-			case err == nil:
-				w.packet("Received DISCONNECT from %s", c.ID)
-				w.client(&w.come, "client disconnected", c)
-			case code == packets.UnspecifiedError: // which says less than err
-				w.client(&w.come, "client gone", c, "err", err)
+			case e.Err == nil:
+				w.packet("Received DISCONNECT from %s", e.Client.ID)
+				w.client(&w.come, "client disconnected", e.Client)
+			case e.Code == packets.UnspecifiedError: // which says less than Err
+				w.client(&w.come, "client gone", e.Client, "err", e.Err)
 			default:
-				w.client(&w.come, "client gone", c, "code", code, "err", err)
+				w.client(&w.come, "client gone", e.Client, "code", e.Code, "err", e.Err)
 			}
 		},
 	}
 	if !w.packets.Load() {
 		return o
 	}
-	o.Subscribed = func(c *hooks.Client, filter string, qos packets.QoS) {
-		w.packet("Received SUBSCRIBE from %s (%s, granted QoS %d)", c.ID, filter, qos)
+	o.Subscribed = func(e hooks.Subscribed) {
+		w.packet("Received SUBSCRIBE from %s (%s, granted QoS %d)", e.Client.ID, e.Filter, e.QoS)
 	}
-	o.Unsubscribed = func(c *hooks.Client, filter string) {
-		w.packet("Received UNSUBSCRIBE from %s (%s)", c.ID, filter)
+	o.Unsubscribed = func(e hooks.Unsubscribed) {
+		w.packet("Received UNSUBSCRIBE from %s (%s)", e.Client.ID, e.Filter)
 	}
-	o.Denied = func(c *hooks.Client, action hooks.Action, topic string, err error) {
-		w.packet("Denied %v to %s (%s): %v", action, c.ID, topic, err)
+	o.Denied = func(e hooks.Denied) {
+		w.packet("Denied %v to %s (%s): %v", e.Action, e.Client.ID, e.Topic, e.Err)
 	}
-	o.Published = func(c *hooks.Client, m *packets.Message, matched int) {
-		if c.RemoteAddr != nil { // $SYS is not what anybody wants to read here
-			w.packet("Received PUBLISH from %s (q%d, r%d, '%s', ... (%d bytes)), %d subscribers", c.ID,
-				m.QoS, digit(m.Retain), m.Topic, len(m.Payload), matched)
+	o.Published = func(e hooks.Published) {
+		if m := e.Message; e.Client.RemoteAddr != nil { // $SYS is not what anybody wants to read here
+			w.packet("Received PUBLISH from %s (q%d, r%d, '%s', ... (%d bytes)), %d subscribers",
+				e.Client.ID, m.QoS, digit(m.Retain), e.Topic, len(m.Payload), e.Matched)
 		}
 	}
-	o.Delivered = func(id string, m *packets.Message) {
-		w.packet("Sending PUBLISH to %s ('%s', ... (%d bytes))", id, m.Topic, len(m.Payload))
+	o.Delivered = func(e hooks.Delivered) {
+		w.packet("Sending PUBLISH to %s (q%d, m%d, '%s', ... (%d bytes))", e.Client.ID, e.QoS,
+			e.PacketID, e.Topic, len(e.Message.Payload))
 	}
-	o.Acknowledged = func(id string, packet uint16) {
-		w.packet("Received PUBACK or PUBCOMP from %s (m%d)", id, packet)
+	o.Acknowledged = func(e hooks.Acknowledged) {
+		w.packet("Received PUBACK or PUBCOMP from %s (m%d)", e.Client.ID, e.PacketID)
 	}
-	o.Dropped = func(id string, m *packets.Message, why hooks.DropReason) {
-		if m != nil {
-			w.packet("Dropped PUBLISH to %s ('%s'): %v", id, m.Topic, why)
+	o.Dropped = func(e hooks.Dropped) {
+		if e.Message != nil {
+			w.packet("Dropped PUBLISH to %s ('%s'): %v", e.Client.ID, e.Topic, e.Reason)
 		}
 	}
 	return o

@@ -147,38 +147,43 @@ func (t *Trail) Reload(what string, err error) {
 // Observer returns an Observer that records the broker's events in t.
 func (t *Trail) Observer() *hooks.Observer {
 	return &hooks.Observer{
-		Connected: func(c *hooks.Client, present bool) {
-			t.write(c, slog.LevelInfo, "connect accepted", slog.String("version", c.Version.String()),
-				slog.Bool("session_present", present))
+		Connected: func(e hooks.Connected) {
+			t.write(e.Client, slog.LevelInfo, "connect accepted",
+				slog.String("version", e.Client.Version.String()),
+				slog.Bool("session_present", e.SessionPresent))
 		},
-		Refused:      t.ended(slog.LevelWarn, "connect refused"),
-		Disconnected: t.ended(slog.LevelInfo, "disconnected"),
-		Denied: func(c *hooks.Client, action hooks.Action, topic string, err error) {
-			t.write(c, slog.LevelWarn, "access denied", slog.String("action", action.String()),
-				text("topic", topic), failure(err))
+		Refused: func(e hooks.Refused) {
+			t.ended(e.Client, slog.LevelWarn, "connect refused", e.Code, e.Err)
 		},
-		Revoked: func(c *hooks.Client, filter string, err error) {
-			t.write(c, slog.LevelWarn, "access revoked", text("topic", filter), failure(err))
+		Disconnected: func(e hooks.Disconnected) {
+			t.ended(e.Client, slog.LevelInfo, "disconnected", e.Code, e.Err)
 		},
-		Banned: func(kind, value, why string, until time.Time) {
-			attrs := []slog.Attr{slog.String("kind", kind), text("value", value), text("why", why)}
-			if !until.IsZero() {
-				attrs = append(attrs, slog.Time("until", until))
+		Denied: func(e hooks.Denied) {
+			t.write(e.Client, slog.LevelWarn, "access denied",
+				slog.String("action", e.Action.String()), text("topic", e.Topic), failure(e.Err))
+		},
+		Revoked: func(e hooks.Revoked) {
+			t.write(e.Client, slog.LevelWarn, "access revoked", text("topic", e.Filter),
+				failure(e.Err))
+		},
+		Banned: func(e hooks.Banned) {
+			attrs := []slog.Attr{slog.String("kind", e.Kind.String()), text("value", e.Value),
+				text("why", e.Reason)}
+			if !e.Until.IsZero() {
+				attrs = append(attrs, slog.Time("until", e.Until))
 			}
 			t.write(nil, slog.LevelWarn, "banned", attrs...)
 		},
-		Panicked: func(c *hooks.Client, value any) {
-			t.write(c, slog.LevelError, "panic", text("err", fmt.Sprint(value)))
+		Panicked: func(e hooks.Panicked) {
+			t.write(e.Client, slog.LevelError, "panic", text("err", fmt.Sprint(e.Value)))
 		},
 	}
 }
 
-func (t *Trail) ended(level slog.Level,
-	message string) func(*hooks.Client, packets.ReasonCode, error) {
-	return func(c *hooks.Client, code packets.ReasonCode, err error) {
-		t.write(c, level, message, slog.Int("code", int(code)), slog.String("reason", code.String()),
-			failure(err))
-	}
+func (t *Trail) ended(c *hooks.Client, level slog.Level, message string, code packets.ReasonCode,
+	err error) {
+	t.write(c, level, message, slog.Int("code", int(code)), slog.String("reason", code.String()),
+		failure(err))
 }
 
 // of returns the attributes of a client, which may be nil.

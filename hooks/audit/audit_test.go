@@ -45,6 +45,12 @@ func records(t *testing.T, b *bytes.Buffer) (of []map[string]any) {
 	return of
 }
 
+// denied is the event that jane may not publish to a topic.
+func denied(topic string, err error) hooks.Denied {
+	return hooks.Denied{Client: jane(), Action: hooks.Publish, Topic: topic, MountedTopic: topic,
+		Err: err}
+}
+
 func TestRecords(t *testing.T) {
 	var b bytes.Buffer
 	trail := audit.New(slog.NewJSONHandler(&b, nil), 0)
@@ -55,23 +61,27 @@ func TestRecords(t *testing.T) {
 			VerifiedChains: [][]*x509.Certificate{{leaf}}}}
 	until := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
-	o.Connected(jane(), true)
-	o.Connected(secured, false)
-	o.Refused(&hooks.Client{ID: "c\n2"}, packets.BadUserNameOrPassword, errors.New("no such \"user\""))
-	o.Disconnected(jane(), packets.NormalDisconnection, nil)
-	o.Denied(jane(), hooks.Publish, "a/b", errors.New("acl:3: deny a/b"))
-	o.Denied(nil, hooks.Publish, "$SYS/x", nil)
-	o.Revoked(jane(), "a/#", errors.New("no rule"))
-	o.Banned("client", "c1", "flapping", until)
-	o.Banned("address", "192.0.2.7", "by hand", time.Time{})
-	o.Panicked(jane(), "oh")
+	o.Connected(hooks.Connected{Client: jane(), SessionPresent: true})
+	o.Connected(hooks.Connected{Client: secured})
+	o.Refused(hooks.Refused{Client: &hooks.Client{ID: "c\n2"}, Code: packets.BadUserNameOrPassword,
+		Err: errors.New("no such \"user\"")})
+	o.Disconnected(hooks.Disconnected{Client: jane(), Code: packets.NormalDisconnection})
+	o.Denied(denied("a/b", errors.New("acl:3: deny a/b")))
+	o.Denied(denied("$SYS/x", nil))
+	o.Revoked(hooks.Revoked{Client: jane(), Filter: "a/#", MountedFilter: "a/#",
+		Err: errors.New("no rule")})
+	o.Banned(hooks.Banned{Ban: hooks.Ban{Kind: hooks.BanClient, Value: "c1", Reason: "flapping",
+		Until: until}})
+	o.Banned(hooks.Banned{Ban: hooks.Ban{Kind: hooks.BanAddress, Value: "192.0.2.7",
+		Reason: "by hand"}})
+	o.Panicked(hooks.Panicked{Client: jane(), Value: "oh"})
 	trail.Reload("acl file", nil)
 	trail.Reload("acl file", errors.New("acl:1: nonsense"))
-	o.Refused(&hooks.Client{ID: strings.Repeat("ä", 300), HasUsername: true,
-		Username: "eyJh.eyJz.c2ln"}, packets.NotAuthorized, nil)
+	o.Refused(hooks.Refused{Client: &hooks.Client{ID: strings.Repeat("ä", 300), HasUsername: true,
+		Username: "eyJh.eyJz.c2ln"}, Code: packets.NotAuthorized})
 	require.NoError(t, trail.Close(t.Context()))
 	require.NoError(t, trail.Close(t.Context()), "twice does no harm")
-	o.Connected(jane(), true)
+	o.Connected(hooks.Connected{Client: jane()})
 
 	var want []map[string]any
 	client := `"client_id":"c1","user":"jane","remote":"192.0.2.7:4711","local":"198.51.100.1:8883"`
@@ -81,7 +91,7 @@ func TestRecords(t *testing.T) {
 		{"level":"WARN","msg":"connect refused","client_id":"c\n2","code":134,"reason":"Bad User Name or Password","err":"no such \"user\""},
 		{"level":"INFO","msg":"disconnected",`+client+`,"code":0,"reason":"`+packets.NormalDisconnection.String()+`"},
 		{"level":"WARN","msg":"access denied",`+client+`,"action":"publish","topic":"a/b","err":"acl:3: deny a/b"},
-		{"level":"WARN","msg":"access denied","action":"publish","topic":"$SYS/x"},
+		{"level":"WARN","msg":"access denied",`+client+`,"action":"publish","topic":"$SYS/x"},
 		{"level":"WARN","msg":"access revoked",`+client+`,"topic":"a/#","err":"no rule"},
 		{"level":"WARN","msg":"banned","kind":"client","value":"c1","why":"flapping","until":"2026-01-02T03:04:05Z"},
 		{"level":"WARN","msg":"banned","kind":"address","value":"192.0.2.7","why":"by hand"},
@@ -111,14 +121,14 @@ func TestSlowHandler(t *testing.T) {
 		trail := audit.New(slow{slog.NewJSONHandler(&b, nil), time.Second}, 10)
 		o := trail.Observer()
 		began := time.Now()
-		o.Connected(jane(), false)
+		o.Connected(hooks.Connected{Client: jane()})
 		synctest.Wait() // this one is being written
 		for range 100 {
-			o.Denied(jane(), hooks.Publish, "a", nil)
+			o.Denied(denied("a", nil))
 		}
 		other := jane()
 		other.RemoteAddr = &net.TCPAddr{IP: net.IPv4(192, 0, 2, 8), Port: 4711}
-		o.Connected(other, false)
+		o.Connected(hooks.Connected{Client: other})
 		trail.Reload("acl file", nil)
 		require.Zero(t, time.Since(began))
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
@@ -154,7 +164,7 @@ func TestRecordsThatCannotBeWrittenAreCounted(t *testing.T) {
 	fails := 5 // two records, each with one that says how many are lost, and a third
 	trail := audit.New(failing{slog.NewJSONHandler(&b, nil), &fails}, 0)
 	for range 3 {
-		trail.Observer().Connected(jane(), false)
+		trail.Observer().Connected(hooks.Connected{Client: jane()})
 	}
 	require.NoError(t, trail.Close(t.Context()))
 	got := records(t, &b)
@@ -166,8 +176,8 @@ func TestRecordsThatCannotBeWrittenAreCounted(t *testing.T) {
 func TestLevels(t *testing.T) {
 	var b bytes.Buffer
 	trail := audit.New(slog.NewJSONHandler(&b, &slog.HandlerOptions{Level: slog.LevelWarn}), 0)
-	trail.Observer().Connected(jane(), false)
-	trail.Observer().Denied(jane(), hooks.Publish, "a", nil)
+	trail.Observer().Connected(hooks.Connected{Client: jane()})
+	trail.Observer().Denied(denied("a", nil))
 	require.NoError(t, trail.Close(t.Context()))
 	require.Len(t, records(t, &b), 1, "what the Handler does not want it is not given")
 }

@@ -25,8 +25,10 @@ func ExampleNew() {
 	observer := trail.Observer() // for Config.Observer
 
 	jane := &hooks.Client{ID: "c1", Username: "jane", HasUsername: true, Version: packets.V5}
-	observer.Refused(jane, packets.BadUserNameOrPassword, nil)
-	observer.Denied(jane, hooks.Publish, "alarms/fire", nil)
+	observer.Refused(hooks.Refused{Client: jane, Code: packets.BadUserNameOrPassword})
+	observer.Denied(hooks.Denied{
+		Client: jane, Action: hooks.Publish, Topic: "alarms/fire", MountedTopic: "alarms/fire",
+	})
 
 	patient, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()

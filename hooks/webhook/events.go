@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"bytes"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -50,28 +51,28 @@ type EventOptions struct {
 
 // An Event is one thing that happened, as it is sent. Which fields there are depends on Event:
 //
-//	connected, refused, disconnected, subscribed, unsubscribed, denied, revoked, published, panicked   the client's, and
-//	connected                     session_present
-//	refused, disconnected         reason_code, and error if there was one
-//	subscribed, unsubscribed      topic, which is a Topic Filter; qos
-//	denied                        action, topic, error
-//	revoked                       topic, error
-//	published                     the message's, and matched: how many sessions it went to
-//	panicked                      error
-//	session_ended                 client_id
-//	store_failed                  error
-//	store_recovered               nothing more
-//	banned                        kind, value, error, which is why, and until, missing if the ban does not end by itself
-//	delivered                     client_id, the message's
-//	acknowledged                  client_id, packet_id
-//	dropped                       client_id, error, and the message's if it is known
+//	connected                   the client's, and session_present
+//	refused, disconnected       the client's, reason_code, and error if there was one
+//	session_ended               the client's
+//	subscribed, unsubscribed    the client's, the topic's, which is a Topic Filter; qos if subscribed
+//	denied                      the client's, action, the topic's, error
+//	revoked                     the client's, the topic's, error
+//	published                   the client's, the message's, and matched: how many Sessions it went to
+//	delivered                   the client's, the message's, and packet_id if the QoS is not 0
+//	acknowledged                the client's, packet_id
+//	dropped                     the client's, error, and the message's if the broker still has it
+//	panicked                    the client's, error
+//	banned                      kind, value, error, which is why, and until, missing if the ban has no end
+//	store_failed                error
+//	store_recovered             nothing more
 //
-// The client's are client_id, user and remote_ip; the message's topic, qos, retain, size and
-// payload.
+// The client's are client_id, user and remote_ip. The topic's are topic, as the client writes it,
+// and mounted_topic, which has the mount point in front, and is missing if the client has none. The
+// message's are the topic's, qos, retain, size and payload.
 //
 // Texts of more than 1,024 bytes are cut, and truncated names the fields that are: client_id, user,
-// topic, value or error. It names payload where the server has refused the event with its payload
-// as too large.
+// topic, mounted_topic, value or error. It names payload where the server has refused the event
+// with its payload as too large.
 type Event struct {
 	Seq            uint64              `json:"seq"`
 	Time           time.Time           `json:"time"`
@@ -84,6 +85,7 @@ type Event struct {
 	Error          string              `json:"error,omitempty"`
 	Action         string              `json:"action,omitempty"`
 	Topic          string              `json:"topic,omitempty"`
+	MountedTopic   string              `json:"mounted_topic,omitempty"`
 	QoS            *packets.QoS        `json:"qos,omitempty"`
 	Retain         bool                `json:"retain,omitempty"`
 	Size           *int                `json:"size,omitempty"` // of the payload, in bytes
@@ -105,8 +107,8 @@ func (x *Event) cut() {
 		name string
 		text *string
 	}{
-		{"client_id", &x.ClientID}, {"user", &x.User}, {"topic", &x.Topic}, {"value", &x.Value},
-		{"error", &x.Error},
+		{"client_id", &x.ClientID}, {"user", &x.User}, {"topic", &x.Topic},
+		{"mounted_topic", &x.MountedTopic}, {"value", &x.Value}, {"error", &x.Error},
 	} {
 		if len(*f.text) > maxText {
 			*f.text = strings.ToValidUTF8(strings.Clone((*f.text)[:maxText]), "")
@@ -119,8 +121,8 @@ func (x *Event) cut() {
 const eventSize = 512
 
 func (x *Event) size() int {
-	return eventSize + len(x.ClientID) + len(x.User) + len(x.Topic) + len(x.Value) + len(x.Error) +
-		len(x.Payload)
+	return eventSize + len(x.ClientID) + len(x.User) + len(x.Topic) + len(x.MountedTopic) +
+		len(x.Value) + len(x.Error) + len(x.Payload)
 }
 
 // peer returns the peer that x is about, for its share of the queue.
@@ -178,91 +180,101 @@ const lastYear = 9999
 // everything returns an Observer of all events.
 func (e *Events) everything() *hooks.Observer {
 	return &hooks.Observer{
-		Connected: func(c *hooks.Client, present bool) {
-			x := of(c, "connected")
-			x.SessionPresent = present
+		Connected: func(h hooks.Connected) {
+			x := of(h.Client, "connected")
+			x.SessionPresent = h.SessionPresent
 			e.add(x)
 		},
-		Refused:      e.ended("refused"),
-		Disconnected: e.ended("disconnected"),
-		SessionEnded: func(id string) { e.add(Event{Event: "session_ended", ClientID: id}) },
-		Subscribed: func(c *hooks.Client, filter string, qos packets.QoS) {
-			x := of(c, "subscribed")
-			x.Topic, x.QoS = filter, &qos
+		Refused: func(h hooks.Refused) { e.ended(of(h.Client, "refused"), h.Code, h.Err) },
+		Disconnected: func(h hooks.Disconnected) {
+			e.ended(of(h.Client, "disconnected"), h.Code, h.Err)
+		},
+		SessionEnded: func(h hooks.SessionEnded) { e.add(of(h.Client, "session_ended")) },
+		Subscribed: func(h hooks.Subscribed) {
+			x := at(of(h.Client, "subscribed"), h.Filter, h.MountedFilter)
+			x.QoS = &h.QoS
 			e.add(x)
 		},
-		Unsubscribed: func(c *hooks.Client, filter string) {
-			x := of(c, "unsubscribed")
-			x.Topic = filter
+		Unsubscribed: func(h hooks.Unsubscribed) {
+			e.add(at(of(h.Client, "unsubscribed"), h.Filter, h.MountedFilter))
+		},
+		Denied: func(h hooks.Denied) {
+			x := at(of(h.Client, "denied"), h.Topic, h.MountedTopic)
+			x.Action, x.Error = h.Action.String(), message(h.Err)
 			e.add(x)
 		},
-		Denied: func(c *hooks.Client, action hooks.Action, topic string, err error) {
-			x := of(c, "denied")
-			x.Action, x.Topic, x.Error = action.String(), topic, message(err)
+		Revoked: func(h hooks.Revoked) {
+			x := at(of(h.Client, "revoked"), h.Filter, h.MountedFilter)
+			x.Error = message(h.Err)
 			e.add(x)
 		},
-		Revoked: func(c *hooks.Client, filter string, err error) {
-			x := of(c, "revoked")
-			x.Topic, x.Error = filter, message(err)
-			e.add(x)
-		},
-		Banned: func(kind, value, why string, until time.Time) {
-			if until.Year() > lastYear {
-				until = time.Date(lastYear, time.December, 31, 23, 59, 59, 0, time.UTC)
+		Banned: func(h hooks.Banned) {
+			if h.Until.Year() > lastYear {
+				h.Until = time.Date(lastYear, time.December, 31, 23, 59, 59, 0, time.UTC)
 			}
-			e.add(Event{Event: "banned", Kind: kind, Value: value, Error: why, Until: until})
+			e.add(Event{Event: "banned", Kind: h.Kind.String(), Value: h.Value, Error: h.Reason,
+				Until: h.Until})
 		},
-		Panicked: func(c *hooks.Client, value any) {
-			x := of(c, "panicked")
-			x.Error = fmt.Sprint(value)
+		Panicked: func(h hooks.Panicked) {
+			x := of(h.Client, "panicked")
+			x.Error = fmt.Sprint(h.Value)
 			e.add(x)
 		},
-		StoreFailed:    func(err error) { e.add(Event{Event: "store_failed", Error: message(err)}) },
-		StoreRecovered: func() { e.add(Event{Event: "store_recovered"}) },
-		Published: func(c *hooks.Client, m *packets.Message, matched int) {
-			x := e.about(of(c, "published"), m)
-			x.Matched = &matched
+		StoreFailed: func(h hooks.StoreFailed) {
+			e.add(Event{Event: "store_failed", Error: message(h.Err)})
+		},
+		StoreRecovered: func(hooks.StoreRecovered) { e.add(Event{Event: "store_recovered"}) },
+		Published: func(h hooks.Published) {
+			x := e.about(at(of(h.Client, "published"), h.Topic, h.MountedTopic), h.Message)
+			x.Matched = &h.Matched
 			e.add(x)
 		},
-		Delivered: func(id string, m *packets.Message) {
-			e.add(e.about(Event{Event: "delivered", ClientID: id}, m))
+		Delivered: func(h hooks.Delivered) {
+			x := e.about(at(of(h.Client, "delivered"), h.Topic, h.MountedTopic), h.Message)
+			x.QoS, x.PacketID = &h.QoS, h.PacketID
+			e.add(x)
 		},
-		Acknowledged: func(id string, packetID uint16) {
-			e.add(Event{Event: "acknowledged", ClientID: id, PacketID: packetID})
+		Acknowledged: func(h hooks.Acknowledged) {
+			x := of(h.Client, "acknowledged")
+			x.PacketID = h.PacketID
+			e.add(x)
 		},
-		Dropped: func(id string, m *packets.Message, why hooks.DropReason) {
-			e.add(e.about(Event{Event: "dropped", ClientID: id, Error: why.String()}, m))
+		Dropped: func(h hooks.Dropped) {
+			x := e.about(at(of(h.Client, "dropped"), h.Topic, h.MountedTopic), h.Message)
+			x.Error = h.Reason.String()
+			e.add(x)
 		},
 	}
 }
 
-func (e *Events) ended(name string) func(*hooks.Client, packets.ReasonCode, error) {
-	return func(c *hooks.Client, code packets.ReasonCode, err error) {
-		x := of(c, name)
-		x.ReasonCode, x.Error = &code, message(err)
-		e.add(x)
-	}
+func (e *Events) ended(x Event, code packets.ReasonCode, err error) {
+	x.ReasonCode, x.Error = &code, message(err)
+	e.add(x)
 }
 
-// of begins an event about a client. The client is nil for the host program.
+// of begins an event about a client.
 func of(c *hooks.Client, name string) Event {
-	x := Event{Event: name}
-	if c != nil {
-		x.ClientID, x.RemoteIP = c.ID, remoteIP(c)
-		x.User, _ = c.User()
+	user, _ := c.User()
+	return Event{Event: name, ClientID: c.ID, User: user, RemoteIP: remoteIP(c)}
+}
+
+// at adds a topic to an event.
+func at(x Event, topic, mounted string) Event {
+	if x.Topic = topic; mounted != topic {
+		x.MountedTopic = mounted
 	}
 	return x
 }
 
-// about adds a message to an event. The message is immutable, and may be nil.
+// about adds a message to an event. The message is lent, and may be nil.
 func (e *Events) about(x Event, m *packets.Message) Event {
 	if m == nil {
 		return x
 	}
 	size, qos := len(m.Payload), m.QoS
-	x.Topic, x.QoS, x.Retain, x.Size = m.Topic, &qos, m.Retain, &size
+	x.QoS, x.Retain, x.Size = &qos, m.Retain, &size
 	if e.o.Payloads {
-		x.Payload = m.Payload
+		x.Payload = bytes.Clone(m.Payload)
 	}
 	return x
 }

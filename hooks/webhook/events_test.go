@@ -58,6 +58,16 @@ func numbers(d delivery) (of []uint64) {
 	return of
 }
 
+// ended is the event that the Session of a client ended of which only the identifier is known.
+func ended(id string) hooks.SessionEnded {
+	return hooks.SessionEnded{Client: &hooks.Client{ID: id}}
+}
+
+// banned is the event of a Ban.
+func banned(kind hooks.BanKind, value, reason string, until time.Time) hooks.Banned {
+	return hooks.Banned{Ban: hooks.Ban{Kind: kind, Value: value, Reason: reason, Until: until}}
+}
+
 func TestEveryEvent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &server{}
@@ -71,25 +81,31 @@ func TestEveryEvent(t *testing.T) {
 		})
 		o := e.Observer()
 		m := &packets.Message{Topic: "a/b", Payload: []byte("hi"), QoS: 1, Retain: true}
-		o.Connected(jane(), true)
-		o.Refused(jane(), packets.NotAuthorized, errors.New("why"))
-		o.Disconnected(jane(), packets.NormalDisconnection, nil)
-		o.SessionEnded("c1")
-		o.Subscribed(jane(), "a/#", 0)
-		o.Unsubscribed(jane(), "a/#")
-		o.Denied(jane(), hooks.Subscribe, "#", errors.New("no rule"))
-		o.Revoked(jane(), "a/#", errors.New("no rule"))
-		o.Banned("client", "c1", "flapping", time.Now().Add(time.Hour))
-		o.Banned("address", "192.0.2.7", "by hand", time.Time{})
-		o.Panicked(jane(), "oh")
-		o.StoreFailed(errors.New("disk full"))
-		o.StoreRecovered()
-		o.Published(jane(), m, 0)
-		o.Published(nil, m, 2)
-		o.Delivered("c1", m)
-		o.Acknowledged("c1", 7)
-		o.Dropped("c1", m, hooks.DropQueueFull)
-		o.Dropped("c1", nil, hooks.DropRefused)
+		c := jane()
+		o.Connected(hooks.Connected{Client: c, SessionPresent: true})
+		o.Refused(hooks.Refused{Client: c, Code: packets.NotAuthorized, Err: errors.New("why")})
+		o.Disconnected(hooks.Disconnected{Client: c, Code: packets.NormalDisconnection})
+		o.SessionEnded(hooks.SessionEnded{Client: c})
+		o.Subscribed(hooks.Subscribed{Client: c, Filter: "a/#", MountedFilter: "a/#"})
+		o.Unsubscribed(hooks.Unsubscribed{Client: c, Filter: "a/#", MountedFilter: "m/a/#"})
+		o.Denied(hooks.Denied{Client: c, Action: hooks.Subscribe, Topic: "#", MountedTopic: "#",
+			Err: errors.New("no rule")})
+		o.Revoked(hooks.Revoked{Client: c, Filter: "a/#", MountedFilter: "m/a/#",
+			Err: errors.New("no rule")})
+		o.Banned(banned(hooks.BanClient, "c1", "flapping", time.Now().Add(time.Hour)))
+		o.Banned(banned(hooks.BanAddress, "192.0.2.7", "by hand", time.Time{}))
+		o.Panicked(hooks.Panicked{Client: c, Value: "oh"})
+		o.StoreFailed(hooks.StoreFailed{Err: errors.New("disk full")})
+		o.StoreRecovered(hooks.StoreRecovered{})
+		o.Published(hooks.Published{Client: c, Topic: "b", MountedTopic: "a/b", Message: m})
+		o.Published(hooks.Published{Client: new(hooks.Client), Topic: "a/b", MountedTopic: "a/b",
+			Message: m, Matched: 2})
+		o.Delivered(hooks.Delivered{Client: c, Topic: "b", MountedTopic: "a/b", Message: m})
+		o.Acknowledged(hooks.Acknowledged{Client: c, PacketID: 7})
+		o.Dropped(hooks.Dropped{Client: c, Topic: "b", MountedTopic: "a/b", Message: m,
+			Reason: hooks.DropQueueFull})
+		o.Dropped(hooks.Dropped{Client: c, Reason: hooks.DropRefused})
+		m.Payload[0] = 'x' // it was only lent
 		require.NoError(t, e.Close(t.Context()))
 
 		var got struct{ Events []map[string]any }
@@ -99,22 +115,22 @@ func TestEveryEvent(t *testing.T) {
 			{"event":"connected","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","session_present":true},
 			{"event":"refused","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","reason_code":135,"error":"why"},
 			{"event":"disconnected","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","reason_code":0},
-			{"event":"session_ended","client_id":"c1"},
+			{"event":"session_ended","client_id":"c1","user":"jane","remote_ip":"192.0.2.7"},
 			{"event":"subscribed","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","topic":"a/#","qos":0},
-			{"event":"unsubscribed","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","topic":"a/#"},
+			{"event":"unsubscribed","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","topic":"a/#","mounted_topic":"m/a/#"},
 			{"event":"denied","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","action":"subscribe","topic":"#","error":"no rule"},
-			{"event":"revoked","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","topic":"a/#","error":"no rule"},
+			{"event":"revoked","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","topic":"a/#","mounted_topic":"m/a/#","error":"no rule"},
 			{"event":"banned","kind":"client","value":"c1","error":"flapping","until":"2000-01-01T01:00:00Z"},
 			{"event":"banned","kind":"address","value":"192.0.2.7","error":"by hand"},
 			{"event":"panicked","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","error":"oh"},
 			{"event":"store_failed","error":"disk full"},
 			{"event":"store_recovered"},
-			{"event":"published","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","topic":"a/b","qos":1,"retain":true,"size":2,"payload":"aGk=","matched":0},
+			{"event":"published","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","topic":"b","mounted_topic":"a/b","qos":1,"retain":true,"size":2,"payload":"aGk=","matched":0},
 			{"event":"published","topic":"a/b","qos":1,"retain":true,"size":2,"payload":"aGk=","matched":2},
-			{"event":"delivered","client_id":"c1","topic":"a/b","qos":1,"retain":true,"size":2,"payload":"aGk="},
-			{"event":"acknowledged","client_id":"c1","packet_id":7},
-			{"event":"dropped","client_id":"c1","topic":"a/b","qos":1,"retain":true,"size":2,"payload":"aGk=","error":"queue full"},
-			{"event":"dropped","client_id":"c1","error":"refused"}
+			{"event":"delivered","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","topic":"b","mounted_topic":"a/b","qos":0,"retain":true,"size":2,"payload":"aGk="},
+			{"event":"acknowledged","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","packet_id":7},
+			{"event":"dropped","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","topic":"b","mounted_topic":"a/b","qos":1,"retain":true,"size":2,"payload":"aGk=","error":"queue full"},
+			{"event":"dropped","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","error":"refused"}
 		]`), &want))
 		require.Len(t, got.Events, len(want))
 		for i, x := range got.Events {
@@ -167,7 +183,8 @@ func TestWantedEvents(t *testing.T) {
 	t.Run("payloads only where they are asked for", func(t *testing.T) {
 		s := &server{}
 		e := s.events(t, func(o *webhook.EventOptions) { o.Only = []string{"published"} })
-		e.Observer().Published(jane(), &packets.Message{Topic: "a", Payload: []byte("secret")}, 1)
+		e.Observer().Published(hooks.Published{Client: jane(), Topic: "a", MountedTopic: "a",
+			Message: &packets.Message{Topic: "a", Payload: []byte("secret")}, Matched: 1})
 		require.NoError(t, e.Close(t.Context()))
 		require.NotContains(t, s.asked[0], "payload")
 	})
@@ -179,7 +196,7 @@ func TestBatches(t *testing.T) {
 		e := s.events(t, func(o *webhook.EventOptions) { o.Batch = 3; o.Secret = []byte("secret") })
 		o := e.Observer()
 		for range 7 {
-			o.SessionEnded("c")
+			o.SessionEnded(ended("c"))
 		}
 		synctest.Wait()
 		require.Equal(t, 2, s.questions(), "full ones go at once")
@@ -201,7 +218,7 @@ func TestBatches(t *testing.T) {
 		require.NoError(t, e.Close(t.Context()))
 		require.NoError(t, e.Close(t.Context()), "twice does no harm")
 		require.Equal(t, 3, s.questions(), "there was nothing left")
-		o.SessionEnded("c")
+		o.SessionEnded(ended("c"))
 		require.EqualValues(t, 1, e.Dropped(), "after Close nothing is sent")
 	})
 }
@@ -215,7 +232,7 @@ func TestRetries(t *testing.T) {
 			o.Logger = slog.New(slog.NewTextHandler(&log, nil))
 		})
 		o := e.Observer()
-		o.SessionEnded("c")
+		o.SessionEnded(ended("c"))
 		time.Sleep(2 * time.Second) // pauses of up to 0.5 and 1 s, at least 0.25 and 0.5 s
 		synctest.Wait()
 		attempts := s.questions()
@@ -235,7 +252,7 @@ func TestRetries(t *testing.T) {
 
 		before := s.questions()
 		s.set(400, "", nil)
-		o.SessionEnded("c")
+		o.SessionEnded(ended("c"))
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		require.Equal(t, before+1, s.questions(), "what the server does not want it is not sent again")
@@ -243,15 +260,15 @@ func TestRetries(t *testing.T) {
 
 		s.set(500, "", nil)
 		began := time.Now()
-		o.SessionEnded("c")
-		o.SessionEnded("c")
+		o.SessionEnded(ended("c"))
+		o.SessionEnded(ended("c"))
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		require.Equal(t, before+1+20, s.questions(), "ten attempts each")
 		require.EqualValues(t, 3, e.Dropped())
 		require.Less(t, time.Since(began), 2*time.Hour)
 		s.set(200, "", nil)
-		o.SessionEnded("c")
+		o.SessionEnded(ended("c"))
 		require.NoError(t, e.Close(t.Context()))
 		ds := s.deliveries(t)
 		require.EqualValues(t, 3, ds[len(ds)-1].Dropped, "the server learns how many it has missed")
@@ -267,15 +284,15 @@ func TestFullQueue(t *testing.T) {
 		e := s.events(t, func(o *webhook.EventOptions) { o.Batch, o.Queue = 2, 10 })
 		o := e.Observer()
 		began := time.Now()
-		o.SessionEnded("c")
-		o.SessionEnded("c")
+		o.SessionEnded(ended("c"))
+		o.SessionEnded(ended("c"))
 		synctest.Wait() // these two are on their way
 		for range 100 {
-			o.SessionEnded("c")
+			o.SessionEnded(ended("c"))
 		}
 		require.Zero(t, time.Since(began))
 		require.EqualValues(t, 92, e.Dropped(), "a place or two is left for others")
-		o.SessionEnded("d")
+		o.SessionEnded(ended("d"))
 		require.EqualValues(t, 92, e.Dropped())
 		require.NoError(t, e.Close(t.Context()))
 		n := 0
@@ -291,7 +308,7 @@ func TestCloseGivesUp(t *testing.T) {
 		s := &server{wait: time.Hour}
 		e := s.events(t, func(o *webhook.EventOptions) { o.Batch = 2 })
 		for range 5 {
-			e.Observer().SessionEnded("c")
+			e.Observer().SessionEnded(ended("c"))
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
@@ -312,8 +329,9 @@ func TestABanBeyondTheYears(t *testing.T) {
 		e := s.events(t, nil)
 		o := e.Observer()
 		began := time.Now()
-		o.Connected(jane(), true)
-		o.Banned("client", "c1", "for good", time.Date(12000, 1, 1, 0, 0, 0, 0, time.UTC))
+		o.Connected(hooks.Connected{Client: jane(), SessionPresent: true})
+		o.Banned(banned(hooks.BanClient, "c1", "for good",
+			time.Date(12000, 1, 1, 0, 0, 0, 0, time.UTC)))
 		require.NoError(t, e.Close(t.Context()))
 		require.Zero(t, time.Since(began))
 		require.Zero(t, e.Dropped())

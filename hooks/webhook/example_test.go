@@ -75,8 +75,10 @@ func ExampleNewEvents() {
 	}
 	observer := events.Observer() // for Config.Observer
 	jane := &hooks.Client{ID: "c1", Username: "jane", HasUsername: true}
-	observer.Connected(jane, false)
-	observer.Subscribed(jane, "news/#", packets.QoS1)
+	observer.Connected(hooks.Connected{Client: jane})
+	observer.Subscribed(hooks.Subscribed{
+		Client: jane, Filter: "news/#", MountedFilter: "news/#", QoS: packets.QoS1,
+	})
 
 	patient, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()

@@ -73,7 +73,7 @@ func TestEventOptionsAtTheirEdges(t *testing.T) {
 				e := s.events(t, func(o *webhook.EventOptions) {
 					reflect.ValueOf(o).Elem().Field(i).SetInt(edge)
 				})
-				e.Observer().SessionEnded("c")
+				e.Observer().SessionEnded(ended("c"))
 				if name == "Interval" && edge == math.MaxInt64 {
 					go func() { _ = e.Close(context.Background()) }() // it is not sent before
 				}

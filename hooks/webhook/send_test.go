@@ -48,14 +48,18 @@ func TestEventsThatWaitAreBoundedInBytes(t *testing.T) {
 			o.QueueBytes, o.RequestBytes = 256<<10, 16<<10
 		})
 		m := &packets.Message{Topic: "a", Payload: make([]byte, 16<<10)}
-		published := e.Observer().Published
-		published(jane(), m, 1)
+		published := func(c *hooks.Client) {
+			e.Observer().Published(hooks.Published{
+				Client: c, Topic: "a", MountedTopic: "a", Message: m, Matched: 1,
+			})
+		}
+		published(jane())
 		synctest.Wait() // this one is on its way
 		for i := range 1000 {
 			c := jane()
 			c.RemoteAddr = nil
 			c.ID = fmt.Sprint("c", i%100)
-			published(c, m, 1)
+			published(c)
 		}
 		require.GreaterOrEqual(t, e.Dropped(), uint64(1000-16))
 		require.NoError(t, e.Close(t.Context()))
@@ -68,18 +72,19 @@ func TestOneClientDoesNotFillTheQueueOfEvents(t *testing.T) {
 		s := &server{wait: time.Second}
 		e := s.events(t, nil)
 		o := e.Observer()
-		o.SessionEnded("c")
+		o.SessionEnded(ended("c"))
 		time.Sleep(1500 * time.Millisecond) // a request is under way
 		topic := strings.Repeat("x", 65_000)
 		for range 20_000 {
-			o.Denied(jane(), hooks.Publish, topic, errors.New("no rule"))
+			o.Denied(hooks.Denied{Client: jane(), Action: hooks.Publish, Topic: topic,
+				MountedTopic: topic, Err: errors.New("no rule")})
 		}
 		before := e.Dropped()
 		require.NotZero(t, before)
 		other := jane()
 		other.RemoteAddr = nil
-		o.Connected(other, false)
-		o.Banned("client", "c1", "flapping", time.Time{})
+		o.Connected(hooks.Connected{Client: other})
+		o.Banned(banned(hooks.BanClient, "c1", "flapping", time.Time{}))
 		require.Equal(t, before, e.Dropped())
 		require.NoError(t, e.Close(t.Context()))
 	})
@@ -93,14 +98,16 @@ func TestLongTextsAreCut(t *testing.T) {
 	odd := "x" + long
 	c := jane()
 	c.ID, c.Username = long, long
-	o.Denied(c, hooks.Publish, odd, errors.New(long))
-	o.Banned("client", long, long, time.Time{})
-	o.Subscribed(jane(), strings.Repeat("x", 1024), 0)
+	o.Denied(hooks.Denied{Client: c, Action: hooks.Publish, Topic: odd, MountedTopic: "m/" + odd,
+		Err: errors.New(long)})
+	o.Banned(banned(hooks.BanClient, long, long, time.Time{}))
+	filter := strings.Repeat("x", 1024)
+	o.Subscribed(hooks.Subscribed{Client: jane(), Filter: filter, MountedFilter: filter})
 	require.NoError(t, e.Close(t.Context()))
 	got := s.arrived(t)
 	require.Equal(t, strings.Repeat("ä", 512), got[0].ClientID)
 	require.Equal(t, "x"+strings.Repeat("ä", 511), got[0].Topic)
-	require.Equal(t, []string{"client_id", "user", "topic", "error"}, got[0].Truncated)
+	require.Equal(t, []string{"client_id", "user", "topic", "mounted_topic", "error"}, got[0].Truncated)
 	require.Equal(t, []string{"value", "error"}, got[1].Truncated)
 	require.Empty(t, got[2].Truncated)
 	require.Len(t, got[2].Topic, 1024)
@@ -113,7 +120,7 @@ func TestRequestsAreBoundedInBytes(t *testing.T) {
 		o := e.Observer()
 		began := time.Now()
 		for range 90 {
-			o.SessionEnded("\x01" + strings.Repeat("\x02", 299)) // a byte takes six in JSON
+			o.SessionEnded(ended("\x01" + strings.Repeat("\x02", 299))) // a byte takes six in JSON
 		}
 		synctest.Wait()
 		require.NotZero(t, s.questions(), "a full request goes at once")
@@ -136,11 +143,13 @@ func TestARequestThatIsTooLargeIsHalved(t *testing.T) {
 		})
 		o := e.Observer()
 		for range 50 {
-			o.SessionEnded(strings.Repeat("c", 100))
+			o.SessionEnded(ended(strings.Repeat("c", 100)))
 		}
-		o.Published(jane(), &packets.Message{Topic: "large", Payload: make([]byte, 10_000)}, 1)
+		large := &packets.Message{Topic: "large", Payload: make([]byte, 10_000)}
+		o.Published(hooks.Published{Client: jane(), Topic: "large", MountedTopic: "large",
+			Message: large, Matched: 1})
 		for range 49 {
-			o.SessionEnded(strings.Repeat("c", 100))
+			o.SessionEnded(ended(strings.Repeat("c", 100)))
 		}
 		synctest.Wait()
 		all := s.arrived(t)
@@ -154,7 +163,7 @@ func TestARequestThatIsTooLargeIsHalved(t *testing.T) {
 
 		before := s.questions()
 		for range 100 {
-			o.SessionEnded(strings.Repeat("c", 100))
+			o.SessionEnded(ended(strings.Repeat("c", 100)))
 		}
 		synctest.Wait()
 		require.Len(t, s.arrived(t), 200)
@@ -163,7 +172,7 @@ func TestARequestThatIsTooLargeIsHalved(t *testing.T) {
 		}
 
 		s.takes(100)
-		o.SessionEnded("c")
+		o.SessionEnded(ended("c"))
 		require.NoError(t, e.Close(t.Context()))
 		require.EqualValues(t, 1, e.Dropped(), "an event that cannot be made smaller")
 	})
@@ -177,7 +186,7 @@ func TestNumbersAreInTheOrderOfDelivery(t *testing.T) {
 	for i := range 16 {
 		all.Go(func() { // waited for below
 			for range 200 {
-				o.SessionEnded(fmt.Sprint(i))
+				o.SessionEnded(ended(fmt.Sprint(i)))
 			}
 		})
 	}

@@ -103,8 +103,8 @@ func (x *bridged) startDunlin() {
 	x.store.Open() // fails the first time, when it is open
 	b, err := dunlin.New(dunlin.Config{
 		Authenticator: hooks.AllowAll, Store: &x.store,
-		Observer: &hooks.Observer{Subscribed: func(_ *hooks.Client, filter string, _ packets.QoS) {
-			if filter == "from/#" {
+		Observer: &hooks.Observer{Subscribed: func(e hooks.Subscribed) {
+			if e.Filter == "from/#" {
 				select {
 				case x.up <- struct{}{}:
 				default:

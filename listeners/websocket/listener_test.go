@@ -44,9 +44,7 @@ type running struct {
 func broker(t *testing.T, l net.Listener) *running {
 	t.Helper()
 	gone := make(chan error, 1000)
-	o := &hooks.Observer{Disconnected: func(_ *hooks.Client, _ packets.ReasonCode, err error) {
-		gone <- err
-	}}
+	o := &hooks.Observer{Disconnected: func(e hooks.Disconnected) { gone <- e.Err }}
 	b, err := dunlin.New(dunlin.Config{Authenticator: hooks.AllowAll,
 		Logger: slog.New(slog.DiscardHandler), Observer: o})
 	require.NoError(t, err)

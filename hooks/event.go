@@ -1,0 +1,143 @@
+package hooks
+
+import "github.com/dunlin-mqtt/dunlin/packets"
+
+// This file holds the events of an Observer.
+
+// Connected: the broker accepted a CONNECT.
+type Connected struct {
+	Client *Client
+	// SessionPresent is true if the client resumed a Session.
+	SessionPresent bool
+}
+
+// Refused: the broker refused a CONNECT, or a connection ended before its CONNECT was accepted. The
+// Client may be incomplete. The event comes when the broker closes the connection, up to a second
+// after the CONNACK: it gives the client time to read the CONNACK.
+type Refused struct {
+	Client *Client
+	Code   packets.ReasonCode
+	Err    error
+}
+
+// Disconnected: an accepted connection ended.
+type Disconnected struct {
+	Client *Client
+	Code   packets.ReasonCode
+	// Err is why the connection ended. Nil: the client sent a DISCONNECT.
+	Err error
+}
+
+// SessionEnded: a Session expired, or was replaced or deleted.
+type SessionEnded struct {
+	// Client is the client that used the Session last. If it has not connected since the broker
+	// started, only the ID and the principal are known.
+	Client *Client
+}
+
+// Subscribed: a client made or replaced a subscription.
+type Subscribed struct {
+	Client *Client
+	// Filter is the Topic Filter as the client wrote it, with "$share/" and ShareName.
+	// MountedFilter has the mount point of the client in front of the filter that follows these.
+	Filter, MountedFilter string
+	// QoS is the QoS that was granted.
+	QoS packets.QoS
+}
+
+// Unsubscribed: a client removed a subscription. The end of a Session is one SessionEnded; it is
+// not an Unsubscribed for each of its subscriptions.
+type Unsubscribed struct {
+	Client *Client
+	// Filter and MountedFilter are as in Subscribed.
+	Filter, MountedFilter string
+}
+
+// Denied: the Authorizer refused a request of a client.
+type Denied struct {
+	Client *Client
+	Action Action
+	// Topic is the Topic of the AccessRequest, without the mount point. MountedTopic has it.
+	Topic, MountedTopic string
+	// Group is the ShareName of a shared subscription, otherwise empty.
+	Group string
+	Err   error
+}
+
+// Revoked: the broker removed a subscription that is no longer allowed. The rules have changed, or
+// the client came back with an identity that may not have the subscription.
+type Revoked struct {
+	Client *Client
+	// Filter and MountedFilter are as in Subscribed.
+	Filter, MountedFilter string
+	Err                   error
+}
+
+// Banned: the broker or the program banned an address, a client or a user.
+type Banned struct {
+	Ban
+	// Automatic is true if the broker made the Ban, for one of the limits in its Config.
+	Automatic bool
+}
+
+// Published: the broker accepted a message and routed it. A Will or a delayed message is reported
+// when the broker publishes it.
+type Published struct {
+	Client *Client
+	// Topic is the Topic Name without the mount point of the publisher. MountedTopic has it.
+	Topic, MountedTopic string
+	Message             *packets.Message
+	// Matched is the number of Sessions that the message went to. Zero: the topic has no
+	// subscribers.
+	Matched int
+}
+
+// Delivered: the broker wrote a message to the output buffer of a connection. Messages to a
+// Subscription of the program are not reported.
+type Delivered struct {
+	Client *Client
+	// Topic is the Topic Name that the client gets. MountedTopic has the mount point of the client
+	// in front.
+	Topic, MountedTopic string
+	Message             *packets.Message
+	// QoS is the QoS of the delivery. PacketID is its Packet Identifier, 0 for QoS 0.
+	QoS      packets.QoS
+	PacketID uint16
+}
+
+// Acknowledged: a client completed a delivery of QoS 1 or 2.
+type Acknowledged struct {
+	Client *Client
+	// PacketID is the Packet Identifier of the delivery.
+	PacketID uint16
+}
+
+// Dropped: a message did not reach a Session, or a retained message expired.
+type Dropped struct {
+	// Client is the client of the Session. Its ID is empty for a retained message.
+	Client *Client
+	// Topic is the Topic Name without the mount point of the client. MountedTopic has it. Both are
+	// empty if Message is nil.
+	Topic, MountedTopic string
+	// Message is nil if the broker no longer has the message.
+	Message *packets.Message
+	Reason  DropReason
+}
+
+// StoreFailed: a commit failed. The broker refuses requests that need the store until
+// StoreRecovered.
+type StoreFailed struct {
+	Err error
+}
+
+// StoreRecovered: the store works again.
+type StoreRecovered struct{}
+
+// Panicked: a hook, a function of the Observer, or the broker itself panicked. See the package for
+// the consequences. If the connection has to end, Disconnected reports that as well.
+type Panicked struct {
+	// Client is the client concerned, as far as it is known.
+	Client *Client
+	// Value is the value of the panic.
+	Value any
+}
