@@ -402,7 +402,8 @@ func (s *session) permitNext() bool {
 		case !known:
 			if r, topic := s.reads, d.msg.Topic; !r.asking {
 				r.asking = true
-				s.b.writers.Go(func() { s.b.askAndFlush(s, r, topic) }) // Close waits for it
+				over := func() { r.asking = false }
+				s.b.writers.Go(func() { s.b.askAndFlush(s, over, topic) }) // Close waits for it
 			}
 			return false
 		case may:
@@ -418,11 +419,14 @@ func (s *session) permitNext() bool {
 	}
 }
 
-// askAndFlush asks whether s may get messages of topic, for r, and then sends on what waits for that.
-func (b *Broker) askAndFlush(s *session, r *readings, topic string) {
-	b.permits(s, topic)
+// askAndFlush asks whether s may get messages of these topics, calls over with s.mu held, and then
+// sends on what waits for that.
+func (b *Broker) askAndFlush(s *session, over func(), topics ...string) {
+	for _, topic := range topics {
+		b.permits(s, topic)
+	}
 	s.mu.Lock()
-	r.asking = false
+	over()
 	c := s.conn
 	s.mu.Unlock()
 	if c != nil {

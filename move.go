@@ -37,7 +37,7 @@ type debt struct {
 // found: there, or here.
 func (j *records) owe(s *session, shared ...delivery) bool {
 	for i := range shared {
-		j.b.holdDebt(&shared[i])
+		shared[i].hold(j.b.memory, budget.Queued)
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -54,22 +54,6 @@ func (j *records) owe(s *session, shared ...delivery) bool {
 	return true
 }
 
-// holdDebt counts d, which a Session owes.
-func (b *Broker) holdDebt(d *delivery) {
-	b.memory.Hold(holdersOf(d.msg), budget.Queued, heldSize(d.msg), deliveryCost)
-	if d.extra != nil {
-		b.memory.Hold(&d.extra.holders, budget.Queued, d.extra.heldSize(), 0)
-	}
-}
-
-// releaseDebt is the end of what holdDebt began.
-func (b *Broker) releaseDebt(d *delivery) {
-	b.memory.Release(holdersOf(d.msg), budget.Queued, heldSize(d.msg), deliveryCost)
-	if d.extra != nil {
-		b.memory.Release(&d.extra.holders, budget.Queued, d.extra.heldSize(), 0)
-	}
-}
-
 // forgive, with s.mu held, takes a message out of what s owes, if it is there, that could not be
 // stored for s.
 func (j *records) forgive(s *session, seq uint64) {
@@ -83,7 +67,7 @@ func (j *records) forgive(s *session, seq uint64) {
 		if d.seq != seq {
 			return false
 		}
-		j.b.releaseDebt(&d)
+		d.release(j.b.memory, budget.Queued)
 		d.settleLost()
 		return true
 	})
@@ -168,7 +152,7 @@ func (b *Broker) pay(t *turn, s *session) {
 		case stays:
 			j.back(s, d)
 		case gone:
-			b.releaseDebt(d)
+			d.release(b.memory, budget.Queued)
 		}
 	}
 	b.moved(s)
@@ -198,7 +182,7 @@ func (b *Broker) decided(m *move, err error) {
 	case err != nil:
 		b.journal.back(m.s, &m.d)
 	default:
-		b.releaseDebt(&m.d)
+		m.d.release(b.memory, budget.Queued)
 	}
 	b.moved(m.s)
 }

@@ -90,18 +90,28 @@ type sender struct {
 // hold counts the place of d, which has its message, in the queue or in flight.
 func (s *sender) hold(d *delivery, k budget.Kind) {
 	s.owner.Add(owners.QueuedBytes, ownerSize(d.size()))
-	s.mem.Hold(holdersOf(d.msg), k, heldSize(d.msg), deliveryCost)
-	if d.extra != nil {
-		s.mem.Hold(&d.extra.holders, k, d.extra.heldSize(), 0)
-	}
+	d.hold(s.mem, k)
 }
 
 // release is the end of what hold began.
 func (s *sender) release(d *delivery, k budget.Kind) {
 	s.owner.Add(owners.QueuedBytes, -ownerSize(d.size()))
-	s.mem.Release(holdersOf(d.msg), k, heldSize(d.msg), deliveryCost)
+	d.release(s.mem, k)
+}
+
+// hold counts d, which has its message, in mem.
+func (d *delivery) hold(mem *budget.Budget, k budget.Kind) {
+	mem.Hold(holdersOf(d.msg), k, heldSize(d.msg), deliveryCost)
 	if d.extra != nil {
-		s.mem.Release(&d.extra.holders, k, d.extra.heldSize(), 0)
+		mem.Hold(&d.extra.holders, k, d.extra.heldSize(), 0)
+	}
+}
+
+// release is the end of what hold began.
+func (d *delivery) release(mem *budget.Budget, k budget.Kind) {
+	mem.Release(holdersOf(d.msg), k, heldSize(d.msg), deliveryCost)
+	if d.extra != nil {
+		mem.Release(&d.extra.holders, k, d.extra.heldSize(), 0)
 	}
 }
 

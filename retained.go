@@ -307,7 +307,8 @@ func (b *Broker) walk(s *session, piece int) (looked, sent int) {
 	}
 	c := s.conn
 	if s.walking = len(unknown) > 0; s.walking {
-		b.writers.Go(func() { b.askAndWalk(s, unknown) }) // Close waits for it
+		over := func() { s.walking = false }                        // a decision may take long: no worker waits for it
+		b.writers.Go(func() { b.askAndFlush(s, over, unknown...) }) // Close waits for it
 	}
 	s.mu.Unlock()
 	clear(room[:])
@@ -316,21 +317,6 @@ func (b *Broker) walk(s *session, piece int) (looked, sent int) {
 		c.flush(time.Now()) // which has a worker go on, if there is more
 	}
 	return looked, sent
-}
-
-// askAndWalk asks whether s may get messages of these topics, and then goes on. A decision may take long, so no
-// worker waits for it.
-func (b *Broker) askAndWalk(s *session, topics []string) {
-	for _, topic := range topics {
-		b.permits(s, topic)
-	}
-	s.mu.Lock()
-	s.walking = false
-	c := s.conn
-	s.mu.Unlock()
-	if c != nil {
-		c.flush(time.Now())
-	}
 }
 
 // sendFoundLocked sends on c what was found for cur. It returns how many messages that was, and the topics about
