@@ -90,9 +90,17 @@ func (b *Broker) holdingRoutes() (n int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for c := range b.conns {
-		n += int64(c.parked.Load().holding())
+		n += int64(c.kept().holding())
 	}
 	return n
+}
+
+// kept returns the routes of c, whose reader waits; nil: it keeps none.
+func (c *conn) kept() *routes {
+	if c.routes == nil || c.routes.state.Load() == evicted {
+		return nil
+	}
+	return c.routes
 }
 
 // holding counts anew what the routes take.

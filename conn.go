@@ -42,27 +42,26 @@ type conn struct {
 
 	// Owned by the reader.
 	accepted    bool
-	answered    bool          // a CONNACK has been written
-	deep        bool          // the stack has grown; the next wait is left to a fresh goroutine
-	number      uint32        // of the session in the tree; 0 until it subscribes
-	open        atomic.Int32  // exchanges of this connection that count against receiveMaximum
-	readHint    int32         // the read buffer that the last large packet needed
-	restCounted int32         // how much of rest the count of memory knows of
-	footprint   int32         // what the count of memory knows of c itself
-	partial     int32         // the room that the packet which has come in part has taken, see expect
-	aliasesIn   uint16        // the highest Topic Alias of the client; immutable then
-	lastPacket  time.Duration // when the last whole packet came, since Broker.started; until c is accepted: when c came
-	rest        *link.Buffer  // the beginning of an incomplete packet, while the reader waits for more
-	routes      *routes       // while it works; otherwise they are in parked
-	rare        *rare         // see there
+	answered    bool         // a CONNACK has been written
+	deep        bool         // the stack has grown; the next wait is left to a fresh goroutine
+	aliasesIn   uint16       // the highest Topic Alias of the client; immutable then
+	number      uint32       // of the session in the tree; 0 until it subscribes
+	open        atomic.Int32 // exchanges of this connection that count against receiveMaximum
+	readHint    int32        // the read buffer that the last large packet needed
+	restCounted int32        // how much of rest the count of memory knows of
+	footprint   int32        // what the count of memory knows of c itself
+	partial     int32        // the room that the packet which has come in part has taken, see expect
+	// When partial was taken, in seconds since Broker.started, and 1; 0: none is, or endSlowest has it.
+	partialSince atomic.Int32
+	lastPacket   time.Duration // when the last whole packet came, since Broker.started; until c is accepted: when c came
+	rest         *link.Buffer  // the beginning of an incomplete packet, while the reader waits for more
+	routes       *routes       // nil: it has none. Others may take what they hold away, see there
+	rare         *rare         // see there
 
 	// Guarded by sess.mu.
 	out      out
 	touched  *turn
 	stopping *packets.Error // why the broker ends the connection
-
-	parked       atomic.Pointer[routes] // see there
-	partialSince atomic.Int32           // when partial was taken, in seconds since Broker.started, and 1; 0: none is
 }
 
 // rare is what few connections have. Made when it is first needed, by the reader.
@@ -122,7 +121,7 @@ func newConn(b *Broker, ctx context.Context, nc net.Conn) *conn {
 	if ctx != b.ctx {
 		c.own().base = context.WithoutCancel(ctx) // end tells the connection first, and then its hooks
 	}
-	c.nc.Init(nc, max(b.cfg().MaxOutboundBytes/8, 16<<10))
+	c.nc.Init(nc)
 	return c
 }
 

@@ -17,15 +17,17 @@ import (
 // directly.
 type out struct {
 	link.Output
-	writing bool          // somebody is writing; he will look at what was appended again
-	dead    bool          // the connection is not written to any more
-	stalled bool          // the client made no progress while a publisher waited for it: nobody waits again until it does
-	opening bool          // the CONNACK waits until the Session is durable: until then nothing is written
-	roused  bool          // the reader knows, or is about to be told, that the connection ends
+	writing bool // somebody is writing; he will look at what was appended again
+	dead    bool // the connection is not written to any more
+	stalled bool // the client made no progress while a publisher waited for it: nobody waits again until it does
+	opening bool // the CONNACK waits until the Session is durable: until then nothing is written
+	roused  bool // the reader knows, or is about to be told, that the connection ends
+
+	parked, admitted, full bool // see session.admits and waitsForStoreLocked
+
 	congest time.Duration // since when publishers have waited for it, since Broker.started; 0: they do not
 	room    chan struct{} // not nil: somebody waits for the output to become less; closed by whoever has written, or finds nothing to write
 
-	parked, admitted, full bool // see session.admits and waitsForStoreLocked
 }
 
 // maxRounds is how often in a row one goroutine flushes the same connection for others before a writer takes over.
@@ -58,7 +60,7 @@ func (c *conn) flushed(now time.Time) (sent int, congested bool) {
 		}
 		x := c.out.Take()
 		mu.Unlock()
-		err := c.nc.TryWrite(x)
+		err := c.nc.TryWrite(x, max(c.b.cfg().MaxOutboundBytes/8, 16<<10))
 		mu.Lock()
 		sent += x.Taken()
 		if err != nil {

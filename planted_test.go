@@ -49,7 +49,7 @@ func TestPlantedViolationsAreFound(t *testing.T) {
 		{"all of them", "Close of a net.Conn while session.mu is held", under(func() { closeAll(nil) })},
 		{"a write without waiting", "Write of a net.Conn while session.mu is held",
 			under(func() {
-				c.nc.TryWrite(&link.Buffer{B: []byte("x")})
+				c.nc.TryWrite(&link.Buffer{B: []byte("x")}, 1)
 			})},
 		{"an Authorizer", "a decision of a hook while session.mu is held",
 			under(func() { b.authorize(b.ctx, &hooks.AccessRequest{Client: c.client}, "") })},

@@ -32,17 +32,25 @@ const (
 )
 
 // routes is the cache of a connection: the last topic, and a small table for those that publish to
-// many. While the reader works it owns the routes. While it waits they are in conn.parked, where
-// others may take them away.
+// many. Its state says who owns it.
 type routes struct {
-	c     *conn
+	state atomic.Int32 // a routesState
+	idle  atomic.Bool  // they have not been used since sweepRoutes came by
+	at    int32        // where they are in routeCaches. Guarded by its mu
+	size  int32        // bytes, as they are counted
+	rest  int32        // so many topics get no new place
 	last  *route
 	table *routeTable // nil until a second topic
-	size  int32       // bytes, as they are counted
-	rest  int32       // so many topics get no new place
-	at    int32       // where they are in routeCaches. Guarded by its mu
-	idle  atomic.Bool // they have not been used since sweepRoutes came by
 }
+
+type routesState = int32
+
+// Whoever has routeCaches.mu makes evicted of parked; all else the reader of the connection does.
+const (
+	parked  routesState = iota // the reader waits: others may take them away
+	inUse                      // they are the reader's
+	evicted                    // they are no longer kept
+)
 
 // A routeTable has the route of a topic once the topic has come twice while no other one took its
 // slot: a client that publishes to more topics than there are slots does not turn over routes that
@@ -65,51 +73,60 @@ type routeCaches struct {
 
 // cachedRoutes returns the routes of c for its reader, until parkRoutes.
 func (c *conn) cachedRoutes() *routes {
-	if c.routes == nil {
-		if c.routes = c.parked.Swap(nil); c.routes == nil {
-			c.routes = &routes{c: c}
-			c.b.keepRoutes(c.routes)
-		}
-		if c.routes.idle.Load() {
-			c.routes.idle.Store(false)
-		}
+	rs := c.routes
+	switch {
+	case rs != nil && rs.state.Load() == inUse:
+		return rs
+	case rs == nil, !rs.state.CompareAndSwap(parked, inUse):
+		rs = c.b.keepRoutes(rs)
+		c.routes = rs
 	}
-	return c.routes
+	if rs.idle.Load() {
+		rs.idle.Store(false)
+	}
+	return rs
 }
 
 // parkRoutes ends what cachedRoutes began, before the reader waits.
 func (c *conn) parkRoutes() {
-	if c.routes != nil {
-		c.parked.Store(c.routes)
-		c.routes = nil
+	if rs := c.routes; rs != nil && rs.state.Load() == inUse {
+		rs.state.Store(parked)
 	}
 }
 
 // dropRoutes forgets all routes. The reader calls it.
 func (c *conn) dropRoutes() {
 	c.parkRoutes()
-	if rs := c.parked.Swap(nil); rs != nil {
-		rc := &c.b.caches
-		rc.mu.Lock()
-		defer rc.mu.Unlock()
+	rs, rc := c.routes, &c.b.caches
+	if c.routes = nil; rs == nil {
+		return
+	}
+	rc.mu.Lock()
+	defer rc.mu.Unlock()
+	if rs.state.CompareAndSwap(parked, evicted) {
 		c.b.forgetRoutesLocked(rs)
 	}
 }
 
-func (b *Broker) keepRoutes(rs *routes) {
+// keepRoutes returns routes for a reader that had rs, or nothing, and could not take it.
+func (b *Broker) keepRoutes(rs *routes) *routes {
 	rc := &b.caches
 	rc.mu.Lock()
 	defer rc.mu.Unlock()
+	if rs != nil && rs.state.CompareAndSwap(parked, inUse) { // evictRoutes had it for a moment
+		return rs
+	}
 	if len(rc.all) == 0 {
 		b.due.Set(&rc.sweep, time.Now().Add(routeIdle), b.sweepRoutes)
 	}
-	rs.at = int32(len(rc.all))
+	rs = &routes{at: int32(len(rc.all))}
+	rs.state.Store(inUse)
 	rc.all = append(rc.all, rs)
 	rc.n.Add(1)
+	return rs
 }
 
-// forgetRoutesLocked is the end of what keepRoutes began. routeCaches.mu is held, and nobody
-// else has rs.
+// forgetRoutesLocked is the end of what keepRoutes began. routeCaches.mu is held, and rs is evicted.
 func (b *Broker) forgetRoutesLocked(rs *routes) {
 	rc := &b.caches
 	last := len(rc.all) - 1
@@ -121,6 +138,7 @@ func (b *Broker) forgetRoutesLocked(rs *routes) {
 	}
 	rc.n.Add(-1)
 	b.memory.Recount(budget.Routes, &rs.size, 0)
+	rs.last, rs.table = nil, nil
 }
 
 // sweepRoutes drops the routes of connections that have not used them since it was last called, and
@@ -150,9 +168,12 @@ func (b *Broker) evictRoutes(goes func(rs *routes) bool) {
 		end = min(end, len(rc.all))
 		i := end - 1
 		for ; i >= max(end-evictPage, 0); i-- { // what takes the place of one that goes was looked at
-			rs := rc.all[i]
-			if rs.c.parked.Load() == rs && goes(rs) && rs.c.parked.CompareAndSwap(rs, nil) {
+			switch rs := rc.all[i]; {
+			case !rs.state.CompareAndSwap(parked, evicted):
+			case goes(rs):
 				b.forgetRoutesLocked(rs)
+			default:
+				rs.state.Store(parked)
 			}
 		}
 		return i + 1

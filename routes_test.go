@@ -76,8 +76,8 @@ func TestTheRoutesOfAConnectionAreBoundedAndGoWhenItIsIdle(t *testing.T) {
 		require.Positive(t, b.memory.Of(budget.Routes))
 		time.Sleep(routeIdle * 5 / 6)
 		synctest.Wait()
-		require.Nil(t, p.c.parked.Load(), "it was idle")
-		require.NotNil(t, q.c.parked.Load(), "it was not")
+		require.Nil(t, p.c.kept(), "it was idle")
+		require.NotNil(t, q.c.kept(), "it was not")
 		require.Equal(t, b.holdingRoutes(), b.memory.Of(budget.Routes))
 		time.Sleep(3 * routeIdle)
 		synctest.Wait()
@@ -119,7 +119,7 @@ func TestALargeRouteIsNotKept(t *testing.T) {
 	for range 2 * routeRest {
 		publish("small")
 	}
-	require.Equal(t, "small", string(p.c.parked.Load().last.topic), "others are kept")
+	require.Equal(t, "small", string(p.c.kept().last.topic), "others are kept")
 }
 
 // Where there is no memory routes go first, and none are kept.
@@ -257,7 +257,7 @@ func TestEachConnectionHasItsShareOfTheRoutes(t *testing.T) {
 				p.packet(m, packets.V5)
 				p.packet(m, packets.V5)
 			}
-			return p.c.parked.Load().size
+			return p.c.kept().size
 		}
 		greedy := newFeed(t, b, connect("greedy"))
 		require.Greater(t, keep(greedy, 200), int32(maxRoutes*4/10), "all that there is")
@@ -266,7 +266,7 @@ func TestEachConnectionHasItsShareOfTheRoutes(t *testing.T) {
 		synctest.Wait()
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		require.Nil(t, greedy.c.parked.Load(), "more than its share")
+		require.Nil(t, greedy.c.kept(), "more than its share")
 		for range routeRest/2 + 1 {
 			keep(p, 1)
 		}

@@ -13,6 +13,7 @@ type Buffer struct {
 	n      atomic.Int64 // how much the connection has taken; only the goroutine that writes adds to it
 	failed bool         // the connection takes nothing any more; owned by the goroutine that writes
 	whole  bool         // the connection has taken all at once, which n does not say; owned likewise
+	piece  int32        // how much is written at a time, at most; owned likewise
 }
 
 // Taken returns how much the connection has taken, after a TryWrite.

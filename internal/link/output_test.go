@@ -133,13 +133,13 @@ func tcpPair(t *testing.T) (a, b net.Conn) {
 func TestTryWriteTakesWhatTheSocketTakes(t *testing.T) {
 	a, b := tcpPair(t)
 	var s Socket
-	s.Init(a, 64<<10)
+	s.Init(a)
 	require.Equal(t, !RawIO, s.Waits())
 	if s.Waits() {
 		t.Skip("this system has no readiness")
 	}
 	x := &Buffer{B: bytes.Repeat([]byte("0123456789abcdef"), 1<<20)}
-	require.NoError(t, s.TryWrite(x))
+	require.NoError(t, s.TryWrite(x, 64<<10))
 	require.False(t, x.Whole(), "16 MiB are more than the kernel keeps")
 	taken := x.Taken()
 	require.Positive(t, taken)
@@ -161,7 +161,7 @@ func TestTryWriteTakesWhatTheSocketTakes(t *testing.T) {
 	require.Equal(t, len(x.B), <-got)
 
 	y := &Buffer{B: []byte("short")}
-	require.NoError(t, s.TryWrite(y))
+	require.NoError(t, s.TryWrite(y, 64<<10))
 	require.True(t, y.Whole())
 	require.Equal(t, 5, y.Taken())
 }
@@ -169,7 +169,7 @@ func TestTryWriteTakesWhatTheSocketTakes(t *testing.T) {
 func TestAClientThatTakesNothingEndsWriteAll(t *testing.T) {
 	a, _ := tcpPair(t)
 	var s Socket
-	s.Init(a, 64<<10)
+	s.Init(a)
 	x := &Buffer{B: make([]byte, 64<<20)}
 	require.Error(t, s.WriteAll(x, 10*time.Millisecond, func(int) {}))
 }

@@ -20,7 +20,6 @@ type Socket struct {
 
 	write   func(fd uintptr) bool // for RawConn.Write, or instead of it; nil: a write may wait
 	writing *Buffer               // by TryWrite
-	piece   int32                 // how much of it is written at a time
 }
 
 // A tryWriter is a connection without a file descriptor that can take bytes without waiting.
@@ -28,10 +27,9 @@ type tryWriter interface {
 	TryWrite(b []byte) (n int, err error)
 }
 
-// Init makes s the socket of nc. s must not move afterwards. A large output is written in pieces of
-// the given size.
-func (s *Socket) Init(nc net.Conn, piece int) {
-	s.conn, s.piece = conn{nc}, int32(min(piece, largestPiece))
+// Init makes s the socket of nc. s must not move afterwards.
+func (s *Socket) Init(nc net.Conn) {
+	s.conn = conn{nc}
 	switch x := nc.(type) {
 	case *net.TCPConn, *net.UnixConn:
 		if raw, err := x.(syscall.Conn).SyscallConn(); RawIO && err == nil {
@@ -63,9 +61,11 @@ func (s *Socket) Peek() (n int, err error) {
 // ErrWrite says that nothing more can be written.
 var ErrWrite = errors.New("a write to the client failed or took longer than WriteTimeout")
 
-// TryWrite writes what the socket takes of x without waiting. One goroutine at a time calls it.
-func (s *Socket) TryWrite(x *Buffer) error {
+// TryWrite writes what the socket takes of x without waiting, in pieces of the given size. One
+// goroutine at a time calls it.
+func (s *Socket) TryWrite(x *Buffer, piece int) error {
 	lock.NoneHeld("Write of a net.Conn")
+	x.piece = int32(min(piece, largestPiece))
 	s.writing = x
 	var err error
 	if s.Raw == nil {
@@ -107,7 +107,7 @@ func (s *Socket) writeSome(fd uintptr) bool {
 func (s *Socket) writePieces(w tryWriter, fd uintptr) {
 	x := s.writing
 	for b := x.B; len(b) > 0; {
-		p := b[:min(len(b), int(s.piece))]
+		p := b[:min(len(b), int(x.piece))]
 		n, err := writePiece(w, fd, p)
 		if b = b[max(n, 0):]; len(b) == 0 {
 			x.whole = true
