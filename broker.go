@@ -164,26 +164,24 @@ type (
 	routesLock struct{} // routeCaches.mu
 
 	// The leaves. journal.Journal, subs.Tree, timers.Timers, logins.Table and owners.Table have some of their own.
-	brokerLock   struct{} // Broker.mu
-	numbersLock  struct{} // Broker.numbers
-	recordsLock  struct{} // records.mu
-	receiptLock  struct{} // receipt.mu
-	walkersLock  struct{} // walkers.mu
-	countersLock struct{} // counterShard.mu
+	brokerLock  struct{} // Broker.mu
+	numbersLock struct{} // Broker.numbers
+	recordsLock struct{} // records.mu
+	receiptLock struct{} // receipt.mu
+	walkersLock struct{} // walkers.mu
 )
 
 func (reconfigureLock) Rank() lock.Rank {
 	return lock.Rank{Order: 0, Name: "Broker.reconfiguring"}
 }
-func (topicLock) Rank() lock.Rank    { return lock.Rank{Order: 1, Name: "a lock of topics"} }
-func (sessionLock) Rank() lock.Rank  { return lock.Rank{Order: 2, Name: "session.mu"} }
-func (routesLock) Rank() lock.Rank   { return lock.Rank{Order: lock.BeforeLeaf, Name: "routeCaches.mu"} }
-func (brokerLock) Rank() lock.Rank   { return lock.Rank{Order: lock.Leaf, Name: "Broker.mu"} }
-func (numbersLock) Rank() lock.Rank  { return lock.Rank{Order: lock.Leaf, Name: "Broker.numbers"} }
-func (recordsLock) Rank() lock.Rank  { return lock.Rank{Order: lock.Leaf, Name: "records.mu"} }
-func (receiptLock) Rank() lock.Rank  { return lock.Rank{Order: lock.Leaf, Name: "receipt.mu"} }
-func (walkersLock) Rank() lock.Rank  { return lock.Rank{Order: lock.Leaf, Name: "walkers.mu"} }
-func (countersLock) Rank() lock.Rank { return lock.Rank{Order: lock.Leaf, Name: "counterShard.mu"} }
+func (topicLock) Rank() lock.Rank   { return lock.Rank{Order: 1, Name: "a lock of topics"} }
+func (sessionLock) Rank() lock.Rank { return lock.Rank{Order: 2, Name: "session.mu"} }
+func (routesLock) Rank() lock.Rank  { return lock.Rank{Order: lock.BeforeLeaf, Name: "routeCaches.mu"} }
+func (brokerLock) Rank() lock.Rank  { return lock.Rank{Order: lock.Leaf, Name: "Broker.mu"} }
+func (numbersLock) Rank() lock.Rank { return lock.Rank{Order: lock.Leaf, Name: "Broker.numbers"} }
+func (recordsLock) Rank() lock.Rank { return lock.Rank{Order: lock.Leaf, Name: "records.mu"} }
+func (receiptLock) Rank() lock.Rank { return lock.Rank{Order: lock.Leaf, Name: "receipt.mu"} }
+func (walkersLock) Rank() lock.Rank { return lock.Rank{Order: lock.Leaf, Name: "walkers.mu"} }
 
 // New checks cfg, fills in its defaults, and returns a Broker that serves nothing yet. It must be ended with Shutdown or Close.
 func New(cfg Config) (*Broker, error) {
@@ -517,7 +515,7 @@ func (b *Broker) getTurn() *turn {
 	if t, ok := b.turns.Get().(*turn); ok {
 		return t
 	}
-	t := &turn{b: b, counted: b.stats.shard()}
+	t := &turn{b: b, counted: b.stats.turns.Shard()}
 	if b.journal != nil {
 		t.write.Write = journal.NewWrite(b.journal.Journal)
 	}

@@ -488,7 +488,7 @@ func (c *conn) packets(t *turn) error {
 			break
 		}
 		used += n
-		t.receivedPackets++
+		t.traffic.ReceivedPackets++
 		if len(t.blocked) > 0 && err == nil {
 			err = c.holdBack(t)
 		}
@@ -497,7 +497,7 @@ func (c *conn) packets(t *turn) error {
 		if c.accepted {
 			c.lastPacket = t.now.Sub(c.b.started)
 		}
-		t.receivedBytes += uint64(used)
+		t.traffic.ReceivedBytes += uint64(used)
 		if used < readSize/4 {
 			c.readHint = 0
 		}

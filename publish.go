@@ -16,8 +16,8 @@ import (
 
 // onPublish handles a PUBLISH. raw is the whole packet.
 func (c *conn) onPublish(t *turn, p *packets.Publish, raw []byte) error {
-	t.received++
-	t.receivedPayload += uint64(len(p.Payload))
+	t.traffic.Received++
+	t.traffic.ReceivedPayload += uint64(len(p.Payload))
 	plain := !p.Retain && !p.Dup
 	if len(p.Properties) > 0 {
 		aliased, err := c.inboundProperties(t, p)

@@ -1,7 +1,6 @@
 package dunlin
 
 import (
-	"cmp"
 	"errors"
 	"slices"
 	"syscall"
@@ -10,7 +9,6 @@ import (
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/internal/budget"
 	"github.com/dunlin-mqtt/dunlin/internal/journal"
-	"github.com/dunlin-mqtt/dunlin/internal/link"
 	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/dunlin-mqtt/dunlin/internal/owners"
 	"github.com/dunlin-mqtt/dunlin/internal/timers"
@@ -174,20 +172,13 @@ func (s *session) hearOut() {
 	}
 }
 
-// peek says what the next read from c will return if nothing more comes until then.
-func (c *conn) peek() (n int, err error) {
-	lock.NoneHeld("a call of a net.Conn")
-	cerr := c.nc.Raw.Control(func(fd uintptr) { n, err = link.PeekFD(fd) })
-	return n, cmp.Or(cerr, err)
-}
-
 // hungUp says whether the client of c, which is being accepted, has closed the connection and has sent nothing but its CONNECT.
 // Where c cannot be waited for without a buffer (TLS, WebSocket) it does not tell.
 func (c *conn) hungUp(t *turn) bool {
 	if c.nc.Raw == nil || !t.last {
 		return false
 	}
-	n, err := c.peek()
+	n, err := c.nc.Peek()
 	return n == 0 && err == nil || errors.Is(err, syscall.ECONNRESET)
 }
 

@@ -94,7 +94,7 @@ func (c *conn) ack(t *turn, kind packets.Type, id uint16, code packets.ReasonCod
 		return // nothing follows the DISCONNECT [MQTT-3.14.4-1]
 	}
 	if t != nil {
-		t.answers++
+		t.traffic.Answers++
 	} else {
 		c.b.stats.answers.Add(1)
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/internal/link"
 	"github.com/dunlin-mqtt/dunlin/internal/subs"
+	"github.com/dunlin-mqtt/dunlin/internal/traffic"
 	"github.com/dunlin-mqtt/dunlin/packets"
 	"github.com/dunlin-mqtt/dunlin/store"
 )
@@ -45,8 +46,8 @@ type turn struct {
 	found   int  // how many subscriptions the last message matched, whether or not anybody took it
 	write   write
 
-	traffic // added to counted at the end
-	counted *counterShard
+	traffic traffic.Counts // added to counted at the end
+	counted *traffic.Shard
 }
 
 // touch notes that c has something to write. c.sess.mu is held.
@@ -61,15 +62,13 @@ func (t *turn) touch(c *conn) {
 func (t *turn) end() {
 	for i, c := range t.dirty {
 		n, congested := c.flushed(t.now)
-		if t.sentBytes += uint64(n); congested {
+		if t.traffic.SentBytes += uint64(n); congested {
 			t.congested = append(t.congested, c)
 		}
 		t.dirty[i] = nil
 	}
 	t.dirty, t.gathered, t.rounds = t.dirty[:0], 0, 0
-	if t.traffic != (traffic{}) {
-		t.counted.take(&t.traffic)
-	}
+	t.counted.Take(&t.traffic)
 }
 
 // An outgoing is one Application Message while it is routed. The frame that goes out is built once for each class of receivers, and
@@ -574,8 +573,8 @@ func (c *conn) send(t *turn, o *outgoing, to *target, qos packets.QoS, retain bo
 		if w.id != 0 {
 			binary.BigEndian.PutUint16(x.B[n+f.idAt:], w.id)
 		}
-		t.sent++
-		t.sentPayload += uint64(len(o.pub.Payload))
+		t.traffic.Sent++
+		t.traffic.SentPayload += uint64(len(o.pub.Payload))
 		if c.b.obs.Delivered != nil {
 			s.delivered(o.observed(), w)
 		}

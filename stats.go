@@ -4,15 +4,14 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/dunlin-mqtt/dunlin/internal/lock"
+	"github.com/dunlin-mqtt/dunlin/internal/traffic"
 )
 
 // This file is what the Broker counts, and Stats.
 
 // counters only grow. What can be derived from state is not among them.
 type counters struct {
-	shards [8]counterShard // of what turns have done
-	next   atomic.Uint32   // the shard of the next turn that is made
+	turns traffic.Shards
 
 	// Traffic outside of turns.
 	sent, sentPayload, sentBytes, answers atomic.Uint64
@@ -24,57 +23,12 @@ type counters struct {
 	panics                   atomic.Uint64
 }
 
-// traffic is what a turn counts.
-type traffic struct {
-	received, sent               uint64 // PUBLISH packets
-	receivedPayload, sentPayload uint64 // bytes of payload in them
-	receivedPackets, answers     uint64 // all packets; sent ones other than PUBLISH
-	receivedBytes, sentBytes     uint64
-}
-
-// A counterShard is the traffic of some of the turns. One lock costs less than an atomic addition to
-// each counter, and turns that run at the same time rarely share a shard.
-type counterShard struct {
-	mu lock.Mutex[countersLock]
-	traffic
-	_ [128]byte // no cache line is shared
-}
-
-func (t *traffic) add(x *traffic) {
-	t.received += x.received
-	t.sent += x.sent
-	t.receivedPayload += x.receivedPayload
-	t.sentPayload += x.sentPayload
-	t.receivedPackets += x.receivedPackets
-	t.answers += x.answers
-	t.receivedBytes += x.receivedBytes
-	t.sentBytes += x.sentBytes
-}
-
-// shard returns the shard for a new turn.
-func (c *counters) shard() *counterShard {
-	return &c.shards[int(c.next.Add(1))%len(c.shards)]
-}
-
-// take adds what a turn has counted, which begins anew.
-func (s *counterShard) take(t *traffic) {
-	s.mu.Lock()
-	s.add(t)
-	s.mu.Unlock()
-	*t = traffic{}
-}
-
 // total is all traffic.
-func (c *counters) total() (t traffic) {
-	for i := range c.shards {
-		s := &c.shards[i]
-		s.mu.Lock()
-		t.add(&s.traffic)
-		s.mu.Unlock()
-	}
-	t.add(&traffic{
-		sent: c.sent.Load(), sentPayload: c.sentPayload.Load(),
-		sentBytes: c.sentBytes.Load(), answers: c.answers.Load(),
+func (c *counters) total() traffic.Counts {
+	t := c.turns.Total()
+	t.Add(&traffic.Counts{
+		Sent: c.sent.Load(), SentPayload: c.sentPayload.Load(),
+		SentBytes: c.sentBytes.Load(), Answers: c.answers.Load(),
 	})
 	return t
 }
@@ -125,10 +79,10 @@ func (c *counters) snapshot() Stats {
 	t := c.total()
 	return Stats{
 		Connected: c.taken.Load(), Accepted: c.accepted.Load(), Refused: c.refused.Load(),
-		MessagesReceived: t.received, MessagesSent: t.sent, MessagesDropped: c.dropped.Load(),
-		PayloadReceived: t.receivedPayload, PayloadSent: t.sentPayload,
-		PacketsReceived: t.receivedPackets, PacketsSent: t.sent + t.answers,
-		BytesReceived: t.receivedBytes, BytesSent: t.sentBytes,
+		MessagesReceived: t.Received, MessagesSent: t.Sent, MessagesDropped: c.dropped.Load(),
+		PayloadReceived: t.ReceivedPayload, PayloadSent: t.SentPayload,
+		PacketsReceived: t.ReceivedPackets, PacketsSent: t.Sent + t.Answers,
+		BytesReceived: t.ReceivedBytes, BytesSent: t.SentBytes,
 		MaxConnections: c.most.Load(), SessionsExpired: c.expired.Load(), Panics: c.panics.Load(),
 	}
 }

@@ -52,6 +52,7 @@ func (s *Socket) Waits() bool { return s.write == nil }
 // Peek returns how much is there to read, 0 or 1, and takes nothing. The error is syscall.EAGAIN if
 // nothing is there. The socket has a Raw.
 func (s *Socket) Peek() (n int, err error) {
+	lock.NoneHeld("a call of a net.Conn")
 	if cerr := s.Raw.Control(func(fd uintptr) { n, err = PeekFD(fd) }); cerr != nil {
 		return n, cerr
 	}
