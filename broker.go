@@ -161,11 +161,11 @@ type (
 
 	// Of these one at a time, and only a leaf after it, such as that of the timers. The lock of
 	// retained.Store belongs here as well.
-	routesLock struct{} // routeCaches.mu
+	routesLock  struct{} // routeCaches.mu
+	numbersLock struct{} // Broker.numbers
 
 	// The leaves. journal.Journal, subs.Tree, timers.Timers, logins.Table and owners.Table have some of their own.
 	brokerLock  struct{} // Broker.mu
-	numbersLock struct{} // Broker.numbers
 	recordsLock struct{} // records.mu
 	receiptLock struct{} // receipt.mu
 	walkersLock struct{} // walkers.mu
@@ -177,8 +177,8 @@ func (reconfigureLock) Rank() lock.Rank {
 func (topicLock) Rank() lock.Rank   { return lock.Rank{Order: 1, Name: "a lock of topics"} }
 func (sessionLock) Rank() lock.Rank { return lock.Rank{Order: 2, Name: "session.mu"} }
 func (routesLock) Rank() lock.Rank  { return lock.Rank{Order: lock.BeforeLeaf, Name: "routeCaches.mu"} }
+func (numbersLock) Rank() lock.Rank { return lock.Rank{Order: lock.BeforeLeaf, Name: "Broker.numbers"} }
 func (brokerLock) Rank() lock.Rank  { return lock.Rank{Order: lock.Leaf, Name: "Broker.mu"} }
-func (numbersLock) Rank() lock.Rank { return lock.Rank{Order: lock.Leaf, Name: "Broker.numbers"} }
 func (recordsLock) Rank() lock.Rank { return lock.Rank{Order: lock.Leaf, Name: "records.mu"} }
 func (receiptLock) Rank() lock.Rank { return lock.Rank{Order: lock.Leaf, Name: "receipt.mu"} }
 func (walkersLock) Rank() lock.Rank { return lock.Rank{Order: lock.Leaf, Name: "walkers.mu"} }

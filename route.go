@@ -275,39 +275,32 @@ func (r *route) fill(t *turn, topic []byte, from origin) {
 	if !r.valid {
 		r.watch, r.valid = b.tree.Watch(topic), true
 	}
-	for {
-		r.version, r.durable, r.from = r.watch.Version(), false, from
-		b.numbers.RLock()
-		number := from.numberLocked(b)
-		b.numbers.RUnlock()
-		b.tree.Match(topic, number, m)
-		r.ids = append(r.ids[:0], m.IDs...)
-		clear(r.targets)
-		r.targets = r.targets[:0]
-		clear(r.shared)
-		r.shared = r.shared[:0]
-		b.numbers.RLock()
-		for i := range m.Subs {
-			x := &m.Subs[i]
-			if s := b.numberedLocked(x.Sub); s != nil {
-				to := target{s: s, qos: x.QoS, retain: x.RetainAsPublished, ids: x.IDs(r.ids)}
-				r.targets = append(r.targets, to)
-				r.durable = r.durable || s.stored != 0 && x.QoS > packets.QoS0
-			}
-		}
-		for i := range m.Groups {
-			r.addGroup(b, &m.Groups[i])
-		}
-		b.numbers.RUnlock()
-		// A number that was given to another session meanwhile would have changed the version.
-		if r.watch.Version() == r.version {
-			if r.share != everybody {
-				r.keepShare(t.own.QoS)
-			}
-			r.filled(b)
-			return
+	r.version, r.durable, r.from = r.watch.Version(), false, from
+	// The lock is held from before Match, so that no number is given to another Session meanwhile. To
+	// do it again whenever a subscription has changed would have no end while others subscribe.
+	b.numbers.RLock()
+	b.tree.Match(topic, from.numberLocked(b), m)
+	r.ids = append(r.ids[:0], m.IDs...)
+	clear(r.targets)
+	r.targets = r.targets[:0]
+	clear(r.shared)
+	r.shared = r.shared[:0]
+	for i := range m.Subs {
+		x := &m.Subs[i]
+		if s := b.numberedLocked(x.Sub); s != nil {
+			to := target{s: s, qos: x.QoS, retain: x.RetainAsPublished, ids: x.IDs(r.ids)}
+			r.targets = append(r.targets, to)
+			r.durable = r.durable || s.stored != 0 && x.QoS > packets.QoS0
 		}
 	}
+	for i := range m.Groups {
+		r.addGroup(b, &m.Groups[i])
+	}
+	b.numbers.RUnlock()
+	if r.share != everybody {
+		r.keepShare(t.own.QoS)
+	}
+	r.filled(b)
 }
 
 // name returns the topic as a string, which is made once.

@@ -1,9 +1,11 @@
 package dunlin
 
 import (
+	"context"
 	"fmt"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -275,4 +277,35 @@ func TestEachConnectionHasItsShareOfTheRoutes(t *testing.T) {
 		require.LessOrEqual(t, b.memory.Of(budget.Routes), int64(maxRoutes/2))
 		require.Equal(t, b.holdingRoutes(), b.memory.Of(budget.Routes))
 	})
+}
+
+// Numbers go from Sessions that leave to others, which subscribe to something else, while a
+// publisher looks for its receivers.
+func TestReceiversAreFoundWhileOthersSubscribeAndLeave(t *testing.T) {
+	b := newTestBroker(t, nil)
+	defer b.Close()
+	stays := &session{b: b, holder: &nobody, id: "wants it"}
+	b.tree.Restore(b.number(stays), "", "s/t", subs.Options{})
+	ctx, stop := context.WithCancel(t.Context())
+	var churning sync.WaitGroup
+	for id, filter := range map[string]string{"wants it": "s/t", "others": "+/x"} {
+		churning.Go(func() { // ends with ctx
+			for ctx.Err() == nil {
+				num := b.number(&session{b: b, holder: &nobody, id: id})
+				b.tree.Restore(num, "", filter, subs.Options{})
+				b.release(num)
+			}
+		})
+	}
+	b.work(func(turn *turn) {
+		for range 20_000 {
+			turn.route.fill(turn, []byte("s/t"), origin{})
+			require.NotEmpty(t, turn.route.targets)
+			for _, to := range turn.route.targets {
+				require.Equal(t, "wants it", to.s.id)
+			}
+		}
+	})
+	stop()
+	churning.Wait()
 }
