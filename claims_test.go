@@ -103,7 +103,7 @@ func TestAPrincipalIsNoClaim(t *testing.T) {
 // A pace belongs to the Client Identifier that was granted, whatever the client asked for.
 func TestAGrantedClientIdentifierHasOnePace(t *testing.T) {
 	withRules(t, everything, func(c *Config) {
-		c.PublishRate, c.OverRate = 3, RefusePublish
+		c.PublishRate, c.OverRate = 3, OverRateRefusePublish
 	}, func(r *guardRig) {
 		r.grant = func(q *hooks.ConnectRequest) error {
 			q.Grant.ClientID = "granted-" + q.Client.Username

@@ -15,7 +15,7 @@ import (
 
 // Publish routes m as if a client had published it, without asking the Authorizer or the Interceptor. It returns when the message is in the
 // queue or the output buffer of every Session that matches, which is when a client would get its PUBACK or PUBREC. It never waits for a
-// client; for a Subscription that is full and has the policy Block it waits as that says, or until ctx ends, and the message is there
+// client; for a Subscription that is full and has the policy OverflowBlock it waits as that says, or until ctx ends, and the message is there
 // all the same. The Broker keeps m.Payload and m.Properties: they must not be modified afterwards. The topic may begin with "$".
 //
 // m.Properties are those of the PUBLISH (3.3.2.3), made with the setters of Message or the Append methods of packets.Properties.

@@ -55,7 +55,7 @@ func (p *ponderer) Authorize(ctx context.Context, r *hooks.AccessRequest) error 
 	switch {
 	case r.Will:
 		return p.decide(ctx, "Will")
-	case r.Action == hooks.Subscribe:
+	case r.Action == hooks.ActionSubscribe:
 		return p.decide(ctx, "SUBSCRIBE")
 	}
 	return p.decide(ctx, "PUBLISH")

@@ -300,27 +300,27 @@ func (b *Broker) cfg() *settings { return b.config.Load() }
 type OverRate byte
 
 const (
-	// PauseReading decodes no PUBLISH of the owner that is beyond the rate before its time has come. Nothing is lost; what a client has sent
+	// OverRatePauseReading decodes no PUBLISH of the owner that is beyond the rate before its time has come. Nothing is lost; what a client has sent
 	// behind such a PUBLISH waits as well. A client that does not publish is not paused.
-	PauseReading OverRate = iota
-	// RefusePublish acknowledges each PUBLISH beyond with Quota exceeded (0x97) and drops it; one of QoS 0 is dropped in silence.
+	OverRatePauseReading OverRate = iota
+	// OverRateRefusePublish acknowledges each PUBLISH beyond with Quota exceeded (0x97) and drops it; one of QoS 0 is dropped in silence.
 	// A client before 5.0 cannot be told, and is disconnected for a QoS 1 or 2 one.
-	RefusePublish
+	OverRateRefusePublish
 )
 
 // Overflow says what happens when a message finds the queue of a Session full.
 type Overflow byte
 
 const (
-	// DropOldest removes messages from the front of the queue until the new one has room.
-	DropOldest Overflow = iota
-	// DropNewest drops the message that found the queue full.
-	DropNewest
-	// Disconnect drops it as well, and disconnects the client with Quota exceeded (0x97) if it is there: one that cannot
+	// OverflowDropOldest removes messages from the front of the queue until the new one has room.
+	OverflowDropOldest Overflow = iota
+	// OverflowDropNewest drops the message that found the queue full.
+	OverflowDropNewest
+	// OverflowDisconnect drops it as well, and disconnects the client with Quota exceeded (0x97) if it is there: one that cannot
 	// keep up is told so.
-	Disconnect
-	// Block is for Subscriptions of the program only: the publisher is made to wait. See SubscribeOptions.
-	Block
+	OverflowDisconnect
+	// OverflowBlock is for Subscriptions of the program only: the publisher is made to wait. See SubscribeOptions.
+	OverflowBlock
 )
 
 // SharedStrategy chooses which member of a shared subscription gets a message (4.8.2). With each of them a member that is
@@ -328,14 +328,14 @@ const (
 type SharedStrategy byte
 
 const (
-	// RoundRobin takes the members in turn.
-	RoundRobin SharedStrategy = iota
-	// Sticky stays with one member as long as it can take messages.
-	Sticky
-	// HashTopic sends equal topics to the same member.
-	HashTopic
-	// HashClient sends all messages of one publisher to the same member.
-	HashClient
+	// SharedRoundRobin takes the members in turn.
+	SharedRoundRobin SharedStrategy = iota
+	// SharedSticky stays with one member as long as it can take messages.
+	SharedSticky
+	// SharedHashTopic sends equal topics to the same member.
+	SharedHashTopic
+	// SharedHashClient sends all messages of one publisher to the same member.
+	SharedHashClient
 )
 
 const (
@@ -414,12 +414,14 @@ func (c *Config) check() error {
 		}
 	}
 	switch {
-	case c.Overflow > Disconnect:
-		return fmt.Errorf("dunlin: Config.Overflow is %d, use DropOldest, DropNewest or Disconnect", c.Overflow)
-	case c.Shared > HashClient:
-		return fmt.Errorf("dunlin: Config.Shared is %d, use RoundRobin, Sticky, HashTopic or HashClient", c.Shared)
-	case c.OverRate > RefusePublish:
-		return fmt.Errorf("dunlin: Config.OverRate is %d, use PauseReading or RefusePublish", c.OverRate)
+	case c.Overflow > OverflowDisconnect:
+		return fmt.Errorf("dunlin: Config.Overflow is %d, use OverflowDropOldest, "+
+			"OverflowDropNewest or OverflowDisconnect", c.Overflow)
+	case c.Shared > SharedHashClient:
+		return fmt.Errorf("dunlin: Config.Shared is %d, use SharedRoundRobin, SharedSticky, "+
+			"SharedHashTopic or SharedHashClient", c.Shared)
+	case c.OverRate > OverRateRefusePublish:
+		return fmt.Errorf("dunlin: Config.OverRate is %d, use OverRatePauseReading or OverRateRefusePublish", c.OverRate)
 	case c.MaxKeepAlive > 65535*time.Second:
 		return fmt.Errorf("dunlin: Config.MaxKeepAlive is %v, the most that a Keep Alive can say is 65535 s", c.MaxKeepAlive)
 	case c.MaxKeepAlive > 0 && c.MaxKeepAlive%time.Second != 0:

@@ -582,7 +582,7 @@ func (c *conn) newWill(t *turn, p *packets.Connect) (*will, error) {
 		return nil, nil
 	}
 	if c.b.authorizer != nil {
-		t.access = hooks.AccessRequest{Client: c.client, Action: hooks.Publish, Topic: w.Topic, QoS: w.QoS, Retain: w.Retain, Will: true}
+		t.access = hooks.AccessRequest{Client: c.client, Action: hooks.ActionPublish, Topic: w.Topic, QoS: w.QoS, Retain: w.Retain, Will: true}
 		ctx, cancel := c.decisionContext()
 		defer cancel()
 		if err := c.b.authorize(ctx, &t.access, c.few().mount); err != nil {
@@ -653,12 +653,12 @@ func (b *Broker) intercept(ctx context.Context, r *hooks.AccessRequest, c *hooks
 	case !inside || topic == "":
 		return nil, b.refusal(errors.New("the Interceptor took the message out of the mount point"), "client", c.ID, "topic", pm.Topic)
 	case b.reserved(topic):
-		q := hooks.AccessRequest{Client: c, Action: hooks.Publish, Topic: topic}
+		q := hooks.AccessRequest{Client: c, Action: hooks.ActionPublish, Topic: topic}
 		b.denied(&q, mount, errReserved)
 		return nil, errReserved
 	}
 	if (pm.Topic != m.Topic || pm.Retain != m.Retain) && b.authorizer != nil {
-		*r = hooks.AccessRequest{Client: c, Action: hooks.Publish, Topic: topic, QoS: pm.QoS, Retain: pm.Retain}
+		*r = hooks.AccessRequest{Client: c, Action: hooks.ActionPublish, Topic: topic, QoS: pm.QoS, Retain: pm.Retain}
 		if err := b.authorize(ctx, r, mount); err != nil {
 			return nil, err
 		}

@@ -144,7 +144,7 @@ func (b *Broker) reviewSession(s *session) int {
 func (b *Broker) refused(ctx context.Context, client *hooks.Client, mount string, subs []heldSub) ([]heldSub, error) {
 	out := subs[:0]
 	for _, sub := range subs {
-		r := hooks.AccessRequest{Client: client, Action: hooks.Subscribe, Topic: sub.filter[len(mount):], Group: sub.group, QoS: sub.qos}
+		r := hooks.AccessRequest{Client: client, Action: hooks.ActionSubscribe, Topic: sub.filter[len(mount):], Group: sub.group, QoS: sub.qos}
 		sub.err = b.authorizeSafely(ctx, &r, mount)
 		switch {
 		case errors.Is(sub.err, errHookFailed) && ctx.Err() != nil:
@@ -292,12 +292,12 @@ func (c *conn) mayPublish(t *turn, p *packets.Publish, topic []byte, r *route) e
 	}
 	if r != nil && r.decided == epoch && string(r.topic) == string(topic) {
 		if r.refused != nil && b.obs.Denied != nil {
-			q := hooks.AccessRequest{Client: c.client, Action: hooks.Publish, Topic: string(p.Topic)}
+			q := hooks.AccessRequest{Client: c.client, Action: hooks.ActionPublish, Topic: string(p.Topic)}
 			b.denied(&q, c.few().mount, r.refused)
 		}
 		return r.refused
 	}
-	t.access = hooks.AccessRequest{Client: c.client, Action: hooks.Publish, Topic: string(p.Topic), QoS: p.QoS, Retain: p.Retain}
+	t.access = hooks.AccessRequest{Client: c.client, Action: hooks.ActionPublish, Topic: string(p.Topic), QoS: p.QoS, Retain: p.Retain}
 	lock.NoneHeld("a decision of a hook")
 	said := b.authorizer.Authorize(c.context(), &t.access)
 	err := b.judge(&t.access, c.few().mount, said)
@@ -449,7 +449,7 @@ func (b *Broker) permits(s *session, topic string) bool {
 	s.mu.Unlock()
 	may = false
 	if len(topic) >= len(s.mount) {
-		r := hooks.AccessRequest{Client: client, Action: hooks.Deliver, Topic: topic[len(s.mount):]}
+		r := hooks.AccessRequest{Client: client, Action: hooks.ActionDeliver, Topic: topic[len(s.mount):]}
 		may = b.authorizeDelivery(ctx, &r, s.mount) == nil
 	}
 	s.mu.Lock()

@@ -192,7 +192,7 @@ func (t *turn) give(o *outgoing, to *target, eager eagerness) bool {
 	}
 	to.s.mu.Lock()
 	takes := !to.s.ended && (eager == takesAny || to.s.ready(min(o.pub.QoS, to.qos)))
-	if takes && to.s.quota.overflow == Block && to.s.full(0) {
+	if takes && to.s.quota.overflow == OverflowBlock && to.s.full(0) {
 		to.s.local.mayExceed(t, 0) // nobody waits when it gets there
 	}
 	to.s.mu.Unlock()

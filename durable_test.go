@@ -738,7 +738,7 @@ func TestBlockHoldsWhereTheStoreComesFirst(t *testing.T) {
 		d := st.durable("d", packets.V5)
 		d.subscribe("t", packets.QoS2)
 		d.nc.Close()
-		sub, err := st.b.Subscribe(context.Background(), "t", &SubscribeOptions{QoS: 2, Buffer: 2, Overflow: Block, BlockTimeout: time.Hour})
+		sub, err := st.b.Subscribe(context.Background(), "t", &SubscribeOptions{QoS: 2, Buffer: 2, Overflow: OverflowBlock, BlockTimeout: time.Hour})
 		require.NoError(t, err)
 		time.Sleep(time.Second)
 		p := st.clean("p")

@@ -24,7 +24,7 @@ type undecided struct {
 }
 
 func (a undecided) Authorize(ctx context.Context, r *hooks.AccessRequest) error {
-	if r.Action != hooks.Publish {
+	if r.Action != hooks.ActionPublish {
 		return nil
 	}
 	close(a.entered)
@@ -184,7 +184,7 @@ func TestAPublisherThatIsHeldBackEnds(t *testing.T) {
 	for _, how := range []string{"Disconnect", "Shutdown"} {
 		t.Run(how, func(t *testing.T) {
 			onStage(t, func(st *stage) {
-				sub, err := st.b.Subscribe(context.Background(), "t", &SubscribeOptions{QoS: 1, Buffer: 1, Overflow: Block, BlockTimeout: time.Hour})
+				sub, err := st.b.Subscribe(context.Background(), "t", &SubscribeOptions{QoS: 1, Buffer: 1, Overflow: OverflowBlock, BlockTimeout: time.Hour})
 				require.NoError(t, err)
 				defer sub.Close()
 				p := st.clean("p")
@@ -299,7 +299,7 @@ type untold struct {
 }
 
 func (a untold) Authorize(ctx context.Context, r *hooks.AccessRequest) (err error) {
-	if r.Action == hooks.Publish {
+	if r.Action == hooks.ActionPublish {
 		a.once.Do(func() {
 			close(a.entered)
 			<-ctx.Done()

@@ -167,7 +167,7 @@ func ExampleConfig_authorizer() {
 	b, err := dunlin.New(dunlin.Config{
 		Authenticator: hooks.AllowAll,
 		Authorizer: hooks.AuthorizerFunc(func(ctx context.Context, r *hooks.AccessRequest) error {
-			if r.Action == hooks.Publish && !strings.HasPrefix(r.Topic, "devices/"+r.Client.ID+"/") {
+			if r.Action == hooks.ActionPublish && !strings.HasPrefix(r.Topic, "devices/"+r.Client.ID+"/") {
 				return packets.Errorf(packets.NotAuthorized, "publish below devices/%s/", r.Client.ID)
 			}
 			return nil

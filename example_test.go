@@ -69,7 +69,7 @@ func ExampleBroker_Subscribe() {
 	defer b.Close()
 	ctx := context.Background()
 	// Nothing is lost: who publishes waits, for a bounded time, while the reader is behind.
-	sub, err := b.Subscribe(ctx, "sensors/#", &dunlin.SubscribeOptions{QoS: 1, Buffer: 100, Overflow: dunlin.Block})
+	sub, err := b.Subscribe(ctx, "sensors/#", &dunlin.SubscribeOptions{QoS: 1, Buffer: 100, Overflow: dunlin.OverflowBlock})
 	if err != nil {
 		log.Fatal(err)
 	}

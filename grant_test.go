@@ -287,14 +287,14 @@ func TestSubscribeOptionsAtTheirEdges(t *testing.T) {
 		"QoS":               {{QoS(0), true}, {QoS(2), true}, {QoS(3), false}, {QoS(255), false}},
 		"NoLocal":           {{true, true}},
 		"RetainAsPublished": {{true, true}},
-		"RetainHandling":    {{SkipRetained, true}, {RetainHandling(3), false}, {RetainHandling(255), false}},
+		"RetainHandling":    {{RetainHandlingSkip, true}, {RetainHandling(3), false}, {RetainHandling(255), false}},
 		"ID":                {{uint32(1), true}, {uint32(268_435_455), true}, {uint32(268_435_456), false}, {uint32(math.MaxUint32), false}},
 		"Name": {
 			{"n", true}, {strings.Repeat("x", 65_528), true}, {strings.Repeat("x", 65_529), false}, {"\xff", false}, {"\x00", false},
 		},
 		"Expiry":       {{time.Duration(1), true}, {time.Duration(most), true}, {time.Duration(-1), false}, {time.Duration(-most), false}},
 		"Buffer":       {{1, true}, {math.MaxInt, true}, {-1, false}, {math.MinInt, false}},
-		"Overflow":     {{DropNewest, true}, {Disconnect, false}, {Block, true}, {Block + 1, false}, {Overflow(255), false}},
+		"Overflow":     {{OverflowDropNewest, true}, {OverflowDisconnect, false}, {OverflowBlock, true}, {OverflowBlock + 1, false}, {Overflow(255), false}},
 		"BlockTimeout": {{time.Duration(1), true}, {time.Duration(most), true}, {time.Duration(-1), false}, {time.Duration(-most), false}},
 		"ManualAck":    {{true, true}},
 	}

@@ -527,7 +527,7 @@ func TestRevocationStopsRetainedMessages(t *testing.T) {
 }
 
 func TestACombinationDecidesDeliveriesAsItsMembersDo(t *testing.T) {
-	l, err := acl.Rules(acl.Rule{Effect: acl.Allow, Action: hooks.Subscribe, Filters: []string{"a/b"}}, acl.Rule{Effect: acl.Allow, Action: hooks.Publish, Filters: []string{"#"}})
+	l, err := acl.Rules(acl.Rule{Effect: acl.EffectAllow, Action: hooks.ActionSubscribe, Filters: []string{"a/b"}}, acl.Rule{Effect: acl.EffectAllow, Action: hooks.ActionPublish, Filters: []string{"#"}})
 	require.NoError(t, err)
 	for name, a := range map[string]hooks.Authorizer{
 		"chain": hooks.ChainAuthorizers(acl.New(l).AtDelivery()),

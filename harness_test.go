@@ -80,7 +80,7 @@ func configFor(settings []script.Setting) (Config, error) {
 				c.Versions = append(c.Versions, packets.Version(n))
 			}
 		case s.Key == "overflow":
-			c.Overflow = map[string]Overflow{"drop-oldest": DropOldest, "drop-newest": DropNewest, "disconnect": Disconnect}[s.Value]
+			c.Overflow = map[string]Overflow{"drop-oldest": OverflowDropOldest, "drop-newest": OverflowDropNewest, "disconnect": OverflowDisconnect}[s.Value]
 		case s.Key == "deny-subscribe":
 			rules.denySubscribe = append(rules.denySubscribe, s.Value)
 			c.Authorizer = rules
@@ -118,7 +118,7 @@ type scriptRules struct{ denySubscribe, denyPublish []string }
 
 func (r *scriptRules) Authorize(_ context.Context, q *hooks.AccessRequest) error {
 	list := r.denyPublish
-	if q.Action == hooks.Subscribe {
+	if q.Action == hooks.ActionSubscribe {
 		list = r.denySubscribe
 	}
 	for _, f := range list {

@@ -171,11 +171,12 @@ func (b *Broker) paceOf(c *conn, p *packets.Connect, l *hooks.Limits) *guard.Pac
 	return b.guard.Paces.Join(shortKey(owner), rate, bytes)
 }
 
-// within says whether a PUBLISH of n bytes may be decoded now. With PauseReading the reader pauses before the first that is beyond the
-// rate, and all other packets before it have been handled. RefusePublish is for onPublish to do.
+// within says whether a PUBLISH of n bytes may be decoded now. With OverRatePauseReading the reader
+// pauses before the first that is beyond the rate, and all other packets before it have been
+// handled. OverRateRefusePublish is for onPublish to do.
 func (c *conn) within(t *turn, n int) bool {
 	p := c.few().pace
-	return p == nil || c.b.cfg().OverRate == RefusePublish || p.Take(t.now.UnixNano(), n)
+	return p == nil || c.b.cfg().OverRate == OverRateRefusePublish || p.Take(t.now.UnixNano(), n)
 }
 
 // pause waits until the client may publish again, or the connection is to end.

@@ -442,7 +442,7 @@ func TestPublishRates(t *testing.T) {
 		connect *packets.Connect
 	}{{"5.0", as("c", "u")}, {"3.1.1", v3(as("c", "u"))}} {
 		t.Run("beyond it is refused: "+tt.name, func(t *testing.T) {
-			withRules(t, everything, func(c *Config) { c.PublishRate, c.OverRate = 3, RefusePublish }, func(r *guardRig) {
+			withRules(t, everything, func(c *Config) { c.PublishRate, c.OverRate = 3, OverRateRefusePublish }, func(r *guardRig) {
 				s := r.connect(as("s", "u"))
 				s.subscribe("#", 0)
 				c := r.connect(tt.connect)
@@ -555,7 +555,7 @@ func TestRetainedBytesAreExact(t *testing.T) {
 
 // A QoS 2 message that a 3.1.1 client is disconnected for was not received: sent again it is routed.
 func TestWhatIsBeyondTheRateIsNotReceived(t *testing.T) {
-	withRules(t, everything, func(c *Config) { c.PublishRate, c.OverRate = 1, RefusePublish }, func(r *guardRig) {
+	withRules(t, everything, func(c *Config) { c.PublishRate, c.OverRate = 1, OverRateRefusePublish }, func(r *guardRig) {
 		s := r.connect(as("s", "u"))
 		s.subscribe("#", 0)
 		old := as("c", "u")

@@ -132,7 +132,7 @@ func TestPublishWaitCountsWhatBecomesOfTheMessage(t *testing.T) {
 		c.send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "x", QoS: 2}}})
 		c.recv()
 		manual := mustSubscribe(t, b, "x", &SubscribeOptions{QoS: 1, ManualAck: true})
-		full := mustSubscribe(t, b, "x", &SubscribeOptions{Buffer: 1, Overflow: DropNewest})
+		full := mustSubscribe(t, b, "x", &SubscribeOptions{Buffer: 1, Overflow: OverflowDropNewest})
 		mustPublish(t, b, "x", "fills the one with room for one", 0)
 		require.Len(t, unread(manual), 1)
 		c.recv()
@@ -210,7 +210,7 @@ func TestSubscribeRefusesWhatMakesNoSense(t *testing.T) {
 			{"an identifier too large", "a", SubscribeOptions{ID: 268_435_456}, "ID is 268435456"},
 			{"a retain handling that is none", "a", SubscribeOptions{RetainHandling: 3}, "RetainHandling is 3"},
 			{"No Local with a share", "$share/g/a", SubscribeOptions{NoLocal: true}, "No Local"},
-			{"a policy for clients", "a", SubscribeOptions{Overflow: Disconnect}, "Overflow"},
+			{"a policy for clients", "a", SubscribeOptions{Overflow: OverflowDisconnect}, "Overflow"},
 			{"a negative buffer", "a", SubscribeOptions{Buffer: -1}, "Buffer is -1"},
 			{"a negative wait", "a", SubscribeOptions{BlockTimeout: -1}, "BlockTimeout is -1ns"},
 			{"a negative expiry", "a", SubscribeOptions{Expiry: -1}, "Expiry is -1ns"},
@@ -221,7 +221,7 @@ func TestSubscribeRefusesWhatMakesNoSense(t *testing.T) {
 			require.ErrorContains(t, err, tt.want, tt.name)
 		}
 		require.Empty(t, b.locals, "nothing stays of what was refused")
-		_, err := New(Config{Authenticator: hooks.AllowAll, Overflow: Block})
+		_, err := New(Config{Authenticator: hooks.AllowAll, Overflow: OverflowBlock})
 		require.Error(t, err, "clients cannot be waited for")
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
@@ -272,10 +272,10 @@ func TestRetainHandlingOfSubscriptions(t *testing.T) {
 		require.Equal(t, packets.QoS1, m.QoS, "the lower of the two")
 		require.Equal(t, []uint32{5}, m.SubscriptionIDs)
 		require.Equal(t, []string{"two"}, unread(sub))
-		require.Empty(t, unread(mustSubscribe(t, b, "r/#", &SubscribeOptions{RetainHandling: SkipRetained})))
+		require.Empty(t, unread(mustSubscribe(t, b, "r/#", &SubscribeOptions{RetainHandling: RetainHandlingSkip})))
 		require.Empty(t, unread(mustSubscribe(t, b, "$share/g/r/#", nil)), "shared subscriptions get none")
 
-		named := &SubscribeOptions{Name: "n", RetainHandling: SendRetainedIfNew}
+		named := &SubscribeOptions{Name: "n", RetainHandling: RetainHandlingSendIfNew}
 		first := mustSubscribe(t, b, "r/#", named)
 		require.Len(t, unread(first), 2)
 		first.Close()
@@ -342,8 +342,8 @@ func TestOverflowPolicies(t *testing.T) {
 		policy Overflow
 		want   []string
 	}{
-		{"the oldest makes room", DropOldest, []string{"2", "3", "4"}},
-		{"the newest is dropped", DropNewest, []string{"0", "1", "2"}},
+		{"the oldest makes room", OverflowDropOldest, []string{"2", "3", "4"}},
+		{"the newest is dropped", OverflowDropNewest, []string{"0", "1", "2"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var log syncBuffer
@@ -384,7 +384,7 @@ func TestBlockHoldsBackWhoPublishesAndNobodyElse(t *testing.T) {
 	inProcess(t, nil, func(t *testing.T, b *Broker) {
 		l, stop := serveMemory(t, b)
 		defer stop()
-		slow := mustSubscribe(t, b, "a", &SubscribeOptions{QoS: 1, Buffer: 2, Overflow: Block, BlockTimeout: time.Minute})
+		slow := mustSubscribe(t, b, "a", &SubscribeOptions{QoS: 1, Buffer: 2, Overflow: OverflowBlock, BlockTimeout: time.Minute})
 		other := mustSubscribe(t, b, "b", nil)
 		held, _ := newTestClient(t, dial(t, l), connect("held"))
 		free, _ := newTestClient(t, dial(t, l), connect("free"))
@@ -427,7 +427,7 @@ func TestBlockHoldsBackWhoPublishesAndNobodyElse(t *testing.T) {
 
 func TestABlockingSubscriptionThatStallsDelaysNobodyTwice(t *testing.T) {
 	inProcess(t, nil, func(t *testing.T, b *Broker) {
-		sub := mustSubscribe(t, b, "a", &SubscribeOptions{Buffer: 1, Overflow: Block})
+		sub := mustSubscribe(t, b, "a", &SubscribeOptions{Buffer: 1, Overflow: OverflowBlock})
 		at := time.Now()
 		for i := range 5 {
 			mustPublish(t, b, "a", fmt.Sprint(i), 0)
@@ -454,7 +454,7 @@ func TestShutdownDoesNotWaitForABlockedPublisher(t *testing.T) {
 	inProcess(t, nil, func(t *testing.T, b *Broker) {
 		l, stop := serveMemory(t, b)
 		defer stop()
-		mustSubscribe(t, b, "a", &SubscribeOptions{Buffer: 1, Overflow: Block, BlockTimeout: time.Hour})
+		mustSubscribe(t, b, "a", &SubscribeOptions{Buffer: 1, Overflow: OverflowBlock, BlockTimeout: time.Hour})
 		c, _ := newTestClient(t, dial(t, l), connect("c"))
 		for range 5 {
 			c.send(&packets.Publish{Topic: []byte("a")})
@@ -611,7 +611,7 @@ func TestClientsCannotHaveTheSessionsOfTheProgram(t *testing.T) {
 func TestConcurrentReadersPublishersAndClosers(t *testing.T) {
 	b := newTestBroker(t, nil)
 	defer b.Close()
-	sub := mustSubscribe(t, b, "a/#", &SubscribeOptions{QoS: 1, Buffer: 8, Overflow: Block, BlockTimeout: time.Hour, ManualAck: true})
+	sub := mustSubscribe(t, b, "a/#", &SubscribeOptions{QoS: 1, Buffer: 8, Overflow: OverflowBlock, BlockTimeout: time.Hour, ManualAck: true})
 	const publishers, each = 4, 200
 	var wg, readers sync.WaitGroup
 	var mu sync.Mutex
@@ -714,7 +714,7 @@ func TestANamedSubscriptionSurvivesARestart(t *testing.T) {
 		info, ok := b.Session("$local/jobs")
 		require.True(t, ok)
 		require.Len(t, info.Subscriptions, 1)
-		sub := mustSubscribe(t, b, "jobs/#", &SubscribeOptions{Name: "jobs", QoS: 2, ManualAck: true, RetainHandling: SendRetainedIfNew})
+		sub := mustSubscribe(t, b, "jobs/#", &SubscribeOptions{Name: "jobs", QoS: 2, ManualAck: true, RetainHandling: RetainHandlingSendIfNew})
 		for _, want := range []string{"0", "2", "3", "while nobody reads"} {
 			m, err := sub.Next(t.Context())
 			require.NoError(t, err)
@@ -725,14 +725,14 @@ func TestANamedSubscriptionSurvivesARestart(t *testing.T) {
 		require.Empty(t, unread(sub))
 	})
 	life(func(t *testing.T, b *Broker) {
-		sub := mustSubscribe(t, b, "jobs/#", &SubscribeOptions{Name: "jobs", QoS: 1, RetainHandling: SendRetainedIfNew})
+		sub := mustSubscribe(t, b, "jobs/#", &SubscribeOptions{Name: "jobs", QoS: 1, RetainHandling: RetainHandlingSendIfNew})
 		require.Empty(t, unread(sub), "all was acknowledged")
 		mustPublish(t, b, "jobs/x", "read", 1)
 		require.Equal(t, []string{"read"}, unread(sub))
 		mustPublish(t, b, "jobs/x", "unread", 1)
 	})
 	life(func(t *testing.T, b *Broker) {
-		sub := mustSubscribe(t, b, "jobs/#", &SubscribeOptions{Name: "jobs", QoS: 1, RetainHandling: SendRetainedIfNew})
+		sub := mustSubscribe(t, b, "jobs/#", &SubscribeOptions{Name: "jobs", QoS: 1, RetainHandling: RetainHandlingSendIfNew})
 		require.Equal(t, []string{"unread"}, unread(sub))
 		sub.Delete()
 	})

@@ -11,7 +11,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// This file is PauseReading: what is read from a client that publishes faster than it may, and when.
+// This file is OverRatePauseReading: what is read from a client that publishes faster than it may, and when.
 
 // flood writes n PUBLISH packets in one go, and leaves the client to read what comes.
 func flood(t *testing.T, c *testClient, n int) {

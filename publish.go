@@ -57,7 +57,7 @@ func (c *conn) onPublish(t *turn, p *packets.Publish, raw []byte) error {
 	if err := c.b.refuseMemory(); err != nil && !shrinks() {
 		return c.excess(t, p, err)
 	}
-	if x := c.few().pace; x != nil && c.b.cfg().OverRate == RefusePublish && !x.Take(t.now.UnixNano(), len(raw)) {
+	if x := c.few().pace; x != nil && c.b.cfg().OverRate == OverRateRefusePublish && !x.Take(t.now.UnixNano(), len(raw)) {
 		return c.excess(t, p, errTooFast)
 	}
 	mayStore := p.QoS > packets.QoS0 || p.Retain || cfg.Interceptor != nil || p.Topic[0] == '$'
@@ -178,7 +178,7 @@ func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (match
 		}
 	}
 	if p.Topic[0] == '$' && b.reserved(string(p.Topic)) {
-		q := hooks.AccessRequest{Client: c.client, Action: hooks.Publish, Topic: string(p.Topic)}
+		q := hooks.AccessRequest{Client: c.client, Action: hooks.ActionPublish, Topic: string(p.Topic)}
 		b.denied(&q, c.few().mount, errReserved)
 		return 0, errReserved
 	}
@@ -407,7 +407,7 @@ func (b *Broker) publishWill(t *turn, w *will, to share) error {
 func (b *Broker) decideWill(t *turn, w *will) *message {
 	if b.authorizer != nil {
 		topic := w.msg.Topic[len(w.mount):]
-		t.access = hooks.AccessRequest{Client: w.client, Action: hooks.Publish, Topic: topic, QoS: w.msg.QoS, Retain: w.msg.Retain, Will: w.delayed == nil}
+		t.access = hooks.AccessRequest{Client: w.client, Action: hooks.ActionPublish, Topic: topic, QoS: w.msg.QoS, Retain: w.msg.Retain, Will: w.delayed == nil}
 		if err := b.authorizeSafely(b.ctx, &t.access, w.mount); err != nil {
 			return nil
 		}

@@ -222,7 +222,7 @@ func TestReconfiguredLimitsOfConnections(t *testing.T) {
 	withRules(t, everything, nil, func(r *guardRig) {
 		old := r.connect(as("old", "u"))
 		r.reconfigure(Config{MaxPacketSize: 100, MaxKeepAlive: time.Minute, PublishRate: 1,
-			OverRate: RefusePublish})
+			OverRate: OverRateRefusePublish})
 		c, ack := newTestClient(t, dial(t, r.l), as("new", "v"))
 		size, _ := ack.Properties.Uint(packets.MaximumPacketSize)
 		keepAlive, _ := ack.Properties.Uint(packets.ServerKeepAlive)

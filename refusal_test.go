@@ -36,7 +36,7 @@ func TestARefusalThatIsNotFinalDisconnectsAClientThatCannotBeTold(t *testing.T) 
 					withRules(t, everything, func(c *Config) {
 						if hook == "Authorizer" {
 							c.Authorizer = hooks.AuthorizerFunc(func(_ context.Context, r *hooks.AccessRequest) error {
-								if r.Action == hooks.Publish {
+								if r.Action == hooks.ActionPublish {
 									return answer
 								}
 								return nil

@@ -51,7 +51,7 @@ func (b *Broker) RequestMessage(ctx context.Context, m *Message) (*Incoming, err
 	to := strings.TrimSuffix(b.responses(), "/") + "/" + id
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the subscription
-	o := &SubscribeOptions{QoS: packets.QoS2, Buffer: 16, RetainHandling: SkipRetained}
+	o := &SubscribeOptions{QoS: packets.QoS2, Buffer: 16, RetainHandling: RetainHandlingSkip}
 	sub, err := b.Subscribe(ctx, to, o)
 	if err != nil {
 		return nil, err
@@ -153,7 +153,7 @@ func (b *Broker) Respond(ctx context.Context, filter string, handler Handler) (*
 		return nil, errors.New("dunlin: Respond: the handler is nil")
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	sub, err := b.Subscribe(ctx, filter, &SubscribeOptions{QoS: packets.QoS2, RetainHandling: SkipRetained})
+	sub, err := b.Subscribe(ctx, filter, &SubscribeOptions{QoS: packets.QoS2, RetainHandling: RetainHandlingSkip})
 	if err != nil {
 		cancel()
 		return nil, err
@@ -286,7 +286,7 @@ func (b *Broker) responseTopic(m *Incoming) (string, error) {
 		return "", errors.New("the client that asked has left")
 	}
 	if b.authorizer != nil {
-		r := hooks.AccessRequest{Client: client, Action: hooks.Subscribe, Topic: topic, QoS: m.QoS}
+		r := hooks.AccessRequest{Client: client, Action: hooks.ActionSubscribe, Topic: topic, QoS: m.QoS}
 		if err := b.authorizeSafely(b.ctx, &r, mount); err != nil {
 			return "", err
 		}

@@ -138,7 +138,7 @@ func TestResponseTopicsAreGuarded(t *testing.T) {
 				}
 				if strings.HasPrefix(tt.name, "what") {
 					c.Authorizer = hooks.AuthorizerFunc(func(_ context.Context, r *hooks.AccessRequest) error {
-						if r.Action == hooks.Subscribe && r.Topic != "own" {
+						if r.Action == hooks.ActionSubscribe && r.Topic != "own" {
 							return packets.Errorf(packets.NotAuthorized, "only its own")
 						}
 						return nil

@@ -23,7 +23,7 @@ type changing struct {
 }
 
 func (r *changing) Authorize(_ context.Context, q *hooks.AccessRequest) error {
-	if q.Action == hooks.Subscribe && q.Client.ID == r.who && r.denied.Load() {
+	if q.Action == hooks.ActionSubscribe && q.Client.ID == r.who && r.denied.Load() {
 		return packets.Errorf(packets.NotAuthorized, "no longer")
 	}
 	return nil

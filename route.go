@@ -22,7 +22,7 @@ type turn struct {
 	b         *Broker
 	now       time.Time
 	dirty     []*conn
-	blocked   []*Subscription // full, with the policy Block: who publishes waits for them
+	blocked   []*Subscription // full, with the policy OverflowBlock: who publishes waits for them
 	receipt   *receipt        // of the next message that publishMessage routes
 	untold    bool            // outgoing.untold of that message
 	gathered  int             // bytes of packets handled since the last flush
@@ -375,13 +375,13 @@ func (t *turn) deliverShared(o *outgoing, g *subs.Group, members []target) bool 
 	}
 	var start uint64
 	switch t.b.cfg().Shared {
-	case RoundRobin:
+	case SharedRoundRobin:
 		start = uint64(g.Next.Add(1) - 1)
-	case Sticky:
+	case SharedSticky:
 		start = uint64(g.Next.Load())
-	case HashTopic:
+	case SharedHashTopic:
 		start = maphash.Bytes(t.b.seed, o.pub.Topic)
-	case HashClient:
+	case SharedHashClient:
 		start = maphash.String(t.b.seed, t.b.placeOf(o.from))
 	}
 	o.trying = true
@@ -391,7 +391,7 @@ func (t *turn) deliverShared(o *outgoing, g *subs.Group, members []target) bool 
 			continue
 		}
 		if t.give(o, to, true) {
-			if t.b.cfg().Shared == Sticky {
+			if t.b.cfg().Shared == SharedSticky {
 				g.Next.Store(uint32((start + i) % n))
 			}
 			o.trying = false

@@ -164,12 +164,12 @@ func (s *session) overdrawn(size int) bool {
 func (s *session) enqueue(t *turn, d delivery) bool {
 	policy, freed := s.quota.overflow, 0
 	for s.full(d.size()) || freed < d.size() && s.overdrawn(d.size()) {
-		if policy == Block && s.local.mayExceed(t, d.size()) {
+		if policy == OverflowBlock && s.local.mayExceed(t, d.size()) {
 			break
 		}
-		if policy != DropOldest || s.out.queue.Len() == 0 || d.size() > s.quota.bytes { // which never has room
+		if policy != OverflowDropOldest || s.out.queue.Len() == 0 || d.size() > s.quota.bytes { // which never has room
 			s.discardLocked(&d, hooks.DropQueueFull)
-			if policy == Disconnect && s.conn != nil {
+			if policy == OverflowDisconnect && s.conn != nil {
 				s.conn.stop(packets.Errorf(packets.QuotaExceeded, "the queue of the client is full"))
 				t.touch(s.conn)
 			}

@@ -1,15 +1,20 @@
 package dunlin
 
 import (
+	"go/ast"
 	"go/importer"
+	"go/parser"
 	"go/token"
 	"go/types"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"unicode"
 
 	"github.com/stretchr/testify/require"
 )
@@ -156,6 +161,19 @@ func TestEachTypeInTheAPIHasANameThatProgramsCanWrite(t *testing.T) {
 	require.Greater(t, members, 500)
 }
 
+// ownNames are the types whose constants have names of their own: those of the standard, and plain
+// words.
+var ownNames = []string{
+	"packets.ReasonCode", "packets.Property", "packets.Version", "mqtttest.Direction",
+}
+
+// beginsAsItsType says whether the name of a constant begins with the name of its type, or with the
+// first word of that.
+func beginsAsItsType(constant, of string) bool {
+	word := strings.IndexFunc(of[1:], unicode.IsUpper) + 1
+	return strings.HasPrefix(constant, of) || word > 1 && strings.HasPrefix(constant, of[:word])
+}
+
 // plainConstants are those that belong to no enumeration.
 var plainConstants = []string{
 	"dunlin.Version", "listeners.DefaultBuffer", "auth.SCRAMSHA256",
@@ -171,9 +189,16 @@ func TestEachConstantOfAnEnumerationInTheAPIHasItsType(t *testing.T) {
 			}
 			constants++
 			name = pkg.Name() + "." + name
-			_, named := types.Unalias(c.Type()).(*types.Named)
-			if !named && !slices.Contains(plainConstants, name) {
-				t.Errorf("%s has the type %s: give it that of its enumeration", name, c.Type())
+			named, ok := types.Unalias(c.Type()).(*types.Named)
+			if !ok {
+				if !slices.Contains(plainConstants, name) {
+					t.Errorf("%s has the type %s: give it that of its enumeration", name, c.Type())
+				}
+				continue
+			}
+			of := named.Obj().Pkg().Name() + "." + named.Obj().Name()
+			if !beginsAsItsType(c.Name(), named.Obj().Name()) && !slices.Contains(ownNames, of) {
+				t.Errorf("%s does not begin with the name of its type, %s", name, of)
 			}
 		}
 	}
@@ -204,4 +229,38 @@ func TestNoFieldInTheAPIIsALockOrACounter(t *testing.T) {
 		}
 	}
 	require.Greater(t, fields, 300)
+}
+
+// `type A b` shows b in the documentation of A, where nobody can look it up. The export data does
+// not have it any more, so this reads the source, that of nested modules too.
+func TestNoExportedTypeStandsOverAnUnexportedOne(t *testing.T) {
+	declared := 0
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (d.Name() == "internal" || d.Name() == "examples"):
+			return filepath.SkipDir
+		case filepath.Ext(path) != ".go" || strings.HasSuffix(path, "_test.go"):
+			return nil
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+		if err != nil {
+			return err
+		}
+		for n := range ast.Preorder(f) {
+			decl, ok := n.(*ast.TypeSpec)
+			if !ok || !decl.Name.IsExported() {
+				continue
+			}
+			declared++
+			over, ok := decl.Type.(*ast.Ident)
+			if ok && !over.IsExported() && types.Universe.Lookup(over.Name) == nil {
+				t.Errorf("%s: %s stands over %s", path, decl.Name, over)
+			}
+		}
+		return nil
+	})
+	require.NoError(t, err)
+	require.Greater(t, declared, 100)
 }

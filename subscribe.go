@@ -131,7 +131,7 @@ func (c *conn) subscribe(sub *packets.Subscription, id uint32) (g grant, err err
 	}
 	epoch := c.b.rules.epoch.Load()
 	if c.b.authorizer != nil {
-		r := hooks.AccessRequest{Client: c.client, Action: hooks.Subscribe, Topic: filter, Group: group, QoS: sub.QoS}
+		r := hooks.AccessRequest{Client: c.client, Action: hooks.ActionSubscribe, Topic: filter, Group: group, QoS: sub.QoS}
 		if err := c.b.authorize(c.context(), &r, c.few().mount); err != nil {
 			return g, err
 		}

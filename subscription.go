@@ -32,12 +32,12 @@ const localPrefix = "$local/"
 type RetainHandling byte
 
 const (
-	// SendRetained sends them.
-	SendRetained RetainHandling = iota
-	// SendRetainedIfNew sends them if the Session had no such subscription, which only one with a Name can have had.
-	SendRetainedIfNew
-	// SkipRetained does not.
-	SkipRetained
+	// RetainHandlingSend sends them.
+	RetainHandlingSend RetainHandling = iota
+	// RetainHandlingSendIfNew sends them if the Session had no such subscription, which only one with a Name can have had.
+	RetainHandlingSendIfNew
+	// RetainHandlingSkip does not.
+	RetainHandlingSkip
 )
 
 // inProcess says whether s is one of the program's own.
@@ -69,9 +69,10 @@ type SubscribeOptions struct {
 	Expiry time.Duration
 	// Buffer is how many messages wait for a slow reader before Overflow decides; Config.MaxQueuedBytes holds as well. Zero: 1,024.
 	Buffer int
-	// Overflow is the policy for a full buffer: DropOldest (the default), DropNewest, or Block.
+	// Overflow is the policy for a full buffer: OverflowDropOldest (the default),
+	// OverflowDropNewest, or OverflowBlock.
 	//
-	// With Block, whoever publishes a message for which there is no room waits: the connection that it came by is not read on, and Publish does
+	// With OverflowBlock, whoever publishes a message for which there is no room waits: the connection that it came by is not read on, and Publish does
 	// not return. The message itself goes into the queue. Other connections go on, until they publish to the same. After
 	// BlockTimeout the Subscription counts as stalled: it drops the newest, and delays nobody, until its reader has made room. MaxQueuedBytes is
 	// not exceeded, and while nobody reads a named one, the newest are dropped.
@@ -202,8 +203,9 @@ func (b *Broker) Subscribe(ctx context.Context, filter string, o *SubscribeOptio
 
 func (o *SubscribeOptions) check() error {
 	switch {
-	case o.Overflow != DropOldest && o.Overflow != DropNewest && o.Overflow != Block:
-		return fmt.Errorf("dunlin: Subscribe: Overflow %d is not DropOldest, DropNewest or Block", o.Overflow)
+	case o.Overflow > OverflowBlock, o.Overflow == OverflowDisconnect:
+		return fmt.Errorf("dunlin: Subscribe: Overflow %d is not OverflowDropOldest, "+
+			"OverflowDropNewest or OverflowBlock", o.Overflow)
 	case o.Buffer < 0:
 		return fmt.Errorf("dunlin: Subscribe: Buffer is %d, which is negative", o.Buffer)
 	case o.BlockTimeout < 0:
@@ -229,8 +231,8 @@ func (b *Broker) splitFor(filter string, o *SubscribeOptions) (group, inner stri
 		return "", "", packets.Errorf(packets.TopicFilterInvalid, "%q is no Topic Filter", cut(filter, maxName))
 	case o.QoS > packets.QoS2:
 		return "", "", fmt.Errorf("dunlin: Subscribe: QoS is %d, at most 2 is possible", o.QoS)
-	case o.RetainHandling > SkipRetained:
-		return "", "", fmt.Errorf("dunlin: Subscribe: RetainHandling is %d, use SendRetained, SendRetainedIfNew or SkipRetained", o.RetainHandling)
+	case o.RetainHandling > RetainHandlingSkip:
+		return "", "", fmt.Errorf("dunlin: Subscribe: RetainHandling is %d, use RetainHandlingSend, RetainHandlingSendIfNew or RetainHandlingSkip", o.RetainHandling)
 	case o.ID > 268_435_455:
 		return "", "", fmt.Errorf("dunlin: Subscribe: ID is %d, at most 268435455 is possible", o.ID)
 	case group != "" && o.NoLocal:

@@ -119,7 +119,7 @@ type deliveryAuthorizers struct{ authorizers }
 
 func (a deliveryAuthorizers) AuthorizeDelivery(ctx context.Context, r *AccessRequest) error {
 	q := *r
-	q.Action = Subscribe // to the topic itself, for members without AuthorizeDelivery
+	q.Action = ActionSubscribe // to the topic itself, for members without AuthorizeDelivery
 	return a.rule.decide(len(a.of), func(i int) error {
 		if d, ok := a.of[i].(DeliveryAuthorizer); ok {
 			return d.AuthorizeDelivery(ctx, r)

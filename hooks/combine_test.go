@@ -229,7 +229,7 @@ type atDelivery struct {
 }
 
 func (a atDelivery) AuthorizeDelivery(_ context.Context, r *hooks.AccessRequest) error {
-	if r.Action != hooks.Deliver {
+	if r.Action != hooks.ActionDeliver {
 		return errors.New("the action is not Deliver")
 	}
 	if err, ok := a.say[r.Topic]; ok {
@@ -242,7 +242,7 @@ func TestCombinationsDecideDeliveries(t *testing.T) {
 	deciding := atDelivery{hooks.AllowAll,
 		map[string]error{"a": nil, "b": nil, "-": errAbstaining, "-a": errAbstaining}}
 	other := hooks.AuthorizerFunc(func(_ context.Context, r *hooks.AccessRequest) error {
-		if r.Action != hooks.Subscribe {
+		if r.Action != hooks.ActionSubscribe {
 			return errors.New("the action is not Subscribe")
 		}
 		return map[string]error{"a": nil, "b": errBanned, "c": nil, "-a": nil,
@@ -274,9 +274,9 @@ func TestCombinationsDecideDeliveries(t *testing.T) {
 			d := tt.a.(hooks.DeliveryAuthorizer)
 			for want, topics := range map[bool]string{true: tt.may, false: tt.mayNo} {
 				for _, topic := range strings.Fields(topics) {
-					r := &hooks.AccessRequest{Action: hooks.Deliver, Topic: topic}
+					r := &hooks.AccessRequest{Action: hooks.ActionDeliver, Topic: topic}
 					require.Equal(t, want, d.AuthorizeDelivery(t.Context(), r) == nil, topic)
-					require.Equal(t, hooks.Deliver, r.Action, "the request is not modified")
+					require.Equal(t, hooks.ActionDeliver, r.Action, "the request is not modified")
 				}
 			}
 		})

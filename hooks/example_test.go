@@ -91,7 +91,7 @@ func ExampleAuthorizer() {
 	jane := &hooks.Client{Username: "jane", HasUsername: true}
 	for _, topic := range []string{"users/jane/#", "users/#"} {
 		fmt.Println(topic, ownTopics.Authorize(context.Background(),
-			&hooks.AccessRequest{Client: jane, Action: hooks.Subscribe, Topic: topic}))
+			&hooks.AccessRequest{Client: jane, Action: hooks.ActionSubscribe, Topic: topic}))
 	}
 	// Output:
 	// users/jane/# <nil>
@@ -105,7 +105,7 @@ func ExampleChainAuthorizers() {
 		}
 		return hooks.ErrAbstain
 	})
-	rules, err := acl.Rules(acl.Rule{Effect: acl.Allow, Action: hooks.Subscribe,
+	rules, err := acl.Rules(acl.Rule{Effect: acl.EffectAllow, Action: hooks.ActionSubscribe,
 		Filters: []string{"public/#"}})
 	if err != nil {
 		log.Fatal(err)
@@ -114,7 +114,7 @@ func ExampleChainAuthorizers() {
 	for _, role := range []string{"administrator", "guest"} {
 		c := &hooks.Client{Identity: hooks.Identity{Roles: []string{role}}}
 		err := both.Authorize(context.Background(),
-			&hooks.AccessRequest{Client: c, Action: hooks.Publish, Topic: "public/news"})
+			&hooks.AccessRequest{Client: c, Action: hooks.ActionPublish, Topic: "public/news"})
 		fmt.Println(role, packets.CodeOf(err))
 	}
 	// Output:
@@ -126,7 +126,7 @@ func ExampleChainAuthorizers() {
 func ExampleDeliveryAuthorizer() {
 	var _ hooks.DeliveryAuthorizer = evenOnly{}
 	fmt.Println(evenOnly{}.AuthorizeDelivery(context.Background(),
-		&hooks.AccessRequest{Client: new(hooks.Client), Action: hooks.Deliver,
+		&hooks.AccessRequest{Client: new(hooks.Client), Action: hooks.ActionDeliver,
 			Topic: "n/7"}) == nil)
 	// Output: false
 }
@@ -229,11 +229,11 @@ func Example_users() {
 // Rules of one's own, in code.
 func Example_rules() {
 	list, err := acl.Rules(
-		acl.Rule{Effect: acl.Deny, Who: acl.Who{Role: "guest"}, Action: hooks.Publish,
+		acl.Rule{Effect: acl.EffectDeny, Who: acl.Who{Role: "guest"}, Action: hooks.ActionPublish,
 			Filters: []string{"#"}},
-		acl.Rule{Effect: acl.Allow, Who: acl.Who{Addr: netip.MustParsePrefix("10.0.0.0/8")},
+		acl.Rule{Effect: acl.EffectAllow, Who: acl.Who{Addr: netip.MustParsePrefix("10.0.0.0/8")},
 			Filters: []string{"#"}},
-		acl.Rule{Effect: acl.Allow, Filters: []string{"clients/%c/#", "all/#"}},
+		acl.Rule{Effect: acl.EffectAllow, Filters: []string{"clients/%c/#", "all/#"}},
 	)
 	if err != nil {
 		log.Fatal(err)
@@ -242,7 +242,7 @@ func Example_rules() {
 	c := &hooks.Client{ID: "c1"}
 	for _, filter := range []string{"clients/c1/+", "clients/+/x", "#"} {
 		err := rules.Authorize(context.Background(),
-			&hooks.AccessRequest{Client: c, Action: hooks.Subscribe, Topic: filter})
+			&hooks.AccessRequest{Client: c, Action: hooks.ActionSubscribe, Topic: filter})
 		fmt.Println(filter, packets.CodeOf(err))
 	}
 	// Output:

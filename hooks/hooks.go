@@ -264,22 +264,22 @@ type Exchange interface {
 type Action byte
 
 const (
-	// Publish: AccessRequest.Topic is a Topic Name.
-	Publish Action = iota + 1
-	// Subscribe: AccessRequest.Topic is a Topic Filter. For a shared subscription it is the filter
-	// after the Share Name.
-	Subscribe
-	// Deliver: AccessRequest.Topic is a Topic Name. The broker asks only a DeliveryAuthorizer about
-	// it.
-	Deliver
+	// ActionPublish: AccessRequest.Topic is a Topic Name.
+	ActionPublish Action = iota + 1
+	// ActionSubscribe: AccessRequest.Topic is a Topic Filter. For a shared subscription it is the
+	// filter after the Share Name.
+	ActionSubscribe
+	// ActionDeliver: AccessRequest.Topic is a Topic Name. The broker asks only a DeliveryAuthorizer
+	// about it.
+	ActionDeliver
 )
 
 // String returns "publish", "subscribe" or "deliver".
 func (a Action) String() string {
 	switch a {
-	case Subscribe:
+	case ActionSubscribe:
 		return "subscribe"
-	case Deliver:
+	case ActionDeliver:
 		return "deliver"
 	}
 	return "publish"
@@ -316,7 +316,7 @@ type Authorizer interface {
 // refused message is dropped with DropNotAuthorized; a shared subscription gives it to another
 // member.
 //
-// The broker calls AuthorizeDelivery with Action Deliver and no QoS or Retain. For the members of a
+// The broker calls AuthorizeDelivery with ActionDeliver and no QoS or Retain. For the members of a
 // shared subscription it calls it on the publisher's goroutine, which waits. For others it uses a
 // goroutine of its own: only what waits for the one client is held up. It should answer from
 // memory. A panic refuses.

@@ -50,8 +50,8 @@ func TestFuncAdaptersCallTheFunction(t *testing.T) {
 }
 
 func TestNames(t *testing.T) {
-	require.Equal(t, "publish", hooks.Publish.String())
-	require.Equal(t, "subscribe", hooks.Subscribe.String())
+	require.Equal(t, "publish", hooks.ActionPublish.String())
+	require.Equal(t, "subscribe", hooks.ActionSubscribe.String())
 	require.Equal(t, "queue full", hooks.DropQueueFull.String())
 	require.Equal(t, "refused", hooks.DropRefused.String())
 	require.Equal(t, "unknown", hooks.DropReason(200).String())

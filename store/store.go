@@ -66,20 +66,20 @@ var ErrTooLarge = errors.New("store: the batch is too large")
 type Durability byte
 
 const (
-	// Synced: loss of power. The default of stores that write to a disk.
-	Synced Durability = iota
-	// Buffered: the end of the process, but not of the operating system.
-	Buffered
-	// None: nothing is guaranteed; the store writes when it likes.
-	None
+	// DurabilitySynced: loss of power. The default of stores that write to a disk.
+	DurabilitySynced Durability = iota
+	// DurabilityBuffered: the end of the process, but not of the operating system.
+	DurabilityBuffered
+	// DurabilityNone: nothing is guaranteed; the store writes when it likes.
+	DurabilityNone
 )
 
 // String returns "synced", "buffered" or "none".
 func (d Durability) String() string {
 	switch d {
-	case Synced:
+	case DurabilitySynced:
 		return "synced"
-	case Buffered:
+	case DurabilityBuffered:
 		return "buffered"
 	}
 	return "none"

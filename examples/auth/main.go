@@ -52,7 +52,7 @@ func (f factory) Authorize(_ context.Context, r *hooks.AccessRequest) error {
 	switch {
 	case strings.HasPrefix(r.Topic, "devices/"+name+"/"):
 		return nil
-	case r.Action == hooks.Subscribe && strings.HasPrefix(r.Topic, "all/"):
+	case r.Action == hooks.ActionSubscribe && strings.HasPrefix(r.Topic, "all/"):
 		return nil
 	}
 	return packets.Errorf(packets.NotAuthorized, "%s may not %s there", name, r.Action)
@@ -79,7 +79,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	}
 	defer b.Close()
 	// Every message is printed.
-	sub, err := b.Subscribe(ctx, "#", &dunlin.SubscribeOptions{Overflow: dunlin.DropNewest})
+	sub, err := b.Subscribe(ctx, "#", &dunlin.SubscribeOptions{Overflow: dunlin.OverflowDropNewest})
 	if err != nil {
 		return err
 	}

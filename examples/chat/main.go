@@ -36,7 +36,7 @@ func allow(_ context.Context, r *hooks.AccessRequest) error {
 	switch {
 	case levels[0] != "chat":
 		return packets.Errorf(packets.NotAuthorized, "there is nothing but chat/ROOM/NAME")
-	case r.Action == hooks.Publish && (len(levels) != 3 || levels[2] != r.Client.Username):
+	case r.Action == hooks.ActionPublish && (len(levels) != 3 || levels[2] != r.Client.Username):
 		return packets.Errorf(packets.NotAuthorized, "publish to chat/ROOM/%s", r.Client.Username)
 	}
 	return nil

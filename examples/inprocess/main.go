@@ -45,7 +45,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	// Subscribed before anybody can publish. Who publishes more than can be handled is slowed down,
 	// and nothing is lost.
 	orders, err := dunlin.SubscribeAs(ctx, b, "orders/+", dunlin.JSON[order], &dunlin.SubscribeOptions{
-		QoS: 1, ManualAck: true, Overflow: dunlin.Block,
+		QoS: 1, ManualAck: true, Overflow: dunlin.OverflowBlock,
 	})
 	if err != nil {
 		return err

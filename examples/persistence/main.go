@@ -46,7 +46,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	}
 	defer b.Close() // it closes the store, too
 	// Every message is printed.
-	sub, err := b.Subscribe(ctx, "#", &dunlin.SubscribeOptions{Overflow: dunlin.DropNewest})
+	sub, err := b.Subscribe(ctx, "#", &dunlin.SubscribeOptions{Overflow: dunlin.OverflowDropNewest})
 	if err != nil {
 		return err
 	}

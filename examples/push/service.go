@@ -64,7 +64,7 @@ func (s *service) Authorize(_ context.Context, r *hooks.AccessRequest) error {
 	u := s.users[name]
 	s.mu.Unlock()
 	group, isGroup := strings.CutPrefix(r.Topic, "groups/")
-	if r.Action == hooks.Subscribe &&
+	if r.Action == hooks.ActionSubscribe &&
 		(r.Topic == "users/"+name || isGroup && slices.Contains(u.groups, group)) {
 		return nil
 	}

@@ -63,9 +63,9 @@ func (l *limits) flags(fs *flag.FlagSet, c *dunlin.Config) {
 func (l *limits) set(c *dunlin.Config) error {
 	switch l.exceeded {
 	case "pause":
-		c.OverRate = dunlin.PauseReading
+		c.OverRate = dunlin.OverRatePauseReading
 	case "refuse":
-		c.OverRate = dunlin.RefusePublish
+		c.OverRate = dunlin.OverRateRefusePublish
 	default:
 		return fmt.Errorf("-rate-exceeded %q is neither pause nor refuse", l.exceeded)
 	}

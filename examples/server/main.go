@@ -212,7 +212,7 @@ func (o *options) intercept(_ context.Context, _ *hooks.Client,
 
 // authorize refuses the filters of -deny-subscribe.
 func (o *options) authorize(_ context.Context, r *hooks.AccessRequest) error {
-	if r.Action == hooks.Subscribe {
+	if r.Action == hooks.ActionSubscribe {
 		for _, f := range o.denySubscribe {
 			if f == r.Topic || packets.MatchTopic(f, r.Topic) {
 				return packets.Errorf(packets.UnspecifiedError, "subscriptions to %q are not allowed", r.Topic) // 0x87 would say that another client may

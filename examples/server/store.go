@@ -29,7 +29,9 @@ func (p *persistence) finish() error {
 	if p.kind != "segment" && p.kind != "bbolt" {
 		return fmt.Errorf("-store %q is not segment or bbolt", p.kind)
 	}
-	for _, d := range []store.Durability{store.Synced, store.Buffered, store.None} {
+	for _, d := range []store.Durability{
+		store.DurabilitySynced, store.DurabilityBuffered, store.DurabilityNone,
+	} {
 		if d.String() == p.durable {
 			p.durability = d
 			return nil

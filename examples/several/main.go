@@ -58,7 +58,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 			return err
 		}
 		brokers = append(brokers, b)
-		sub, err := b.Subscribe(ctx, "#", &dunlin.SubscribeOptions{Overflow: dunlin.DropNewest})
+		o := &dunlin.SubscribeOptions{Overflow: dunlin.OverflowDropNewest}
+		sub, err := b.Subscribe(ctx, "#", o)
 		if err != nil {
 			return err
 		}

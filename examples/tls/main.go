@@ -56,7 +56,9 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	rules, err := acl.Rules(acl.Rule{Effect: acl.Allow, Filters: []string{"users/%u/#", "all/#"}})
+	rules, err := acl.Rules(acl.Rule{
+		Effect: acl.EffectAllow, Filters: []string{"users/%u/#", "all/#"},
+	})
 	if err != nil {
 		return err
 	}
@@ -67,7 +69,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	}
 	defer b.Close()
 	// Every message is printed.
-	sub, err := b.Subscribe(ctx, "#", &dunlin.SubscribeOptions{Overflow: dunlin.DropNewest})
+	sub, err := b.Subscribe(ctx, "#", &dunlin.SubscribeOptions{Overflow: dunlin.OverflowDropNewest})
 	if err != nil {
 		return err
 	}

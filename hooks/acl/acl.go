@@ -87,7 +87,7 @@ func (a *ACL) AtDelivery() hooks.DeliveryAuthorizer { return atDelivery{a} }
 type atDelivery struct{ *ACL }
 
 func (a atDelivery) Authorize(ctx context.Context, r *hooks.AccessRequest) error {
-	if r.Action == hooks.Subscribe {
+	if r.Action == hooks.ActionSubscribe {
 		return nil
 	}
 	return a.ACL.Authorize(ctx, r)
@@ -95,6 +95,6 @@ func (a atDelivery) Authorize(ctx context.Context, r *hooks.AccessRequest) error
 
 func (a atDelivery) AuthorizeDelivery(ctx context.Context, r *hooks.AccessRequest) error {
 	q := *r
-	q.Action = hooks.Subscribe
+	q.Action = hooks.ActionSubscribe
 	return a.ACL.Authorize(ctx, &q)
 }

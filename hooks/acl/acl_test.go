@@ -25,9 +25,9 @@ func client(id, user string) *hooks.Client {
 // asked is a question in one word: "pub" or "sub", and the topic.
 func asked(c *hooks.Client, q string) *hooks.AccessRequest {
 	action, topic, _ := strings.Cut(q, " ")
-	r := &hooks.AccessRequest{Client: c, Action: hooks.Publish, Topic: topic}
+	r := &hooks.AccessRequest{Client: c, Action: hooks.ActionPublish, Topic: topic}
 	if action == "sub" {
-		r.Action = hooks.Subscribe
+		r.Action = hooks.ActionSubscribe
 	}
 	return r
 }
@@ -200,9 +200,9 @@ func TestMosquittoForm(t *testing.T) {
 
 func TestRules(t *testing.T) {
 	l, err := acl.Rules(
-		acl.Rule{Effect: acl.Deny, Who: acl.Who{Addr: netip.MustParsePrefix("192.0.2.0/24")},
+		acl.Rule{Effect: acl.EffectDeny, Who: acl.Who{Addr: netip.MustParsePrefix("192.0.2.0/24")},
 			Filters: []string{"#"}},
-		acl.Rule{Effect: acl.Allow, Who: acl.Who{User: "u"}, Action: hooks.Publish,
+		acl.Rule{Effect: acl.EffectAllow, Who: acl.Who{User: "u"}, Action: hooks.ActionPublish,
 			Filters: []string{"a/%c", "b"}},
 	)
 	require.NoError(t, err)
@@ -214,16 +214,16 @@ func TestRules(t *testing.T) {
 		rule acl.Rule
 		want string
 	}{
-		{"no effect", acl.Rule{Filters: []string{"a"}}, "expected Allow or Deny"},
-		{"no filter", acl.Rule{Effect: acl.Allow}, "expected a topic filter"},
-		{"an empty filter", acl.Rule{Effect: acl.Allow, Filters: []string{""}}, `"" is not a topic filter`},
-		{"a bad filter", acl.Rule{Effect: acl.Allow, Filters: []string{"a", "a/#/b"}}, `"a/#/b" is not a topic filter`},
-		{"a shared filter", acl.Rule{Effect: acl.Allow, Filters: []string{"$share/g/a"}}, "decided by the filter inside"},
-		{"no action", acl.Rule{Effect: acl.Allow, Action: 9, Filters: []string{"a"}}, "9 is not an action"},
-		{"nobody", acl.Rule{Effect: acl.Allow, Who: acl.Who{User: "u", Anonymous: true}, Filters: []string{"a"}}, "not anonymous"},
+		{"no effect", acl.Rule{Filters: []string{"a"}}, "expected EffectAllow or EffectDeny"},
+		{"no filter", acl.Rule{Effect: acl.EffectAllow}, "expected a topic filter"},
+		{"an empty filter", acl.Rule{Effect: acl.EffectAllow, Filters: []string{""}}, `"" is not a topic filter`},
+		{"a bad filter", acl.Rule{Effect: acl.EffectAllow, Filters: []string{"a", "a/#/b"}}, `"a/#/b" is not a topic filter`},
+		{"a shared filter", acl.Rule{Effect: acl.EffectAllow, Filters: []string{"$share/g/a"}}, "decided by the filter inside"},
+		{"no action", acl.Rule{Effect: acl.EffectAllow, Action: 9, Filters: []string{"a"}}, "9 is not an action"},
+		{"nobody", acl.Rule{Effect: acl.EffectAllow, Who: acl.Who{User: "u", Anonymous: true}, Filters: []string{"a"}}, "not anonymous"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := acl.Rules(acl.Rule{Effect: acl.Allow, Filters: []string{"ok"}}, tt.rule)
+			_, err := acl.Rules(acl.Rule{Effect: acl.EffectAllow, Filters: []string{"ok"}}, tt.rule)
 			require.ErrorContains(t, err, "acl: rule 2: ")
 			require.ErrorContains(t, err, tt.want)
 		})
@@ -305,9 +305,9 @@ func TestAtDelivery(t *testing.T) {
 	require.Error(t, d.Authorize(t.Context(), asked(c, "pub a/b")))
 	for topic, want := range map[string]bool{"a/b": true, "a/c": false, "a": false, "by/c/y": true,
 		"by/c/x": false, "by/d/y": false, "$SYS/x": false} {
-		r := &hooks.AccessRequest{Client: c, Action: hooks.Deliver, Topic: topic}
+		r := &hooks.AccessRequest{Client: c, Action: hooks.ActionDeliver, Topic: topic}
 		require.Equal(t, want, d.AuthorizeDelivery(t.Context(), r) == nil, topic)
-		require.Equal(t, hooks.Deliver, r.Action, "the request is not modified")
+		require.Equal(t, hooks.ActionDeliver, r.Action, "the request is not modified")
 		require.Zero(t, testing.AllocsPerRun(10, func() { _ = d.AuthorizeDelivery(t.Context(), r) }))
 	}
 }
@@ -347,6 +347,6 @@ func TestAddressesOfIPv4InIPv6(t *testing.T) {
 // A condition that makes no sense must not be none.
 func TestAddressesThatAreNone(t *testing.T) {
 	who := acl.Who{Addr: netip.PrefixFrom(netip.MustParseAddr("10.0.0.0"), 33)}
-	_, err := acl.Rules(acl.Rule{Effect: acl.Allow, Who: who, Filters: []string{"#"}})
+	_, err := acl.Rules(acl.Rule{Effect: acl.EffectAllow, Who: who, Filters: []string{"#"}})
 	require.Error(t, err)
 }

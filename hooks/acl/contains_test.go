@@ -92,11 +92,11 @@ func TestContainsIsExact(t *testing.T) {
 	}
 	client := new(hooks.Client)
 	for _, rule := range filters {
-		allow, err := acl.Rules(acl.Rule{Effect: acl.Allow, Filters: []string{rule}})
+		allow, err := acl.Rules(acl.Rule{Effect: acl.EffectAllow, Filters: []string{rule}})
 		require.NoError(t, err)
 		deny, err := acl.Rules(
-			acl.Rule{Effect: acl.Deny, Filters: []string{rule}},
-			acl.Rule{Effect: acl.Allow, Filters: []string{"#", "$x/#"}})
+			acl.Rule{Effect: acl.EffectDeny, Filters: []string{rule}},
+			acl.Rule{Effect: acl.EffectAllow, Filters: []string{"#", "$x/#"}})
 		require.NoError(t, err)
 		for _, filter := range filters {
 			inside, meets := true, false
@@ -105,7 +105,7 @@ func TestContainsIsExact(t *testing.T) {
 				meets = meets || matches[filter][i] && matches[rule][i]
 			}
 			require.Equal(t, inside, acl.Contains(rule, filter), "%q in %q", filter, rule)
-			r := &hooks.AccessRequest{Client: client, Action: hooks.Subscribe, Topic: filter}
+			r := &hooks.AccessRequest{Client: client, Action: hooks.ActionSubscribe, Topic: filter}
 			require.Equal(t, inside, acl.New(allow).Authorize(context.Background(), r) == nil,
 				"%q under a rule that allows %q", filter, rule)
 			require.Equal(t, !meets, acl.New(deny).Authorize(context.Background(), r) == nil,

@@ -36,9 +36,9 @@ allow user=jane subscribe sensors/#
 		log.Fatal(err)
 	}
 	rules := acl.New(list)
-	try(rules, "joe", hooks.Publish, "sensors/joe/temperature")
-	try(rules, "joe", hooks.Publish, "sensors/jane/temperature")
-	try(rules, "jane", hooks.Subscribe, "sensors/+/temperature")
+	try(rules, "joe", hooks.ActionPublish, "sensors/joe/temperature")
+	try(rules, "joe", hooks.ActionPublish, "sensors/jane/temperature")
+	try(rules, "jane", hooks.ActionSubscribe, "sensors/+/temperature")
 	// Output:
 	// joe, publish sensors/joe/temperature: allowed
 	// joe, publish sensors/jane/temperature: Not authorized: no rule allows it
@@ -47,22 +47,22 @@ allow user=jane subscribe sensors/#
 
 // Rules can also be made in code, and replaced while clients are connected.
 func ExampleRules() {
-	open, err := acl.Rules(acl.Rule{Effect: acl.Allow, Filters: []string{"#"}})
+	open, err := acl.Rules(acl.Rule{Effect: acl.EffectAllow, Filters: []string{"#"}})
 	if err != nil {
 		log.Fatal(err)
 	}
 	closed, err := acl.Rules(
-		acl.Rule{Effect: acl.Deny, Action: hooks.Publish, Filters: []string{"alarms/#"}},
-		acl.Rule{Effect: acl.Allow, Filters: []string{"#"}},
+		acl.Rule{Effect: acl.EffectDeny, Action: hooks.ActionPublish, Filters: []string{"alarms/#"}},
+		acl.Rule{Effect: acl.EffectAllow, Filters: []string{"#"}},
 	)
 	if err != nil {
 		log.Fatal(err)
 	}
 	rules := acl.New(open)
-	try(rules, "joe", hooks.Publish, "alarms/fire")
+	try(rules, "joe", hooks.ActionPublish, "alarms/fire")
 	rules.Set(closed)
-	try(rules, "joe", hooks.Publish, "alarms/fire")
-	try(rules, "joe", hooks.Subscribe, "alarms/fire")
+	try(rules, "joe", hooks.ActionPublish, "alarms/fire")
+	try(rules, "joe", hooks.ActionSubscribe, "alarms/fire")
 	// Output:
 	// joe, publish alarms/fire: allowed
 	// joe, publish alarms/fire: Not authorized: denied by a rule: acl: rule 1: deny alarms/#
@@ -85,7 +85,7 @@ func ExampleOpen() {
 		log.Fatal(err)
 	}
 	// In a program: go rules.Watch(ctx, 0, func(err error) { log.Print(err) })
-	try(rules, "jane", hooks.Subscribe, "news/sports")
+	try(rules, "jane", hooks.ActionSubscribe, "news/sports")
 	// Output:
 	// jane, subscribe news/sports: allowed
 }

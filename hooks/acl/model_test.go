@@ -50,7 +50,7 @@ func decide(rules []modelRule, c *hooks.Client, action hooks.Action, topic strin
 // which it finds by trying each of the topics.
 func decideFilter(rules []modelRule, c *hooks.Client, filter string, topics []string) bool {
 	for _, r := range rules {
-		if !r.applies(c, hooks.Subscribe) {
+		if !r.applies(c, hooks.ActionSubscribe) {
 			continue
 		}
 		all, some := true, false
@@ -159,9 +159,9 @@ func randomMosquitto(r *rand.Rand) (file string, rules []modelRule) {
 		access := pick(r, "", "read ", "write ", "readwrite ", "deny ")
 		switch access {
 		case "read ":
-			m.action = hooks.Subscribe
+			m.action = hooks.ActionSubscribe
 		case "write ":
-			m.action = hooks.Publish
+			m.action = hooks.ActionPublish
 		case "deny ":
 			m.deny = true
 		}
@@ -191,9 +191,9 @@ func randomOwn(r *rand.Rand) (text string, rules []modelRule) {
 		default:
 			m.who = everyone
 		}
-		m.action = pick(r, 0, hooks.Publish, hooks.Subscribe)
-		text += map[hooks.Action]string{0: " all ", hooks.Publish: " publish ",
-			hooks.Subscribe: " subscribe "}[m.action] + m.filter + "\n"
+		m.action = pick(r, 0, hooks.ActionPublish, hooks.ActionSubscribe)
+		text += map[hooks.Action]string{0: " all ", hooks.ActionPublish: " publish ",
+			hooks.ActionSubscribe: " subscribe "}[m.action] + m.filter + "\n"
 		rules = append(rules, m)
 	}
 	return text, rules

@@ -74,17 +74,17 @@ func (b *builder) mosquitto(x build, s, position string) error {
 		access, filter = "readwrite", s
 	}
 	filter = strings.TrimLeft(filter, blanks)
-	effect := Allow
+	effect := EffectAllow
 	switch access {
 	case "read":
-		x.actions = 1 << hooks.Subscribe
+		x.actions = 1 << hooks.ActionSubscribe
 	case "write":
-		x.actions = 1 << hooks.Publish
+		x.actions = 1 << hooks.ActionPublish
 	case "readwrite":
-		x.actions = 1<<hooks.Publish | 1<<hooks.Subscribe
+		x.actions = 1<<hooks.ActionPublish | 1<<hooks.ActionSubscribe
 	case "deny":
-		effect = Deny
-		x.actions = 1<<hooks.Publish | 1<<hooks.Subscribe
+		effect = EffectDeny
+		x.actions = 1<<hooks.ActionPublish | 1<<hooks.ActionSubscribe
 	default:
 		return fmt.Errorf("expected read, write, readwrite or deny, got %q", access)
 	}
@@ -95,7 +95,7 @@ func (b *builder) mosquitto(x build, s, position string) error {
 		return fmt.Errorf("%q holds a control character: expected spaces, not tabs, between words", filter)
 	}
 	names := x.section == 2
-	if effect == Allow {
+	if effect == EffectAllow {
 		x.section++
 	}
 	b.rules++
@@ -171,18 +171,18 @@ func fields(line string) (words []string, err error) {
 func parseRule(words []string) (r Rule, err error) {
 	switch words[0] {
 	case "allow":
-		r.Effect = Allow
+		r.Effect = EffectAllow
 	case "deny":
-		r.Effect = Deny
+		r.Effect = EffectDeny
 	default:
 		return r, fmt.Errorf("expected allow or deny, got %q", words[0])
 	}
 	for i, word := range words[1:] {
 		switch word {
 		case "publish":
-			r.Action = hooks.Publish
+			r.Action = hooks.ActionPublish
 		case "subscribe":
-			r.Action = hooks.Subscribe
+			r.Action = hooks.ActionSubscribe
 		case "all":
 		default:
 			if err := r.Who.parse(word); err != nil {

@@ -16,18 +16,18 @@ import (
 type Effect byte
 
 const (
-	// Allow allows.
-	Allow Effect = iota + 1
-	// Deny denies.
-	Deny
+	// EffectAllow allows.
+	EffectAllow Effect = iota + 1
+	// EffectDeny denies.
+	EffectDeny
 )
 
 // String returns "allow" or "deny".
 func (e Effect) String() string {
 	switch e {
-	case Allow:
+	case EffectAllow:
 		return "allow"
-	case Deny:
+	case EffectDeny:
 		return "deny"
 	}
 	return fmt.Sprintf("Effect(%d)", byte(e))
@@ -35,7 +35,7 @@ func (e Effect) String() string {
 
 // A Rule allows or denies some clients something.
 type Rule struct {
-	// Effect must be Allow or Deny.
+	// Effect must be EffectAllow or EffectDeny.
 	Effect Effect
 	// Who selects the clients. Zero: all.
 	Who Who
@@ -97,17 +97,17 @@ func Rules(rules ...Rule) (*List, error) {
 
 // rule adds r. position is the name of r in errors.
 func (b *builder) rule(r Rule, position string) error {
-	actions := byte(1<<hooks.Publish | 1<<hooks.Subscribe)
+	actions := byte(1<<hooks.ActionPublish | 1<<hooks.ActionSubscribe)
 	switch r.Action {
 	case 0:
-	case hooks.Publish, hooks.Subscribe:
+	case hooks.ActionPublish, hooks.ActionSubscribe:
 		actions = 1 << r.Action
 	default:
 		return fmt.Errorf("%d is not an action", r.Action)
 	}
 	switch {
-	case r.Effect != Allow && r.Effect != Deny:
-		return errors.New("expected Allow or Deny as Effect")
+	case r.Effect != EffectAllow && r.Effect != EffectDeny:
+		return errors.New("expected EffectAllow or EffectDeny as Effect")
 	case len(r.Filters) == 0:
 		return errors.New("expected a topic filter")
 	case r.Who.Anonymous && r.Who.User != "":
@@ -143,7 +143,7 @@ func (b *builder) add(x build, effect Effect, filter string, names bool, positio
 	}
 	x.levels = compile(filter, names)
 	x.uses = uses(x.levels)
-	if effect == Deny {
+	if effect == EffectDeny {
 		x.deny = true
 		x.err = &packets.Error{
 			Code:   packets.NotAuthorized,

@@ -47,7 +47,7 @@ func records(t *testing.T, b *bytes.Buffer) (of []map[string]any) {
 
 // denied is the event that jane may not publish to a topic.
 func denied(topic string, err error) hooks.Denied {
-	return hooks.Denied{Client: jane(), Action: hooks.Publish, Topic: topic, MountedTopic: topic,
+	return hooks.Denied{Client: jane(), Action: hooks.ActionPublish, Topic: topic, MountedTopic: topic,
 		Err: err}
 }
 

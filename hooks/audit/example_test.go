@@ -27,7 +27,7 @@ func ExampleNew() {
 	jane := &hooks.Client{ID: "c1", Username: "jane", HasUsername: true, Version: packets.V5}
 	observer.Refused(hooks.Refused{Client: jane, Code: packets.BadUserNameOrPassword})
 	observer.Denied(hooks.Denied{
-		Client: jane, Action: hooks.Publish, Topic: "alarms/fire", MountedTopic: "alarms/fire",
+		Client: jane, Action: hooks.ActionPublish, Topic: "alarms/fire", MountedTopic: "alarms/fire",
 	})
 
 	patient, cancel := context.WithTimeout(context.Background(), 5*time.Second)

@@ -56,10 +56,12 @@ func (a *authorizer) list(of [2]string) (*acl.ACL, error) {
 		return l, nil
 	}
 	var rules []acl.Rule
-	for i, action := range [2]hooks.Action{hooks.Publish, hooks.Subscribe} {
+	for i, action := range [2]hooks.Action{hooks.ActionPublish, hooks.ActionSubscribe} {
 		if of[i] != "" {
 			rules = append(rules,
-				acl.Rule{Effect: acl.Allow, Action: action, Filters: strings.Split(of[i], "\n")})
+				acl.Rule{
+					Effect: acl.EffectAllow, Action: action, Filters: strings.Split(of[i], "\n"),
+				})
 		}
 	}
 	list, err := acl.Rules(rules...)

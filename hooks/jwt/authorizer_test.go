@@ -14,7 +14,7 @@ func TestKeptRulesAreBoundedInBytes(t *testing.T) {
 	a := new(Tokens).Authorizer().(*authorizer)
 	for i := range 100 {
 		filter := fmt.Sprint(i, "/", strings.Repeat("x", 60_000))
-		r := &hooks.AccessRequest{Action: hooks.Publish, Topic: filter, Client: &hooks.Client{
+		r := &hooks.AccessRequest{Action: hooks.ActionPublish, Topic: filter, Client: &hooks.Client{
 			Identity: hooks.Identity{Attributes: map[string]string{publishAttribute: filter}},
 		}}
 		require.NoError(t, a.Authorize(t.Context(), r))

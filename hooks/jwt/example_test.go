@@ -45,7 +45,7 @@ func ExampleNew() {
 	client.Identity = grant.Identity // as the broker does
 	for _, topic := range []string{"sensors/jane/temperature", "sensors/joe/temperature"} {
 		err := tokens.Authorizer().Authorize(context.Background(),
-			&hooks.AccessRequest{Client: client, Action: hooks.Publish, Topic: topic})
+			&hooks.AccessRequest{Client: client, Action: hooks.ActionPublish, Topic: topic})
 		fmt.Println(topic, packets.CodeOf(err))
 	}
 	// Output:

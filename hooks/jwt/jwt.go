@@ -42,11 +42,11 @@ import (
 type Source byte
 
 const (
-	// Password: the token is the Password. The User Name is ignored, unless Options.CheckUsername
-	// is set.
-	Password Source = iota
-	// Username: the token is the User Name, for clients that can send nothing else.
-	Username
+	// SourcePassword: the token is the Password. The User Name is ignored, unless
+	// Options.CheckUsername is set.
+	SourcePassword Source = iota
+	// SourceUsername: the token is the User Name, for clients that can send nothing else.
+	SourceUsername
 )
 
 // Options say which tokens are accepted and what is taken from them.
@@ -103,8 +103,8 @@ func New(o Options) (*Tokens, error) {
 	if o.Keys == nil {
 		return nil, errors.New("jwt: Options.Keys is nil: without keys no token can be verified")
 	}
-	if o.From > Username {
-		return nil, errors.New("jwt: Options.From is neither Password nor Username")
+	if o.From > SourceUsername {
+		return nil, errors.New("jwt: Options.From is neither SourcePassword nor SourceUsername")
 	}
 	if o.Leeway < 0 {
 		return nil, fmt.Errorf("jwt: Options.Leeway is %v, which is negative", o.Leeway)
@@ -149,7 +149,7 @@ func New(o Options) (*Tokens, error) {
 // Authenticate decides r.
 func (t *Tokens) Authenticate(ctx context.Context, r *hooks.ConnectRequest) error {
 	token, has := string(r.Connect.Password), r.Connect.HasPassword
-	if t.o.From == Username {
+	if t.o.From == SourceUsername {
 		token, has = r.Connect.Username, r.Connect.HasUsername
 	}
 	if !has || strings.Count(token, ".") != 2 {
@@ -168,7 +168,7 @@ func (t *Tokens) Authenticate(ctx context.Context, r *hooks.ConnectRequest) erro
 
 // checkUsername applies Options.CheckUsername to the User Name of a CONNECT.
 func (t *Tokens) checkUsername(name string, has bool, principal string) error {
-	if t.o.CheckUsername && t.o.From == Password && has && name != principal {
+	if t.o.CheckUsername && t.o.From == SourcePassword && has && name != principal {
 		return errors.New("the User Name is not that of the token")
 	}
 	return nil

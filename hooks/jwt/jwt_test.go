@@ -248,7 +248,7 @@ func TestOptions(t *testing.T) {
 		{"any user name", nil, named("joe", good), packets.Success},
 		{"the right user name", func(o *dunlinjwt.Options) { o.CheckUsername = true }, named("jane", good), packets.Success},
 		{"a wrong user name", func(o *dunlinjwt.Options) { o.CheckUsername = true }, named("joe", good), packets.BadUserNameOrPassword},
-		{"the token as user name", func(o *dunlinjwt.Options) { o.From = dunlinjwt.Username }, named(good, "x"), packets.Success},
+		{"the token as user name", func(o *dunlinjwt.Options) { o.From = dunlinjwt.SourceUsername }, named(good, "x"), packets.Success},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			err := newTokens(t, tt.change).Authenticate(t.Context(), tt.r)
@@ -325,9 +325,9 @@ func TestAuthorizer(t *testing.T) {
 		r := connect(sign(t, "EdDSA", ed, nil, with(c)))
 		require.NoError(t, tokens.Authenticate(t.Context(), r))
 		r.Client.Identity = r.Grant.Identity
-		q := &hooks.AccessRequest{Client: r.Client, Action: hooks.Publish, Topic: ask[len("pub "):]}
+		q := &hooks.AccessRequest{Client: r.Client, Action: hooks.ActionPublish, Topic: ask[len("pub "):]}
 		if strings.HasPrefix(ask, "sub ") {
-			q.Action = hooks.Subscribe
+			q.Action = hooks.ActionSubscribe
 		}
 		return authz.Authorize(t.Context(), q)
 	}
@@ -361,12 +361,12 @@ func TestAuthorizer(t *testing.T) {
 	}
 	require.ErrorIs(t, asked(nil, "pub a"), hooks.ErrAbstain, "a token that says nothing of topics")
 	require.ErrorIs(t, authz.Authorize(t.Context(), &hooks.AccessRequest{Client: &hooks.Client{},
-		Action: hooks.Publish, Topic: "a"}), hooks.ErrAbstain)
+		Action: hooks.ActionPublish, Topic: "a"}), hooks.ErrAbstain)
 
 	r := connect(sign(t, "EdDSA", ed, nil, with(both)))
 	require.NoError(t, tokens.Authenticate(t.Context(), r))
 	r.Client.Identity = r.Grant.Identity
-	q := &hooks.AccessRequest{Client: r.Client, Action: hooks.Publish, Topic: "from/c"}
+	q := &hooks.AccessRequest{Client: r.Client, Action: hooks.ActionPublish, Topic: "from/c"}
 	require.Zero(t, testing.AllocsPerRun(100, func() {
 		if authz.Authorize(t.Context(), q) != nil {
 			t.Error("refused")

@@ -139,7 +139,7 @@ func connect(password string) *hooks.ConnectRequest {
 }
 
 func publish(topic string) *hooks.AccessRequest {
-	return &hooks.AccessRequest{Client: jane(), Action: hooks.Publish, Topic: topic}
+	return &hooks.AccessRequest{Client: jane(), Action: hooks.ActionPublish, Topic: topic}
 }
 
 func TestQuestions(t *testing.T) {
@@ -171,11 +171,11 @@ func TestQuestions(t *testing.T) {
 			"remote_ip":"192.0.2.7","listener":"198.51.100.1:8883","certificate":{"common_name":"sensor","fingerprint":"%s"}}`, auth.Fingerprint(leaf))},
 		{"a certificate that nobody has verified", unverified, nil, `{"action":"connect","client_id":"c1","username":"jane","password":"x","version":5,
 			"remote_ip":"192.0.2.7","listener":"198.51.100.1:8883"}`},
-		{"a publish", nil, &hooks.AccessRequest{Client: known, Action: hooks.Publish, Topic: "a/b", QoS: 1, Retain: true, Will: true}, `{"action":"publish",
+		{"a publish", nil, &hooks.AccessRequest{Client: known, Action: hooks.ActionPublish, Topic: "a/b", QoS: 1, Retain: true, Will: true}, `{"action":"publish",
 			"client_id":"c1","user":"Jane","roles":["sensor"],"tenant":"t1","attributes":{"k":"v"},"remote_ip":"192.0.2.7","topic":"a/b","qos":1,"retain":true,"will":true}`},
-		{"a shared subscription", nil, &hooks.AccessRequest{Client: jane(), Action: hooks.Subscribe, Topic: "a/#", Group: "g", QoS: 2},
+		{"a shared subscription", nil, &hooks.AccessRequest{Client: jane(), Action: hooks.ActionSubscribe, Topic: "a/#", Group: "g", QoS: 2},
 			`{"action":"subscribe","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","topic":"a/#","group":"g","qos":2}`},
-		{"a client without a name", nil, &hooks.AccessRequest{Client: new(hooks.Client), Action: hooks.Publish, Topic: "a"},
+		{"a client without a name", nil, &hooks.AccessRequest{Client: new(hooks.Client), Action: hooks.ActionPublish, Topic: "a"},
 			`{"action":"publish","client_id":"","topic":"a","qos":0}`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

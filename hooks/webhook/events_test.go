@@ -88,7 +88,7 @@ func TestEveryEvent(t *testing.T) {
 		o.SessionEnded(hooks.SessionEnded{Client: c})
 		o.Subscribed(hooks.Subscribed{Client: c, Filter: "a/#", MountedFilter: "a/#"})
 		o.Unsubscribed(hooks.Unsubscribed{Client: c, Filter: "a/#", MountedFilter: "m/a/#"})
-		o.Denied(hooks.Denied{Client: c, Action: hooks.Subscribe, Topic: "#", MountedTopic: "#",
+		o.Denied(hooks.Denied{Client: c, Action: hooks.ActionSubscribe, Topic: "#", MountedTopic: "#",
 			Err: errors.New("no rule")})
 		o.Revoked(hooks.Revoked{Client: c, Filter: "a/#", MountedFilter: "m/a/#",
 			Err: errors.New("no rule")})

@@ -76,7 +76,7 @@ func TestOneClientDoesNotFillTheQueueOfEvents(t *testing.T) {
 		time.Sleep(1500 * time.Millisecond) // a request is under way
 		topic := strings.Repeat("x", 65_000)
 		for range 20_000 {
-			o.Denied(hooks.Denied{Client: jane(), Action: hooks.Publish, Topic: topic,
+			o.Denied(hooks.Denied{Client: jane(), Action: hooks.ActionPublish, Topic: topic,
 				MountedTopic: topic, Err: errors.New("no rule")})
 		}
 		before := e.Dropped()
@@ -98,7 +98,7 @@ func TestLongTextsAreCut(t *testing.T) {
 	odd := "x" + long
 	c := jane()
 	c.ID, c.Username = long, long
-	o.Denied(hooks.Denied{Client: c, Action: hooks.Publish, Topic: odd, MountedTopic: "m/" + odd,
+	o.Denied(hooks.Denied{Client: c, Action: hooks.ActionPublish, Topic: odd, MountedTopic: "m/" + odd,
 		Err: errors.New(long)})
 	o.Banned(banned(hooks.BanClient, long, long, time.Time{}))
 	filter := strings.Repeat("x", 1024)

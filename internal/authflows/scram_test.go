@@ -62,7 +62,7 @@ func scramBroker(t *testing.T, connectTimeout time.Duration) (*dunlin.Broker, st
 		{Name: "jane", Hash: auth.HashSCRAM("pencil", 4096)}, {Name: "joe", Hash: auth.HashSCRAM("brush", 4096)}, {Name: "old", Hash: auth.Hash("x", 1)},
 	})
 	require.NoError(t, err)
-	rules, err := acl.Rules(acl.Rule{Effect: acl.Allow, Filters: []string{"users/%u/#"}})
+	rules, err := acl.Rules(acl.Rule{Effect: acl.EffectAllow, Filters: []string{"users/%u/#"}})
 	require.NoError(t, err)
 	passwords := auth.NewPasswords(users)
 	return serve(t, dunlin.Config{

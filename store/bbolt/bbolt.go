@@ -46,8 +46,8 @@ var (
 
 // Options of [Open]. The zero value is a good choice.
 type Options struct {
-	// Durability says what Commit waits for. The zero value is [store.Synced]. With any other value
-	// bbolt does not sync, and a loss of power may leave an unusable file. Close syncs.
+	// Durability says what Commit waits for. The zero value is [store.DurabilitySynced]. With any
+	// other value bbolt does not sync, and a loss of power may leave an unusable file. Close syncs.
 	Durability store.Durability
 }
 
@@ -87,8 +87,9 @@ func Open(file string, opts Options) (*Store, error) {
 	switch {
 	case file == "":
 		return nil, errors.New("store/bbolt: Open: the name of the file is empty")
-	case opts.Durability > store.None:
-		return nil, fmt.Errorf("store/bbolt: Options.Durability is %d, use store.Synced, store.Buffered or store.None", opts.Durability)
+	case opts.Durability > store.DurabilityNone:
+		return nil, fmt.Errorf("store/bbolt: Options.Durability is %d, "+
+			"use store.DurabilitySynced, store.DurabilityBuffered or store.DurabilityNone", opts.Durability)
 	}
 	err := verify(file)
 	isNew := errors.Is(err, fs.ErrNotExist)
@@ -127,7 +128,7 @@ func open(file string, opts Options) (s *Store, err error) {
 	}()
 	err = s.guarded("open", func() error {
 		s.db, err = bolt.Open(file, 0o600, &bolt.Options{
-			Timeout: time.Millisecond, NoSync: opts.Durability != store.Synced,
+			Timeout: time.Millisecond, NoSync: opts.Durability != store.DurabilitySynced,
 			FreelistType: bolt.FreelistMapType,
 			OpenFile: func(name string, flag int, perm os.FileMode) (*os.File, error) {
 				var err error

@@ -18,7 +18,7 @@ import (
 var ctx = context.Background()
 
 func TestContract(t *testing.T) {
-	for _, d := range []store.Durability{store.Synced, store.Buffered} {
+	for _, d := range []store.Durability{store.DurabilitySynced, store.DurabilityBuffered} {
 		t.Run(d.String(), func(t *testing.T) {
 			storetest.Run(t, func(t *testing.T) func() (store.Store, error) {
 				file := filepath.Join(t.TempDir(), "db")

@@ -23,7 +23,7 @@ import (
 func grown(t *testing.T) ([]byte, *storetest.State) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "db")
-	s, err := Open(file, Options{Durability: store.Buffered})
+	s, err := Open(file, Options{Durability: store.DurabilityBuffered})
 	require.NoError(t, err)
 	want := storetest.NewState()
 	commit := func(ops ...store.Op) {

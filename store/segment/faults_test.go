@@ -71,8 +71,8 @@ func TestFaults(t *testing.T) {
 	}{
 		{"synced, long segments", Options{}},
 		{"synced, short segments", Options{SegmentSize: 3000}},
-		{"buffered", Options{Durability: store.Buffered, SegmentSize: 20_000}},
-		{"nothing promised", Options{Durability: store.None, SegmentSize: 5000}},
+		{"buffered", Options{Durability: store.DurabilityBuffered, SegmentSize: 20_000}},
+		{"nothing promised", Options{Durability: store.DurabilityNone, SegmentSize: 5000}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if c.opts.SegmentSize == 0 {
@@ -128,7 +128,7 @@ func TestLeavingOutASyncIsCaught(t *testing.T) {
 		"a sync that fails is tried once again": {syncTwice: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			err := storetest.CheckFaults(1, 12, store.Synced,
+			err := storetest.CheckFaults(1, 12, store.DurabilitySynced,
 				onSim(Options{SegmentSize: 3000}, func(d disk.Dir) disk.Dir {
 					l := l
 					l.Dir = d

@@ -13,7 +13,9 @@ import (
 
 // The bound is 2 GiB, which is more than a test should take.
 func TestABatchThatIsTooLargeLeavesTheStoreUsable(t *testing.T) {
-	for _, d := range []store.Durability{store.Synced, store.Buffered, store.None} {
+	for _, d := range []store.Durability{
+		store.DurabilitySynced, store.DurabilityBuffered, store.DurabilityNone,
+	} {
 		t.Run(d.String(), func(t *testing.T) {
 			sim := disk.NewSim(1)
 			s, err := open(sim, Options{Durability: d, SegmentSize: 1 << 20})

@@ -25,7 +25,7 @@ var ErrLocked = disk.ErrLocked
 
 // Options of [Open]. The zero value is a good choice.
 type Options struct {
-	// Durability says what Commit waits for. The zero value is [store.Synced].
+	// Durability says what Commit waits for. The zero value is [store.DurabilitySynced].
 	Durability store.Durability
 	// SegmentSize is the length of a segment, and the room that is reserved on the disk at a time.
 	// 0: 64 MiB; at most 1 TiB. When the disk is nearly full, segments are shorter. Two reserves
@@ -39,7 +39,7 @@ type Options struct {
 const (
 	defaultSegmentSize = 64 << 20
 	maxSegmentSize     = 1 << 40
-	noneBuffer         = 256 << 10 // how much waits in memory with store.None
+	noneBuffer         = 256 << 10 // how much waits in memory with store.DurabilityNone
 	keepBuffer         = 8 << 20   // a larger buffer is let go after use
 	maxTail            = 256 << 10 // of a segment, for commits that add nothing
 )
@@ -94,8 +94,9 @@ func Open(dir string, opts Options) (*Store, error) {
 	switch {
 	case dir == "":
 		return nil, errors.New("store/segment: Open: the name of the directory is empty")
-	case opts.Durability > store.None:
-		return nil, fmt.Errorf("store/segment: Options.Durability is %d, use store.Synced, store.Buffered or store.None", opts.Durability)
+	case opts.Durability > store.DurabilityNone:
+		return nil, fmt.Errorf("store/segment: Options.Durability is %d, "+
+			"use store.DurabilitySynced, store.DurabilityBuffered or store.DurabilityNone", opts.Durability)
 	case opts.SegmentSize < 0:
 		return nil, fmt.Errorf("store/segment: Options.SegmentSize is %d, which is negative; 0: %d",
 			opts.SegmentSize, defaultSegmentSize)
@@ -206,10 +207,10 @@ func (s *Store) Commit(ctx context.Context, ops []store.Op) error {
 	}
 	s.head.frame(s.buf[mark:], s.last+s.waiting+1, s.flags())
 	s.waiting++
-	if ackEarly || s.opts.Durability == store.None && len(s.buf) < noneBuffer {
+	if ackEarly || s.opts.Durability == store.DurabilityNone && len(s.buf) < noneBuffer {
 		return nil
 	}
-	return s.write(mark, s.opts.Durability == store.Synced)
+	return s.write(mark, s.opts.Durability == store.DurabilitySynced)
 }
 
 // end returns how far ops may go in the active segment. Operations that add leave the rest to

@@ -41,8 +41,8 @@ func TestContract(t *testing.T) {
 	}
 	simulated := func(*testing.T) disk.Dir { return disk.NewSim(1) }
 	run("synced", Options{}, real)
-	run("buffered", Options{Durability: store.Buffered}, real)
-	run("nothing promised", Options{Durability: store.None}, real)
+	run("buffered", Options{Durability: store.DurabilityBuffered}, real)
+	run("nothing promised", Options{Durability: store.DurabilityNone}, real)
 	run("segments of 4 KiB, compacted all the time", Options{SegmentSize: 4096}, simulated)
 }
 

@@ -117,7 +117,7 @@ func TestBackupOfALiveStore(t *testing.T) {
 
 // TestBackupWhileCommitting takes backups at any moment: each holds the state after some commit.
 func TestBackupWhileCommitting(t *testing.T) {
-	s := mustOpen(t, t.TempDir(), Options{SegmentSize: 4096, Durability: store.Buffered})
+	s := mustOpen(t, t.TempDir(), Options{SegmentSize: 4096, Durability: store.DurabilityBuffered})
 	var done atomic.Int64
 	stop, stopped := make(chan struct{}), make(chan error)
 	go func() { // the test waits for it
@@ -210,7 +210,7 @@ func TestCommitsDoNotWaitForACompaction(t *testing.T) {
 
 func TestTheLogStaysSmallUnderLoad(t *testing.T) {
 	dir := t.TempDir()
-	s := mustOpen(t, dir, Options{SegmentSize: 64 << 10, Durability: store.Buffered})
+	s := mustOpen(t, dir, Options{SegmentSize: 64 << 10, Durability: store.DurabilityBuffered})
 	require.NoError(t, s.Commit(ctx, []store.Op{put(1)}))
 	payload := strings.Repeat("x", 1000)
 	want := storetest.NewState()

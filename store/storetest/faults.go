@@ -156,7 +156,7 @@ func (l *life) run(n int) error {
 // states are the possible states after a crash.
 func (l *life) states(power bool) []*State {
 	may := l.acked[len(l.acked)-1:]
-	if l.durable == store.None || l.durable == store.Buffered && power {
+	if l.durable == store.DurabilityNone || l.durable == store.DurabilityBuffered && power {
 		may = l.acked
 	}
 	if l.also != nil {
