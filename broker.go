@@ -324,7 +324,7 @@ func (c *conn) serve() {
 	if !c.accepted {
 		growStack()
 	}
-	if c.run(true) == errAgain {
+	if c.run(brokersReader) == errAgain {
 		c.deep = false
 		go c.serve() // the same connection, still waited for
 	}
@@ -354,7 +354,7 @@ func (b *Broker) ServeConn(ctx context.Context, nc net.Conn) error {
 		return err
 	}
 	stop := context.AfterFunc(ctx, func() { b.end(c, packets.Errorf(packets.AdministrativeAction, "ended by the server")) })
-	err = c.run(false)
+	err = c.run(callersReader)
 	if ended := !stop(); ended && err != nil {
 		return &packets.Error{Code: packets.AdministrativeAction, Reason: "ended by the server", Err: context.Cause(ctx)}
 	}

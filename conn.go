@@ -173,9 +173,16 @@ func (c *conn) context() context.Context {
 // errAgain ends serve so that a fresh goroutine, with a small stack, does the waiting.
 var errAgain = errors.New("wait on a fresh goroutine")
 
-// run serves the connection until it ends and returns why. fresh says that the caller may be left for a new goroutine;
-// run then returns errAgain.
-func (c *conn) run(fresh bool) (err error) {
+// A reader says which goroutine runs a connection.
+type reader byte
+
+const (
+	callersReader reader = iota // one of the program, in ServeConn
+	brokersReader               // one that another one can replace: run then returns errAgain
+)
+
+// run serves the connection until it ends and returns why.
+func (c *conn) run(on reader) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			err = c.panicked(v)
@@ -191,7 +198,7 @@ func (c *conn) run(fresh bool) (err error) {
 	rest := false // there may be whole packets in what was read before a pause
 	for {
 		if c.nc.Raw != nil {
-			err = c.readRaw(reading{fresh: fresh, look: look.under, rest: rest})
+			err = c.readRaw(reading{fresh: on == brokersReader, look: look.under, rest: rest})
 		} else {
 			err = c.readPlain(rest)
 		}

@@ -153,9 +153,9 @@ func (o *outgoing) observed() *packets.Message {
 	return &o.lent
 }
 
-// frame returns the frame for receivers of a version, with or without Packet Identifier.
-func (o *outgoing) frame(v5, id bool) *frame {
-	k := 0
+// frame returns the frame for receivers of a version, with a Packet Identifier if qos has one.
+func (o *outgoing) frame(v packets.Version, qos packets.QoS) *frame {
+	k, v5, id := 0, v == packets.V5, qos > packets.QoS0
 	if v5 {
 		k |= 1
 	}
@@ -170,14 +170,11 @@ func (o *outgoing) frame(v5, id bool) *frame {
 	if o.raw != nil && v5 == o.rawV5 && id == (o.pub.QoS > packets.QoS0) {
 		f.b = o.raw
 	} else {
-		w, v := wire{}, packets.V311
+		w := wire{version: v}
 		if id {
 			w.qos = packets.QoS1
 		}
-		if v5 {
-			v = packets.V5
-		}
-		f.own = appendPublish(f.own[:0], v, w, o.pub.Topic, 0, o.pub.Properties, o.pub.Payload)
+		f.own = appendPublish(f.own[:0], w, o.pub.Topic, o.pub.Properties, o.pub.Payload)
 		f.b = f.own
 	}
 	if id {
@@ -354,7 +351,7 @@ func (t *turn) resolve(r *route, topic []byte, from origin) *route {
 // deliver takes o to everybody in r and returns how many sessions took it.
 func (t *turn) deliver(o *outgoing, r *route) (n int) {
 	for i := range r.targets {
-		if t.give(o, &r.targets[i], false) {
+		if t.give(o, &r.targets[i], takesAny) {
 			n++
 		}
 	}
@@ -390,7 +387,7 @@ func (t *turn) deliverShared(o *outgoing, g *subs.Group, members []target) bool 
 		if t.b.rules.deliveries != nil && !t.permits(to.s, string(o.pub.Topic)) {
 			continue
 		}
-		if t.give(o, to, true) {
+		if t.give(o, to, takesSoon) {
 			if t.b.cfg().Shared == SharedSticky {
 				g.Next.Store(uint32((start + i) % n))
 			}
@@ -405,7 +402,7 @@ func (t *turn) deliverShared(o *outgoing, g *subs.Group, members []target) bool 
 		if t.b.rules.deliveries != nil && !t.permits(to.s, string(o.pub.Topic)) {
 			continue
 		}
-		if t.give(o, to, false) {
+		if t.give(o, to, takesAny) {
 			t.noteServed(o, to)
 			return true
 		}
@@ -534,7 +531,7 @@ func (c *conn) send(t *turn, o *outgoing, to *target, qos packets.QoS, retain bo
 	var f *frame
 	var x *link.Buffer
 	if plain {
-		f = o.frame(c.version == packets.V5, qos > packets.QoS0)
+		f = o.frame(c.version, qos)
 		if x = c.room(len(f.b)); x == nil {
 			s.missed(o, hooks.DropTooLarge)
 			return false
@@ -586,29 +583,31 @@ func (c *conn) tooLarge(m *message, w wire) bool {
 	if c.maxPacket == maxPacketSize {
 		return false
 	}
-	n, _ := publishSize(c.version, w, len(m.Topic)-len(c.few().mount), 0, len(m.Properties), len(m.Payload))
+	w.version = c.version
+	n, _ := publishSize(w, len(m.Topic)-len(c.few().mount), len(m.Properties), len(m.Payload))
 	return 1+uvarintLen(n)+n > int(c.maxPacket)
 }
 
-// appendMessage appends m to the output of c, which has room for it, and says whether the client
-// accepts its size. c.sess.mu is held.
+// appendMessage, with c.sess.mu held, appends m to the output of c, which has room for it, and says
+// whether the client accepts its size.
 func (c *conn) appendMessage(m *message, w wire, now time.Time) bool {
 	name := m.Topic[len(c.few().mount):]
 	topic, alias := c.few().outAliases.send(c.sess, name)
-	n, _ := publishSize(c.version, w, len(topic), alias, len(m.Properties), len(m.Payload))
+	w.version, w.alias = c.version, alias
+	n, _ := publishSize(w, len(topic), len(m.Properties), len(m.Payload))
 	if alias != 0 && 1+uvarintLen(n)+n > int(c.maxPacket) { // without it the packet has room
 		if topic != "" {
 			c.few().outAliases.unsent(c.b, name)
 		}
-		topic, alias = name, 0
-		n, _ = publishSize(c.version, w, len(topic), alias, len(m.Properties), len(m.Payload))
+		topic, w.alias = name, 0
+		n, _ = publishSize(w, len(topic), len(m.Properties), len(m.Payload))
 	}
 	x := c.room(1 + uvarintLen(n) + n)
 	if x == nil {
 		return false
 	}
 	at := len(x.B)
-	x.B = appendPublish(x.B, c.version, w, topic, alias, m.Properties, m.Payload)
+	x.B = appendPublish(x.B, w, topic, m.Properties, m.Payload)
 	if c.version == packets.V5 && m.Expires != 0 {
 		patchExpiry(x.B[at:], w, len(topic), m, now)
 	}

@@ -491,7 +491,9 @@ func (s *session) end() (w *will, shared []delivery) {
 type wire struct {
 	qos         packets.QoS
 	dup, retain bool
+	version     packets.Version
 	id          uint16
+	alias       uint16   // 0: none
 	ids         []uint32 // Subscription Identifiers
 }
 
@@ -507,8 +509,10 @@ func (w *wire) first() byte {
 }
 
 // appendPublish appends a whole PUBLISH. props are those that travel with the message.
-func appendPublish[T string | []byte](dst []byte, v packets.Version, w wire, topic T, alias uint16, props packets.Properties, payload []byte) []byte {
-	n, np := publishSize(v, w, len(topic), alias, len(props), len(payload))
+func appendPublish[T string | []byte](
+	dst []byte, w wire, topic T, props packets.Properties, payload []byte,
+) []byte {
+	n, np := publishSize(w, len(topic), len(props), len(payload))
 	dst = append(dst, w.first())
 	dst = binary.AppendUvarint(dst, uint64(n))
 	dst = binary.BigEndian.AppendUint16(dst, uint16(len(topic)))
@@ -516,31 +520,31 @@ func appendPublish[T string | []byte](dst []byte, v packets.Version, w wire, top
 	if w.qos > packets.QoS0 {
 		dst = binary.BigEndian.AppendUint16(dst, w.id)
 	}
-	if v == packets.V5 {
+	if w.version == packets.V5 {
 		dst = binary.AppendUvarint(dst, uint64(np))
 		dst = append(dst, props...)
 		for _, id := range w.ids {
 			dst = packets.Properties(dst).AppendUint(packets.SubscriptionIdentifier, id)
 		}
-		if alias != 0 {
-			dst = packets.Properties(dst).AppendUint(packets.TopicAlias, uint32(alias))
+		if w.alias != 0 {
+			dst = packets.Properties(dst).AppendUint(packets.TopicAlias, uint32(w.alias))
 		}
 	}
 	return append(dst, payload...)
 }
 
 // publishSize returns the Remaining Length of that PUBLISH, and the length of its properties.
-func publishSize(v packets.Version, w wire, topic int, alias uint16, props, payload int) (n, np int) {
+func publishSize(w wire, topic, props, payload int) (n, np int) {
 	n = 2 + topic + payload
 	if w.qos > packets.QoS0 {
 		n += 2
 	}
-	if v == packets.V5 {
+	if w.version == packets.V5 {
 		np = props
 		for _, id := range w.ids {
 			np += 1 + uvarintLen(int(id))
 		}
-		if alias != 0 {
+		if w.alias != 0 {
 			np += 3
 		}
 		n += uvarintLen(np) + np

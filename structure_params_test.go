@@ -18,15 +18,6 @@ import (
 
 const maxParams = 5
 
-// longLists are the functions that may have more parameters, and why.
-var longLists = map[string]string{
-	"session.go: appendPublish": "the encoder of each PUBLISH: a struct would be copied each time",
-	"session.go: publishSize":   "it counts what appendPublish writes",
-}
-
-// boolTraps are the functions that may be called with true or false, or take several bools.
-var boolTraps = []string{"run", "give", "frame"}
-
 // A paramList is a function with its parameters, wherever a type of a function stands.
 type paramList struct {
 	name   string // empty for a function literal
@@ -105,24 +96,18 @@ func parseProduct(t *testing.T, fset *token.FileSet, dirs ...string) map[string]
 
 func TestNoFunctionHasManyParameters(t *testing.T) {
 	fset := token.NewFileSet()
-	found, excused := 0, map[string]bool{}
-	for path, f := range parseProduct(t, fset) {
+	found := 0
+	for _, f := range parseProduct(t, fset) {
 		paramLists(f, func(l paramList) {
 			found++
 			n := l.each(func(int, ast.Expr) {})
-			if n <= maxParams {
-				return
+			if n > maxParams {
+				t.Errorf("%s: %s has %d parameters, %d are allowed: make some of them a struct",
+					fset.Position(l.at), l.name, n, maxParams)
 			}
-			if place := path + ": " + l.name; longLists[place] != "" {
-				excused[place] = true
-				return
-			}
-			t.Errorf("%s: %s has %d parameters, %d are allowed: make some of them a struct",
-				fset.Position(l.at), l.name, n, maxParams)
 		})
 	}
 	require.Greater(t, found, 3000)
-	require.Len(t, excused, len(longLists), "each excuse is needed")
 }
 
 func TestNoCallSaysOnlyTrueOrFalse(t *testing.T) {
@@ -133,7 +118,7 @@ func TestNoCallSaysOnlyTrueOrFalse(t *testing.T) {
 		for _, f := range files {
 			paramLists(f, func(l paramList) {
 				at := l.bools()
-				if len(at) > 1 && !slices.Contains(boolTraps, l.name) {
+				if len(at) > 1 {
 					t.Errorf("%s: %s takes %d bools: give them types, or make two functions",
 						fset.Position(l.at), l.name, len(at))
 				}
@@ -163,9 +148,6 @@ func saysOnlyBool(call *ast.CallExpr, bools map[string][]int) bool {
 		name = f.Name
 	case *ast.SelectorExpr:
 		name = f.Sel.Name
-	}
-	if slices.Contains(boolTraps, name) {
-		return false
 	}
 	return slices.ContainsFunc(bools[name], func(i int) bool {
 		if i >= len(call.Args) {

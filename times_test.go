@@ -89,7 +89,7 @@ func TestWhatIsLeftOfAMessageExpiryInterval(t *testing.T) {
 	} {
 		m := &message{Expires: expires, Message: packets.Message{Topic: "t"}}
 		m.Properties = m.Properties.AppendUint(packets.MessageExpiryInterval, 77)
-		b := appendPublish(nil, packets.V5, wire{}, m.Topic, 0, m.Properties, nil)
+		b := appendPublish(nil, wire{version: packets.V5}, m.Topic, m.Properties, nil)
 		patchExpiry(b, wire{}, len(m.Topic), m, now)
 		var p packets.Publish
 		h, err := packets.ParseHeader(b, packets.V5)
