@@ -43,7 +43,8 @@ func (r DropReason) String() string {
 // An event is passed by value. A function may keep its strings, its error and its Client, but must
 // not modify the Client. The Message is only lent: it, its Payload and its Properties are valid
 // until the function returns, and must not be modified. To keep the Message, keep the result of its
-// method Clone. So a call for each message costs no allocation.
+// method Clone. So a call for each message costs no allocation, except for the topic if the
+// connection has not published to it lately.
 //
 // The broker calls Published, Subscribed, Unsubscribed, SessionEnded and Dropped for its own
 // program as well as for clients. The Client then has no addresses. Its ID is the ID of the
