@@ -147,7 +147,7 @@ func (c *conn) isOf(x Ban, network netip.Prefix) bool {
 	case BanClient:
 		return c.sess.id == x.Value
 	case BanSession:
-		return c.sess.place() == x.Value
+		return c.sess.signature() == x.Value
 	}
 	s := c.sess
 	named := s.named || s.principal != ""
@@ -175,7 +175,8 @@ func (c *conn) barred(now time.Time) error {
 
 // barredAs is barred for a client whose Principal is known.
 func (c *conn) barredAs(now time.Time) error {
-	if c.b.banned(BanSession, c.sessionKey(), now) {
+	key := signature(c.client.ID, c.client.Identity.Principal, c.named())
+	if c.b.banned(BanSession, key, now) {
 		return errBarred
 	}
 	return c.barred(now)

@@ -3,6 +3,7 @@ package dunlin
 import (
 	"context"
 	"fmt"
+	"io"
 	"testing"
 	"testing/synctest"
 
@@ -156,4 +157,36 @@ func TestAClaimMakesNoNameKnown(t *testing.T) {
 		r.connect(withPassword("a", "alice")).close()
 		require.True(t, known)
 	})
+}
+
+// Those who only claim a name cannot have a Client Identifier banned for the principal
+// that is verified.
+func TestTakeoversByAClaimBanNoPrincipal(t *testing.T) {
+	for _, user := range []string{"alice", "mallory"} {
+		t.Run(user, func(t *testing.T) {
+			config := func(c *Config) { c.MaxTakeovers = 5 }
+			withRules(t, everything, config, func(r *guardRig) {
+				r.grant = askOrOpen
+				var all []*testClient
+				connect := func(p *packets.Connect) int {
+					c, code := r.connectFrom("192.0.2.1", p)
+					go io.Copy(io.Discard, c.nc) // what the client is told
+					all = append(all, c)
+					return code
+				}
+				for range 7 {
+					require.Zero(t, connect(as("sensor-1", user)))
+				}
+				require.EqualValues(t, packets.Banned, connect(as("sensor-1", user)))
+				require.Zero(t, connect(withPassword("sensor-1", "alice")))
+				require.EqualValues(t, packets.Banned, connect(as("sensor-1", user)))
+				s := r.b.sessionAt("sensor-1")
+				require.True(t, s.named && s.connected(), "alice has not been disconnected")
+				require.True(t, r.b.Unban(BanSession, "sensor-1"))
+				for _, c := range all {
+					c.nc.Close()
+				}
+			})
+		})
+	}
 }

@@ -117,8 +117,9 @@ type Config struct {
 	// and no hook is asked. Defaults 60, and 5 times MaxAuthFailures.
 	MaxAuthFailures, MaxAuthFailuresPerIP int
 	// MaxTakeovers is how often in a minute connections may take over the same Client Identifier from each other. One that does it more
-	// often is banned (see Ban) for BanTime: the Client Identifier, or with SessionPerPrincipal the one of that principal. Defaults 60, and
-	// 5 minutes; either negative: nobody is.
+	// often is banned (see Ban) for BanTime: the Client Identifier, or with SessionPerPrincipal the one of that principal. If clients
+	// without a verified name do it, the principals that are verified stay free to use the Client Identifier. Defaults 60, and 5
+	// minutes; either negative: nobody is.
 	MaxTakeovers int
 	BanTime      time.Duration
 
@@ -167,7 +168,8 @@ type Config struct {
 	// is in many queues takes memory once.
 	MaxQueuedBytesPerPrincipal int
 	// MaxDelayedPerPrincipal bounds its delayed messages (see MaxDelay) that wait. Their bytes count
-	// for MaxKeptBytesPerPrincipal, each with 640 besides its own. Default 10,000.
+	// for MaxKeptBytesPerPrincipal, each with 640 besides its own, and once for all those of a connection
+	// what is known of the client. Default 10,000.
 	MaxDelayedPerPrincipal int
 	// MaxPacketSize is the largest packet accepted from a client, in bytes, fixed header included. 5.0 clients are told. A larger
 	// one ends the connection with Packet too large (0x95). Default 1 MiB; none: 256 MiB.

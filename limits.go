@@ -133,14 +133,14 @@ func (b *Broker) tookOver(c *conn, now time.Time) {
 	if cfg.MaxTakeovers <= 0 || cfg.BanTime == 0 || !b.cfg().strict.takeovers && guard.Local(ip) {
 		return
 	}
-	name := c.sessionKey()
-	if b.guard.Takeovers.Count(shortKey(name), cfg.MaxTakeovers, now) {
-		return
+	// What was counted for one owner is banned for that one. So nobody who only claims a name keeps
+	// out the principal whose Client Identifier it is.
+	x := Ban{Kind: BanClient, Value: c.client.ID, Until: now.Add(cfg.BanTime), Reason: "taken over in a loop"}
+	if cfg.SessionPerPrincipal || !c.named() && !cfg.open() {
+		x.Kind, x.Value = BanSession, signature(c.client.ID, c.client.Identity.Principal, c.named())
 	}
-	// What was counted for one owner is banned for that one.
-	x := Ban{Kind: BanClient, Value: name, Until: now.Add(cfg.BanTime), Reason: "taken over in a loop"}
-	if cfg.SessionPerPrincipal {
-		x.Kind = BanSession
+	if b.guard.Takeovers.Count(shortKey(x.Value), cfg.MaxTakeovers, now) {
+		return
 	}
 	b.ban(x, bannedByBroker)
 }
