@@ -82,7 +82,8 @@ type rare struct {
 	aliases  clientAliases
 	exchange *exchange // the authentication under way; nil: none is
 
-	flowing flowing // see there
+	flowing flowing  // see there
+	delayer *delayer // of its delayed messages; nil: there was none
 
 	// Guarded by sess.mu.
 	outAliases *outAliases  // nil: the client accepts none

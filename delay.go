@@ -51,7 +51,11 @@ func (c *conn) undelay(t *turn, p *packets.Publish) (time.Duration, error) {
 // delay keeps p, whose topic has its mount point, for d. The turn has then added it to the store.
 func (c *conn) delay(t *turn, p *packets.Publish, d time.Duration) error {
 	b, s := c.b, c.sess
-	x := &delayed{will: will{
+	own := c.own()
+	if own.delayer == nil || own.delayer.client != c.client {
+		own.delayer = newDelayer(c.client)
+	}
+	x := &delayed{by: own.delayer, will: will{
 		msg: &message{From: s.publisher(p.Retain), Message: packets.Message{
 			Topic: string(p.Topic), QoS: p.QoS, Retain: p.Retain,
 			Payload: bytes.Clone(p.Payload), Properties: bytes.Clone(p.Properties),
@@ -92,11 +96,15 @@ func (c *conn) delay(t *turn, p *packets.Publish, d time.Duration) error {
 
 // holdDelayed counts x, which a principal has published, until over. It says why there is no room.
 func (b *Broker) holdDelayed(x *delayed, principal string, named bool) error {
-	if !b.memory.Fits(budget.Sessions, x.size()) {
+	n := x.size()
+	if x.by.waiting.Load() == 0 {
+		n += x.by.bytes
+	}
+	if !b.memory.Fits(budget.Sessions, n) {
 		return errNoMemory
 	}
 	a := b.owners.Open(b.ownerName(principal, named))
-	if !a.Room(owners.Kept, x.size()) || !a.Take(owners.Delayed, 1) {
+	if !a.Room(owners.Kept, n) || !a.Take(owners.Delayed, 1) {
 		b.owners.Close(a)
 		return packets.Errorf(packets.QuotaExceeded,
 			"too many delayed messages wait, or too many bytes")
@@ -108,8 +116,11 @@ func (b *Broker) holdDelayed(x *delayed, principal string, named bool) error {
 // keepDelayed counts x, whose place among the delayed messages of a is taken.
 func (b *Broker) keepDelayed(x *delayed, a *owners.Account) {
 	x.account = a
-	a.Add(owners.Kept, x.size())
-	b.memory.Add(budget.Sessions, x.size())
+	n := x.size()
+	if x.by.waiting.Add(1) == 1 {
+		n += x.by.bytes
+	}
+	x.count(b, n)
 }
 
 // loadDelayed lets the delayed message wait whose record l is, and whose Session nobody else knows.
@@ -117,7 +128,7 @@ func (b *Broker) loadDelayed(l *loaded) {
 	s := l.s
 	s.id = strings.TrimPrefix(s.id, delayedPrefix)
 	s.holder = b.holder(s.id, s.principal, s.named, s.mount)
-	x := &delayed{will: *s.will}
+	x := &delayed{will: *s.will, by: newDelayer(s.will.client)}
 	x.delayed, x.stored = x, s.stored
 	x.client.ID, x.msg.From = s.id, s.publisher(x.msg.Retain)
 	a := b.owners.Open(b.ownerName(s.principal, s.named))

@@ -2,6 +2,7 @@ package dunlin
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -259,4 +260,30 @@ func TestACrashWhileADelayedMessageMoves(t *testing.T) {
 			require.Equal(t, []string{"x"}, d.payloads(), "committed: %v", committed)
 		})
 	}
+}
+
+// What is known of a client stays with its delayed messages when the client has gone, and counts.
+func TestTheClientOfDelayedMessagesCounts(t *testing.T) { synctest.Test(t, clientOfDelayed) }
+
+func clientOfDelayed(t *testing.T) {
+	b := newTestBroker(t, func(c *Config) { c.MaxDelay = time.Hour })
+	defer b.Close()
+	used := func() int64 { return b.memory.Of(budget.Sessions) }
+	before := used()
+	p := connect("c")
+	p.Properties = p.Properties.AppendUser("k", strings.Repeat("v", 7000))
+	c, err := b.adopt(b.ctx, &sink{})
+	require.NoError(t, err)
+	f := &feed{t, c, nil}
+	f.packet(p, packets.V5)
+	for i := range 3 {
+		f.packet(&packets.Publish{Topic: fmt.Appendf(nil, "$delayed/%d/t", i+1)}, packets.V5)
+	}
+	c.finish(errNormal)
+	require.InDelta(t, 7000+4*delayedCost, used()-before, 1500, "once for all three")
+	time.Sleep(2500 * time.Millisecond)
+	require.InDelta(t, 7000+2*delayedCost, used()-before, 1000, "as long as one waits")
+	time.Sleep(time.Second)
+	synctest.Wait()
+	require.Equal(t, before, used())
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
@@ -586,6 +587,19 @@ type delayed struct {
 	will
 	timer   timers.Timer
 	account *owners.Account // of who has published it
+	by      *delayer
+}
+
+// A delayer is a client whose delayed messages wait. What is known of the client stays as long, and
+// counts once for all of them.
+type delayer struct {
+	client  *hooks.Client
+	bytes   int64 // of it
+	waiting atomic.Int32
+}
+
+func newDelayer(c *hooks.Client) *delayer {
+	return &delayer{client: c, bytes: int64(clientBytes(c))}
 }
 
 const (
@@ -593,17 +607,26 @@ const (
 	delayedPause = time.Second // until one is tried again that the store did not take
 )
 
-// size is what x counts.
+// size is what x counts besides its client.
 func (x *delayed) size() int64 { return heldSize(x.msg) + delayedCost }
+
+// count counts n more for the owner of x and for all.
+func (x *delayed) count(b *Broker, n int64) {
+	x.account.Add(owners.Kept, n)
+	b.memory.Add(budget.Sessions, n)
+}
 
 // over is the end of x, which may be nil.
 func (x *delayed) over(b *Broker) {
 	if x == nil {
 		return
 	}
+	n := x.size()
+	if x.by.waiting.Add(-1) == 0 {
+		n += x.by.bytes
+	}
+	x.count(b, -n)
 	x.account.Add(owners.Delayed, -1)
-	x.account.Add(owners.Kept, -x.size())
-	b.memory.Add(budget.Sessions, -x.size())
 	b.owners.Close(x.account)
 }
 
