@@ -1,0 +1,283 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// A pipe is one connection of a link: what the Session here and the Session there say to each
+// other. Packet Identifiers go through unchanged. So an acknowledgement is that of the broker at
+// the other end, and what neither has acknowledged is sent again by the Session that has it.
+type pipe struct {
+	l             *link
+	local, remote *side
+	window        int
+	askThere      bool // a SUBSCRIBE has to go there
+	up            atomic.Bool
+
+	// Identifiers to release first, because the other Session has forgotten what they stand for.
+	sweepLocal, sweepRemote bool
+
+	mu      sync.Mutex
+	out     map[uint16]exchange // guarded by mu; what the remote broker has to acknowledge
+	swept   [2]map[uint16]bool  // guarded by mu; PUBCOMPs to come that are for nobody: here, there
+	waiting int                 // guarded by mu; SUBACKs to come
+}
+
+// An exchange is a QoS 1 or 2 message on its way to the remote broker.
+type exchange struct {
+	qos packets.QoS
+	rel bool // PUBREL went
+	at  time.Time
+}
+
+// The two sides, as indexes of pipe.swept.
+const (
+	atLocal = iota
+	atRemote
+)
+
+func newPipe(l *link, local, remote *side) *pipe {
+	return &pipe{l: l, local: local, remote: remote, out: map[uint16]exchange{}}
+}
+
+// prepare decides what has to be said before anything else. Where one Session remembers QoS 2
+// identifiers and the other one does not, or is at another broker than before, these identifiers
+// stand for nothing any more: a new message with one of them would be taken for an old one.
+func (p *pipe) prepare(here, there *packets.Connack, to string) {
+	l := p.l
+	moved := l.last != to && len(l.cfg.Addresses) > 1
+	p.sweepLocal = here.SessionPresent && (!there.SessionPresent || moved) &&
+		l.cfg.highest(true) == packets.QoS2
+	p.sweepRemote = there.SessionPresent && (!here.SessionPresent || moved) &&
+		l.cfg.highest(false) == packets.QoS2
+	// Before 5.0 each SUBSCRIBE brings the retained messages once more.
+	p.askThere = !there.SessionPresent || moved || !l.asked || l.cfg.Version == packets.V5
+	l.asked = l.asked && !moved
+}
+
+// run carries packets until a side fails or ctx ends.
+func (p *pipe) run(ctx context.Context) error {
+	work, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var tasks sync.WaitGroup
+	for _, f := range []func(context.Context) error{p.outward, p.inward, p.watch, p.primary} {
+		tasks.Go(func() {
+			if err := f(work); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	<-work.Done()
+	err := context.Cause(work)
+	if ctx.Err() != nil || errors.Is(err, errPrimary) {
+		p.farewell()
+	}
+	p.remote.nc.Close()
+	p.local.nc.Close()
+	tasks.Wait()
+	p.l.counters.inflight.Store(0)
+	return err
+}
+
+// farewell ends both connections in good order.
+func (p *pipe) farewell() {
+	p.remote.closing.Store(true)
+	p.remote.nc.SetWriteDeadline(p.remote.until())
+	p.notify("0")
+	p.remote.bye()
+	p.local.bye()
+	p.l.inform("0")
+}
+
+// notify publishes the state at the remote broker.
+func (p *pipe) notify(state string) error {
+	if c := p.l.cfg; c.DisableNotifications || c.LocalNotifications {
+		return nil
+	}
+	m := &packets.Publish{Topic: []byte(p.l.stateTopic()), Payload: []byte(state), Retain: true}
+	return p.remote.send(m)
+}
+
+// subscribe asks both brokers for what the link carries.
+func (p *pipe) subscribe() error {
+	here, there := p.l.cfg.filters(false, packets.QoS2), p.l.cfg.filters(true, packets.QoS2)
+	for _, x := range []struct {
+		at   *side
+		subs []packets.Subscription
+		ask  bool
+	}{{p.local, here, true}, {p.remote, there, p.askThere}} {
+		if len(x.subs) == 0 || !x.ask {
+			continue
+		}
+		p.mu.Lock()
+		p.waiting++
+		p.mu.Unlock()
+		if err := x.at.send(&packets.Subscribe{PacketID: subscribeID, Subscriptions: x.subs}); err != nil {
+			return err
+		}
+		if err := x.at.flush(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// subscribeID is the Packet Identifier of both SUBSCRIBE packets.
+const subscribeID = 65535
+
+// granted handles a SUBACK.
+func (p *pipe) granted(from *side, a *packets.Suback, subs []packets.Subscription) error {
+	if len(a.Codes) != len(subs) || a.PacketID != subscribeID {
+		return fmt.Errorf("%s: a SUBACK that answers no SUBSCRIBE", from.name)
+	}
+	for i, code := range a.Codes {
+		if code.Failed() {
+			return fmt.Errorf("%s refuses the subscription to %q: %w", from.name, subs[i].Filter,
+				&packets.Error{Code: code})
+		}
+	}
+	p.mu.Lock()
+	p.waiting--
+	ready := p.waiting == 0
+	p.mu.Unlock()
+	if ready {
+		return p.ready()
+	}
+	return nil
+}
+
+// ready notes that both brokers have granted the subscriptions.
+func (p *pipe) ready() error {
+	if p.up.Swap(true) {
+		return nil
+	}
+	l := p.l
+	l.counters.connects.Add(1)
+	l.set(StateUp, nil)
+	l.n.cfg.Logger.Info("a bridge link is up", "link", l.cfg.Name)
+	if err := p.notify("1"); err != nil {
+		return err
+	}
+	l.inform("1")
+	return p.remote.flush()
+}
+
+// sweep releases all Packet Identifiers of a side.
+func (p *pipe) sweep(at *side, which int) error {
+	p.mu.Lock()
+	p.swept[which] = make(map[uint16]bool, 65535)
+	for id := range 65535 {
+		p.swept[which][uint16(id+1)] = true
+	}
+	p.mu.Unlock()
+	for id := range 65535 {
+		rel := &packets.Ack{Kind: packets.TypePubrel, PacketID: uint16(id + 1)}
+		if err := at.send(rel); err != nil {
+			return err
+		}
+	}
+	return at.flush()
+}
+
+// unswept says whether a PUBCOMP is for the Session at the other side.
+func (p *pipe) unswept(id uint16, which int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	swept := p.swept[which][id]
+	delete(p.swept[which], id)
+	return !swept
+}
+
+// pump reads from one side until it fails, and flushes both when nothing more is there to read.
+func (p *pipe) pump(from *side, handle func(packets.Packet) error) error {
+	for {
+		if !from.whole() {
+			if err := errors.Join(p.local.flush(), p.remote.flush()); err != nil {
+				return err
+			}
+		}
+		packet, err := from.read()
+		if err == nil {
+			err = handle(packet)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// watch keeps the connections alive, and ends those that are not.
+func (p *pipe) watch(ctx context.Context) error {
+	alive := p.l.cfg.KeepAlive
+	t := time.NewTicker(min(alive/4, p.l.cfg.AckTimeout/2+time.Millisecond))
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+		now := time.Now()
+		if silent := now.Sub(time.Unix(0, p.remote.heard.Load())); silent > alive*3/2 {
+			return fmt.Errorf("the remote broker was silent for %v", silent.Round(time.Second))
+		}
+		if err := p.overdue(now); err != nil {
+			return err
+		}
+		for _, s := range []*side{p.local, p.remote} {
+			if now.Sub(time.Unix(0, s.said.Load())) < alive/2 {
+				continue
+			}
+			if err := errors.Join(s.send(&packets.Pingreq{}), s.flush()); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// overdue is the error of a remote broker that does not acknowledge.
+func (p *pipe) overdue(now time.Time) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id, x := range p.out {
+		if d := now.Sub(x.at); d > p.l.cfg.AckTimeout {
+			return fmt.Errorf("the remote broker has not acknowledged message %d for %v", id,
+				d.Round(time.Second))
+		}
+	}
+	if !p.up.Load() && now.Sub(p.l.sinceNow()) > p.l.cfg.AckTimeout {
+		return errors.New("a broker has not answered the SUBSCRIBE")
+	}
+	return nil
+}
+
+// primary looks, from another address, whether the first one can be reached again.
+func (p *pipe) primary(ctx context.Context) error {
+	l := p.l
+	if l.cfg.RoundRobin || l.last == l.cfg.Addresses[0] {
+		return nil
+	}
+	t := time.NewTicker(l.cfg.PrimaryCheck)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+		dialing, cancel := context.WithTimeout(ctx, l.cfg.Timeout)
+		nc, err := l.dial(dialing, l.cfg.Addresses[0])
+		cancel()
+		if err == nil {
+			nc.Close()
+			return errPrimary
+		}
+	}
+}
