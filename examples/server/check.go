@@ -83,6 +83,10 @@ func health(args []string) error {
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
+	if fs.NArg() > 0 {
+		return fmt.Errorf("unexpected argument %q; the broker is named as in -addr %s", fs.Arg(0),
+			fs.Arg(0))
+	}
 	network, where := split(*addr)
 	c, err := net.DialTimeout(network, where, 5*time.Second)
 	if err != nil {

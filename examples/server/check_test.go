@@ -68,6 +68,10 @@ func TestVersionAndHealth(t *testing.T) {
 	require.NoError(t, command([]string{"health", "-addr", addrs[0]}, nil, &out),
 		"a refusal is an answer")
 	require.Error(t, command([]string{"health", "-addr", "127.0.0.1:" + freePort(t)}, nil, &out))
+	require.ErrorContains(t, command([]string{"health", addrs[0]}, nil, &out), "-addr "+addrs[0],
+		"an address without -addr is not left out in favour of the default one")
+	require.ErrorContains(t, command([]string{"healthy"}, nil, &out),
+		"the commands are check, health, passwd and version")
 }
 
 func TestSystemdIsTold(t *testing.T) {

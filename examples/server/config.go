@@ -60,8 +60,8 @@ func parseFlags(args []string, first func(*options, *flag.FlagSet)) (
 		return nil, nil, err
 	}
 	if fs.NArg() > 0 {
-		return nil, nil, fmt.Errorf("unexpected argument %q; the commands are passwd, check and "+
-			"version", fs.Arg(0))
+		return nil, nil, fmt.Errorf("unexpected argument %q; the commands are check, health, "+
+			"passwd and version", fs.Arg(0))
 	}
 	return o, fs, nil
 }

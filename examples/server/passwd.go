@@ -116,7 +116,8 @@ func passwd(args []string, in io.Reader, out io.Writer) error {
 		case (do == "delete" || do == "update") && i < 0:
 			return nil, fmt.Errorf("%s has no user %q", name, user)
 		case do == "add" && i >= 0:
-			return nil, fmt.Errorf("%s has a user %q already; update gives him another password",
+			return nil, fmt.Errorf("%s has a user %q already; update gives that user another "+
+				"password",
 				name, user)
 		}
 		hashed, err := hash.of(password, *n)
