@@ -53,7 +53,7 @@ func (c *conn) delay(t *turn, p *packets.Publish, d time.Duration) error {
 	b, s := c.b, c.sess
 	own := c.own()
 	if own.delayer == nil || own.delayer.client != c.client {
-		own.delayer = newDelayer(c.client)
+		own.delayer = newDelayer(c.client, s.share())
 	}
 	x := &delayed{by: own.delayer, will: will{
 		msg: &message{From: s.publisher(p.Retain), Message: packets.Message{
@@ -128,7 +128,7 @@ func (b *Broker) loadDelayed(l *loaded) {
 	s := l.s
 	s.id = strings.TrimPrefix(s.id, delayedPrefix)
 	s.holder = b.holder(s.id, s.principal, s.named, s.mount)
-	x := &delayed{will: *s.will, by: newDelayer(s.will.client)}
+	x := &delayed{will: *s.will, by: newDelayer(s.will.client, s.share())}
 	x.delayed, x.stored = x, s.stored
 	x.client.ID, x.msg.From = s.id, s.publisher(x.msg.Retain)
 	a := b.owners.Open(b.ownerName(s.principal, s.named))

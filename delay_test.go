@@ -1,8 +1,10 @@
 package dunlin
 
 import (
+	"context"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -286,4 +288,47 @@ func clientOfDelayed(t *testing.T) {
 	time.Sleep(time.Second)
 	synctest.Wait()
 	require.Equal(t, before, used())
+}
+
+// Decisions about the delayed messages of one client that take long do not delay the Will of another.
+func TestSlowDecisionsAboutOneClientDelayNoOther(t *testing.T) {
+	for _, user := range []string{"-", "u"} {
+		slow := func(r *hooks.AccessRequest) bool {
+			return r.Client.ID == "slow" && strings.HasPrefix(r.Topic, "s/")
+		}
+		var due atomic.Bool
+		withRules(t, everything, func(c *Config) {
+			c.MaxDelay = time.Hour
+			c.Authorizer = hooks.AuthorizerFunc(func(ctx context.Context, r *hooks.AccessRequest) error {
+				if due.Load() && slow(r) {
+					select {
+					case <-time.After(5 * time.Second):
+					case <-ctx.Done():
+					}
+				}
+				return nil
+			})
+		}, func(r *guardRig) {
+			c := r.connect(as("slow", user))
+			for i := range 1000 {
+				c.send(&packets.Publish{Topic: fmt.Appendf(nil, "$delayed/10/s/%d", i)})
+			}
+			c.send(new(packets.Pingreq))
+			c.recv()
+			due.Store(true)
+			sub := r.connect(as("sub", "other"))
+			sub.subscribe("w", 0)
+			p := as("other", strings.Replace(user, "u", "v", 1))
+			p.Will = &packets.Will{Topic: "w"}
+			p.Will.Properties = p.Will.Properties.AppendUint(packets.WillDelayInterval, 11)
+			began := time.Now()
+			r.connect(p).nc.Close()
+			sub.nc.SetReadDeadline(time.Time{})
+			_, err := sub.r.ReadPacket()
+			require.NoError(t, err)
+			require.Equal(t, 11*time.Second, time.Since(began))
+			sub.close()
+			c.close()
+		})
+	}
 }

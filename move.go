@@ -594,12 +594,13 @@ type delayed struct {
 // counts once for all of them.
 type delayer struct {
 	client  *hooks.Client
-	bytes   int64 // of it
+	share   string // of Broker.due
+	bytes   int64  // of the client
 	waiting atomic.Int32
 }
 
-func newDelayer(c *hooks.Client) *delayer {
-	return &delayer{client: c, bytes: int64(clientBytes(c))}
+func newDelayer(c *hooks.Client, share string) *delayer {
+	return &delayer{client: c, share: share, bytes: int64(clientBytes(c))}
 }
 
 const (
@@ -632,7 +633,7 @@ func (x *delayed) over(b *Broker) {
 
 // wait publishes x at that time.
 func (x *delayed) wait(b *Broker, at time.Time) {
-	b.due.SetSlow(&x.timer, at, func(time.Time) {
+	b.due.SetSlow(&x.timer, x.by.share, at, func(time.Time) {
 		b.work(func(t *turn) { b.publishDue(t, &x.will) })
 	})
 }

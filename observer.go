@@ -36,6 +36,9 @@ func (b *Broker) tellPanic(what string, c *hooks.Client, v any, stack string) {
 
 const inObserver = "in an Observer"
 
+// programShare is the share, in Broker.due, of what the program is told. No owner has that name.
+const programShare = "program"
+
 // safe returns o with functions whose panics change nothing.
 func (b *Broker) safe(o hooks.Observer) *hooks.Observer {
 	return observe.Safely(o, observe.Panics{
@@ -43,7 +46,7 @@ func (b *Broker) safe(o hooks.Observer) *hooks.Observer {
 		Locked: func(c *hooks.Client, v any) { // told by a goroutine that holds no lock
 			stack := string(debug.Stack())
 			b.stats.panics.Add(1)
-			b.due.SetSlow(new(timers.Timer), time.Now(), func(time.Time) {
+			b.due.SetSlow(new(timers.Timer), programShare, time.Now(), func(time.Time) {
 				b.tellPanic(inObserver, c, v, stack)
 			})
 		},

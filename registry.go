@@ -539,10 +539,19 @@ func (s *session) wait() {
 		s.due = new(timers.Timer)
 	}
 	if s.asks() {
-		s.b.due.SetSlow(s.due, at, s.whenDue)
+		s.b.due.SetSlow(s.due, s.share(), at, s.whenDue)
 	} else {
 		s.b.due.Set(s.due, at, s.whenDue)
 	}
+}
+
+// share is the share of Broker.due that s takes: that of its owner, or one of its own if the owner
+// has no name.
+func (s *session) share() string {
+	if name := s.b.ownerName(s.principal, s.named); name != "" {
+		return name
+	}
+	return "client " + s.id
 }
 
 // asks says whether hooks are asked when the Will of s is due or s ends. s.mu is held.

@@ -662,7 +662,7 @@ func (sub *Subscription) makeRoom() {
 func (sub *Subscription) lost() {
 	if sub.dropped++; sub.dropped == sub.reported+1 {
 		soon := time.Now().Add(time.Second)
-		sub.s.b.due.SetSlow(&sub.report, soon, func(time.Time) { sub.logDropped() })
+		sub.s.b.due.SetSlow(&sub.report, programShare, soon, func(time.Time) { sub.logDropped() })
 	}
 }
 

@@ -23,7 +23,9 @@ type Timer struct {
 	do      func(now time.Time) // nil: nothing is to be called
 	seq     uint64              // tells equal times apart: who was set first is called first
 	lane    *lane               // whose workers call do
+	share   string              // whose workers of the lane it takes
 	indexed bool                // it is in lane.index
+	parked  bool                // it is in lane.parked
 	running bool                // a worker is in an earlier do of this Timer
 }
 
@@ -52,22 +54,32 @@ type lane struct {
 	index   *btree.BTreeG[*Timer] // those that are not due, and those that wait for a worker
 	workers int
 	most    int // workers at a time
+
+	// Where one share must not take all workers.
+	each   int                              // workers of one share at a time; 0: no bound
+	busy   map[string]int                   // workers, by share
+	parked map[string]*btree.BTreeG[*Timer] // those that are due, of shares that have each
 }
 
 const (
 	quickWorkers = 4   // for what only computes
 	slowWorkers  = 256 // for what may wait for somebody else: so many at a time hold up nobody
+	slowEach     = 64  // of these for one share
 )
 
 // New returns Timers without any goroutine. They must be ended with Close.
 func New() *Timers {
-	before := func(a, b *Timer) bool {
-		return a.at.Before(b.at) || a.at.Equal(b.at) && a.seq < b.seq
-	}
 	return &Timers{
 		quick: lane{index: btree.NewG(16, before), most: quickWorkers},
-		slow:  lane{index: btree.NewG(16, before), most: slowWorkers},
+		slow: lane{
+			index: btree.NewG(16, before), most: slowWorkers, each: slowEach,
+			busy: make(map[string]int), parked: make(map[string]*btree.BTreeG[*Timer]),
+		},
 	}
+}
+
+func before(a, b *Timer) bool {
+	return a.at.Before(b.at) || a.at.Equal(b.at) && a.seq < b.seq
 }
 
 // Set has do called at the given time, in the place of what t was set to before. A time in the past
@@ -75,32 +87,39 @@ func New() *Timers {
 // held. It must not wait for anybody, and must find out whether it is still wanted: a Set or Cancel
 // may come when the call has already begun. The calls of one Timer never overlap.
 func (ts *Timers) Set(t *Timer, at time.Time, do func(now time.Time)) {
-	ts.set(t, &ts.quick, at, do)
+	ts.set(t, &ts.quick, "", at, do)
 }
 
 // SetSlow is Set for a do that may wait, for a decision for instance. Up to 256 such calls run at a
-// time; only further ones wait for their end, and nothing that was given to Set does.
-func (ts *Timers) SetSlow(t *Timer, at time.Time, do func(now time.Time)) {
-	ts.set(t, &ts.slow, at, do)
+// time, 64 of one share, such as the owner of a client. Only further ones wait for their end, and
+// nothing that was given to Set does.
+func (ts *Timers) SetSlow(t *Timer, share string, at time.Time, do func(now time.Time)) {
+	ts.set(t, &ts.slow, share, at, do)
 }
 
 // Cancel takes back what t, which may be nil, was set to. It does not wait for a call that has
 // begun.
 func (ts *Timers) Cancel(t *Timer) {
 	if t != nil {
-		ts.set(t, &ts.quick, time.Time{}, nil)
+		ts.set(t, &ts.quick, "", time.Time{}, nil)
 	}
 }
 
-func (ts *Timers) set(t *Timer, l *lane, at time.Time, do func(now time.Time)) {
+func (ts *Timers) set(
+	t *Timer, l *lane, share string, at time.Time, do func(now time.Time),
+) {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
-	if t.indexed {
+	switch {
+	case t.indexed:
 		t.lane.index.Delete(t)
+	case t.parked:
+		t.lane.unpark(t)
 	}
 	// The wall clock alone: times from a file or a token have no other, and only times of one clock
 	// have an order.
 	t.at, t.do, t.lane, t.indexed = at.Round(0), do, l, false
+	t.share = share
 	if at.IsZero() || ts.closed {
 		t.do = nil
 		return
@@ -160,22 +179,68 @@ func (ts *Timers) wake() {
 
 // A call is what a worker has to do.
 type call struct {
-	t   *Timer // nil: nothing
-	do  func(now time.Time)
-	now time.Time
+	t     *Timer // nil: nothing
+	do    func(now time.Time)
+	now   time.Time
+	share string
 }
 
-// take takes what is due first out of l. Timers.mu is held.
+// take takes what is due first out of l, and parks what its share has no worker for. Timers.mu is
+// held.
 func (ts *Timers) take(l *lane) call {
-	t, ok := l.index.Min()
-	now := time.Now()
-	if !ok || ts.closed || t.at.After(now) {
-		return call{}
+	for {
+		t, ok := l.index.Min()
+		now := time.Now()
+		if !ok || ts.closed || t.at.After(now) {
+			return call{}
+		}
+		l.index.Delete(t)
+		t.indexed = false
+		if l.each > 0 && l.busy[t.share] >= l.each {
+			l.park(t)
+			continue
+		}
+		if l.each > 0 {
+			l.busy[t.share]++
+		}
+		c := call{t, t.do, now, t.share}
+		t.do, t.running = nil, true
+		return c
 	}
-	l.index.Delete(t)
-	c := call{t, t.do, now}
-	t.do, t.indexed, t.running = nil, false, true
-	return c
+}
+
+// park keeps t, which is due, until a worker of its share is free.
+func (l *lane) park(t *Timer) {
+	wait := l.parked[t.share]
+	if wait == nil {
+		wait = btree.NewG(16, before)
+		l.parked[t.share] = wait
+	}
+	wait.ReplaceOrInsert(t)
+	t.parked = true
+}
+
+func (l *lane) unpark(t *Timer) {
+	wait := l.parked[t.share]
+	wait.Delete(t)
+	if t.parked = false; wait.Len() == 0 {
+		delete(l.parked, t.share)
+	}
+}
+
+// done is the end of a call: another one of its share that is parked may follow. Timers.mu is held.
+func (ts *Timers) done(l *lane, share string) {
+	if l.each == 0 {
+		return
+	}
+	if l.busy[share]--; l.busy[share] == 0 {
+		delete(l.busy, share)
+	}
+	if wait := l.parked[share]; wait != nil {
+		t, _ := wait.Min()
+		l.unpark(t)
+		ts.insert(t)
+	}
 }
 
 // work is a worker: it makes the call c, and then whatever else is due.
@@ -183,6 +248,7 @@ func (ts *Timers) work(l *lane, c call) {
 	for c.t != nil {
 		c.do(c.now)
 		ts.mu.Lock()
+		ts.done(l, c.share)
 		if c.t.running = false; c.t.do != nil { // it was set again meanwhile
 			ts.insert(c.t)
 		}
@@ -198,7 +264,11 @@ func (ts *Timers) work(l *lane, c call) {
 func (ts *Timers) Len() int {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
-	return ts.quick.index.Len() + ts.slow.index.Len()
+	n := ts.quick.index.Len() + ts.slow.index.Len()
+	for _, wait := range ts.slow.parked {
+		n += wait.Len()
+	}
+	return n
 }
 
 // Close calls nothing any more, and returns when the calls that have begun have returned.
@@ -210,6 +280,7 @@ func (ts *Timers) Close() {
 	}
 	ts.quick.index.Clear(false)
 	ts.slow.index.Clear(false)
+	clear(ts.slow.parked)
 	ts.mu.Unlock()
 	ts.running.Wait()
 }

@@ -92,19 +92,19 @@ func TestACallThatWaitsHoldsUpNoOther(t *testing.T) {
 	bubble(t, func(t *testing.T, ts *Timers) {
 		release := make(chan struct{})
 		now := time.Now()
-		for range slowWorkers - 1 {
-			ts.SetSlow(new(Timer), now.Add(time.Second), func(time.Time) { <-release })
+		for i := range slowWorkers - 1 {
+			ts.SetSlow(new(Timer), fmt.Sprint(i%8), now.Add(time.Second), func(time.Time) { <-release })
 		}
 		quick, slow, tooMany := false, false, false
 		ts.Set(new(Timer), now.Add(2*time.Second), func(time.Time) { quick = true })
-		ts.SetSlow(new(Timer), now.Add(2*time.Second), func(time.Time) { slow = true })
+		ts.SetSlow(new(Timer), "x", now.Add(2*time.Second), func(time.Time) { slow = true })
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
 		require.True(t, quick)
 		require.True(t, slow)
 
-		ts.SetSlow(new(Timer), now, func(time.Time) { <-release })
-		ts.SetSlow(new(Timer), now, func(time.Time) { tooMany = true })
+		ts.SetSlow(new(Timer), "x", now, func(time.Time) { <-release })
+		ts.SetSlow(new(Timer), "x", now, func(time.Time) { tooMany = true })
 		quick = false
 		ts.Set(new(Timer), now, func(time.Time) { quick = true })
 		synctest.Wait()
@@ -116,12 +116,49 @@ func TestACallThatWaitsHoldsUpNoOther(t *testing.T) {
 	})
 }
 
+// One share whose calls wait for long does not hold up the calls of others.
+func TestOneShareDoesNotTakeAllWorkers(t *testing.T) {
+	bubble(t, func(t *testing.T, ts *Timers) {
+		release := make(chan struct{})
+		soon := time.Now().Add(time.Second)
+		var running, made atomic.Int64
+		all := make([]Timer, 3*slowWorkers)
+		for i := range all {
+			ts.SetSlow(&all[i], "one", soon, func(time.Time) {
+				running.Add(1)
+				<-release
+				made.Add(1)
+			})
+		}
+		var other, late atomic.Bool
+		ts.SetSlow(new(Timer), "other", soon.Add(time.Second), func(time.Time) { other.Store(true) })
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		require.True(t, other.Load())
+		require.EqualValues(t, slowEach, running.Load())
+		require.Equal(t, len(all)-slowEach, ts.Len())
+		ts.Cancel(&all[len(all)-1])
+		ts.SetSlow(&all[len(all)-2], "one", soon.Add(time.Hour), func(time.Time) { late.Store(true) })
+		close(release)
+		synctest.Wait()
+		require.EqualValues(t, len(all)-2, made.Load(), "each has its turn, but for those that were set anew")
+		require.False(t, late.Load())
+		ts.mu.Lock()
+		busy, parked := len(ts.slow.busy), len(ts.slow.parked)
+		ts.mu.Unlock()
+		require.Zero(t, busy+parked)
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		require.True(t, late.Load())
+	})
+}
+
 func TestTheCallsOfOneTimerDoNotOverlap(t *testing.T) {
 	bubble(t, func(t *testing.T, ts *Timers) {
 		var x Timer
 		release := make(chan struct{})
 		var got []string
-		ts.SetSlow(&x, time.Now(), func(time.Time) {
+		ts.SetSlow(&x, "", time.Now(), func(time.Time) {
 			<-release
 			got = append(got, "the first")
 		})
@@ -145,9 +182,9 @@ func TestWhatWasCancelledIsNotCalled(t *testing.T) {
 		ts.Cancel(&x)
 		release := make(chan struct{})
 		var y Timer
-		ts.SetSlow(&y, time.Now(), func(time.Time) { <-release })
+		ts.SetSlow(&y, "", time.Now(), func(time.Time) { <-release })
 		synctest.Wait()
-		ts.SetSlow(&y, time.Now(), func(time.Time) { panic("cancelled") })
+		ts.SetSlow(&y, "", time.Now(), func(time.Time) { panic("cancelled") })
 		ts.Cancel(&y)
 		close(release)
 		time.Sleep(time.Minute)
@@ -159,7 +196,7 @@ func TestCloseWaitsForCallsAndLeavesNoGoroutine(t *testing.T) {
 		ts := New()
 		over := false
 		var x Timer
-		ts.SetSlow(&x, time.Now(), func(time.Time) {
+		ts.SetSlow(&x, "", time.Now(), func(time.Time) {
 			time.Sleep(time.Second)
 			ts.Set(&x, time.Now(), func(time.Time) { panic("after Close") })
 			over = true
@@ -188,7 +225,9 @@ func TestTimersAgainstAModel(t *testing.T) {
 			i := rnd.IntN(n)
 			set := ts.Set
 			if rnd.IntN(2) == 0 {
-				set = ts.SetSlow
+				set = func(t *Timer, at time.Time, do func(time.Time)) {
+					ts.SetSlow(t, fmt.Sprint(i%3), at, do)
+				}
 			}
 			slow := time.Duration(rnd.IntN(3)) * time.Second
 			switch at := time.Now().Add(time.Duration(1+rnd.IntN(60)) * time.Second); rnd.IntN(4) {
