@@ -86,8 +86,13 @@ func TestTheRemoteBrokerIsToldThatIdentifiersAreFree(t *testing.T) {
 			p.publish(2, payload, nil)
 			p.bye()
 			synctest.Wait()
-			if m := <-got; m != payload {
-				t.Fatalf("expected %q, got %q", payload, m)
+			select {
+			case m := <-got:
+				if m != payload {
+					t.Fatalf("expected %q, got %q", payload, m)
+				}
+			case <-time.After(time.Minute):
+				t.Fatalf("%q did not come", payload)
 			}
 		}
 		publish("before")
