@@ -90,24 +90,25 @@ func (b *Broker) holdingRoutes() (n int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for c := range b.conns {
-		n += int64(c.kept().holding())
+		c.kept(func(rs *routes) { n += int64(rs.holding()) })
 	}
 	return n
 }
 
-// kept returns the routes of c, whose reader waits; nil: it keeps none.
-func (c *conn) kept() *routes {
-	if c.routes == nil || c.routes.state.Load() == evicted {
-		return nil
+// kept calls f with the routes of c, whose reader waits, and says whether it keeps any. f has them
+// for itself.
+func (c *conn) kept(f func(rs *routes)) bool {
+	rs := c.routes
+	if rs == nil || !rs.state.CompareAndSwap(parked, inUse) {
+		return false
 	}
-	return c.routes
+	defer rs.state.Store(parked)
+	f(rs)
+	return true
 }
 
 // holding counts anew what the routes take.
 func (rs *routes) holding() (n int) {
-	if rs == nil {
-		return 0
-	}
 	all := map[*route]bool{rs.last: true}
 	if rs.table != nil {
 		n = tableCost

@@ -78,8 +78,8 @@ func TestTheRoutesOfAConnectionAreBoundedAndGoWhenItIsIdle(t *testing.T) {
 		require.Positive(t, b.memory.Of(budget.Routes))
 		time.Sleep(routeIdle * 5 / 6)
 		synctest.Wait()
-		require.Nil(t, p.c.kept(), "it was idle")
-		require.NotNil(t, q.c.kept(), "it was not")
+		require.False(t, p.c.kept(func(*routes) {}), "it was idle")
+		require.True(t, q.c.kept(func(*routes) {}), "it was not")
 		require.Equal(t, b.holdingRoutes(), b.memory.Of(budget.Routes))
 		time.Sleep(3 * routeIdle)
 		synctest.Wait()
@@ -121,7 +121,9 @@ func TestALargeRouteIsNotKept(t *testing.T) {
 	for range 2 * routeRest {
 		publish("small")
 	}
-	require.Equal(t, "small", string(p.c.kept().last.topic), "others are kept")
+	require.True(t, p.c.kept(func(rs *routes) {
+		require.Equal(t, "small", string(rs.last.topic), "others are kept")
+	}))
 }
 
 // Where there is no memory routes go first, and none are kept.
@@ -253,13 +255,14 @@ func TestEachConnectionHasItsShareOfTheRoutes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newTestBroker(t, func(c *Config) { c.MaxMemory = routeShare * maxRoutes / 2 })
 		t.Cleanup(func() { b.Close() })
-		keep := func(p *feed, topics int) int32 {
+		keep := func(p *feed, topics int) (size int32) {
 			for i := range topics {
 				m := &packets.Publish{Topic: fmt.Append(nil, i, strings.Repeat("x", maxRouteTopic-10))}
 				p.packet(m, packets.V5)
 				p.packet(m, packets.V5)
 			}
-			return p.c.kept().size
+			p.c.kept(func(rs *routes) { size = rs.size })
+			return size
 		}
 		greedy := newFeed(t, b, connect("greedy"))
 		require.Greater(t, keep(greedy, 200), int32(maxRoutes*4/10), "all that there is")
@@ -268,7 +271,7 @@ func TestEachConnectionHasItsShareOfTheRoutes(t *testing.T) {
 		synctest.Wait()
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		require.Nil(t, greedy.c.kept(), "more than its share")
+		require.False(t, greedy.c.kept(func(*routes) {}), "more than its share")
 		for range routeRest/2 + 1 {
 			keep(p, 1)
 		}

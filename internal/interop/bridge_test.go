@@ -36,6 +36,9 @@ type bridged struct {
 // restart of each side in the middle of those of QoS 1 and 2: none is lost, and none comes twice.
 func TestABridgeOfMosquitto(t *testing.T) {
 	t.Parallel()
+	if err := (mosquittoTools{}).prepare(); err != nil {
+		missing(t, err)
+	}
 	x := &bridged{t: t, mosquitto: findMosquitto(t), dir: t.TempDir(), addr: freeAddr(t),
 		there: freeAddr(t), up: make(chan struct{}, 1)}
 	_, port, _ := net.SplitHostPort(x.there)
