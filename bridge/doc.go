@@ -47,9 +47,9 @@
 //   - A broker without a Node, such as Mosquitto, may stand anywhere in the graph but not in a
 //     circle: it cannot tell copies apart. Name it in Link.Remote.
 //   - Links of 3.1.1 carry no marks. They set the bridge bit, so that the remote broker does not
-//     send back what it got. What came over such a link is not sent on over another one, except with
-//     Link.Transit. That breaks circles of links that send (DirectionOut). A circle of 3.1.1 links that fetch
-//     (DirectionIn, DirectionBoth) is not broken: do not build one.
+//     send back what it got. What came over such a link is not sent on over another one, except
+//     with Link.Transit. That breaks circles of links that send (DirectionOut). A circle of 3.1.1
+//     links that fetch (DirectionIn, DirectionBoth) is not broken: do not build one.
 //
 // # The codec
 //

@@ -119,7 +119,8 @@ func (p *pipe) subscribe() error {
 		p.mu.Lock()
 		p.waiting++
 		p.mu.Unlock()
-		if err := x.at.send(&packets.Subscribe{PacketID: subscribeID, Subscriptions: x.subs}); err != nil {
+		ask := &packets.Subscribe{PacketID: subscribeID, Subscriptions: x.subs}
+		if err := x.at.send(ask); err != nil {
 			return err
 		}
 		if err := x.at.flush(); err != nil {

@@ -64,9 +64,9 @@ func (s *side) send(p packets.Packet) error {
 	return s.failed("write", err)
 }
 
-// flush writes what is in the buffer. If another goroutine is writing, it leaves that to it, because
-// each send is followed by a flush. It must not wait: a broker that takes nothing until somebody
-// reads what it says would then wait for the pump that reads, and that one for the broker.
+// flush writes what is in the buffer. If another goroutine is writing, it leaves that to it: each
+// send is followed by a flush. It must not wait. A broker that takes nothing until somebody reads
+// what it says would then wait for the pump that reads, and that pump for the broker.
 func (s *side) flush() error {
 	if !s.mu.TryLock() {
 		return nil

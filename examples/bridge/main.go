@@ -43,10 +43,12 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	there := bridge.Link{Name: "there", ClientID: *id, Addresses: []string{*remote},
 		MinBackoff: *retry, MaxBackoff: 10 * *retry}
 	for _, f := range strings.Split(*outbound, ",") {
-		there.Topics = append(there.Topics, bridge.Topic{Filter: f, QoS: 2, Direction: bridge.DirectionOut})
+		t := bridge.Topic{Filter: f, QoS: 2, Direction: bridge.DirectionOut}
+		there.Topics = append(there.Topics, t)
 	}
 	for _, f := range strings.Split(*inbound, ",") {
-		there.Topics = append(there.Topics, bridge.Topic{Filter: f, QoS: 2, Direction: bridge.DirectionIn})
+		t := bridge.Topic{Filter: f, QoS: 2, Direction: bridge.DirectionIn}
+		there.Topics = append(there.Topics, t)
 	}
 	node, err := bridge.New(bridge.Config{Name: "here", Links: []bridge.Link{there},
 		Logger: slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{ReplaceAttr: noTime}))})
