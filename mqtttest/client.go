@@ -43,7 +43,8 @@ func (b *Broker) Open(t testing.TB) *Client {
 }
 
 // Client connects a client in memory: MQTT 5.0, with a Clean Start and no Keep Alive, unless edits
-// change the CONNECT. It fails t if the broker refuses the client.
+// change the CONNECT. An edit that sets Username or Password need not set HasUsername or
+// HasPassword. It fails t if the broker refuses the client.
 func (b *Broker) Client(t testing.TB, id string, edits ...func(*packets.Connect)) *Client {
 	t.Helper()
 	c := b.Open(t)
@@ -51,6 +52,8 @@ func (b *Broker) Client(t testing.TB, id string, edits ...func(*packets.Connect)
 	for _, edit := range edits {
 		edit(p)
 	}
+	p.HasUsername = p.HasUsername || p.Username != ""
+	p.HasPassword = p.HasPassword || p.Password != nil
 	c.Send(p)
 	ack, ok := c.read("the answer to CONNECT", "CONNACK").(*packets.Connack)
 	if !ok || ack.Code != packets.Success {

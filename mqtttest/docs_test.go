@@ -79,6 +79,25 @@ func TestScript(t *testing.T) {
 	})
 }
 
+func TestOnlyAnnReads(t *testing.T) {
+	authenticator := hooks.AuthenticatorFunc(func(_ context.Context, r *hooks.ConnectRequest) error {
+		if r.Client.Username != "ann" || string(r.Connect.Password) != "secret" {
+			return packets.Errorf(packets.BadUserNameOrPassword, "who are you?")
+		}
+		return nil
+	})
+
+	b := mqtttest.NewBroker(t, mqtttest.Config(func(c *dunlin.Config) {
+		c.Authenticator = authenticator
+	}))
+	b.Client(t, "c1", func(p *packets.Connect) { p.Username, p.Password = "ann", []byte("secret") })
+
+	stranger := b.Open(t)
+	stranger.Send(&packets.Connect{Version: packets.V5, CleanStart: true, ClientID: "c2"})
+	stranger.Want("the stranger is refused", &packets.Connack{Code: packets.BadUserNameOrPassword})
+	stranger.WantClosed("the broker closes after the refusal")
+}
+
 func TestSessionExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := mqtttest.NewBroker(t)
