@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/examples/server/mosquittoconf"
@@ -46,13 +47,32 @@ func check(args []string, out io.Writer) error {
 		}
 		fmt.Fprintf(out, "listens on %s (%s), admits %s\n", x.addr, x.name(), admits)
 	}
-	if conf != nil && !o.sets("max-session-expiry") {
+	if conf != nil {
+		o.notes(out)
+	}
+	fmt.Fprintln(out, "no errors")
+	return nil
+}
+
+// notes prints where the server differs from Mosquitto though no line of the file says so.
+func (o *options) notes(out io.Writer) {
+	if !o.sets("max-session-expiry") {
 		fmt.Fprintln(out, "note: sessions of absent clients end after 7 days; in Mosquitto they "+
 			"are kept for ever, "+
 			"unless persistent_client_expiration says otherwise")
 	}
-	fmt.Fprintln(out, "no errors")
-	return nil
+	if !o.sets("max-packet-size") {
+		fmt.Fprintln(out, "note: packets of more than 1 MiB are refused; in Mosquitto they are "+
+			"not, unless max_packet_size says otherwise")
+	}
+	hasRules := o.aclFile != "" || slices.ContainsFunc(o.all, func(l *listening) bool {
+		return l.entry != nil && l.entry.gate != nil && l.entry.gate.aclFile != ""
+	})
+	if hasRules && !o.aclAtDelivery {
+		fmt.Fprintln(out, "note: a subscription is refused if the client may not read all that it "+
+			"matches; Mosquitto grants it and leaves messages out, as this server does with the "+
+			"line acl-at-delivery")
+	}
 }
 
 // sets says whether a flag has another value than its default.

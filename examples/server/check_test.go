@@ -42,6 +42,27 @@ func TestCheckSaysHowEachLineIsUnderstood(t *testing.T) {
 	}
 }
 
+func TestCheckSaysWhereMosquittoDiffers(t *testing.T) {
+	const aboutRules, aboutSize = "note: a subscription is refused", "note: packets of more than"
+	rules := "acl_file " + write(t, "rules", "topic read a/#")
+	out, err := checked(t, "-config", write(t, "c", "listener 1884", rules))
+	require.NoError(t, err)
+	require.Contains(t, out, aboutRules)
+	require.Contains(t, out, aboutSize)
+	out, err = checked(t, "-config", write(t, "c", "per_listener_settings true", "listener 1884",
+		rules))
+	require.NoError(t, err)
+	require.Contains(t, out, aboutRules, "also for the rules of one listener")
+	out, err = checked(t, "-config", write(t, "c", "listener 1884", rules, "acl-at-delivery",
+		"max_packet_size 5000000"))
+	require.NoError(t, err)
+	require.NotContains(t, out, aboutRules)
+	require.NotContains(t, out, aboutSize)
+	out, err = checked(t, "-config", write(t, "c", "listener 1884"))
+	require.NoError(t, err)
+	require.NotContains(t, out, aboutRules, "there are no rules")
+}
+
 func TestCheckSaysAllErrors(t *testing.T) {
 	file := write(t, "c", "listner 1883", "allow_anonymous yes", "max-memory many", "connection x",
 		"remote_password secret", "max_qos 5")
@@ -115,6 +136,20 @@ func TestEachPacketIsALine(t *testing.T) {
 		eventually(t, want, func() bool { return containsAll(printed.String(), want) })
 	}
 	require.NotContains(t, printed.String(), "Unspecified error")
+}
+
+func TestADeniedPacketIsALine(t *testing.T) {
+	addrs, printed := start(t, "-listen", "127.0.0.1:0", "-v", "-log-timestamp=false",
+		"-allow-anonymous", "-acl-file", write(t, "rules", "topic read a/#"))
+	c := login{"c", "-", "-"}.at(t, dial(t, addrs[0]))
+	c.subscribe("b/#")
+	c.publish("a/b", "hello")
+	for _, want := range []string{
+		`msg="Denied SUBSCRIBE from c (b/#): Not authorized`,
+		`msg="Denied PUBLISH from c (a/b): Not authorized`,
+	} {
+		eventually(t, want, func() bool { return containsAll(printed.String(), want) })
+	}
 }
 
 func TestLinesAboutClientsAreNotMoreThanCanBeRead(t *testing.T) {

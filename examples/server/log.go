@@ -29,7 +29,7 @@ func (lo *logging) flags(fs *flag.FlagSet) {
 		"`file`, which is opened anew on SIGHUP (default stderr)")
 	fs.BoolVar(&lo.timestamp, "log-timestamp", true, "begin log lines with the time")
 	fs.BoolVar(&lo.connection, "connection-messages", true, "log who comes, goes and is refused")
-	fs.BoolVar(&lo.packets, "v", false, "log each packet in one line, as mosquitto -v")
+	fs.BoolVar(&lo.packets, "v", false, "log CONNECT, SUBSCRIBE, UNSUBSCRIBE, PUBLISH and DISCONNECT, one line each, in the words of mosquitto -v")
 }
 
 // silent is above all levels.

@@ -119,7 +119,9 @@ func (w *watcher) observer() *hooks.Observer {
 		w.packet("Received UNSUBSCRIBE from %s (%s)", e.Client.ID, e.Filter)
 	}
 	o.Denied = func(e hooks.Denied) {
-		w.packet("Denied %v to %s (%s): %v", e.Action, e.Client.ID, e.Topic, e.Err)
+		what := map[hooks.Action]string{hooks.ActionPublish: "PUBLISH from",
+			hooks.ActionSubscribe: "SUBSCRIBE from", hooks.ActionDeliver: "PUBLISH to"}[e.Action]
+		w.packet("Denied %s %s (%s): %v", what, e.Client.ID, e.Topic, e.Err)
 	}
 	o.Published = func(e hooks.Published) {
 		if m := e.Message; e.Client.RemoteAddr != nil { // $SYS is not what anybody wants to read here
