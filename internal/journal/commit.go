@@ -103,5 +103,8 @@ func (j *Journal) release(x *Batch) {
 	}
 	x.count(j.o.Memory, 0)
 	j.Room.Give(int64(x.bytes))
+	j.mu.Lock()
+	j.released = x.ticket
+	j.mu.Unlock()
 	j.recycle(x)
 }

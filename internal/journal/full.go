@@ -19,9 +19,11 @@ const (
 )
 
 // probeLocked adds a message without effect to x now and then while the store is full, to find out
-// whether there is room again, and twice as much as was wanted.
+// whether there is room again, and twice as much as was wanted. If x succeeds what it adds is durable.
+// So it has nothing that came before its sender was told of a refusal, and would be sent again behind
+// it.
 func (j *Journal) probeLocked(x *Batch) {
-	if now := j.o.Now(); j.full && !now.Before(j.probeAt) {
+	if now := j.o.Now(); j.full && !now.Before(j.probeAt) && j.released >= j.suspect {
 		j.probeAt = now.Add(RetryDelay)
 		x.probes = true
 		payload := make([]byte, min(max(2*j.wanted, probeSize), maxProbe))
@@ -278,6 +280,9 @@ func (j *Journal) fail(err error, dead bool) {
 	if before != nil && before.dead == dead {
 		return
 	}
+	j.mu.Lock()
+	j.suspect = j.pending.ticket
+	j.mu.Unlock()
 	j.o.Log.Error("the store failed: QoS 1 and 2 that need it are refused",
 		"err", err, "untilRestart", dead)
 	j.o.Handler.Failed(err)

@@ -92,6 +92,7 @@ type Journal struct {
 	pending  *Batch
 	sealed   []*Batch // before pending, complete but for those that are pinned
 	decided  uint64   // batches up to this one have been decided
+	released uint64   // and of those up to this one everybody knows
 	free     []*Batch
 	closed   bool
 	stuck    bool // the committer carries operations
@@ -102,6 +103,7 @@ type Journal struct {
 	// Owned by the committer.
 	carried carriage
 	full    bool      // the failure is one that passes
+	suspect uint64    // up to this batch some may have added before they knew of the failure
 	probeAt time.Time // when a full store is tried again
 	wanted  int       // bytes that there was no room for when it became full
 	grown   int       // bytes since the last checkpoint

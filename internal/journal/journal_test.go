@@ -38,6 +38,7 @@ type rig struct {
 	taken       []uint64                   // tickets that were taken back
 	failed      []error                    // see Handler
 	recovered   func()                     // not nil: called by Recovered
+	slow        func()                     // not nil: called by Decided
 	rests       []any                      // of the batches that were decided
 	closed      bool                       // the Store is
 }
@@ -129,6 +130,9 @@ func (r *rig) TakeBack(x *Batch) {
 }
 
 func (r *rig) Decided(x *Batch) {
+	if f := r.slow; f != nil {
+		f()
+	}
 	lock.NoneHeld("Decided")
 	require.Equal(r.t, x.Ticket(), r.LastDecided())
 	r.mu.Lock()
