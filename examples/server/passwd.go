@@ -108,29 +108,48 @@ func passwd(args []string, in io.Reader, out io.Writer) error {
 			return err
 		}
 	}
-	return changeFile(name, do == "create", func(lines []string) ([]string, error) {
-		i := slices.IndexFunc(lines, func(l string) bool { return userOf(l) == user })
-		switch {
-		case do == "delete" && i >= 0:
-			return slices.Delete(lines, i, i+1), nil
-		case (do == "delete" || do == "update") && i < 0:
-			return nil, fmt.Errorf("%s has no user %q", name, user)
-		case do == "add" && i >= 0:
-			return nil, fmt.Errorf("%s has a user %q already; update gives that user another "+
-				"password",
-				name, user)
-		}
-		hashed, err := hash.of(password, *n)
-		if err != nil {
-			return nil, err
-		}
-		if i < 0 {
-			i, lines = len(lines), append(lines, "")
-		}
-		lines[i] = user + ":" + hashed
-		_, err = auth.ParseUsers(strings.NewReader(lines[i]), name, crypt.Bcrypt, crypt.Argon2id)
-		return lines, err // with -iterations out of bounds for instance
+	before, _ := os.Stat(name)
+	err := changeFile(name, do == "create", func(lines []string) ([]string, error) {
+		return edit(lines, name, do, user, func() (string, error) { return hash.of(password, *n) })
 	})
+	if err == nil && before != nil {
+		sayWhoNoLongerReads(out, name, before.Mode())
+	}
+	return err
+}
+
+// edit returns the lines of a password file after the change, whose password hash makes.
+func edit(lines []string, name, do, user string, hash func() (string, error)) ([]string, error) {
+	i := slices.IndexFunc(lines, func(l string) bool { return userOf(l) == user })
+	switch {
+	case do == "delete" && i >= 0:
+		return slices.Delete(lines, i, i+1), nil
+	case (do == "delete" || do == "update") && i < 0:
+		return nil, fmt.Errorf("%s has no user %q", name, user)
+	case do == "add" && i >= 0:
+		return nil, fmt.Errorf("%s has a user %q already; update gives that user another "+
+			"password", name, user)
+	}
+	hashed, err := hash()
+	if err != nil {
+		return nil, err
+	}
+	if i < 0 {
+		i, lines = len(lines), append(lines, "")
+	}
+	lines[i] = user + ":" + hashed
+	_, err = auth.ParseUsers(strings.NewReader(lines[i]), name, crypt.Bcrypt, crypt.Argon2id)
+	return lines, err // with -iterations out of bounds for instance
+}
+
+// sayWhoNoLongerReads tells of a file that everybody could read: the server may be one of those who
+// no longer can. It would keep the users that it has, and not start again.
+func sayWhoNoLongerReads(out io.Writer, name string, before fs.FileMode) {
+	after, err := os.Stat(name)
+	if err == nil && before&0o004 != 0 && after.Mode()&0o004 == 0 {
+		fmt.Fprintf(out, "note: everybody could read %s before; now only its owner and its group "+
+			"can, and the server must run as one of them (see chown and chgrp)\n", name)
+	}
 }
 
 // checkUser says which User Names a password file cannot have.

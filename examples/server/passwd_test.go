@@ -122,10 +122,15 @@ func TestPasswdKeepsWhoMayRead(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "passwd")
 	require.NoError(t, passwd([]string{"create", file, "ann"}, strings.NewReader("secret\n"), io.Discard))
 	require.NoError(t, os.Chmod(file, 0o644))
-	require.NoError(t, passwd([]string{"add", file, "ben"}, strings.NewReader("secret\n"), io.Discard))
+	var out bytes.Buffer
+	require.NoError(t, passwd([]string{"add", file, "ben"}, strings.NewReader("secret\n"), &out))
+	require.Contains(t, out.String(), "note: everybody could read "+file)
 	info, err := os.Stat(file)
 	require.NoError(t, err)
 	require.Equal(t, os.FileMode(0o640), info.Mode().Perm(), "its group, and nobody else")
+	out.Reset()
+	require.NoError(t, passwd([]string{"add", file, "cy"}, strings.NewReader("secret\n"), &out))
+	require.Empty(t, out.String(), "this time nobody has lost anything")
 }
 
 // Flags that would hold for no listener are refused, and not dropped.
