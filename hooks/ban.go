@@ -22,7 +22,8 @@ const (
 	// Config gives each principal Sessions of its own. The Value is the Client Identifier, U+0000
 	// and the Principal. For clients without Principal and User Name it is the Client Identifier
 	// alone. The broker refuses the CONNECT of this principal with Banned (0x8A). Other principals
-	// may still use the Client Identifier.
+	// may still use the Client Identifier. Without SessionPerPrincipal only the broker makes such
+	// a Ban, of whoever takes over in a loop under a name that is not verified.
 	BanSession
 )
 

@@ -2,11 +2,16 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"flag"
+	"fmt"
 	"net"
+	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/dunlin-mqtt/dunlin"
 	"github.com/dunlin-mqtt/dunlin/hooks"
@@ -170,4 +175,44 @@ func TestLinesAboutClientsAreNotMoreThanCanBeRead(t *testing.T) {
 	}
 	w := &watcher{lines: make(chan line)}
 	w.client(&r, "quiet", &hooks.Client{})
+}
+
+// Lines wait, so what clients name themselves and their topics is cut.
+func TestLinesAboutClientsAreShort(t *testing.T) {
+	w := &watcher{log: (&logging{}).logger(&bytes.Buffer{}), lines: make(chan line, 2)}
+	w.packets.Store(true)
+	w.connection.Store(true)
+	long := strings.Repeat("é", 30_000)
+	w.observer().Denied(hooks.Denied{
+		Client: &hooks.Client{ID: "c"}, Action: hooks.ActionPublish, Topic: long, Err: errors.New("no"),
+	})
+	w.client(new(rate), "client refused", &hooks.Client{ID: long}, "err", errors.New(long))
+	for range 2 {
+		l := <-w.lines
+		n := len(l.text)
+		for _, a := range l.about {
+			n += len(fmt.Sprint(a))
+		}
+		require.Less(t, n, 3*longest)
+		require.True(t, utf8.ValidString(fmt.Sprint(l)))
+		require.Contains(t, fmt.Sprint(l), "...")
+	}
+}
+
+// A destination that cannot be written to takes no line from the others.
+func TestEachDestinationGetsItsLines(t *testing.T) {
+	full, kept := "/dev/full", filepath.Join(t.TempDir(), "log")
+	if _, err := os.Stat(full); err != nil {
+		full = t.TempDir() // a folder
+	}
+	var standard bytes.Buffer
+	lo := &logging{dest: list{full, kept, "stderr"}}
+	lo.logger(&standard).Info("hello")
+	for _, f := range lo.files {
+		f.reopen() // closes it
+	}
+	said, err := os.ReadFile(kept)
+	require.NoError(t, err)
+	require.Contains(t, string(said), "hello")
+	require.Contains(t, standard.String(), "hello")
 }

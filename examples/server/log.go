@@ -50,7 +50,7 @@ func (lo *logging) finish() error {
 // logger returns what writes to the destinations, or to standard if none is named. Files are opened
 // with the first line.
 func (lo *logging) logger(standard io.Writer) *slog.Logger {
-	var to []io.Writer
+	var to each
 	lo.files = nil
 	for _, d := range slices.Compact(slices.Sorted(slices.Values(lo.dest))) {
 		switch d {
@@ -66,7 +66,7 @@ func (lo *logging) logger(standard io.Writer) *slog.Logger {
 		}
 	}
 	if len(lo.dest) == 0 {
-		to = []io.Writer{standard}
+		to = each{standard}
 	}
 	options := &slog.HandlerOptions{Level: &lo.level}
 	if !lo.timestamp {
@@ -77,7 +77,18 @@ func (lo *logging) logger(standard io.Writer) *slog.Logger {
 			return a
 		}
 	}
-	return slog.New(slog.NewTextHandler(io.MultiWriter(to...), options))
+	return slog.New(slog.NewTextHandler(to, options))
+}
+
+// each writes to all of its members: one that fails, such as a file on a full disk, takes no line from
+// the others.
+type each []io.Writer
+
+func (e each) Write(b []byte) (int, error) {
+	for _, w := range e {
+		w.Write(b)
+	}
+	return len(b), nil
 }
 
 // A logFile is opened when it is first written to, and after each call of reopen: who rotates logs

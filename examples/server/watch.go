@@ -17,8 +17,18 @@ import (
 // Observer must return at once, so the lines are written by a goroutine; lines that it has no time
 // for are left out, and counted.
 
-// waiting is how many lines may wait.
-const waiting = 4096
+const (
+	waiting = 4096 // lines that may wait
+	longest = 512  // bytes of a text in them that came from a client
+)
+
+// short cuts what is too long for a line.
+func short(text string) string {
+	if len(text) <= longest {
+		return text
+	}
+	return strings.ToValidUTF8(text[:longest], "") + "..."
+}
 
 // A watcher writes lines about clients.
 type watcher struct {
@@ -65,8 +75,16 @@ func (w *watcher) say(text string, about ...any) {
 	if !w.log.Enabled(context.Background(), slog.LevelInfo) {
 		return
 	}
+	for i, a := range about {
+		switch a := a.(type) {
+		case string:
+			about[i] = short(a)
+		case error:
+			about[i] = short(a.Error())
+		}
+	}
 	select {
-	case w.lines <- line{text, about}:
+	case w.lines <- line{short(text), about}:
 	default:
 		w.missed.Add(1)
 	}
