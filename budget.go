@@ -39,10 +39,9 @@ const idBytes = 4
 
 // The order in which the broker gives way (Config.MaxMemory).
 const (
-	leaveQoS0   = 80 // percent from which QoS 0 messages are not kept for clients whose sockets do not take them
-	dropQueued  = 90 // percent from which queues of absent clients are shortened,
-	dropEnough  = 85 // down to this
-	refuseAbove = 100
+	leaveQoS0  = 80 // percent from which QoS 0 messages are not kept for clients whose sockets do not take them
+	dropQueued = 90 // percent from which queues of absent clients are shortened,
+	dropEnough = 85 // down to this
 )
 
 var errNoMemory = packets.Errorf(packets.QuotaExceeded, "the broker is at its limit of memory")
@@ -120,9 +119,9 @@ func (s *session) shorten() (n int) {
 
 // refuseMemory says whether a PUBLISH cannot be taken because there is no memory.
 func (b *Broker) refuseMemory() error {
-	if b.memory.Over(refuseAbove) {
-		b.crowded()
-		return errNoMemory
+	if b.memory.Used() <= b.memory.Limit() {
+		return nil
 	}
-	return nil
+	b.crowded()
+	return errNoMemory
 }

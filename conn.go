@@ -53,6 +53,7 @@ type conn struct {
 	partial     int32        // the room that the packet which has come in part has taken, see expect
 	// When partial was taken, in seconds since Broker.started, and 1; 0: none is, or endSlowest has it.
 	partialSince atomic.Int32
+	routing      bool          // the reader has routes for itself
 	lastPacket   time.Duration // when the last whole packet came, since Broker.started; until c is accepted: when c came
 	rest         *link.Buffer  // the beginning of an incomplete packet, while the reader waits for more
 	routes       *routes       // nil: it has none. Others may take what they hold away, see there

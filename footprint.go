@@ -16,7 +16,6 @@ import (
 // What each one takes at least.
 const (
 	sessionCost = 1536     // its places in the tables of the Broker and the beginning of its queue
-	clientCost  = 512      // what a Session knows of its client
 	socketCost  = 6 << 10  // a connection whose reader waits without a buffer
 	streamCost  = 20 << 10 // any other one, with its buffers and those of TLS
 )
@@ -40,33 +39,15 @@ func (s *session) bytesLocked(c *hooks.Client, w *will) int {
 	}
 	n := sessionCost + len(s.id) + len(s.key) + len(s.principal) + len(s.mount)
 	if c != nil {
-		n += clientBytes(c)
+		n += budget.ClientBytes(c)
 	} else {
-		n += clientCost + len(s.principal) // as who makes one
+		n += budget.ClientCost + len(s.principal) // as who makes one
 	}
 	if w != nil {
 		n += int(heldSize(w.msg)) + extraCost
 	}
 	if x := int(s.most); x > fewArrivals {
 		n += x * arrivalCost
-	}
-	return n
-}
-
-// clientBytes is what is known of a client.
-func clientBytes(c *hooks.Client) int {
-	n := clientCost + len(c.Username) + len(c.Properties)
-	n += len(c.Identity.Principal) + len(c.Identity.Tenant)
-	for _, role := range c.Identity.Roles {
-		n += len(role) + 16
-	}
-	for k, v := range c.Identity.Attributes {
-		n += len(k) + len(v) + 48
-	}
-	if c.TLS != nil {
-		for _, cert := range c.TLS.PeerCertificates {
-			n += 4 * len(cert.Raw) // and what was made of it
-		}
 	}
 	return n
 }

@@ -175,8 +175,12 @@ func (b *Broker) paceOf(c *conn, p *packets.Connect, l *hooks.Limits) *guard.Pac
 // pauses before the first that is beyond the rate, and all other packets before it have been
 // handled. OverRateRefusePublish is for onPublish to do.
 func (c *conn) within(t *turn, n int) bool {
-	p := c.few().pace
-	return p == nil || c.b.cfg().OverRate == OverRateRefusePublish || p.Take(t.now.UnixNano(), n)
+	return c.rare == nil || c.rare.pace == nil || c.paced(t, n)
+}
+
+// paced is within for an owner that has a rate.
+func (c *conn) paced(t *turn, n int) bool {
+	return c.b.cfg().OverRate == OverRateRefusePublish || c.rare.pace.Take(t.now.UnixNano(), n)
 }
 
 // pause waits until the client may publish again, or the connection is to end.

@@ -600,7 +600,7 @@ type delayer struct {
 }
 
 func newDelayer(c *hooks.Client, share string) *delayer {
-	return &delayer{client: c, share: share, bytes: int64(clientBytes(c))}
+	return &delayer{client: c, share: share, bytes: int64(budget.ClientBytes(c))}
 }
 
 const (

@@ -39,8 +39,7 @@ func (c *conn) onPublish(t *turn, p *packets.Publish, raw []byte) error {
 		t.mounted = append(append(t.mounted[:0], m...), p.Topic...)
 		topic = t.mounted
 	}
-	shrinks := func() bool { return p.Retain && c.b.retained.Shrinks(string(topic), len(p.Payload), len(p.Properties)) }
-	if (len(p.Topic) > cfg.MaxTopicLength || packets.Levels(p.Topic) > cfg.MaxTopicLevels) && !shrinks() {
+	if (len(p.Topic) > cfg.MaxTopicLength || packets.Levels(p.Topic) > cfg.MaxTopicLevels) && !c.shrinks(p, topic) {
 		return packets.Errorf(packets.TopicNameInvalid, "the topic name has more bytes or levels than are accepted")
 	}
 	if p.QoS == packets.QoS2 {
@@ -54,7 +53,7 @@ func (c *conn) onPublish(t *turn, p *packets.Publish, raw []byte) error {
 	} else if p.QoS == packets.QoS1 && c.open.Load() >= c.receiveMaximum && c.version == packets.V5 {
 		return c.tooManyOpen()
 	}
-	if err := c.b.refuseMemory(); err != nil && !shrinks() {
+	if err := c.b.refuseMemory(); err != nil && !c.shrinks(p, topic) {
 		return c.excess(t, p, err)
 	}
 	if x := c.few().pace; x != nil && c.b.cfg().OverRate == OverRateRefusePublish && !x.Take(t.now.UnixNano(), len(raw)) {
@@ -73,6 +72,11 @@ func (c *conn) onPublish(t *turn, p *packets.Publish, raw []byte) error {
 		return nil // what went wrong cannot be told
 	}
 	return c.answer(t, p, matched, err)
+}
+
+// shrinks says whether p, with that topic, leaves less retained than there was.
+func (c *conn) shrinks(p *packets.Publish, topic []byte) bool {
+	return p.Retain && c.b.retained.Shrinks(string(topic), len(p.Payload), len(p.Properties))
 }
 
 // excess refuses a PUBLISH beyond what the client may send or the broker can hold.

@@ -73,14 +73,19 @@ type routeCaches struct {
 
 // cachedRoutes returns the routes of c for its reader, until parkRoutes.
 func (c *conn) cachedRoutes() *routes {
+	if c.routing {
+		return c.routes
+	}
+	return c.unparkRoutes()
+}
+
+func (c *conn) unparkRoutes() *routes {
 	rs := c.routes
-	switch {
-	case rs != nil && rs.state.Load() == inUse:
-		return rs
-	case rs == nil, !rs.state.CompareAndSwap(parked, inUse):
+	if rs == nil || !rs.state.CompareAndSwap(parked, inUse) {
 		rs = c.b.keepRoutes(rs)
 		c.routes = rs
 	}
+	c.routing = true
 	if rs.idle.Load() {
 		rs.idle.Store(false)
 	}
@@ -89,8 +94,9 @@ func (c *conn) cachedRoutes() *routes {
 
 // parkRoutes ends what cachedRoutes began, before the reader waits.
 func (c *conn) parkRoutes() {
-	if rs := c.routes; rs != nil && rs.state.Load() == inUse {
-		rs.state.Store(parked)
+	if c.routing {
+		c.routing = false
+		c.routes.state.Store(parked)
 	}
 }
 
