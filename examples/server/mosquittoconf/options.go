@@ -124,7 +124,7 @@ const (
 		"program with this broker and a hook of package hooks"
 	noPSK     = "package crypto/tls has no pre-shared keys: use certfile and keyfile"
 	noEngine  = "keys in an engine cannot be used: put the key into a PEM file, keyfile"
-	noBridges = "bridges are not carried out: take the connection out of this file, and run " +
+	noBridges = "this server makes no bridges: take the connection out of this file, and run " +
 		"examples/bridge beside the broker, or let the other broker connect to " +
 		"this one, as a mosquitto does with its default settings"
 	durableAtOnce = "what is acknowledged is on disk at once, there is nothing to save later"
