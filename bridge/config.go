@@ -200,7 +200,7 @@ func (l *Link) complete(node string) error {
 		return fmt.Errorf("ClientID %.100q is too long, or cannot be a level of a topic", l.ClientID)
 	}
 	if len(l.Username) > 65535 || len(l.Password) > 65535 || !packets.ValidUTF8(l.Username) {
-		return errors.New("Username or Password is longer than 65,535 bytes, or not UTF-8")
+		return errors.New("expected a Username in UTF-8, and at most 65,535 bytes in it and in Password")
 	}
 	if len(l.Topics) == 0 {
 		return errors.New("expected at least one of Topics")

@@ -34,7 +34,9 @@ func (w *world) build(edges [][2]string, change func(*Link)) {
 			change(&l)
 		}
 		links[e[0]] = append(links[e[0]], l)
-		links[e[1]] = links[e[1]]
+		if _, known := links[e[1]]; !known {
+			links[e[1]] = nil // it has no link of its own
+		}
 	}
 	for name, of := range links {
 		w.add(name, of...)

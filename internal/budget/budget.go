@@ -52,7 +52,7 @@ const (
 type Budget struct {
 	limit int64 // immutable
 	all   atomic.Int64
-	used  [Kinds]atomic.Int64 // all is their sum: it is asked for with each message
+	used  [Kinds]atomic.Int64 // of each kind but InFlight, which is the rest of all
 }
 
 // New returns a Budget of which nothing is used.
@@ -64,8 +64,16 @@ func (b *Budget) Limit() int64 { return b.limit }
 // Add counts n bytes more, or less.
 func (b *Budget) Add(k Kind, n int64) {
 	if b != nil {
-		b.used[k].Add(n)
+		b.count(k, n)
 		b.all.Add(n)
+	}
+}
+
+// count is Add without all. InFlight, which changes twice with each message of QoS 1 or 2, has no
+// counter of its own.
+func (b *Budget) count(k Kind, n int64) {
+	if k != InFlight {
+		b.used[k].Add(n)
 	}
 }
 
@@ -80,8 +88,17 @@ func (b *Budget) Recount(k Kind, counted *int32, n int) {
 // Used returns how many bytes are used.
 func (b *Budget) Used() int64 { return b.all.Load() }
 
-// Of returns how many of them are of kind k.
-func (b *Budget) Of(k Kind) int64 { return b.used[k].Load() }
+// Of returns how many of them are of kind k. For InFlight it may be a little off while others count.
+func (b *Budget) Of(k Kind) int64 {
+	if k != InFlight {
+		return b.used[k].Load()
+	}
+	n := b.all.Load()
+	for k := range b.used {
+		n -= b.used[k].Load()
+	}
+	return n
+}
 
 // Over says whether more than a share of the limit, in percent, is used.
 func (b *Budget) Over(percent int64) bool { return b.Used() > b.share(percent) }
@@ -172,7 +189,7 @@ func (b *Budget) change(h *Holders, k Kind, by, size, place int64) {
 		if was == k {
 			place -= size
 		} else {
-			b.used[was].Add(-size)
+			b.count(was, -size)
 		}
 	}
 	if holds {
@@ -180,10 +197,10 @@ func (b *Budget) change(h *Holders, k Kind, by, size, place int64) {
 		if is == k {
 			place += size
 		} else {
-			b.used[is].Add(size)
+			b.count(is, size)
 		}
 	}
-	b.used[k].Add(place)
+	b.count(k, place)
 	if all != 0 {
 		b.all.Add(all)
 	}
