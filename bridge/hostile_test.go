@@ -153,7 +153,7 @@ var lies = map[string]struct {
 			}
 		}
 		time.Sleep(time.Minute)
-	}, "Receive Maximum exceeded|write: |silent"},
+	}, "Receive Maximum exceeded|write: |silent|the broker here"},
 }
 
 func TestALyingBrokerIsToldFromAGoodOne(t *testing.T) {
