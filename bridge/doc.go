@@ -22,6 +22,11 @@
 // way. A QoS 2 message arrives once, and a QoS 1 message at least once. This holds over a restart
 // if the broker has a Store, and if the remote broker keeps its Sessions.
 //
+// A Mosquitto 2.0.11 does not keep them whole. When it starts again, it remembers of as many QoS 2
+// messages for a client as its max_inflight_messages says, 20 by default, that it has sent PUBREL.
+// It publishes the others again [MQTT-4.3.3-6], and they arrive twice. Set max_inflight_messages to
+// more than it has in flight when it stops, but to less than 32,768: 1000, for instance.
+//
 // The queue for the remote broker is the Session "$bridge/NAME" of the broker here, where NAME is
 // that of the Link. The limits of Config for a Session bound it: MaxQueuedMessages, MaxQueuedBytes
 // and Overflow. QoS 0 messages wait only with QueueQoS0. A link itself holds a packet each way, and
