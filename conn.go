@@ -489,7 +489,7 @@ func (c *conn) input(t *turn) error { return c.endTurn(t, c.packets(t)) }
 func (c *conn) packets(t *turn) error {
 	t.now = time.Now()
 	b := t.read.B
-	used := 0
+	used, whole := 0, 0
 	var err error
 	for used < len(b) && err == nil {
 		var n int
@@ -497,7 +497,7 @@ func (c *conn) packets(t *turn) error {
 			break
 		}
 		used += n
-		t.traffic.ReceivedPackets++
+		whole++
 		if len(t.blocked) > 0 && err == nil {
 			err = c.holdBack(t)
 		}
@@ -506,6 +506,7 @@ func (c *conn) packets(t *turn) error {
 		if c.accepted {
 			c.lastPacket = t.now.Sub(c.b.started)
 		}
+		t.traffic.ReceivedPackets += uint64(whole)
 		t.traffic.ReceivedBytes += uint64(used)
 		if used < readSize/4 {
 			c.readHint = 0

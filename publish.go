@@ -39,7 +39,7 @@ func (c *conn) onPublish(t *turn, p *packets.Publish, raw []byte) error {
 		t.mounted = append(append(t.mounted[:0], m...), p.Topic...)
 		topic = t.mounted
 	}
-	if (len(p.Topic) > cfg.MaxTopicLength || packets.Levels(p.Topic) > cfg.MaxTopicLevels) && !c.shrinks(p, topic) {
+	if (len(p.Topic) > cfg.MaxTopicLength || tooDeep(p.Topic, cfg.MaxTopicLevels)) && !c.shrinks(p, topic) {
 		return packets.Errorf(packets.TopicNameInvalid, "the topic name has more bytes or levels than are accepted")
 	}
 	if p.QoS == packets.QoS2 {
@@ -72,6 +72,11 @@ func (c *conn) onPublish(t *turn, p *packets.Publish, raw []byte) error {
 		return nil // what went wrong cannot be told
 	}
 	return c.answer(t, p, matched, err)
+}
+
+// tooDeep says whether topic has more than most levels. A short one need not be counted.
+func tooDeep(topic []byte, most int) bool {
+	return len(topic) >= most && packets.Levels(topic) > most
 }
 
 // shrinks says whether p, with that topic, leaves less retained than there was.
