@@ -117,7 +117,7 @@ func (b *Broker) endBanned(x Ban) {
 	b.mu.Unlock()
 	for _, c := range conns {
 		if c.isOf(x, network) {
-			b.end(c, packets.Errorf(packets.AdministrativeAction, "banned"))
+			b.endConn(c, packets.Errorf(packets.AdministrativeAction, "banned"))
 		}
 	}
 	if x.Kind == BanAddress {

@@ -186,7 +186,7 @@ func (walkersLock) Rank() lock.Rank { return lock.Rank{Order: lock.Leaf, Name: "
 // New checks cfg, fills in its defaults, and returns a Broker that serves nothing yet. It must be ended with Shutdown or Close.
 func New(cfg Config) (*Broker, error) {
 	strict := cfg.strictness()
-	cfg.own()
+	cfg.detach()
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
@@ -353,7 +353,7 @@ func (b *Broker) ServeConn(ctx context.Context, nc net.Conn) error {
 		}
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() { b.end(c, packets.Errorf(packets.AdministrativeAction, "ended by the server")) })
+	stop := context.AfterFunc(ctx, func() { b.endConn(c, packets.Errorf(packets.AdministrativeAction, "ended by the server")) })
 	err = c.run(callersReader)
 	if ended := !stop(); ended && err != nil {
 		return &packets.Error{Code: packets.AdministrativeAction, Reason: "ended by the server", Err: context.Cause(ctx)}
@@ -457,8 +457,8 @@ func (b *Broker) connections() int {
 	return len(b.conns)
 }
 
-// end makes a connection end with err. No lock is held.
-func (b *Broker) end(c *conn, err *packets.Error) {
+// endConn makes a connection end with err. No lock is held.
+func (b *Broker) endConn(c *conn, err *packets.Error) {
 	b.mu.Lock()
 	_, accepted := b.conns[c]
 	early := b.dismissLocked(c)
@@ -481,7 +481,7 @@ func (b *Broker) dismissLocked(c *conn) bool {
 	_, early := b.early[c]
 	if early {
 		b.early[c] = true
-		if cancel := c.few().cancel; cancel != nil {
+		if cancel := c.readExtra().cancel; cancel != nil {
 			cancel() // a hook may be waiting
 		}
 	}

@@ -62,7 +62,7 @@ func (b *Broker) holding() (n [budget.Kinds]int64) {
 	for c := range b.conns {
 		n[budget.Partial] += int64(c.restCounted)
 		n[budget.Connections] += int64(c.cost())
-		n[budget.Sessions] += int64(c.few().holdingAliases())
+		n[budget.Sessions] += int64(c.readExtra().holdingAliases())
 	}
 	b.mu.Unlock()
 	for m := range b.Retained("#") {
@@ -125,7 +125,7 @@ func (rs *routes) holding() (n int) {
 }
 
 // holdingAliases counts anew what Topic Aliases take.
-func (r *rare) holdingAliases() (n int) {
+func (r *connExtra) holdingAliases() (n int) {
 	for _, topic := range r.aliases.topics {
 		n += len(topic) + aliasCost
 	}
@@ -186,7 +186,7 @@ func TestTheBudgetIsByteAccurate(t *testing.T) {
 			case k < 9 && c != nil: // acknowledge something that may be in flight
 				for id := range uint16(8) {
 					kind := []packets.Type{packets.TypePuback, packets.TypePubrec, packets.TypePubcomp}[rng.IntN(3)]
-					if s := r.flight(fmt.Sprint("c", i), id); s != nil && (kind == packets.TypePuback) == (s.qos == 1) && (kind != packets.TypePubcomp || s.state == released) {
+					if s := r.flight(fmt.Sprint("c", i), id); s != nil && (kind == packets.TypePuback) == (s.qos == 1) && (kind != packets.TypePubcomp || s.state == pubrelSent) {
 						c.send(&packets.Ack{Kind: kind, PacketID: id})
 						synctest.Wait()
 					}

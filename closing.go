@@ -135,7 +135,7 @@ func (b *Broker) shutdown(ctx context.Context) error {
 		early, conns := b.shut()
 		closeAll(early)
 		for _, c := range conns {
-			b.end(c, packets.Errorf(packets.ServerShuttingDown, ""))
+			b.endConn(c, packets.Errorf(packets.ServerShuttingDown, ""))
 		}
 		lock.NoneHeld("a wait")
 		b.serving.Wait()
@@ -243,7 +243,7 @@ func (c *conn) abandon() {
 	c.out.Drop()
 	c.wake()
 	c.unpause()
-	cancel := c.few().cancel
+	cancel := c.readExtra().cancel
 	s.mu.Unlock()
 	if cancel != nil {
 		cancel()

@@ -379,8 +379,8 @@ func limitDuration(d *time.Duration, def time.Duration) {
 	}
 }
 
-// own makes copies of what the caller could change later.
-func (c *Config) own() {
+// detach makes copies of what the caller could change later.
+func (c *Config) detach() {
 	c.Versions, c.EnhancedAuth = slices.Clone(c.Versions), maps.Clone(c.EnhancedAuth)
 	c.SystemTopics = slices.Clone(c.SystemTopics)
 	if c.MaxQoS != nil {

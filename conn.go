@@ -57,7 +57,7 @@ type conn struct {
 	lastPacket   time.Duration // when the last whole packet came, since Broker.started; until c is accepted: when c came
 	rest         *link.Buffer  // the beginning of an incomplete packet, while the reader waits for more
 	routes       *routes       // nil: it has none. Others may take what they hold away, see there
-	rare         *rare         // see there
+	extra        *connExtra    // see there
 
 	// Guarded by sess.mu.
 	out      out
@@ -65,8 +65,8 @@ type conn struct {
 	stopping *packets.Error // why the broker ends the connection
 }
 
-// rare is what few connections have. Made when it is first needed, by the reader.
-type rare struct {
+// connExtra is what few connections need. The reader makes it when it is first needed.
+type connExtra struct {
 	// Immutable once the CONNECT is accepted.
 	base   context.Context // what ServeConn was given
 	mount  string
@@ -91,37 +91,37 @@ type rare struct {
 	expires    timers.Timer // when its authentication ends
 }
 
-var noRare rare
+var noExtra connExtra
 
-// few returns what c has of what is rare, for reading.
-func (c *conn) few() *rare {
-	if c.rare == nil {
-		return &noRare
+// readExtra returns the connExtra of c for reading. It is never nil.
+func (c *conn) readExtra() *connExtra {
+	if c.extra == nil {
+		return &noExtra
 	}
-	return c.rare
+	return c.extra
 }
 
-// own returns it for writing. Only the reader calls it, before the connection is accepted or for what the reader owns.
-func (c *conn) own() *rare {
+// makeExtra returns the connExtra of c for writing. Only the reader calls it, before the connection is accepted or for what the reader owns.
+func (c *conn) makeExtra() *connExtra {
 	switch {
-	case c.rare != nil:
+	case c.extra != nil:
 	case c.sess == nil: // shut looks for it
 		c.b.mu.Lock()
-		c.rare = new(rare)
+		c.extra = new(connExtra)
 		c.b.mu.Unlock()
 	default: // others look for it as well
 		c.sess.mu.Lock()
-		c.rare = new(rare)
+		c.extra = new(connExtra)
 		c.sess.mu.Unlock()
 	}
-	return c.rare
+	return c.extra
 }
 
 func newConn(b *Broker, ctx context.Context, nc net.Conn) *conn {
 	c := &conn{b: b, version: packets.V311, maxPacket: maxPacketSize}
 	c.packetSize = int32(b.cfg().MaxConnectSize)
 	if ctx != b.ctx {
-		c.own().base = context.WithoutCancel(ctx) // end tells the connection first, and then its hooks
+		c.makeExtra().base = context.WithoutCancel(ctx) // end tells the connection first, and then its hooks
 	}
 	c.nc.Init(nc)
 	return c
@@ -140,7 +140,7 @@ func (c *conn) id() string {
 
 // context returns the context for hooks: it ends with the connection. It is made when the first hook needs it.
 func (c *conn) context() context.Context {
-	r := c.own()
+	r := c.makeExtra()
 	if r.ctx == nil {
 		base := r.base
 		if base == nil {
@@ -242,10 +242,10 @@ func (c *conn) awoke(was look, dry bool) (look, error) {
 		if err := c.expired(now); err != nil {
 			return look{}, err
 		}
-		if !c.asked() {
+		if !c.isAwaited() {
 			return look{}, nil
 		}
-		dry = false // hearOut has asked before the deadline was set again
+		dry = false // awaitReader has asked before the deadline was set again
 	}
 }
 
@@ -565,7 +565,7 @@ func (c *conn) holdBack(t *turn) error {
 // packet handles the packet that b begins with and returns its length, 0 if it is not complete.
 func (c *conn) packet(t *turn, b []byte) (int, error) {
 	v := c.version
-	if !c.accepted && c.few().exchange == nil {
+	if !c.accepted && c.readExtra().exchange == nil {
 		v = 0
 		if b[0] != byte(packets.TypeConnect)<<4 {
 			return 0, packets.Errorf(packets.ProtocolError, "the first packet is no CONNECT")
@@ -672,7 +672,7 @@ func (c *conn) onDisconnect(p *packets.Disconnect) error {
 			return packets.Errorf(packets.ProtocolError, "Session Expiry Interval %d in DISCONNECT after 0 in CONNECT", n)
 		}
 		if s.conn == c {
-			s.expiry = min(n, c.b.cfg().maxExpiry(), cmp.Or(c.few().expiry, noExpiry))
+			s.expiry = min(n, c.b.cfg().maxExpiry(), cmp.Or(c.readExtra().expiry, noExpiry))
 		}
 	}
 	if p.Code == packets.NormalDisconnection {
@@ -686,7 +686,7 @@ type clientLeft struct{ code packets.ReasonCode }
 
 func (e *clientLeft) Error() string { return "the client disconnected: " + e.code.String() }
 
-// expired is called when the read deadline has passed, or hearOut asks, and what was there to read is read: it moves the deadline
+// expired is called when the read deadline has passed, or awaitReader asks, and what was there to read is read: it moves the deadline
 // on if the client was heard of meanwhile, and otherwise says why the connection ends. Keep Alive is one and a half times what the
 // client named, counted from its last whole packet [MQTT-3.1.2-22].
 func (c *conn) expired(now time.Time) error {
@@ -696,7 +696,7 @@ func (c *conn) expired(now time.Time) error {
 	if err := c.stopped(); err != nil {
 		return err
 	}
-	c.heard()
+	c.readerDone()
 	due := c.dueAt()
 	if !due.IsZero() && !due.After(now) {
 		if c.flows(now) {
@@ -725,7 +725,7 @@ func (c *conn) stop(err *packets.Error) {
 	c.stopping = err
 	c.out.Drop() // it never leaves
 	c.wake()     // and the reader may wait for that
-	if cancel := c.few().cancel; cancel != nil {
+	if cancel := c.readExtra().cancel; cancel != nil {
 		cancel() // a hook may be waiting
 	}
 	if c.version == packets.V5 && !c.out.opening {
@@ -775,7 +775,7 @@ func (c *conn) finish(err error) {
 		c.closeGently()
 	}
 	c.nc.Close()
-	if cancel := c.few().cancel; cancel != nil {
+	if cancel := c.readExtra().cancel; cancel != nil {
 		cancel()
 	}
 	if c.accepted {
@@ -784,17 +784,17 @@ func (c *conn) finish(err error) {
 		c.out.Drop()
 		c.wake()
 		c.discard()
-		c.few().outAliases.end(c.b)
+		c.readExtra().outAliases.end(c.b)
 		c.sess.mu.Unlock()
 	}
-	c.few().aliases.end(c.b)
+	c.readExtra().aliases.end(c.b)
 	c.dropRoutes()
 	if c.rest != nil {
 		c.rest.Free()
 		c.rest = nil
 	}
 	c.countRest()
-	c.b.guard.Paces.Leave(c.few().pace, time.Now())
+	c.b.guard.Paces.Leave(c.readExtra().pace, time.Now())
 	c.givePartial()
 	c.b.leave(c, code, err)
 }

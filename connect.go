@@ -26,7 +26,7 @@ import (
 // early handles what comes before the connection is accepted: CONNECT, then AUTH if an exchange is under way.
 func (c *conn) early(t *turn, h packets.Header, body []byte) error {
 	c.deep = true
-	if c.few().exchange != nil {
+	if c.readExtra().exchange != nil {
 		var a packets.Auth
 		if h.Type != packets.TypeAuth {
 			return c.refuse(packets.Errorf(packets.ProtocolError, "%v during authentication", h.Type))
@@ -156,7 +156,7 @@ func (c *conn) authenticate(t *turn, p *packets.Connect) error {
 	if err != nil {
 		return c.refuse(err)
 	}
-	own := c.own()
+	own := c.makeExtra()
 	own.method = method
 	own.exchange.connect = cloneConnect(p) // the packet outlives the read buffer for as long as the exchange lasts
 	data, _ := p.Properties.Bytes(packets.AuthenticationData)
@@ -256,8 +256,8 @@ func (c *conn) continueAuth(t *turn, a *packets.Auth) error {
 
 func (c *conn) checkAuth(a *packets.Auth, want packets.ReasonCode) error {
 	switch m, ok := a.Properties.Text(packets.AuthenticationMethod); {
-	case !ok || m != c.few().method:
-		return packets.Errorf(packets.ProtocolError, "AUTH with Authentication Method %q, the CONNECT had %q", m, c.few().method)
+	case !ok || m != c.readExtra().method:
+		return packets.Errorf(packets.ProtocolError, "AUTH with Authentication Method %q, the CONNECT had %q", m, c.readExtra().method)
 	case a.Code != want:
 		return packets.Errorf(packets.ProtocolError, "AUTH with Reason Code %v", a.Code)
 	}
@@ -287,14 +287,14 @@ func (c *conn) begin(auth hooks.EnhancedAuthenticator, r *hooks.ConnectRequest) 
 		x.cancel()
 		return err
 	}
-	c.own().exchange = x
+	c.makeExtra().exchange = x
 	return nil
 }
 
 // next asks the Exchange for its next step, and refuses an answer that no packet can hold. The exchange is over if it is
 // done, and after an error, which is a *packets.Error.
 func (c *conn) next(data []byte) (reply []byte, done bool, err error) {
-	x := c.own().exchange
+	x := c.makeExtra().exchange
 	err = c.asks(func(bool) (decided bool, err error) {
 		lock.NoneHeld("a decision of a hook")
 		reply, done, err = x.Next(x.ctx, data)
@@ -306,14 +306,14 @@ func (c *conn) next(data []byte) (reply []byte, done bool, err error) {
 	})
 	if done || err != nil {
 		x.cancel()
-		c.own().exchange = nil
+		c.makeExtra().exchange = nil
 	}
 	return reply, done, err
 }
 
 // step takes the exchange of the CONNECT one further.
 func (c *conn) step(t *turn, data []byte) error {
-	x := c.own().exchange
+	x := c.makeExtra().exchange
 	reply, done, err := c.next(data)
 	switch {
 	case err != nil:
@@ -325,7 +325,7 @@ func (c *conn) step(t *turn, data []byte) error {
 }
 
 func (c *conn) authProperties(data []byte) packets.Properties {
-	p := packets.Properties(nil).AppendText(packets.AuthenticationMethod, c.few().method)
+	p := packets.Properties(nil).AppendText(packets.AuthenticationMethod, c.readExtra().method)
 	if data != nil {
 		p = p.AppendBytes(packets.AuthenticationData, data)
 	}
@@ -334,7 +334,7 @@ func (c *conn) authProperties(data []byte) packets.Properties {
 
 // onAuth handles AUTH on an accepted connection: re-authentication (4.12.1).
 func (c *conn) onAuth(t *turn, a *packets.Auth) error {
-	own := c.own()
+	own := c.makeExtra()
 	if own.method == "" {
 		return packets.Errorf(packets.ProtocolError, "AUTH without Authentication Method in the CONNECT")
 	}
@@ -446,17 +446,17 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 		return c.refuse(err)
 	}
 	if x := b.paceOf(c, p, &g.Limits); x != nil {
-		c.own().pace, c.own().wake = x, make(chan struct{}, 1)
+		c.makeExtra().pace, c.makeExtra().wake = x, make(chan struct{}, 1)
 	}
 	if g.MountPoint != "" {
-		c.own().mount = g.MountPoint
+		c.makeExtra().mount = g.MountPoint
 		b.mounts.Store(true)
 	}
 	if b.authorizer != nil {
 		c.context() // so that it is there for decisions that others ask for
 	}
 	if !g.Expires.IsZero() {
-		c.own() // has the deadline
+		c.makeExtra() // has the deadline
 	}
 	c.lower(&g.Limits)
 	if p.Will != nil && p.Will.QoS > c.maxQoS {
@@ -468,7 +468,7 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 	}
 	expiry := min(askedExpiry(p), b.cfg().maxExpiry())
 	if most := wholeSeconds(g.Limits.SessionExpiry); most > 0 {
-		expiry, c.own().expiry = min(expiry, most), most
+		expiry, c.makeExtra().expiry = min(expiry, most), most
 	}
 	c.window = int32(b.cfg().MaxInflight)
 	if p.Bridge {
@@ -479,7 +479,7 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 	}
 	if n, ok := p.Properties.Uint(packets.TopicAliasMaximum); ok && n > 0 && c.aliasesIn > 0 {
 		most := min(int(n), int(c.aliasesIn))
-		c.own().outAliases = &outAliases{of: make(map[string]uint16), most: most}
+		c.makeExtra().outAliases = &outAliases{of: make(map[string]uint16), most: most}
 	}
 	keepAlive := c.negotiateKeepAlive(p, g)
 
@@ -495,7 +495,7 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 	}
 	c.accepted, c.answered = true, true
 	if c.barredAs(t.now) != nil || b.guard.Bans.HasAddress(guard.RemoteIP(c.client.RemoteAddr), t.now) { // banned this moment, and missed then
-		b.end(c, packets.Errorf(packets.AdministrativeAction, "banned"))
+		b.endConn(c, packets.Errorf(packets.AdministrativeAction, "banned"))
 	}
 	c.lastPacket = t.now.Sub(b.started)
 	b.expireAuth(c, g.Expires)
@@ -557,7 +557,7 @@ func (c *conn) connackProperties(
 	if n, _ := p.Properties.Uint(packets.RequestResponseInformation); n == 1 && cfg.ResponseInformation != "" {
 		q = q.AppendText(packets.ResponseInformation, cfg.ResponseInformation)
 	}
-	if c.few().method != "" {
+	if c.readExtra().method != "" {
 		q = append(q, c.authProperties(authData)...)
 	}
 	return q
@@ -585,7 +585,7 @@ func (c *conn) newWill(t *turn, p *packets.Connect) (*will, error) {
 		t.access = hooks.AccessRequest{Client: c.client, Action: hooks.ActionPublish, Topic: w.Topic, QoS: w.QoS, Retain: w.Retain, Will: true}
 		ctx, cancel := c.decisionContext()
 		defer cancel()
-		if err := c.b.authorize(ctx, &t.access, c.few().mount); err != nil {
+		if err := c.b.authorize(ctx, &t.access, c.readExtra().mount); err != nil {
 			return nil, err
 		}
 	}
@@ -594,13 +594,13 @@ func (c *conn) newWill(t *turn, p *packets.Connect) (*will, error) {
 		from = signature(c.client.ID, c.client.Identity.Principal, c.named())
 	}
 	m := &message{From: from, Message: packets.Message{
-		Topic: c.few().mount + w.Topic, QoS: w.QoS, Retain: w.Retain, Payload: append([]byte(nil), w.Payload...),
+		Topic: c.readExtra().mount + w.Topic, QoS: w.QoS, Retain: w.Retain, Payload: append([]byte(nil), w.Payload...),
 	}}
 	delay, _ := w.Properties.Uint(packets.WillDelayInterval)
 	if len(w.Properties) > 0 {
 		m.Properties = w.Properties.Without(nil, packets.WillDelayInterval)
 	}
-	return &will{msg: m, mount: c.few().mount, delay: time.Duration(delay) * time.Second, client: c.client}, nil
+	return &will{msg: m, mount: c.readExtra().mount, delay: time.Duration(delay) * time.Second, client: c.client}, nil
 }
 
 // authorize asks the Authorizer; a refusal is reported and comes back as a *packets.Error. mount is

@@ -86,8 +86,8 @@ func (b *Broker) review() {
 	}
 }
 
-// A heldSub is a subscription of a Session, to be decided.
-type heldSub struct {
+// A listedSub is a subscription of a Session, to be decided.
+type listedSub struct {
 	group, filter string // as in the tree
 	qos           packets.QoS
 	err           error // why it is revoked
@@ -112,11 +112,11 @@ func (s *session) observed() *hooks.Client {
 	return s.who()
 }
 
-// held lists the subscriptions. s.mu is held.
-func (s *session) held() (all []heldSub) {
+// subscriptionList lists the subscriptions. s.mu is held.
+func (s *session) subscriptionList() (all []listedSub) {
 	if s.num != 0 && !s.ended { // then another Session may have its number
 		s.b.tree.Each(s.num, func(group, filter string, o subs.Options) bool {
-			all = append(all, heldSub{group: group, filter: filter, qos: o.QoS})
+			all = append(all, listedSub{group: group, filter: filter, qos: o.QoS})
 			return true
 		})
 	}
@@ -130,10 +130,10 @@ func (b *Broker) reviewSession(s *session) int {
 	}
 	s.mu.Lock()
 	client, ctx, gen := s.who(), b.ctx, s.gen
-	if s.conn != nil && s.conn.few().ctx != nil {
-		ctx = s.conn.rare.ctx
+	if s.conn != nil && s.conn.readExtra().ctx != nil {
+		ctx = s.conn.extra.ctx
 	}
-	subs := s.held()
+	subs := s.subscriptionList()
 	s.mu.Unlock()
 	refused, _ := b.refused(ctx, client, s.mount, subs) // what is left undecided is decided when the client comes back
 	return b.revoke(s, gen, refused)
@@ -141,7 +141,7 @@ func (b *Broker) reviewSession(s *session) int {
 
 // refused asks the Authorizer about subs and returns those that it refuses. The error says that ctx has ended before all were
 // decided: a hook that gives up for that has refused nothing.
-func (b *Broker) refused(ctx context.Context, client *hooks.Client, mount string, subs []heldSub) ([]heldSub, error) {
+func (b *Broker) refused(ctx context.Context, client *hooks.Client, mount string, subs []listedSub) ([]listedSub, error) {
 	out := subs[:0]
 	for _, sub := range subs {
 		r := hooks.AccessRequest{Client: client, Action: hooks.ActionSubscribe, Topic: sub.filter[len(mount):], Group: sub.group, QoS: sub.qos}
@@ -158,7 +158,7 @@ func (b *Broker) refused(ctx context.Context, client *hooks.Client, mount string
 
 // revoke takes refused subscriptions away from s, with what they have brought, unless s has got another connection since gen. What came by a
 // shared subscription goes to another member.
-func (b *Broker) revoke(s *session, gen uint32, refused []heldSub) (n int) {
+func (b *Broker) revoke(s *session, gen uint32, refused []listedSub) (n int) {
 	if len(refused) == 0 {
 		return 0
 	}
@@ -191,13 +191,13 @@ func (b *Broker) revoke(s *session, gen uint32, refused []heldSub) (n int) {
 	case owes:
 		b.work(func(t *turn) { b.payDecided(t, s) })
 	case len(orphans) > 0:
-		b.work(func(t *turn) { b.passAllOn(t, s, orphans, hooks.DropNotAuthorized) })
+		b.work(func(t *turn) { b.reassignAll(t, s, orphans, hooks.DropNotAuthorized) })
 	}
 	return len(out)
 }
 
 // decideAgain decides a subscription that c has just made, and takes it away if it is no longer allowed.
-func (c *conn) decideAgain(sub heldSub) error {
+func (c *conn) decideAgain(sub listedSub) error {
 	s := c.sess
 	s.mu.Lock()
 	gen, lost := s.gen, s.conn != c
@@ -205,7 +205,7 @@ func (c *conn) decideAgain(sub heldSub) error {
 	if lost {
 		return nil // who has it now has decided it
 	}
-	subs, err := c.b.refused(c.context(), c.client, s.mount, []heldSub{sub})
+	subs, err := c.b.refused(c.context(), c.client, s.mount, []listedSub{sub})
 	if len(subs) == 0 {
 		return err
 	}
@@ -216,10 +216,10 @@ func (c *conn) decideAgain(sub heldSub) error {
 
 // purge, with s.mu held, takes out what revoked subscriptions have brought and no other one
 // matches. It returns what came by shared ones.
-func (s *session) purge(revoked []heldSub) (orphans []delivery) {
+func (s *session) purge(revoked []listedSub) (orphans []delivery) {
 	tr := subs.New(subs.Limits{})
 	left, gone := tr.Join(), tr.Join()
-	for _, sub := range s.held() {
+	for _, sub := range s.subscriptionList() {
 		tr.Restore(left, "", sub.filter, subs.Options{})
 	}
 	for _, sub := range revoked {
@@ -250,30 +250,30 @@ func (s *session) purge(revoked []heldSub) (orphans []delivery) {
 			if s.conn == nil || d.state == waiting {
 				s.dropped(&d.msg.Message, hooks.DropNotAuthorized)
 			}
-			s.forget(d)
+			s.dropMessage(d)
 		}
 	}
 	return orphans
 }
 
-// A vetting says for which state of a Session its subscriptions have been decided.
-type vetting struct {
+// A decidedFor says for which state of a Session its subscriptions have been decided.
+type decidedFor struct {
 	gen   uint32
 	epoch uint64
 }
 
-// vetted says whether v still holds for s, whose lock is held.
-func (b *Broker) vetted(s *session, v vetting) bool {
-	return b.authorizer == nil || s.num == 0 || v == vetting{s.gen, b.rules.epoch.Load()}
+// stillDecided says whether v still holds for s, whose lock is held.
+func (b *Broker) stillDecided(s *session, v decidedFor) bool {
+	return b.authorizer == nil || s.num == 0 || v == decidedFor{s.gen, b.rules.epoch.Load()}
 }
 
-// vet decides the subscriptions of s, which waits for its client, for c, which wants to resume it: whoever that is now. The
+// decideSubscriptions decides the subscriptions of s, which waits for its client, for c, which wants to resume it: whoever that is now. The
 // error says that this has taken too long, or that c has been ended.
-func (b *Broker) vet(s *session, c *conn) (vetting, error) {
+func (b *Broker) decideSubscriptions(s *session, c *conn) (decidedFor, error) {
 	epoch := b.rules.epoch.Load()
 	s.mu.Lock()
-	v := vetting{s.gen, epoch}
-	subs := s.held()
+	v := decidedFor{s.gen, epoch}
+	subs := s.subscriptionList()
 	s.mu.Unlock()
 	ctx, cancel := c.decisionContext()
 	defer cancel()
@@ -293,14 +293,14 @@ func (c *conn) mayPublish(t *turn, p *packets.Publish, topic []byte, r *route) e
 	if r != nil && r.decided == epoch && string(r.topic) == string(topic) {
 		if r.refused != nil && b.obs.Denied != nil {
 			q := hooks.AccessRequest{Client: c.client, Action: hooks.ActionPublish, Topic: string(p.Topic)}
-			b.denied(&q, c.few().mount, r.refused)
+			b.denied(&q, c.readExtra().mount, r.refused)
 		}
 		return r.refused
 	}
 	t.access = hooks.AccessRequest{Client: c.client, Action: hooks.ActionPublish, Topic: string(p.Topic), QoS: p.QoS, Retain: p.Retain}
 	lock.NoneHeld("a decision of a hook")
 	said := b.authorizer.Authorize(c.context(), &t.access)
-	err := b.judge(&t.access, c.few().mount, said)
+	err := b.judge(&t.access, c.readExtra().mount, said)
 	var pe *packets.Error // any other error but ErrAbstain is a failure, and may be over the next time
 	if r != nil && (said == nil || errors.As(said, &pe) || errors.Is(said, hooks.ErrAbstain)) {
 		r.decide(topic, epoch, err)
@@ -391,7 +391,7 @@ func (s *session) permitNext() bool {
 		var d *delivery
 		again := s.out.next()
 		if again != nil {
-			if d = again; d.state == toldRel {
+			if d = again; d.state == pubrelDue {
 				return true
 			}
 		} else if d = s.out.queue.Front(); d == nil {
@@ -411,7 +411,7 @@ func (s *session) permitNext() bool {
 		}
 		if again != nil {
 			s.dropped(&d.msg.Message, hooks.DropNotAuthorized)
-			s.forget(d)
+			s.dropMessage(d)
 		} else {
 			old := s.out.pop()
 			s.discardLocked(&old, hooks.DropNotAuthorized)
@@ -443,8 +443,8 @@ func (b *Broker) permits(s *session, topic string) bool {
 		return may
 	}
 	reads, client, ctx := s.reads, s.who(), b.ctx
-	if s.conn != nil && s.conn.few().ctx != nil {
-		ctx = s.conn.rare.ctx
+	if s.conn != nil && s.conn.readExtra().ctx != nil {
+		ctx = s.conn.extra.ctx
 	}
 	s.mu.Unlock()
 	may = false

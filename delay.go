@@ -42,7 +42,7 @@ func (c *conn) undelay(t *turn, p *packets.Publish) (time.Duration, error) {
 			d, most)
 	}
 	p.Topic = topic
-	if m := c.few().mount; m != "" {
+	if m := c.readExtra().mount; m != "" {
 		t.mounted = append(append(t.mounted[:0], m...), topic...)
 	}
 	return d, nil
@@ -51,7 +51,7 @@ func (c *conn) undelay(t *turn, p *packets.Publish) (time.Duration, error) {
 // delay keeps p, whose topic has its mount point, for d. The turn has then added it to the store.
 func (c *conn) delay(t *turn, p *packets.Publish, d time.Duration) error {
 	b, s := c.b, c.sess
-	own := c.own()
+	own := c.makeExtra()
 	if own.delayer == nil || own.delayer.client != c.client {
 		own.delayer = newDelayer(c.client, s.share())
 	}
@@ -60,7 +60,7 @@ func (c *conn) delay(t *turn, p *packets.Publish, d time.Duration) error {
 			Topic: string(p.Topic), QoS: p.QoS, Retain: p.Retain,
 			Payload: bytes.Clone(p.Payload), Properties: bytes.Clone(p.Properties),
 		}},
-		mount: c.few().mount, client: c.client, at: t.now.Add(d),
+		mount: c.readExtra().mount, client: c.client, at: t.now.Add(d),
 	}}
 	x.delayed = x
 	if err := b.holdDelayed(x, s.principal, s.named); err != nil {

@@ -261,7 +261,7 @@ func TestAnAuthenticationThatIsRenewedInTimeDoesNotEnd(t *testing.T) {
 		expires := time.Now().Add(10 * time.Second)
 		s.mu.Lock()
 		time.Sleep(time.Until(expires)) // who ends the connection waits for the lock now
-		st.b.due.Set(&c.rare.expires, expires.Add(time.Hour), func(time.Time) {})
+		st.b.due.Set(&c.extra.expires, expires.Add(time.Hour), func(time.Time) {})
 		s.mu.Unlock()
 		require.False(t, p.ended())
 	})

@@ -184,8 +184,8 @@ func (t *turn) follows(o *outgoing) bool {
 	return (o.pub.QoS == packets.QoS2 || o.pub.Retain) && t.b.journal.lates.Load() > 0
 }
 
-// give hands o to one receiver, or notes that he gets it when it is durable.
-func (t *turn) give(o *outgoing, to *target, eager eagerness) bool {
+// deliverOrKeep hands o to one receiver, or notes that he gets it when it is durable.
+func (t *turn) deliverOrKeep(o *outgoing, to *target, eager eagerness) bool {
 	w := &t.write
 	if !w.waits || to.s.stored != 0 && to.qos > packets.QoS0 {
 		return to.s.deliver(t, o, to, eager)
@@ -247,16 +247,16 @@ func (t *turn) clear() {
 type moveResult byte
 
 const (
-	gone    moveResult = iota // it is over
-	inBatch                   // it is part of one, see decided
-	stays                     // it cannot be yet
+	moveOver moveResult = iota // it is over
+	inBatch                    // it is part of one, see decided
+	stays                      // it cannot be yet
 )
 
 // tie adds op, which may be nil, to what the turn has just added, so that both are committed or
 // neither is. Without anything that was added the move is over.
 func (t *turn) tie(m move, op store.Op) moveResult {
 	if !t.write.Tie(op) {
-		return gone
+		return moveOver
 	}
 	r := t.b.journal
 	r.after(t.write.Batch(), func(q *sequel) {
@@ -286,10 +286,10 @@ func (t *turn) record(s *session, d *delivery) {
 	op.To = append(op.To, d.forStore(s.stored))
 }
 
-// goes, with c.sess.mu held, notes that a new delivery was given its identifier, and holds its
+// holdSent, with c.sess.mu held, notes that a new delivery was given its identifier, and holds its
 // PUBLISH, which begins at the given place of the output, if it has to wait. x is the batch that
 // its message was just added to, nil: an earlier one.
-func (c *conn) goes(x *journal.Batch, op store.Sent, at int, strict bool) {
+func (c *conn) holdSent(x *journal.Batch, op store.Sent, at int, strict bool) {
 	switch op.Session = c.sess.stored; {
 	case op.Session == 0:
 		c.hold(at, 0, link.KeepsPlace, op.ID)
@@ -317,24 +317,24 @@ func (s *session) undecided(c *conn) uint64 {
 // never is the batch of a Session that was refused.
 const never = math.MaxUint64
 
-// unborn, with s.mu held, says whether it is not certain yet that the store has s, or it has
+// storeUncertain, with s.mu held, says whether it is not certain yet that the store has s, or it has
 // refused s. Nobody resumes such a Session.
-func (s *session) unborn() bool { return s.stored != 0 && s.born > s.b.journal.LastDecided() }
+func (s *session) storeUncertain() bool { return s.stored != 0 && s.born > s.b.journal.LastDecided() }
 
-// forget takes the message out of a delivery that must not be sent (again). s.mu is held.
-func (s *session) forget(d *delivery) {
+// dropMessage takes the message out of a delivery that must not be sent (again). s.mu is held.
+func (s *session) dropMessage(d *delivery) {
 	switch {
 	case d.seq == 0:
 	case d.qos == packets.QoS1:
-		s.gone(d)
+		s.storeDone(d)
 	default:
 		s.b.journal.Add(&store.Released{Session: s.stored, Seq: d.seq})
 	}
-	s.out.forget(d)
+	s.out.dropMessage(d)
 }
 
-// gone, with s.mu held, tells the store that d, which the Session no longer has, is over.
-func (s *session) gone(d *delivery) {
+// storeDone, with s.mu held, tells the store that d, which the Session no longer has, is over.
+func (s *session) storeDone(d *delivery) {
 	if d.seq != 0 {
 		s.b.journal.Done(store.Done{Session: s.stored, Seq: d.seq})
 	}
@@ -352,8 +352,8 @@ func (s *session) put() *store.PutSession {
 	return op
 }
 
-// takeBack removes an entry of the queue whose message could not be stored, unless it is on its way: then it was QoS 1, and will come twice.
-func (s *session) takeBack(seq uint64) {
+// withdrawQueued removes an entry of the queue whose message could not be stored, unless it is on its way: then it was QoS 1, and will come twice.
+func (s *session) withdrawQueued(seq uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i := int(s.out.head); i < len(s.out.flight); i++ {
@@ -384,7 +384,7 @@ func (s *session) takeBack(seq uint64) {
 }
 
 // neverReceived forgets a QoS 2 identifier that could not be stored with its message in batch n. Whoever waits for the PUBREC is refused:
-// a connection that has sent the message again; what waits for that batch itself letGo refuses.
+// a connection that has sent the message again; what waits for that batch itself batchDecided refuses.
 func (s *session) neverReceived(id uint16, n uint64, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -405,7 +405,7 @@ func (s *session) neverReceived(id uint16, n uint64, err error) {
 	for c.out.Withdraw(id, isPubrec) {
 		c.refuseAnswer(first, id, err)
 	}
-	c.released(id)
+	c.forgetReceived(id)
 }
 
 // retainStored is retain for what outlives the Broker.

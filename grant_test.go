@@ -178,7 +178,7 @@ func (r *guardRig) ask() (x granted) {
 		used := s.out.owner.Used(k)
 		*n = int(used) + sort.Search(math.MaxInt32, func(n int) bool { return !s.out.owner.Room(k, int64(n)+1) })
 	}
-	if pace := s.conn.few().pace; pace != nil {
+	if pace := s.conn.readExtra().pace; pace != nil {
 		x.PublishRate, x.PublishBytes = pace.Rates()
 	}
 	return x

@@ -50,8 +50,8 @@ func (c *conn) leaves(m *link.Mark) {
 	}
 }
 
-// letGo moves what waited for x to the output, or tells the client that it failed.
-func (c *conn) letGo(t *turn, x *journal.Batch) {
+// batchDecided moves what waited for x to the output, or tells the client that it failed.
+func (c *conn) batchDecided(t *turn, x *journal.Batch) {
 	s := c.sess
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -97,7 +97,7 @@ func (c *conn) refuseAnswer(first byte, id uint16, err error) {
 	}
 	kind := packets.Type(first >> 4)
 	if kind == packets.TypePubrec {
-		c.released(id) // the client sends it again as another one
+		c.forgetReceived(id) // the client sends it again as another one
 	}
 	if c.version < packets.V5 {
 		c.stop(pe)

@@ -175,17 +175,17 @@ func (b *Broker) paceOf(c *conn, p *packets.Connect, l *hooks.Limits) *guard.Pac
 // pauses before the first that is beyond the rate, and all other packets before it have been
 // handled. OverRateRefusePublish is for onPublish to do.
 func (c *conn) within(t *turn, n int) bool {
-	return c.rare == nil || c.rare.pace == nil || c.paced(t, n)
+	return c.extra == nil || c.extra.pace == nil || c.paced(t, n)
 }
 
 // paced is within for an owner that has a rate.
 func (c *conn) paced(t *turn, n int) bool {
-	return c.b.cfg().OverRate == OverRateRefusePublish || c.rare.pace.Take(t.now.UnixNano(), n)
+	return c.b.cfg().OverRate == OverRateRefusePublish || c.extra.pace.Take(t.now.UnixNano(), n)
 }
 
 // pause waits until the client may publish again, or the connection is to end.
 func (c *conn) pause() error {
-	r := c.few()
+	r := c.readExtra()
 	t := time.NewTimer(r.pace.Delay(time.Now().UnixNano()))
 	defer t.Stop()
 	lock.NoneHeld("a wait")
@@ -200,7 +200,7 @@ func (c *conn) pause() error {
 
 // unpause ends a pause. c.sess.mu is held.
 func (c *conn) unpause() {
-	if r := c.few(); r.wake != nil {
+	if r := c.readExtra(); r.wake != nil {
 		select {
 		case r.wake <- struct{}{}:
 		default:
@@ -221,14 +221,14 @@ func (c *conn) flows(now time.Time) bool {
 		return false
 	}
 	n := len(c.rest.B)
-	if f := c.few().flowing; f.at == c.lastPacket {
+	if f := c.readExtra().flowing; f.at == c.lastPacket {
 		n -= f.bytes
 	}
 	if float64(n) < max(1, rate*c.keepAlive.Seconds()) {
 		return false
 	}
 	c.lastPacket = now.Sub(c.b.started)
-	c.own().flowing = flowing{len(c.rest.B), c.lastPacket}
+	c.makeExtra().flowing = flowing{len(c.rest.B), c.lastPacket}
 	return true
 }
 
@@ -346,6 +346,6 @@ func (b *Broker) endSlowest() {
 	}
 	b.mu.Unlock()
 	if slowest != nil && slowest.partialSince.CompareAndSwap(since, 0) {
-		b.end(slowest, errNoMemoryToRead)
+		b.endConn(slowest, errNoMemoryToRead)
 	}
 }

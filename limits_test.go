@@ -482,10 +482,10 @@ func (r *guardRig) debt(id string) time.Duration {
 	s := r.b.sessionAt(id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.conn == nil || s.conn.few().pace == nil {
+	if s.conn == nil || s.conn.readExtra().pace == nil {
 		return 0
 	}
-	p := s.conn.few().pace
+	p := s.conn.readExtra().pace
 	d := p.Delay(time.Now().UnixNano())
 	if rate, _ := p.Rates(); rate > 0 { // the next message is none that it owes
 		d -= time.Duration(1e9 / rate)

@@ -98,7 +98,7 @@ func (l *loader) apply(op store.Op) error {
 		}
 	case *store.Released:
 		if d := l.entry(op.Session, op.Seq); d != nil {
-			d.state = toldRel
+			d.state = pubrelDue
 		}
 	case *store.Done:
 		l.done(op)
@@ -155,7 +155,7 @@ func (l *loader) putSession(op *store.PutSession) error {
 func (l *loader) drop(x *loaded) {
 	delete(l.sessions, x.s.stored)
 	if x.s.num != 0 {
-		l.b.release(x.s.num)
+		l.b.freeNumber(x.s.num)
 	}
 }
 
@@ -416,11 +416,11 @@ func (l *loader) fill(x *loaded) (owes bool) {
 			}
 			continue
 		}
-		if d.state == toldRel {
+		if d.state == pubrelDue {
 			d.msg = nil
 		}
 		if d.msg != nil {
-			s.out.hold(d, budget.InFlight)
+			s.out.count(d, budget.InFlight)
 		}
 		s.out.setFlight(append(s.out.flight, *d))
 		s.out.live++

@@ -38,7 +38,7 @@ type debt struct {
 // found: there, or here.
 func (j *records) owe(s *session, shared ...delivery) bool {
 	for i := range shared {
-		shared[i].hold(j.b.memory, budget.Queued)
+		shared[i].count(j.b.memory, budget.Queued)
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -68,7 +68,7 @@ func (j *records) forgive(s *session, seq uint64) {
 		if d.seq != seq {
 			return false
 		}
-		d.release(j.b.memory, budget.Queued)
+		d.uncount(j.b.memory, budget.Queued)
 		d.settleLost()
 		return true
 	})
@@ -152,8 +152,8 @@ func (b *Broker) pay(t *turn, s *session) {
 		switch d := &shared[i]; b.moveMessage(t, s, d) {
 		case stays:
 			j.back(s, d)
-		case gone:
-			d.release(b.memory, budget.Queued)
+		case moveOver:
+			d.uncount(b.memory, budget.Queued)
 		}
 	}
 	b.moved(s)
@@ -183,7 +183,7 @@ func (b *Broker) decided(m *move, err error) {
 	case err != nil:
 		b.journal.back(m.s, &m.d)
 	default:
-		m.d.release(b.memory, budget.Queued)
+		m.d.uncount(b.memory, budget.Queued)
 	}
 	b.moved(m.s)
 }
@@ -284,7 +284,7 @@ func (b *Broker) moveMessage(t *turn, s *session, d *delivery) moveResult {
 		if op != nil {
 			t.write.Add(op)
 		}
-		return gone
+		return moveOver
 	}
 	return t.tie(move{s: s, d: *d}, op)
 }
@@ -299,13 +299,13 @@ func (s *session) unshared(d *delivery) moveResult {
 	} else { // the next process must not find it in the queue
 		s.discardLocked(d, hooks.DropNotAuthorized)
 	}
-	return gone
+	return moveOver
 }
 
-// passAllOn is passOn for what s leaves, where there is no Store. What nobody takes is dropped.
-func (b *Broker) passAllOn(t *turn, s *session, shared []delivery, why hooks.DropReason) {
+// reassignAll is reassign for what s leaves, where there is no Store. What nobody takes is dropped.
+func (b *Broker) reassignAll(t *turn, s *session, shared []delivery, why hooks.DropReason) {
 	for i := range shared {
-		if !b.passOn(t, &shared[i]) {
+		if !b.reassign(t, &shared[i]) {
 			s.mu.Lock()
 			s.dropped(&shared[i].msg.Message, why)
 			s.mu.Unlock()
@@ -313,9 +313,9 @@ func (b *Broker) passAllOn(t *turn, s *session, shared []delivery, why hooks.Dro
 	}
 }
 
-// passOn gives a message that a member of a shared subscription did not complete to another one, and
+// reassign gives a message that a member of a shared subscription did not complete to another one, and
 // says whether one took it.
-func (b *Broker) passOn(t *turn, d *delivery) bool {
+func (b *Broker) reassign(t *turn, d *delivery) bool {
 	if d.msg.Expires != 0 && d.msg.Expires <= t.now.UnixNano() {
 		d.settleLost()
 		return false
@@ -353,7 +353,7 @@ type will struct {
 
 	delayed *delayed // not nil: it is no Will, but this delayed message
 
-	heard chan struct{} // not nil: hearOut waits until it is closed. Guarded by the mu of the Session
+	readerDone chan struct{} // not nil: awaitReader waits until it is closed. Guarded by the mu of the Session
 
 	// Owned by whoever publishes it.
 	decided bool          // the hooks were asked
@@ -437,7 +437,7 @@ func (s *session) dropWill() bool {
 	w := s.will
 	s.will = nil
 	s.countLocked()
-	w.answer()
+	w.readerIsDone()
 	if w == nil || w.stored == 0 {
 		return false
 	}
@@ -445,12 +445,12 @@ func (s *session) dropWill() bool {
 	return true
 }
 
-// answer, with session.mu held, lets hearOut go on. It is called whenever its connection, or w,
+// readerIsDone, with session.mu held, lets awaitReader go on. It is called whenever its connection, or w,
 // which may be nil, leaves the Session.
-func (w *will) answer() {
-	if w != nil && w.heard != nil {
-		close(w.heard)
-		w.heard = nil
+func (w *will) readerIsDone() {
+	if w != nil && w.readerDone != nil {
+		close(w.readerDone)
+		w.readerDone = nil
 	}
 }
 
@@ -464,7 +464,7 @@ func (b *Broker) publishDue(t *turn, w *will) {
 	switch b.moveWill(t, w) {
 	case stays:
 		b.journal.keepWill(w)
-	case gone:
+	case moveOver:
 		w.delayed.over(b)
 	}
 }

@@ -43,7 +43,7 @@ func (b *Broker) owned() map[string]owners.Limits {
 		add(name, owners.Kept, placesCost(cap(s.out.flight))+int64(s.cursors.Bytes()))
 		if s.conn != nil {
 			n += int64(s.conn.cost())
-			add(name, owners.Kept, int64(s.conn.few().holdingAliases()))
+			add(name, owners.Kept, int64(s.conn.readExtra().holdingAliases()))
 		}
 		add(name, owners.Kept, n)
 		add(name, owners.Footprints, n)

@@ -35,7 +35,7 @@ func (c *conn) onPublish(t *turn, p *packets.Publish, raw []byte) error {
 		return packets.Errorf(packets.RetainNotSupported, "retained messages are not accepted")
 	}
 	topic := p.Topic
-	if m := c.few().mount; m != "" {
+	if m := c.readExtra().mount; m != "" {
 		t.mounted = append(append(t.mounted[:0], m...), p.Topic...)
 		topic = t.mounted
 	}
@@ -56,7 +56,7 @@ func (c *conn) onPublish(t *turn, p *packets.Publish, raw []byte) error {
 	if err := c.b.refuseMemory(); err != nil && !c.shrinks(p, topic) {
 		return c.excess(t, p, err)
 	}
-	if x := c.few().pace; x != nil && c.b.cfg().OverRate == OverRateRefusePublish && !x.Take(t.now.UnixNano(), len(raw)) {
+	if x := c.readExtra().pace; x != nil && c.b.cfg().OverRate == OverRateRefusePublish && !x.Take(t.now.UnixNano(), len(raw)) {
 		return c.excess(t, p, errTooFast)
 	}
 	mayStore := p.QoS > packets.QoS0 || p.Retain || cfg.Interceptor != nil || p.Topic[0] == '$'
@@ -108,7 +108,7 @@ func (c *conn) inboundProperties(t *turn, p *packets.Publish) (aliased bool, err
 		return false, packets.Errorf(packets.TopicAliasInvalid, "Topic Alias %d, the maximum is %d",
 			a, c.aliasesIn)
 	}
-	own := c.own()
+	own := c.makeExtra()
 	if len(p.Topic) > 0 {
 		if err := own.aliases.set(c, int(a), p.Topic); err != nil {
 			return false, err
@@ -142,7 +142,7 @@ func (c *conn) received(t *turn, id uint16) (fresh bool, err error) {
 	if counts {
 		if c.open.Add(1) > c.receiveMaximum && c.version == packets.V5 {
 			if fresh { // it was not delivered
-				c.released(id)
+				c.forgetReceived(id)
 			}
 			return false, c.tooManyOpen()
 		}
@@ -158,9 +158,9 @@ func (c *conn) received(t *turn, id uint16) (fresh bool, err error) {
 	return fresh, nil
 }
 
-// released, with c.sess.mu held, forgets the identifier of a QoS 2 message, and says whether it was
+// forgetReceived, with c.sess.mu held, forgets the identifier of a QoS 2 message, and says whether it was
 // known, and whether it counted as open on this connection.
-func (c *conn) released(id uint16) (known, open bool) {
+func (c *conn) forgetReceived(id uint16) (known, open bool) {
 	s := c.sess
 	known, open = s.in.pubrel(id)
 	if s.most > manyArrivals {
@@ -188,14 +188,14 @@ func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (match
 	}
 	if p.Topic[0] == '$' && b.reserved(string(p.Topic)) {
 		q := hooks.AccessRequest{Client: c.client, Action: hooks.ActionPublish, Topic: string(p.Topic)}
-		b.denied(&q, c.few().mount, errReserved)
+		b.denied(&q, c.readExtra().mount, errReserved)
 		return 0, errReserved
 	}
 	if b.cfg().CheckPayloadFormat && saysText(p.Properties) && !utf8.Valid(p.Payload) {
 		return 0, packets.Errorf(packets.PayloadFormatInvalid, "the payload is not UTF-8")
 	}
 	topic := p.Topic
-	if c.few().mount != "" {
+	if c.readExtra().mount != "" {
 		topic, plain = t.mounted, false
 	}
 	r := c.cachedRoutes().of(b, topic)
@@ -216,7 +216,7 @@ func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (match
 		}
 		t.untold = p.QoS == packets.QoS0
 		if matched, err = t.publishMessage(m, c.origin()); err == nil {
-			b.published(c.client, c.few().mount, &m.Message, matched)
+			b.published(c.client, c.readExtra().mount, &m.Message, matched)
 		}
 		return matched, err
 	}
@@ -231,7 +231,7 @@ func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (match
 		o.lend(r.name(b))
 	}
 	if matched, err = t.publish(o, r); observed && err == nil {
-		b.published(c.client, c.few().mount, o.observed(), matched)
+		b.published(c.client, c.readExtra().mount, o.observed(), matched)
 	}
 	return matched, err
 }
@@ -252,7 +252,7 @@ func saysText(p packets.Properties) bool {
 func (c *conn) intercept(t *turn, p *packets.Publish) (*message, error) {
 	o := &t.out
 	o.reset(p, c.sess.signature(), t.now, c.b.cfg().MaxMessageExpiry)
-	return c.b.intercept(c.context(), &t.access, c.client, c.few().mount, o.message())
+	return c.b.intercept(c.context(), &t.access, c.client, c.readExtra().mount, o.message())
 }
 
 // answer sends the acknowledgement that the QoS of p asks for. An error is told in it where the version can. Before 5.0 there is no
@@ -284,7 +284,7 @@ func (c *conn) answer(t *turn, p *packets.Publish, matched int, err error) error
 			c = s.conn // which has sent it again
 		}
 		if code.Failed() {
-			if _, open := c.released(p.PacketID); open { // the exchange ends here [MQTT-4.3.3-9]
+			if _, open := c.forgetReceived(p.PacketID); open { // the exchange ends here [MQTT-4.3.3-9]
 				step = exchangeEnds
 			}
 		}
@@ -359,7 +359,7 @@ func (c *conn) onPubrel(t *turn, a *packets.Ack) error {
 		return nil
 	}
 	code := packets.Success
-	known, open := c.released(a.PacketID)
+	known, open := c.forgetReceived(a.PacketID)
 	if !known {
 		code = packets.PacketIdentifierNotFound
 	}

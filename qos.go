@@ -36,10 +36,10 @@ type extra struct {
 type flightState byte
 
 const (
-	waiting  flightState = iota // in the queue; or in flight from an earlier connection and not sent on this one
-	sent                        // PUBLISH is out, PUBACK or PUBREC is to come
-	toldRel                     // PUBREC came, in flight from an earlier connection: PUBREL is due
-	released                    // PUBREL is out, PUBCOMP is to come
+	waiting    flightState = iota // in the queue; or in flight from an earlier connection and not sent on this one
+	sent                          // PUBLISH is out, PUBACK or PUBREC is to come
+	pubrelDue                     // PUBREC came, in flight from an earlier connection: PUBREL is due
+	pubrelSent                    // PUBREL is out, PUBCOMP is to come
 	done
 )
 
@@ -87,28 +87,28 @@ type sender struct {
 	lastID uint16
 }
 
-// hold counts the place of d, which has its message, in the queue or in flight.
-func (s *sender) hold(d *delivery, k budget.Kind) {
+// count counts the place of d, which has its message, in the queue or in flight.
+func (s *sender) count(d *delivery, k budget.Kind) {
 	s.owner.Add(owners.QueuedBytes, ownerSize(d.size()))
-	d.hold(s.mem, k)
+	d.count(s.mem, k)
 }
 
-// release is the end of what hold began.
-func (s *sender) release(d *delivery, k budget.Kind) {
+// uncount ends what count began.
+func (s *sender) uncount(d *delivery, k budget.Kind) {
 	s.owner.Add(owners.QueuedBytes, -ownerSize(d.size()))
-	d.release(s.mem, k)
+	d.uncount(s.mem, k)
 }
 
-// hold counts d, which has its message, in mem.
-func (d *delivery) hold(mem *budget.Budget, k budget.Kind) {
+// count counts d, which has its message, in mem.
+func (d *delivery) count(mem *budget.Budget, k budget.Kind) {
 	mem.Hold(holdersOf(d.msg), k, heldSize(d.msg), deliveryCost)
 	if d.extra != nil {
 		mem.Hold(&d.extra.holders, k, d.extra.heldSize(), 0)
 	}
 }
 
-// release is the end of what hold began.
-func (d *delivery) release(mem *budget.Budget, k budget.Kind) {
+// uncount ends what count began.
+func (d *delivery) uncount(mem *budget.Budget, k budget.Kind) {
 	mem.Release(holdersOf(d.msg), k, heldSize(d.msg), deliveryCost)
 	if d.extra != nil {
 		mem.Release(&d.extra.holders, k, d.extra.heldSize(), 0)
@@ -126,10 +126,10 @@ func (s *sender) begin(quota int) {
 		switch {
 		case d.state == sent:
 			if d.state = waiting; d.msg == nil { // it must not be sent again
-				s.forget(d)
+				s.dropMessage(d)
 			}
-		case d.state == released:
-			d.state = toldRel
+		case d.state == pubrelSent:
+			d.state = pubrelDue
 		}
 	}
 }
@@ -146,7 +146,7 @@ func (s *sender) direct() bool {
 // next returns the delivery that has to be repeated next on this connection, nil if there is none.
 func (s *sender) next() *delivery {
 	for ; int(s.resend) < len(s.flight); s.resend++ {
-		if d := &s.flight[s.resend]; d.state == waiting || d.state == toldRel {
+		if d := &s.flight[s.resend]; d.state == waiting || d.state == pubrelDue {
 			return d
 		}
 	}
@@ -167,8 +167,8 @@ func (s *sender) again() *delivery {
 			s.used++
 			s.resend++
 			return d
-		case toldRel:
-			d.state = released
+		case pubrelDue:
+			d.state = pubrelSent
 			s.resend++
 			return d
 		default:
@@ -185,7 +185,7 @@ func (s *sender) open(d delivery) uint16 {
 	}
 	d.id, d.state, d.used = s.nextID(), sent, true
 	if d.msg != nil {
-		s.hold(&d, budget.InFlight)
+		s.count(&d, budget.InFlight)
 	} else if d.receipt() == nil {
 		d.extra = nil // it is not sent again
 	}
@@ -260,9 +260,9 @@ func (s *sender) finish(d *delivery) {
 	}
 }
 
-// forget takes the message out of a delivery in flight that must not be sent (again). What is on its way is still acknowledged. QoS 2 goes on
+// dropMessage takes the message out of a delivery in flight that must not be sent (again). What is on its way is still acknowledged. QoS 2 goes on
 // with PUBREL, so that the client does not take the next message with that Packet Identifier for this one.
-func (s *sender) forget(d *delivery) {
+func (s *sender) dropMessage(d *delivery) {
 	d.settleLost()
 	s.empty(d)
 	switch {
@@ -270,14 +270,14 @@ func (s *sender) forget(d *delivery) {
 	case d.qos == packets.QoS1:
 		s.finish(d)
 	default:
-		d.state = toldRel
+		d.state = pubrelDue
 	}
 }
 
 // empty takes the message, with what belongs to it, out of a delivery in flight that is settled.
 func (s *sender) empty(d *delivery) {
 	if d.msg != nil {
-		s.release(d, budget.InFlight)
+		s.uncount(d, budget.InFlight)
 	}
 	d.msg, d.extra = nil, nil
 }
@@ -288,7 +288,7 @@ func (s *sender) clear() {
 		s.empty(&s.flight[i])
 	}
 	s.queue.All(func(d *delivery) bool {
-		s.release(d, budget.Queued)
+		s.uncount(d, budget.Queued)
 		return true
 	})
 	s.setFlight(nil)
@@ -317,14 +317,14 @@ func (s *sender) push(d delivery) {
 	if d.qos == packets.QoS0 {
 		s.qos0++
 	}
-	s.hold(&d, budget.Queued)
+	s.count(&d, budget.Queued)
 	s.queue.Push(d)
 }
 
 // pop takes the front of the queue, which must not be empty.
 func (s *sender) pop() delivery {
 	d := s.queue.Pop()
-	s.release(&d, budget.Queued)
+	s.uncount(&d, budget.Queued)
 	s.bytes -= d.size()
 	if d.qos == packets.QoS0 {
 		s.qos0--
@@ -337,7 +337,7 @@ func (s *sender) remove(match func(*delivery) bool) {
 	old := s.queue
 	s.queue, s.bytes, s.qos0 = fifo.Queue[delivery]{}, 0, 0
 	old.All(func(d *delivery) bool {
-		s.release(d, budget.Queued)
+		s.uncount(d, budget.Queued)
 		if !match(d) {
 			s.push(*d)
 		}
@@ -373,12 +373,12 @@ func (s *sender) ack(kind packets.Type, id uint16, code packets.ReasonCode) (v v
 		return mismatched, 0
 	case kind == packets.TypePubrec && !code.Failed():
 		if d.state != sent {
-			d.state = released
+			d.state = pubrelSent
 			return repeatPubrel, seq
 		}
 		d.settleArrived()
 		s.empty(d) // it will never be sent again [MQTT-4.3.3-5]
-		d.state = released
+		d.state = pubrelSent
 		return sendPubrel, seq
 	case kind == packets.TypePubcomp && d.state == sent:
 		return mismatched, 0

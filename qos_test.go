@@ -49,7 +49,7 @@ func (p *peer) publish(qos packets.QoS) {
 func (p *peer) pump() {
 	for {
 		if d := p.out.again(); d != nil {
-			if d.state == released {
+			if d.state == pubrelSent {
 				p.wire = append(p.wire, simPacket{kind: packets.TypePubrel, id: d.id})
 			} else {
 				p.wire = append(p.wire, simPacket{kind: packets.TypePublish, id: d.id, qos: d.qos, n: int(d.msg.Expires), dup: true})

@@ -41,7 +41,7 @@ func (b *Broker) Reconfigure(cfg Config) (kept []string, err error) {
 		return nil, ErrBrokerClosed
 	}
 	strict := cfg.strictness()
-	cfg.own()
+	cfg.detach()
 	b.reconfiguring.Lock()
 	defer b.reconfiguring.Unlock()
 	old := b.cfg()

@@ -172,7 +172,7 @@ func (r *records) TakeBack(x *journal.Batch) {
 		case *store.Publish:
 			for k := len(op.To) - 1; k >= 0; k-- {
 				if s := r.session(op.To[k].Session); s != nil {
-					s.takeBack(op.To[k].Seq)
+					s.withdrawQueued(op.To[k].Seq)
 				}
 			}
 			if s := r.session(op.FromSession); s != nil {
@@ -193,7 +193,7 @@ func (r *records) Decided(x *journal.Batch) {
 	r.mu.Unlock()
 	r.b.work(func(t *turn) {
 		for _, w := range x.Waiters {
-			w.(*conn).letGo(t, x)
+			w.(*conn).batchDecided(t, x)
 		}
 		if q, ok := x.Rest.(*sequel); ok {
 			r.follow(t, q, x.Err())

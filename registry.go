@@ -27,15 +27,15 @@ type attachment struct {
 	quota    queueLimits
 	limits   owners.Limits // of the principal
 	connack  *packets.Connack
-	vetting  vetting   // what attach knows of the subscriptions that are kept
-	instead  bool      // a Session has ended for it, whose place it takes
-	had      footprint // of the Session that was in that place, or is, when the client came
-	replaces bool      // a connection with the same Client Identifier was ended for it, and is in nobody's way
+	vetting  decidedFor // what attach knows of the subscriptions that are kept
+	instead  bool       // a Session has ended for it, whose place it takes
+	had      footprint  // of the Session that was in that place, or is, when the client came
+	replaces bool       // a connection with the same Client Identifier was ended for it, and is in nobody's way
 }
 
 // put is about what the store is going to be told of a Session of c.
 func (a *attachment) put(c *conn) *store.PutSession {
-	op := &store.PutSession{ClientID: c.client.ID, Principal: c.client.Identity.Principal, Username: c.client.Username, Mount: c.few().mount}
+	op := &store.PutSession{ClientID: c.client.ID, Principal: c.client.Identity.Principal, Username: c.client.Username, Mount: c.readExtra().mount}
 	if a.will != nil {
 		op.Will = &store.Will{Message: a.will.msg.Message} // in a record of its own
 	}
@@ -105,14 +105,14 @@ func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error
 		if !old.belongsTo(principal, named) && !b.cfg().open() && !old.claims() {
 			return false, packets.Errorf(packets.ClientIdentifierNotValid, "the Client Identifier belongs to somebody else")
 		}
-		old.hearOut()
+		old.awaitReader()
 		a.had.atLeast(old)
 		result, err := b.takeOver(t, old, c, a)
 		switch result {
 		case resumed:
 			return true, err
-		case unvetted:
-			if a.vetting, err = b.vet(old, c); err != nil {
+		case subscriptionsUndecided:
+			if a.vetting, err = b.decideSubscriptions(old, c); err != nil {
 				return false, err
 			}
 		case vacated:
@@ -143,30 +143,30 @@ func (b *Broker) crowdedLocked(a *attachment) bool {
 // errDismissed is the end of a connection that was ended, with the Broker or alone, before it was accepted.
 var errDismissed = packets.Errorf(packets.ServerShuttingDown, "the connection was ended before it was accepted")
 
-// hearingTime is how long hearOut waits at most: for a reader that waits for a hook, for instance.
-const hearingTime = 100 * time.Millisecond
+// readerPatience is how long awaitReader waits at most: for a reader that waits for a hook, for instance.
+const readerPatience = 100 * time.Millisecond
 
-// hearOut gives the reader of a connection that would leave a Will a moment to take in what has come already: the DISCONNECT of a
+// awaitReader gives the reader of a connection that would leave a Will a moment to take in what has come already: the DISCONNECT of a
 // client that connects anew right behind it was there first, and drops the Will [MQTT-3.14.4-3]. It wakes the reader, which reads
-// what there is, and then answers by heard, unless the Will is gone before.
-func (s *session) hearOut() {
+// what there is, and then answers by readerDone, unless the Will is gone before.
+func (s *session) awaitReader() {
 	s.mu.Lock()
 	c, w := s.conn, s.will
 	if c == nil || w == nil || c.nc.Raw == nil {
 		s.mu.Unlock()
 		return
 	}
-	if w.heard == nil {
-		w.heard = make(chan struct{})
+	if w.readerDone == nil {
+		w.readerDone = make(chan struct{})
 	}
-	heard := w.heard
+	done := w.readerDone
 	s.mu.Unlock()
 	c.nc.SetReadDeadline(aLongTimeAgo)
-	t := time.NewTimer(hearingTime)
+	t := time.NewTimer(readerPatience)
 	defer t.Stop()
 	lock.NoneHeld("a wait")
 	select {
-	case <-heard:
+	case <-done:
 	case <-t.C:
 	case <-s.b.ctx.Done():
 	}
@@ -182,40 +182,40 @@ func (c *conn) hungUp(t *turn) bool {
 	return n == 0 && err == nil || errors.Is(err, syscall.ECONNRESET)
 }
 
-// heard tells hearOut, if it has asked, that the reader is done with all that has come.
-func (c *conn) heard() {
+// readerDone tells awaitReader, if it has asked, that the reader is done with all that has come.
+func (c *conn) readerDone() {
 	s := c.sess
 	s.mu.Lock()
 	if s.conn == c {
-		s.will.answer()
+		s.will.readerIsDone()
 	}
 	s.mu.Unlock()
 }
 
-// asked says whether hearOut waits for c.
-func (c *conn) asked() bool {
+// isAwaited says whether awaitReader waits for c.
+func (c *conn) isAwaited() bool {
 	s := c.sess
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.conn == c && s.will != nil && s.will.heard != nil
+	return s.conn == c && s.will != nil && s.will.readerDone != nil
 }
 
 // A takeover is what became of an attempt to resume a Session.
 type takeover byte
 
 const (
-	resumed   takeover = iota
-	over               // the Session ends, or has ended
-	vacated            // the connection that had it is out; try again
-	unvetted           // its subscriptions have to be decided first
-	pointless          // the client that wanted it is not there any more
+	resumed                takeover = iota
+	over                            // the Session ends, or has ended
+	vacated                         // the connection that had it is out; try again
+	subscriptionsUndecided          // its subscriptions have to be decided first
+	pointless                       // the client that wanted it is not there any more
 )
 
 // begin makes a new Session for c. It returns errTaken if somebody else has just made it.
 func (b *Broker) begin(t *turn, c *conn, a attachment) error {
 	s := &session{
 		out:    sender{mem: b.memory},
-		holder: b.holder(c.client.ID, c.client.Identity.Principal, c.named(), c.few().mount), b: b, id: c.client.ID,
+		holder: b.holder(c.client.ID, c.client.Identity.Principal, c.named(), c.readExtra().mount), b: b, id: c.client.ID,
 		expiry: a.expiry, will: a.will, quota: a.quota,
 	}
 	if err := s.ownNew(c, &a); err != nil {
@@ -316,18 +316,18 @@ func (b *Broker) takeOver(t *turn, s *session, c *conn, a attachment) (takeover,
 		s.mu.Lock()
 	}
 	switch {
-	case s.ended, a.clean, s.unborn(),
+	case s.ended, a.clean, s.storeUncertain(),
 		s.expiry == 0 && !s.resuming(), // it ends with its connection, which may have gone this moment
-		s.mount != c.few().mount,       // another mount point is another world
+		s.mount != c.readExtra().mount, // another mount point is another world
 		!s.belongsTo(c.client.Identity.Principal, c.named()):
 		s.mu.Unlock()
 		if old != nil {
 			b.tookOver(c, t.now)
 		}
 		return over, nil
-	case old == nil && !b.vetted(s, a.vetting):
+	case old == nil && !b.stillDecided(s, a.vetting):
 		s.mu.Unlock()
-		return unvetted, nil
+		return subscriptionsUndecided, nil
 	case old == nil:
 		return b.resumeLocked(t, s, c, a)
 	}
@@ -358,11 +358,11 @@ func (s *session) abandon(old *conn, now time.Time) (w *will) {
 		s.revert()
 	case s.will == nil:
 	case s.will.delay > 0:
-		s.will.answer()
+		s.will.readerIsDone()
 		s.will.at = now.Add(s.will.delay)
 		s.tellWill()
 	default:
-		s.will.answer()
+		s.will.readerIsDone()
 		w, s.will = s.will, nil
 	}
 	return w
@@ -589,14 +589,14 @@ func (b *Broker) endSession(t *turn, s *session, why *packets.Error) {
 	s.mu.Lock()
 	if s.ended {
 		s.mu.Unlock()
-		b.forget(s)
+		b.unregister(s)
 		return
 	}
 	c := s.conn
 	if c != nil && c.out.opening {
 		s.revert() // its client has not been accepted
 	}
-	w, shared := s.end()
+	w, shared := s.endState()
 	owes := b.journal != nil && b.journal.noteEnd(s, shared)
 	defer b.owners.Close(s.disownLocked()) // after its Will, which counts for its owner as well
 	s.conn = nil
@@ -611,9 +611,9 @@ func (b *Broker) endSession(t *turn, s *session, why *packets.Error) {
 	b.due.Cancel(s.due)
 	s.mu.Unlock()
 	if num != 0 {
-		b.release(num)
+		b.freeNumber(num)
 	}
-	b.forget(s)
+	b.unregister(s)
 	if c != nil {
 		c.flush(t.now)
 	}
@@ -624,7 +624,7 @@ func (b *Broker) endSession(t *turn, s *session, why *packets.Error) {
 	case owes:
 		b.payDecided(t, s)
 	case b.journal == nil:
-		b.passAllOn(t, s, shared, hooks.DropSessionEnded)
+		b.reassignAll(t, s, shared, hooks.DropSessionEnded)
 	}
 	if f := b.obs.SessionEnded; f != nil {
 		f(hooks.SessionEnded{Client: client})
@@ -634,8 +634,8 @@ func (b *Broker) endSession(t *turn, s *session, why *packets.Error) {
 	}
 }
 
-// forget takes s out of the registry, if it is still the one there.
-func (b *Broker) forget(s *session) {
+// unregister takes s out of the registry, if it is still the one there.
+func (b *Broker) unregister(s *session) {
 	b.mu.Lock()
 	b.sessions.remove(s.place(), s)
 	b.mu.Unlock()
@@ -665,8 +665,8 @@ func (b *Broker) originOf(from string) origin {
 	return origin{s, s.num}
 }
 
-// release ends the subscriptions of a session, and takes its number back.
-func (b *Broker) release(num uint32) {
+// freeNumber ends the subscriptions of a session, and takes its number back.
+func (b *Broker) freeNumber(num uint32) {
 	b.numbers.Lock()
 	b.byNumber[num] = nil
 	n := len(b.byNumber)
@@ -684,15 +684,15 @@ func (b *Broker) release(num uint32) {
 func (b *Broker) expireAuth(c *conn, at time.Time) {
 	c.sess.mu.Lock()
 	defer c.sess.mu.Unlock()
-	if c.rare == nil {
+	if c.extra == nil {
 		return
 	}
-	b.due.Set(&c.rare.expires, at, func(now time.Time) {
+	b.due.Set(&c.extra.expires, at, func(now time.Time) {
 		c.sess.mu.Lock()
-		over := c.rare.expires.Over(now) // or it was set anew this moment
+		over := c.extra.expires.Over(now) // or it was set anew this moment
 		c.sess.mu.Unlock()
 		if over {
-			b.end(c, packets.Errorf(packets.MaximumConnectTime, "the authentication has expired"))
+			b.endConn(c, packets.Errorf(packets.MaximumConnectTime, "the authentication has expired"))
 		}
 	})
 }

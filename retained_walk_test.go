@@ -140,7 +140,7 @@ func TestWhatIsToBeSentIsBoundedAndCounted(t *testing.T) {
 			}
 		}
 		require.InDelta(t, most/130, len(granted), 10)
-		require.Len(t, r.b.ofClient("c")[0].held(), len(granted)+1, "what is refused is not subscribed to")
+		require.Len(t, r.b.ofClient("c")[0].subscriptionList(), len(granted)+1, "what is refused is not subscribed to")
 		require.Equal(t, packets.GrantedQoS1, c.subscribe("t/0/+", 1), "a filter that it has waits already")
 		require.Equal(t, packets.GrantedQoS1, c.subscribe("none", 1), "nothing is to be sent for it")
 		require.Greater(t, used()-before, int64(most*9/10))

@@ -351,7 +351,7 @@ func (t *turn) resolve(r *route, topic []byte, from origin) *route {
 // deliver takes o to everybody in r and returns how many sessions took it.
 func (t *turn) deliver(o *outgoing, r *route) (n int) {
 	for i := range r.targets {
-		if t.give(o, &r.targets[i], takesAny) {
+		if t.deliverOrKeep(o, &r.targets[i], takesAny) {
 			n++
 		}
 	}
@@ -387,7 +387,7 @@ func (t *turn) deliverShared(o *outgoing, g *subs.Group, members []target) bool 
 		if t.b.rules.deliveries != nil && !t.permits(to.s, string(o.pub.Topic)) {
 			continue
 		}
-		if t.give(o, to, takesSoon) {
+		if t.deliverOrKeep(o, to, takesSoon) {
 			if t.b.cfg().Shared == SharedSticky {
 				g.Next.Store(uint32((start + i) % n))
 			}
@@ -402,7 +402,7 @@ func (t *turn) deliverShared(o *outgoing, g *subs.Group, members []target) bool 
 		if t.b.rules.deliveries != nil && !t.permits(to.s, string(o.pub.Topic)) {
 			continue
 		}
-		if t.give(o, to, takesAny) {
+		if t.deliverOrKeep(o, to, takesAny) {
 			t.noteServed(o, to)
 			return true
 		}
@@ -525,7 +525,7 @@ func (t *turn) publishMessage(m *message, from origin) (matched int, err error) 
 // qos needs it.
 func (c *conn) send(t *turn, o *outgoing, to *target, qos packets.QoS, retain bool) bool {
 	s := c.sess
-	r := c.few()
+	r := c.readExtra()
 	plain := r.mount == "" && !o.waited && (c.version < packets.V5 || len(to.ids) == 0 && r.outAliases == nil)
 	w := wire{qos: qos, retain: retain, ids: to.ids}
 	var f *frame
@@ -572,7 +572,7 @@ func (c *conn) send(t *turn, o *outgoing, to *target, qos packets.QoS, retain bo
 		c.appendMessage(o.message(), w, t.now)
 	}
 	if w.id != 0 {
-		c.goes(t.write.Batch(), store.Sent{Seq: seq, ID: w.id}, at, o.pub.QoS == packets.QoS2)
+		c.holdSent(t.write.Batch(), store.Sent{Seq: seq, ID: w.id}, at, o.pub.QoS == packets.QoS2)
 	}
 	t.touch(c)
 	return true
@@ -584,20 +584,20 @@ func (c *conn) tooLarge(m *message, w wire) bool {
 		return false
 	}
 	w.version = c.version
-	n, _ := publishSize(w, len(m.Topic)-len(c.few().mount), len(m.Properties), len(m.Payload))
+	n, _ := publishSize(w, len(m.Topic)-len(c.readExtra().mount), len(m.Properties), len(m.Payload))
 	return 1+uvarintLen(n)+n > int(c.maxPacket)
 }
 
 // appendMessage, with c.sess.mu held, appends m to the output of c, which has room for it, and says
 // whether the client accepts its size.
 func (c *conn) appendMessage(m *message, w wire, now time.Time) bool {
-	name := m.Topic[len(c.few().mount):]
-	topic, alias := c.few().outAliases.send(c.sess, name)
+	name := m.Topic[len(c.readExtra().mount):]
+	topic, alias := c.readExtra().outAliases.send(c.sess, name)
 	w.version, w.alias = c.version, alias
 	n, _ := publishSize(w, len(topic), len(m.Properties), len(m.Payload))
 	if alias != 0 && 1+uvarintLen(n)+n > int(c.maxPacket) { // without it the packet has room
 		if topic != "" {
-			c.few().outAliases.unsent(c.b, name)
+			c.readExtra().outAliases.unsent(c.b, name)
 		}
 		topic, w.alias = name, 0
 		n, _ = publishSize(w, len(topic), len(m.Properties), len(m.Payload))

@@ -296,7 +296,7 @@ func TestReceiversAreFoundWhileOthersSubscribeAndLeave(t *testing.T) {
 			for ctx.Err() == nil {
 				num := b.number(&session{b: b, holder: &nobody, id: id})
 				b.tree.Restore(num, "", filter, subs.Options{})
-				b.release(num)
+				b.freeNumber(num)
 			}
 		})
 	}

@@ -216,7 +216,7 @@ func (s *session) dropped(m *packets.Message, why hooks.DropReason) {
 func (s *session) discardLocked(d *delivery, why hooks.DropReason) {
 	s.dropped(&d.msg.Message, why)
 	d.settleLost()
-	s.gone(d)
+	s.storeDone(d)
 }
 
 // delivered, with s.mu held, tells the Observer, which has a function for that, of a message in the
@@ -283,7 +283,7 @@ func (s *session) pump(c *conn, now time.Time) {
 // or PUBREL.
 func (s *session) repeat(c *conn, d *delivery, now time.Time) {
 	at := c.out.End()
-	if d.state == released {
+	if d.state == pubrelSent {
 		c.ack(nil, packets.TypePubrel, d.id, packets.Success)
 		c.hold(at, s.undecided(c), link.Durable, d.id)
 		return
@@ -329,7 +329,7 @@ func (s *session) sendQueued(c *conn, d delivery, now time.Time) {
 	at := c.out.End()
 	c.appendMessage(d.msg, w, now)
 	if w.id != 0 {
-		c.goes(nil, store.Sent{Seq: d.seq, ID: w.id}, at, d.strict())
+		c.holdSent(nil, store.Sent{Seq: d.seq, ID: w.id}, at, d.strict())
 	}
 }
 
@@ -355,7 +355,7 @@ func (s *session) acked(t *turn, c *conn, a *packets.Ack) error {
 	switch v {
 	case sendPubrel:
 		c.ack(t, packets.TypePubrel, a.PacketID, packets.Success)
-		c.hold(at, s.hasReleased(c, seq), link.Durable, a.PacketID)
+		c.hold(at, s.storePubrec(c, seq), link.Durable, a.PacketID)
 	case repeatPubrel:
 		c.ack(t, packets.TypePubrel, a.PacketID, packets.Success)
 		c.hold(at, s.undecided(c), link.Durable, a.PacketID)
@@ -377,9 +377,9 @@ func (s *session) acked(t *turn, c *conn, a *packets.Ack) error {
 	return nil
 }
 
-// hasReleased, with s.mu held, tells the store that PUBREC came for an entry, which is not in the
+// storePubrec, with s.mu held, tells the store that PUBREC came for an entry, which is not in the
 // store if seq is 0. It returns the ticket that the PUBREL waits for.
-func (s *session) hasReleased(c *conn, seq uint64) uint64 {
+func (s *session) storePubrec(c *conn, seq uint64) uint64 {
 	switch {
 	case seq == 0:
 		return 0
@@ -404,7 +404,7 @@ func (s *session) resume(c *conn) {
 // client, or, with no expiry, is over. It returns the Will if that is to be published now, and
 // whether the Session goes on.
 func (s *session) leave(now time.Time) (w *will, stays bool) {
-	s.will.answer()
+	s.will.readerIsDone()
 	if s.conn != nil {
 		s.withdrawMessagesLocked()
 		s.conn = nil
@@ -453,16 +453,16 @@ func (s *session) withdrawMessagesLocked() {
 	})
 }
 
-// end, with s.mu held, takes everything out of the session, once. It returns the Will if one is
+// endState, with s.mu held, takes everything out of the session, once. It returns the Will if one is
 // still to be published, and the undelivered messages that came by a shared subscription, which go
 // to other members, but for those of QoS 2 that were sent [MQTT-4.8.2-5].
-func (s *session) end() (w *will, shared []delivery) {
+func (s *session) endState() (w *will, shared []delivery) {
 	s.ended = true
 	if s.conn != nil {
 		s.withdrawMessagesLocked()
 	}
 	s.forgetReadingsLocked()
-	s.will.answer()
+	s.will.readerIsDone()
 	w, s.will = s.will, nil
 	collect := func(d *delivery) {
 		if d.group() != nil && d.msg != nil && (d.qos == packets.QoS1 || d.id == 0 || d.unsent) {

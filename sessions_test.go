@@ -149,7 +149,7 @@ func TestSessionsComeOnceWhileOthersComeAndGo(t *testing.T) {
 	var got []*session
 	for s := range b.allSessions() {
 		got = append(got, s)
-		b.forget(come[rnd.IntN(len(come))])
+		b.unregister(come[rnd.IntN(len(come))])
 		add(fmt.Sprintf("%d-x%d", rnd.IntN(1000), len(got)))
 	}
 	require.True(t, slices.IsSortedFunc(got, func(x, y *session) int { return strings.Compare(x.place(), y.place()) }))
@@ -176,8 +176,8 @@ func TestTheSessionsOfAClientAreThoseWithItsIdentifier(t *testing.T) {
 	require.Empty(t, b.ofClient("aa"))
 	require.Len(t, b.ofClient("b"), 3)
 	s := want[1]
-	b.forget(&session{b: b, id: s.id, holder: s.holder})
+	b.unregister(&session{b: b, id: s.id, holder: s.holder})
 	require.Equal(t, want, b.ofClient("a"), "another Session with the same place")
-	b.forget(s)
+	b.unregister(s)
 	require.Equal(t, []*session{want[0], want[2]}, b.ofClient("a"))
 }

@@ -132,7 +132,7 @@ func (c *conn) subscribe(sub *packets.Subscription, id uint32) (g grant, err err
 	epoch := c.b.rules.epoch.Load()
 	if c.b.authorizer != nil {
 		r := hooks.AccessRequest{Client: c.client, Action: hooks.ActionSubscribe, Topic: filter, Group: group, QoS: sub.QoS}
-		if err := c.b.authorize(c.context(), &r, c.few().mount); err != nil {
+		if err := c.b.authorize(c.context(), &r, c.readExtra().mount); err != nil {
 			return g, err
 		}
 	}
@@ -142,14 +142,14 @@ func (c *conn) subscribe(sub *packets.Subscription, id uint32) (g grant, err err
 		bridge := c.client.Bridge
 		opts.NoLocal, opts.RetainAsPublished, opts.RetainHandling = bridge && group == "", bridge, 0
 	}
-	filter = c.few().mount + filter
+	filter = c.readExtra().mount + filter
 	g, err = c.sess.subscribe(c, group, filter, opts)
 	if err != nil {
 		return g, err
 	}
 	c.number = c.sess.num
 	if c.b.rules.epoch.Load() != epoch { // the review of the change may have come too early for this one
-		if err := c.decideAgain(heldSub{group: group, filter: filter, qos: opts.QoS}); err != nil {
+		if err := c.decideAgain(listedSub{group: group, filter: filter, qos: opts.QoS}); err != nil {
 			return g, err
 		}
 	}
@@ -199,7 +199,7 @@ func (c *conn) roomFor(t *turn, filters []string) error {
 	}
 	n := 0
 	for _, f := range filters {
-		n += journal.OpWeight + len(c.few().mount) + len(f)
+		n += journal.OpWeight + len(c.readExtra().mount) + len(f)
 	}
 	if err := t.takeRoomFor(c, n); err != nil {
 		return err
@@ -350,11 +350,11 @@ func (c *conn) onUnsubscribe(t *turn, p *packets.Unsubscribe) error {
 		switch {
 		case err != nil:
 			ack.Codes[i] = packets.TopicFilterInvalid
-		case !c.sess.unsubscribe(group, c.few().mount+filter):
+		case !c.sess.unsubscribe(group, c.readExtra().mount+filter):
 			ack.Codes[i] = packets.NoSubscriptionExisted
 		default:
 			if fn := c.b.obs.Unsubscribed; fn != nil {
-				mounted := packets.JoinShared(group, c.few().mount+filter)
+				mounted := packets.JoinShared(group, c.readExtra().mount+filter)
 				fn(hooks.Unsubscribed{Client: c.client, Filter: f, MountedFilter: mounted})
 			}
 		}

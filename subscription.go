@@ -115,7 +115,7 @@ func (m *Incoming) Ack() {
 		return
 	}
 	if d := s.out.find(m.id); d != nil {
-		s.gone(d)
+		s.storeDone(d)
 		s.out.finish(d)
 		m.sub.signal()
 	}
@@ -258,7 +258,7 @@ func (b *Broker) attachLocal(ctx context.Context, sub *Subscription, o *Subscrib
 		s.mu.Lock()
 		other := s.local
 		// It has expired, so that whenDue is about to end it, or it is being refused.
-		over := s.ended || !fresh && (s.expiry == 0 || s.unborn())
+		over := s.ended || !fresh && (s.expiry == 0 || s.storeUncertain())
 		if other != nil || over {
 			s.mu.Unlock()
 			if other != nil {
@@ -526,10 +526,10 @@ func (sub *Subscription) take(now time.Time) (m *Incoming, more bool) {
 	case sub.manual && d.qos > packets.QoS0:
 		m.id = s.openLocal(d)
 	case d.id != 0:
-		s.gone(&d)
+		s.storeDone(&d)
 		s.out.finish(s.out.find(d.id))
 	default:
-		s.gone(&d)
+		s.storeDone(&d)
 		d.settleArrived()
 	}
 	if s.out.queue.Len() > 0 || s.cursors != nil || int(s.out.resend) < len(s.out.flight) {
