@@ -96,8 +96,8 @@ func (as *clientAliases) end(b *Broker) {
 }
 
 // send, with s.mu held, where s is the Session, returns what to send in the place of a topic: its
-// alias, with the topic when that is new, or the topic alone. The client accepts no aliases if as is
-// nil.
+// alias, with the topic when that is new, or the topic alone. The client accepts no aliases if as
+// is nil.
 func (as *outAliases) send(s *session, topic string) (string, uint16) {
 	if as == nil {
 		return topic, 0

@@ -96,14 +96,18 @@ func (r routing) start(t testing.TB) (pub *feed, message []byte, sinks []*sink) 
 	})
 	t.Cleanup(func() { b.Close() })
 	for i := range r.subscribers {
-		f := newFeed(t, b, &packets.Connect{Version: r.sub, CleanStart: true, ClientID: fmt.Sprint("s", i)})
-		f.packet(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: []string{"a/b", "a/+", "#"}[i%3], QoS: r.qos}}}, r.sub)
+		f := newFeed(t, b, &packets.Connect{Version: r.sub, CleanStart: true,
+			ClientID: fmt.Sprint("s", i)})
+		f.packet(&packets.Subscribe{PacketID: 1,
+			Subscriptions: []packets.Subscription{{Filter: []string{"a/b", "a/+", "#"}[i%3],
+				QoS: r.qos}}}, r.sub)
 		sinks = append(sinks, f.sink)
 	}
 	pub = newFeed(t, b, &packets.Connect{Version: r.pub, CleanStart: true, ClientID: "p"})
 	p := &packets.Publish{Topic: []byte("a/b"), Payload: make([]byte, 64)}
 	if r.name == "5.0 with properties to 100" {
-		p.Properties = p.Properties.AppendText(packets.ContentType, "text/plain").AppendUser("a", "b")
+		p.Properties = p.Properties.AppendText(packets.ContentType, "text/plain").AppendUser("a",
+			"b")
 	}
 	message, err := p.Append(nil, r.pub)
 	require.NoError(t, err)
@@ -116,7 +120,8 @@ func raced() bool {
 		return true
 	}
 	info, _ := debug.ReadBuildInfo()
-	return info != nil && slices.ContainsFunc(info.Settings, func(s debug.BuildSetting) bool { return s.Key == "-race" && s.Value == "true" })
+	return info != nil && slices.ContainsFunc(info.Settings,
+		func(s debug.BuildSetting) bool { return s.Key == "-race" && s.Value == "true" })
 }
 
 // From the bytes of a QoS 0 PUBLISH to the buffers of all who subscribe to it nothing is allocated.
@@ -155,9 +160,11 @@ func BenchmarkRouteQoS0(b *testing.B) {
 	}
 }
 
-// BenchmarkStoreCost compares routing with a Store and without one, where it keeps nothing since no session outlives its connection. It prints
-// the ratio of their times, the median of as many pairs of Brokers as -benchtime says (100x), and its 95 % interval by the order of the
-// pairs. The Brokers of a pair take turns of a few milliseconds, so that what else the machine does meets both.
+// BenchmarkStoreCost compares routing with a Store and without one, where it keeps nothing since no
+// session outlives its connection. It prints the ratio of their times, the median of as many pairs
+// of Brokers as -benchtime says (100x), and its 95 % interval by the order of the pairs. The
+// Brokers of a pair take turns of a few milliseconds, so that what else the machine does meets
+// both.
 func BenchmarkStoreCost(b *testing.B) {
 	for _, subscribers := range []int{1, 100} {
 		b.Run(fmt.Sprintf("to %d", subscribers), func(b *testing.B) {
@@ -176,12 +183,14 @@ func BenchmarkStoreCost(b *testing.B) {
 	}
 }
 
-// storeCost is the median ratio of 24 turns with a Store to as many without one. The Broker of place first is made first.
+// storeCost is the median ratio of 24 turns with a Store to as many without one. The Broker of
+// place first is made first.
 func storeCost(tb testing.TB, subscribers, first int) float64 {
 	var pubs [2]*feed // without a Store, with one
 	var message []byte
 	for _, i := range []int{first, 1 - first} {
-		pubs[i], message, _ = routing{pub: packets.V311, sub: packets.V311, subscribers: subscribers, store: i == 1}.start(tb)
+		pubs[i], message, _ = routing{pub: packets.V311, sub: packets.V311,
+			subscribers: subscribers, store: i == 1}.start(tb)
 	}
 	turn := func(i int) float64 {
 		start := time.Now()

@@ -38,18 +38,23 @@ func (b *Broker) Bans() []Ban {
 			Kind: BanKind(x.Kind), Value: x.Value, Until: x.Until, Reason: x.Reason,
 		})
 	}
-	slices.SortFunc(out, func(a, b Ban) int { return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Value, b.Value)) })
+	slices.SortFunc(out, func(a, b Ban) int {
+		return cmp.Or(cmp.Compare(a.Kind, b.Kind),
+			cmp.Compare(a.Value, b.Value))
+	})
 	return out
 }
 
-// Ban adds x, in the place of one with the same Kind and Value, and ends the connections that it is about with Administrative action
-// (0x98). Their Sessions stay. Bans do not outlive the Broker. The error says what is wrong with x.
+// Ban adds x, in the place of one with the same Kind and Value, and ends the connections that it is
+// about with Administrative action (0x98). Their Sessions stay. Bans do not outlive the Broker. The
+// error says what is wrong with x.
 func (b *Broker) Ban(x Ban) error {
 	switch {
 	case x.Value == "" && x.Kind != BanUser:
 		return errors.New("dunlin: Ban: an empty Value")
 	case x.Kind < BanAddress || x.Kind > BanSession:
-		return fmt.Errorf("dunlin: Ban: %d is none of BanAddress, BanClient, BanUser and BanSession", x.Kind)
+		return fmt.Errorf(
+			"dunlin: Ban: %d is none of BanAddress, BanClient, BanUser and BanSession", x.Kind)
 	case x.Kind == BanSession && !b.cfg().SessionPerPrincipal:
 		return errors.New("dunlin: Ban: BanSession needs Config.SessionPerPrincipal, use BanClient")
 	case !x.Until.IsZero() && !x.Until.After(time.Now()):
@@ -58,7 +63,8 @@ func (b *Broker) Ban(x Ban) error {
 	if x.Kind == BanAddress {
 		p, err := guard.ParseNetwork(x.Value)
 		if err != nil {
-			return fmt.Errorf("dunlin: Ban: %q is neither an IP address nor a network: %w", x.Value, err)
+			return fmt.Errorf("dunlin: Ban: %q is neither an IP address nor a network: %w", x.Value,
+				err)
 		}
 		x.Value = guard.FormatNetwork(p)
 	}
@@ -182,4 +188,5 @@ func (c *conn) barredAs(now time.Time) error {
 	return c.barred(now)
 }
 
-var errBarred = &packets.Error{Code: packets.Banned, Err: errors.New("the client or its user is banned")}
+var errBarred = &packets.Error{Code: packets.Banned,
+	Err: errors.New("the client or its user is banned")}

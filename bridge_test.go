@@ -17,7 +17,8 @@ import (
 func asBridge(p *packets.Connect) { p.Version, p.Bridge = packets.V311, true }
 
 func subscribeTo(id uint16, filter string) *packets.Subscribe {
-	return &packets.Subscribe{PacketID: id, Subscriptions: []packets.Subscription{{Filter: filter, QoS: 1}}}
+	return &packets.Subscribe{PacketID: id,
+		Subscriptions: []packets.Subscription{{Filter: filter, QoS: 1}}}
 }
 
 func TestABridgeTellsItsState(t *testing.T) {
@@ -39,26 +40,32 @@ func TestABridgeTellsItsState(t *testing.T) {
 				willed := b.Open(t)
 				willed.Send(&packets.Connect{
 					Version: packets.V311, CleanStart: true, ClientID: "w", Bridge: true,
-					Will: &packets.Will{Topic: tt.topic, Payload: []byte("0"), QoS: 1, Retain: true},
+					Will: &packets.Will{Topic: tt.topic, Payload: []byte("0"), QoS: 1,
+						Retain: true},
 				})
 				if !tt.taken {
-					willed.Want("the Will is refused", &packets.Connack{Code: packets.NotAuthorized})
+					willed.Want("the Will is refused",
+						&packets.Connack{Code: packets.NotAuthorized})
 					c := b.Client(t, "c1")
-					c.Send(&packets.Publish{QoS: 1, PacketID: 1, Topic: []byte(tt.topic), Payload: []byte("1"), Retain: true})
-					c.Want("so is a PUBLISH", &packets.Ack{Kind: packets.TypePuback, PacketID: 1, Code: packets.NotAuthorized})
+					c.Send(&packets.Publish{QoS: 1, PacketID: 1, Topic: []byte(tt.topic),
+						Payload: []byte("1"), Retain: true})
+					c.Want("so is a PUBLISH", &packets.Ack{Kind: packets.TypePuback, PacketID: 1,
+						Code: packets.NotAuthorized})
 					willed.WantClosed("and the connection ends")
 					b.Failures()
 					return
 				}
 				willed.WantType("the Will is taken", packets.TypeConnack)
-				willed.Send(&packets.Publish{QoS: 1, PacketID: 1, Topic: []byte(tt.topic), Payload: []byte("1"), Retain: true})
+				willed.Send(&packets.Publish{QoS: 1, PacketID: 1, Topic: []byte(tt.topic),
+					Payload: []byte("1"), Retain: true})
 				willed.Want("and a PUBLISH", &packets.Ack{Kind: packets.TypePuback, PacketID: 1})
 				willed.Close()
 				b.WaitFor(t, tt.topic, mqtttest.Payload("0"))
 				c := b.Client(t, "c1")
 				c.Send(subscribeTo(1, tt.topic))
 				c.WantType("granted", packets.TypeSuback)
-				c.Want("the state is retained", &packets.Publish{QoS: 1, PacketID: 1, Topic: []byte(tt.topic), Payload: []byte("0"), Retain: true})
+				c.Want("the state is retained", &packets.Publish{QoS: 1, PacketID: 1,
+					Topic: []byte(tt.topic), Payload: []byte("0"), Retain: true})
 			})
 		})
 	}
@@ -81,17 +88,21 @@ func TestABridgeGetsNothingBack(t *testing.T) {
 		require.Equal(t, packets.V311, seen.Version)
 		bridge.Send(subscribeTo(1, "#"))
 		bridge.WantType("granted", packets.TypeSuback)
-		bridge.Send(&packets.Publish{QoS: 1, PacketID: 1, Topic: []byte("a"), Payload: []byte("mine")})
+		bridge.Send(&packets.Publish{QoS: 1, PacketID: 1, Topic: []byte("a"),
+			Payload: []byte("mine")})
 		bridge.WantType("taken", packets.TypePuback)
 		bridge.WantIdle("its own message does not come back")
 		c := b.Client(t, "c1")
-		c.Send(&packets.Publish{QoS: 1, PacketID: 1, Topic: []byte("a"), Payload: []byte("theirs"), Retain: true})
+		c.Send(&packets.Publish{QoS: 1, PacketID: 1, Topic: []byte("a"), Payload: []byte("theirs"),
+			Retain: true})
 		bridge.Want("RETAIN is as it was published",
-			&packets.Publish{QoS: 1, PacketID: 1, Topic: []byte("a"), Payload: []byte("theirs"), Retain: true})
+			&packets.Publish{QoS: 1, PacketID: 1, Topic: []byte("a"), Payload: []byte("theirs"),
+				Retain: true})
 		bridge.Send(subscribeTo(2, "$share/g/b"))
 		bridge.WantType("a shared filter has no No Local", packets.TypeSuback)
 		bridge.Send(&packets.Publish{QoS: 0, Topic: []byte("b"), Payload: []byte("x")})
-		bridge.Want("so its own message comes back by it", &packets.Publish{QoS: 0, Topic: []byte("b"), Payload: []byte("x")})
+		bridge.Want("so its own message comes back by it",
+			&packets.Publish{QoS: 0, Topic: []byte("b"), Payload: []byte("x")})
 	})
 }
 
@@ -119,7 +130,8 @@ func TestSystemTopics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := mqtttest.NewBroker(t, mqtttest.Config(func(c *dunlin.Config) {
 			c.SystemTopics = []string{"$CONTROL/", "$aws/"}
-			c.Interceptor = hooks.InterceptorFunc(func(_ context.Context, _ *hooks.Client, m *packets.Message) (*packets.Message, error) {
+			c.Interceptor = hooks.InterceptorFunc(func(_ context.Context, _ *hooks.Client,
+				m *packets.Message) (*packets.Message, error) {
 				switch {
 				case m.Topic != "$CONTROL/lamp":
 					return m, nil
@@ -131,7 +143,8 @@ func TestSystemTopics(t *testing.T) {
 		}))
 		c := b.Client(t, "c1")
 		publish := func(topic, payload string) packets.ReasonCode {
-			c.Send(&packets.Publish{QoS: 1, PacketID: 1, Topic: []byte(topic), Payload: []byte(payload)})
+			c.Send(&packets.Publish{QoS: 1, PacketID: 1, Topic: []byte(topic),
+				Payload: []byte(payload)})
 			return c.WantType("it is answered", packets.TypePuback).(*packets.Ack).Code
 		}
 		require.Equal(t, packets.NoMatchingSubscribers, publish("$aws/things/x", "y"))
@@ -140,8 +153,10 @@ func TestSystemTopics(t *testing.T) {
 		require.Equal(t, packets.NotAuthorized, publish("$CONTROLS/lamp", "on"))
 		require.Equal(t, packets.NotAuthorized, publish("$SYS/broker/uptime", "1"))
 	})
-	for _, wrong := range []string{"", "$", "aws/", "$SYS/", "$SYS/x/", "$share/", "$local/", "$lo", "$a/+/"} {
-		_, err := dunlin.New(dunlin.Config{Authenticator: hooks.AllowAll, SystemTopics: []string{wrong}})
+	for _, wrong := range []string{"", "$", "aws/", "$SYS/", "$SYS/x/", "$share/", "$local/", "$lo",
+		"$a/+/"} {
+		_, err := dunlin.New(dunlin.Config{Authenticator: hooks.AllowAll,
+			SystemTopics: []string{wrong}})
 		require.ErrorContains(t, err, "Config.SystemTopics", "%q", wrong)
 	}
 }

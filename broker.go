@@ -1,5 +1,5 @@
-// Package dunlin is an MQTT broker (a Server, in the standard's word) that other programs import. It speaks MQTT 3.1, 3.1.1
-// and 5.0.
+// Package dunlin is an MQTT broker (a Server, in the standard's word) that other programs import.
+// It speaks MQTT 3.1, 3.1.1 and 5.0.
 //
 // # Usage
 //
@@ -9,25 +9,31 @@
 //	...
 //	err = b.Serve(l)
 //
-// Any net.Listener will do: TCP, TLS, a unix socket, one of package listeners. ServeConn serves one connection that the
-// caller has accepted. The program itself takes part with Publish and Subscribe.
+// Any net.Listener will do: TCP, TLS, a unix socket, one of package listeners. ServeConn serves one
+// connection that the caller has accepted. The program itself takes part with Publish and
+// Subscribe.
 //
 // # Delivery guarantees
 //
-// A PUBACK or PUBREC is sent when the message is in the queue of every Session that it matches. QoS 1 messages arrive at least
-// once and QoS 2 messages exactly once, in the order of each publisher and topic, as long as the Session lasts and its queue is not
-// full. QoS 0 messages are dropped where a client does not keep up, and counted.
+// A PUBACK or PUBREC is sent when the message is in the queue of every Session that it matches. QoS
+// 1 messages arrive at least once and QoS 2 messages exactly once, in the order of each publisher
+// and topic, as long as the Session lasts and its queue is not full. QoS 0 messages are dropped
+// where a client does not keep up, and counted.
 //
-// With a Store (Config.Store) this holds across a crash for Sessions with a Session Expiry Interval. Then PUBACK, PUBREC, PUBCOMP, SUBACK,
-// UNSUBACK and the CONNACK of such a Session leave, and Publish returns, when what they stand for is durable; a message that was published
-// at QoS 2 goes to subscribers only then. Retained messages, but for those of $SYS, are durable before the PUBACK. Many commits
-// that fall due together are one. What only concerns Sessions that end with their connection, and QoS 0, does not wait for the Store.
-// Not kept are: queued QoS 0 messages (Config.QueueQoS0), how far the retained messages for a new subscription have been sent, the roles and
-// attributes of an identity, and in-process Subscriptions without a Name.
+// With a Store (Config.Store) this holds across a crash for Sessions with a Session Expiry
+// Interval. Then PUBACK, PUBREC, PUBCOMP, SUBACK, UNSUBACK and the CONNACK of such a Session leave,
+// and Publish returns, when what they stand for is durable; a message that was published at QoS 2
+// goes to subscribers only then. Retained messages, but for those of $SYS, are durable before the
+// PUBACK. Many commits that fall due together are one. What only concerns Sessions that end with
+// their connection, and QoS 0, does not wait for the Store. Not kept are: queued QoS 0 messages
+// (Config.QueueQoS0), how far the retained messages for a new subscription have been sent, the
+// roles and attributes of an identity, and in-process Subscriptions without a Name.
 //
-// While the Store fails nothing is acknowledged that needs it: publishes get Quota exceeded (0x97) if there is no room, and
-// Implementation specific error (0x83) otherwise, clients older than 5.0 are disconnected, and Healthy and the Observer tell. All else goes
-// on. A message that was refused may have reached some subscribers at QoS 1. Where there was no room, service resumes when there is.
+// While the Store fails nothing is acknowledged that needs it: publishes get Quota exceeded (0x97)
+// if there is no room, and Implementation specific error (0x83) otherwise, clients older than 5.0
+// are disconnected, and Healthy and the Observer tell. All else goes on. A message that was refused
+// may have reached some subscribers at QoS 1. Where there was no room, service resumes when there
+// is.
 //
 // # Limits
 //
@@ -35,12 +41,14 @@
 //
 // # Shutdown
 //
-// Shutdown tells the clients and flushes what is on its way; Close does not wait. After either no goroutine of the Broker is left, unless
-// the error is ErrStillClosing: a hook or another function that the Broker calls cannot wait for its end.
+// Shutdown tells the clients and flushes what is on its way; Close does not wait. After either no
+// goroutine of the Broker is left, unless the error is ErrStillClosing: a hook or another function
+// that the Broker calls cannot wait for its end.
 //
 // # Concurrency
 //
-// All methods of Broker and Subscription may be called by several goroutines. An idle connection costs one goroutine.
+// All methods of Broker and Subscription may be called by several goroutines. An idle connection
+// costs one goroutine.
 package dunlin
 
 import (
@@ -130,8 +138,9 @@ type Broker struct {
 	sessions  sessionIndex
 	listeners map[net.Listener]struct{} // being served
 	doors     map[*hooks.Listener]*door // being served, and described
-	early     map[*conn]bool            // connections before they are accepted; true: see dismissLocked
-	conns     map[*conn]struct{}        // and after
+	// Connections before they are accepted; true: see dismissLocked
+	early map[*conn]bool
+	conns map[*conn]struct{} // and after
 
 	serving sync.WaitGroup // readers, and Serve
 	writers sync.WaitGroup // writer goroutines and other short ones
@@ -164,7 +173,8 @@ type (
 	routesLock  struct{} // routeCaches.mu
 	numbersLock struct{} // Broker.numbers
 
-	// The leaves. journal.Journal, subs.Tree, timers.Timers, logins.Table and owners.Table have some of their own.
+	// The leaves. journal.Journal, subs.Tree, timers.Timers, logins.Table and owners.Table have
+	// some of their own.
 	brokerLock  struct{} // Broker.mu
 	recordsLock struct{} // records.mu
 	receiptLock struct{} // receipt.mu
@@ -176,14 +186,19 @@ func (reconfigureLock) Rank() lock.Rank {
 }
 func (topicLock) Rank() lock.Rank   { return lock.Rank{Order: 1, Name: "a lock of topics"} }
 func (sessionLock) Rank() lock.Rank { return lock.Rank{Order: 2, Name: "session.mu"} }
-func (routesLock) Rank() lock.Rank  { return lock.Rank{Order: lock.BeforeLeaf, Name: "routeCaches.mu"} }
-func (numbersLock) Rank() lock.Rank { return lock.Rank{Order: lock.BeforeLeaf, Name: "Broker.numbers"} }
+func (routesLock) Rank() lock.Rank {
+	return lock.Rank{Order: lock.BeforeLeaf, Name: "routeCaches.mu"}
+}
+func (numbersLock) Rank() lock.Rank {
+	return lock.Rank{Order: lock.BeforeLeaf, Name: "Broker.numbers"}
+}
 func (brokerLock) Rank() lock.Rank  { return lock.Rank{Order: lock.Leaf, Name: "Broker.mu"} }
 func (recordsLock) Rank() lock.Rank { return lock.Rank{Order: lock.Leaf, Name: "records.mu"} }
 func (receiptLock) Rank() lock.Rank { return lock.Rank{Order: lock.Leaf, Name: "receipt.mu"} }
 func (walkersLock) Rank() lock.Rank { return lock.Rank{Order: lock.Leaf, Name: "walkers.mu"} }
 
-// New checks cfg, fills in its defaults, and returns a Broker that serves nothing yet. It must be ended with Shutdown or Close.
+// New checks cfg, fills in its defaults, and returns a Broker that serves nothing yet. It must be
+// ended with Shutdown or Close.
 func New(cfg Config) (*Broker, error) {
 	strict := cfg.strictness()
 	cfg.detach()
@@ -232,9 +247,10 @@ func New(cfg Config) (*Broker, error) {
 	return b, nil
 }
 
-// Serve accepts connections on l and serves each until it ends. It may be called for several listeners. Serve closes l, and
-// always returns a non-nil error: after Shutdown or Close, also one before the call, that is ErrBrokerClosed. RemoteAddr of the connections must
-// not wait: a listener that learns the address from the first bytes has to read those before Accept returns.
+// Serve accepts connections on l and serves each until it ends. It may be called for several
+// listeners. Serve closes l, and always returns a non-nil error: after Shutdown or Close, also one
+// before the call, that is ErrBrokerClosed. RemoteAddr of the connections must not wait: a listener
+// that learns the address from the first bytes has to read those before Accept returns.
 //
 // See ServeListener for listeners with rules of their own.
 func (b *Broker) Serve(l net.Listener) error { return b.serve(l, nil) }
@@ -314,12 +330,14 @@ func (b *Broker) take(nc net.Conn, as *door) {
 	switch nc.(type) {
 	case *net.TCPConn, *net.UnixConn:
 		b.turnAway(nc, as, err)
-	default: // its Close may take time, as that of a WebSocket does: others are to be accepted meanwhile
+	default:
+		// its Close may take time, as that of a WebSocket does: others are to be accepted meanwhile
 		b.serving.Go(func() { b.turnAway(nc, as, err) })
 	}
 }
 
-// serve runs the connection, and continues on a fresh goroutine each time that it is about to wait after its stack has grown.
+// serve runs the connection, and continues on a fresh goroutine each time that it is about to wait
+// after its stack has grown.
 func (c *conn) serve() {
 	if !c.accepted {
 		growStack()
@@ -330,10 +348,11 @@ func (c *conn) serve() {
 	}
 }
 
-var errTurnedAway = errors.New("dunlin: the connection was not taken up: its address is banned or at a limit")
+var errTurnedAway = errors.New(
+	"dunlin: the connection was not taken up: its address is banned or at a limit")
 
-// growStack makes room for what a CONNECT needs while there is next to nothing on the stack to move: later, twenty calls
-// deep, that costs a twentieth of the whole connection.
+// growStack makes room for what a CONNECT needs while there is next to nothing on the stack to
+// move: later, twenty calls deep, that costs a twentieth of the whole connection.
 //
 //go:noinline
 func growStack() {
@@ -341,9 +360,11 @@ func growStack() {
 	runtime.KeepAlive(&room)
 }
 
-// ServeConn serves one connection that the caller accepted, and returns when it has ended. It closes nc. The error is nil if the
-// client sent DISCONNECT with Reason Code 0x00, and says otherwise why the connection ended. Cancelling ctx ends the connection
-// with Administrative action (0x98), and the error then wraps its cause. A connection beyond the limits of Config for addresses is closed at once.
+// ServeConn serves one connection that the caller accepted, and returns when it has ended. It
+// closes nc. The error is nil if the client sent DISCONNECT with Reason Code 0x00, and says
+// otherwise why the connection ended. Cancelling ctx ends the connection with Administrative action
+// (0x98), and the error then wraps its cause. A connection beyond the limits of Config for
+// addresses is closed at once.
 func (b *Broker) ServeConn(ctx context.Context, nc net.Conn) error {
 	c, err := b.adopt(ctx, nc)
 	if err != nil {
@@ -353,10 +374,14 @@ func (b *Broker) ServeConn(ctx context.Context, nc net.Conn) error {
 		}
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() { b.endConn(c, packets.Errorf(packets.AdministrativeAction, "ended by the server")) })
+	stop := context.AfterFunc(ctx, func() {
+		b.endConn(c,
+			packets.Errorf(packets.AdministrativeAction, "ended by the server"))
+	})
 	err = c.run(callersReader)
 	if ended := !stop(); ended && err != nil {
-		return &packets.Error{Code: packets.AdministrativeAction, Reason: "ended by the server", Err: context.Cause(ctx)}
+		return &packets.Error{Code: packets.AdministrativeAction, Reason: "ended by the server",
+			Err: context.Cause(ctx)}
 	}
 	return err
 }
@@ -432,7 +457,8 @@ func (b *Broker) leave(c *conn, code packets.ReasonCode, err error) {
 			f(hooks.Refused{Client: client, Code: code, Err: err})
 		}
 		b.stats.refused.Add(1)
-		b.log.Debug("connection refused", "client", c.id(), "remote", c.nc.RemoteAddr(), "code", code, "err", err)
+		b.log.Debug("connection refused", "client", c.id(), "remote", c.nc.RemoteAddr(), "code",
+			code, "err", err)
 	}
 	b.mu.Lock()
 	b.leaveEarlyLocked(c)
@@ -474,9 +500,9 @@ func (b *Broker) endConn(c *conn, err *packets.Error) {
 	}
 }
 
-// dismissLocked ends c if it is not accepted yet, and says whether that is so. From now on c gets no
-// answer and no Session: what a hook says because its context has ended is no decision. The caller
-// holds b.mu, and closes c after it has unlocked that.
+// dismissLocked ends c if it is not accepted yet, and says whether that is so. From now on c gets
+// no answer and no Session: what a hook says because its context has ended is no decision. The
+// caller holds b.mu, and closes c after it has unlocked that.
 func (b *Broker) dismissLocked(c *conn) bool {
 	_, early := b.early[c]
 	if early {
@@ -498,8 +524,8 @@ func (b *Broker) dismissed(c *conn) bool {
 // maxClosing is how many connections are closed at a time.
 const maxClosing = 4096
 
-// closeAll closes connections, many at a time: a WebSocket or TLS connection may take seconds to say
-// goodbye. No lock is held.
+// closeAll closes connections, many at a time: a WebSocket or TLS connection may take seconds to
+// say goodbye. No lock is held.
 func closeAll(conns []*conn) {
 	lock.NoneHeld("Close of a net.Conn")
 	var g errgroup.Group
@@ -535,7 +561,8 @@ func (b *Broker) yield() {
 	b.yielding.Add(-1)
 }
 
-// work runs f in a turn of its own. It returns the Subscriptions that ask their publishers to wait; only those who may wait do.
+// work runs f in a turn of its own. It returns the Subscriptions that ask their publishers to wait;
+// only those who may wait do.
 func (b *Broker) work(f func(t *turn)) (blocked []*Subscription) {
 	t := b.getTurn()
 	t.now = time.Now()

@@ -25,8 +25,6 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/budget"
 	"github.com/dunlin-mqtt/dunlin/listeners"
 	"github.com/dunlin-mqtt/dunlin/packets"
-	"github.com/dunlin-mqtt/dunlin/store/memory"
-	"github.com/dunlin-mqtt/dunlin/store/storetest"
 )
 
 func newTestBroker(t testing.TB, edit func(*Config)) *Broker {
@@ -103,32 +101,41 @@ func TestNewRefusesWhatMakesNoSense(t *testing.T) {
 		edit func(*Config)
 		want string
 	}{
-		"no Authenticator":             {func(c *Config) { c.Authenticator = nil }, "Authenticator is nil"},
-		"an Authenticator that is nil": {func(c *Config) { c.Authenticator = none }, "Authenticator is nil"},
-		"a chain with nil":             {func(c *Config) { c.Authenticator = hooks.ChainAuthenticators(hooks.AllowAll, nil) }, "Authenticator: member 1 is nil"},
-		"a chain in a chain with nil":  {func(c *Config) { c.Authorizer = hooks.AllAuthorizers(hooks.AnyAuthorizer(hooks.AuthorizerFunc(nil))) }, "Authorizer: member 0: member 0 is nil"},
-		"an Interceptor that is nil":   {func(c *Config) { c.Interceptor = hooks.InterceptorFunc(nil) }, "Interceptor is nil"},
-		"a method that is nil":         {func(c *Config) { c.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{"X": nil} }, `EnhancedAuth["X"] is nil`},
+		"no Authenticator": {func(c *Config) { c.Authenticator = nil },
+			"Authenticator is nil"},
+		"an Authenticator that is nil": {func(c *Config) { c.Authenticator = none },
+			"Authenticator is nil"},
+		"a chain with nil":            {func(c *Config) { c.Authenticator = hooks.ChainAuthenticators(hooks.AllowAll, nil) }, "Authenticator: member 1 is nil"},
+		"a chain in a chain with nil": {func(c *Config) { c.Authorizer = hooks.AllAuthorizers(hooks.AnyAuthorizer(hooks.AuthorizerFunc(nil))) }, "Authorizer: member 0: member 0 is nil"},
+		"an Interceptor that is nil":  {func(c *Config) { c.Interceptor = hooks.InterceptorFunc(nil) }, "Interceptor is nil"},
+		"a method that is nil":        {func(c *Config) { c.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{"X": nil} }, `EnhancedAuth["X"] is nil`},
 		"a method without name": {func(c *Config) {
 			c.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{"": challengeAuth{}}
 		}, `EnhancedAuth: "" is no Authentication Method`},
 		"a method that is no text": {func(c *Config) {
 			c.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{"\xff": challengeAuth{}}
 		}, "EnhancedAuth: \"\\xff\" is no Authentication Method"},
-		"a version that is none":                        {func(c *Config) { c.Versions = []packets.Version{6} }, "Versions: 6"},
-		"QoS 3":                                         {func(c *Config) { c.MaxQoS = &three }, "MaxQoS: 3"},
-		"a Keep Alive over 18 h":                        {func(c *Config) { c.MaxKeepAlive = 24 * time.Hour }, "MaxKeepAlive is 24h"},
-		"a Keep Alive of 1.5 s":                         {func(c *Config) { c.MaxKeepAlive = 1500 * time.Millisecond }, "MaxKeepAlive is 1.5s"},
-		"an unknown overflow":                           {func(c *Config) { c.Overflow = 9 }, "Overflow is 9"},
-		"an unknown strategy":                           {func(c *Config) { c.Shared = 9 }, "Shared is 9"},
-		"an unknown policy":                             {func(c *Config) { c.OverRate = 9 }, "OverRate is 9"},
+		"a version that is none": {func(c *Config) { c.Versions = []packets.Version{6} }, "Versions: 6"},
+		"QoS 3": {func(c *Config) { c.MaxQoS = &three },
+			"MaxQoS: 3"},
+		"a Keep Alive over 18 h": {func(c *Config) { c.MaxKeepAlive = 24 * time.Hour }, "MaxKeepAlive is 24h"},
+		"a Keep Alive of 1.5 s":  {func(c *Config) { c.MaxKeepAlive = 1500 * time.Millisecond }, "MaxKeepAlive is 1.5s"},
+		"an unknown overflow": {func(c *Config) { c.Overflow = 9 },
+			"Overflow is 9"},
+		"an unknown strategy": {func(c *Config) { c.Shared = 9 },
+			"Shared is 9"},
+		"an unknown policy": {func(c *Config) { c.OverRate = 9 },
+			"OverRate is 9"},
 		"a rate that is none":                           {func(c *Config) { c.PublishBytes = math.NaN() }, "PublishBytes is NaN"},
 		"too long response information":                 {func(c *Config) { c.ResponseInformation = strings.Repeat("x", 70000) }, "ResponseInformation has 70000 bytes"},
 		"response information without room for a topic": {func(c *Config) { c.ResponseInformation = strings.Repeat("x", 65535) }, "ResponseInformation has 65535 bytes"},
-		"response information with too many levels":     {func(c *Config) { c.ResponseInformation, c.MaxTopicLevels = "a/b/c", 3 }, "ResponseInformation has so many levels"},
-		"response information with U+0000":              {func(c *Config) { c.ResponseInformation = "a\x00b" }, "ResponseInformation is not UTF-8"},
-		"response information that is not UTF-8":        {func(c *Config) { c.ResponseInformation = "a\xff" }, "ResponseInformation is not UTF-8"},
-		"response information with a wildcard":          {func(c *Config) { c.ResponseInformation = "answers/+/" }, "ResponseInformation is \"answers/+/\""},
+		"response information with too many levels": {func(c *Config) {
+			c.ResponseInformation,
+				c.MaxTopicLevels = "a/b/c", 3
+		}, "ResponseInformation has so many levels"},
+		"response information with U+0000":       {func(c *Config) { c.ResponseInformation = "a\x00b" }, "ResponseInformation is not UTF-8"},
+		"response information that is not UTF-8": {func(c *Config) { c.ResponseInformation = "a\xff" }, "ResponseInformation is not UTF-8"},
+		"response information with a wildcard":   {func(c *Config) { c.ResponseInformation = "answers/+/" }, "ResponseInformation is \"answers/+/\""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := Config{Authenticator: hooks.AllowAll}
@@ -193,131 +200,13 @@ func TestServeAfterTheEndReturnsErrBrokerClosed(t *testing.T) {
 				c1, c2 := net.Pipe()
 				defer c1.Close()
 				require.ErrorIs(t, b.ServeConn(context.Background(), c2), ErrBrokerClosed)
-				require.ErrorIs(t, b.Publish(context.Background(), &Message{Topic: "a"}), ErrBrokerClosed)
+				require.ErrorIs(t, b.Publish(context.Background(), &Message{Topic: "a"}),
+					ErrBrokerClosed)
 				_, err = b.Subscribe(context.Background(), "a", nil)
 				require.ErrorIs(t, err, ErrBrokerClosed)
 			})
 		})
 	}
-}
-
-func TestCloseAndShutdownFromManyGoroutines(t *testing.T) {
-	for range 50 {
-		synctest.Test(t, func(t *testing.T) {
-			b := newTestBroker(t, nil)
-			l := listeners.NewMemory()
-			var all sync.WaitGroup
-			all.Go(func() { b.Serve(l) })
-			for i := range 4 {
-				all.Go(func() {
-					if nc, err := l.Dial(); err == nil {
-						nc.Write([]byte("\x10\x0c\x00\x04MQTT\x04\x02\x00\x00\x00\x00"))
-						io.Copy(io.Discard, nc)
-					}
-				})
-				all.Go(func() {
-					if i%2 == 0 {
-						b.Close()
-					} else {
-						b.Shutdown(context.Background())
-					}
-				})
-			}
-			all.Wait() // and synctest fails if a goroutine is left
-		})
-	}
-}
-
-func TestShutdownTellsClientsAndFlushes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newTestBroker(t, nil)
-		l, done := serveMemory(t, b)
-		c, _ := newTestClient(t, dial(t, l), connect("c"))
-		go func() {
-			require.NoError(t, b.Shutdown(context.Background()))
-		}()
-		d, ok := c.recv().(*packets.Disconnect)
-		require.True(t, ok)
-		require.Equal(t, packets.ServerShuttingDown, d.Code)
-		_, err := c.r.ReadPacket()
-		require.ErrorIs(t, err, io.EOF)
-		c.nc.Close()
-		done()
-	})
-}
-
-func TestShutdownGivesUpWhenItsContextEnds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newTestBroker(t, nil)
-		l, done := serveMemory(t, b)
-		c, _ := newTestClient(t, dial(t, l), connect("c")) // never closes
-		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
-		defer cancel()
-		require.ErrorIs(t, b.Shutdown(ctx), context.DeadlineExceeded)
-		c.nc.Close()
-		done()
-	})
-}
-
-// What was queued for the wire is written, however long a client takes for it within the bounds that the caller and Config set.
-func TestShutdownWaitsForASlowClient(t *testing.T) {
-	const messages = 10
-	for _, tt := range []struct {
-		name    string
-		pause   time.Duration // until the client reads; 0: never
-		patient time.Duration // the context of Shutdown; 0: has no end
-		takes   time.Duration
-		err     error
-	}{
-		{"that reads in time", 5 * time.Second, time.Minute, 5 * time.Second, nil},
-		{"that does not, to the end of the context", 0, 10 * time.Second, 10 * time.Second, context.DeadlineExceeded},
-		{"that does not, to the end of WriteTimeout", 0, 0, 20 * time.Second, nil},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				b := newTestBroker(t, func(c *Config) { c.WriteTimeout = 20 * time.Second })
-				l, done := serveMemory(t, b)
-				c, _ := newTestClient(t, dial(t, l), connect("c"))
-				c.subscribe("t", packets.QoS0)
-				for range messages {
-					require.NoError(t, b.Publish(t.Context(), &Message{Topic: "t", Payload: make([]byte, 100<<10)}))
-				}
-				ctx, cancel := context.WithCancel(t.Context())
-				if tt.patient > 0 {
-					ctx, cancel = context.WithTimeout(t.Context(), tt.patient)
-				}
-				defer cancel()
-				began := time.Now()
-				ended := make(chan error, 1)
-				go func() { ended <- b.Shutdown(ctx) }()
-				if tt.pause > 0 {
-					time.Sleep(tt.pause)
-					for range messages {
-						require.Len(t, c.recv().(*packets.Publish).Payload, 100<<10)
-					}
-					require.Equal(t, packets.ServerShuttingDown, c.recv().(*packets.Disconnect).Code)
-					c.nc.Close()
-				}
-				require.Equal(t, tt.err, <-ended)
-				require.Equal(t, tt.takes, time.Since(began))
-				c.nc.Close()
-				done()
-			})
-		})
-	}
-}
-
-func TestShutdownReturnsTheErrorOfTheStore(t *testing.T) {
-	boom := errors.New("boom")
-	st := storetest.Intercept(new(memory.Store), func(_ context.Context, call string, _ int) error {
-		if call == "close" {
-			return boom
-		}
-		return nil
-	})
-	b := newTestBroker(t, func(c *Config) { c.Store = st })
-	require.ErrorIs(t, b.Shutdown(t.Context()), boom)
-	require.ErrorIs(t, b.Shutdown(t.Context()), boom, "each time")
 }
 
 func TestServeConnReturnsWhyItEnded(t *testing.T) {
@@ -331,14 +220,19 @@ func TestServeConnReturnsWhyItEnded(t *testing.T) {
 		},
 		"a cut": {
 			func(c *testClient, _ context.CancelFunc) {
-				synctest.Wait() // the CONNACK comes before the broker waits for more, and a pipe that is closed takes no deadline
+				// the CONNACK comes before the broker waits for more, and a pipe that is closed
+				// takes no deadline
+				synctest.Wait()
 				c.nc.Close()
 			},
 			func(t *testing.T, err error) { require.ErrorIs(t, err, io.EOF) },
 		},
 		"an error of the client": {
 			func(c *testClient, _ context.CancelFunc) { c.send(&packets.Pingresp{}); c.recv(); c.nc.Close() },
-			func(t *testing.T, err error) { require.Equal(t, packets.ProtocolError, packets.CodeOf(err)) },
+			func(t *testing.T, err error) {
+				require.Equal(t, packets.ProtocolError,
+					packets.CodeOf(err))
+			},
 		},
 		"its context": {
 			func(c *testClient, cancel context.CancelFunc) {
@@ -433,7 +327,8 @@ func TestMemoryFollowsWhatWasReceived(t *testing.T) {
 	_, err := client.Write([]byte{0x10, 0xff, 0xff, 0xff, 0x7f, 0})
 	require.NoError(t, err)
 	runtime.ReadMemStats(&after)
-	require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(1<<20), "bytes allocated for six that came")
+	require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(1<<20),
+		"bytes allocated for six that came")
 	client.Close()
 	require.Error(t, <-served)
 }
@@ -453,7 +348,8 @@ func TestConnectHasOneDeadlineAndKeepAliveIsExact(t *testing.T) {
 		require.LessOrEqual(t, time.Since(start), 3*time.Second)
 		slow.Close()
 
-		for _, keepAlive := range []uint16{1, 3, 43691, 65535} { // 43691 * 3 / 2 is more than 16 bits
+		// 43691 * 3 / 2 is more than 16 bits
+		for _, keepAlive := range []uint16{1, 3, 43691, 65535} {
 			p := connect("c")
 			p.KeepAlive = keepAlive
 			c, _ := newTestClient(t, dial(t, l), p)
@@ -478,12 +374,14 @@ func TestConnectHasOneDeadlineAndKeepAliveIsExact(t *testing.T) {
 func TestAFrozenSubscriberCostsTheOthersNothingAndStaysInBounds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const bound = 256 << 10
-		b := newTestBroker(t, func(c *Config) { c.MaxOutboundBytes = bound; c.MaxQueuedMessages = 100; c.WriteTimeout = time.Hour })
+		b := newTestBroker(t,
+			func(c *Config) { c.MaxOutboundBytes = bound; c.MaxQueuedMessages = 100; c.WriteTimeout = time.Hour })
 		l, done := serveMemory(t, b)
 		frozen, _ := newTestClient(t, dial(t, l), connect("frozen"))
 		live, _ := newTestClient(t, dial(t, l), connect("live"))
 		for _, c := range []*testClient{frozen, live} {
-			c.send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "#", QoS: 1}}})
+			c.send(&packets.Subscribe{PacketID: 1,
+				Subscriptions: []packets.Subscription{{Filter: "#", QoS: 1}}})
 			c.recv()
 		}
 		pub, _ := newTestClient(t, dial(t, l), connect("pub"))
@@ -500,7 +398,8 @@ func TestAFrozenSubscriberCostsTheOthersNothingAndStaysInBounds(t *testing.T) {
 				live.send(&packets.Ack{Kind: packets.TypePuback, PacketID: p.PacketID})
 			}
 		}
-		require.Less(t, time.Since(start), 200*time.Millisecond, "virtual time that a publisher waited for the frozen one")
+		require.Less(t, time.Since(start), 200*time.Millisecond,
+			"virtual time that a publisher waited for the frozen one")
 		s, _ := b.Session("frozen")
 		require.LessOrEqual(t, s.Queued, 100)
 		require.Greater(t, b.Stats().MessagesDropped, uint64(500))
@@ -522,11 +421,13 @@ func TestAClientThatTakesNothingIsEndedByWriteTimeout(t *testing.T) {
 		})
 		l, done := serveMemory(t, b)
 		frozen, _ := newTestClient(t, dial(t, l), connect("frozen"))
-		frozen.send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "#"}}})
+		frozen.send(&packets.Subscribe{PacketID: 1,
+			Subscriptions: []packets.Subscription{{Filter: "#"}}})
 		frozen.recv()
 		start := time.Now()
 		for range 100 {
-			require.NoError(t, b.Publish(context.Background(), &Message{Topic: "t", Payload: make([]byte, 10_000)}))
+			require.NoError(t, b.Publish(context.Background(),
+				&Message{Topic: "t", Payload: make([]byte, 10_000)}))
 		}
 		require.Error(t, <-why)
 		require.Equal(t, 5*time.Second, time.Since(start))
@@ -540,14 +441,17 @@ func TestSharedMessagesOfAnEndedSessionGoToAnotherMember(t *testing.T) { // [5.0
 		b := newTestBroker(t, nil)
 		l, done := serveMemory(t, b)
 		first, _ := newTestClient(t, dial(t, l), connect("first"))
-		first.send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "$share/g/t", QoS: 1}}})
+		first.send(&packets.Subscribe{PacketID: 1,
+			Subscriptions: []packets.Subscription{{Filter: "$share/g/t", QoS: 1}}})
 		first.recv()
 		for i := range 3 {
-			require.NoError(t, b.Publish(context.Background(), &Message{Topic: "t", QoS: 1, Payload: []byte{byte('0' + i)}}))
+			require.NoError(t, b.Publish(context.Background(),
+				&Message{Topic: "t", QoS: 1, Payload: []byte{byte('0' + i)}}))
 			first.recv()
 		}
 		second, _ := newTestClient(t, dial(t, l), connect("second"))
-		second.send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "$share/g/t", QoS: 1}}})
+		second.send(&packets.Subscribe{PacketID: 1,
+			Subscriptions: []packets.Subscription{{Filter: "$share/g/t", QoS: 1}}})
 		second.recv()
 		first.nc.Close() // without an acknowledgement, and without Session Expiry
 		for i := range 3 {
@@ -570,20 +474,23 @@ func noneLeft(t *testing.T, before int) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > before; runtime.Gosched() {
 		if time.Now().After(end) {
-			t.Fatalf("%d goroutines are left, there were %d:\n%s", runtime.NumGoroutine(), before, stacks())
+			t.Fatalf("%d goroutines are left, there were %d:\n%s", runtime.NumGoroutine(), before,
+				stacks())
 		}
 	}
 }
 
 var churnTime = flag.Duration("churn", 2*time.Second, "how long TestChurn runs")
 
-// TestChurn lets 50 clients connect, take one another over, subscribe, publish and leave, then compares every counter with a walk over state.
+// TestChurn lets 50 clients connect, take one another over, subscribe, publish and leave, then
+// compares every counter with a walk over state.
 func TestChurn(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	before := runtime.NumGoroutine()
 	b := newTestBroker(t, func(c *Config) {
-		c.Logger = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelError}))
+		c.Logger = slog.New(slog.NewTextHandler(t.Output(),
+			&slog.HandlerOptions{Level: slog.LevelError}))
 	})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -603,8 +510,8 @@ func TestChurn(t *testing.T) {
 		})
 	}
 	all.Wait()
-	// Everybody has left, also those that the broker accepts late: it is done with them when it has answered one that came behind them, and
-	// all have ended. Sessions with an expiry stay.
+	// Everybody has left, also those that the broker accepts late: it is done with them when it has
+	// answered one that came behind them, and all have ended. Sessions with an expiry stay.
 	nc, err := net.Dial("tcp", l.Addr().String())
 	require.NoError(t, err)
 	last := &testClient{t: t, nc: nc, r: packets.NewReader(nc, packets.Limits{}), v: packets.V5}
@@ -638,7 +545,8 @@ func TestChurn(t *testing.T) {
 		b.DeleteSession(context.Background(), s.ClientID)
 	}
 	st = b.Stats()
-	require.Zero(t, [4]int{st.Sessions, st.Subscriptions, st.Queued, st.Inflight}, "sessions, subscriptions, queued, in flight")
+	require.Zero(t, [4]int{st.Sessions, st.Subscriptions, st.Queued, st.Inflight},
+		"sessions, subscriptions, queued, in flight")
 	b.numbers.RLock()
 	numbers := len(b.byNumber)
 	b.numbers.RUnlock()
@@ -658,12 +566,14 @@ func churn(rnd *rand.Rand, addr string, all *sync.WaitGroup) (dialled bool) {
 	}
 	defer nc.Close()
 	nc.SetDeadline(time.Now().Add(5 * time.Second))
-	p := &packets.Connect{Version: packets.Version(3 + rnd.IntN(3)), CleanStart: rnd.IntN(2) == 0, ClientID: fmt.Sprint("c", rnd.IntN(20))}
+	p := &packets.Connect{Version: packets.Version(3 + rnd.IntN(3)), CleanStart: rnd.IntN(2) == 0,
+		ClientID: fmt.Sprint("c", rnd.IntN(20))}
 	if p.Version == packets.V5 && rnd.IntN(2) == 0 {
 		p.Properties = p.Properties.AppendUint(packets.SessionExpiryInterval, 1000)
 	}
 	if rnd.IntN(2) == 0 {
-		p.Will = &packets.Will{Topic: "will", Payload: []byte("gone"), QoS: packets.QoS(rnd.IntN(3)), Retain: rnd.IntN(2) == 0}
+		p.Will = &packets.Will{Topic: "will", Payload: []byte("gone"),
+			QoS: packets.QoS(rnd.IntN(3)), Retain: rnd.IntN(2) == 0}
 	}
 	all.Go(func() { // acknowledges what comes, ends with the connection
 		r := packets.NewReader(nc, packets.Limits{})
@@ -679,7 +589,8 @@ func churn(rnd *rand.Rand, addr string, all *sync.WaitGroup) (dialled bool) {
 				if in.QoS == 0 {
 					continue
 				}
-				a = packets.Ack{Kind: packets.TypePuback + packets.Type(in.QoS) - 1, PacketID: in.PacketID}
+				a = packets.Ack{Kind: packets.TypePuback + packets.Type(in.QoS) - 1,
+					PacketID: in.PacketID}
 			case *packets.Ack:
 				switch in.Kind {
 				case packets.TypePubrec:
@@ -712,11 +623,13 @@ func churn(rnd *rand.Rand, addr string, all *sync.WaitGroup) (dialled bool) {
 		switch rnd.IntN(4) {
 		case 0:
 			q = &packets.Subscribe{PacketID: uint16(i + 1), Subscriptions: []packets.Subscription{
-				{Filter: []string{"t/+", "#", topic, "$share/g/t/+"}[rnd.IntN(4)], QoS: packets.QoS(rnd.IntN(3))}}}
+				{Filter: []string{"t/+", "#", topic, "$share/g/t/+"}[rnd.IntN(4)],
+					QoS: packets.QoS(rnd.IntN(3))}}}
 		case 1:
 			q = &packets.Unsubscribe{PacketID: uint16(i + 1), Filters: []string{"t/+", topic}}
 		default:
-			q = &packets.Publish{Topic: []byte(topic), QoS: packets.QoS(rnd.IntN(3)), PacketID: uint16(i + 1), Retain: rnd.IntN(4) == 0, Payload: []byte("x")}
+			q = &packets.Publish{Topic: []byte(topic), QoS: packets.QoS(rnd.IntN(3)),
+				PacketID: uint16(i + 1), Retain: rnd.IntN(4) == 0, Payload: []byte("x")}
 		}
 		if write(q, p.Version) != nil {
 			return true
@@ -774,7 +687,8 @@ func TestSerialAcceptErrorsAreRetriedAndOthersReturned(t *testing.T) {
 		began := time.Now()
 		boom := errors.New("boom")
 		require.ErrorIs(t, b.Serve(&failing{err: boom}), boom)
-		require.Equal(t, 15*time.Millisecond, time.Since(began), "it waits between attempts, each time longer")
+		require.Equal(t, 15*time.Millisecond, time.Since(began),
+			"it waits between attempts, each time longer")
 	})
 }
 

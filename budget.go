@@ -11,9 +11,10 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// This file says what of a message counts in Broker.memory, and how the broker gives way at Config.MaxMemory. What is counted: messages in
-// queues and in flight, each once however many Sessions hold it, and their places there; retained ones; output that sockets have
-// not taken; and packets that have come in part.
+// This file says what of a message counts in Broker.memory, and how the broker gives way at
+// Config.MaxMemory. What is counted: messages in queues and in flight, each once however many
+// Sessions hold it, and their places there; retained ones; output that sockets have not taken; and
+// packets that have come in part.
 
 // What is held beside the bytes of topic, payload and properties.
 const (
@@ -39,7 +40,8 @@ const idBytes = 4
 
 // The order in which the broker gives way (Config.MaxMemory).
 const (
-	leaveQoS0  = 80 // percent from which QoS 0 messages are not kept for clients whose sockets do not take them
+	// percent from which QoS 0 messages are not kept for clients whose sockets do not take them
+	leaveQoS0  = 80
 	dropQueued = 90 // percent from which queues of absent clients are shortened,
 	dropEnough = 85 // down to this
 )
@@ -53,8 +55,9 @@ func (b *Broker) crowded() {
 	}
 }
 
-// shed drops the oldest messages of absent clients, an eighth of a queue at a time, those first whose queues hold the most, until enough is
-// free or nothing is left. What else takes memory goes away by itself, or is refused.
+// shed drops the oldest messages of absent clients, an eighth of a queue at a time, those first
+// whose queues hold the most, until enough is free or nothing is left. What else takes memory goes
+// away by itself, or is refused.
 func (b *Broker) shed(time.Time) {
 	defer b.shedding.Store(false)
 	b.forgetCaches()
@@ -85,7 +88,8 @@ func (b *Broker) shed(time.Time) {
 		}
 	}
 	if dropped > 0 {
-		b.log.Warn("messages of absent clients were dropped to keep within MaxMemory", "messages", dropped, "used", b.memory.Used())
+		b.log.Warn("messages of absent clients were dropped to keep within MaxMemory", "messages",
+			dropped, "used", b.memory.Used())
 	}
 }
 
@@ -102,8 +106,8 @@ func (b *Broker) forgetCaches() {
 	}
 }
 
-// shorten drops the oldest eighth of the queue, at least one message, and what retained messages are still to be sent, if the client is
-// away. It returns how many.
+// shorten drops the oldest eighth of the queue, at least one message, and what retained messages
+// are still to be sent, if the client is away. It returns how many.
 func (s *session) shorten() (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

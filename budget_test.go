@@ -16,11 +16,13 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// holding counts anew, by looking at everything, what the budget should say of each kind when nothing is under way.
+// holding counts anew, by looking at everything, what the budget should say of each kind when
+// nothing is under way.
 func (b *Broker) holding() (n [budget.Kinds]int64) {
 	kinds, sizes := map[any]budget.Kind{}, map[any]int64{}
 	hold := func(x any, size int64, k budget.Kind) {
-		if old, seen := kinds[x]; !seen || k == budget.Retained || k == budget.Queued && old == budget.InFlight {
+		if old, seen := kinds[x]; !seen || k == budget.Retained || k == budget.Queued &&
+			old == budget.InFlight {
 			kinds[x] = k
 		}
 		sizes[x] = size
@@ -153,7 +155,8 @@ func TestTheBudgetIsByteAccurate(t *testing.T) {
 	withRules(t, everything, func(c *Config) {
 		c.MaxQueuedMessages, c.MaxInflight, c.QueueQoS0, c.MaxMessageExpiry = 8, 3, true, time.Hour
 	}, func(r *guardRig) {
-		drain := func(nc interface{ Read([]byte) (int, error) }) { // reads, and acknowledges nothing
+		// reads, and acknowledges nothing
+		drain := func(nc interface{ Read([]byte) (int, error) }) {
 			for b := make([]byte, 4096); ; {
 				if _, err := nc.Read(b); err != nil {
 					return
@@ -167,7 +170,8 @@ func TestTheBudgetIsByteAccurate(t *testing.T) {
 			i := rng.IntN(6)
 			c := open[i]
 			topic := fmt.Sprint("t/", rng.IntN(4))
-			m := &Message{Topic: topic, QoS: packets.QoS(rng.IntN(3)), Payload: make([]byte, rng.IntN(2000)), Retain: rng.IntN(3) == 0}
+			m := &Message{Topic: topic, QoS: packets.QoS(rng.IntN(3)),
+				Payload: make([]byte, rng.IntN(2000)), Retain: rng.IntN(3) == 0}
 			switch k := rng.IntN(16); {
 			case k < 3 && c == nil:
 				c = r.connect(as(fmt.Sprint("c", i), []string{"u", "v", "-"}[i%3]))
@@ -178,15 +182,20 @@ func TestTheBudgetIsByteAccurate(t *testing.T) {
 				delete(open, i)
 			case k < 7 && c != nil:
 				filter := []string{"t/#", topic, "$share/g/t/#", "$share/g/+/1"}[rng.IntN(4)]
-				p := &packets.Subscribe{PacketID: 9, Subscriptions: []packets.Subscription{{Filter: filter, QoS: packets.QoS(rng.IntN(3))}}}
+				p := &packets.Subscribe{PacketID: 9,
+					Subscriptions: []packets.Subscription{{Filter: filter,
+						QoS: packets.QoS(rng.IntN(3))}}}
 				if id := rng.Uint32N(4); id > 0 {
 					p.Properties = p.Properties.AppendUint(packets.SubscriptionIdentifier, id)
 				}
 				c.send(p)
 			case k < 9 && c != nil: // acknowledge something that may be in flight
 				for id := range uint16(8) {
-					kind := []packets.Type{packets.TypePuback, packets.TypePubrec, packets.TypePubcomp}[rng.IntN(3)]
-					if s := r.flight(fmt.Sprint("c", i), id); s != nil && (kind == packets.TypePuback) == (s.qos == 1) && (kind != packets.TypePubcomp || s.state == pubrelSent) {
+					kind := []packets.Type{packets.TypePuback, packets.TypePubrec,
+						packets.TypePubcomp}[rng.IntN(3)]
+					if s := r.flight(fmt.Sprint("c", i), id); s != nil &&
+						(kind == packets.TypePuback) == (s.qos == 1) &&
+						(kind != packets.TypePubcomp || s.state == pubrelSent) {
 						c.send(&packets.Ack{Kind: kind, PacketID: id})
 						synctest.Wait()
 					}
@@ -198,7 +207,8 @@ func TestTheBudgetIsByteAccurate(t *testing.T) {
 					delete(open, i)
 				}
 			case k == 10:
-				r.reload([]string{"allow all #", "deny user=u subscribe t/1\nallow all #"}[rng.IntN(2)])
+				r.reload([]string{"allow all #",
+					"deny user=u subscribe t/1\nallow all #"}[rng.IntN(2)])
 			case k == 11 && c != nil: // the beginning of a packet
 				c.nc.Write([]byte{0x30, 0xff, 0x1f, 0, 1, 'a'})
 				synctest.Wait()
@@ -222,7 +232,8 @@ func TestTheBudgetIsByteAccurate(t *testing.T) {
 			r.b.DeleteSession(context.Background(), fmt.Sprint("c", i))
 		}
 		for _, m := range slices.Collect(r.b.Retained("#")) {
-			require.NoError(t, r.b.Publish(context.Background(), &Message{Topic: m.Topic, Retain: true}))
+			require.NoError(t, r.b.Publish(context.Background(),
+				&Message{Topic: m.Topic, Retain: true}))
 		}
 		time.Sleep(time.Minute)
 		synctest.Wait()
@@ -248,46 +259,54 @@ func (r *guardRig) flight(id string, packet uint16) *delivery {
 
 func TestOfAbsentClientsTheOldestMessagesGoFirst(t *testing.T) {
 	const most = 1 << 20
-	withRules(t, everything, func(c *Config) { oneForAll(c); c.MaxMemory = most }, func(r *guardRig) {
-		c := r.connect(as("c", "u"))
-		c.subscribe("#", 1)
-		c.close()
-		small := r.connect(as("small", "u"))
-		small.subscribe("small", 1)
-		small.close()
-		payload := make([]byte, 10_000)
-		require.NoError(t, r.b.Publish(context.Background(), &Message{Topic: "small", QoS: 1}))
-		highest, n := int64(0), 0
-		for ; n < 500; n++ {
-			require.NoError(t, r.b.Publish(context.Background(), &Message{Topic: fmt.Sprint("t/", n), QoS: 1, Payload: payload}), "it gives way before it refuses")
-			synctest.Wait()
-			highest = max(highest, r.b.Stats().Memory)
-		}
-		require.LessOrEqual(t, highest, int64(most)*90/100+20_000)
-		require.Greater(t, highest, int64(most)*85/100)
-		r.told("dropped c t/0: out of memory")
-		info, _ := r.b.Session("small")
-		require.Equal(t, 1, info.Queued, "the fullest queue is shortened first")
-		info, _ = r.b.Session("c")
-		c = r.connect(as("c", "u"))
-		for i := range info.Queued {
-			c.message(fmt.Sprint("t/", n-info.Queued+i)) // the youngest, in their order
-		}
-		c.nothing("nothing else")
-		c.close()
-	})
+	withRules(t, everything, func(c *Config) { oneForAll(c); c.MaxMemory = most },
+		func(r *guardRig) {
+			c := r.connect(as("c", "u"))
+			c.subscribe("#", 1)
+			c.close()
+			small := r.connect(as("small", "u"))
+			small.subscribe("small", 1)
+			small.close()
+			payload := make([]byte, 10_000)
+			require.NoError(t, r.b.Publish(context.Background(), &Message{Topic: "small", QoS: 1}))
+			highest, n := int64(0), 0
+			for ; n < 500; n++ {
+				require.NoError(t, r.b.Publish(context.Background(),
+					&Message{Topic: fmt.Sprint("t/", n), QoS: 1, Payload: payload}),
+					"it gives way before it refuses")
+				synctest.Wait()
+				highest = max(highest, r.b.Stats().Memory)
+			}
+			require.LessOrEqual(t, highest, int64(most)*90/100+20_000)
+			require.Greater(t, highest, int64(most)*85/100)
+			r.told("dropped c t/0: out of memory")
+			info, _ := r.b.Session("small")
+			require.Equal(t, 1, info.Queued, "the fullest queue is shortened first")
+			info, _ = r.b.Session("c")
+			c = r.connect(as("c", "u"))
+			for i := range info.Queued {
+				c.message(fmt.Sprint("t/", n-info.Queued+i)) // the youngest, in their order
+			}
+			c.nothing("nothing else")
+			c.close()
+		})
 }
 
 func TestAtTheLimitPublishesAreRefused(t *testing.T) {
 	const most = 1 << 20
-	withRules(t, everything, func(c *Config) { oneForAll(c); c.MaxMemory, c.MaxQueuedBytes, c.MaxPacketSize = most, -1, -1 }, func(r *guardRig) {
+	withRules(t, everything, func(c *Config) {
+		oneForAll(c)
+		c.MaxMemory, c.MaxQueuedBytes,
+			c.MaxPacketSize = most, -1, -1
+	}, func(r *guardRig) {
 		slow := as("slow", "u")
 		slow.Properties = slow.Properties.AppendUint(packets.ReceiveMaximum, 1)
 		c := r.connect(slow) // is here, and acknowledges nothing: its queue is not shortened
 		c.subscribe("q", 1)
 		p := r.connect(as("p", "u"))
 		n := 0
-		for ; r.b.Publish(context.Background(), &Message{Topic: "q", QoS: 1, Payload: make([]byte, 100_000)}) == nil; n++ {
+		for ; r.b.Publish(context.Background(),
+			&Message{Topic: "q", QoS: 1, Payload: make([]byte, 100_000)}) == nil; n++ {
 			require.Less(t, n, 20)
 		}
 		require.InDelta(t, 10, n, 1, "as many as fit, and the one that went beyond")
@@ -295,7 +314,8 @@ func TestAtTheLimitPublishesAreRefused(t *testing.T) {
 		require.Equal(t, packets.QuotaExceeded, p.publish("retained", "x", true))
 		p.send(&packets.Publish{QoS: 2, PacketID: 3, Topic: []byte("q")})
 		require.Equal(t, packets.QuotaExceeded, p.recv().(*packets.Ack).Code)
-		require.Equal(t, packets.QuotaExceeded, packets.CodeOf(r.b.Publish(context.Background(), &Message{Topic: "q"})))
+		require.Equal(t, packets.QuotaExceeded,
+			packets.CodeOf(r.b.Publish(context.Background(), &Message{Topic: "q"})))
 		p.send(&packets.Publish{Topic: []byte("q")})
 		p.nothing("QoS 0 is dropped in silence")
 		old := as("old", "u")
@@ -316,12 +336,17 @@ func TestAtTheLimitPublishesAreRefused(t *testing.T) {
 }
 
 func TestCloseToTheLimitQoS0IsNotKeptForSlowClients(t *testing.T) {
-	withRules(t, everything, func(c *Config) { oneForAll(c); c.MaxMemory, c.MaxOutboundBytes = 1<<20, 4<<20 }, func(r *guardRig) {
+	withRules(t, everything, func(c *Config) {
+		oneForAll(c)
+		c.MaxMemory,
+			c.MaxOutboundBytes = 1<<20, 4<<20
+	}, func(r *guardRig) {
 		r.l.Buffer = 1 << 10
 		c := r.connect(as("c", "u"))
 		c.subscribe("#", 0)
 		for range 200 { // c reads nothing: MaxOutboundBytes would allow it all
-			require.NoError(t, r.b.Publish(context.Background(), &Message{Topic: "t", Payload: make([]byte, 10_000)}))
+			require.NoError(t, r.b.Publish(context.Background(),
+				&Message{Topic: "t", Payload: make([]byte, 10_000)}))
 		}
 		require.LessOrEqual(t, r.b.Stats().Memory, int64(1<<20)*80/100+20_000)
 		r.told("dropped c t: out of memory")
@@ -371,15 +396,18 @@ func TestANamedReaderIsNotAway(t *testing.T) {
 
 // MaxMessageExpiry holds for a message with a longer Message Expiry Interval as well.
 func TestMaxMessageExpiryHoldsForTheProgram(t *testing.T) {
-	inProcess(t, func(c *Config) { c.MaxMessageExpiry = 10 * time.Second }, func(t *testing.T, b *Broker) {
-		sub := mustSubscribe(t, b, "t", nil)
-		require.NoError(t, b.Publish(t.Context(), &Message{Topic: "t", Properties: packets.Properties(nil).AppendUint(packets.MessageExpiryInterval, 60)}))
-		time.Sleep(11 * time.Second)
-		require.Empty(t, unread(sub))
-	})
+	inProcess(t, func(c *Config) { c.MaxMessageExpiry = 10 * time.Second },
+		func(t *testing.T, b *Broker) {
+			sub := mustSubscribe(t, b, "t", nil)
+			require.NoError(t, b.Publish(t.Context(), &Message{Topic: "t",
+				Properties: packets.Properties(nil).AppendUint(packets.MessageExpiryInterval, 60)}))
+			time.Sleep(11 * time.Second)
+			require.Empty(t, unread(sub))
+		})
 }
 
-// The Subscription Identifiers that come with a message are part of what a queue holds. Deliveries that have the same share them.
+// The Subscription Identifiers that come with a message are part of what a queue holds. Deliveries
+// that have the same share them.
 func TestSubscriptionIdentifiersOfQueuedMessagesCount(t *testing.T) {
 	const filters, most = 64, 10_000
 	withRules(t, everything, func(c *Config) { c.MaxQueuedBytes = most }, func(r *guardRig) {
@@ -401,13 +429,15 @@ func TestSubscriptionIdentifiersOfQueuedMessagesCount(t *testing.T) {
 			require.False(t, p.publish("a/a/a/a/a/a", "x", false).Failed())
 		}
 		info, _ := r.b.Session("c")
-		require.LessOrEqual(t, info.Queued, most/(filters*idBytes), "the identifiers count against MaxQueuedBytes")
+		require.LessOrEqual(t, info.Queued, most/(filters*idBytes),
+			"the identifiers count against MaxQueuedBytes")
 		require.Greater(t, info.Queued, 10)
 		synctest.Wait() // the flush of the last PUBACK is over
 		require.Equal(t, r.b.holding(), r.b.counted())
 		each := int64(len("a/a/a/a/a/axp")) + messageCost + deliveryCost
 		grown := r.b.Stats().Memory - before - r.b.memory.Of(budget.Routes)
-		require.Equal(t, int64(info.Queued)*each+extraCost+filters*idBytes, grown, "one list for all of them")
+		require.Equal(t, int64(info.Queued)*each+extraCost+filters*idBytes, grown,
+			"one list for all of them")
 		c = r.connect(as("c", "u"))
 		for range info.Queued {
 			m := c.recv().(*packets.Publish)

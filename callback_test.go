@@ -108,11 +108,16 @@ func (c *caller) start(t *testing.T) *listeners.Memory {
 	c.b = newTestBroker(t, func(cfg *Config) {
 		cfg.Authenticator, cfg.Authorizer, cfg.Interceptor, cfg.Observer = c, c, c, c.observer()
 		cfg.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{"m": c}
-		cfg.ConnContext = func(ctx context.Context, _ net.Conn) context.Context { c.at("ConnContext"); return ctx }
-		cfg.Store = storetest.Intercept(new(memory.Store), func(_ context.Context, call string, _ int) error {
-			c.at("Store." + call)
-			return nil
-		})
+		cfg.ConnContext = func(ctx context.Context,
+			_ net.Conn) context.Context {
+			c.at("ConnContext")
+			return ctx
+		}
+		cfg.Store = storetest.Intercept(new(memory.Store),
+			func(_ context.Context, call string, _ int) error {
+				c.at("Store." + call)
+				return nil
+			})
 	})
 	l := listeners.NewMemory()
 	go c.b.Serve(callingListener{l, c}) // ends with the Broker
@@ -142,7 +147,8 @@ func (c *caller) provoke(t *testing.T, l *listeners.Memory) {
 			var p packets.Packet
 			p, err = r.ReadPacket()
 			if m, ok := p.(*packets.Publish); ok && m.QoS > packets.QoS0 {
-				wire, _ = (&packets.Ack{Kind: packets.TypePuback, PacketID: m.PacketID}).Append(nil, packets.V5)
+				wire, _ = (&packets.Ack{Kind: packets.TypePuback, PacketID: m.PacketID}).Append(nil,
+					packets.V5)
 				nc.Write(append(wire, 0xe0, 0)) // and a DISCONNECT
 			}
 		}
@@ -156,20 +162,25 @@ func (c *caller) provoke(t *testing.T, l *listeners.Memory) {
 	unsubscribe := &packets.Unsubscribe{PacketID: 3, Filters: []string{"t"}}
 	all(enhanced, &packets.Disconnect{})
 	all(as("x", "nobody"))
-	all(small, subscribeTo("t", 0), &packets.Publish{Topic: []byte("t"), Payload: make([]byte, 100)}, &packets.Disconnect{})
-	all(lasting, subscribeTo("t", 1), message2("question", "x", packets.QoS1, 2), message2("secret", "x", packets.QoS1, 4),
+	all(small, subscribeTo("t", 0), &packets.Publish{Topic: []byte("t"),
+		Payload: make([]byte, 100)}, &packets.Disconnect{})
+	all(lasting, subscribeTo("t", 1), message2("question", "x", packets.QoS1, 2),
+		message2("secret", "x", packets.QoS1, 4),
 		message2("t", "x", packets.QoS1, 1))
 	all(lasting, unsubscribe, &packets.Disconnect{})
 	_ = c.b.Ban(Ban{Kind: BanClient, Value: "b"})
 }
 
 var callers = []string{
-	"Authenticate", "Start", "Next", "Authorize publish", "Authorize subscribe", "AuthorizeDelivery", "Intercept", "ConnContext",
-	"Connected", "Refused", "Disconnected", "SessionEnded", "Subscribed", "Unsubscribed", "Denied", "Published", "Delivered",
+	"Authenticate", "Start", "Next", "Authorize publish", "Authorize subscribe",
+	"AuthorizeDelivery", "Intercept", "ConnContext",
+	"Connected", "Refused", "Disconnected", "SessionEnded", "Subscribed", "Unsubscribed", "Denied",
+	"Published", "Delivered",
 	"Acknowledged", "Dropped", "Banned", "Store.commit", "handler", "Accept",
 }
 
-// Close and Shutdown return to what the Broker has called, and say that they cannot wait. The Broker ends all the same.
+// Close and Shutdown return to what the Broker has called, and say that they cannot wait. The
+// Broker ends all the same.
 func TestCloseReturnsToWhatTheBrokerHasCalled(t *testing.T) {
 	for how, end := range map[string]func(*Broker) error{
 		"Close":    (*Broker).Close,
@@ -200,7 +211,8 @@ func TestALoopOverMessagesMayCloseTheBroker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newTestBroker(t, nil)
 		sub := mustSubscribe(t, b, "t", nil)
-		require.NoError(t, b.Publish(t.Context(), &Message{Topic: "t", Retain: true, Payload: []byte("x")}))
+		require.NoError(t, b.Publish(t.Context(),
+			&Message{Topic: "t", Retain: true, Payload: []byte("x")}))
 		for range sub.Messages() {
 			for range b.Retained("#") {
 				require.NoError(t, b.Close())
@@ -210,7 +222,8 @@ func TestALoopOverMessagesMayCloseTheBroker(t *testing.T) {
 	})
 }
 
-// A Broker that waits for a hook which waits for it gives up waiting: Close after a while, Shutdown soon after its context.
+// A Broker that waits for a hook which waits for it gives up waiting: Close after a while, Shutdown
+// soon after its context.
 func TestNoHookCanMakeCloseWaitForEver(t *testing.T) {
 	for how, tt := range map[string]struct {
 		end   func(b *Broker) error
@@ -223,7 +236,8 @@ func TestNoHookCanMakeCloseWaitForEver(t *testing.T) {
 			return b.Shutdown(ctx)
 		}, time.Minute + 2*shutdownPatience},
 	} {
-		for _, from := range []string{"Authenticate", "Intercept", "Connected", "handler", "Store.commit"} {
+		for _, from := range []string{"Authenticate", "Intercept", "Connected", "handler",
+			"Store.commit"} {
 			t.Run(fmt.Sprint(how, " from ", from), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					if how == "Close" && from == "Store.commit" {
@@ -254,10 +268,11 @@ func TestAHandlerMayCloseItsResponder(t *testing.T) {
 		b := newTestBroker(t, nil)
 		var r *Responder
 		said := make(chan error, 1)
-		r, err := b.Respond(t.Context(), "question", func(context.Context, *Incoming) (*Message, error) {
-			said <- r.Close()
-			return nil, nil
-		})
+		r, err := b.Respond(t.Context(), "question",
+			func(context.Context, *Incoming) (*Message, error) {
+				said <- r.Close()
+				return nil, nil
+			})
 		require.NoError(t, err)
 		require.NoError(t, b.Publish(t.Context(), &Message{Topic: "question"}))
 		require.ErrorIs(t, <-said, ErrStillClosing)

@@ -118,7 +118,8 @@ func TestAGrantedClientIdentifierHasOnePace(t *testing.T) {
 		c := r.connect(as("other", "u"))
 		require.Equal(t, packets.QuotaExceeded, c.publish("a", "", false))
 		d := r.connect(as("other", "v"))
-		require.False(t, d.publish("a", "", false).Failed(), "the same was asked for, another granted")
+		require.False(t, d.publish("a", "", false).Failed(),
+			"the same was asked for, another granted")
 		c.close()
 		d.close()
 	})

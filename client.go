@@ -11,19 +11,24 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// This file is how the program that runs the Broker publishes. What it subscribes to is in subscription.go.
+// This file is how the program that runs the Broker publishes. What it subscribes to is in
+// subscription.go.
 
-// Publish routes m as if a client had published it, without asking the Authorizer or the Interceptor. It returns when the message is in the
-// queue or the output buffer of every Session that matches, which is when a client would get its PUBACK or PUBREC. It never waits for a
-// client; for a Subscription that is full and has the policy OverflowBlock it waits as that says, or until ctx ends, and the message is there
-// all the same. The Broker keeps m.Payload and m.Properties: they must not be modified afterwards. The topic may begin with "$".
+// Publish routes m as if a client had published it, without asking the Authorizer or the
+// Interceptor. It returns when the message is in the queue or the output buffer of every Session
+// that matches, which is when a client would get its PUBACK or PUBREC. It never waits for a client;
+// for a Subscription that is full and has the policy OverflowBlock it waits as that says, or until
+// ctx ends, and the message is there all the same. The Broker keeps m.Payload and m.Properties:
+// they must not be modified afterwards. The topic may begin with "$".
 //
-// m.Properties are those of the PUBLISH (3.3.2.3), made with the setters of Message or the Append methods of packets.Properties.
+// m.Properties are those of the PUBLISH (3.3.2.3), made with the setters of Message or the Append
+// methods of packets.Properties.
 //
-// The error is ErrBrokerClosed, the cause of ctx if that has ended before, or a *packets.Error: Topic Name invalid (0x90), Malformed Packet
-// (0x81) or Protocol Error (0x82) for what no PUBLISH may have, Packet too large (0x95) for what no packet can hold (256 MiB), Quota exceeded
-// (0x97) where retained messages are at their limit. MaxTopicLength and MaxTopicLevels of the Config hold here, too; MaxPacketSize, MaxQoS and
-// the switches for what clients may not use do not.
+// The error is ErrBrokerClosed, the cause of ctx if that has ended before, or a *packets.Error:
+// Topic Name invalid (0x90), Malformed Packet (0x81) or Protocol Error (0x82) for what no PUBLISH
+// may have, Packet too large (0x95) for what no packet can hold (256 MiB), Quota exceeded (0x97)
+// where retained messages are at their limit. MaxTopicLength and MaxTopicLevels of the Config hold
+// here, too; MaxPacketSize, MaxQoS and the switches for what clients may not use do not.
 func (b *Broker) Publish(ctx context.Context, m *Message) error {
 	_, err := b.publishLocal(ctx, m, local{})
 	return err
@@ -77,27 +82,35 @@ func (b *Broker) shrinks(m *Message) bool {
 	return m.Retain && b.retained.Shrinks(m.Topic, len(m.Payload), len(m.Properties))
 }
 
-// sound says what is wrong with a message that the program has made: to publish it, or in the place of another one.
+// sound says what is wrong with a message that the program has made: to publish it, or in the place
+// of another one.
 func (b *Broker) sound(m *Message) error {
 	size := len(m.Payload) + len(m.Topic) + len(m.Properties)
 	switch {
 	case len(m.Topic) > b.cfg().MaxTopicLength && !b.shrinks(m):
-		return packets.Errorf(packets.TopicNameInvalid, "a topic of %d bytes, at most %d are accepted", len(m.Topic), b.cfg().MaxTopicLength)
+		return packets.Errorf(packets.TopicNameInvalid,
+			"a topic of %d bytes, at most %d are accepted", len(m.Topic), b.cfg().MaxTopicLength)
 	case !packets.ValidTopicName(m.Topic):
-		return packets.Errorf(packets.TopicNameInvalid, "%q is no Topic Name", cut(m.Topic, maxName))
+		return packets.Errorf(packets.TopicNameInvalid, "%q is no Topic Name",
+			cut(m.Topic, maxName))
 	case packets.Levels(m.Topic) > b.cfg().MaxTopicLevels && !b.shrinks(m):
-		return packets.Errorf(packets.TopicNameInvalid, "a topic of %d levels, at most %d are accepted", packets.Levels(m.Topic), b.cfg().MaxTopicLevels)
+		return packets.Errorf(packets.TopicNameInvalid,
+			"a topic of %d levels, at most %d are accepted", packets.Levels(m.Topic),
+			b.cfg().MaxTopicLevels)
 	case m.QoS > packets.QoS2:
 		return packets.Errorf(packets.ProtocolError, "QoS %d", m.QoS)
 	case size > maxPacketSize-16:
-		return packets.Errorf(packets.PacketTooLarge, "a message of %d bytes, no packet can hold more than %d", size, maxPacketSize-16)
+		return packets.Errorf(packets.PacketTooLarge,
+			"a message of %d bytes, no packet can hold more than %d", size, maxPacketSize-16)
 	}
 	if len(m.Properties) > 0 {
 		if err := m.Properties.Check(packets.TypePublish); err != nil {
 			return err
 		}
-		if m.Properties.Has(packets.TopicAlias) || m.Properties.Has(packets.SubscriptionIdentifier) {
-			return packets.Errorf(packets.ProtocolError, "a property that does not travel with a message")
+		if m.Properties.Has(packets.TopicAlias) ||
+			m.Properties.Has(packets.SubscriptionIdentifier) {
+			return packets.Errorf(packets.ProtocolError,
+				"a property that does not travel with a message")
 		}
 	}
 	return nil
@@ -105,18 +118,20 @@ func (b *Broker) sound(m *Message) error {
 
 // An Outcome is what became of a message that was published with PublishWait.
 type Outcome struct {
-	// Matched is how many Sessions the message was for, Acknowledged how many of them have it, Lost how many will not get it: their queue was
-	// full, the message expired or was too large for them, they refused it, or they ended. What remains is still under way.
+	// Matched is how many Sessions the message was for, Acknowledged how many of them have it, Lost
+	// how many will not get it: their queue was full, the message expired or was too large for
+	// them, they refused it, or they ended. What remains is still under way.
 	Matched, Acknowledged, Lost int
 }
 
-// PublishWait publishes as Publish does and waits until every Session that the message is for has acknowledged or lost it: with PUBACK at QoS 1
-// and PUBREC at QoS 2, a Subscription by reading it or, with ManualAck, by Ack. At QoS 0 there is nothing to wait for but
-// that the message has left the queue. A Session whose client is away is waited for, and a Subscription that nobody reads, at QoS 0 as well, so
-// ctx should have an end.
+// PublishWait publishes as Publish does and waits until every Session that the message is for has
+// acknowledged or lost it: with PUBACK at QoS 1 and PUBREC at QoS 2, a Subscription by reading it
+// or, with ManualAck, by Ack. At QoS 0 there is nothing to wait for but that the message has left
+// the queue. A Session whose client is away is waited for, and a Subscription that nobody reads, at
+// QoS 0 as well, so ctx should have an end.
 //
-// If ctx ends first the error is its cause, and the Outcome is that of the moment; the message stays where it is. Other errors
-// are those of Publish.
+// If ctx ends first the error is its cause, and the Outcome is that of the moment; the message
+// stays where it is. Other errors are those of Publish.
 func (b *Broker) PublishWait(ctx context.Context, m *Message) (Outcome, error) {
 	r := &receipt{pending: 1, done: make(chan struct{})}
 	_, err := b.publishLocal(ctx, m, local{receipt: r})
@@ -190,7 +205,8 @@ func (d *delivery) receipt() *receipt {
 	return d.extra.receipt
 }
 
-// settleArrived tells the receipt that d has arrived. Only the first call of it or settleLost counts.
+// settleArrived tells the receipt that d has arrived. Only the first call of it or settleLost
+// counts.
 func (d *delivery) settleArrived() { d.settle(1, 0) }
 
 // settleLost tells the receipt that d is lost. Only the first call of it or settleArrived counts.

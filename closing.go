@@ -19,35 +19,43 @@ import (
 
 // This file is the end of a Broker.
 
-// ErrStillClosing is in the chain of what Close and Shutdown return if they cannot wait for the end of the Broker, because code that the
-// Broker has called has not returned, and may be what has called them. The Broker takes no more connections, and goes on closing. The text
-// says which case it is and what to do. Call Close again to wait for the end.
+// ErrStillClosing is in the chain of what Close and Shutdown return if they cannot wait for the end
+// of the Broker, because code that the Broker has called has not returned, and may be what has
+// called them. The Broker takes no more connections, and goes on closing. The text says which case
+// it is and what to do. Call Close again to wait for the end.
 var ErrStillClosing = errors.New("dunlin: the Broker is still closing")
 
 var (
-	errCalledBack = fmt.Errorf("%w: it was closed by a function that a Broker has called and waits for, such as a hook, a handler "+
-		"or a Store; it ends when that function has returned. To wait for that, call Close on a goroutine that no Broker waits for", ErrStillClosing)
-	errNoReturn = fmt.Errorf("%w: a hook, a handler, a Store or the Close of a net.Conn does not return, although its context has ended. "+
-		"It must not wait for the end of the Broker", ErrStillClosing)
+	errCalledBack = fmt.Errorf(
+		"%w: it was closed by a function that a Broker has called and waits for, such as a hook, "+
+			"a handler "+
+			"or a Store; it ends when that function has returned. To wait for that, call Close on a "+
+			"goroutine that no Broker waits for", ErrStillClosing)
+	errNoReturn = fmt.Errorf(
+		"%w: a hook, a handler, a Store or the Close of a net.Conn does not return, although its "+
+			"context has ended. "+
+			"It must not wait for the end of the Broker", ErrStillClosing)
 )
 
 // closing is what Close and Shutdown share.
 type closing struct {
-	once  sync.Once
-	quiet chan struct{} // closed when only the Store is left to be closed. Immutable after New, as is the next
+	once sync.Once
+	// Closed when only the Store is left to be closed. Immutable after New, as is the next
+	quiet chan struct{}
 	ended chan struct{} // closed when no goroutine of the Broker is left
 	left  atomic.Uint64 // how many connections have ended
 	err   error         // of the Store; set before ended is closed
 }
 
-// How long Close waits for code of the program while no connection ends, and Shutdown when its context has ended.
+// How long Close waits for code of the program while no connection ends, and Shutdown when its
+// context has ended.
 const (
 	closePatience    = 10 * time.Second
 	shutdownPatience = time.Second
 )
 
-// These begin the names of the functions of this package in a stack, and of the journal, which calls
-// the Store.
+// These begin the names of the functions of this package in a stack, and of the journal, which
+// calls the Store.
 var (
 	packageName = strings.TrimSuffix(nameOf(cause), "cause")
 	journalName = strings.TrimSuffix(nameOf(journal.New), "New")
@@ -55,9 +63,10 @@ var (
 
 func nameOf(f any) string { return runtime.FuncForPC(reflect.ValueOf(f).Pointer()).Name() }
 
-// calledBack says whether this package is above its caller, Close or Shutdown, in the stack: then a hook, or whatever else it is, has been
-// called with a goroutine or a lock that the end of the Broker needs. The bodies of loops over Messages and Retained are not meant: nothing
-// is held while they run.
+// calledBack says whether this package is above its caller, Close or Shutdown, in the stack: then a
+// hook, or whatever else it is, has been called with a goroutine or a lock that the end of the
+// Broker needs. The bodies of loops over Messages and Retained are not meant: nothing is held while
+// they run.
 func calledBack() bool {
 	pcs := make([]uintptr, 64)
 	n := runtime.Callers(3, pcs) // not Callers, calledBack, and its caller
@@ -70,7 +79,8 @@ func calledBack() bool {
 		f, more = frames.Next()
 		name, ours := strings.CutPrefix(f.Function, packageName)
 		ours = ours || strings.HasPrefix(f.Function, journalName)
-		if ours && !strings.HasSuffix(f.File, "_test.go") && !strings.Contains(name, ".Messages") && !strings.Contains(name, ".Retained") {
+		if ours && !strings.HasSuffix(f.File, "_test.go") && !strings.Contains(name, ".Messages") &&
+			!strings.Contains(name, ".Retained") {
 			return true
 		}
 	}
@@ -101,15 +111,19 @@ func (b *Broker) shut() (early, conns []*conn) {
 	return early, conns
 }
 
-// Shutdown closes the listeners, sends every 5.0 client DISCONNECT with Server shutting down (0x8B), waits until what was queued for the wire is
-// written, and closes the connections. A client that takes nothing is waited for until WriteTimeout, and one that took all has a second to
-// close from its side. If ctx ends first Shutdown closes the connections at once and returns the cause of that. Messages that still wait for
-// acknowledgements of the client stay in its Session, and outlive the Broker with a Store. Wills are published to in-process subscribers
-// only. Otherwise Shutdown returns the error of Store.Close, as Close does.
+// Shutdown closes the listeners, sends every 5.0 client DISCONNECT with Server shutting down
+// (0x8B), waits until what was queued for the wire is written, and closes the connections. A client
+// that takes nothing is waited for until WriteTimeout, and one that took all has a second to close
+// from its side. If ctx ends first Shutdown closes the connections at once and returns the cause of
+// that. Messages that still wait for acknowledgements of the client stay in its Session, and
+// outlive the Broker with a Store. Wills are published to in-process subscribers only. Otherwise
+// Shutdown returns the error of Store.Close, as Close does.
 //
-// When it returns without ErrStillClosing no goroutine of the Broker is left. If a hook, a handler, a Store or a Close of a net.Conn does
-// not return when its own context has ended, Shutdown returns an error with ErrStillClosing, at the latest about a second after the end of ctx. Called by such a
-// function itself it returns that at once, and the Broker shuts down as it should when the function has returned.
+// When it returns without ErrStillClosing no goroutine of the Broker is left. If a hook, a handler,
+// a Store or a Close of a net.Conn does not return when its own context has ended, Shutdown returns
+// an error with ErrStillClosing, at the latest about a second after the end of ctx. Called by such
+// a function itself it returns that at once, and the Broker shuts down as it should when the
+// function has returned.
 func (b *Broker) Shutdown(ctx context.Context) error {
 	if calledBack() {
 		return b.calledBack(func() { b.shutdown(ctx) })
@@ -167,13 +181,16 @@ func cause(ctx context.Context, err error) error {
 	return errors.Join(context.Cause(ctx), err)
 }
 
-// Close closes listeners and connections at once and waits for their goroutines. It may be called several times, and after or during Shutdown. It
-// returns the error of Store.Close, nil without a Store.
+// Close closes listeners and connections at once and waits for their goroutines. It may be called
+// several times, and after or during Shutdown. It returns the error of Store.Close, nil without a
+// Store.
 //
-// A function that the Broker has called, such as a hook, a handler of Respond, a function of the Observer or a Store, cannot wait for the
-// end of the Broker, which waits for it. To such a caller Close returns an error with ErrStillClosing at once, and the Broker closes when the
-// function has returned. Close returns that error, too, if a hook or a handler has not returned ten seconds after its context ended, while
-// no connection ends. For a call of the Store it waits as long as that takes.
+// A function that the Broker has called, such as a hook, a handler of Respond, a function of the
+// Observer or a Store, cannot wait for the end of the Broker, which waits for it. To such a caller
+// Close returns an error with ErrStillClosing at once, and the Broker closes when the function has
+// returned. Close returns that error, too, if a hook or a handler has not returned ten seconds
+// after its context ended, while no connection ends. For a call of the Store it waits as long as
+// that takes.
 func (b *Broker) Close() error {
 	if calledBack() {
 		return b.calledBack(func() { b.close(closePatience, b.closing.quiet) })
@@ -181,7 +198,8 @@ func (b *Broker) Close() error {
 	return b.close(closePatience, b.closing.quiet)
 }
 
-// close closes at once. It gives up waiting when until is not closed, and no connection has ended, for the time of patience.
+// close closes at once. It gives up waiting when until is not closed, and no connection has ended,
+// for the time of patience.
 func (b *Broker) close(patience time.Duration, until <-chan struct{}) error {
 	lock.NoneHeld("a wait")
 	b.closing.once.Do(func() {

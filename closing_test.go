@@ -137,8 +137,8 @@ func (c afterHook) Close() error {
 	return c.Conn.Close()
 }
 
-// The contexts of hooks end before connections are closed, so that a Close that waits for a hook, as
-// that of a socket once did, waits for nothing that does not come.
+// The contexts of hooks end before connections are closed, so that a Close that waits for a hook,
+// as that of a socket once did, waits for nothing that does not come.
 func TestHooksAreToldOfTheEndBeforeConnectionsAreClosed(t *testing.T) {
 	for name, end := range map[string]func(b *Broker, cancel func()){
 		"the context of ServeConn": func(_ *Broker, cancel func()) { cancel() },
@@ -175,8 +175,8 @@ func TestHooksAreToldOfTheEndBeforeConnectionsAreClosed(t *testing.T) {
 	}
 }
 
-// ConnectTimeout counts from the beginning of a connection until its CONNACK, whoever takes the time:
-// the client or a hook, in an exchange of AUTH packets as well.
+// ConnectTimeout counts from the beginning of a connection until its CONNACK, whoever takes the
+// time: the client or a hook, in an exchange of AUTH packets as well.
 func TestAllDecisionsBeforeTheCONNACKShareConnectTimeout(t *testing.T) {
 	for _, over := range []string{"CONNECT", "AUTH", "Will"} {
 		t.Run(over, func(t *testing.T) {
@@ -232,7 +232,8 @@ func TestAnExchangeHasOneTimeForAllItsSteps(t *testing.T) {
 					c.send(&packets.Auth{Code: packets.ReAuthenticate, Properties: method})
 				} else {
 					nc := dial(t, l)
-					c = &testClient{t: t, nc: nc, r: packets.NewReader(nc, packets.Limits{}), v: packets.V5}
+					c = &testClient{t: t, nc: nc, r: packets.NewReader(nc, packets.Limits{}),
+						v: packets.V5}
 					c.r.SetVersion(packets.V5)
 					c.send(p)
 				}
@@ -295,7 +296,8 @@ func (r *slowRules) OnReload(changed func()) (stop func()) {
 	return func() {}
 }
 
-// A subscription that nobody has decided, because the time was over or the Broker was closed, is kept.
+// A subscription that nobody has decided, because the time was over or the Broker was closed, is
+// kept.
 func TestASubscriptionThatNobodyDecidedIsKept(t *testing.T) {
 	for _, closed := range []bool{false, true} {
 		t.Run(fmt.Sprintf("Close: %t", closed), func(t *testing.T) {
@@ -314,7 +316,8 @@ func TestASubscriptionThatNobodyDecidedIsKept(t *testing.T) {
 					st.start()
 				} else {
 					p.nc.Close()
-					p = st.dial("c", packets.V5, false, 3600) // they are decided for the client that comes back
+					// they are decided for the client that comes back
+					p = st.dial("c", packets.V5, false, 3600)
 					time.Sleep(time.Minute)
 					got := p.want(packets.TypeConnack)
 					require.Equal(t, packets.NotAuthorized, got[0].(*packets.Connack).Code)
@@ -329,8 +332,8 @@ func TestASubscriptionThatNobodyDecidedIsKept(t *testing.T) {
 	}
 }
 
-// A client whose CONNACK waits for the Store is told to come again when its connection has to end: a
-// client that is told Not authorized may give up for good.
+// A client whose CONNACK waits for the Store is told to come again when its connection has to end:
+// a client that is told Not authorized may give up for good.
 func TestAConnectionThatEndsBeforeItsCONNACKMayComeAgain(t *testing.T) {
 	for _, tt := range []struct {
 		name string

@@ -56,7 +56,9 @@ func TestWhatIsNotExpectedIsSeenOverTCP(t *testing.T) {
 		{"a message from itself", "s> PUBLISH topic=a payload=x"},
 		{"the Will of a client that is cut", "p> close"},
 		{"the Will of a client that errs", "p> raw 00 00"},
-		{"a retained message", "p> PUBLISH retain topic=r payload=x\ns> SUBSCRIBE id=2 filter=r:0\ns< SUBACK id=2 codes=00"},
+		{"a retained message",
+			"p> PUBLISH retain topic=r payload=x\ns> SUBSCRIBE id=2 filter=r:0\ns< SUBACK id=2 " +
+				"codes=00"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			all, err := script.Parse(t.Name(), `

@@ -16,11 +16,11 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/guard"
 	"github.com/dunlin-mqtt/dunlin/internal/link"
 	"github.com/dunlin-mqtt/dunlin/internal/lock"
-	"github.com/dunlin-mqtt/dunlin/internal/timers"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// A conn is one Network Connection. Its reader goroutine is all that it has while it is idle, so its size counts.
+// A conn is one Network Connection. Its reader goroutine is all that it has while it is idle, so
+// its size counts.
 type conn struct {
 	// Immutable after newConn.
 	b    *Broker
@@ -50,14 +50,18 @@ type conn struct {
 	readHint    int32        // the read buffer that the last large packet needed
 	restCounted int32        // how much of rest the count of memory knows of
 	footprint   int32        // what the count of memory knows of c itself
-	partial     int32        // the room that the packet which has come in part has taken, see expect
-	// When partial was taken, in seconds since Broker.started, and 1; 0: none is, or endSlowest has it.
+	// The room that the packet which has come in part has taken, see expect
+	partial int32
+	// When partial was taken, in seconds since Broker.started, and 1; 0: none is, or endSlowest has
+	// it.
 	partialSince atomic.Int32
-	routing      bool          // the reader has routes for itself
-	lastPacket   time.Duration // when the last whole packet came, since Broker.started; until c is accepted: when c came
-	rest         *link.Buffer  // the beginning of an incomplete packet, while the reader waits for more
-	routes       *routes       // nil: it has none. Others may take what they hold away, see there
-	extra        *connExtra    // see there
+	routing      bool // the reader has routes for itself
+	// When the last whole packet came, since Broker.started; until c is accepted: when c came
+	lastPacket time.Duration
+	// The beginning of an incomplete packet, while the reader waits for more
+	rest   *link.Buffer
+	routes *routes    // nil: it has none. Others may take what they hold away, see there
+	extra  *connExtra // see there
 
 	// Guarded by sess.mu.
 	out      out
@@ -65,63 +69,12 @@ type conn struct {
 	stopping *packets.Error // why the broker ends the connection
 }
 
-// connExtra is what few connections need. The reader makes it when it is first needed.
-type connExtra struct {
-	// Immutable once the CONNECT is accepted.
-	base   context.Context // what ServeConn was given
-	mount  string
-	method string        // Authentication Method
-	pace   *guard.Pace   // what the owner of the client may publish; nil: as much as it likes
-	wake   chan struct{} // capacity 1: a pause for pace is to end
-	expiry uint32        // the longest Session Expiry Interval that it was granted; 0: that of Config
-
-	// Made by the reader, then immutable. Guarded by sess.mu once there is a Session.
-	ctx    context.Context
-	cancel context.CancelFunc
-
-	// Owned by the reader.
-	aliases  clientAliases
-	exchange *exchange // the authentication under way; nil: none is
-
-	flowing flowing  // see there
-	delayer *delayer // of its delayed messages; nil: there was none
-
-	// Guarded by sess.mu.
-	outAliases *outAliases  // nil: the client accepts none
-	expires    timers.Timer // when its authentication ends
-}
-
-var noExtra connExtra
-
-// readExtra returns the connExtra of c for reading. It is never nil.
-func (c *conn) readExtra() *connExtra {
-	if c.extra == nil {
-		return &noExtra
-	}
-	return c.extra
-}
-
-// makeExtra returns the connExtra of c for writing. Only the reader calls it, before the connection is accepted or for what the reader owns.
-func (c *conn) makeExtra() *connExtra {
-	switch {
-	case c.extra != nil:
-	case c.sess == nil: // shut looks for it
-		c.b.mu.Lock()
-		c.extra = new(connExtra)
-		c.b.mu.Unlock()
-	default: // others look for it as well
-		c.sess.mu.Lock()
-		c.extra = new(connExtra)
-		c.sess.mu.Unlock()
-	}
-	return c.extra
-}
-
 func newConn(b *Broker, ctx context.Context, nc net.Conn) *conn {
 	c := &conn{b: b, version: packets.V311, maxPacket: maxPacketSize}
 	c.packetSize = int32(b.cfg().MaxConnectSize)
 	if ctx != b.ctx {
-		c.makeExtra().base = context.WithoutCancel(ctx) // end tells the connection first, and then its hooks
+		// end tells the connection first, and then its hooks
+		c.makeExtra().base = context.WithoutCancel(ctx)
 	}
 	c.nc.Init(nc)
 	return c
@@ -138,7 +91,8 @@ func (c *conn) id() string {
 	return ""
 }
 
-// context returns the context for hooks: it ends with the connection. It is made when the first hook needs it.
+// context returns the context for hooks: it ends with the connection. It is made when the first
+// hook needs it.
 func (c *conn) context() context.Context {
 	r := c.makeExtra()
 	if r.ctx == nil {
@@ -217,8 +171,9 @@ func (c *conn) run(on reader) (err error) {
 	}
 }
 
-// A look is reading what has come until a deadline has passed, before anything is concluded from that. A process that was
-// stopped for a while finds its deadlines over, and what clients have sent meanwhile unread.
+// A look is reading what has come until a deadline has passed, before anything is concluded from
+// that. A process that was stopped for a while finds its deadlines over, and what clients have sent
+// meanwhile unread.
 type look struct {
 	under bool
 	until time.Time // zero for a socket: it says by itself that there is nothing more
@@ -227,8 +182,8 @@ type look struct {
 // lookTime is how long a look takes where only a Read that waits can tell that there is nothing.
 const lookTime = 100 * time.Millisecond
 
-// awoke is called when the read deadline has passed, or, with dry, when the look at what was there is over. It begins a look,
-// which replaces was, or says why the connection ends.
+// awoke is called when the read deadline has passed, or, with dry, when the look at what was there
+// is over. It begins a look, which replaces was, or says why the connection ends.
 func (c *conn) awoke(was look, dry bool) (look, error) {
 	now := time.Now()
 	for {
@@ -338,8 +293,8 @@ func (c *conn) readRaw(how reading) error {
 			c.park(t)
 			return err
 		}
-		// Only EAGAIN says that there is nothing more: the poller may have told of data and of the end
-		// at once, and then tells no more.
+		// Only EAGAIN says that there is nothing more: the poller may have told of data and of the
+		// end at once, and then tells no more.
 		c.widen(t)
 	}
 }
@@ -357,8 +312,8 @@ type rawReader struct {
 // errUnflushed says that nothing more is there to read, and that the turn has to be flushed first.
 var errUnflushed = errors.New("flush, then wait")
 
-// read is called by RawConn.Read with the lock of the descriptor, for which Close waits: it only reads.
-// It returns false, and holds no buffer, if the reader has to wait for something to read.
+// read is called by RawConn.Read with the lock of the descriptor, for which Close waits: it only
+// reads. It returns false, and holds no buffer, if the reader has to wait for something to read.
 func (r *rawReader) read(fd uintptr) bool {
 	defer link.InsideDescriptor()()
 	c := r.c
@@ -394,7 +349,8 @@ func (r *rawReader) read(fd uintptr) bool {
 	}
 }
 
-// The read buffer of a turn, and how much of an incomplete packet is copied rather than kept in its buffer.
+// The read buffer of a turn, and how much of an incomplete packet is copied rather than kept in its
+// buffer.
 const (
 	readSize = 64 << 10
 	keepSize = 4 << 10
@@ -412,8 +368,8 @@ func (c *conn) unpark(t *turn) {
 	c.widen(t)
 }
 
-// widen makes room for more bytes. Memory follows what was received: a buffer that is full is followed by the next class, up to
-// that of the packet which it holds the beginning of.
+// widen makes room for more bytes. Memory follows what was received: a buffer that is full is
+// followed by the next class, up to that of the packet which it holds the beginning of.
 func (c *conn) widen(t *turn) {
 	x, n := t.read, 2*cap(t.read.B)
 	if c.partial > 0 {
@@ -427,8 +383,9 @@ func (c *conn) widen(t *turn) {
 	}
 }
 
-// park gives the turn back. What is left of an incomplete packet is kept: a short one in a copy of its own, a long one in the buffer
-// that it grows in, so that it is not copied each time a little more comes.
+// park gives the turn back. What is left of an incomplete packet is kept: a short one in a copy of
+// its own, a long one in the buffer that it grows in, so that it is not copied each time a little
+// more comes.
 func (c *conn) park(t *turn) {
 	x := t.read
 	if len(x.B) > keepSize {
@@ -445,8 +402,8 @@ func (c *conn) park(t *turn) {
 	c.b.putTurn(t)
 }
 
-// readPlain reads through a buffer that stays with the connection: for a net.Conn that cannot be waited for without one. With rest it
-// begins with what was read before.
+// readPlain reads through a buffer that stays with the connection: for a net.Conn that cannot be
+// waited for without one. With rest it begins with what was read before.
 func (c *conn) readPlain(rest bool) error {
 	if c.rest == nil {
 		c.rest = link.NewBuffer(4 << 10)
@@ -485,7 +442,8 @@ func (c *conn) readPlain(rest bool) error {
 // input is a whole turn: it handles what is in the read buffer and flushes what that has led to.
 func (c *conn) input(t *turn) error { return c.endTurn(t, c.packets(t)) }
 
-// packets handles every whole packet in the read buffer, and leaves what remains at the front of the buffer.
+// packets handles every whole packet in the read buffer, and leaves what remains at the front of
+// the buffer.
 func (c *conn) packets(t *turn) error {
 	t.now = time.Now()
 	b := t.read.B
@@ -517,7 +475,8 @@ func (c *conn) packets(t *turn) error {
 	return err
 }
 
-// endTurn flushes what the turn has written to. It returns err, or, if that is nil, why the connection is being stopped.
+// endTurn flushes what the turn has written to. It returns err, or, if that is nil, why the
+// connection is being stopped.
 func (c *conn) endTurn(t *turn, err error) error {
 	t.end()
 	c.easeOff(t)
@@ -530,18 +489,21 @@ func (c *conn) endTurn(t *turn, err error) error {
 	return err
 }
 
-// A turn that would write to so many connections, or make so many bytes for them together, first looks for more to send with them.
+// A turn that would write to so many connections, or make so many bytes for them together, first
+// looks for more to send with them.
 const (
 	gatherConns  = 4
 	gatherBytes  = 16 << 10
 	gatherRounds = 4
 )
 
-// gather says whether to read on before the turn flushes: a write costs the same for one message and for many. It lets other readers
-// run, whose messages may go to the same connections. A turn gathers no more than one read buffer holds and reads but a few times, so that nothing
-// waits for long.
+// gather says whether to read on before the turn flushes: a write costs the same for one message
+// and for many. It lets other readers run, whose messages may go to the same connections. A turn
+// gathers no more than one read buffer holds and reads but a few times, so that nothing waits for
+// long.
 func (c *conn) gather(t *turn) bool {
-	if n := len(t.dirty); n < gatherConns || n*t.gathered < gatherBytes || t.gathered >= readSize || t.rounds == gatherRounds {
+	if n := len(t.dirty); n < gatherConns || n*t.gathered < gatherBytes || t.gathered >= readSize ||
+		t.rounds == gatherRounds {
 		return false
 	}
 	t.rounds++
@@ -549,7 +511,8 @@ func (c *conn) gather(t *turn) bool {
 	return true
 }
 
-// holdBack waits, with nothing of this turn left unflushed, for the Subscriptions that ask their publishers to.
+// holdBack waits, with nothing of this turn left unflushed, for the Subscriptions that ask their
+// publishers to.
 func (c *conn) holdBack(t *turn) error {
 	t.end()
 	t.trim()
@@ -579,7 +542,8 @@ func (c *conn) packet(t *turn, b []byte) (int, error) {
 	}
 	n := h.Len + h.Remaining
 	if n > int(c.packetSize) {
-		err := packets.Errorf(packets.PacketTooLarge, "%v of %d bytes, %d are accepted", h.Type, n, c.packetSize)
+		err := packets.Errorf(packets.PacketTooLarge, "%v of %d bytes, %d are accepted", h.Type, n,
+			c.packetSize)
 		if v == 0 {
 			return 0, c.refuseLarge(b[h.Len:], err)
 		}
@@ -593,7 +557,8 @@ func (c *conn) packet(t *turn, b []byte) (int, error) {
 	case !c.accepted:
 		t.last = n == len(b)
 		err = c.early(t, h, body)
-	case h.Type == packets.TypeDisconnect && len(body) == 0: // as nearly all are: no need for a deep stack
+	case h.Type == packets.TypeDisconnect && len(body) == 0:
+		// as nearly all are: no need for a deep stack
 		err = errNormal
 	case h.Type == packets.TypePublish && !c.within(t, n):
 		return 0, errPause
@@ -622,7 +587,8 @@ func (c *conn) onAck(t *turn, a *packets.Ack) error {
 
 // other handles the packets that are rare.
 func (c *conn) other(t *turn, h packets.Header, body []byte) error {
-	limits := packets.Limits{Filters: c.b.cfg().MaxFilters, UserProperties: c.b.cfg().MaxUserProperties}
+	limits := packets.Limits{Filters: c.b.cfg().MaxFilters,
+		UserProperties: c.b.cfg().MaxUserProperties}
 	var p packets.Packet
 	switch h.Type {
 	case packets.TypePingreq:
@@ -669,7 +635,8 @@ func (c *conn) onDisconnect(p *packets.Disconnect) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.expiry == 0 && n != 0 {
-			return packets.Errorf(packets.ProtocolError, "Session Expiry Interval %d in DISCONNECT after 0 in CONNECT", n)
+			return packets.Errorf(packets.ProtocolError,
+				"Session Expiry Interval %d in DISCONNECT after 0 in CONNECT", n)
 		}
 		if s.conn == c {
 			s.expiry = min(n, c.b.cfg().maxExpiry(), cmp.Or(c.readExtra().expiry, noExpiry))
@@ -686,12 +653,14 @@ type clientLeft struct{ code packets.ReasonCode }
 
 func (e *clientLeft) Error() string { return "the client disconnected: " + e.code.String() }
 
-// expired is called when the read deadline has passed, or awaitReader asks, and what was there to read is read: it moves the deadline
-// on if the client was heard of meanwhile, and otherwise says why the connection ends. Keep Alive is one and a half times what the
-// client named, counted from its last whole packet [MQTT-3.1.2-22].
+// expired is called when the read deadline has passed, or awaitReader asks, and what was there to
+// read is read: it moves the deadline on if the client was heard of meanwhile, and otherwise says
+// why the connection ends. Keep Alive is one and a half times what the client named, counted from
+// its last whole packet [MQTT-3.1.2-22].
 func (c *conn) expired(now time.Time) error {
 	if !c.accepted {
-		return packets.Errorf(packets.ProtocolError, "no CONNECT within %v", c.b.cfg().ConnectTimeout)
+		return packets.Errorf(packets.ProtocolError, "no CONNECT within %v",
+			c.b.cfg().ConnectTimeout)
 	}
 	if err := c.stopped(); err != nil {
 		return err
@@ -702,13 +671,14 @@ func (c *conn) expired(now time.Time) error {
 		if c.flows(now) {
 			return c.setReadDeadline(now.Add(c.keepAlive))
 		}
-		return packets.Errorf(packets.KeepAliveTimeout, "nothing from the client for %v", c.keepAlive)
+		return packets.Errorf(packets.KeepAliveTimeout, "nothing from the client for %v",
+			c.keepAlive)
 	}
 	return c.setReadDeadline(due)
 }
 
-// setReadDeadline sets the deadline of the reader, and then says why the connection is being stopped, if it
-// is: the deadline that rouse has set may be the one that this replaces.
+// setReadDeadline sets the deadline of the reader, and then says why the connection is being
+// stopped, if it is: the deadline that rouse has set may be the one that this replaces.
 func (c *conn) setReadDeadline(at time.Time) error {
 	if err := c.nc.SetReadDeadline(at); err != nil || c.sess == nil {
 		return err
@@ -716,8 +686,9 @@ func (c *conn) setReadDeadline(at time.Time) error {
 	return c.stopped()
 }
 
-// stop makes the connection end with err, which a 5.0 client is told in DISCONNECT. c.sess.mu is held;
-// the caller flushes when it has unlocked that, which rouses the reader. Only the first call counts.
+// stop, with c.sess.mu held, makes the connection end with err, which a 5.0 client is told in
+// DISCONNECT. The caller flushes when it has unlocked that, which rouses the reader. Only the first
+// call counts.
 func (c *conn) stop(err *packets.Error) {
 	if c.stopping != nil || c.out.dead {
 		return
@@ -748,7 +719,8 @@ func (c *conn) stopped() error {
 	return nil
 }
 
-// finish ends the connection: the client is told why where the protocol can, the session goes on or ends, the socket is closed.
+// finish ends the connection: the client is told why where the protocol can, the session goes on or
+// ends, the socket is closed.
 func (c *conn) finish(err error) {
 	code := packets.CodeOf(err)
 	gentle := false
@@ -766,7 +738,8 @@ func (c *conn) finish(err error) {
 		told := c.b.detach(c, err == errNormal)
 		c.b.expireAuth(c, time.Time{})
 		if told && (said || err == errNormal) {
-			c.b.journal.Sync(c.b.ctx) // the end of the connection answers DISCONNECT; a store that fails has said so
+			// the end of the connection answers DISCONNECT; a store that fails has said so
+			c.b.journal.Sync(c.b.ctx)
 		}
 	} else {
 		gentle = c.answered

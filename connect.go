@@ -21,15 +21,18 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// This file is CONNECT: what a client asks for, what it is granted, and the exchange of AUTH packets where it wants one (3.1, 3.2, 4.12).
+// This file is CONNECT: what a client asks for, what it is granted, and the exchange of AUTH
+// packets where it wants one (3.1, 3.2, 4.12).
 
-// early handles what comes before the connection is accepted: CONNECT, then AUTH if an exchange is under way.
+// early handles what comes before the connection is accepted: CONNECT, then AUTH if an exchange is
+// under way.
 func (c *conn) early(t *turn, h packets.Header, body []byte) error {
 	c.deep = true
 	if c.readExtra().exchange != nil {
 		var a packets.Auth
 		if h.Type != packets.TypeAuth {
-			return c.refuse(packets.Errorf(packets.ProtocolError, "%v during authentication", h.Type))
+			return c.refuse(packets.Errorf(packets.ProtocolError, "%v during authentication",
+				h.Type))
 		}
 		if err := a.Decode(h, body, c.version); err != nil {
 			return c.refuse(err)
@@ -46,8 +49,10 @@ func (c *conn) early(t *turn, h packets.Header, body []byte) error {
 		c.noReasons = n == 0
 	}
 	switch {
-	case packets.CodeOf(err) == packets.UnsupportedProtocolVersion, err == nil && !c.b.cfg().accepts(p.Version):
-		return c.refuse(packets.Errorf(packets.UnsupportedProtocolVersion, "protocol version %d is not accepted", p.Version))
+	case packets.CodeOf(err) == packets.UnsupportedProtocolVersion, err == nil &&
+		!c.b.cfg().accepts(p.Version):
+		return c.refuse(packets.Errorf(packets.UnsupportedProtocolVersion,
+			"protocol version %d is not accepted", p.Version))
 	case err != nil && p.Version == packets.V5:
 		return c.refuse(err)
 	case err != nil:
@@ -79,14 +84,19 @@ func (c *conn) mayReplace(id string) bool {
 // acceptable checks what needs no hook. It gives the client an identifier if it sent none.
 func (c *conn) acceptable(p *packets.Connect) error {
 	cfg := c.b.cfg()
-	if _, ok := p.Properties.Bytes(packets.AuthenticationData); ok && !p.Properties.Has(packets.AuthenticationMethod) {
-		return packets.Errorf(packets.ProtocolError, "Authentication Data without Authentication Method")
+	if _, ok := p.Properties.Bytes(packets.AuthenticationData); ok &&
+		!p.Properties.Has(packets.AuthenticationMethod) {
+		return packets.Errorf(packets.ProtocolError,
+			"Authentication Data without Authentication Method")
 	}
 	switch {
-	case p.ClientID == "" && (p.Version == packets.V31 || p.Version == packets.V311 && !p.CleanStart):
-		return packets.Errorf(packets.ClientIdentifierNotValid, "an empty Client Identifier needs Clean Session")
+	case p.ClientID == "" && (p.Version == packets.V31 || p.Version == packets.V311 &&
+		!p.CleanStart):
+		return packets.Errorf(packets.ClientIdentifierNotValid,
+			"an empty Client Identifier needs Clean Session")
 	case strings.HasPrefix(p.ClientID, localPrefix):
-		return packets.Errorf(packets.ClientIdentifierNotValid, "Client Identifiers that begin with %s belong to the server", localPrefix)
+		return packets.Errorf(packets.ClientIdentifierNotValid,
+			"Client Identifiers that begin with %s belong to the server", localPrefix)
 	case c.b.connections() >= cfg.MaxConnections && !c.mayReplace(p.ClientID):
 		return packets.Errorf(packets.ServerBusy, "too many connections")
 	}
@@ -97,7 +107,8 @@ func (c *conn) acceptable(p *packets.Connect) error {
 		case w.Retain && cfg.DisableRetain:
 			return packets.Errorf(packets.RetainNotSupported, "retained messages are not accepted")
 		case len(w.Topic) > cfg.MaxTopicLength || packets.Levels(w.Topic) > cfg.MaxTopicLevels:
-			return packets.Errorf(packets.TopicNameInvalid, "the Will Topic has more bytes or levels than are accepted")
+			return packets.Errorf(packets.TopicNameInvalid,
+				"the Will Topic has more bytes or levels than are accepted")
 		case c.b.reserved(w.Topic):
 			return errReserved
 		case cfg.CheckPayloadFormat && saysText(w.Properties) && !utf8.Valid(w.Payload):
@@ -111,10 +122,12 @@ func errWillQoS(got, most packets.QoS) error {
 	return packets.Errorf(packets.QoSNotSupported, "Will QoS %d, at most %d is accepted", got, most)
 }
 
-// authenticate asks the hooks: the one for the Authentication Method if there is one, else the Authenticator.
+// authenticate asks the hooks: the one for the Authentication Method if there is one, else the
+// Authenticator.
 func (c *conn) authenticate(t *turn, p *packets.Connect) error {
 	client := &hooks.Client{
-		ID: p.ClientID, Username: p.Username, HasUsername: p.HasUsername, Version: p.Version, Bridge: p.Bridge,
+		ID: p.ClientID, Username: p.Username, HasUsername: p.HasUsername, Version: p.Version,
+		Bridge:     p.Bridge,
 		CleanStart: p.CleanStart, KeepAlive: p.KeepAlive,
 		RemoteAddr: c.nc.RemoteAddr(), LocalAddr: c.nc.LocalAddr(), Listener: c.via.described(),
 	}
@@ -150,7 +163,8 @@ func (c *conn) authenticate(t *turn, p *packets.Connect) error {
 	}
 	auth := c.b.cfg().EnhancedAuth[method]
 	if auth == nil {
-		return c.refuse(packets.Errorf(packets.BadAuthenticationMethod, "Authentication Method %q is not known", method))
+		return c.refuse(packets.Errorf(packets.BadAuthenticationMethod,
+			"Authentication Method %q is not known", method))
 	}
 	err := c.begin(auth, r)
 	if err != nil {
@@ -158,7 +172,8 @@ func (c *conn) authenticate(t *turn, p *packets.Connect) error {
 	}
 	own := c.makeExtra()
 	own.method = method
-	own.exchange.connect = cloneConnect(p) // the packet outlives the read buffer for as long as the exchange lasts
+	// the packet outlives the read buffer for as long as the exchange lasts
+	own.exchange.connect = cloneConnect(p)
 	data, _ := p.Properties.Bytes(packets.AuthenticationData)
 	return c.step(t, data)
 }
@@ -171,9 +186,10 @@ func (c *conn) decideConnect(r *hooks.ConnectRequest) error {
 	return c.b.cfg().Authenticator.Authenticate(ctx, r)
 }
 
-// decisionContext returns the context for a hook that decides who the client is and what it brings: it ends with the
-// connection, and when ConnectTimeout is over. Until the CONNACK all decisions share that time, which began when the connection
-// was taken up; a re-authentication has as long, from the call.
+// decisionContext returns the context for a hook that decides who the client is and what it brings:
+// it ends with the connection, and when ConnectTimeout is over. Until the CONNACK all decisions
+// share that time, which began when the connection was taken up; a re-authentication has as long,
+// from the call.
 func (c *conn) decisionContext() (context.Context, context.CancelFunc) {
 	d := c.b.cfg().ConnectTimeout
 	if d <= 0 {
@@ -202,13 +218,15 @@ func identityBy(g *hooks.Grant, username string) hooks.Identity {
 // claimed says whether the name of a client that gets g is no more than a claim.
 func claimed(g *hooks.Grant) bool { return g.Identity.Unverified && g.Identity.Principal == "" }
 
-// refusal makes a *packets.Error of what a hook returned; what is none is logged, and the client learns no more than Not authorized. An error
-// with a code that stands for no failure refuses as one without, but its reason is told.
+// refusal makes a *packets.Error of what a hook returned; what is none is logged, and the client
+// learns no more than Not authorized. An error with a code that stands for no failure refuses as
+// one without, but its reason is told.
 func (b *Broker) refusal(err error, args ...any) error {
 	pe, ok := errors.AsType[*packets.Error](err)
 	switch {
 	case ok && pe == nil:
-		err = errors.New("a hook returned a nil *packets.Error, which is an error; nil is what allows")
+		err = errors.New(
+			"a hook returned a nil *packets.Error, which is an error; nil is what allows")
 	case ok && pe.Code.Failed():
 		return err
 	case ok && err == error(pe):
@@ -257,7 +275,8 @@ func (c *conn) continueAuth(t *turn, a *packets.Auth) error {
 func (c *conn) checkAuth(a *packets.Auth, want packets.ReasonCode) error {
 	switch m, ok := a.Properties.Text(packets.AuthenticationMethod); {
 	case !ok || m != c.readExtra().method:
-		return packets.Errorf(packets.ProtocolError, "AUTH with Authentication Method %q, the CONNECT had %q", m, c.readExtra().method)
+		return packets.Errorf(packets.ProtocolError,
+			"AUTH with Authentication Method %q, the CONNECT had %q", m, c.readExtra().method)
 	case a.Code != want:
 		return packets.Errorf(packets.ProtocolError, "AUTH with Reason Code %v", a.Code)
 	}
@@ -291,15 +310,16 @@ func (c *conn) begin(auth hooks.EnhancedAuthenticator, r *hooks.ConnectRequest) 
 	return nil
 }
 
-// next asks the Exchange for its next step, and refuses an answer that no packet can hold. The exchange is over if it is
-// done, and after an error, which is a *packets.Error.
+// next asks the Exchange for its next step, and refuses an answer that no packet can hold. The
+// exchange is over if it is done, and after an error, which is a *packets.Error.
 func (c *conn) next(data []byte) (reply []byte, done bool, err error) {
 	x := c.makeExtra().exchange
 	err = c.asks(func(bool) (decided bool, err error) {
 		lock.NoneHeld("a decision of a hook")
 		reply, done, err = x.Next(x.ctx, data)
 		if err == nil && len(reply) > math.MaxUint16 {
-			err = fmt.Errorf("the Exchange answered with %d bytes, Authentication Data has at most 65535",
+			err = fmt.Errorf(
+				"the Exchange answered with %d bytes, Authentication Data has at most 65535",
 				len(reply))
 		}
 		return done, err
@@ -321,7 +341,8 @@ func (c *conn) step(t *turn, data []byte) error {
 	case done:
 		return c.accept(t, x.connect, x.grant, reply)
 	}
-	return c.writeEarly(&packets.Auth{Code: packets.ContinueAuthentication, Properties: c.authProperties(reply)})
+	return c.writeEarly(&packets.Auth{Code: packets.ContinueAuthentication,
+		Properties: c.authProperties(reply)})
 }
 
 func (c *conn) authProperties(data []byte) packets.Properties {
@@ -336,7 +357,8 @@ func (c *conn) authProperties(data []byte) packets.Properties {
 func (c *conn) onAuth(t *turn, a *packets.Auth) error {
 	own := c.makeExtra()
 	if own.method == "" {
-		return packets.Errorf(packets.ProtocolError, "AUTH without Authentication Method in the CONNECT")
+		return packets.Errorf(packets.ProtocolError,
+			"AUTH without Authentication Method in the CONNECT")
 	}
 	want := packets.ReAuthenticate
 	if own.exchange != nil {
@@ -373,8 +395,8 @@ func (c *conn) onAuth(t *turn, a *packets.Auth) error {
 	return c.reply(t, &out)
 }
 
-// identify takes over what a re-authentication has found out: the same Principal, with what else is known of it. Then all decisions are due
-// again.
+// identify takes over what a re-authentication has found out: the same Principal, with what else is
+// known of it. Then all decisions are due again.
 func (c *conn) identify(id *hooks.Identity) error {
 	s := c.sess
 	switch {
@@ -402,7 +424,8 @@ func (c *conn) identify(id *hooks.Identity) error {
 	return nil
 }
 
-// refuse answers the CONNECT with a Reason Code, or, where the version has none that fits, with silence, and returns err.
+// refuse answers the CONNECT with a Reason Code, or, where the version has none that fits, with
+// silence, and returns err.
 func (c *conn) refuse(err error) error {
 	code := fitting(packets.CodeOf(err), packets.TypeConnack)
 	if c.version != packets.V5 {
@@ -422,7 +445,8 @@ func (c *conn) refuse(err error) error {
 	return err
 }
 
-// refuseLarge refuses a CONNECT that is not read. If what has come of it is from a 5.0 client, there is a Reason Code for that.
+// refuseLarge refuses a CONNECT that is not read. If what has come of it is from a 5.0 client,
+// there is a Reason Code for that.
 func (c *conn) refuseLarge(body []byte, err error) error {
 	if !bytes.HasPrefix(body, []byte("\x00\x04MQTT\x05")) {
 		return err
@@ -470,17 +494,7 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 	if most := wholeSeconds(g.Limits.SessionExpiry); most > 0 {
 		expiry, c.makeExtra().expiry = min(expiry, most), most
 	}
-	c.window = int32(b.cfg().MaxInflight)
-	if p.Bridge {
-		c.window = min(c.window, bridgeInflight)
-	}
-	if n, ok := p.Properties.Uint(packets.ReceiveMaximum); ok {
-		c.window = min(c.window, int32(n))
-	}
-	if n, ok := p.Properties.Uint(packets.TopicAliasMaximum); ok && n > 0 && c.aliasesIn > 0 {
-		most := min(int(n), int(c.aliasesIn))
-		c.makeExtra().outAliases = &outAliases{of: make(map[string]uint16), most: most}
-	}
+	c.limitOutput(p)
 	keepAlive := c.negotiateKeepAlive(p, g)
 
 	a := packets.Connack{Properties: c.connackProperties(p, expiry, keepAlive, authData)}
@@ -488,13 +502,16 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 		return c.refuse(err)
 	}
 	c.count(0) // the Session counts what is kept of the CONNECT
-	a.SessionPresent, err = b.attach(t, c, attachment{clean: p.CleanStart, expiry: expiry, will: w, quota: b.queueLimits(&g.Limits),
+	a.SessionPresent, err = b.attach(t, c, attachment{clean: p.CleanStart, expiry: expiry, will: w,
+		quota:  b.queueLimits(&g.Limits),
 		limits: b.ownerLimits(&g.Limits), connack: &a})
 	if err != nil {
 		return c.refuse(err)
 	}
 	c.accepted, c.answered = true, true
-	if c.barredAs(t.now) != nil || b.guard.Bans.HasAddress(guard.RemoteIP(c.client.RemoteAddr), t.now) { // banned this moment, and missed then
+	// banned this moment, and missed then
+	if c.barredAs(t.now) != nil || b.guard.Bans.HasAddress(guard.RemoteIP(c.client.RemoteAddr),
+		t.now) {
 		b.endConn(c, packets.Errorf(packets.AdministrativeAction, "banned"))
 	}
 	c.lastPacket = t.now.Sub(b.started)
@@ -508,11 +525,28 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 	if f := b.obs.Connected; f != nil {
 		f(hooks.Connected{Client: c.client, SessionPresent: a.SessionPresent})
 	}
-	b.log.Debug("connected", "client", c.client.ID, "remote", c.client.RemoteAddr, "version", c.version, "resumed", a.SessionPresent)
+	b.log.Debug("connected", "client", c.client.ID, "remote", c.client.RemoteAddr, "version",
+		c.version, "resumed", a.SessionPresent)
 	return err
 }
 
-// connackProperties says every limit that is in force and is not what its absence would mean (3.2.2.3).
+// limitOutput takes over what the client accepts: how many messages in flight, and Topic Aliases.
+func (c *conn) limitOutput(p *packets.Connect) {
+	c.window = int32(c.b.cfg().MaxInflight)
+	if p.Bridge {
+		c.window = min(c.window, bridgeInflight)
+	}
+	if n, ok := p.Properties.Uint(packets.ReceiveMaximum); ok {
+		c.window = min(c.window, int32(n))
+	}
+	if n, ok := p.Properties.Uint(packets.TopicAliasMaximum); ok && n > 0 && c.aliasesIn > 0 {
+		most := min(int(n), int(c.aliasesIn))
+		c.makeExtra().outAliases = &outAliases{of: make(map[string]uint16), most: most}
+	}
+}
+
+// connackProperties says every limit that is in force and is not what its absence would mean
+// (3.2.2.3).
 func (c *conn) connackProperties(
 	p *packets.Connect, expiry uint32, keepAlive uint16, authData []byte,
 ) (q packets.Properties) {
@@ -554,7 +588,8 @@ func (c *conn) connackProperties(
 	if keepAlive != p.KeepAlive {
 		q = q.AppendUint(packets.ServerKeepAlive, uint32(keepAlive))
 	}
-	if n, _ := p.Properties.Uint(packets.RequestResponseInformation); n == 1 && cfg.ResponseInformation != "" {
+	if n, _ := p.Properties.Uint(packets.RequestResponseInformation); n == 1 &&
+		cfg.ResponseInformation != "" {
 		q = q.AppendText(packets.ResponseInformation, cfg.ResponseInformation)
 	}
 	if c.readExtra().method != "" {
@@ -563,15 +598,16 @@ func (c *conn) connackProperties(
 	return q
 }
 
-// probe makes TCP itself find out whether the client's machine is still there: nothing else would for a client without Keep Alive.
-// Elsewhere it is not needed, so that a listener may leave it off.
+// probe makes TCP itself find out whether the client's machine is still there: nothing else would
+// for a client without Keep Alive. Elsewhere it is not needed, so that a listener may leave it off.
 func (c *conn) probe() {
 	nc := c.nc.NetConn()
 	if x, ok := nc.(interface{ NetConn() net.Conn }); ok { // TLS
 		nc = x.NetConn()
 	}
 	if tcp, ok := nc.(*net.TCPConn); ok {
-		_ = tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true}) // a system that cannot do it leaves the client as it is
+		// a system that cannot do it leaves the client as it is
+		_ = tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true})
 	}
 }
 
@@ -582,7 +618,8 @@ func (c *conn) newWill(t *turn, p *packets.Connect) (*will, error) {
 		return nil, nil
 	}
 	if c.b.authorizer != nil {
-		t.access = hooks.AccessRequest{Client: c.client, Action: hooks.ActionPublish, Topic: w.Topic, QoS: w.QoS, Retain: w.Retain, Will: true}
+		t.access = hooks.AccessRequest{Client: c.client, Action: hooks.ActionPublish,
+			Topic: w.Topic, QoS: w.QoS, Retain: w.Retain, Will: true}
 		ctx, cancel := c.decisionContext()
 		defer cancel()
 		if err := c.b.authorize(ctx, &t.access, c.readExtra().mount); err != nil {
@@ -594,13 +631,15 @@ func (c *conn) newWill(t *turn, p *packets.Connect) (*will, error) {
 		from = signature(c.client.ID, c.client.Identity.Principal, c.named())
 	}
 	m := &message{From: from, Message: packets.Message{
-		Topic: c.readExtra().mount + w.Topic, QoS: w.QoS, Retain: w.Retain, Payload: append([]byte(nil), w.Payload...),
+		Topic: c.readExtra().mount + w.Topic, QoS: w.QoS, Retain: w.Retain,
+		Payload: append([]byte(nil), w.Payload...),
 	}}
 	delay, _ := w.Properties.Uint(packets.WillDelayInterval)
 	if len(w.Properties) > 0 {
 		m.Properties = w.Properties.Without(nil, packets.WillDelayInterval)
 	}
-	return &will{msg: m, mount: c.readExtra().mount, delay: time.Duration(delay) * time.Second, client: c.client}, nil
+	return &will{msg: m, mount: c.readExtra().mount, delay: time.Duration(delay) * time.Second,
+		client: c.client}, nil
 }
 
 // authorize asks the Authorizer; a refusal is reported and comes back as a *packets.Error. mount is
@@ -630,8 +669,10 @@ func (b *Broker) denied(r *hooks.AccessRequest, mount string, err error) {
 	}
 }
 
-// intercept asks the Interceptor, and checks and authorizes what comes back if its topic is another one.
-func (b *Broker) intercept(ctx context.Context, r *hooks.AccessRequest, c *hooks.Client, mount string, m *message) (*message, error) {
+// intercept asks the Interceptor, and checks and authorizes what comes back if its topic is another
+// one.
+func (b *Broker) intercept(ctx context.Context, r *hooks.AccessRequest, c *hooks.Client,
+	mount string, m *message) (*message, error) {
 	lock.NoneHeld("a decision of a hook")
 	pm, err := b.cfg().Interceptor.Intercept(ctx, c, &m.Message)
 	switch {
@@ -642,23 +683,27 @@ func (b *Broker) intercept(ctx context.Context, r *hooks.AccessRequest, c *hooks
 	case pm == &m.Message:
 		return m, nil
 	case pm == nil:
-		return nil, b.refusal(errors.New("the Interceptor returned neither a message nor an error"), "client", c.ID, "topic", m.Topic)
+		return nil, b.refusal(errors.New("the Interceptor returned neither a message nor an error"),
+			"client", c.ID, "topic", m.Topic)
 	}
 	if err := b.sound(pm); err != nil {
-		return nil, b.refusal(fmt.Errorf("the Interceptor returned no valid message: %v", err), "client", c.ID, "topic", m.Topic)
+		return nil, b.refusal(fmt.Errorf("the Interceptor returned no valid message: %v", err),
+			"client", c.ID, "topic", m.Topic)
 	}
 	out := &message{Message: *pm, Expires: m.Expires, From: m.From}
 	topic, inside := strings.CutPrefix(pm.Topic, mount)
 	switch {
 	case !inside || topic == "":
-		return nil, b.refusal(errors.New("the Interceptor took the message out of the mount point"), "client", c.ID, "topic", pm.Topic)
+		return nil, b.refusal(errors.New("the Interceptor took the message out of the mount point"),
+			"client", c.ID, "topic", pm.Topic)
 	case b.reserved(topic):
 		q := hooks.AccessRequest{Client: c, Action: hooks.ActionPublish, Topic: topic}
 		b.denied(&q, mount, errReserved)
 		return nil, errReserved
 	}
 	if (pm.Topic != m.Topic || pm.Retain != m.Retain) && b.authorizer != nil {
-		*r = hooks.AccessRequest{Client: c, Action: hooks.ActionPublish, Topic: topic, QoS: pm.QoS, Retain: pm.Retain}
+		*r = hooks.AccessRequest{Client: c, Action: hooks.ActionPublish, Topic: topic, QoS: pm.QoS,
+			Retain: pm.Retain}
 		if err := b.authorize(ctx, r, mount); err != nil {
 			return nil, err
 		}

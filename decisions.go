@@ -15,12 +15,14 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// This file is how long a decision of the Authorizer holds. That of a publish is kept by connection and topic, where the Authorizer is
-// hooks.Stable; that of a subscription until the rules change or its Session is resumed; that of a delivery, where the Authorizer
-// makes such, by Session and topic. A change of the rules ends them all: it starts a new epoch.
+// This file is how long a decision of the Authorizer holds. That of a publish is kept by connection
+// and topic, where the Authorizer is hooks.Stable; that of a subscription until the rules change or
+// its Session is resumed; that of a delivery, where the Authorizer makes such, by Session and
+// topic. A change of the rules ends them all: it starts a new epoch.
 //
-// What a subscription that is no longer allowed has brought into the Session is taken out with it: the queued messages that it matches and no
-// subscription that is left does. Of those on their way to the client the content is forgotten, so that nothing is sent again.
+// What a subscription that is no longer allowed has brought into the Session is taken out with it:
+// the queued messages that it matches and no subscription that is left does. Of those on their way
+// to the client the content is forgotten, so that nothing is sent again.
 
 // rules is what the Broker knows of its Authorizer.
 type rules struct {
@@ -52,7 +54,8 @@ func (b *Broker) followRules() {
 	}
 }
 
-// reloaded is called when the rules have changed. From then on no kept decision counts, and the subscriptions are decided again.
+// reloaded is called when the rules have changed. From then on no kept decision counts, and the
+// subscriptions are decided again.
 func (b *Broker) reloaded() {
 	b.rules.epoch.Add(1)
 	b.mu.Lock()
@@ -123,7 +126,8 @@ func (s *session) subscriptionList() (all []listedSub) {
 	return all
 }
 
-// reviewSession decides the subscriptions of s anew, for who made them, and returns how many were revoked.
+// reviewSession decides the subscriptions of s anew, for who made them, and returns how many were
+// revoked.
 func (b *Broker) reviewSession(s *session) int {
 	if s.inProcess() {
 		return 0
@@ -135,16 +139,19 @@ func (b *Broker) reviewSession(s *session) int {
 	}
 	subs := s.subscriptionList()
 	s.mu.Unlock()
-	refused, _ := b.refused(ctx, client, s.mount, subs) // what is left undecided is decided when the client comes back
+	// what is left undecided is decided when the client comes back
+	refused, _ := b.refused(ctx, client, s.mount, subs)
 	return b.revoke(s, gen, refused)
 }
 
-// refused asks the Authorizer about subs and returns those that it refuses. The error says that ctx has ended before all were
-// decided: a hook that gives up for that has refused nothing.
-func (b *Broker) refused(ctx context.Context, client *hooks.Client, mount string, subs []listedSub) ([]listedSub, error) {
+// refused asks the Authorizer about subs and returns those that it refuses. The error says that ctx
+// has ended before all were decided: a hook that gives up for that has refused nothing.
+func (b *Broker) refused(ctx context.Context, client *hooks.Client, mount string,
+	subs []listedSub) ([]listedSub, error) {
 	out := subs[:0]
 	for _, sub := range subs {
-		r := hooks.AccessRequest{Client: client, Action: hooks.ActionSubscribe, Topic: sub.filter[len(mount):], Group: sub.group, QoS: sub.qos}
+		r := hooks.AccessRequest{Client: client, Action: hooks.ActionSubscribe,
+			Topic: sub.filter[len(mount):], Group: sub.group, QoS: sub.qos}
 		sub.err = b.authorizeSafely(ctx, &r, mount)
 		switch {
 		case errors.Is(sub.err, errHookFailed) && ctx.Err() != nil:
@@ -156,8 +163,8 @@ func (b *Broker) refused(ctx context.Context, client *hooks.Client, mount string
 	return out, nil
 }
 
-// revoke takes refused subscriptions away from s, with what they have brought, unless s has got another connection since gen. What came by a
-// shared subscription goes to another member.
+// revoke takes refused subscriptions away from s, with what they have brought, unless s has got
+// another connection since gen. What came by a shared subscription goes to another member.
 func (b *Broker) revoke(s *session, gen uint32, refused []listedSub) (n int) {
 	if len(refused) == 0 {
 		return 0
@@ -179,11 +186,13 @@ func (b *Broker) revoke(s *session, gen uint32, refused []listedSub) (n int) {
 	s.mu.Unlock()
 	for _, sub := range out {
 		filter := packets.JoinShared(sub.group, sub.filter[len(s.mount):])
-		b.log.Info("a subscription is no longer allowed", "client", s.id, "filter", filter, "err", sub.err)
+		b.log.Info("a subscription is no longer allowed", "client", s.id, "filter", filter, "err",
+			sub.err)
 		if f := b.obs.Revoked; f != nil {
 			f(hooks.Revoked{
-				Client: client, Filter: filter, MountedFilter: packets.JoinShared(sub.group, sub.filter),
-				Err: sub.err,
+				Client: client, Filter: filter,
+				MountedFilter: packets.JoinShared(sub.group, sub.filter),
+				Err:           sub.err,
 			})
 		}
 	}
@@ -196,7 +205,8 @@ func (b *Broker) revoke(s *session, gen uint32, refused []listedSub) (n int) {
 	return len(out)
 }
 
-// decideAgain decides a subscription that c has just made, and takes it away if it is no longer allowed.
+// decideAgain decides a subscription that c has just made, and takes it away if it is no longer
+// allowed.
 func (c *conn) decideAgain(sub listedSub) error {
 	s := c.sess
 	s.mu.Lock()
@@ -267,8 +277,9 @@ func (b *Broker) stillDecided(s *session, v decidedFor) bool {
 	return b.authorizer == nil || s.num == 0 || v == decidedFor{s.gen, b.rules.epoch.Load()}
 }
 
-// decideSubscriptions decides the subscriptions of s, which waits for its client, for c, which wants to resume it: whoever that is now. The
-// error says that this has taken too long, or that c has been ended.
+// decideSubscriptions decides the subscriptions of s, which waits for its client, for c, which
+// wants to resume it: whoever that is now. The error says that this has taken too long, or that c
+// has been ended.
 func (b *Broker) decideSubscriptions(s *session, c *conn) (decidedFor, error) {
 	epoch := b.rules.epoch.Load()
 	s.mu.Lock()
@@ -282,8 +293,8 @@ func (b *Broker) decideSubscriptions(s *session, c *conn) (decidedFor, error) {
 	return v, err
 }
 
-// mayPublish asks the Authorizer about a PUBLISH, or remembers what it said, in r, the place of topic in the cache. topic has the mount
-// point of the client.
+// mayPublish asks the Authorizer about a PUBLISH, or remembers what it said, in r, the place of
+// topic in the cache. topic has the mount point of the client.
 func (c *conn) mayPublish(t *turn, p *packets.Publish, topic []byte, r *route) error {
 	b := c.b
 	epoch := b.rules.epoch.Load()
@@ -292,16 +303,19 @@ func (c *conn) mayPublish(t *turn, p *packets.Publish, topic []byte, r *route) e
 	}
 	if r != nil && r.decided == epoch && string(r.topic) == string(topic) {
 		if r.refused != nil && b.obs.Denied != nil {
-			q := hooks.AccessRequest{Client: c.client, Action: hooks.ActionPublish, Topic: string(p.Topic)}
+			q := hooks.AccessRequest{Client: c.client, Action: hooks.ActionPublish,
+				Topic: string(p.Topic)}
 			b.denied(&q, c.readExtra().mount, r.refused)
 		}
 		return r.refused
 	}
-	t.access = hooks.AccessRequest{Client: c.client, Action: hooks.ActionPublish, Topic: string(p.Topic), QoS: p.QoS, Retain: p.Retain}
+	t.access = hooks.AccessRequest{Client: c.client, Action: hooks.ActionPublish,
+		Topic: string(p.Topic), QoS: p.QoS, Retain: p.Retain}
 	lock.NoneHeld("a decision of a hook")
 	said := b.authorizer.Authorize(c.context(), &t.access)
 	err := b.judge(&t.access, c.readExtra().mount, said)
-	var pe *packets.Error // any other error but ErrAbstain is a failure, and may be over the next time
+	// any other error but ErrAbstain is a failure, and may be over the next time
+	var pe *packets.Error
 	if r != nil && (said == nil || errors.As(said, &pe) || errors.Is(said, hooks.ErrAbstain)) {
 		r.decide(topic, epoch, err)
 		r.filled(b)
@@ -317,7 +331,8 @@ func (r *route) decide(topic []byte, epoch uint64, err error) {
 	r.decided, r.refused = epoch, err
 }
 
-// authorizeSafely asks the Authorizer on a goroutine that must outlive a panic of it, which refuses.
+// authorizeSafely asks the Authorizer on a goroutine that must outlive a panic of it, which
+// refuses.
 func (b *Broker) authorizeSafely(ctx context.Context, r *hooks.AccessRequest,
 	mount string) (err error) {
 	defer b.survive(r.Client, &err)
@@ -328,7 +343,8 @@ func (b *Broker) authorizeSafely(ctx context.Context, r *hooks.AccessRequest,
 func (b *Broker) survive(c *hooks.Client, err *error) {
 	if v := recover(); v != nil {
 		b.panicked("in a hook", c, v)
-		*err = &packets.Error{Code: packets.NotAuthorized, Err: fmt.Errorf("panic in a hook: %v", v)}
+		*err = &packets.Error{Code: packets.NotAuthorized,
+			Err: fmt.Errorf("panic in a hook: %v", v)}
 	}
 }
 
@@ -341,8 +357,8 @@ type readings struct {
 	size   int32 // bytes that may takes, as they are counted
 }
 
-// maxReadings is how many topics a Session keeps decisions for, maxReadingBytes how many bytes these
-// may take, readingCost what one takes besides its topic.
+// maxReadings is how many topics a Session keeps decisions for, maxReadingBytes how many bytes
+// these may take, readingCost what one takes besides its topic.
 const (
 	maxReadings     = 1024
 	maxReadingBytes = 64 << 10
@@ -434,7 +450,8 @@ func (b *Broker) askAndFlush(s *session, over func(), topics ...string) {
 	}
 }
 
-// permits says whether the topic may be delivered to s, and asks if that is not known. No lock is held.
+// permits says whether the topic may be delivered to s, and asks if that is not known. No lock is
+// held.
 func (b *Broker) permits(s *session, topic string) bool {
 	s.mu.Lock()
 	may, known := s.reading(topic)
@@ -449,7 +466,8 @@ func (b *Broker) permits(s *session, topic string) bool {
 	s.mu.Unlock()
 	may = false
 	if len(topic) >= len(s.mount) {
-		r := hooks.AccessRequest{Client: client, Action: hooks.ActionDeliver, Topic: topic[len(s.mount):]}
+		r := hooks.AccessRequest{Client: client, Action: hooks.ActionDeliver,
+			Topic: topic[len(s.mount):]}
 		may = b.authorizeDelivery(ctx, &r, s.mount) == nil
 	}
 	s.mu.Lock()

@@ -19,10 +19,10 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/guard"
 	"github.com/dunlin-mqtt/dunlin/listeners"
 	"github.com/dunlin-mqtt/dunlin/packets"
-	"github.com/dunlin-mqtt/dunlin/store/memory"
 )
 
-// A guardRig is a broker with users, rules that can be replaced, and a record of what its Observer was told.
+// A guardRig is a broker with users, rules that can be replaced, and a record of what its Observer
+// was told.
 type guardRig struct {
 	t     *testing.T
 	b     *Broker
@@ -54,7 +54,8 @@ func withRules(t *testing.T, rules []string, edit func(*Config), f func(r *guard
 			r.events = append(r.events, fmt.Sprintf(format, args...))
 		}
 		r.b = newTestBroker(t, func(c *Config) {
-			c.Authenticator = hooks.AuthenticatorFunc(func(_ context.Context, q *hooks.ConnectRequest) error {
+			c.Authenticator = hooks.AuthenticatorFunc(func(_ context.Context,
+				q *hooks.ConnectRequest) error {
 				if r.grant != nil {
 					return r.grant(q)
 				}
@@ -118,7 +119,8 @@ func (r *guardRig) refused(p *packets.Connect, code packets.ReasonCode) {
 
 func (c *testClient) subscribe(filter string, qos packets.QoS) packets.ReasonCode {
 	c.t.Helper()
-	c.send(&packets.Subscribe{PacketID: 9, Subscriptions: []packets.Subscription{{Filter: filter, QoS: qos}}})
+	c.send(&packets.Subscribe{PacketID: 9,
+		Subscriptions: []packets.Subscription{{Filter: filter, QoS: qos}}})
 	ack, ok := c.recv().(*packets.Suback)
 	require.True(c.t, ok, "SUBACK first")
 	return ack.Codes[0]
@@ -127,7 +129,8 @@ func (c *testClient) subscribe(filter string, qos packets.QoS) packets.ReasonCod
 // subscribeWithID is subscribe with a Subscription Identifier.
 func (c *testClient) subscribeWithID(filter string, qos packets.QoS, id uint32) packets.ReasonCode {
 	c.t.Helper()
-	p := &packets.Subscribe{PacketID: 9, Subscriptions: []packets.Subscription{{Filter: filter, QoS: qos}}}
+	p := &packets.Subscribe{PacketID: 9,
+		Subscriptions: []packets.Subscription{{Filter: filter, QoS: qos}}}
 	p.Properties = p.Properties.AppendUint(packets.SubscriptionIdentifier, id)
 	c.send(p)
 	ack, ok := c.recv().(*packets.Suback)
@@ -138,7 +141,8 @@ func (c *testClient) subscribeWithID(filter string, qos packets.QoS, id uint32) 
 // publish sends a message of QoS 1 and returns the Reason Code of the PUBACK.
 func (c *testClient) publish(topic, payload string, retain bool) packets.ReasonCode {
 	c.t.Helper()
-	c.send(&packets.Publish{QoS: 1, PacketID: 7, Topic: []byte(topic), Payload: []byte(payload), Retain: retain})
+	c.send(&packets.Publish{QoS: 1, PacketID: 7, Topic: []byte(topic), Payload: []byte(payload),
+		Retain: retain})
 	ack, ok := c.recv().(*packets.Ack)
 	require.True(c.t, ok)
 	require.Equal(c.t, packets.TypePuback, ack.Kind)
@@ -186,56 +190,63 @@ var bypasses = []struct {
 	rules []string
 	run   func(r *guardRig)
 }{
-	{"a shared subscription is decided by its inner filter", []string{"deny subscribe secret/#", "allow all #"}, func(r *guardRig) {
-		c := r.connect(as("c", "u"))
-		require.Equal(r.t, packets.NotAuthorized, c.subscribe("$share/g/secret/x", 1))
-		require.Equal(r.t, packets.NotAuthorized, c.subscribe("$share/g/#", 1), "it contains what is denied")
-		require.Equal(r.t, packets.QoS1, packets.QoS(c.subscribe("$share/secret/open/#", 1)), "the name of the group is no topic")
-		c.close()
-	}},
-	{"a filter that contains a denied topic gets no retained messages", []string{"deny subscribe secret/#", "allow all #"}, func(r *guardRig) {
-		p := r.connect(as("p", "p"))
-		p.publish("secret/x", "1", true)
-		c := r.connect(as("c", "u"))
-		for _, f := range []string{"secret/x", "secret/#", "#", "+/x", "secret/+"} {
-			require.Equal(r.t, packets.NotAuthorized, c.subscribe(f, 1), f)
-		}
-		c.nothing("no retained message by a refused subscription")
-		p.publish("secret/x", "2", true)
-		c.nothing("and no live one")
-		p.close()
-		c.close()
-	}},
-	{"a Will is decided at CONNECT", []string{"deny publish secret/#", "allow all #"}, func(r *guardRig) {
-		p := as("c", "u")
-		p.Will = &packets.Will{Topic: "secret/x", Payload: []byte("w")}
-		r.refused(p, packets.NotAuthorized)
-	}},
-	{"a Will is decided again when it is published, with the identity of its client", everything, func(r *guardRig) {
-		s := r.connect(as("s", "reader"))
-		s.subscribe("#", 0)
-		for _, user := range []string{"bad", "good"} {
-			p := as(user, user)
-			p.Will = &packets.Will{Topic: "w/" + user, Payload: []byte("w")}
-			r.connect(p).nc.Close()
-			if synctest.Wait(); user == "good" {
-				break
-			}
-			s.message("w/bad")
-			c := r.connect(p)
-			r.reload("deny user=bad publish #", "allow all #")
+	{"a shared subscription is decided by its inner filter",
+		[]string{"deny subscribe secret/#", "allow all #"}, func(r *guardRig) {
+			c := r.connect(as("c", "u"))
+			require.Equal(r.t, packets.NotAuthorized, c.subscribe("$share/g/secret/x", 1))
+			require.Equal(r.t, packets.NotAuthorized, c.subscribe("$share/g/#", 1),
+				"it contains what is denied")
+			require.Equal(r.t, packets.QoS1, packets.QoS(c.subscribe("$share/secret/open/#", 1)),
+				"the name of the group is no topic")
 			c.close()
-			r.told("denied bad publish w/bad")
-			s.nothing("the will of one who lost the right")
-		}
-		s.message("w/good")
-		s.close()
-	}},
+		}},
+	{"a filter that contains a denied topic gets no retained messages",
+		[]string{"deny subscribe secret/#", "allow all #"}, func(r *guardRig) {
+			p := r.connect(as("p", "p"))
+			p.publish("secret/x", "1", true)
+			c := r.connect(as("c", "u"))
+			for _, f := range []string{"secret/x", "secret/#", "#", "+/x", "secret/+"} {
+				require.Equal(r.t, packets.NotAuthorized, c.subscribe(f, 1), f)
+			}
+			c.nothing("no retained message by a refused subscription")
+			p.publish("secret/x", "2", true)
+			c.nothing("and no live one")
+			p.close()
+			c.close()
+		}},
+	{"a Will is decided at CONNECT", []string{"deny publish secret/#", "allow all #"},
+		func(r *guardRig) {
+			p := as("c", "u")
+			p.Will = &packets.Will{Topic: "secret/x", Payload: []byte("w")}
+			r.refused(p, packets.NotAuthorized)
+		}},
+	{"a Will is decided again when it is published, with the identity of its client", everything,
+		func(r *guardRig) {
+			s := r.connect(as("s", "reader"))
+			s.subscribe("#", 0)
+			for _, user := range []string{"bad", "good"} {
+				p := as(user, user)
+				p.Will = &packets.Will{Topic: "w/" + user, Payload: []byte("w")}
+				r.connect(p).nc.Close()
+				if synctest.Wait(); user == "good" {
+					break
+				}
+				s.message("w/bad")
+				c := r.connect(p)
+				r.reload("deny user=bad publish #", "allow all #")
+				c.close()
+				r.told("denied bad publish w/bad")
+				s.nothing("the will of one who lost the right")
+			}
+			s.message("w/good")
+			s.close()
+		}},
 	{"a delayed Will is decided when its time comes", everything, func(r *guardRig) {
 		s := r.connect(as("s", "reader"))
 		s.subscribe("#", 0)
 		p := as("bad", "bad")
-		p.Will = &packets.Will{Topic: "w/x", Properties: packets.Properties(nil).AppendUint(packets.WillDelayInterval, 10)}
+		p.Will = &packets.Will{Topic: "w/x",
+			Properties: packets.Properties(nil).AppendUint(packets.WillDelayInterval, 10)}
 		r.connect(p).close()
 		r.reload("deny user=bad publish #", "allow all #")
 		time.Sleep(20 * time.Second)
@@ -243,21 +254,23 @@ var bypasses = []struct {
 		s.nothing("the right was lost meanwhile")
 		s.close()
 	}},
-	{"a Topic Alias is resolved before the decision", []string{"deny publish secret/#", "allow all #"}, func(r *guardRig) {
-		s := r.connect(as("s", "reader"))
-		s.subscribe("secret/#", 0)
-		c := r.connect(as("c", "u"))
-		alias := packets.Properties(nil).AppendUint(packets.TopicAlias, 3)
-		for _, topic := range []string{"secret/x", ""} { // the second time by alias alone
-			c.send(&packets.Publish{QoS: 1, PacketID: 4, Topic: []byte(topic), Properties: alias})
-			require.Equal(r.t, packets.NotAuthorized, c.recv().(*packets.Ack).Code)
-		}
-		c.send(&packets.Publish{QoS: 1, PacketID: 4, Topic: []byte("open"), Properties: alias})
-		require.NotEqual(r.t, packets.NotAuthorized, c.recv().(*packets.Ack).Code, "the alias stands for another topic now")
-		s.nothing("refused messages")
-		c.close()
-		s.close()
-	}},
+	{"a Topic Alias is resolved before the decision",
+		[]string{"deny publish secret/#", "allow all #"}, func(r *guardRig) {
+			s := r.connect(as("s", "reader"))
+			s.subscribe("secret/#", 0)
+			c := r.connect(as("c", "u"))
+			alias := packets.Properties(nil).AppendUint(packets.TopicAlias, 3)
+			for _, topic := range []string{"secret/x", ""} { // the second time by alias alone
+				c.send(&packets.Publish{QoS: 1, PacketID: 4, Topic: []byte(topic), Properties: alias})
+				require.Equal(r.t, packets.NotAuthorized, c.recv().(*packets.Ack).Code)
+			}
+			c.send(&packets.Publish{QoS: 1, PacketID: 4, Topic: []byte("open"), Properties: alias})
+			require.NotEqual(r.t, packets.NotAuthorized, c.recv().(*packets.Ack).Code,
+				"the alias stands for another topic now")
+			s.nothing("refused messages")
+			c.close()
+			s.close()
+		}},
 	{"clients never write topics that begin with $", everything, func(r *guardRig) {
 		s := r.connect(as("s", "reader"))
 		s.subscribe("$SYS/#", 0)
@@ -279,7 +292,8 @@ var bypasses = []struct {
 		c.close()
 		s.close()
 	}},
-	{"$SYS can be denied, and # does not contain it", []string{"deny subscribe $SYS/#", "allow all #", "allow subscribe $SYS/#"}, func(r *guardRig) {
+	{"$SYS can be denied, and # does not contain it", []string{"deny subscribe $SYS/#",
+		"allow all #", "allow subscribe $SYS/#"}, func(r *guardRig) {
 		c := r.connect(as("c", "u"))
 		require.Equal(r.t, packets.NotAuthorized, c.subscribe("$SYS/#", 0))
 		require.Equal(r.t, packets.NotAuthorized, c.subscribe("$SYS/broker/version", 0))
@@ -289,33 +303,35 @@ var bypasses = []struct {
 		c.nothing("a $-topic by #")
 		c.close()
 	}},
-	{"names with wildcards never widen a rule", []string{"allow all user/%u/#", "allow all client/%c/#"}, func(r *guardRig) {
-		good := r.connect(as("good", "alice"))
-		good.subscribe("user/alice/#", 0)
-		good.subscribe("client/good/#", 0)
-		for _, name := range []string{"+", "#", "alice/../alice", "+/x", "a#"} {
-			c := r.connect(as(name, name))
-			require.Equal(r.t, packets.NotAuthorized, c.subscribe("user/alice/#", 0), name)
-			require.Equal(r.t, packets.NotAuthorized, c.subscribe("user/"+"+"+"/#", 0), name)
-			require.Equal(r.t, packets.NotAuthorized, c.subscribe("client/+/#", 0), name)
-			require.Equal(r.t, packets.NotAuthorized, c.publish("user/alice/x", "", false), name)
-			require.Equal(r.t, packets.NotAuthorized, c.publish("client/good/x", "", false), name)
-			c.close()
-		}
-		good.nothing("forged messages")
-		good.close()
-	}},
-	{"an absent User Name gets nothing from %u", []string{"allow all user/%u/#", "allow all user/%u"}, func(r *guardRig) {
-		for _, user := range []string{"-", ""} {
-			c := r.connect(as("c"+user, user))
-			for _, f := range []string{"user//#", "user/#", "user/+/#", "user/"} {
-				require.Equal(r.t, packets.NotAuthorized, c.subscribe(f, 0), "%q: %s", user, f)
+	{"names with wildcards never widen a rule",
+		[]string{"allow all user/%u/#", "allow all client/%c/#"}, func(r *guardRig) {
+			good := r.connect(as("good", "alice"))
+			good.subscribe("user/alice/#", 0)
+			good.subscribe("client/good/#", 0)
+			for _, name := range []string{"+", "#", "alice/../alice", "+/x", "a#"} {
+				c := r.connect(as(name, name))
+				require.Equal(r.t, packets.NotAuthorized, c.subscribe("user/alice/#", 0), name)
+				require.Equal(r.t, packets.NotAuthorized, c.subscribe("user/"+"+"+"/#", 0), name)
+				require.Equal(r.t, packets.NotAuthorized, c.subscribe("client/+/#", 0), name)
+				require.Equal(r.t, packets.NotAuthorized, c.publish("user/alice/x", "", false), name)
+				require.Equal(r.t, packets.NotAuthorized, c.publish("client/good/x", "", false), name)
+				c.close()
 			}
-			require.Equal(r.t, packets.NotAuthorized, c.publish("user//x", "", false))
-			require.Equal(r.t, packets.NotAuthorized, c.publish("user/", "", false))
-			c.close()
-		}
-	}},
+			good.nothing("forged messages")
+			good.close()
+		}},
+	{"an absent User Name gets nothing from %u",
+		[]string{"allow all user/%u/#", "allow all user/%u"}, func(r *guardRig) {
+			for _, user := range []string{"-", ""} {
+				c := r.connect(as("c"+user, user))
+				for _, f := range []string{"user//#", "user/#", "user/+/#", "user/"} {
+					require.Equal(r.t, packets.NotAuthorized, c.subscribe(f, 0), "%q: %s", user, f)
+				}
+				require.Equal(r.t, packets.NotAuthorized, c.publish("user//x", "", false))
+				require.Equal(r.t, packets.NotAuthorized, c.publish("user/", "", false))
+				c.close()
+			}
+		}},
 	{"a rule for a/b says nothing about a/b/c", []string{"allow all a/b"}, func(r *guardRig) {
 		c := r.connect(as("c", "u"))
 		require.Equal(r.t, packets.NotAuthorized, c.publish("a/b/c", "", false))
@@ -325,53 +341,58 @@ var bypasses = []struct {
 		require.Equal(r.t, packets.NoMatchingSubscribers, c.publish("a/b", "", false))
 		c.close()
 	}},
-	{"an empty Client Identifier is an assigned one for the rules", []string{"allow all client/%c", "allow all client//x"}, func(r *guardRig) {
-		p := as("", "u")
-		p.CleanStart = true
-		c, ack := newTestClient(r.t, dial(r.t, r.l), p)
-		id, ok := ack.Properties.Text(packets.AssignedClientIdentifier)
-		require.True(r.t, ok)
-		require.Equal(r.t, packets.NotAuthorized, c.publish("client/", "", false))
-		require.Equal(r.t, packets.NotAuthorized, c.subscribe("client/+", 0))
-		require.Equal(r.t, packets.NoMatchingSubscribers, c.publish("client/"+id, "", false))
-		c.close()
-	}},
-	{"the topic that an Interceptor made is decided", []string{"deny publish secret/#", "allow all #"}, func(r *guardRig) {
-		s := r.connect(as("s", "reader"))
-		s.subscribe("#", 0)
-		s.subscribe("$SYS/#", 0)
-		c := r.connect(as("c", "u"))
-		require.Equal(r.t, packets.NotAuthorized, c.publish("to/secret/x", "", true))
-		require.Equal(r.t, packets.NotAuthorized, c.publish("to/$SYS/x", "", true))
-		require.Equal(r.t, packets.NotAuthorized, c.publish("to/invalid", "", true))
-		require.Equal(r.t, packets.NotAuthorized, c.publish("to/deep", "", true), "more levels than are accepted")
-		require.Empty(r.t, slices.Collect(r.b.Retained("#")))
-		require.Empty(r.t, slices.Collect(r.b.Retained("$SYS/#")))
-		s.nothing("refused messages")
-		require.Equal(r.t, packets.Success, c.publish("to/open/x", "", false))
-		s.message("open/x")
-		c.close()
-		s.close()
-	}},
-	{"a refused QoS 2 publish ends with its PUBREC, and its identifier is free", []string{"deny publish secret", "allow all #"}, func(r *guardRig) {
-		c := r.connect(as("c", "u"))
-		c.subscribe("#", 0)
-		c.send(&packets.Publish{QoS: 2, PacketID: 5, Topic: []byte("secret")})
-		ack := c.recv().(*packets.Ack)
-		require.Equal(r.t, packets.TypePubrec, ack.Kind)
-		require.Equal(r.t, packets.NotAuthorized, ack.Code)
-		c.send(&packets.Publish{QoS: 2, PacketID: 5, Topic: []byte("open")})
-		c.message("open")
-		require.Equal(r.t, packets.Success, c.recv().(*packets.Ack).Code)
-		c.close()
-	}},
+	{"an empty Client Identifier is an assigned one for the rules",
+		[]string{"allow all client/%c", "allow all client//x"}, func(r *guardRig) {
+			p := as("", "u")
+			p.CleanStart = true
+			c, ack := newTestClient(r.t, dial(r.t, r.l), p)
+			id, ok := ack.Properties.Text(packets.AssignedClientIdentifier)
+			require.True(r.t, ok)
+			require.Equal(r.t, packets.NotAuthorized, c.publish("client/", "", false))
+			require.Equal(r.t, packets.NotAuthorized, c.subscribe("client/+", 0))
+			require.Equal(r.t, packets.NoMatchingSubscribers, c.publish("client/"+id, "", false))
+			c.close()
+		}},
+	{"the topic that an Interceptor made is decided",
+		[]string{"deny publish secret/#", "allow all #"}, func(r *guardRig) {
+			s := r.connect(as("s", "reader"))
+			s.subscribe("#", 0)
+			s.subscribe("$SYS/#", 0)
+			c := r.connect(as("c", "u"))
+			require.Equal(r.t, packets.NotAuthorized, c.publish("to/secret/x", "", true))
+			require.Equal(r.t, packets.NotAuthorized, c.publish("to/$SYS/x", "", true))
+			require.Equal(r.t, packets.NotAuthorized, c.publish("to/invalid", "", true))
+			require.Equal(r.t, packets.NotAuthorized, c.publish("to/deep", "", true),
+				"more levels than are accepted")
+			require.Empty(r.t, slices.Collect(r.b.Retained("#")))
+			require.Empty(r.t, slices.Collect(r.b.Retained("$SYS/#")))
+			s.nothing("refused messages")
+			require.Equal(r.t, packets.Success, c.publish("to/open/x", "", false))
+			s.message("open/x")
+			c.close()
+			s.close()
+		}},
+	{"a refused QoS 2 publish ends with its PUBREC, and its identifier is free",
+		[]string{"deny publish secret", "allow all #"}, func(r *guardRig) {
+			c := r.connect(as("c", "u"))
+			c.subscribe("#", 0)
+			c.send(&packets.Publish{QoS: 2, PacketID: 5, Topic: []byte("secret")})
+			ack := c.recv().(*packets.Ack)
+			require.Equal(r.t, packets.TypePubrec, ack.Kind)
+			require.Equal(r.t, packets.NotAuthorized, ack.Code)
+			c.send(&packets.Publish{QoS: 2, PacketID: 5, Topic: []byte("open")})
+			c.message("open")
+			require.Equal(r.t, packets.Success, c.recv().(*packets.Ack).Code)
+			c.close()
+		}},
 }
 
 func TestBypasses(t *testing.T) {
 	for _, tt := range bypasses {
 		t.Run(tt.name, func(t *testing.T) {
 			withRules(t, tt.rules, func(c *Config) {
-				c.Interceptor = hooks.InterceptorFunc(func(_ context.Context, _ *hooks.Client, m *packets.Message) (*packets.Message, error) {
+				c.Interceptor = hooks.InterceptorFunc(func(_ context.Context, _ *hooks.Client,
+					m *packets.Message) (*packets.Message, error) {
 					to, ok := strings.CutPrefix(m.Topic, "to/")
 					if !ok {
 						return m, nil
@@ -390,7 +411,8 @@ func TestBypasses(t *testing.T) {
 	}
 }
 
-// revocations: what was allowed once, and is no longer: a reload of the rules, and a client that comes back as somebody who may less.
+// revocations: what was allowed once, and is no longer: a reload of the rules, and a client that
+// comes back as somebody who may less.
 var revocations = []struct {
 	name string
 	run  func(r *guardRig)
@@ -409,9 +431,11 @@ var revocations = []struct {
 		require.Equal(r.t, 1, r.b.Stats().Subscriptions)
 		p.publish("open/x", "3", false)
 		c.message("open/x")
-		require.Equal(r.t, packets.NotAuthorized, c.subscribe("secret/#", 1), "it cannot be had back")
+		require.Equal(r.t, packets.NotAuthorized, c.subscribe("secret/#", 1),
+			"it cannot be had back")
 		r.reload(everything...)
-		require.Equal(r.t, packets.QoS1, packets.QoS(c.subscribe("secret/#", 1)), "until the rules say so")
+		require.Equal(r.t, packets.QoS1, packets.QoS(c.subscribe("secret/#", 1)),
+			"until the rules say so")
 		c.close()
 		p.close()
 	}},
@@ -445,7 +469,8 @@ var revocations = []struct {
 		for _, topic := range []string{"secret/x", "open/x", "secret/shown", "secret/y"} {
 			p.publish(topic, "", false)
 		}
-		r.reload("allow user=u subscribe secret/shown", "deny user=u subscribe secret/#", "allow all #")
+		r.reload("allow user=u subscribe secret/shown", "deny user=u subscribe secret/#",
+			"allow all #")
 		r.told("dropped c secret/y: not authorized")
 		c = r.connect(as("c", "u"))
 		c.message("open/x")
@@ -501,26 +526,27 @@ var revocations = []struct {
 		c.close()
 		p.close()
 	}},
-	{"a QoS 2 message in flight goes on with PUBREL, so that its identifier can be used again", func(r *guardRig) {
-		c, p := r.connect(as("c", "u")), r.connect(as("p", "p"))
-		c.subscribe("secret/#", 2)
-		c.subscribe("open/#", 2)
-		p.send(&packets.Publish{QoS: 2, PacketID: 1, Topic: []byte("secret/1")})
-		require.IsType(r.t, &packets.Ack{}, p.recv())
-		id := c.recv().(*packets.Publish).PacketID
-		r.reload(denied...)
-		c.close()
-		c = r.connect(as("c", "u"))
-		rel := c.recv().(*packets.Ack)
-		require.Equal(r.t, packets.TypePubrel, rel.Kind)
-		require.Equal(r.t, id, rel.PacketID)
-		c.send(&packets.Ack{Kind: packets.TypePubcomp, PacketID: id})
-		c.nothing("the exchange is over")
-		info, _ := r.b.Session("c")
-		require.Zero(r.t, info.Inflight)
-		c.close()
-		p.close()
-	}},
+	{"a QoS 2 message in flight goes on with PUBREL, so that its identifier can be used again",
+		func(r *guardRig) {
+			c, p := r.connect(as("c", "u")), r.connect(as("p", "p"))
+			c.subscribe("secret/#", 2)
+			c.subscribe("open/#", 2)
+			p.send(&packets.Publish{QoS: 2, PacketID: 1, Topic: []byte("secret/1")})
+			require.IsType(r.t, &packets.Ack{}, p.recv())
+			id := c.recv().(*packets.Publish).PacketID
+			r.reload(denied...)
+			c.close()
+			c = r.connect(as("c", "u"))
+			rel := c.recv().(*packets.Ack)
+			require.Equal(r.t, packets.TypePubrel, rel.Kind)
+			require.Equal(r.t, id, rel.PacketID)
+			c.send(&packets.Ack{Kind: packets.TypePubcomp, PacketID: id})
+			c.nothing("the exchange is over")
+			info, _ := r.b.Session("c")
+			require.Zero(r.t, info.Inflight)
+			c.close()
+			p.close()
+		}},
 	{"an exchange under way can still be completed on its connection", func(r *guardRig) {
 		c, p := r.connect(as("c", "u")), r.connect(as("p", "p"))
 		c.subscribe("secret/#", 2)
@@ -540,7 +566,8 @@ var revocations = []struct {
 		require.Equal(r.t, packets.NoMatchingSubscribers, p.publish("a", "", false))
 		r.reload("deny user=u publish a", "allow all #")
 		require.Equal(r.t, packets.NotAuthorized, p.publish("a", "", false))
-		require.Equal(r.t, packets.NotAuthorized, p.publish("a", "", false), "and a kept refusal is one")
+		require.Equal(r.t, packets.NotAuthorized, p.publish("a", "", false),
+			"and a kept refusal is one")
 		r.told("denied p publish a")
 		r.reload(everything...)
 		require.Equal(r.t, packets.NoMatchingSubscribers, p.publish("a", "", false))
@@ -629,16 +656,22 @@ func TestTheReasonCodeOfARefusal(t *testing.T) {
 		code packets.ReasonCode
 	}{
 		{"an error without a code", errors.New("no"), packets.NotAuthorized},
-		{"Unspecified error", packets.Errorf(packets.UnspecifiedError, "not told"), packets.UnspecifiedError},
-		{"one that neither SUBACK nor PUBACK has", packets.Errorf(packets.ServerBusy, "no"), packets.NotAuthorized},
+		{"Unspecified error", packets.Errorf(packets.UnspecifiedError, "not told"),
+			packets.UnspecifiedError},
+		{"one that neither SUBACK nor PUBACK has", packets.Errorf(packets.ServerBusy, "no"),
+			packets.NotAuthorized},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			withRules(t, everything, func(c *Config) {
-				c.Authorizer = hooks.AuthorizerFunc(func(context.Context, *hooks.AccessRequest) error { return tt.err })
+				c.Authorizer = hooks.AuthorizerFunc(func(context.Context,
+					*hooks.AccessRequest) error {
+					return tt.err
+				})
 			}, func(r *guardRig) {
 				c := r.connect(as("c", "u"))
 				require.Equal(t, tt.code, c.publish("a", "", false))
-				c.send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "a"}}})
+				c.send(&packets.Subscribe{PacketID: 1,
+					Subscriptions: []packets.Subscription{{Filter: "a"}}})
 				require.Equal(t, []packets.ReasonCode{tt.code}, c.recv().(*packets.Suback).Codes)
 				c.close()
 			})
@@ -661,7 +694,8 @@ func TestNamesThatNobodyVerifiesOwnNothing(t *testing.T) {
 	}{
 		{"with AllowAll alone", false, packets.Success, []string{"alice", "bob", ""}},
 		// An empty name is none where somebody could be verified.
-		{"nor beside one without a name", true, packets.ClientIdentifierNotValid, []string{"alice", "bob"}},
+		{"nor beside one without a name", true, packets.ClientIdentifierNotValid,
+			[]string{"alice", "bob"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -684,7 +718,8 @@ func TestNamesThatNobodyVerifiesOwnNothing(t *testing.T) {
 						continue
 					}
 					require.Equal(t, packets.SessionTakenOver, c.recv().(*packets.Disconnect).Code)
-					require.Equal(t, packets.NoMatchingSubscribers, p.publish("a", "for the one before", false))
+					require.Equal(t, packets.NoMatchingSubscribers,
+						p.publish("a", "for the one before", false))
 					d.subscribe("a", 1)
 					c.nc.Close()
 					c = d
@@ -707,61 +742,4 @@ func TestRevocation(t *testing.T) {
 	for _, tt := range revocations {
 		t.Run(tt.name, func(t *testing.T) { withRules(t, everything, nil, tt.run) })
 	}
-}
-
-// The rules may change while the broker is not there: what it has kept is decided when it is back.
-func TestDecisionsAfterARestart(t *testing.T) {
-	st := new(memory.Store)
-	withStore := func(c *Config) { c.Store = st }
-	will := func(p *packets.Connect, topic string) *packets.Connect {
-		p.Will = &packets.Will{Topic: topic, Payload: []byte("w"), Properties: packets.Properties(nil).AppendUint(packets.WillDelayInterval, 100)}
-		return p
-	}
-	withRules(t, everything, withStore, func(r *guardRig) {
-		c, p := r.connect(as("c", "u")), r.connect(as("p", "p"))
-		for _, f := range []string{"secret/#", "open/#", "$share/g/secret/#"} {
-			c.subscribe(f, 1)
-		}
-		p.publish("secret/inflight", "", false)
-		c.recv()
-		c.recv() // one of them by the shared subscription; no PUBACK
-		c.close()
-		p.publish("secret/queued", "", false)
-		p.publish("open/queued", "", false)
-		p.close()
-		r.connect(will(as("bad", "u"), "secret/will")).close()
-		r.connect(will(as("good", "good"), "secret/good")).close()
-		r.connect(as("anonymous", "-")).close()
-		r.connect(as("unnamed", "")).close()
-	})
-	require.NoError(t, st.Open())
-	withRules(t, []string{"deny user=u all secret/#", "allow all #"}, withStore, func(r *guardRig) {
-		require.Equal(t, 6, r.b.Stats().Sessions)
-		s := r.connect(as("s", "reader"))
-		s.subscribe("secret/#", 1)
-		for id, user := range map[string]string{"c": "bob", "anonymous": "", "unnamed": "-", "good": "-"} {
-			r.refused(as(id, user), packets.ClientIdentifierNotValid)
-		}
-		c := r.connect(as("c", "u"))
-		r.told("revoked c secret/#")
-		c.message("open/queued")
-		c.nothing("neither what was in flight nor what was queued, of a subscription that is not allowed any more")
-		info, _ := r.b.Session("c")
-		require.Len(t, info.Subscriptions, 1)
-		time.Sleep(200 * time.Second)
-		s.message("secret/good")
-		s.nothing("the Will of one who has lost the right")
-		r.told("denied bad publish secret/will")
-		c.close()
-		s.close()
-	})
-	require.NoError(t, st.Open())
-	withRules(t, everything, withStore, func(r *guardRig) { // what was revoked does not come back
-		info, ok := r.b.Session("c")
-		require.True(t, ok)
-		require.Len(t, info.Subscriptions, 1)
-		c := r.connect(as("c", "u"))
-		c.nothing("nothing is left")
-		c.close()
-	})
 }

@@ -13,17 +13,17 @@ import (
 	"github.com/dunlin-mqtt/dunlin/store"
 )
 
-// This file is delayed messages: $delayed/SECONDS/TOPIC, see Config.MaxDelay. Each is kept as a Will
-// of its own that is due at its time. Its record in the store has a Client Identifier that begins
-// with delayedPrefix, which no Session has.
+// This file is delayed messages: $delayed/SECONDS/TOPIC, see Config.MaxDelay. Each is kept as a
+// Will of its own that is due at its time. Its record in the store has a Client Identifier that
+// begins with delayedPrefix, which no Session has.
 
 const (
 	delayedTopics = "$delayed/"
 	delayedPrefix = localPrefix + "delayed/"
 )
 
-// undelay takes $delayed/SECONDS/ away from the topic of p, and returns the delay. It is 0 where the
-// topic does not begin so, or nobody may delay.
+// undelay takes $delayed/SECONDS/ away from the topic of p, and returns the delay. It is 0 where
+// the topic does not begin so, or nobody may delay.
 func (c *conn) undelay(t *turn, p *packets.Publish) (time.Duration, error) {
 	most := c.b.cfg().MaxDelay
 	rest, ok := bytes.CutPrefix(p.Topic, []byte(delayedTopics))

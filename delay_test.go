@@ -125,8 +125,8 @@ func TestADelayedMessageIsAcknowledgedWhenItIsDurable(t *testing.T) {
 	}
 }
 
-// What the store does not take is refused, and counts nowhere; what it has taken comes when it works
-// again.
+// What the store does not take is refused, and counts nowhere; what it has taken comes when it
+// works again.
 func TestDelayedMessagesWhileTheStoreIsFull(t *testing.T) {
 	for _, crashes := range []bool{false, true} {
 		delaying(t, func(st *stage) {
@@ -159,8 +159,8 @@ func TestDelayedMessagesWhileTheStoreIsFull(t *testing.T) {
 	}
 }
 
-// The Authorizer decides about the topic without $delayed/SECONDS/: when the message comes, and when
-// it is due.
+// The Authorizer decides about the topic without $delayed/SECONDS/: when the message comes, and
+// when it is due.
 func TestADelayedMessageIsAuthorizedAsAPublishToItsTopic(t *testing.T) {
 	delay := func(c *Config) { c.MaxDelay = time.Hour }
 	withRules(t, []string{"allow all open/#"}, delay, func(r *guardRig) {
@@ -205,8 +205,10 @@ func TestDelayedMessagesAreBounded(t *testing.T) {
 			before[name] = a.Used(owners.Kept)
 			r.b.owners.Close(a)
 		}
-		for _, topic := range []string{"61/t", "0/t", "-1/t", "x/t", "5/", "5", "", "4294967296/t"} {
-			require.Equal(t, packets.TopicNameInvalid, c.publish("$delayed/"+topic, "", false), topic)
+		for _, topic := range []string{"61/t", "0/t", "-1/t", "x/t", "5/", "5", "",
+			"4294967296/t"} {
+			require.Equal(t, packets.TopicNameInvalid, c.publish("$delayed/"+topic, "", false),
+				topic)
 		}
 		require.Zero(t, c.publish("$delayed/60/t", "", false))
 		require.Equal(t, packets.QuotaExceeded,
@@ -290,7 +292,8 @@ func clientOfDelayed(t *testing.T) {
 	require.Equal(t, before, used())
 }
 
-// Decisions about the delayed messages of one client that take long do not delay the Will of another.
+// Decisions about the delayed messages of one client that take long do not delay the Will of
+// another.
 func TestSlowDecisionsAboutOneClientDelayNoOther(t *testing.T) {
 	for _, user := range []string{"-", "u"} {
 		slow := func(r *hooks.AccessRequest) bool {
@@ -299,7 +302,8 @@ func TestSlowDecisionsAboutOneClientDelayNoOther(t *testing.T) {
 		var due atomic.Bool
 		withRules(t, everything, func(c *Config) {
 			c.MaxDelay = time.Hour
-			c.Authorizer = hooks.AuthorizerFunc(func(ctx context.Context, r *hooks.AccessRequest) error {
+			c.Authorizer = hooks.AuthorizerFunc(func(ctx context.Context,
+				r *hooks.AccessRequest) error {
 				if due.Load() && slow(r) {
 					select {
 					case <-time.After(5 * time.Second):

@@ -23,7 +23,8 @@ const lateWeight = 96
 // A write is what a turn is about to give the journal.
 type write struct {
 	journal.Write
-	waits  bool            // the message is QoS 2: whom the store does not know gets it once it is durable
+	// The message is QoS 2: whom the store does not know gets it once it is durable
+	waits  bool
 	late   []target        // who gets the message once it is durable
 	anyway bool            // they get it also if it is not
 	noRoom error           // why what was not refused cannot be retained
@@ -74,7 +75,8 @@ func (t *turn) takeRoom(o *outgoing, r *route) error {
 			return err
 		}
 	}
-	n := int64(journal.OpWeight + len(o.pub.Topic) + len(o.pub.Payload) + len(o.pub.Properties) + len(o.from))
+	n := int64(journal.OpWeight + len(o.pub.Topic) + len(o.pub.Payload) + len(o.pub.Properties) +
+		len(o.from))
 	n += int64(journal.DeliveryWeight * (len(r.targets) + len(r.shared)))
 	switch {
 	case w.TakeRoom(n):
@@ -125,8 +127,9 @@ func (t *turn) awaitRoom(n int64) error {
 	return err
 }
 
-// ask decides whether the members of a shared subscription may get messages of topic, before a batch is pinned, which would keep everybody
-// else's from the store meanwhile, or the topic is locked.
+// ask decides whether the members of a shared subscription may get messages of topic, before a
+// batch is pinned, which would keep everybody else's from the store meanwhile, or the topic is
+// locked.
 func (t *turn) ask(r *sharedRoute, topic string) {
 	for k := range r.members {
 		t.b.permits(r.members[k].s, topic)
@@ -144,8 +147,9 @@ func (t *turn) askMembers(o *outgoing, r *route) {
 	t.asked = true
 }
 
-// permits says whether s, a member of a shared subscription, may get messages of topic. If that was to be asked already and is not known, as
-// the rules have changed this moment, s gets the message into its queue, and it is asked when that is sent.
+// permits says whether s, a member of a shared subscription, may get messages of topic. If that was
+// to be asked already and is not known, as the rules have changed this moment, s gets the message
+// into its queue, and it is asked when that is sent.
 func (t *turn) permits(s *session, topic string) bool {
 	if !t.asked {
 		return t.b.permits(s, topic)
@@ -175,11 +179,13 @@ func (t *turn) askAhead(shared []delivery) {
 
 // stores says whether the store has to know of o.
 func (t *turn) stores(o *outgoing, r *route) bool {
-	return o.pub.QoS > packets.QoS0 && r.durable || o.pub.Retain && lasts(o.pub.Topic) || t.write.from != nil
+	return o.pub.QoS > packets.QoS0 && r.durable || o.pub.Retain && lasts(o.pub.Topic) ||
+		t.write.from != nil
 }
 
-// follows says whether o, although the store need not know of it, has to wait behind QoS 2 messages that are not durable yet: it may be of
-// the publisher of one, and must not overtake it [MQTT-4.6.0-6]; or one of them may be of the same topic, and what is retained came last.
+// follows says whether o, although the store need not know of it, has to wait behind QoS 2 messages
+// that are not durable yet: it may be of the publisher of one, and must not overtake it
+// [MQTT-4.6.0-6]; or one of them may be of the same topic, and what is retained came last.
 func (t *turn) follows(o *outgoing) bool {
 	return (o.pub.QoS == packets.QoS2 || o.pub.Retain) && t.b.journal.lates.Load() > 0
 }
@@ -301,8 +307,8 @@ func (c *conn) holdSent(x *journal.Batch, op store.Sent, at int, strict bool) {
 	}
 }
 
-// strict says whether d may not leave before the store knows that it does: it was published at QoS 2, so that a crash must not make
-// it arrive twice.
+// strict says whether d may not leave before the store knows that it does: it was published at QoS
+// 2, so that a crash must not make it arrive twice.
 func (d *delivery) strict() bool { return d.msg.QoS == packets.QoS2 }
 
 // undecided, with s.mu held, returns the ticket that c has to wait for so that all that the Session
@@ -317,9 +323,11 @@ func (s *session) undecided(c *conn) uint64 {
 // never is the batch of a Session that was refused.
 const never = math.MaxUint64
 
-// storeUncertain, with s.mu held, says whether it is not certain yet that the store has s, or it has
-// refused s. Nobody resumes such a Session.
-func (s *session) storeUncertain() bool { return s.stored != 0 && s.born > s.b.journal.LastDecided() }
+// storeUncertain, with s.mu held, says whether it is not certain yet that the store has s, or it
+// has refused s. Nobody resumes such a Session.
+func (s *session) storeUncertain() bool {
+	return s.stored != 0 && s.born > s.b.journal.LastDecided()
+}
 
 // dropMessage takes the message out of a delivery that must not be sent (again). s.mu is held.
 func (s *session) dropMessage(d *delivery) {
@@ -342,7 +350,8 @@ func (s *session) storeDone(d *delivery) {
 
 // put describes the Session as it is now, without its Will. s.mu is held.
 func (s *session) put() *store.PutSession {
-	op := &store.PutSession{Session: s.stored, ClientID: s.id, Principal: s.principal, Named: s.named, Mount: s.mount, Expiry: s.expiry}
+	op := &store.PutSession{Session: s.stored, ClientID: s.id, Principal: s.principal,
+		Named: s.named, Mount: s.mount, Expiry: s.expiry}
 	switch {
 	case s.ended:
 		op.Expiry = 0
@@ -352,7 +361,8 @@ func (s *session) put() *store.PutSession {
 	return op
 }
 
-// withdrawQueued removes an entry of the queue whose message could not be stored, unless it is on its way: then it was QoS 1, and will come twice.
+// withdrawQueued removes an entry of the queue whose message could not be stored, unless it is on
+// its way: then it was QoS 1, and will come twice.
 func (s *session) withdrawQueued(seq uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -363,7 +373,10 @@ func (s *session) withdrawQueued(seq uint64) {
 		}
 		if d.msg != nil && d.strict() {
 			if s.conn != nil {
-				s.conn.out.Withdraw(d.id, func(m *link.Mark, _ byte) bool { return m.Kind == link.Message })
+				s.conn.out.Withdraw(d.id, func(m *link.Mark,
+					_ byte) bool {
+					return m.Kind == link.Message
+				})
 			}
 			if d.found && !s.ended {
 				s.findAgainLocked(d)
@@ -383,8 +396,9 @@ func (s *session) withdrawQueued(seq uint64) {
 	s.b.journal.forgive(s, seq)
 }
 
-// neverReceived forgets a QoS 2 identifier that could not be stored with its message in batch n. Whoever waits for the PUBREC is refused:
-// a connection that has sent the message again; what waits for that batch itself batchDecided refuses.
+// neverReceived forgets a QoS 2 identifier that could not be stored with its message in batch n.
+// Whoever waits for the PUBREC is refused: a connection that has sent the message again; what waits
+// for that batch itself batchDecided refuses.
 func (s *session) neverReceived(id uint16, n uint64, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -396,7 +410,8 @@ func (s *session) neverReceived(id uint16, n uint64, err error) {
 	var first byte
 	isPubrec := func(m *link.Mark, b byte) bool {
 		first = b
-		if packets.Type(b>>4) != packets.TypePubrec || m.Kind == link.Acknowledgement && m.Ticket == n {
+		if packets.Type(b>>4) != packets.TypePubrec || m.Kind == link.Acknowledgement &&
+			m.Ticket == n {
 			return false
 		}
 		c.leaves(m)
@@ -444,15 +459,18 @@ func (b *Broker) deliverLate(t *turn, l *late) {
 
 // again prepares a message that was published before to be delivered.
 func (t *turn) again(m *message) *outgoing {
-	t.own = packets.Publish{QoS: m.QoS, Retain: m.Retain, Topic: []byte(m.Topic), Properties: m.Properties, Payload: m.Payload}
+	t.own = packets.Publish{QoS: m.QoS, Retain: m.Retain, Topic: []byte(m.Topic),
+		Properties: m.Properties, Payload: m.Payload}
 	t.out.reset(&t.own, m.From, t.now, 0)
 	t.out.msg, t.out.expires, t.out.waited = m, m.Expires, m.Expires != 0
 	return &t.out
 }
 
-// Healthy returns nil while the Store works, and otherwise the error that it failed with. While it is not nil, what needs the Store is
-// refused: QoS 1 and 2 publishes that a durable Session would get, retained messages, new durable Sessions and their subscriptions. All else goes
-// on. An error that is store.ErrFull passes when there is room; any other one lasts until a new Broker opens the Store.
+// Healthy returns nil while the Store works, and otherwise the error that it failed with. While it
+// is not nil, what needs the Store is refused: QoS 1 and 2 publishes that a durable Session would
+// get, retained messages, new durable Sessions and their subscriptions. All else goes on. An error
+// that is store.ErrFull passes when there is room; any other one lasts until a new Broker opens the
+// Store.
 func (b *Broker) Healthy() error {
 	if b.journal == nil {
 		return nil

@@ -97,7 +97,8 @@ type peerConn struct {
 }
 
 // dial opens a connection and sends CONNECT.
-func (st *stage) dial(id string, v packets.Version, clean bool, expiry uint32, edit ...func(*packets.Connect)) *peerConn {
+func (st *stage) dial(id string, v packets.Version, clean bool, expiry uint32,
+	edit ...func(*packets.Connect)) *peerConn {
 	st.t.Helper()
 	nc, err := st.l.Dial()
 	require.NoError(st.t, err)
@@ -203,7 +204,8 @@ func (p *peerConn) subscribe(filter string, q packets.QoS) {
 }
 
 func subscribeTo(filter string, q packets.QoS) *packets.Subscribe {
-	return &packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: filter, QoS: q}}}
+	return &packets.Subscribe{PacketID: 1,
+		Subscriptions: []packets.Subscription{{Filter: filter, QoS: q}}}
 }
 
 func message2(topic, payload string, q packets.QoS, id uint16) *packets.Publish {
@@ -234,16 +236,20 @@ func TestNothingLeavesBeforeItIsDurable(t *testing.T) {
 			absent(st)
 			a = st.clean("p")
 			return a, a
-		}, func(st *stage, a *peerConn) { a.send(message2("t/1", "x", packets.QoS1, 7)) }, []packets.Type{packets.TypePuback}},
+		}, func(st *stage, a *peerConn) { a.send(message2("t/1", "x", packets.QoS1, 7)) },
+			[]packets.Type{packets.TypePuback}},
 		{"a PUBREC waits for the message", func(st *stage) (a, w *peerConn) {
 			absent(st)
 			a = st.clean("p")
 			return a, a
-		}, func(st *stage, a *peerConn) { a.send(message2("t/1", "x", packets.QoS2, 7)) }, []packets.Type{packets.TypePubrec}},
-		{"a PUBREC waits for the identifier where nobody subscribes", func(st *stage) (a, w *peerConn) {
-			a = st.durable("p", packets.V5)
-			return a, a
-		}, func(st *stage, a *peerConn) { a.send(message2("t/1", "x", packets.QoS2, 7)) }, []packets.Type{packets.TypePubrec}},
+		}, func(st *stage, a *peerConn) { a.send(message2("t/1", "x", packets.QoS2, 7)) },
+			[]packets.Type{packets.TypePubrec}},
+		{"a PUBREC waits for the identifier where nobody subscribes",
+			func(st *stage) (a, w *peerConn) {
+				a = st.durable("p", packets.V5)
+				return a, a
+			}, func(st *stage, a *peerConn) { a.send(message2("t/1", "x", packets.QoS2, 7)) },
+			[]packets.Type{packets.TypePubrec}},
 		{"a PUBREC for a repetition waits as well", func(st *stage) (a, w *peerConn) {
 			a = st.durable("p", packets.V5)
 			return a, a
@@ -258,39 +264,48 @@ func TestNothingLeavesBeforeItIsDurable(t *testing.T) {
 			a.send(message2("t/1", "x", packets.QoS2, 7))
 			a.want(packets.TypePubrec)
 			return a, a
-		}, func(st *stage, a *peerConn) { a.send(ack(packets.TypePubrel, 7)) }, []packets.Type{packets.TypePubcomp}},
+		}, func(st *stage, a *peerConn) { a.send(ack(packets.TypePubrel, 7)) },
+			[]packets.Type{packets.TypePubcomp}},
 		{"a PUBREL to a subscriber waits for its PUBREC", func(st *stage) (a, w *peerConn) {
 			a = st.durable("s", packets.V311)
 			a.subscribe("t/#", packets.QoS2)
 			st.clean("p").send(message2("t/1", "x", packets.QoS2, 7))
 			a.want(packets.TypePublish)
 			return a, a
-		}, func(st *stage, a *peerConn) { a.send(ack(packets.TypePubrec, 1)) }, []packets.Type{packets.TypePubrel}},
+		}, func(st *stage, a *peerConn) { a.send(ack(packets.TypePubrec, 1)) },
+			[]packets.Type{packets.TypePubrel}},
 		{"a QoS 2 message goes to a durable Session once it is", func(st *stage) (a, w *peerConn) {
 			w = st.durable("s", packets.V5)
 			w.subscribe("t/#", packets.QoS2)
 			return st.clean("p"), w
-		}, func(st *stage, a *peerConn) { a.send(message2("t/1", "x", packets.QoS2, 7)) }, []packets.Type{packets.TypePublish}},
+		}, func(st *stage, a *peerConn) { a.send(message2("t/1", "x", packets.QoS2, 7)) },
+			[]packets.Type{packets.TypePublish}},
 		{"a QoS 2 message that is delivered at QoS 1 as well", func(st *stage) (a, w *peerConn) {
 			w = st.durable("s", packets.V5)
 			w.subscribe("t/#", packets.QoS1)
 			return st.clean("p"), w
-		}, func(st *stage, a *peerConn) { a.send(message2("t/1", "x", packets.QoS2, 7)) }, []packets.Type{packets.TypePublish}},
-		{"a QoS 2 message goes to a clean Session once the publisher's identifier is durable", func(st *stage) (a, w *peerConn) {
-			w = st.clean("s")
-			w.subscribe("t/#", packets.QoS2)
-			return st.durable("p", packets.V5), w
-		}, func(st *stage, a *peerConn) { a.send(message2("t/1", "x", packets.QoS2, 7)) }, []packets.Type{packets.TypePublish}},
-		{"a QoS 2 message that a durable Session shares goes to QoS 0 subscribers as late", func(st *stage) (a, w *peerConn) {
-			absent(st)
-			w = st.clean("s")
-			w.subscribe("t/#", packets.QoS0)
-			return st.clean("p"), w
-		}, func(st *stage, a *peerConn) { a.send(message2("t/1", "x", packets.QoS2, 7)) }, []packets.Type{packets.TypePublish}},
+		}, func(st *stage, a *peerConn) { a.send(message2("t/1", "x", packets.QoS2, 7)) },
+			[]packets.Type{packets.TypePublish}},
+		{"a QoS 2 message goes to a clean Session once the publisher's identifier is durable",
+			func(st *stage) (a, w *peerConn) {
+				w = st.clean("s")
+				w.subscribe("t/#", packets.QoS2)
+				return st.durable("p", packets.V5), w
+			}, func(st *stage, a *peerConn) { a.send(message2("t/1", "x", packets.QoS2, 7)) },
+			[]packets.Type{packets.TypePublish}},
+		{"a QoS 2 message that a durable Session shares goes to QoS 0 subscribers as late",
+			func(st *stage) (a, w *peerConn) {
+				absent(st)
+				w = st.clean("s")
+				w.subscribe("t/#", packets.QoS0)
+				return st.clean("p"), w
+			}, func(st *stage, a *peerConn) { a.send(message2("t/1", "x", packets.QoS2, 7)) },
+			[]packets.Type{packets.TypePublish}},
 		{"a SUBACK waits for the subscription", func(st *stage) (a, w *peerConn) {
 			a = st.durable("s", packets.V5)
 			return a, a
-		}, func(st *stage, a *peerConn) { a.send(subscribeTo("t/#", packets.QoS1)) }, []packets.Type{packets.TypeSuback}},
+		}, func(st *stage, a *peerConn) { a.send(subscribeTo("t/#", packets.QoS1)) },
+			[]packets.Type{packets.TypeSuback}},
 		{"an UNSUBACK waits for the removal", func(st *stage) (a, w *peerConn) {
 			a = st.durable("s", packets.V5)
 			a.subscribe("t/#", packets.QoS1)
@@ -301,20 +316,24 @@ func TestNothingLeavesBeforeItIsDurable(t *testing.T) {
 		{"a PUBACK of a retained message waits for it", func(st *stage) (a, w *peerConn) {
 			a = st.clean("p")
 			return a, a
-		}, func(st *stage, a *peerConn) { a.send(toRetain(message2("t/1", "x", packets.QoS1, 7))) }, []packets.Type{packets.TypePuback}},
-		{"a PUBACK of what removes a retained message waits as well", func(st *stage) (a, w *peerConn) {
-			a = st.clean("p")
-			a.send(toRetain(message2("t/1", "x", packets.QoS1, 7)))
-			a.want(packets.TypePuback)
-			return a, a
-		}, func(st *stage, a *peerConn) { a.send(toRetain(message2("t/1", "", packets.QoS1, 8))) }, []packets.Type{packets.TypePuback}},
-		{"acknowledgements keep their order, also of what need not wait", func(st *stage) (a, w *peerConn) {
-			absent(st)
-			a = st.clean("p")
-			return a, a
-		}, func(st *stage, a *peerConn) {
-			a.send(message2("t/1", "x", packets.QoS1, 7), message2("other", "x", packets.QoS1, 8))
-		}, []packets.Type{packets.TypePuback, packets.TypePuback}},
+		}, func(st *stage, a *peerConn) { a.send(toRetain(message2("t/1", "x", packets.QoS1, 7))) },
+			[]packets.Type{packets.TypePuback}},
+		{"a PUBACK of what removes a retained message waits as well",
+			func(st *stage) (a, w *peerConn) {
+				a = st.clean("p")
+				a.send(toRetain(message2("t/1", "x", packets.QoS1, 7)))
+				a.want(packets.TypePuback)
+				return a, a
+			}, func(st *stage, a *peerConn) { a.send(toRetain(message2("t/1", "", packets.QoS1, 8))) },
+			[]packets.Type{packets.TypePuback}},
+		{"acknowledgements keep their order, also of what need not wait",
+			func(st *stage) (a, w *peerConn) {
+				absent(st)
+				a = st.clean("p")
+				return a, a
+			}, func(st *stage, a *peerConn) {
+				a.send(message2("t/1", "x", packets.QoS1, 7), message2("other", "x", packets.QoS1, 8))
+			}, []packets.Type{packets.TypePuback, packets.TypePuback}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			onStage(t, func(st *stage) {
@@ -337,7 +356,10 @@ func TestNothingLeavesBeforeItIsDurable(t *testing.T) {
 func TestAConnectionEndsWhateverItHolds(t *testing.T) {
 	for _, v := range []packets.Version{packets.V311, packets.V5} {
 		for name, end := range map[string]func(b *Broker){
-			"disconnected":       func(b *Broker) { b.Disconnect("p", packets.AdministrativeAction) },
+			"disconnected": func(b *Broker) {
+				b.Disconnect("p",
+					packets.AdministrativeAction)
+			},
 			"told of a shutdown": func(b *Broker) { b.Disconnect("p", packets.ServerShuttingDown) },
 		} {
 			t.Run(fmt.Sprintf("%v %s", v, name), func(t *testing.T) {
@@ -346,7 +368,8 @@ func TestAConnectionEndsWhateverItHolds(t *testing.T) {
 					p := st.durable("p", v)
 					release := st.store.hold()
 					defer release()
-					p.send(message2("t", "one", packets.QoS1, 1), message2("t", "two", packets.QoS2, 2))
+					p.send(message2("t", "one", packets.QoS1, 1),
+						message2("t", "two", packets.QoS2, 2))
 					p.wantNothing("before the commit")
 					end(st.b)
 					require.True(t, p.ended(), "the connection waits for the store")
@@ -395,7 +418,8 @@ func TestPublishReturnsWhenTheMessageIsDurable(t *testing.T) {
 		release := st.store.hold()
 		done := make(chan error, 1)
 		go func() {
-			done <- st.b.Publish(context.Background(), &Message{Topic: "t", Payload: []byte("x"), QoS: 1})
+			done <- st.b.Publish(context.Background(),
+				&Message{Topic: "t", Payload: []byte("x"), QoS: 1})
 		}()
 		synctest.Wait()
 		require.Empty(t, done, "Publish has returned while the commit runs")
@@ -404,7 +428,10 @@ func TestPublishReturnsWhenTheMessageIsDurable(t *testing.T) {
 
 		release = st.store.hold()
 		ctx, cancel := context.WithCancelCause(context.Background())
-		go func() { done <- st.b.Publish(ctx, &Message{Topic: "t", Payload: []byte("x"), QoS: 1}) }()
+		go func() {
+			done <- st.b.Publish(ctx,
+				&Message{Topic: "t", Payload: []byte("x"), QoS: 1})
+		}()
 		synctest.Wait()
 		gone := errors.New("gone")
 		cancel(gone)
@@ -412,7 +439,8 @@ func TestPublishReturnsWhenTheMessageIsDurable(t *testing.T) {
 		release()
 
 		st.store.fail(store.ErrFull)
-		err := st.b.Publish(context.Background(), &Message{Topic: "t", Payload: []byte("x"), QoS: 1})
+		err := st.b.Publish(context.Background(),
+			&Message{Topic: "t", Payload: []byte("x"), QoS: 1})
 		require.ErrorIs(t, err, store.ErrFull)
 		require.Equal(t, packets.QuotaExceeded, packets.CodeOf(err))
 	})
@@ -426,7 +454,8 @@ func TestCleanSessionsAndQoS0MakeNoStoreCall(t *testing.T) {
 		before := st.store.count()
 		s, p := st.clean("s"), st.clean("p")
 		s.subscribe("t/#", packets.QoS2)
-		p.send(message2("t/0", "x", packets.QoS0, 0), message2("t/1", "x", packets.QoS1, 1), message2("t/2", "x", packets.QoS2, 2))
+		p.send(message2("t/0", "x", packets.QoS0, 0), message2("t/1", "x", packets.QoS1, 1),
+			message2("t/2", "x", packets.QoS2, 2))
 		p.want(packets.TypePuback, packets.TypePubrec)
 		p.send(ack(packets.TypePubrel, 2))
 		p.want(packets.TypePubcomp)
@@ -509,7 +538,8 @@ func TestARefusedRetainedMessageIsNotReceived(t *testing.T) {
 	})
 }
 
-// A 3.1.1 client repeats a QoS 2 message so often, while the store cannot take it, that its reader waits for what is held.
+// A 3.1.1 client repeats a QoS 2 message so often, while the store cannot take it, that its reader
+// waits for what is held.
 func TestAReaderIsToldThatNothingIsHeldAnyMore(t *testing.T) {
 	onStage(t, func(st *stage) {
 		st.stop()
@@ -534,7 +564,8 @@ func TestAReaderIsToldThatNothingIsHeldAnyMore(t *testing.T) {
 	})
 }
 
-// The end of a durable Session is durable before any connection with a new one is accepted, not only before the first.
+// The end of a durable Session is durable before any connection with a new one is accepted, not
+// only before the first.
 func TestTheEndOfASessionIsDurableBeforeAnyCONNACK(t *testing.T) {
 	onStage(t, func(st *stage) {
 		s := st.durable("c", packets.V5)
@@ -546,7 +577,8 @@ func TestTheEndOfASessionIsDurableBeforeAnyCONNACK(t *testing.T) {
 		accepted := len(st.dial("c", packets.V5, true, 0).got()) > 0
 		st.crash()
 		a := st.dial("c", packets.V5, false, 60).want(packets.TypeConnack)[0].(*packets.Connack)
-		require.False(t, accepted && a.SessionPresent, "a client was told that its Session was over, and has it again")
+		require.False(t, accepted && a.SessionPresent,
+			"a client was told that its Session was over, and has it again")
 	})
 }
 
@@ -587,7 +619,8 @@ func TestASlowDeliveryDecisionDelaysNoOtherCommit(t *testing.T) {
 	})
 }
 
-// QoS 2 messages of a publisher keep their order, also when only the first has to wait for the store.
+// QoS 2 messages of a publisher keep their order, also when only the first has to wait for the
+// store.
 func TestAMessageThatNeedsNoStoreDoesNotOvertakeOneThatDoes(t *testing.T) {
 	onStage(t, func(st *stage) {
 		d := st.durable("d", packets.V5)
@@ -704,7 +737,10 @@ func TestAPanicLeavesNoBatchPinned(t *testing.T) {
 		st.start()
 		d := st.durable("d", packets.V5)
 		d.subscribe("#", packets.QoS1)
-		will := func(c *packets.Connect) { c.Will = &packets.Will{Topic: "will", QoS: 1, Payload: []byte("bye")} }
+		will := func(c *packets.Connect) {
+			c.Will = &packets.Will{Topic: "will", QoS: 1,
+				Payload: []byte("bye")}
+		}
 		st.dial("c", packets.V5, false, 3600, will).want(packets.TypeConnack)
 		p := st.clean("p")
 		time.Sleep(time.Second)
@@ -732,13 +768,15 @@ func TestWhatWaitsForTheStoreIsNotOvertaken(t *testing.T) { // [MQTT-4.6.0-6]
 	})
 }
 
-// A QoS 2 message that waits for the Store makes its publisher wait for a full Subscription as any other does.
+// A QoS 2 message that waits for the Store makes its publisher wait for a full Subscription as any
+// other does.
 func TestBlockHoldsWhereTheStoreComesFirst(t *testing.T) {
 	onStage(t, func(st *stage) {
 		d := st.durable("d", packets.V5)
 		d.subscribe("t", packets.QoS2)
 		d.nc.Close()
-		sub, err := st.b.Subscribe(context.Background(), "t", &SubscribeOptions{QoS: 2, Buffer: 2, Overflow: OverflowBlock, BlockTimeout: time.Hour})
+		sub, err := st.b.Subscribe(context.Background(), "t",
+			&SubscribeOptions{QoS: 2, Buffer: 2, Overflow: OverflowBlock, BlockTimeout: time.Hour})
 		require.NoError(t, err)
 		time.Sleep(time.Second)
 		p := st.clean("p")

@@ -17,7 +17,8 @@ func TestBothEncodersOfAPublishAgree(t *testing.T) {
 	for range 5000 {
 		v := []packets.Version{packets.V31, packets.V311, packets.V5}[rnd.IntN(3)]
 		w := wire{
-			version: v, qos: packets.QoS(rnd.IntN(3)), dup: rnd.IntN(2) == 0, retain: rnd.IntN(2) == 0,
+			version: v, qos: packets.QoS(rnd.IntN(3)), dup: rnd.IntN(2) == 0,
+			retain: rnd.IntN(2) == 0,
 		}
 		if w.qos > packets.QoS0 {
 			w.id = uint16(rnd.IntN(65535) + 1)

@@ -15,7 +15,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// This file is what becomes of hooks, deadlines and publishers that wait when their connection or the Broker ends.
+// This file is what becomes of hooks, deadlines and publishers that wait when their connection or
+// the Broker ends.
 
 // undecided is an Authorizer that decides no publish before its context ends.
 type undecided struct {
@@ -32,10 +33,12 @@ func (a undecided) Authorize(ctx context.Context, r *hooks.AccessRequest) error 
 	return ctx.Err()
 }
 
-// OnReload is there because Close waits for stop between the end of the context and that of the connections.
+// OnReload is there because Close waits for stop between the end of the context and that of the
+// connections.
 func (a undecided) OnReload(func()) func() { return a.slow }
 
-// A message that no hook has decided, because the Broker or the connection is being ended, is not acknowledged.
+// A message that no hook has decided, because the Broker or the connection is being ended, is not
+// acknowledged.
 func TestWhatNobodyDecidedIsNotAcknowledged(t *testing.T) {
 	for _, v := range []packets.Version{packets.V311, packets.V5} {
 		t.Run("Close "+v.String(), func(t *testing.T) {
@@ -55,7 +58,8 @@ func TestWhatNobodyDecidedIsNotAcknowledged(t *testing.T) {
 	}
 	t.Run("the context of ServeConn", func(t *testing.T) {
 		for range 100 { // two goroutines race
-			onServedConn(t, func(b *Broker, a undecided, cancel func(), served chan error, got func() []byte) {
+			onServedConn(t, func(b *Broker, a undecided, cancel func(), served chan error,
+				got func() []byte) {
 				cancel()
 				<-served
 				require.Empty(t, got(), "the message was not routed")
@@ -66,7 +70,8 @@ func TestWhatNobodyDecidedIsNotAcknowledged(t *testing.T) {
 
 // Close ends the context of a hook that is asked for a connection of ServeConn.
 func TestCloseEndsTheHooksOfServeConn(t *testing.T) {
-	onServedConn(t, func(b *Broker, a undecided, cancel func(), served chan error, got func() []byte) {
+	onServedConn(t, func(b *Broker, a undecided, cancel func(), served chan error,
+		got func() []byte) {
 		closed := make(chan error, 1)
 		go func() { closed <- b.Close() }()
 		time.Sleep(time.Hour)
@@ -78,8 +83,10 @@ func TestCloseEndsTheHooksOfServeConn(t *testing.T) {
 	})
 }
 
-// onServedConn has a 3.1.1 client of ServeConn publish, and calls f while the hook decides. got returns what has come since the CONNACK.
-func onServedConn(t *testing.T, f func(b *Broker, a undecided, cancel func(), served chan error, got func() []byte)) {
+// onServedConn has a 3.1.1 client of ServeConn publish, and calls f while the hook decides. got
+// returns what has come since the CONNACK.
+func onServedConn(t *testing.T, f func(b *Broker, a undecided, cancel func(), served chan error,
+	got func() []byte)) {
 	synctest.Test(t, func(t *testing.T) {
 		a := undecided{make(chan struct{}), func() { time.Sleep(time.Second) }}
 		b, err := New(Config{Logger: quiet, Authenticator: hooks.AllowAll, Authorizer: a})
@@ -162,7 +169,8 @@ func TestAHookOfAStoppedConnectionIsTold(t *testing.T) {
 		st.stop()
 		subscribed, goOn := make(chan struct{}), make(chan struct{})
 		st.cfg.Observer = &hooks.Observer{Subscribed: func(hooks.Subscribed) { close(subscribed); <-goOn }}
-		st.cfg.Interceptor = hooks.InterceptorFunc(func(ctx context.Context, _ *hooks.Client, m *packets.Message) (*packets.Message, error) {
+		st.cfg.Interceptor = hooks.InterceptorFunc(func(ctx context.Context, _ *hooks.Client,
+			m *packets.Message) (*packets.Message, error) {
 			<-ctx.Done()
 			return nil, errors.New("ended")
 		})
@@ -184,7 +192,9 @@ func TestAPublisherThatIsHeldBackEnds(t *testing.T) {
 	for _, how := range []string{"Disconnect", "Shutdown"} {
 		t.Run(how, func(t *testing.T) {
 			onStage(t, func(st *stage) {
-				sub, err := st.b.Subscribe(context.Background(), "t", &SubscribeOptions{QoS: 1, Buffer: 1, Overflow: OverflowBlock, BlockTimeout: time.Hour})
+				sub, err := st.b.Subscribe(context.Background(), "t",
+					&SubscribeOptions{QoS: 1, Buffer: 1, Overflow: OverflowBlock,
+						BlockTimeout: time.Hour})
 				require.NoError(t, err)
 				defer sub.Close()
 				p := st.clean("p")
@@ -207,7 +217,8 @@ func TestAPublisherThatIsHeldBackEnds(t *testing.T) {
 func TestNoTimerOutlivesItsConnection(t *testing.T) {
 	onStage(t, func(st *stage) {
 		st.stop()
-		st.cfg.Authenticator = hooks.AuthenticatorFunc(func(_ context.Context, r *hooks.ConnectRequest) error {
+		st.cfg.Authenticator = hooks.AuthenticatorFunc(func(_ context.Context,
+			r *hooks.ConnectRequest) error {
 			r.Grant.Expires = time.Now().Add(24 * time.Hour)
 			return nil
 		})
@@ -224,7 +235,9 @@ func TestNoTimerOutlivesItsConnection(t *testing.T) {
 type stopCounter struct{ n *int }
 
 func (stopCounter) Authorize(context.Context, *hooks.AccessRequest) error { return nil }
-func (s stopCounter) OnReload(func()) func()                              { return func() { *s.n++ } }
+func (s stopCounter) OnReload(func()) func() {
+	return func() { *s.n++ }
+}
 
 // Shutdown, and the Close that was deferred, stop a Reloader once.
 func TestAReloaderIsStoppedOnce(t *testing.T) {
@@ -243,7 +256,8 @@ func TestSubscribeAtTheMomentOfExpiry(t *testing.T) {
 		met := false
 		var sub *Subscription
 		var err error
-		b.turns = sync.Pool{New: func() any { // whenDue, the first to need a turn, has found it expired, and is about to end it
+		// whenDue, the first to need a turn, has found it expired, and is about to end it
+		b.turns = sync.Pool{New: func() any {
 			if !met {
 				met = true
 				sub, err = b.Subscribe(t.Context(), "t", o)
@@ -261,7 +275,8 @@ func TestSubscribeAtTheMomentOfExpiry(t *testing.T) {
 	})
 }
 
-// What the ended member of a shared subscription leaves to others has aged, or has expired; what nobody takes is counted as lost.
+// What the ended member of a shared subscription leaves to others has aged, or has expired; what
+// nobody takes is counted as lost.
 func TestWhatAnEndedMemberLeavesHasAged(t *testing.T) { // [MQTT-3.3.2-5] [MQTT-3.3.2-6]
 	synctest.Test(t, func(t *testing.T) {
 		b := newTestBroker(t, nil)
@@ -274,7 +289,8 @@ func TestWhatAnEndedMemberLeavesHasAged(t *testing.T) { // [MQTT-3.3.2-5] [MQTT-
 		first.close()
 		publish := func(payload string, expiry uint32) {
 			props := packets.Properties(nil).AppendUint(packets.MessageExpiryInterval, expiry)
-			require.NoError(t, b.Publish(t.Context(), &Message{Topic: "t", QoS: 1, Payload: []byte(payload), Properties: props}))
+			require.NoError(t, b.Publish(t.Context(),
+				&Message{Topic: "t", QoS: 1, Payload: []byte(payload), Properties: props}))
 		}
 		publish("old", 50)
 		publish("young", 150)
@@ -291,7 +307,8 @@ func TestWhatAnEndedMemberLeavesHasAged(t *testing.T) { // [MQTT-3.3.2-5] [MQTT-
 	})
 }
 
-// untold is an Authorizer that decides the first publish only when its context ends, and then not at once.
+// untold is an Authorizer that decides the first publish only when its context ends, and then not
+// at once.
 type untold struct {
 	entered chan struct{}
 	once    *sync.Once
@@ -310,10 +327,12 @@ func (a untold) Authorize(ctx context.Context, r *hooks.AccessRequest) (err erro
 	return err
 }
 
-// A QoS 2 message that no hook has decided, because its connection was taken over, is not received: sent again it is routed.
+// A QoS 2 message that no hook has decided, because its connection was taken over, is not received:
+// sent again it is routed.
 func TestWhatNobodyDecidedIsNotReceived(t *testing.T) {
 	for _, v := range []packets.Version{packets.V311, packets.V5} {
-		for _, late := range []time.Duration{0, time.Second} { // before the client sends it again, and after that
+		// before the client sends it again, and after that
+		for _, late := range []time.Duration{0, time.Second} {
 			t.Run(v.String()+" "+late.String(), func(t *testing.T) {
 				onStage(t, func(st *stage) {
 					st.stop()
@@ -334,7 +353,8 @@ func TestWhatNobodyDecidedIsNotReceived(t *testing.T) {
 						m.Dup = true
 						p.send(m)
 						time.Sleep(time.Minute)
-						got = slices.DeleteFunc(p.got(), func(q packets.Packet) bool { return q.Type() != packets.TypePubrec })
+						got = slices.DeleteFunc(p.got(),
+							func(q packets.Packet) bool { return q.Type() != packets.TypePubrec })
 					}
 					require.Len(t, got, 1)
 					require.Equal(t, packets.Success, got[0].(*packets.Ack).Code)
@@ -350,7 +370,8 @@ func TestAMemberThatIsBeingEndedIsAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		gate := make(chan struct{})
 		b := newTestBroker(t, func(c *Config) {
-			c.Authorizer = hooks.AuthorizerFunc(func(_ context.Context, r *hooks.AccessRequest) error {
+			c.Authorizer = hooks.AuthorizerFunc(func(_ context.Context,
+				r *hooks.AccessRequest) error {
 				if r.Topic == "slow" {
 					<-gate
 				}

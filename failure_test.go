@@ -35,7 +35,8 @@ func TestAFailedCommitAcknowledgesNothing(t *testing.T) {
 				s := st.durable("s", packets.V5)
 				s.subscribe("t/#", packets.QoS2)
 				s.nc.Close()
-				p, old, q := st.durable("p", packets.V5), st.durable("old", packets.V311), st.clean("q")
+				p, old, q := st.durable("p", packets.V5), st.durable("old", packets.V311),
+					st.clean("q")
 				q.subscribe("q", packets.QoS0)
 				time.Sleep(time.Second)
 				require.NoError(t, st.b.Healthy())
@@ -54,7 +55,8 @@ func TestAFailedCommitAcknowledgesNothing(t *testing.T) {
 				require.Equal(t, []error{f.err}, st.failed)
 				info, _ := st.b.Session("s")
 				require.Zero(t, info.Queued, "messages that were refused")
-				require.Empty(t, st.b.sessionAt("p").in.ids, "an identifier that was refused is free")
+				require.Empty(t, st.b.sessionAt("p").in.ids,
+					"an identifier that was refused is free")
 
 				// At the door, while it lasts.
 				p.send(message2("t/1", "a", packets.QoS1, 3))
@@ -86,7 +88,8 @@ func TestServiceIsBackWhenThereIsRoom(t *testing.T) {
 		s.want(packets.TypePublish)
 		time.Sleep(time.Second)
 		st.store.fail(store.ErrFull)
-		// What follows from what has happened waits: for the PUBREC of the subscriber, and the PUBREL of the publisher.
+		// What follows from what has happened waits: for the PUBREC of the subscriber, and the
+		// PUBREL of the publisher.
 		s.send(ack(packets.TypePubrec, 1))
 		p.send(ack(packets.TypePubrel, 1), message2("t", "refused", packets.QoS2, 2))
 		require.Equal(t, packets.QuotaExceeded, p.want(packets.TypePubrec)[0].(*packets.Ack).Code)
@@ -106,12 +109,14 @@ func TestServiceIsBackWhenThereIsRoom(t *testing.T) {
 		p.want(packets.TypePubcomp)
 		p.send(message2("t", "second", packets.QoS2, 4))
 		require.Equal(t, packets.Success, p.want(packets.TypePubrec)[0].(*packets.Ack).Code)
-		require.Equal(t, "second", string(s.want(packets.TypePublish)[0].(*packets.Publish).Payload))
+		require.Equal(t, "second",
+			string(s.want(packets.TypePublish)[0].(*packets.Publish).Payload))
 
 		st.crash()
 		s = st.dial("s", packets.V5, false, 3600)
 		got := s.want(packets.TypeConnack, packets.TypePubrel, packets.TypePublish)
-		require.Equal(t, uint16(1), got[1].(*packets.Ack).PacketID, "what followed is durable after all")
+		require.Equal(t, uint16(1), got[1].(*packets.Ack).PacketID,
+			"what followed is durable after all")
 		require.Equal(t, "second", string(got[2].(*packets.Publish).Payload))
 	})
 }
@@ -124,15 +129,19 @@ func TestASubscriptionThatIsNotStoredIsUndone(t *testing.T) {
 				s.subscribe("old", packets.QoS1)
 				release := st.store.hold()
 				st.store.fail(f.err)
-				s.send(&packets.Subscribe{PacketID: 5, Subscriptions: []packets.Subscription{{Filter: "new", QoS: 2}, {Filter: "old", QoS: 2}}})
+				s.send(&packets.Subscribe{PacketID: 5,
+					Subscriptions: []packets.Subscription{{Filter: "new", QoS: 2},
+						{Filter: "old", QoS: 2}}})
 				release()
 				a := s.want(packets.TypeSuback)[0].(*packets.Suback)
 				require.Equal(t, []packets.ReasonCode{f.code, f.code}, a.Codes)
 				info, _ := st.b.Session("s")
-				require.Equal(t, []packets.Subscription{{Filter: "old", QoS: 1}}, info.Subscriptions)
+				require.Equal(t, []packets.Subscription{{Filter: "old", QoS: 1}},
+					info.Subscriptions)
 
 				s.send(&packets.Unsubscribe{PacketID: 6, Filters: []string{"old"}})
-				require.Equal(t, packets.ImplementationSpecificError, s.want(packets.TypeUnsuback)[0].(*packets.Unsuback).Codes[0])
+				require.Equal(t, packets.ImplementationSpecificError,
+					s.want(packets.TypeUnsuback)[0].(*packets.Unsuback).Codes[0])
 			})
 		})
 	}
@@ -149,7 +158,8 @@ func TestASessionThatIsNotStoredIsRefused(t *testing.T) {
 				watcher.subscribe("will", packets.QoS0)
 				release := st.store.hold()
 				st.store.fail(f.err)
-				n, k := st.dial("new", packets.V5, false, 60, will), st.dial("known", packets.V5, false, 60, will)
+				n, k := st.dial("new", packets.V5, false, 60, will),
+					st.dial("known", packets.V5, false, 60, will)
 				release()
 				require.Equal(t, f.code, n.want(packets.TypeConnack)[0].(*packets.Connack).Code)
 				require.Equal(t, f.code, k.want(packets.TypeConnack)[0].(*packets.Connack).Code)
@@ -158,7 +168,8 @@ func TestASessionThatIsNotStoredIsRefused(t *testing.T) {
 				info, ok := st.b.Session("known")
 				require.True(t, ok, "a Session that cannot be resumed stays")
 				require.Nil(t, info.Client)
-				require.WithinDuration(t, time.Now().Add(time.Hour), info.ExpiresAt, time.Minute, "it expires as before")
+				require.WithinDuration(t, time.Now().Add(time.Hour), info.ExpiresAt, time.Minute,
+					"it expires as before")
 				watcher.wantNothing("the Will of a client that was refused")
 			})
 		})
@@ -173,7 +184,9 @@ func TestARetainedMessageThatIsNotStoredIsUndone(t *testing.T) {
 		time.Sleep(time.Second)
 		release := st.store.hold()
 		st.store.fail(store.ErrFull)
-		p.send(toRetain(message2("t", "a", packets.QoS1, 2)), toRetain(message2("t", "b", packets.QoS2, 3)), toRetain(message2("n", "c", packets.QoS1, 4)))
+		p.send(toRetain(message2("t", "a", packets.QoS1, 2)),
+			toRetain(message2("t", "b", packets.QoS2, 3)),
+			toRetain(message2("n", "c", packets.QoS1, 4)))
 		release()
 		p.want(packets.TypePuback, packets.TypePubrec, packets.TypePuback)
 		require.Equal(t, "kept", string(st.b.retained.Get("t").Payload))
@@ -181,8 +194,8 @@ func TestARetainedMessageThatIsNotStoredIsUndone(t *testing.T) {
 	})
 }
 
-// A retained QoS 2 message leaves only once the store knows that it does. A new subscription gets it also
-// if there is no room for that at the moment.
+// A retained QoS 2 message leaves only once the store knows that it does. A new subscription gets
+// it also if there is no room for that at the moment.
 func TestARetainedMessageForANewSubscriptionWaitsForRoom(t *testing.T) {
 	for name, window := range map[string]int{"the store becomes full": 100, "it is full": 1} {
 		t.Run(name, func(t *testing.T) {
@@ -190,7 +203,8 @@ func TestARetainedMessageForANewSubscriptionWaitsForRoom(t *testing.T) {
 				p := st.clean("p")
 				var want []string
 				for i := range 5 {
-					p.send(toRetain(message2(fmt.Sprint("t/", i), fmt.Sprint(i), packets.QoS(2-i%2), uint16(i+1))))
+					p.send(toRetain(message2(fmt.Sprint("t/", i), fmt.Sprint(i), packets.QoS(2-i%2),
+						uint16(i+1))))
 					want = append(want, fmt.Sprint(i))
 				}
 				p.got()
@@ -199,7 +213,8 @@ func TestARetainedMessageForANewSubscriptionWaitsForRoom(t *testing.T) {
 				})
 				s.want(packets.TypeConnack)
 				subscribe := func() {
-					s.send(&packets.Subscribe{PacketID: 9, Subscriptions: []packets.Subscription{{Filter: "t/#", QoS: 2}}})
+					s.send(&packets.Subscribe{PacketID: 9,
+						Subscriptions: []packets.Subscription{{Filter: "t/#", QoS: 2}}})
 				}
 				if window == 1 {
 					subscribe()
@@ -264,11 +279,13 @@ func TestAQoS2MessageIsRefusedOnTheNextConnectionToo(t *testing.T) {
 		release()
 		p2.want(packets.TypeConnack)
 		p2.send(m)
-		require.Equal(t, packets.QuotaExceeded, p2.want(packets.TypePubrec)[0].(*packets.Ack).Code, "the repetition of what was never stored")
+		require.Equal(t, packets.QuotaExceeded, p2.want(packets.TypePubrec)[0].(*packets.Ack).Code,
+			"the repetition of what was never stored")
 		require.Empty(t, st.b.sessionAt("p").in.ids)
 		time.Sleep(time.Second)
 		p2.send(m)
-		require.Equal(t, packets.NoMatchingSubscribers, p2.want(packets.TypePubrec)[0].(*packets.Ack).Code)
+		require.Equal(t, packets.NoMatchingSubscribers,
+			p2.want(packets.TypePubrec)[0].(*packets.Ack).Code)
 		require.Len(t, st.b.sessionAt("p").in.ids, 1)
 	})
 }
@@ -319,11 +336,14 @@ func TestWhatIsCarriedDoesNotGrowWithTime(t *testing.T) {
 		st.store.mu.Unlock()
 		for range 100 {
 			n := st.dial("s", packets.V5, false, 3600)
-			require.Equal(t, packets.QuotaExceeded, n.want(packets.TypeConnack)[0].(*packets.Connack).Code)
+			require.Equal(t, packets.QuotaExceeded,
+				n.want(packets.TypeConnack)[0].(*packets.Connack).Code)
 			require.True(t, n.ended())
 			st.clean("c").send(toRetain(message2("r", "", packets.QoS0, 0)))
-			w := st.dial("w", packets.V5, true, 0, willTo("will", "x", 0)) // a Will that is not stored
-			require.Equal(t, packets.Success, w.want(packets.TypeConnack)[0].(*packets.Connack).Code)
+			// a Will that is not stored
+			w := st.dial("w", packets.V5, true, 0, willTo("will", "x", 0))
+			require.Equal(t, packets.Success,
+				w.want(packets.TypeConnack)[0].(*packets.Connack).Code)
 			time.Sleep(time.Second)
 		}
 		st.store.fail(nil)
@@ -341,7 +361,8 @@ func TestASubscribeThatFailsKeepsTheNamedSession(t *testing.T) {
 		sub, err := st.b.Subscribe(ctx, "t", o)
 		require.NoError(st.t, err)
 		require.NoError(st.t, sub.Close())
-		require.NoError(st.t, st.b.Publish(ctx, &Message{Topic: "t", Payload: []byte("kept"), QoS: packets.QoS1}))
+		require.NoError(st.t, st.b.Publish(ctx,
+			&Message{Topic: "t", Payload: []byte("kept"), QoS: packets.QoS1}))
 	}
 	find := func(st *stage) {
 		sub, err := st.b.Subscribe(ctx, "t", o)
@@ -355,7 +376,11 @@ func TestASubscribeThatFailsKeepsTheNamedSession(t *testing.T) {
 	t.Run("the store is full", func(t *testing.T) {
 		onStage(t, func(st *stage) {
 			leave(st)
-			st.store.refuse(func(op store.Op) bool { _, adds := op.(*store.PutSubscription); return adds })
+			st.store.refuse(func(op store.Op) bool {
+				_,
+					adds := op.(*store.PutSubscription)
+				return adds
+			})
 			_, err := st.b.Subscribe(ctx, "other", o)
 			require.ErrorIs(t, err, store.ErrFull)
 			st.store.fail(nil)
@@ -417,14 +442,16 @@ func TestARemovalThatIsNotStoredIsNoSuccess(t *testing.T) {
 		got := p.got()
 		acked := len(got) == 1 && !got[0].(*packets.Ack).Code.Failed()
 		st.crash()
-		require.False(t, acked && st.b.retained.Get("t") != nil, "acknowledged: the removal of a retained message that is there again")
+		require.False(t, acked && st.b.retained.Get("t") != nil,
+			"acknowledged: the removal of a retained message that is there again")
 	})
 }
 
 func TestAPublishThatRemovesWaitsForTheStore(t *testing.T) {
 	onStage(t, func(st *stage) {
 		ctx := context.Background()
-		require.NoError(t, st.b.Publish(ctx, &Message{Topic: "t", Payload: []byte("x"), Retain: true}))
+		require.NoError(t, st.b.Publish(ctx,
+			&Message{Topic: "t", Payload: []byte("x"), Retain: true}))
 		time.Sleep(time.Second)
 		st.store.fail(store.ErrFull)
 		err := st.b.Publish(ctx, &Message{Topic: "t", Retain: true, QoS: 1})

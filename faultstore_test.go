@@ -10,7 +10,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/store/memory"
 )
 
-// A faultStore is a store in memory that waits, fails and dies as a test wants. What was committed outlives it: see next.
+// A faultStore is a store in memory that waits, fails and dies as a test wants. What was committed
+// outlives it: see next.
 type faultStore struct {
 	*memory.Store
 

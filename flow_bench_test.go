@@ -11,8 +11,9 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// This file measures the way of a message from the bytes of its publisher to the bytes for its subscribers, over connections in
-// memory that take whatever is written, and asserts that it allocates nothing.
+// This file measures the way of a message from the bytes of its publisher to the bytes for its
+// subscribers, over connections in memory that take whatever is written, and asserts that it
+// allocates nothing.
 
 // A flow is a Broker with publishers and subscribers, driven without goroutines.
 type flow struct {
@@ -29,20 +30,23 @@ type flow struct {
 const messagesPerRead = 32
 
 // newFlow connects pubs publishers, each with its topic, and subs subscribers to filter.
-func newFlow(tb testing.TB, v packets.Version, qos packets.QoS, pubs, subs int, filter string, topic func(i int) string) *flow {
+func newFlow(tb testing.TB, v packets.Version, qos packets.QoS, pubs, subs int, filter string,
+	topic func(i int) string) *flow {
 	b := newTestBroker(tb, nil)
 	tb.Cleanup(func() { b.Close() })
 	r := &flow{tb: tb, b: b, v: v, qos: qos}
 	for i := range subs {
 		c := r.connect(fmt.Sprintf("s%d", i))
-		c.packet(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: filter, QoS: qos}}}, v)
+		c.packet(&packets.Subscribe{PacketID: 1,
+			Subscriptions: []packets.Subscription{{Filter: filter, QoS: qos}}}, v)
 		r.subs = append(r.subs, c)
 	}
 	for i := range pubs {
 		r.pubs = append(r.pubs, r.connect(fmt.Sprintf("p%d", i)))
 		var batch []byte
 		for k := range messagesPerRead {
-			p := packets.Publish{QoS: qos, Topic: []byte(topic(i)), Payload: bytes.Repeat([]byte("x"), 128)}
+			p := packets.Publish{QoS: qos, Topic: []byte(topic(i)),
+				Payload: bytes.Repeat([]byte("x"), 128)}
 			if qos > packets.QoS0 {
 				p.PacketID = uint16(k + 1)
 			}
@@ -111,7 +115,8 @@ func (r *flow) idle() {
 	}
 }
 
-// allocations is how often f allocates, once the pools have what it needs. They keep that, as there is no collection meanwhile.
+// allocations is how often f allocates, once the pools have what it needs. They keep that, as there
+// is no collection meanwhile.
 func allocations(f func()) float64 {
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	return testing.AllocsPerRun(10, f)
@@ -125,9 +130,12 @@ var flows = []struct {
 	topic      func(i int) string
 }{
 	{"1 to 1", 1, 1, "plant/7/line/3/speed", func(int) string { return "plant/7/line/3/speed" }},
-	{"1 to 1000", 1, 1000, "plant/7/line/3/speed", func(int) string { return "plant/7/line/3/speed" }},
-	{"50 to 1", 50, 1, "plant/+/speed", func(i int) string { return fmt.Sprintf("plant/%d/speed", i) }},
-	{"20 to 10 shared", 20, 10, "$share/g/plant/+/speed", func(i int) string { return fmt.Sprintf("plant/%d/speed", i) }},
+	{"1 to 1000", 1, 1000, "plant/7/line/3/speed",
+		func(int) string { return "plant/7/line/3/speed" }},
+	{"50 to 1", 50, 1, "plant/+/speed",
+		func(i int) string { return fmt.Sprintf("plant/%d/speed", i) }},
+	{"20 to 10 shared", 20, 10, "$share/g/plant/+/speed",
+		func(i int) string { return fmt.Sprintf("plant/%d/speed", i) }},
 }
 
 func BenchmarkFlow(b *testing.B) {
@@ -135,7 +143,8 @@ func BenchmarkFlow(b *testing.B) {
 		for _, v := range []packets.Version{packets.V311, packets.V5} {
 			for qos := packets.QoS0; qos <= packets.QoS2; qos++ {
 				if tt.filter[0] == '$' && qos > packets.QoS0 {
-					continue // who gets what, and so the identifiers to acknowledge, depends on the turn
+					// who gets what, and so the identifiers to acknowledge, depends on the turn
+					continue
 				}
 				b.Run(fmt.Sprintf("%s/%v/QoS %d", tt.name, v, qos), func(b *testing.B) {
 					r := newFlow(b, v, qos, tt.pubs, tt.subs, tt.filter, tt.topic)
@@ -150,7 +159,8 @@ func BenchmarkFlow(b *testing.B) {
 					if tt.filter[0] != '$' {
 						delivered *= tt.subs
 					}
-					b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(delivered), "ns/delivery")
+					b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(delivered),
+						"ns/delivery")
 				})
 			}
 		}
@@ -175,15 +185,20 @@ func TestFlowsDoNotAllocate(t *testing.T) {
 					before := r.written()
 					allocs := allocations(r.round)
 					most := 0
-					if qos == packets.QoS2 { // the set of Packet Identifiers is a map, which makes room for itself now and then
+					// the set of Packet Identifiers is a map, which makes room for itself now and
+					// then
+					if qos == packets.QoS2 {
 						most = tt.pubs * messagesPerRead / 10
 					}
-					require.LessOrEqual(t, int(allocs), most, "allocations for %d messages in a steady state", tt.pubs*messagesPerRead)
-					messages := 11 * tt.pubs * messagesPerRead // AllocsPerRun runs it once more, before it counts
+					require.LessOrEqual(t, int(allocs), most,
+						"allocations for %d messages in a steady state", tt.pubs*messagesPerRead)
+					// AllocsPerRun runs it once more, before it counts
+					messages := 11 * tt.pubs * messagesPerRead
 					if tt.filter[0] != '$' {
 						messages *= tt.subs
 					}
-					require.GreaterOrEqual(t, r.written()-before, messages*128, "every message arrives")
+					require.GreaterOrEqual(t, r.written()-before, messages*128,
+						"every message arrives")
 					r.idle()
 				})
 			}
@@ -191,12 +206,14 @@ func TestFlowsDoNotAllocate(t *testing.T) {
 	}
 }
 
-// A client that publishes to more topics than its cache has places costs a match for each message, and nothing else.
+// A client that publishes to more topics than its cache has places costs a match for each message,
+// and nothing else.
 func TestManyTopicsDoNotAllocate(t *testing.T) {
 	if raced() {
 		t.Skip("sync.Pool forgets at random under the race detector; the count is taken without it")
 	}
-	r := newFlow(t, packets.V311, packets.QoS0, 1, 1, "plant/#", func(int) string { return "plant" })
+	r := newFlow(t, packets.V311, packets.QoS0, 1, 1, "plant/#",
+		func(int) string { return "plant" })
 	var batch []byte
 	for i := range 4 * routeSlots {
 		p := packets.Publish{Topic: fmt.Appendf(nil, "plant/%d", i), Payload: []byte("x")}
@@ -206,7 +223,8 @@ func TestManyTopicsDoNotAllocate(t *testing.T) {
 	for range 20 { // a slot may see the same topic twice in a row while the others are warm
 		c.bytes(batch)
 	}
-	require.Zero(t, allocations(func() { c.bytes(batch) }), "messages to %d topics must not allocate", 4*routeSlots)
+	require.Zero(t, allocations(func() { c.bytes(batch) }),
+		"messages to %d topics must not allocate", 4*routeSlots)
 }
 
 func BenchmarkQoS(b *testing.B) {
@@ -239,7 +257,8 @@ func BenchmarkQoS(b *testing.B) {
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(n), "ns/message")
 		})
 	}
-	b.Run("sender/QoS 2, a window that slides", func(b *testing.B) { // as a client with some delay leaves it: it is never empty
+	// as a client with some delay leaves it: it is never empty
+	b.Run("sender/QoS 2, a window that slides", func(b *testing.B) {
 		var s sender
 		s.begin(window)
 		var ids [window]uint16

@@ -99,8 +99,8 @@ func (b *Broker) fitsOf(a *owners.Account, n int64) bool {
 	return b.memory.Fits(budget.Sessions, n) && a.Room(owners.Kept, n)
 }
 
-// What a received identifier of a QoS 2 message takes, how many are part of sessionCost, and for how
-// many the memory is not kept on a connection that has none.
+// What a received identifier of a QoS 2 message takes, how many are part of sessionCost, and for
+// how many the memory is not kept on a connection that has none.
 const (
 	arrivalCost  = 24
 	fewArrivals  = 16
@@ -119,8 +119,8 @@ func (s *session) admitArrivalLocked(id uint16) error {
 	return errNoMemory
 }
 
-// noteArrivalsLocked counts the identifiers that s has received. Their map keeps what it took when it
-// was largest. The lock of s is held.
+// noteArrivalsLocked counts the identifiers that s has received. Their map keeps what it took when
+// it was largest. The lock of s is held.
 func (s *session) noteArrivalsLocked() {
 	if n := uint16(len(s.in.ids)); n > s.most {
 		if s.most = n; n > fewArrivals {
@@ -129,7 +129,8 @@ func (s *session) noteArrivalsLocked() {
 	}
 }
 
-// trimArrivalsLocked gives back the memory for identifiers if there are none. The lock of s is held.
+// trimArrivalsLocked gives back the memory for identifiers if there are none. The lock of s is
+// held.
 func (s *session) trimArrivalsLocked() {
 	if len(s.in.ids) == 0 && s.most > fewArrivals {
 		s.in.ids, s.most = nil, 0
@@ -187,9 +188,9 @@ func (c *conn) count(more int) {
 	c.b.memory.Recount(budget.Connections, &c.footprint, c.cost()+more)
 }
 
-// enterEarlyLocked notes that c has not sent its CONNECT, or says why it cannot come to be accepted.
-// An address may hold as many of these places as are free, so that it does not take them all from
-// others. A loopback address may hold all. b.mu is held.
+// enterEarlyLocked notes that c has not sent its CONNECT, or says why it cannot come to be
+// accepted. An address may hold as many of these places as are free, so that it does not take them
+// all from others. A loopback address may hold all. b.mu is held.
 func (b *Broker) enterEarlyLocked(c *conn) error {
 	n := len(b.early)
 	most := min(b.cfg().MaxConnecting, max(1, int(b.memory.Limit()/earlyShare/int64(c.cost()))))
@@ -197,7 +198,8 @@ func (b *Broker) enterEarlyLocked(c *conn) error {
 	case n >= most:
 		return packets.Errorf(packets.ServerBusy, "more than %d connections without CONNECT", most)
 	case x != nil && !x.IP.IsLoopback() && x.Early > 0 && x.Early >= most-n:
-		return packets.Errorf(packets.ServerBusy, "%d connections without CONNECT from the address", x.Early)
+		return packets.Errorf(packets.ServerBusy, "%d connections without CONNECT from the address",
+			x.Early)
 	}
 	b.early[c] = false
 	if c.from != nil {

@@ -13,25 +13,30 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// This file drives the whole broker with what four clients might do: the input is a script of several connections (open, packets,
-// bytes, close, time passing), and a model checks what comes back and what the broker says of itself.
+// This file drives the whole broker with what four clients might do: the input is a script of
+// several connections (open, packets, bytes, close, time passing), and a model checks what comes
+// back and what the broker says of itself.
 
 const (
-	fuzzLinks   = 4
-	fuzzClients = 3 // Client Identifiers: fewer than connections, so that they take one another over
+	fuzzLinks = 4
+	// Client Identifiers: fewer than connections, so that they take one another over
+	fuzzClients = 3
 )
 
 // A fuzzClient is what the model knows of one Client Identifier.
 type fuzzClient struct {
-	shared     bool                       // has been a member of a shared subscription, and may get a message twice
-	filters    []string                   // of its SUBSCRIBEs
-	last       map[string]int             // by publisher, QoS and topic: the last number that came
-	twice      map[string]map[uint16]bool // by number: the identifiers that a QoS 2 message came with
-	unreleased map[uint16]bool            // identifiers of QoS 2 messages that it has published
+	// Has been a member of a shared subscription, and may get a message twice
+	shared  bool
+	filters []string       // of its SUBSCRIBEs
+	last    map[string]int // by publisher, QoS and topic: the last number that came
+	// By number: the identifiers that a QoS 2 message came with
+	twice      map[string]map[uint16]bool
+	unreleased map[uint16]bool // identifiers of QoS 2 messages that it has published
 }
 
 func newFuzzClient(filters []string, shared bool) fuzzClient {
-	return fuzzClient{filters: filters, shared: shared, last: map[string]int{}, twice: map[string]map[uint16]bool{}, unreleased: map[uint16]bool{}}
+	return fuzzClient{filters: filters, shared: shared, last: map[string]int{},
+		twice: map[string]map[uint16]bool{}, unreleased: map[uint16]bool{}}
 }
 
 // A fuzzLink is one connection with the streams of both directions.
@@ -61,8 +66,8 @@ type fuzzRun struct {
 	seen      struct{ resumed, deliveries, dups, rels, closed int }
 }
 
-// FuzzBroker drives a broker with a script of several connections. Its tables hash with a new seed each time, so that coverage is never
-// the same twice: fuzz with -fuzzminimizetime 1x.
+// FuzzBroker drives a broker with a script of several connections. Its tables hash with a new seed
+// each time, so that coverage is never the same twice: fuzz with -fuzzminimizetime 1x.
 func FuzzBroker(f *testing.F) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for range 20 {
@@ -75,7 +80,8 @@ func FuzzBroker(f *testing.F) {
 	f.Fuzz(func(t *testing.T, in []byte) { fuzzBroker(t, in) })
 }
 
-// TestRandomClients is FuzzBroker with random inputs, of which there are more in CI than a fuzzer would get to.
+// TestRandomClients is FuzzBroker with random inputs, of which there are more in CI than a fuzzer
+// would get to.
 func TestRandomClients(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
@@ -94,9 +100,11 @@ func TestRandomClients(t *testing.T) {
 		if t.Failed() {
 			t.Fatalf("input %q", in)
 		}
-		deliveries, dups, resumed, rels = deliveries+r.seen.deliveries, dups+r.seen.dups, resumed+r.seen.resumed, rels+r.seen.rels
+		deliveries, dups, resumed, rels = deliveries+r.seen.deliveries, dups+r.seen.dups,
+			resumed+r.seen.resumed, rels+r.seen.rels
 	}
-	t.Logf("%d deliveries, %d of them repeated, %d PUBRELs, %d sessions resumed", deliveries, dups, rels, resumed)
+	t.Logf("%d deliveries, %d of them repeated, %d PUBRELs, %d sessions resumed", deliveries, dups,
+		rels, resumed)
 	if deliveries < 20*inputs || dups < inputs || resumed < inputs || rels < inputs {
 		t.Error("too little happens")
 	}
@@ -151,7 +159,8 @@ func (r *fuzzRun) errorf(format string, args ...any) {
 
 var (
 	fuzzTopics  = []string{"a", "a/b", "a/c", "b", "w"}
-	fuzzFilters = []string{"a", "a/b", "a/+", "#", "+", "a/#", "w", "b", "$share/g/a/#", "$share/h/+"}
+	fuzzFilters = []string{"a", "a/b", "a/+", "#", "+", "a/#", "w", "b", "$share/g/a/#",
+		"$share/h/+"}
 )
 
 func (r *fuzzRun) step() {
@@ -169,7 +178,8 @@ func (r *fuzzRun) step() {
 	case 0, 1, 2, 3, 4:
 		r.number++
 		p := &packets.Publish{
-			Topic: []byte(fuzzTopics[n%len(fuzzTopics)]), QoS: packets.QoS(n / 5 % 3), Retain: n/15%4 == 0, Dup: n/60%4 == 0,
+			Topic: []byte(fuzzTopics[n%len(fuzzTopics)]), QoS: packets.QoS(n / 5 % 3),
+			Retain: n/15%4 == 0, Dup: n/60%4 == 0,
 			Payload: []byte(strconv.Itoa(l.client) + " " + strconv.Itoa(r.number)),
 		}
 		if p.QoS == packets.QoS0 {
@@ -192,7 +202,8 @@ func (r *fuzzRun) step() {
 		s := packets.Subscription{Filter: filters[n%len(filters)], QoS: packets.QoS(n / 10 % 3)}
 		p := &packets.Subscribe{PacketID: 1}
 		if o := r.byte(); l.version == packets.V5 {
-			s.NoLocal, s.RetainAsPublished, s.RetainHandling = o&1 > 0 && s.Filter[0] != '$', o&2 > 0, o>>2%3
+			s.NoLocal, s.RetainAsPublished, s.RetainHandling = o&1 > 0 && s.Filter[0] != '$',
+				o&2 > 0, o>>2%3
 			if o > 128 {
 				p.Properties = p.Properties.AppendUint(packets.SubscriptionIdentifier, uint32(o))
 			}
@@ -200,7 +211,8 @@ func (r *fuzzRun) step() {
 		p.Subscriptions = append(p.Subscriptions, s)
 		r.send(l, p)
 	case 7:
-		r.send(l, &packets.Unsubscribe{PacketID: 2, Filters: []string{fuzzFilters[n%len(fuzzFilters)]}})
+		r.send(l, &packets.Unsubscribe{PacketID: 2,
+			Filters: []string{fuzzFilters[n%len(fuzzFilters)]}})
 	case 8, 9, 10:
 		r.acknowledge(l, n)
 	case 11:
@@ -241,22 +253,27 @@ func (r *fuzzRun) connect(i, n int) {
 		r.errorf("open: %v", err)
 		return
 	}
-	l := &fuzzLink{Link: link, client: i % fuzzClients, version: packets.Version(4 + n>>2&1), aliases: map[uint32]string{}}
+	l := &fuzzLink{Link: link, client: i % fuzzClients, version: packets.Version(4 + n>>2&1),
+		aliases: map[uint32]string{}}
 	if n%8 == 0 {
 		l.client = n / 8 % fuzzClients
 	}
 	r.links[i] = l
-	p := &packets.Connect{Version: l.version, ClientID: "c" + strconv.Itoa(l.client), CleanStart: n&24 == 24, KeepAlive: uint16(n)}
+	p := &packets.Connect{Version: l.version, ClientID: "c" + strconv.Itoa(l.client),
+		CleanStart: n&24 == 24, KeepAlive: uint16(n)}
 	if l.version == packets.V5 {
 		if n&96 > 0 {
 			p.Properties = p.Properties.AppendUint(packets.SessionExpiryInterval, uint32(10*n))
 		}
 		if n&32 > 0 {
-			p.Properties = p.Properties.AppendUint(packets.ReceiveMaximum, 2).AppendUint(packets.TopicAliasMaximum, 3).AppendUint(packets.MaximumPacketSize, 40)
+			p.Properties = p.Properties.AppendUint(packets.ReceiveMaximum,
+				2).AppendUint(packets.TopicAliasMaximum, 3).AppendUint(packets.MaximumPacketSize,
+				40)
 		}
 	}
 	if n&64 > 0 {
-		p.Will = &packets.Will{Topic: "w", Payload: []byte("will"), QoS: packets.QoS(n % 3), Retain: n&128 > 0}
+		p.Will = &packets.Will{Topic: "w", Payload: []byte("will"), QoS: packets.QoS(n % 3),
+			Retain: n&128 > 0}
 		if l.version == packets.V5 && n&16 > 0 {
 			p.Will.Properties = p.Will.Properties.AppendUint(packets.WillDelayInterval, uint32(n/3))
 		}
@@ -268,7 +285,8 @@ func (r *fuzzRun) connect(i, n int) {
 // acknowledge answers one of the deliveries, or something that was none.
 func (r *fuzzRun) acknowledge(l *fuzzLink, n int) {
 	if len(l.open) == 0 {
-		r.send(l, &packets.Ack{Kind: packets.TypePuback + packets.Type(n%2), PacketID: uint16(n)%16 + 1})
+		r.send(l, &packets.Ack{Kind: packets.TypePuback + packets.Type(n%2),
+			PacketID: uint16(n)%16 + 1})
 		return
 	}
 	p := l.open[n%len(l.open)]
@@ -384,7 +402,8 @@ func (r *fuzzRun) packet(l *fuzzLink, p packets.Packet) {
 	}
 }
 
-// publish checks a delivery: somebody published it, the client asked for it, QoS 2 comes once, and order is kept.
+// publish checks a delivery: somebody published it, the client asked for it, QoS 2 comes once, and
+// order is kept.
 func (r *fuzzRun) publish(l *fuzzLink, c *fuzzClient, p *packets.Publish) {
 	topic := string(p.Topic)
 	if a, ok := p.Properties.Uint(packets.TopicAlias); ok && topic == "" {
@@ -403,7 +422,8 @@ func (r *fuzzRun) publish(l *fuzzLink, c *fuzzClient, p *packets.Publish) {
 		r.errorf("c%d got the payload %q, which nobody has published", l.client, p.Payload)
 	}
 	if len(p.Payload) > 0 && r.repeated[string(p.Payload)] {
-		r.errorf("c%d got %q, which repeated an identifier that was not released", l.client, p.Payload)
+		r.errorf("c%d got %q, which repeated an identifier that was not released", l.client,
+			p.Payload)
 	}
 	if p.QoS > packets.QoS0 {
 		if !p.Dup {
@@ -429,7 +449,8 @@ func (r *fuzzRun) publish(l *fuzzLink, c *fuzzClient, p *packets.Publish) {
 	}
 	key := fmt.Sprint(string(from), p.QoS, topic)
 	if !p.Dup && number <= c.last[key] {
-		r.errorf("c%d got message %d of c%s to %s at QoS %d after %d", l.client, number, from, topic, p.QoS, c.last[key])
+		r.errorf("c%d got message %d of c%s to %s at QoS %d after %d", l.client, number, from,
+			topic, p.QoS, c.last[key])
 	}
 	if !p.Dup {
 		c.last[key] = number
@@ -452,8 +473,10 @@ func (r *fuzzRun) check() {
 	for range r.h.b.Retained("#") {
 		retained++
 	}
-	if subs != st.Subscriptions || queued != st.Queued || inflight != st.Inflight || connected > st.Connections || retained > st.Retained || st.Panics > 0 {
-		r.errorf("a walk finds %d subscriptions, %d queued, %d in flight, %d connected, %d retained; the counters are %+v", subs, queued, inflight, connected, retained, st)
+	if subs != st.Subscriptions || queued != st.Queued || inflight != st.Inflight ||
+		connected > st.Connections || retained > st.Retained || st.Panics > 0 {
+		r.errorf("a walk finds %d subscriptions, %d queued, %d in flight, %d connected, %d "+
+			"retained; the counters are %+v", subs, queued, inflight, connected, retained, st)
 	}
 	for s := range r.h.b.allSessions() {
 		s.mu.Lock()
@@ -466,7 +489,8 @@ func (r *fuzzRun) check() {
 			r.errorf("%s: %d bytes wait, counted as %d", s.id, size, s.out.bytes)
 		}
 		if c := s.conn; c != nil && (int(s.out.used) > int(s.out.quota) || c.out.Size() > 0) {
-			r.errorf("%s: %d of %d places taken, %d bytes not flushed", s.id, s.out.used, s.out.quota, c.out.Size())
+			r.errorf("%s: %d of %d places taken, %d bytes not flushed", s.id, s.out.used,
+				s.out.quota, c.out.Size())
 		}
 		s.mu.Unlock()
 	}

@@ -10,8 +10,9 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// This file is what an Authenticator granted, held to the same rules as Config: what makes no sense refuses the client, what goes
-// beyond what a packet can say is the most that it can say, and zero and negative limits leave each as Config has it.
+// This file is what an Authenticator granted, held to the same rules as Config: what makes no sense
+// refuses the client, what goes beyond what a packet can say is the most that it can say, and zero
+// and negative limits leave each as Config has it.
 
 // checkGrant says what makes no sense in g.
 func (b *Broker) checkGrant(g *hooks.Grant) error {
@@ -20,7 +21,8 @@ func (b *Broker) checkGrant(g *hooks.Grant) error {
 		rate float64
 	}{{"PublishRate", g.Limits.PublishRate}, {"PublishBytes", g.Limits.PublishBytes}} {
 		if math.IsNaN(x.rate) || math.IsInf(x.rate, 0) {
-			return fmt.Errorf("the Authenticator granted the %s %v, which is no rate", x.name, x.rate)
+			return fmt.Errorf("the Authenticator granted the %s %v, which is no rate", x.name,
+				x.rate)
 		}
 	}
 	if id := g.ClientID; len(id) > math.MaxUint16 || !packets.ValidUTF8(id) || strings.HasPrefix(id,
@@ -30,13 +32,15 @@ func (b *Broker) checkGrant(g *hooks.Grant) error {
 	}
 	m := g.MountPoint
 	if m != "" && (!packets.ValidTopicName(m) || m[0] == '$' || len(m) > b.cfg().MaxTopicLength/2) {
-		return fmt.Errorf("the Authenticator granted the mount point %q, which no Topic Name of a client can begin with", cut(m, maxName))
+		return fmt.Errorf(
+			"the Authenticator granted the mount point %q, which no Topic Name of a client can "+
+				"begin with", cut(m, maxName))
 	}
 	return nil
 }
 
-// maxSaid is the highest Maximum Packet Size that every client library takes: the largest Remaining Length. Packets have up to
-// five bytes more.
+// maxSaid is the highest Maximum Packet Size that every client library takes: the largest Remaining
+// Length. Packets have up to five bytes more.
 const maxSaid = 268_435_455
 
 // lower applies the limits that the Authenticator set.
@@ -84,7 +88,8 @@ func askedExpiry(p *packets.Connect) (asked uint32) {
 	return asked
 }
 
-// negotiateKeepAlive sets the time after which silence ends the connection and returns the Keep Alive in force, in seconds.
+// negotiateKeepAlive sets the time after which silence ends the connection and returns the Keep
+// Alive in force, in seconds.
 func (c *conn) negotiateKeepAlive(p *packets.Connect, g *hooks.Grant) uint16 {
 	most := c.b.cfg().MaxKeepAlive
 	if d := g.Limits.KeepAlive; d > 0 && (most == 0 || d < most) {

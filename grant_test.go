@@ -17,7 +17,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// granted is what a 5.0 client finds that asked for a Keep Alive of 60,000 s and a Session that never ends.
+// granted is what a 5.0 client finds that asked for a Keep Alive of 60,000 s and a Session that
+// never ends.
 type granted struct {
 	refused        packets.ReasonCode
 	ReceiveMaximum uint32
@@ -70,7 +71,8 @@ func TestWhatIsGrantedAtItsEdges(t *testing.T) {
 			{time.Duration(0), is}, {-1 * second, is}, {time.Duration(math.MinInt64), is},
 			{time.Duration(1), with(func(x *granted) { x.KeepAlive = 1 })},
 			{60 * second, with(func(x *granted) { x.KeepAlive = 60 })},
-			{60_001 * second, is}, {65_535 * second, is}, {65_536 * second, is}, {65_537 * second, is},
+			{60_001 * second, is}, {65_535 * second, is}, {65_536 * second, is},
+			{65_537 * second, is},
 			{time.Duration(math.MaxInt64), is},
 		},
 		"SessionExpiry": {
@@ -90,13 +92,17 @@ func TestWhatIsGrantedAtItsEdges(t *testing.T) {
 			{1, with(func(x *granted) { x.QueuedBytes = 1 })},
 		},
 		"PublishRate": {
-			{0.0, is}, {-1.0, is}, {-math.MaxFloat64, is}, {nan, refused}, {inf, refused}, {-inf, refused},
-			{math.SmallestNonzeroFloat64, with(func(x *granted) { x.PublishRate = math.SmallestNonzeroFloat64 })},
+			{0.0, is}, {-1.0, is}, {-math.MaxFloat64, is}, {nan, refused}, {inf, refused},
+			{-inf, refused},
+			{math.SmallestNonzeroFloat64,
+				with(func(x *granted) { x.PublishRate = math.SmallestNonzeroFloat64 })},
 			{math.MaxFloat64, with(func(x *granted) { x.PublishRate = math.MaxFloat64 })},
 		},
 		"PublishBytes": {
-			{0.0, is}, {-1.0, is}, {-math.MaxFloat64, is}, {nan, refused}, {inf, refused}, {-inf, refused},
-			{math.SmallestNonzeroFloat64, with(func(x *granted) { x.PublishBytes = math.SmallestNonzeroFloat64 })},
+			{0.0, is}, {-1.0, is}, {-math.MaxFloat64, is}, {nan, refused}, {inf, refused},
+			{-inf, refused},
+			{math.SmallestNonzeroFloat64,
+				with(func(x *granted) { x.PublishBytes = math.SmallestNonzeroFloat64 })},
 			{math.MaxFloat64, with(func(x *granted) { x.PublishBytes = math.MaxFloat64 })},
 		},
 		"MaxQoS": {
@@ -118,11 +124,14 @@ func TestWhatIsGrantedAtItsEdges(t *testing.T) {
 		want  granted
 	}
 	for name, edit := range map[string]func(x *granted){
-		"Sessions": func(x *granted) { x.Sessions = 1 }, "Subscriptions": func(x *granted) { x.Subscriptions = 1 },
-		"Retained": func(x *granted) { x.Retained = 1 }, "RetainedBytes": func(x *granted) { x.RetainedBytes = 1 },
+		"Sessions":       func(x *granted) { x.Sessions = 1 },
+		"Subscriptions":  func(x *granted) { x.Subscriptions = 1 },
+		"Retained":       func(x *granted) { x.Retained = 1 },
+		"RetainedBytes":  func(x *granted) { x.RetainedBytes = 1 },
 		"AllQueuedBytes": func(x *granted) { x.AllQueuedBytes = 1 },
 	} {
-		tables[name] = []row{{0, is}, {-1, is}, {math.MinInt, is}, {math.MaxInt, is}, {1, with(edit)}}
+		tables[name] = []row{{0, is}, {-1, is}, {math.MinInt, is}, {math.MaxInt, is},
+			{1, with(edit)}}
 	}
 	tables["KeptBytes"] = []row{{0, is}, {-1, is}, {math.MinInt, is}, {math.MaxInt, is},
 		{1_000_000, with(func(x *granted) { x.KeptBytes = 1_000_000 })}}
@@ -132,13 +141,14 @@ func TestWhatIsGrantedAtItsEdges(t *testing.T) {
 		require.NotEmpty(t, tables[name], "Limits.%s is in no table", name)
 		for _, tt := range tables[name] {
 			t.Run(fmt.Sprint(name, " ", tt.value), func(t *testing.T) {
-				withRules(t, everything, func(c *Config) { c.MaxMemory = 1 << 30 }, func(r *guardRig) {
-					r.grant = func(q *hooks.ConnectRequest) error {
-						reflect.ValueOf(&q.Grant.Limits).Elem().Field(i).Set(reflect.ValueOf(tt.value))
-						return nil
-					}
-					require.Equal(t, tt.want, r.ask())
-				})
+				withRules(t, everything, func(c *Config) { c.MaxMemory = 1 << 30 },
+					func(r *guardRig) {
+						r.grant = func(q *hooks.ConnectRequest) error {
+							reflect.ValueOf(&q.Grant.Limits).Elem().Field(i).Set(reflect.ValueOf(tt.value))
+							return nil
+						}
+						require.Equal(t, tt.want, r.ask())
+					})
 			})
 		}
 	}
@@ -171,12 +181,14 @@ func (r *guardRig) ask() (x granted) {
 	require.Equal(r.t, time.Duration(x.KeepAlive)*time.Second*3/2, s.conn.keepAlive)
 	x.QueuedMessages, x.QueuedBytes = int(s.quota.messages), s.quota.bytes
 	for k, n := range map[owners.Kind]*int{
-		owners.Sessions: &x.Sessions, owners.Subscriptions: &x.Subscriptions, owners.Retained: &x.Retained,
+		owners.Sessions: &x.Sessions, owners.Subscriptions: &x.Subscriptions,
+		owners.Retained:      &x.Retained,
 		owners.RetainedBytes: &x.RetainedBytes, owners.QueuedBytes: &x.AllQueuedBytes,
 		owners.Kept: &x.KeptBytes,
 	} {
 		used := s.out.owner.Used(k)
-		*n = int(used) + sort.Search(math.MaxInt32, func(n int) bool { return !s.out.owner.Room(k, int64(n)+1) })
+		*n = int(used) + sort.Search(math.MaxInt32,
+			func(n int) bool { return !s.out.owner.Room(k, int64(n)+1) })
 	}
 	if pace := s.conn.readExtra().pace; pace != nil {
 		x.PublishRate, x.PublishBytes = pace.Rates()
@@ -184,10 +196,12 @@ func (r *guardRig) ask() (x granted) {
 	return x
 }
 
-// With no Keep Alive of its own, and none in Config, a client gets what was granted, as far as a packet can say it.
+// With no Keep Alive of its own, and none in Config, a client gets what was granted, as far as a
+// packet can say it.
 func TestAGrantedKeepAliveThatNoPacketCanSay(t *testing.T) {
 	for granted, want := range map[time.Duration]uint32{
-		65_535 * time.Second: 65_535, 65_536 * time.Second: 65_535, 65_537 * time.Second: 65_535, math.MaxInt64: 65_535, 1: 1,
+		65_535 * time.Second: 65_535, 65_536 * time.Second: 65_535, 65_537 * time.Second: 65_535,
+		math.MaxInt64: 65_535, 1: 1,
 	} {
 		withRules(t, everything, nil, func(r *guardRig) {
 			r.grant = func(q *hooks.ConnectRequest) error {
@@ -231,7 +245,8 @@ func TestGrantsThatMakeNoSense(t *testing.T) {
 		{"nothing", hooks.Grant{}, packets.Success},
 		{"a mount point without slash", hooks.Grant{MountPoint: "m"}, packets.Success},
 		{"a long mount point", hooks.Grant{MountPoint: long[:32_767]}, packets.Success},
-		{"one that leaves too little", hooks.Grant{MountPoint: long[:32_768]}, packets.NotAuthorized},
+		{"one that leaves too little", hooks.Grant{MountPoint: long[:32_768]},
+			packets.NotAuthorized},
 		{"one with a wildcard", hooks.Grant{MountPoint: "a/+/"}, packets.NotAuthorized},
 		{"one of the server", hooks.Grant{MountPoint: "$SYS/"}, packets.NotAuthorized},
 		{"one that is no text", hooks.Grant{MountPoint: "a\xff/"}, packets.NotAuthorized},
@@ -240,25 +255,28 @@ func TestGrantsThatMakeNoSense(t *testing.T) {
 		{"one that no packet can say", hooks.Grant{ClientID: long + long}, packets.NotAuthorized},
 		{"one that is no text", hooks.Grant{ClientID: "a\x00"}, packets.NotAuthorized},
 		{"one of the program", hooks.Grant{ClientID: "$local/1"}, packets.NotAuthorized},
-		{"an end that is far away", hooks.Grant{Expires: time.Unix(math.MaxInt32*1000, 0)}, packets.Success},
-		{"a Principal of any bytes", hooks.Grant{Identity: hooks.Identity{Principal: long + "\x00\xff"}}, packets.Success},
+		{"an end that is far away", hooks.Grant{Expires: time.Unix(math.MaxInt32*1000, 0)},
+			packets.Success},
+		{"a Principal of any bytes", hooks.Grant{Identity: hooks.Identity{Principal: long +
+			"\x00\xff"}}, packets.Success},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			for _, perPrincipal := range []bool{false, true} {
-				withRules(t, everything, func(c *Config) { c.SessionPerPrincipal = perPrincipal }, func(r *guardRig) {
-					r.grant = func(q *hooks.ConnectRequest) error {
-						*q.Grant = tt.g
-						return nil
-					}
-					c, ack := newTestClient(t, dial(t, r.l), as("c", "u"))
-					require.Equal(t, tt.want, ack.Code)
-					if ack.Code == packets.Success {
-						require.Equal(t, packets.Success, c.subscribe("a/#", 0))
-						c.send(&packets.Publish{Topic: []byte("a/b")})
-						c.message("a/b")
-					}
-					c.nc.Close()
-				})
+				withRules(t, everything, func(c *Config) { c.SessionPerPrincipal = perPrincipal },
+					func(r *guardRig) {
+						r.grant = func(q *hooks.ConnectRequest) error {
+							*q.Grant = tt.g
+							return nil
+						}
+						c, ack := newTestClient(t, dial(t, r.l), as("c", "u"))
+						require.Equal(t, tt.want, ack.Code)
+						if ack.Code == packets.Success {
+							require.Equal(t, packets.Success, c.subscribe("a/#", 0))
+							c.send(&packets.Publish{Topic: []byte("a/b")})
+							c.message("a/b")
+						}
+						c.nc.Close()
+					})
 			}
 		})
 	}
@@ -287,16 +305,22 @@ func TestSubscribeOptionsAtTheirEdges(t *testing.T) {
 		"QoS":               {{QoS(0), true}, {QoS(2), true}, {QoS(3), false}, {QoS(255), false}},
 		"NoLocal":           {{true, true}},
 		"RetainAsPublished": {{true, true}},
-		"RetainHandling":    {{RetainHandlingSkip, true}, {RetainHandling(3), false}, {RetainHandling(255), false}},
-		"ID":                {{uint32(1), true}, {uint32(268_435_455), true}, {uint32(268_435_456), false}, {uint32(math.MaxUint32), false}},
+		"RetainHandling": {{RetainHandlingSkip, true}, {RetainHandling(3), false},
+			{RetainHandling(255), false}},
+		"ID": {{uint32(1), true}, {uint32(268_435_455), true},
+			{uint32(268_435_456), false}, {uint32(math.MaxUint32), false}},
 		"Name": {
-			{"n", true}, {strings.Repeat("x", 65_528), true}, {strings.Repeat("x", 65_529), false}, {"\xff", false}, {"\x00", false},
+			{"n", true}, {strings.Repeat("x", 65_528), true}, {strings.Repeat("x", 65_529), false},
+			{"\xff", false}, {"\x00", false},
 		},
-		"Expiry":       {{time.Duration(1), true}, {time.Duration(most), true}, {time.Duration(-1), false}, {time.Duration(-most), false}},
-		"Buffer":       {{1, true}, {math.MaxInt, true}, {-1, false}, {math.MinInt, false}},
-		"Overflow":     {{OverflowDropNewest, true}, {OverflowDisconnect, false}, {OverflowBlock, true}, {OverflowBlock + 1, false}, {Overflow(255), false}},
-		"BlockTimeout": {{time.Duration(1), true}, {time.Duration(most), true}, {time.Duration(-1), false}, {time.Duration(-most), false}},
-		"ManualAck":    {{true, true}},
+		"Expiry": {{time.Duration(1), true}, {time.Duration(most), true},
+			{time.Duration(-1), false}, {time.Duration(-most), false}},
+		"Buffer": {{1, true}, {math.MaxInt, true}, {-1, false}, {math.MinInt, false}},
+		"Overflow": {{OverflowDropNewest, true}, {OverflowDisconnect, false},
+			{OverflowBlock, true}, {OverflowBlock + 1, false}, {Overflow(255), false}},
+		"BlockTimeout": {{time.Duration(1), true}, {time.Duration(most), true},
+			{time.Duration(-1), false}, {time.Duration(-most), false}},
+		"ManualAck": {{true, true}},
 	}
 	typ := reflect.TypeFor[SubscribeOptions]()
 	for i := range typ.NumField() {

@@ -18,12 +18,14 @@ import (
 func thousandRules(tb testing.TB) *acl.ACL {
 	lines := make([]string, 0, 1000)
 	for i := range 999 {
-		lines = append(lines, fmt.Sprintf("allow user=user%d all site/%d/+/state users/%%u/#", i%50, i))
+		lines = append(lines, fmt.Sprintf("allow user=user%d all site/%d/+/state users/%%u/#", i%50,
+			i))
 	}
 	return acl.New(rulesOf(tb, append(lines, "allow publish site/+/line/#")...))
 }
 
-// publishing returns a function that takes a QoS 0 PUBLISH that nobody subscribes to through the whole core, and one for the decision alone.
+// publishing returns a function that takes a QoS 0 PUBLISH that nobody subscribes to through the
+// whole core, and one for the decision alone.
 func publishing(tb testing.TB, a hooks.Authorizer) (whole, decision func()) {
 	h, err := newCoreHarness(Config{Authenticator: hooks.AllowAll, Authorizer: a, Logger: quiet})
 	require.NoError(tb, err)
@@ -74,10 +76,12 @@ func TestADecisionOnAHitCostsNothing(t *testing.T) {
 		}
 		best = min(best, time.Since(start)/100)
 	}
-	require.Less(t, best, 10*time.Microsecond, "with room for slow machines and the race detector; the goal is 1 µs")
+	require.Less(t, best, 10*time.Microsecond,
+		"with room for slow machines and the race detector; the goal is 1 µs")
 }
 
-// BenchmarkPublishDecided compares a QoS 0 publish without Authorizer with one that 1,000 rules decide.
+// BenchmarkPublishDecided compares a QoS 0 publish without Authorizer with one that 1,000 rules
+// decide.
 func BenchmarkPublishDecided(b *testing.B) {
 	for _, x := range []struct {
 		name string

@@ -54,14 +54,17 @@ func TestDecisionsOfPublishesAreKept(t *testing.T) {
 		{"of a stable Authorizer, by topic", true, nil, 3},
 		{"a refusal as well", true, packets.Errorf(packets.NotAuthorized, "no"), 3},
 		{"an abstention as well", true, hooks.ErrAbstain, 3},
-		{"but not a failure, which may be over the next time", true, errors.New("the database is down"), 10},
+		{"but not a failure, which may be over the next time", true,
+			errors.New("the database is down"), 10},
 		{"not where the Authorizer does not say that it is stable", false, nil, 10},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			a := &countingAuthorizer{stable: tt.stable, answer: func(*hooks.AccessRequest) error { return tt.err }}
+			a := &countingAuthorizer{stable: tt.stable,
+				answer: func(*hooks.AccessRequest) error { return tt.err }}
 			withRules(t, nil, func(c *Config) { c.Authorizer = a }, func(r *guardRig) {
 				c := r.connect(as("c", "u"))
-				for _, topic := range []string{"a", "b"} { // the second topic gets a place in the cache when it comes again
+				// the second topic gets a place in the cache when it comes again
+				for _, topic := range []string{"a", "b"} {
 					for range 5 {
 						code := c.publish(topic, "", false)
 						require.Equal(t, tt.err != nil, code == packets.NotAuthorized, "%v", code)
@@ -111,7 +114,8 @@ func TestDeliveriesAreDecidedWhereTheAuthorizerWantsIt(t *testing.T) {
 		p.publish("secret/1", "", false)
 		p.publish("open/1", "", false)
 		c.message("open/1")
-		require.EqualValues(t, 2, a.calls.Load()-before, "only the publishes were decided; deliveries are known by Session and topic")
+		require.EqualValues(t, 2, a.calls.Load()-before,
+			"only the publishes were decided; deliveries are known by Session and topic")
 		d.message("secret/1")
 		d.message("open/1")
 		c.nothing("what it may not have")
@@ -193,7 +197,8 @@ func TestMountPoints(t *testing.T) {
 	}}
 	withRules(t, nil, func(c *Config) {
 		c.Authorizer = a
-		c.Interceptor = hooks.InterceptorFunc(func(_ context.Context, _ *hooks.Client, m *packets.Message) (*packets.Message, error) {
+		c.Interceptor = hooks.InterceptorFunc(func(_ context.Context, _ *hooks.Client,
+			m *packets.Message) (*packets.Message, error) {
 			n := *m
 			switch m.Topic {
 			case "t/7/escape":
@@ -221,15 +226,18 @@ func TestMountPoints(t *testing.T) {
 		w := r.connect(as("w", "tenant"))
 		asked = nil
 		w.publish("inside", "", false)
-		require.Equal(t, []string{"publish inside", "publish y"}, asked, "topics are asked about without the mount point")
+		require.Equal(t, []string{"publish inside", "publish y"}, asked,
+			"topics are asked about without the mount point")
 		c.message("y")
 		out.message("t/7/y")
-		require.Equal(t, packets.NotAuthorized, w.publish("escape", "", false), "an Interceptor cannot lead out of it")
+		require.Equal(t, packets.NotAuthorized, w.publish("escape", "", false),
+			"an Interceptor cannot lead out of it")
 		require.Equal(t, packets.NotAuthorized, w.publish("reserved", "", false))
 
 		// t/7/# matches t/7, which the client has no name for.
 		w.close()
-		require.NoError(t, r.b.Publish(context.Background(), &Message{Topic: "t/7", Payload: []byte("r"), Retain: true}))
+		require.NoError(t, r.b.Publish(context.Background(),
+			&Message{Topic: "t/7", Payload: []byte("r"), Retain: true}))
 		out.message("t/7")
 		c.nothing("the parent of the mount point")
 		require.Equal(t, packets.QoS0, packets.QoS(c.subscribe("#", 0)))
@@ -270,7 +278,8 @@ func TestSessionPerPrincipal(t *testing.T) {
 			all[i].nothing("somebody else's")
 		}
 		again := r.connect(as("c", "bob"))
-		require.Equal(t, packets.SessionTakenOver, all[0].recv().(*packets.Disconnect).Code, "one's own")
+		require.Equal(t, packets.SessionTakenOver, all[0].recv().(*packets.Disconnect).Code,
+			"one's own")
 		all[0].close()
 		all[0] = again
 
@@ -327,7 +336,8 @@ func TestHooksAreToldWhoAsks(t *testing.T) {
 	ended := make(chan error, 1)
 	wait := false
 	withRules(t, nil, func(c *Config) {
-		c.Authorizer = hooks.AuthorizerFunc(func(ctx context.Context, r *hooks.AccessRequest) error {
+		c.Authorizer = hooks.AuthorizerFunc(func(ctx context.Context,
+			r *hooks.AccessRequest) error {
 			seen = r.Client
 			if wait {
 				<-ctx.Done()
@@ -337,7 +347,8 @@ func TestHooksAreToldWhoAsks(t *testing.T) {
 		})
 	}, func(r *guardRig) {
 		r.grant = func(q *hooks.ConnectRequest) error {
-			q.Grant.Identity = hooks.Identity{Principal: "who", Tenant: "t", Attributes: map[string]string{"k": "v"}}
+			q.Grant.Identity = hooks.Identity{Principal: "who", Tenant: "t",
+				Attributes: map[string]string{"k": "v"}}
 			return nil
 		}
 		p := as("c", "name")
@@ -369,7 +380,8 @@ func TestHooksAreToldWhoAsks(t *testing.T) {
 func TestADecisionOfCONNECTHasItsTime(t *testing.T) {
 	withRules(t, nil, func(c *Config) {
 		c.ConnectTimeout = 3 * time.Second
-		c.Authenticator = hooks.AuthenticatorFunc(func(ctx context.Context, _ *hooks.ConnectRequest) error {
+		c.Authenticator = hooks.AuthenticatorFunc(func(ctx context.Context,
+			_ *hooks.ConnectRequest) error {
 			<-ctx.Done()
 			return ctx.Err()
 		})
@@ -380,7 +392,8 @@ func TestADecisionOfCONNECTHasItsTime(t *testing.T) {
 	})
 }
 
-// Reason Codes of hooks go out only where the standard has them; a Reason String only if the client wants such and it fits.
+// Reason Codes of hooks go out only where the standard has them; a Reason String only if the client
+// wants such and it fits.
 func TestRefusalsHaveTheRightCode(t *testing.T) {
 	for _, tt := range []struct {
 		name                               string
@@ -389,35 +402,56 @@ func TestRefusalsHaveTheRightCode(t *testing.T) {
 		reason                             string
 		noReasons, connackHasNone, tooLong bool
 	}{
-		{name: "a code that every packet has", said: packets.Errorf(packets.QuotaExceeded, "because"), connack: packets.QuotaExceeded,
+		{name: "a code that every packet has", said: packets.Errorf(packets.QuotaExceeded,
+			"because"), connack: packets.QuotaExceeded,
 			suback: packets.QuotaExceeded, puback: packets.QuotaExceeded, reason: "because"},
-		{name: "one that only CONNACK has", said: packets.Errorf(packets.Banned, "because"), connack: packets.Banned,
+		{name: "one that only CONNACK has", said: packets.Errorf(packets.Banned, "because"),
+			connack: packets.Banned,
+			suback:  packets.NotAuthorized, puback: packets.NotAuthorized, reason: "because"},
+		{name: "one that no refusal has", said: packets.Errorf(packets.TopicAliasInvalid,
+			"because"), connack: packets.NotAuthorized,
 			suback: packets.NotAuthorized, puback: packets.NotAuthorized, reason: "because"},
-		{name: "one that no refusal has", said: packets.Errorf(packets.TopicAliasInvalid, "because"), connack: packets.NotAuthorized,
+		{name: "an error without code, whose text stays here",
+			said:    errors.New("the password of the database is x"),
+			connack: packets.NotAuthorized, suback: packets.NotAuthorized,
+			puback: packets.NotAuthorized},
+		{name: "one that is forgotten, which must not read as success",
+			said: &packets.Error{Reason: "because"}, connack: packets.NotAuthorized,
 			suback: packets.NotAuthorized, puback: packets.NotAuthorized, reason: "because"},
-		{name: "an error without code, whose text stays here", said: errors.New("the password of the database is x"),
-			connack: packets.NotAuthorized, suback: packets.NotAuthorized, puback: packets.NotAuthorized},
-		{name: "one that is forgotten, which must not read as success", said: &packets.Error{Reason: "because"}, connack: packets.NotAuthorized,
-			suback: packets.NotAuthorized, puback: packets.NotAuthorized, reason: "because"},
-		{name: "one that grants QoS 1", said: packets.Errorf(packets.GrantedQoS1, "because"), connack: packets.NotAuthorized,
-			suback: packets.NotAuthorized, puback: packets.NotAuthorized, reason: "because"},
-		{name: "one that says that nobody subscribes", said: fmt.Errorf("wrapped: %w", packets.Errorf(packets.NoMatchingSubscribers, "because")),
-			connack: packets.NotAuthorized, suback: packets.NotAuthorized, puback: packets.NotAuthorized, reason: "because"},
-		{name: "a nil *packets.Error, which is an error", said: (*packets.Error)(nil), connack: packets.NotAuthorized,
-			suback: packets.NotAuthorized, puback: packets.NotAuthorized},
-		{name: "a reason of 70,000 bytes is cut", said: packets.Errorf(packets.NotAuthorized, "%s", strings.Repeat("xyz€", 20_000)),
-			connack: packets.NotAuthorized, suback: packets.NotAuthorized, puback: packets.NotAuthorized, reason: strings.Repeat("xyz€", 170) + "xyz"},
-		{name: "a reason that is no text is made one", said: packets.Errorf(packets.NotAuthorized, "no\x00\xff\n\uFFFF!"),
-			connack: packets.NotAuthorized, suback: packets.NotAuthorized, puback: packets.NotAuthorized, reason: "no\uFFFD\uFFFD \uFFFD!"},
-		{name: "a client that wants no reasons", said: packets.Errorf(packets.NotAuthorized, "because"), noReasons: true,
-			connack: packets.NotAuthorized, suback: packets.NotAuthorized, puback: packets.NotAuthorized},
-		{name: "a reason that does not fit", said: packets.Errorf(packets.NotAuthorized, "%s", strings.Repeat("x", 300)), tooLong: true,
-			connack: packets.NotAuthorized, suback: packets.NotAuthorized, puback: packets.NotAuthorized},
+		{name: "one that grants QoS 1", said: packets.Errorf(packets.GrantedQoS1, "because"),
+			connack: packets.NotAuthorized,
+			suback:  packets.NotAuthorized, puback: packets.NotAuthorized, reason: "because"},
+		{name: "one that says that nobody subscribes", said: fmt.Errorf("wrapped: %w",
+			packets.Errorf(packets.NoMatchingSubscribers, "because")),
+			connack: packets.NotAuthorized, suback: packets.NotAuthorized,
+			puback: packets.NotAuthorized, reason: "because"},
+		{name: "a nil *packets.Error, which is an error", said: (*packets.Error)(nil),
+			connack: packets.NotAuthorized,
+			suback:  packets.NotAuthorized, puback: packets.NotAuthorized},
+		{name: "a reason of 70,000 bytes is cut", said: packets.Errorf(packets.NotAuthorized, "%s",
+			strings.Repeat("xyz€", 20_000)),
+			connack: packets.NotAuthorized, suback: packets.NotAuthorized,
+			puback: packets.NotAuthorized, reason: strings.Repeat("xyz€", 170) + "xyz"},
+		{name: "a reason that is no text is made one",
+			said:    packets.Errorf(packets.NotAuthorized, "no\x00\xff\n\uFFFF!"),
+			connack: packets.NotAuthorized, suback: packets.NotAuthorized,
+			puback: packets.NotAuthorized, reason: "no\uFFFD\uFFFD \uFFFD!"},
+		{name: "a client that wants no reasons",
+			said: packets.Errorf(packets.NotAuthorized, "because"), noReasons: true,
+			connack: packets.NotAuthorized, suback: packets.NotAuthorized,
+			puback: packets.NotAuthorized},
+		{name: "a reason that does not fit", said: packets.Errorf(packets.NotAuthorized, "%s",
+			strings.Repeat("x", 300)), tooLong: true,
+			connack: packets.NotAuthorized, suback: packets.NotAuthorized,
+			puback: packets.NotAuthorized},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			refuse := false
 			withRules(t, nil, func(c *Config) {
-				c.Authorizer = hooks.AuthorizerFunc(func(context.Context, *hooks.AccessRequest) error { return tt.said })
+				c.Authorizer = hooks.AuthorizerFunc(func(context.Context,
+					*hooks.AccessRequest) error {
+					return tt.said
+				})
 			}, func(r *guardRig) {
 				r.grant = func(*hooks.ConnectRequest) error {
 					if refuse {
@@ -432,13 +466,19 @@ func TestRefusalsHaveTheRightCode(t *testing.T) {
 				if tt.tooLong {
 					p.Properties = p.Properties.AppendUint(packets.MaximumPacketSize, 100)
 				}
-				said := func(p packets.Properties) string { s, _ := p.Text(packets.ReasonString); return s }
+				said := func(p packets.Properties) string {
+					s,
+						_ := p.Text(packets.ReasonString)
+					return s
+				}
 				c := r.connect(p)
-				c.send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "a"}}})
+				c.send(&packets.Subscribe{PacketID: 1,
+					Subscriptions: []packets.Subscription{{Filter: "a"}}})
 				sub := c.recv().(*packets.Suback)
 				require.Equal(t, []packets.ReasonCode{tt.suback}, sub.Codes)
 				require.Equal(t, tt.reason, said(sub.Properties))
-				for qos, kind := range map[packets.QoS]packets.Type{1: packets.TypePuback, 2: packets.TypePubrec} {
+				for qos, kind := range map[packets.QoS]packets.Type{1: packets.TypePuback,
+					2: packets.TypePubrec} {
 					c.send(&packets.Publish{QoS: qos, PacketID: 1, Topic: []byte("a")})
 					ack := c.recv().(*packets.Ack)
 					require.Equal(t, kind, ack.Kind)
@@ -467,7 +507,8 @@ func TestReauthenticationKeepsThePrincipalAndDecidesAnew(t *testing.T) {
 	}, func(r *guardRig) {
 		p := as("c", "u")
 		p.Properties = p.Properties.AppendText(packets.AuthenticationMethod, "x")
-		again := &packets.Auth{Code: packets.ReAuthenticate, Properties: packets.Properties(nil).AppendText(packets.AuthenticationMethod, "x")}
+		again := &packets.Auth{Code: packets.ReAuthenticate,
+			Properties: packets.Properties(nil).AppendText(packets.AuthenticationMethod, "x")}
 		next = hooks.Identity{Principal: "p", Roles: []string{"staff"}}
 		c := r.connect(p)
 		c.subscribe("a", 1)
@@ -496,7 +537,8 @@ func TestReauthenticationKeepsThePrincipalAndDecidesAnew(t *testing.T) {
 		c.send(again)
 		require.Equal(t, packets.Success, c.recv().(*packets.Auth).Code)
 		r.told("revoked c a")
-		require.Equal(t, packets.NotAuthorized, c.publish("a", "", false), "the kept decision was for another role")
+		require.Equal(t, packets.NotAuthorized, c.publish("a", "", false),
+			"the kept decision was for another role")
 
 		next = hooks.Identity{Principal: "somebody else"}
 		c.send(again)
@@ -513,7 +555,9 @@ func (doneAtOnce) Next(context.Context, []byte) ([]byte, bool, error) { return n
 func TestRevocationStopsRetainedMessages(t *testing.T) {
 	withRules(t, everything, func(c *Config) { c.MaxInflight = 1 }, func(r *guardRig) {
 		for i := range 50 {
-			require.NoError(t, r.b.Publish(context.Background(), &Message{Topic: "secret/" + string(rune('A'+i)), Retain: true, QoS: 1, Payload: []byte("x")}))
+			require.NoError(t, r.b.Publish(context.Background(),
+				&Message{Topic: "secret/" + string(rune('A'+i)), Retain: true, QoS: 1,
+					Payload: []byte("x")}))
 		}
 		c := r.connect(as("c", "u"))
 		c.subscribe("secret/#", 1)
@@ -527,7 +571,9 @@ func TestRevocationStopsRetainedMessages(t *testing.T) {
 }
 
 func TestACombinationDecidesDeliveriesAsItsMembersDo(t *testing.T) {
-	l, err := acl.Rules(acl.Rule{Effect: acl.EffectAllow, Action: hooks.ActionSubscribe, Filters: []string{"a/b"}}, acl.Rule{Effect: acl.EffectAllow, Action: hooks.ActionPublish, Filters: []string{"#"}})
+	l, err := acl.Rules(acl.Rule{Effect: acl.EffectAllow, Action: hooks.ActionSubscribe,
+		Filters: []string{"a/b"}}, acl.Rule{Effect: acl.EffectAllow, Action: hooks.ActionPublish,
+		Filters: []string{"#"}})
 	require.NoError(t, err)
 	for name, a := range map[string]hooks.Authorizer{
 		"chain": hooks.ChainAuthorizers(acl.New(l).AtDelivery()),
@@ -545,15 +591,23 @@ func TestACombinationDecidesDeliveriesAsItsMembersDo(t *testing.T) {
 	}
 }
 
-// A takeover may come while the first hook is asked for the connection that has the Session; the race detector has a look.
+// A takeover may come while the first hook is asked for the connection that has the Session; the
+// race detector has a look.
 func TestATakeoverWhileTheFirstHookIsAsked(t *testing.T) {
 	withRules(t, nil, func(c *Config) {
 		c.Authenticator, c.Authorizer, c.Observer = hooks.AllowAll, nil, nil
-		c.Interceptor = hooks.InterceptorFunc(func(_ context.Context, _ *hooks.Client, m *packets.Message) (*packets.Message, error) { return m, nil })
+		c.Interceptor = hooks.InterceptorFunc(func(_ context.Context, _ *hooks.Client,
+			m *packets.Message) (*packets.Message, error) {
+			return m, nil
+		})
 	}, func(r *guardRig) {
 		for i := range 300 {
 			old := r.connect(as(fmt.Sprint("c", i), "u"))
-			go func() { b, _ := (&packets.Publish{Topic: []byte("t")}).Append(nil, packets.V5); old.nc.Write(b) }()
+			go func() {
+				b, _ := (&packets.Publish{Topic: []byte("t")}).Append(nil,
+					packets.V5)
+				old.nc.Write(b)
+			}()
 			c := r.connect(as(fmt.Sprint("c", i), "u"))
 			c.close()
 			old.close()
@@ -561,7 +615,8 @@ func TestATakeoverWhileTheFirstHookIsAsked(t *testing.T) {
 	})
 }
 
-// A Response Topic may be decided while the client that asked authenticates anew; the race detector has a look.
+// A Response Topic may be decided while the client that asked authenticates anew; the race detector
+// has a look.
 func TestAResponseWhileTheClientAuthenticatesAnew(t *testing.T) {
 	withRules(t, everything, func(c *Config) {
 		c.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{"x": hooks.EnhancedAuthenticatorFunc(
@@ -575,9 +630,11 @@ func TestAResponseWhileTheClientAuthenticatesAnew(t *testing.T) {
 		p := as("c", "u")
 		p.Properties = p.Properties.AppendText(packets.AuthenticationMethod, "x")
 		c := r.connect(p)
-		again := &packets.Auth{Code: packets.ReAuthenticate, Properties: packets.Properties(nil).AppendText(packets.AuthenticationMethod, "x")}
+		again := &packets.Auth{Code: packets.ReAuthenticate,
+			Properties: packets.Properties(nil).AppendText(packets.AuthenticationMethod, "x")}
 		for range 50 {
-			c.send(&packets.Publish{Topic: []byte("do"), Properties: packets.Properties(nil).AppendText(packets.ResponseTopic, "r")})
+			c.send(&packets.Publish{Topic: []byte("do"),
+				Properties: packets.Properties(nil).AppendText(packets.ResponseTopic, "r")})
 			c.send(again)
 			require.Equal(t, packets.Success, c.recv().(*packets.Auth).Code)
 		}

@@ -16,7 +16,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// A client that sends something and is gone at once: the poller may tell of both in one. Without Keep Alive nothing else would tell of the end.
+// A client that sends something and is gone at once: the poller may tell of both in one. Without
+// Keep Alive nothing else would tell of the end.
 func TestACloseRightBehindDataIsNoticed(t *testing.T) {
 	for _, network := range []string{"tcp", "unix"} {
 		t.Run(network, func(t *testing.T) {
@@ -58,7 +59,8 @@ func TestACloseRightBehindDataIsNoticed(t *testing.T) {
 				select {
 				case <-gone:
 				case <-patient.Done():
-					t.Fatalf("the broker has not noticed that %d of %d clients are gone", clients-i, clients)
+					t.Fatalf("the broker has not noticed that %d of %d clients are gone", clients-i,
+						clients)
 				}
 			}
 			b.Close()
@@ -67,18 +69,21 @@ func TestACloseRightBehindDataIsNoticed(t *testing.T) {
 	}
 }
 
-// Which of two connections is accepted first does not follow from which came first. One that its client has closed already is from before the other,
-// and takes nothing from it; unless the client has said more behind its CONNECT, which is to be heard.
+// Which of two connections is accepted first does not follow from which came first. One that its
+// client has closed already is from before the other, and takes nothing from it; unless the client
+// has said more behind its CONNECT, which is to be heard.
 func TestAClosedConnectionTakesNothingOver(t *testing.T) {
 	if !link.RawIO {
 		t.Skip("what has come is seen ahead only where connections are waited for without a buffer")
 	}
-	for _, tc := range []struct{ clean, more bool }{{false, false}, {true, false}, {false, true}, {true, true}} {
+	for _, tc := range []struct{ clean, more bool }{{false, false}, {true, false}, {false, true},
+		{true, true}} {
 		t.Run(fmt.Sprintf("%+v", tc), func(t *testing.T) {
 			const late = 7
 			entered, hold, refused := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 			b := newTestBroker(t, func(c *Config) {
-				c.Authenticator = hooks.AuthenticatorFunc(func(_ context.Context, r *hooks.ConnectRequest) error {
+				c.Authenticator = hooks.AuthenticatorFunc(func(_ context.Context,
+					r *hooks.ConnectRequest) error {
 					if r.Connect.KeepAlive == late {
 						close(entered)
 						<-hold
@@ -138,21 +143,23 @@ func TestAClosedConnectionTakesNothingOver(t *testing.T) {
 	}
 }
 
-// A client that sends DISCONNECT and connects anew at once, while the broker is not done with what it sent before: the DISCONNECT came first,
-// and drops the Will.
+// A client that sends DISCONNECT and connects anew at once, while the broker is not done with what
+// it sent before: the DISCONNECT came first, and drops the Will.
 func TestADisconnectRightBeforeATakeoverDropsTheWill(t *testing.T) {
 	if !link.RawIO {
 		t.Skip("what has come is seen ahead only where connections are waited for without a buffer")
 	}
 	entered, hold := make(chan struct{}), make(chan struct{})
 	b := newTestBroker(t, func(c *Config) {
-		c.Authenticator = hooks.AuthenticatorFunc(func(_ context.Context, r *hooks.ConnectRequest) error {
+		c.Authenticator = hooks.AuthenticatorFunc(func(_ context.Context,
+			r *hooks.ConnectRequest) error {
 			if r.Client.ID == "c" && r.Connect.Will == nil {
 				hold <- struct{}{}
 			}
 			return nil
 		})
-		c.Interceptor = hooks.InterceptorFunc(func(_ context.Context, _ *hooks.Client, m *packets.Message) (*packets.Message, error) {
+		c.Interceptor = hooks.InterceptorFunc(func(_ context.Context, _ *hooks.Client,
+			m *packets.Message) (*packets.Message, error) {
 			if m.Topic == "t" {
 				entered <- struct{}{}
 				<-hold

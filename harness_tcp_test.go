@@ -69,7 +69,8 @@ func newTCPHarness(cfg Config) (*tcpHarness, error) {
 		b.Close()
 		return nil, err
 	}
-	h := &tcpHarness{b: b, l: &takenListener{Listener: l, taken: map[string]bool{}}, served: make(chan error, 1)}
+	h := &tcpHarness{b: b, l: &takenListener{Listener: l, taken: map[string]bool{}},
+		served: make(chan error, 1)}
 	h.l.changed.L = &h.l.mu
 	go func() { h.served <- b.Serve(h.l) }()
 	return h, nil

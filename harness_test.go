@@ -24,8 +24,9 @@ import (
 	"github.com/dunlin-mqtt/dunlin/store/memory"
 )
 
-// This file is the two ways in which the scripts of package internal/conformance meet the broker: the bare core, fed with bytes by
-// the test itself, without any goroutine; and a Broker over in-memory connections. Both run in virtual time.
+// This file is the two ways in which the scripts of package internal/conformance meet the broker:
+// the bare core, fed with bytes by the test itself, without any goroutine; and a Broker over
+// in-memory connections. Both run in virtual time.
 
 // quiet is a logger for tests that cause errors on purpose.
 var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
@@ -38,18 +39,25 @@ func configFor(settings []script.Setting) (Config, error) {
 		n, numErr := strconv.Atoi(s.Value)
 		d, durErr := time.ParseDuration(s.Value)
 		ints := map[string]*int{
-			"receive-maximum": &c.ReceiveMaximum, "max-packet-size": &c.MaxPacketSize, "topic-alias-maximum": &c.TopicAliasMaximum,
-			"max-inflight": &c.MaxInflight, "max-queued-messages": &c.MaxQueuedMessages, "max-connections": &c.MaxConnections,
-			"max-topic-levels": &c.MaxTopicLevels, "max-subscriptions": &c.MaxSubscriptions, "max-connect-size": &c.MaxConnectSize,
-			"max-sessions": &c.MaxSessions, "max-retained": &c.MaxRetained, "max-queued-bytes": &c.MaxQueuedBytes,
+			"receive-maximum": &c.ReceiveMaximum, "max-packet-size": &c.MaxPacketSize,
+			"topic-alias-maximum": &c.TopicAliasMaximum,
+			"max-inflight":        &c.MaxInflight, "max-queued-messages": &c.MaxQueuedMessages,
+			"max-connections":  &c.MaxConnections,
+			"max-topic-levels": &c.MaxTopicLevels, "max-subscriptions": &c.MaxSubscriptions,
+			"max-connect-size": &c.MaxConnectSize,
+			"max-sessions":     &c.MaxSessions, "max-retained": &c.MaxRetained,
+			"max-queued-bytes": &c.MaxQueuedBytes,
 		}
 		durations := map[string]*time.Duration{
-			"server-keep-alive": &c.MaxKeepAlive, "max-session-expiry": &c.MaxSessionExpiry, "sys-interval": &c.SysInterval,
+			"server-keep-alive": &c.MaxKeepAlive, "max-session-expiry": &c.MaxSessionExpiry,
+			"sys-interval":    &c.SysInterval,
 			"connect-timeout": &c.ConnectTimeout, "max-message-expiry": &c.MaxMessageExpiry,
 		}
 		bools := map[string]*bool{
-			"no-retain": &c.DisableRetain, "no-wildcards": &c.DisableWildcards, "no-shared": &c.DisableShared, "no-topic-alias": &c.DisableTopicAlias,
-			"no-subscription-ids": &c.DisableSubscriptionIDs, "queue-qos0": &c.QueueQoS0, "check-payload-format": &c.CheckPayloadFormat,
+			"no-retain": &c.DisableRetain, "no-wildcards": &c.DisableWildcards,
+			"no-shared": &c.DisableShared, "no-topic-alias": &c.DisableTopicAlias,
+			"no-subscription-ids": &c.DisableSubscriptionIDs, "queue-qos0": &c.QueueQoS0,
+			"check-payload-format": &c.CheckPayloadFormat,
 		}
 		switch p, q, r := ints[s.Key], durations[s.Key], bools[s.Key]; {
 		case p != nil:
@@ -80,7 +88,8 @@ func configFor(settings []script.Setting) (Config, error) {
 				c.Versions = append(c.Versions, packets.Version(n))
 			}
 		case s.Key == "overflow":
-			c.Overflow = map[string]Overflow{"drop-oldest": OverflowDropOldest, "drop-newest": OverflowDropNewest, "disconnect": OverflowDisconnect}[s.Value]
+			c.Overflow = map[string]Overflow{"drop-oldest": OverflowDropOldest,
+				"drop-newest": OverflowDropNewest, "disconnect": OverflowDisconnect}[s.Value]
 		case s.Key == "deny-subscribe":
 			rules.denySubscribe = append(rules.denySubscribe, s.Value)
 			c.Authorizer = rules
@@ -101,7 +110,8 @@ func configFor(settings []script.Setting) (Config, error) {
 			if err != nil {
 				return c, fmt.Errorf("config refuse: %w", err)
 			}
-			c.Authenticator = hooks.AuthenticatorFunc(func(_ context.Context, r *hooks.ConnectRequest) error {
+			c.Authenticator = hooks.AuthenticatorFunc(func(_ context.Context,
+				r *hooks.ConnectRequest) error {
 				if r.Client.ID == id {
 					return packets.Errorf(packets.ReasonCode(n), "refused by the test")
 				}
@@ -131,7 +141,8 @@ func (r *scriptRules) Authorize(_ context.Context, q *hooks.AccessRequest) error
 
 func passwordAuth(name, pass string) hooks.Authenticator {
 	return hooks.AuthenticatorFunc(func(_ context.Context, r *hooks.ConnectRequest) error {
-		if r.Connect.Username == name && subtle.ConstantTimeCompare(r.Connect.Password, []byte(pass)) == 1 {
+		if r.Connect.Username == name && subtle.ConstantTimeCompare(r.Connect.Password,
+			[]byte(pass)) == 1 {
 			return nil
 		}
 		return packets.Errorf(packets.BadUserNameOrPassword, "wrong name or password")

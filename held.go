@@ -9,8 +9,8 @@ import (
 )
 
 // This file is output that a connection holds until a commit. Once something is held, all that the
-// client gets goes behind it but QoS 0 and what it has asked for in another way (SUBACK, PINGRESP), so
-// that acknowledgements and messages keep their order.
+// client gets goes behind it but QoS 0 and what it has asked for in another way (SUBACK, PINGRESP),
+// so that acknowledgements and messages keep their order.
 
 // hold, with c.sess.mu held, takes the packet that begins at the given place of the output, its
 // last, and holds it until the ticket is decided, which c waits for. With 0 it goes behind what is

@@ -63,7 +63,8 @@ func TestReceiveMaximumCountsExchangesWhoseEndWaitsForTheStore(t *testing.T) {
 	}
 }
 
-// onReceiveMaximum runs f with a publisher whose Session lasts, as does the one that subscribes to t.
+// onReceiveMaximum runs f with a publisher whose Session lasts, as does the one that subscribes to
+// t.
 func onReceiveMaximum(t *testing.T, name string, n int, f func(st *stage, p *peerConn)) {
 	t.Run(name, func(t *testing.T) {
 		onStage(t, func(st *stage) {

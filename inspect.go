@@ -10,7 +10,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// This file is what the Broker tells of Sessions and retained messages, and what a program can do to a Session.
+// This file is what the Broker tells of Sessions and retained messages, and what a program can do
+// to a Session.
 
 // SessionInfo is a copy of what the Broker knows of a Session.
 type SessionInfo struct {
@@ -56,7 +57,8 @@ func (s *session) info() (info SessionInfo, ok bool) {
 	if s.ended {
 		return info, false
 	}
-	info = SessionInfo{ClientID: s.id, Principal: s.principal, Queued: int(s.out.queue.Len()), QueuedBytes: s.out.bytes, Inflight: int(s.out.live)}
+	info = SessionInfo{ClientID: s.id, Principal: s.principal, Queued: int(s.out.queue.Len()),
+		QueuedBytes: s.out.bytes, Inflight: int(s.out.live)}
 	if s.conn != nil {
 		info.Client = s.conn.client
 	} else {
@@ -71,7 +73,8 @@ func (s *session) info() (info SessionInfo, ok bool) {
 	return info, true
 }
 
-// Retained yields the retained messages whose topics match filter, in the order of their topics. They are shared: nobody may modify them.
+// Retained yields the retained messages whose topics match filter, in the order of their topics.
+// They are shared: nobody may modify them.
 func (b *Broker) Retained(filter string) iter.Seq[*Message] {
 	return func(yield func(*Message) bool) {
 		for from, more := "", true; more; {
@@ -87,9 +90,10 @@ func (b *Broker) Retained(filter string) iter.Seq[*Message] {
 	}
 }
 
-// Disconnect ends the connection of a client with a Reason Code, which one of 5.0 is told. A code that a server has no use for in
-// DISCONNECT (3.14.2.1), as 0x00 and 0x04, becomes Administrative action (0x98). The client's Will is published. It returns false if no
-// connection has that Client Identifier. With SessionPerPrincipal it ends those of all principals.
+// Disconnect ends the connection of a client with a Reason Code, which one of 5.0 is told. A code
+// that a server has no use for in DISCONNECT (3.14.2.1), as 0x00 and 0x04, becomes Administrative
+// action (0x98). The client's Will is published. It returns false if no connection has that Client
+// Identifier. With SessionPerPrincipal it ends those of all principals.
 func (b *Broker) Disconnect(clientID string, code ReasonCode) bool {
 	if !code.Failed() || !code.ValidIn(packets.TypeDisconnect) {
 		code = packets.AdministrativeAction
@@ -116,12 +120,14 @@ func (s *session) disconnect(why *packets.Error) bool {
 	return true
 }
 
-// DeleteSession ends the Session of a client, with its subscriptions and queue, and disconnects it with Administrative action (0x98) if
-// it is there. A Will is published. found is false if there was no Session. With SessionPerPrincipal it ends those of all principals.
+// DeleteSession ends the Session of a client, with its subscriptions and queue, and disconnects it
+// with Administrative action (0x98) if it is there. A Will is published. found is false if there
+// was no Session. With SessionPerPrincipal it ends those of all principals.
 //
-// With a Store it waits until the end is durable, or ctx ends. The error is the cause of ctx, ErrBrokerClosed, or that of a Store which
-// fails: Quota exceeded (0x97) while it is full. If ctx had ended before, nothing has happened. Otherwise the Session has ended all the same,
-// but may be there again after a crash; the Broker goes on trying.
+// With a Store it waits until the end is durable, or ctx ends. The error is the cause of ctx,
+// ErrBrokerClosed, or that of a Store which fails: Quota exceeded (0x97) while it is full. If ctx
+// had ended before, nothing has happened. Otherwise the Session has ended all the same, but may be
+// there again after a crash; the Broker goes on trying.
 func (b *Broker) DeleteSession(ctx context.Context, clientID string) (found bool, err error) {
 	if ctx.Err() != nil {
 		return false, context.Cause(ctx)
@@ -136,7 +142,8 @@ func (b *Broker) DeleteSession(ctx context.Context, clientID string) (found bool
 				if sub != nil {
 					sub.end(ErrSubscriptionClosed, sessionEnds)
 				}
-				b.endSession(t, s, packets.Errorf(packets.AdministrativeAction, "the session was deleted"))
+				b.endSession(t, s, packets.Errorf(packets.AdministrativeAction,
+					"the session was deleted"))
 			}
 		})
 	}

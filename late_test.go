@@ -23,13 +23,15 @@ func TestAQoS2MessageThatNoMemberTakesIsDropped(t *testing.T) {
 		member := b.Client(t, "member", func(p *packets.Connect) {
 			p.Properties = p.Properties.AppendUint(packets.MaximumPacketSize, 100)
 		})
-		member.Send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "$share/g/t", QoS: 2}}})
+		member.Send(&packets.Subscribe{PacketID: 1,
+			Subscriptions: []packets.Subscription{{Filter: "$share/g/t", QoS: 2}}})
 		member.WantType("granted", packets.TypeSuback)
 		pub := b.Client(t, "pub", func(p *packets.Connect) {
 			p.CleanStart = false
 			p.Properties = p.Properties.AppendUint(packets.SessionExpiryInterval, 3600)
 		})
-		pub.Send(&packets.Publish{QoS: 2, PacketID: 1, Topic: []byte("t"), Payload: make([]byte, 200)})
+		pub.Send(&packets.Publish{QoS: 2, PacketID: 1, Topic: []byte("t"),
+			Payload: make([]byte, 200)})
 		pub.WantType("taken", packets.TypePubrec)
 		pub.Send(&packets.Ack{Kind: packets.TypePubrel, PacketID: 1})
 		pub.WantType("complete", packets.TypePubcomp)

@@ -18,8 +18,9 @@ import (
 // This file is what an address, a client and an owner may do how often. The tables are those of
 // package guard. It is also the room for large packets that have come in part.
 
-// strictness says which limits the program has set itself. The defaults do not hold for loopback addresses and for peers without IP
-// address: what is tried out or measured on one machine, and proxies in front of the broker, are not what they are for.
+// strictness says which limits the program has set itself. The defaults do not hold for loopback
+// addresses and for peers without IP address: what is tried out or measured on one machine, and
+// proxies in front of the broker, are not what they are for.
 type strictness struct{ connections, rate, rateInAll, failures, takeovers bool }
 
 func (c *Config) strictness() strictness {
@@ -56,10 +57,11 @@ func (b *Broker) admit(a net.Addr, now time.Time) (*guard.Address, error) {
 
 var errAddressBanned = packets.Errorf(packets.Banned, "the address is banned")
 
-// Admits says whether the Broker would take up a connection from an address now: it returns nil if so, and otherwise an error that says
-// which Ban or which limit of Config for addresses is in the way. It returns ErrBrokerClosed after Shutdown or Close. It counts nothing,
-// tells the Observer nothing and does not block. A listener that lets connections wait before Accept returns them asks it first: see the
-// option Admit of packages listeners/mux, listeners/websocket and listeners/quic.
+// Admits says whether the Broker would take up a connection from an address now: it returns nil if
+// so, and otherwise an error that says which Ban or which limit of Config for addresses is in the
+// way. It returns ErrBrokerClosed after Shutdown or Close. It counts nothing, tells the Observer
+// nothing and does not block. A listener that lets connections wait before Accept returns them asks
+// it first: see the option Admit of packages listeners/mux, listeners/websocket and listeners/quic.
 func (b *Broker) Admits(from net.Addr) error {
 	if b.isClosed() {
 		return ErrBrokerClosed
@@ -82,7 +84,8 @@ func (c *conn) asks(hook func(known bool) (decided bool, err error)) error {
 	b, table, client := c.b, c.b.logins, c.client
 	ip := guard.RemoteIP(client.RemoteAddr)
 	who := logins.Who{
-		Addr: guard.Network(ip), Name: client.Username, Named: client.HasUsername, Again: c.accepted,
+		Addr: guard.Network(ip), Name: client.Username, Named: client.HasUsername,
+		Again:  c.accepted,
 		Exempt: !ip.IsValid() || !b.cfg().strict.failures && guard.Local(ip),
 	}
 	if !who.Named {
@@ -127,7 +130,8 @@ func failedLogin(err, refusal error) bool {
 	return false
 }
 
-// tookOver counts that c has taken over its Client Identifier, and bans that if it goes on in a loop.
+// tookOver counts that c has taken over its Client Identifier, and bans that if it goes on in a
+// loop.
 func (b *Broker) tookOver(c *conn, now time.Time) {
 	cfg, ip := b.cfg(), guard.RemoteIP(c.nc.RemoteAddr())
 	if cfg.MaxTakeovers <= 0 || cfg.BanTime == 0 || !b.cfg().strict.takeovers && guard.Local(ip) {
@@ -135,7 +139,8 @@ func (b *Broker) tookOver(c *conn, now time.Time) {
 	}
 	// What was counted for one owner is banned for that one. So nobody who only claims a name keeps
 	// out the principal whose Client Identifier it is.
-	x := Ban{Kind: BanClient, Value: c.client.ID, Until: now.Add(cfg.BanTime), Reason: "taken over in a loop"}
+	x := Ban{Kind: BanClient, Value: c.client.ID, Until: now.Add(cfg.BanTime),
+		Reason: "taken over in a loop"}
 	if cfg.SessionPerPrincipal || !c.named() && !cfg.open() {
 		x.Kind, x.Value = BanSession, signature(c.client.ID, c.client.Identity.Principal, c.named())
 	}
@@ -157,7 +162,8 @@ func (b *Broker) paceOf(c *conn, p *packets.Connect, l *hooks.Limits) *guard.Pac
 		}
 		return min(general, own)
 	}
-	rate, bytes := lower(b.cfg().PublishRate, l.PublishRate), lower(b.cfg().PublishBytes, l.PublishBytes)
+	rate, bytes := lower(b.cfg().PublishRate, l.PublishRate),
+		lower(b.cfg().PublishBytes, l.PublishBytes)
 	if rate == 0 && bytes == 0 {
 		return nil
 	}
@@ -208,13 +214,16 @@ func (c *conn) unpause() {
 	}
 }
 
-// flowing is how much of an incomplete packet was there when the bytes of it last counted as life (Config.SlowLinkRate).
+// flowing is how much of an incomplete packet was there when the bytes of it last counted as life
+// (Config.SlowLinkRate).
 type flowing struct {
 	bytes int
-	at    time.Duration // conn.lastPacket, as it was set then: another value is that of a whole packet
+	// conn.lastPacket, as it was set then: another value is that of a whole packet
+	at time.Duration
 }
 
-// flows says whether enough of a packet that is not complete has come in the time of Keep Alive, which then begins anew.
+// flows says whether enough of a packet that is not complete has come in the time of Keep Alive,
+// which then begins anew.
 func (c *conn) flows(now time.Time) bool {
 	rate := c.b.cfg().SlowLinkRate
 	if rate <= 0 || c.rest == nil {
@@ -234,8 +243,8 @@ func (c *conn) flows(now time.Time) bool {
 
 // The beginnings of packets of more than keepSize bytes take room before more of them is read: so
 // many percent of MaxMemory for all. A reader that finds none waits. With those that wait they take
-// at most partialMost percent; beyond that, and after roomPatience, the connection ends. While others
-// wait, a packet has to come within partialTime.
+// at most partialMost percent; beyond that, and after roomPatience, the connection ends. While
+// others wait, a packet has to come within partialTime.
 const (
 	partialPercent = 25
 	partialMost    = 50
@@ -243,7 +252,8 @@ const (
 )
 
 var errNoMemoryToRead = packets.Errorf(packets.QuotaExceeded,
-	"there is no memory to read the packet: too many large ones come at the same time, or too slowly")
+	"there is no memory to read the packet: too many large ones come at the same time, or too "+
+		"slowly")
 
 // wants returns how much room the packet takes that b begins with, 0 if it needs none.
 func (c *conn) wants(b []byte) int {

@@ -37,7 +37,8 @@ func (r *guardRig) dialFrom(addr string) (net.Conn, <-chan error) {
 	return client, served
 }
 
-// connectFrom connects a client from an address and returns the Reason Code, or -1 if the connection was closed without an answer.
+// connectFrom connects a client from an address and returns the Reason Code, or -1 if the
+// connection was closed without an answer.
 func (r *guardRig) connectFrom(addr string, p *packets.Connect) (*testClient, int) {
 	r.t.Helper()
 	nc, _ := r.dialFrom(addr)
@@ -135,42 +136,44 @@ func TestConnectionsOfOneAddressAreBounded(t *testing.T) {
 }
 
 func TestConnectionRates(t *testing.T) {
-	withRules(t, everything, func(c *Config) { c.ConnectRatePerIP, c.ConnectRate = 2, 5 }, func(r *guardRig) {
-		from := func(addr string) error {
-			err := r.admit(tcpAddr(addr), time.Now())
-			if err == nil {
-				r.dismiss(tcpAddr(addr), time.Now())
+	withRules(t, everything, func(c *Config) { c.ConnectRatePerIP, c.ConnectRate = 2, 5 },
+		func(r *guardRig) {
+			from := func(addr string) error {
+				err := r.admit(tcpAddr(addr), time.Now())
+				if err == nil {
+					r.dismiss(tcpAddr(addr), time.Now())
+				}
+				return err
 			}
-			return err
-		}
-		refused := func(addr, why string) {
-			t.Helper()
-			err := from(addr)
-			require.Equal(t, packets.ConnectionRateExceeded, packets.CodeOf(err), why)
-		}
-		require.NoError(t, from("192.0.2.1"))
-		require.NoError(t, from("192.0.2.1"))
-		for range 10 {
-			refused("192.0.2.1", "a second's worth has come; this must not use up what others have")
-		}
-		require.NoError(t, from("192.0.2.2"))
-		require.NoError(t, from("192.0.2.3"))
-		require.NoError(t, from("192.0.2.4"))
-		refused("192.0.2.5", "five in all")
-		time.Sleep(499 * time.Millisecond)
-		refused("192.0.2.1", "half a second is not over")
-		time.Sleep(time.Millisecond)
-		require.NoError(t, from("192.0.2.1"))
-		refused("192.0.2.1", "one has come back, not two")
-		time.Sleep(time.Hour)
-		for range 2 {
+			refused := func(addr, why string) {
+				t.Helper()
+				err := from(addr)
+				require.Equal(t, packets.ConnectionRateExceeded, packets.CodeOf(err), why)
+			}
 			require.NoError(t, from("192.0.2.1"))
-		}
-		refused("192.0.2.1", "no more than a second's worth is saved up")
-	})
+			require.NoError(t, from("192.0.2.1"))
+			for range 10 {
+				refused("192.0.2.1", "a second's worth has come; this must not use up what others have")
+			}
+			require.NoError(t, from("192.0.2.2"))
+			require.NoError(t, from("192.0.2.3"))
+			require.NoError(t, from("192.0.2.4"))
+			refused("192.0.2.5", "five in all")
+			time.Sleep(499 * time.Millisecond)
+			refused("192.0.2.1", "half a second is not over")
+			time.Sleep(time.Millisecond)
+			require.NoError(t, from("192.0.2.1"))
+			refused("192.0.2.1", "one has come back, not two")
+			time.Sleep(time.Hour)
+			for range 2 {
+				require.NoError(t, from("192.0.2.1"))
+			}
+			refused("192.0.2.1", "no more than a second's worth is saved up")
+		})
 }
 
-// Whatever is measured or tried out on one machine works with the defaults; an address of the net is limited.
+// Whatever is measured or tried out on one machine works with the defaults; an address of the net
+// is limited.
 func TestDefaultLimitsLeaveLoopbackOut(t *testing.T) {
 	withRules(t, everything, nil, func(r *guardRig) {
 		now := time.Now()
@@ -182,14 +185,16 @@ func TestDefaultLimitsLeaveLoopbackOut(t *testing.T) {
 		for range 1_000 {
 			require.NoError(t, r.admit(tcpAddr("192.0.2.1"), now))
 		}
-		require.Equal(t, packets.ConnectionRateExceeded, packets.CodeOf(r.admit(tcpAddr("192.0.2.1"), now)))
+		require.Equal(t, packets.ConnectionRateExceeded,
+			packets.CodeOf(r.admit(tcpAddr("192.0.2.1"), now)))
 		for range 9 {
 			now = now.Add(time.Second)
 			for range 1_000 {
 				require.NoError(t, r.admit(tcpAddr("192.0.2.1"), now))
 			}
 		}
-		require.Equal(t, packets.QuotaExceeded, packets.CodeOf(r.admit(tcpAddr("192.0.2.1"), now.Add(time.Minute))), "10,000 connections")
+		require.Equal(t, packets.QuotaExceeded, packets.CodeOf(r.admit(tcpAddr("192.0.2.1"),
+			now.Add(time.Minute))), "10,000 connections")
 		for range 10_000 {
 			r.dismiss(tcpAddr("192.0.2.1"), now)
 		}
@@ -198,33 +203,38 @@ func TestDefaultLimitsLeaveLoopbackOut(t *testing.T) {
 
 // An attacker with many addresses makes the broker remember no more than it has room for.
 func TestTheTableOfAddressesIsBounded(t *testing.T) {
-	withRules(t, everything, func(c *Config) { c.ConnectRate, c.ConnectRatePerIP = -1, 1 }, func(r *guardRig) {
-		now := time.Now()
-		held := tcpAddr("203.0.113.1")
-		require.NoError(t, r.admit(held, now))
-		for i := range 3 * guard.MaxIdle {
-			a := tcpAddr(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}).String())
-			require.NoError(t, r.admit(a, now))
-			r.dismiss(a, now)
-		}
-		all, idle := r.b.guard.Addresses.Len()
-		require.LessOrEqual(t, all, guard.MaxIdle+1)
-		require.Equal(t, idle+1, all)
-		n, _ := r.b.guard.Addresses.Connections(netip.MustParseAddr("203.0.113.1"))
-		require.Equal(t, 1, n, "one that is connected is not forgotten")
+	withRules(t, everything, func(c *Config) { c.ConnectRate, c.ConnectRatePerIP = -1, 1 },
+		func(r *guardRig) {
+			now := time.Now()
+			held := tcpAddr("203.0.113.1")
+			require.NoError(t, r.admit(held, now))
+			for i := range 3 * guard.MaxIdle {
+				a := tcpAddr(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8),
+					byte(i)}).String())
+				require.NoError(t, r.admit(a, now))
+				r.dismiss(a, now)
+			}
+			all, idle := r.b.guard.Addresses.Len()
+			require.LessOrEqual(t, all, guard.MaxIdle+1)
+			require.Equal(t, idle+1, all)
+			n, _ := r.b.guard.Addresses.Connections(netip.MustParseAddr("203.0.113.1"))
+			require.Equal(t, 1, n, "one that is connected is not forgotten")
 
-		now = now.Add(time.Hour) // who did nothing wrong is forgotten at once
-		a := tcpAddr("198.51.100.1")
-		require.NoError(t, r.admit(a, now))
-		r.dismiss(a, now.Add(time.Minute))
-		_, known := r.b.guard.Addresses.Connections(netip.MustParseAddr("198.51.100.1"))
-		require.False(t, known)
-		r.dismiss(held, now)
-	})
+			now = now.Add(time.Hour) // who did nothing wrong is forgotten at once
+			a := tcpAddr("198.51.100.1")
+			require.NoError(t, r.admit(a, now))
+			r.dismiss(a, now.Add(time.Minute))
+			_, known := r.b.guard.Addresses.Connections(netip.MustParseAddr("198.51.100.1"))
+			require.False(t, known)
+			r.dismiss(held, now)
+		})
 }
 
 func TestConnectionsInProgressAreBounded(t *testing.T) {
-	withRules(t, everything, func(c *Config) { c.MaxConnecting, c.ConnectTimeout = 4, 5*time.Second }, func(r *guardRig) {
+	withRules(t, everything, func(c *Config) {
+		c.MaxConnecting, c.ConnectTimeout = 4,
+			5*time.Second
+	}, func(r *guardRig) {
 		a, _ := r.dialFrom("192.0.2.1")
 		b, _ := r.dialFrom("192.0.2.1")
 		synctest.Wait()
@@ -257,40 +267,42 @@ func TestTakeoversInALoopEndInABan(t *testing.T) {
 }
 
 func takeoversInALoop(t *testing.T, connect func(id string) *packets.Connect) {
-	withRules(t, everything, func(c *Config) { c.MaxTakeovers, c.BanTime = 5, time.Minute }, func(r *guardRig) {
-		first, code := r.connectFrom("192.0.2.1", connect("c"))
-		require.Zero(t, code)
-		clients := []*testClient{first}
-		for range 6 {
-			go io.Copy(io.Discard, clients[len(clients)-1].nc) // the old one takes what it is told
+	withRules(t, everything, func(c *Config) { c.MaxTakeovers, c.BanTime = 5, time.Minute },
+		func(r *guardRig) {
+			first, code := r.connectFrom("192.0.2.1", connect("c"))
+			require.Zero(t, code)
+			clients := []*testClient{first}
+			for range 6 {
+				go io.Copy(io.Discard, clients[len(clients)-1].nc) // the old one takes what it is told
+				c, code := r.connectFrom("192.0.2.1", connect("c"))
+				require.Zero(t, code)
+				clients = append(clients, c)
+			}
+			_, code = r.connectFrom("192.0.2.1", connect("c"))
+			require.Equal(t, int(packets.Banned), code)
+			bans := r.b.Bans()
+			require.Len(t, bans, 1)
+			require.Equal(t, Ban{Kind: BanClient, Value: "c", Until: time.Now().Add(time.Minute),
+				Reason: "taken over in a loop"}, bans[0])
+			other, code := r.connectFrom("192.0.2.1", as("other", "u"))
+			require.Zero(t, code, "others are not concerned")
+			time.Sleep(time.Minute)
+			require.Empty(t, r.b.Bans())
 			c, code := r.connectFrom("192.0.2.1", connect("c"))
 			require.Zero(t, code)
-			clients = append(clients, c)
-		}
-		_, code = r.connectFrom("192.0.2.1", connect("c"))
-		require.Equal(t, int(packets.Banned), code)
-		bans := r.b.Bans()
-		require.Len(t, bans, 1)
-		require.Equal(t, Ban{Kind: BanClient, Value: "c", Until: time.Now().Add(time.Minute), Reason: "taken over in a loop"}, bans[0])
-		other, code := r.connectFrom("192.0.2.1", as("other", "u"))
-		require.Zero(t, code, "others are not concerned")
-		time.Sleep(time.Minute)
-		require.Empty(t, r.b.Bans())
-		c, code := r.connectFrom("192.0.2.1", connect("c"))
-		require.Zero(t, code)
-		for _, c := range append(clients, c, other) {
-			c.nc.Close()
-		}
-		synctest.Wait()
+			for _, c := range append(clients, c, other) {
+				c.nc.Close()
+			}
+			synctest.Wait()
 
-		for range 12 { // as often, but not as fast
-			c, code := r.connectFrom("192.0.2.1", connect("slow"))
-			require.Zero(t, code)
-			go io.Copy(io.Discard, c.nc)
-			time.Sleep(12 * time.Second)
-		}
-		require.Empty(t, r.b.Bans())
-	})
+			for range 12 { // as often, but not as fast
+				c, code := r.connectFrom("192.0.2.1", connect("slow"))
+				require.Zero(t, code)
+				go io.Copy(io.Discard, c.nc)
+				time.Sleep(12 * time.Second)
+			}
+			require.Empty(t, r.b.Bans())
+		})
 }
 
 func TestBans(t *testing.T) {
@@ -307,14 +319,22 @@ func TestBans(t *testing.T) {
 			want              int
 			spareAddr, spared string
 		}{
-			{Ban{Kind: BanAddress, Value: "192.0.2.1"}, "192.0.2.1", "c", "u", -1, "192.0.2.2", "s"},
-			{Ban{Kind: BanAddress, Value: "192.0.2.0/24"}, "::ffff:192.0.2.9", "c", "u", -1, "192.0.3.1", "s"},
-			{Ban{Kind: BanAddress, Value: "2001:db8::/32"}, "2001:db8:1::1", "c", "u", -1, "2001:db9::1", "s"},
-			{Ban{Kind: BanAddress, Value: "2001:db8::1"}, "2001:db8::1", "c", "u", -1, "2001:db8::2", "s"},
-			{Ban{Kind: BanClient, Value: "c"}, "192.0.2.1", "c", "u", int(packets.Banned), "192.0.2.1", "c2"},
-			{Ban{Kind: BanUser, Value: "u"}, "192.0.2.1", "c", "u", int(packets.Banned), "192.0.2.1", "s"},
-			{Ban{Kind: BanUser, Value: "principal"}, "192.0.2.1", "c", "login", int(packets.Banned), "192.0.2.1", "s"},
-			{Ban{Kind: BanUser, Value: ""}, "192.0.2.1", "c", "", int(packets.Banned), "192.0.2.1", "s"},
+			{Ban{Kind: BanAddress, Value: "192.0.2.1"}, "192.0.2.1", "c", "u", -1, "192.0.2.2",
+				"s"},
+			{Ban{Kind: BanAddress, Value: "192.0.2.0/24"}, "::ffff:192.0.2.9", "c", "u", -1,
+				"192.0.3.1", "s"},
+			{Ban{Kind: BanAddress, Value: "2001:db8::/32"}, "2001:db8:1::1", "c", "u", -1,
+				"2001:db9::1", "s"},
+			{Ban{Kind: BanAddress, Value: "2001:db8::1"}, "2001:db8::1", "c", "u", -1,
+				"2001:db8::2", "s"},
+			{Ban{Kind: BanClient, Value: "c"}, "192.0.2.1", "c", "u", int(packets.Banned),
+				"192.0.2.1", "c2"},
+			{Ban{Kind: BanUser, Value: "u"}, "192.0.2.1", "c", "u", int(packets.Banned),
+				"192.0.2.1", "s"},
+			{Ban{Kind: BanUser, Value: "principal"}, "192.0.2.1", "c", "login", int(packets.Banned),
+				"192.0.2.1", "s"},
+			{Ban{Kind: BanUser, Value: ""}, "192.0.2.1", "c", "", int(packets.Banned), "192.0.2.1",
+				"s"},
 		} {
 			t.Run(fmt.Sprint(tt.ban.Kind, " ", tt.ban.Value), func(t *testing.T) {
 				r.b.DeleteSession(context.Background(), tt.id) // of another user
@@ -325,7 +345,8 @@ func TestBans(t *testing.T) {
 				early, _ := r.dialFrom(tt.addr)
 				synctest.Wait()
 				require.NoError(t, r.b.Ban(tt.ban))
-				require.Equal(t, packets.AdministrativeAction, c.recv().(*packets.Disconnect).Code, "who is there has to go")
+				require.Equal(t, packets.AdministrativeAction, c.recv().(*packets.Disconnect).Code,
+					"who is there has to go")
 				c.close()
 				if tt.want == -1 {
 					_, err := early.Read(make([]byte, 1))
@@ -358,13 +379,16 @@ func TestTheListOfBans(t *testing.T) {
 		for _, x := range []Ban{
 			{Kind: BanUser, Value: "u"}, {Kind: BanClient, Value: "b"},
 			{Kind: BanClient, Value: "a", Until: end, Reason: "first"},
-			{Kind: BanAddress, Value: "192.0.2.77/24"}, {Kind: BanAddress, Value: "::ffff:198.51.100.1"}, {Kind: BanClient, Value: "a", Until: end, Reason: "second"},
+			{Kind: BanAddress, Value: "192.0.2.77/24"}, {Kind: BanAddress,
+				Value: "::ffff:198.51.100.1"},
+			{Kind: BanClient, Value: "a", Until: end, Reason: "second"},
 		} {
 			require.NoError(t, r.b.Ban(x))
 		}
 		require.Equal(t, []Ban{
 			{Kind: BanAddress, Value: "192.0.2.0/24"}, {Kind: BanAddress, Value: "198.51.100.1"},
-			{Kind: BanClient, Value: "a", Until: end, Reason: "second"}, {Kind: BanClient, Value: "b"}, {Kind: BanUser, Value: "u"},
+			{Kind: BanClient, Value: "a", Until: end, Reason: "second"},
+			{Kind: BanClient, Value: "b"}, {Kind: BanUser, Value: "u"},
 		}, r.b.Bans())
 		time.Sleep(time.Hour)
 		require.Len(t, r.b.Bans(), 4, "one is over")
@@ -384,10 +408,12 @@ func TestTheListOfBans(t *testing.T) {
 		}
 
 		// Those of the broker itself are bounded, and do not shorten those of the program.
-		r.b.ban(Ban{Kind: BanClient, Value: "b", Until: time.Now().Add(time.Second)}, bannedByBroker)
+		r.b.ban(Ban{Kind: BanClient, Value: "b", Until: time.Now().Add(time.Second)},
+			bannedByBroker)
 		require.True(t, r.b.Bans()[1].Until.IsZero())
 		for i := range guard.MaxAutomatic + 10 {
-			r.b.ban(Ban{Kind: BanClient, Value: fmt.Sprint("auto", i), Until: time.Now().Add(time.Hour + time.Duration(i))}, bannedByBroker)
+			r.b.ban(Ban{Kind: BanClient, Value: fmt.Sprint("auto", i),
+				Until: time.Now().Add(time.Hour + time.Duration(i))}, bannedByBroker)
 		}
 		require.Len(t, r.b.Bans(), guard.MaxAutomatic+3)
 		require.False(t, r.b.Unban(BanClient, "auto0"), "the one that ended first made room")
@@ -408,12 +434,18 @@ func TestPublishRates(t *testing.T) {
 		takes time.Duration // that 30 messages take
 	}{
 		{"no limit", func(*Config) {}, hooks.Limits{}, 10, 0},
-		{"ten a second", func(c *Config) { c.PublishRate = 10 }, hooks.Limits{}, 10, 2 * time.Second},
-		{"ten a second for this client", func(*Config) {}, hooks.Limits{PublishRate: 10}, 10, 2 * time.Second},
-		{"a client is not granted more than Config allows", func(c *Config) { c.PublishRate = 10 }, hooks.Limits{PublishRate: 1000}, 10, 2 * time.Second},
-		{"1000 bytes a second, of messages of 100 bytes", func(c *Config) { c.PublishBytes = 1000 }, hooks.Limits{}, 100, 2 * time.Second},
-		{"1000 bytes a second for this client", func(*Config) {}, hooks.Limits{PublishBytes: 1000}, 100, 2 * time.Second},
-		{"messages larger than a second's worth", func(c *Config) { c.PublishBytes = 100 }, hooks.Limits{}, 1000, 299 * time.Second},
+		{"ten a second", func(c *Config) { c.PublishRate = 10 }, hooks.Limits{}, 10,
+			2 * time.Second},
+		{"ten a second for this client", func(*Config) {}, hooks.Limits{PublishRate: 10}, 10,
+			2 * time.Second},
+		{"a client is not granted more than Config allows", func(c *Config) { c.PublishRate = 10 },
+			hooks.Limits{PublishRate: 1000}, 10, 2 * time.Second},
+		{"1000 bytes a second, of messages of 100 bytes", func(c *Config) { c.PublishBytes = 1000 },
+			hooks.Limits{}, 100, 2 * time.Second},
+		{"1000 bytes a second for this client", func(*Config) {}, hooks.Limits{PublishBytes: 1000},
+			100, 2 * time.Second},
+		{"messages larger than a second's worth", func(c *Config) { c.PublishBytes = 100 },
+			hooks.Limits{}, 1000, 299 * time.Second},
 	} {
 		t.Run("reading pauses: "+tt.name, func(t *testing.T) {
 			withRules(t, everything, tt.edit, func(r *guardRig) {
@@ -432,7 +464,8 @@ func TestPublishRates(t *testing.T) {
 					require.False(t, ack.(*packets.Ack).Code.Failed())
 				}
 				took := time.Since(start) + r.debt("c")
-				require.InDelta(t, tt.takes.Seconds(), took.Seconds(), 0.02*tt.takes.Seconds()+0.001)
+				require.InDelta(t, tt.takes.Seconds(), took.Seconds(),
+					0.02*tt.takes.Seconds()+0.001)
 				c.close()
 			})
 		})
@@ -442,7 +475,10 @@ func TestPublishRates(t *testing.T) {
 		connect *packets.Connect
 	}{{"5.0", as("c", "u")}, {"3.1.1", v3(as("c", "u"))}} {
 		t.Run("beyond it is refused: "+tt.name, func(t *testing.T) {
-			withRules(t, everything, func(c *Config) { c.PublishRate, c.OverRate = 3, OverRateRefusePublish }, func(r *guardRig) {
+			withRules(t, everything, func(c *Config) {
+				c.PublishRate, c.OverRate = 3,
+					OverRateRefusePublish
+			}, func(r *guardRig) {
 				s := r.connect(as("s", "u"))
 				s.subscribe("#", 0)
 				c := r.connect(tt.connect)
@@ -466,7 +502,8 @@ func TestPublishRates(t *testing.T) {
 				} else {
 					c.send(&packets.Publish{QoS: 1, PacketID: 3, Topic: []byte("a")})
 					_, err := c.r.ReadPacket()
-					require.Error(t, err, "there is no way to say it, and an acknowledgement would be a lie")
+					require.Error(t, err,
+						"there is no way to say it, and an acknowledgement would be a lie")
 					s.nothing("refused")
 				}
 				c.close()
@@ -495,10 +532,13 @@ func (r *guardRig) debt(id string) time.Duration {
 
 func TestAPauseEndsWithTheConnection(t *testing.T) {
 	for name, end := range map[string]func(r *guardRig){
-		"Disconnect": func(r *guardRig) { require.True(r.t, r.b.Disconnect("c", packets.AdministrativeAction)) },
-		"takeover":   func(r *guardRig) { r.connect(as("c", "u")).nc.Close() },
-		"Close":      func(r *guardRig) { r.b.Close() },
-		"Shutdown":   func(r *guardRig) { r.b.Shutdown(context.Background()) },
+		"Disconnect": func(r *guardRig) {
+			require.True(r.t,
+				r.b.Disconnect("c", packets.AdministrativeAction))
+		},
+		"takeover": func(r *guardRig) { r.connect(as("c", "u")).nc.Close() },
+		"Close":    func(r *guardRig) { r.b.Close() },
+		"Shutdown": func(r *guardRig) { r.b.Shutdown(context.Background()) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			withRules(t, everything, func(c *Config) { c.PublishRate = 0.01 }, func(r *guardRig) {
@@ -523,7 +563,8 @@ func TestAPauseEndsWithTheConnection(t *testing.T) {
 func TestWildcardsNearTheTopCanBeRefused(t *testing.T) {
 	withRules(t, everything, func(c *Config) { c.MinWildcardLevel = 2 }, func(r *guardRig) {
 		c := r.connect(as("c", "u"))
-		for _, f := range []string{"#", "+", "+/a/b", "a/#", "a/+/b", "$share/g/#", "$share/g/a/+"} {
+		for _, f := range []string{"#", "+", "+/a/b", "a/#", "a/+/b", "$share/g/#",
+			"$share/g/a/+"} {
 			require.Equal(t, packets.NotAuthorized, c.subscribe(f, 0), f)
 		}
 		for _, f := range []string{"a/b/#", "a/b/+", "a", "a/b", "$share/g/a/b/#", "/a/+"} {
@@ -534,14 +575,19 @@ func TestWildcardsNearTheTopCanBeRefused(t *testing.T) {
 }
 
 func TestRetainedBytesAreExact(t *testing.T) {
-	withRules(t, everything, func(c *Config) { oneForAll(c); c.MaxRetainedBytes, c.MaxRetained = 100, 3 }, func(r *guardRig) {
+	withRules(t, everything, func(c *Config) {
+		oneForAll(c)
+		c.MaxRetainedBytes,
+			c.MaxRetained = 100, 3
+	}, func(r *guardRig) {
 		c := r.connect(as("c", "u"))
 		payload := func(n int) string { return string(make([]byte, n)) }
 		require.False(t, c.publish("a", payload(49), true).Failed())
 		require.False(t, c.publish("b", payload(49), true).Failed())
 		require.EqualValues(t, 100, r.b.Stats().RetainedBytes)
 		require.Equal(t, packets.QuotaExceeded, c.publish("c", payload(1), true), "a new one")
-		require.Equal(t, packets.QuotaExceeded, c.publish("a", payload(50), true), "a larger one in the place of another")
+		require.Equal(t, packets.QuotaExceeded, c.publish("a", payload(50), true),
+			"a larger one in the place of another")
 		require.False(t, c.publish("a", payload(49), true).Failed(), "one of the same size")
 		require.False(t, c.publish("a", payload(47), true).Failed(), "a smaller one")
 		require.False(t, c.publish("c", payload(1), true).Failed(), "which has made room")
@@ -553,9 +599,13 @@ func TestRetainedBytesAreExact(t *testing.T) {
 	})
 }
 
-// A QoS 2 message that a 3.1.1 client is disconnected for was not received: sent again it is routed.
+// A QoS 2 message that a 3.1.1 client is disconnected for was not received: sent again it is
+// routed.
 func TestWhatIsBeyondTheRateIsNotReceived(t *testing.T) {
-	withRules(t, everything, func(c *Config) { c.PublishRate, c.OverRate = 1, OverRateRefusePublish }, func(r *guardRig) {
+	withRules(t, everything, func(c *Config) {
+		c.PublishRate, c.OverRate = 1,
+			OverRateRefusePublish
+	}, func(r *guardRig) {
 		s := r.connect(as("s", "u"))
 		s.subscribe("#", 0)
 		old := as("c", "u")
@@ -577,8 +627,8 @@ func TestWhatIsBeyondTheRateIsNotReceived(t *testing.T) {
 	})
 }
 
-// Connections that say nothing take the places of connections without CONNECT from their own address, not from
-// others.
+// Connections that say nothing take the places of connections without CONNECT from their own
+// address, not from others.
 func TestSilentConnectionsOfOneAddressDoNotShutTheDoor(t *testing.T) {
 	limits := func(c *Config) { c.MaxConnecting, c.ConnectTimeout = 10, 5*time.Second }
 	withRules(t, everything, limits, func(r *guardRig) {
@@ -592,7 +642,8 @@ func TestSilentConnectionsOfOneAddressDoNotShutTheDoor(t *testing.T) {
 		require.Equal(r.t, 5, held, "as many as are free")
 		for i := range 3 {
 			c, code := r.connectFrom(fmt.Sprintf("192.0.2.%d", i+2),
-				&packets.Connect{Version: packets.V5, CleanStart: true, ClientID: fmt.Sprint("c", i)})
+				&packets.Connect{Version: packets.V5, CleanStart: true,
+					ClientID: fmt.Sprint("c", i)})
 			require.Zero(r.t, code, "others come in")
 			c.close()
 		}
@@ -601,7 +652,8 @@ func TestSilentConnectionsOfOneAddressDoNotShutTheDoor(t *testing.T) {
 		held = len(r.b.early)
 		r.b.mu.Unlock()
 		require.Zero(r.t, held)
-		_, code := r.connectFrom("192.0.2.1", &packets.Connect{Version: packets.V5, CleanStart: true, ClientID: "d"})
+		_, code := r.connectFrom("192.0.2.1",
+			&packets.Connect{Version: packets.V5, CleanStart: true, ClientID: "d"})
 		require.Zero(r.t, code, "and the address itself, when its silent ones have gone")
 	})
 }

@@ -17,7 +17,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/store"
 )
 
-// This file rebuilds what was committed before anything is served, and carries out what fell due meanwhile.
+// This file rebuilds what was committed before anything is served, and carries out what fell due
+// meanwhile.
 
 // loadSilence is how long a load may take without a word in the log.
 const loadSilence = 2 * time.Second
@@ -26,11 +27,13 @@ const loadSilence = 2 * time.Second
 type loader struct {
 	b        *Broker
 	sessions map[uint64]*loaded
-	queued   int               // entries of all queues
-	groups   map[string]*extra // stand-ins for shared subscriptions, by filter, until all of these are known
+	queued   int // entries of all queues
+	// stand-ins for shared subscriptions, by filter, until all of these are known
+	groups map[string]*extra
 }
 
-// loaded is a Session while its operations come. queue is in the order of seq, what is done included.
+// loaded is a Session while its operations come. queue is in the order of seq, what is done
+// included.
 type loaded struct {
 	s     *session
 	put   *store.PutSession
@@ -56,14 +59,16 @@ func (b *Broker) load() error {
 		if ops++; ops%4096 == 0 {
 			if now := time.Now(); now.Sub(said) > loadSilence {
 				said = now
-				b.log.Info("loading the store", "operations", ops, "for", now.Sub(began).Round(time.Second))
+				b.log.Info("loading the store", "operations", ops, "for",
+					now.Sub(began).Round(time.Second))
 			}
 		}
 	}
 	loaded := len(l.sessions)
 	l.finish()
 	if ops > 0 {
-		b.log.Info("the store is loaded", "sessions", loaded, "retained", b.retained.Len(), "messages queued", l.queued,
+		b.log.Info("the store is loaded", "sessions", loaded, "retained", b.retained.Len(),
+			"messages queued", l.queued,
 			"took", time.Since(began).Round(time.Millisecond))
 	}
 	return nil
@@ -85,7 +90,8 @@ func (l *loader) apply(op store.Op) error {
 		return l.subscribe(op)
 	case *store.DeleteSubscription:
 		if x := l.sessions[op.Session]; x != nil {
-			if group, filter, err := packets.SplitShared(op.Filter); err == nil && x.s.num != 0 && l.b.tree.Remove(x.s.num, group, filter) {
+			if group, filter, err := packets.SplitShared(op.Filter); err == nil && x.s.num != 0 &&
+				l.b.tree.Remove(x.s.num, group, filter) {
 				x.s.weighLocked(group, filter, -1)
 			}
 		}
@@ -144,7 +150,8 @@ func (l *loader) putSession(op *store.PutSession) error {
 		if op.Session == 0 {
 			return errors.New("a Session without number")
 		}
-		x = &loaded{s: &session{holder: &nobody, b: l.b, out: sender{mem: l.b.memory}, stored: op.Session, quota: l.b.queueLimits(&hooks.Limits{})}}
+		x = &loaded{s: &session{holder: &nobody, b: l.b, out: sender{mem: l.b.memory},
+			stored: op.Session, quota: l.b.queueLimits(&hooks.Limits{})}}
 		l.sessions[op.Session] = x
 	}
 	x.put = op
@@ -171,7 +178,8 @@ func (l *loader) subscribe(op *store.PutSubscription) error {
 	if x.s.num == 0 {
 		x.s.num = l.b.number(x.s)
 	}
-	o := subs.Options{QoS: op.QoS, NoLocal: op.NoLocal, RetainAsPublished: op.RetainAsPublished, RetainHandling: op.RetainHandling, ID: op.ID}
+	o := subs.Options{QoS: op.QoS, NoLocal: op.NoLocal, RetainAsPublished: op.RetainAsPublished,
+		RetainHandling: op.RetainHandling, ID: op.ID}
 	if !l.b.tree.Restore(x.s.num, group, filter, o) {
 		x.s.weighLocked(group, filter, 1)
 	}
@@ -205,7 +213,8 @@ func (l *loader) publish(op *store.Publish) {
 	}
 }
 
-// extra returns what an entry of the queue of x has beside its message. Entries that follow each other share it if it is the same.
+// extra returns what an entry of the queue of x has beside its message. Entries that follow each
+// other share it if it is the same.
 func (l *loader) extra(x *loaded, to *store.Delivery) (e *extra) {
 	if to.Group != "" {
 		if e = l.groups[to.Group]; e == nil {
@@ -228,7 +237,8 @@ func (l *loader) extra(x *loaded, to *store.Delivery) (e *extra) {
 
 // find returns the place of seq in the queue.
 func (x *loaded) find(seq uint64) (int, bool) {
-	return slices.BinarySearchFunc(x.queue, seq, func(d delivery, seq uint64) int { return cmp.Compare(d.seq, seq) })
+	return slices.BinarySearchFunc(x.queue, seq,
+		func(d delivery, seq uint64) int { return cmp.Compare(d.seq, seq) })
 }
 
 func (l *loader) entry(session, seq uint64) *delivery {
@@ -352,8 +362,8 @@ func giveWills(wills []*loaded, byKey map[string]*loaded) (due []*will) {
 		w := x.s.will
 		w.stored = x.s.stored
 		to := byKey[x.s.place()]
-		// A Will is younger than its Session: an older one was left by the Session before it. A Will
-		// without a number is that of an older version, of which this is the record.
+		// A Will is younger than its Session: an older one was left by the Session before it. A
+		// Will without a number is that of an older version, of which this is the record.
 		if to != nil && w.stored > to.s.stored && (to.s.will == nil || to.s.will.stored == 0) {
 			to.s.will = w
 			to.s.countLocked()
@@ -378,19 +388,21 @@ func (x *loaded) complete(now time.Time) {
 		s.setEnd(now)
 	}
 	if w := p.Will; w != nil {
-		s.will = &will{msg: &message{Message: w.Message, From: s.publisher(w.Message.Retain)}, mount: s.mount, delay: time.Duration(w.Delay) * time.Second, client: &hooks.Client{
-			ID: s.id, Username: p.Username, HasUsername: s.named, Identity: s.identity(),
-		}}
+		s.will = &will{msg: &message{Message: w.Message, From: s.publisher(w.Message.Retain)},
+			mount: s.mount, delay: time.Duration(w.Delay) * time.Second, client: &hooks.Client{
+				ID: s.id, Username: p.Username, HasUsername: s.named, Identity: s.identity(),
+			}}
 		if s.will.at = now.Add(s.will.delay); w.At != 0 {
 			s.will.at = time.Unix(0, w.At)
 		}
 	}
 }
 
-// fill makes the queue and what is in flight of what is left of the operations. Messages leave in the
-// order of the queue. So what stands before one that was sent was sent too: the crash came before the
-// batch that says so. It is in flight, with a new Packet Identifier, and keeps its place. What was
-// not sent of a shared subscription that is revoked goes to others: fill says whether there is any.
+// fill makes the queue and what is in flight of what is left of the operations. Messages leave in
+// the order of the queue. So what stands before one that was sent was sent too: the crash came
+// before the batch that says so. It is in flight, with a new Packet Identifier, and keeps its
+// place. What was not sent of a shared subscription that is revoked goes to others: fill says
+// whether there is any.
 func (l *loader) fill(x *loaded) (owes bool) {
 	s := x.s
 	var left []delivery
@@ -461,7 +473,8 @@ func (b *Broker) resumeLoaded(x *loaded, now time.Time) {
 	for i := range x.sent {
 		b.journal.Add(&x.sent[i])
 	}
-	s.tellWill() // before the Session is written without the Will that an older version wrote into it
+	// before the Session is written without the Will that an older version wrote into it
+	s.tellWill()
 	if p := s.put(); p.ExpiresAt != x.put.ExpiresAt || x.put.Will != nil {
 		b.journal.Add(p) // its deadlines count from now, and not anew from the next start
 	}

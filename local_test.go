@@ -42,7 +42,8 @@ func mustSubscribe(t *testing.T, b *Broker, filter string, o *SubscribeOptions) 
 
 func mustPublish(t *testing.T, b *Broker, topic, payload string, qos QoS) {
 	t.Helper()
-	require.NoError(t, b.Publish(t.Context(), &Message{Topic: topic, Payload: []byte(payload), QoS: qos}))
+	require.NoError(t, b.Publish(t.Context(),
+		&Message{Topic: topic, Payload: []byte(payload), QoS: qos}))
 }
 
 // unread takes what is there without waiting.
@@ -58,7 +59,10 @@ func unread(sub *Subscription) (got []string) {
 }
 
 func TestPublishRefusesWhatNoClientCouldPublish(t *testing.T) {
-	inProcess(t, func(c *Config) { c.MaxTopicLevels, c.MaxTopicLength, c.MaxPacketSize = 3, 200, 1000 }, func(t *testing.T, b *Broker) {
+	inProcess(t, func(c *Config) {
+		c.MaxTopicLevels, c.MaxTopicLength, c.MaxPacketSize = 3, 200,
+			1000
+	}, func(t *testing.T, b *Broker) {
 		for _, tt := range []struct {
 			name string
 			m    Message
@@ -66,17 +70,26 @@ func TestPublishRefusesWhatNoClientCouldPublish(t *testing.T) {
 			says string
 		}{
 			{"no topic", Message{}, packets.TopicNameInvalid, `"" is no Topic Name`},
-			{"a wildcard", Message{Topic: "a/#"}, packets.TopicNameInvalid, `"a/#" is no Topic Name`},
-			{"a long one with a wildcard", Message{Topic: strings.Repeat("+", 200)}, packets.TopicNameInvalid, `"` + strings.Repeat("+", maxName) + `" is no`},
-			{"too many levels", Message{Topic: "a/b/c/d"}, packets.TopicNameInvalid, "a topic of 4 levels, at most 3 are accepted"},
-			{"too many bytes", Message{Topic: strings.Repeat("x", 201)}, packets.TopicNameInvalid, "a topic of 201 bytes, at most 200 are accepted"},
-			{"more than any topic has", Message{Topic: strings.Repeat("x/", 35_000)}, packets.TopicNameInvalid, "a topic of 70000 bytes"},
+			{"a wildcard", Message{Topic: "a/#"}, packets.TopicNameInvalid,
+				`"a/#" is no Topic Name`},
+			{"a long one with a wildcard", Message{Topic: strings.Repeat("+", 200)},
+				packets.TopicNameInvalid, `"` + strings.Repeat("+", maxName) + `" is no`},
+			{"too many levels", Message{Topic: "a/b/c/d"}, packets.TopicNameInvalid,
+				"a topic of 4 levels, at most 3 are accepted"},
+			{"too many bytes", Message{Topic: strings.Repeat("x", 201)}, packets.TopicNameInvalid,
+				"a topic of 201 bytes, at most 200 are accepted"},
+			{"more than any topic has", Message{Topic: strings.Repeat("x/", 35_000)},
+				packets.TopicNameInvalid, "a topic of 70000 bytes"},
 			{"a QoS that is none", Message{Topic: "a", QoS: 3}, packets.ProtocolError, "QoS 3"},
-			{"a property of another packet", Message{Topic: "a", Properties: packets.Properties(nil).AppendUint(packets.ReceiveMaximum, 1)},
+			{"a property of another packet", Message{Topic: "a",
+				Properties: packets.Properties(nil).AppendUint(packets.ReceiveMaximum, 1)},
 				packets.MalformedPacket, "receive-maximum is not allowed"},
-			{"a Topic Alias", Message{Topic: "a", Properties: packets.Properties(nil).AppendUint(packets.TopicAlias, 1)},
+			{"a Topic Alias", Message{Topic: "a",
+				Properties: packets.Properties(nil).AppendUint(packets.TopicAlias, 1)},
 				packets.ProtocolError, "does not travel"},
-			{"more than a packet can hold", Message{Topic: "a", Payload: make([]byte, maxPacketSize)}, packets.PacketTooLarge, "no packet can hold more"},
+			{"more than a packet can hold", Message{Topic: "a",
+				Payload: make([]byte, maxPacketSize)}, packets.PacketTooLarge,
+				"no packet can hold more"},
 		} {
 			err := b.Publish(t.Context(), &tt.m)
 			require.Error(t, err, tt.name)
@@ -85,15 +98,17 @@ func TestPublishRefusesWhatNoClientCouldPublish(t *testing.T) {
 			require.Less(t, len(err.Error()), 300, tt.name)
 		}
 		for filter, says := range map[string]string{
-			"a/b/c/#": "a filter of 4 levels, at most 3", strings.Repeat("x", 70_000): "a filter of 70000 bytes, at most 200",
-			strings.Repeat("x+", 100): "is no Topic Filter",
+			"a/b/c/#":                   "a filter of 4 levels, at most 3",
+			strings.Repeat("x", 70_000): "a filter of 70000 bytes, at most 200",
+			strings.Repeat("x+", 100):   "is no Topic Filter",
 		} {
 			_, err := b.Subscribe(t.Context(), filter, nil)
 			require.Equal(t, packets.TopicFilterInvalid, packets.CodeOf(err))
 			require.Contains(t, err.Error(), says)
 			require.Less(t, len(err.Error()), 300)
 		}
-		mustPublish(t, b, "a", strings.Repeat("x", 2000), 0) // MaxPacketSize is for what clients send
+		// MaxPacketSize is for what clients send
+		mustPublish(t, b, "a", strings.Repeat("x", 2000), 0)
 		ctx, cancel := context.WithCancelCause(t.Context())
 		why := errors.New("why")
 		cancel(why)
@@ -104,11 +119,14 @@ func TestPublishRefusesWhatNoClientCouldPublish(t *testing.T) {
 func TestPropertiesArriveAsPublished(t *testing.T) {
 	inProcess(t, nil, func(t *testing.T, b *Broker) {
 		sub := mustSubscribe(t, b, "a", &SubscribeOptions{QoS: 2, ID: 7})
-		props := packets.Properties(nil).AppendUint(packets.PayloadFormatIndicator, 1).AppendUint(packets.MessageExpiryInterval, 60).
+		props := packets.Properties(nil).AppendUint(packets.PayloadFormatIndicator,
+			1).AppendUint(packets.MessageExpiryInterval, 60).
 			AppendText(packets.ContentType, "text/plain").AppendText(packets.ResponseTopic, "r").
-			AppendBytes(packets.CorrelationData, []byte{0, 1}).AppendUser("k", "v").AppendUser("k", "w")
+			AppendBytes(packets.CorrelationData, []byte{0, 1}).AppendUser("k", "v").AppendUser("k",
+			"w")
 		at := time.Now()
-		require.NoError(t, b.Publish(t.Context(), &Message{Topic: "a", Payload: []byte("p"), QoS: 2, Properties: props}))
+		require.NoError(t, b.Publish(t.Context(),
+			&Message{Topic: "a", Payload: []byte("p"), QoS: 2, Properties: props}))
 		m, err := sub.Next(t.Context())
 		require.NoError(t, err)
 		require.Equal(t, props, m.Properties)
@@ -116,7 +134,8 @@ func TestPropertiesArriveAsPublished(t *testing.T) {
 		require.Equal(t, []byte{0, 1}, m.CorrelationData())
 		require.Equal(t, packets.QoS2, m.QoS)
 		require.Equal(t, []uint32{7}, m.SubscriptionIDs)
-		require.True(t, at.Add(time.Minute).Equal(m.Expires), "the absolute expiry is %v", m.Expires)
+		require.True(t, at.Add(time.Minute).Equal(m.Expires), "the absolute expiry is %v",
+			m.Expires)
 	})
 }
 
@@ -129,7 +148,8 @@ func TestPublishWaitCountsWhatBecomesOfTheMessage(t *testing.T) {
 		require.Equal(t, Outcome{}, none, "nobody subscribes")
 
 		c, _ := newTestClient(t, dial(t, l), connect("c"))
-		c.send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "x", QoS: 2}}})
+		c.send(&packets.Subscribe{PacketID: 1,
+			Subscriptions: []packets.Subscription{{Filter: "x", QoS: 2}}})
 		c.recv()
 		manual := mustSubscribe(t, b, "x", &SubscribeOptions{QoS: 1, ManualAck: true})
 		full := mustSubscribe(t, b, "x", &SubscribeOptions{Buffer: 1, Overflow: OverflowDropNewest})
@@ -143,7 +163,8 @@ func TestPublishWaitCountsWhatBecomesOfTheMessage(t *testing.T) {
 		}
 		done := make(chan result, 1)
 		go func() {
-			o, err := b.PublishWait(t.Context(), &Message{Topic: "x", Payload: []byte("waited for"), QoS: 2})
+			o, err := b.PublishWait(t.Context(),
+				&Message{Topic: "x", Payload: []byte("waited for"), QoS: 2})
 			done <- result{o, err}
 		}()
 		synctest.Wait()
@@ -173,7 +194,8 @@ func TestPublishWaitCountsWhatBecomesOfTheMessage(t *testing.T) {
 		require.Equal(t, time.Minute, time.Since(at))
 		require.Equal(t, Outcome{Matched: 3}, o)
 
-		// What is in flight to a session that ends is lost; what a member of a group leaves goes to another.
+		// What is in flight to a session that ends is lost; what a member of a group leaves goes to
+		// another.
 		go func() {
 			o, err := b.PublishWait(t.Context(), &Message{Topic: "x", QoS: 1})
 			done <- result{o, err}
@@ -208,14 +230,18 @@ func TestSubscribeRefusesWhatMakesNoSense(t *testing.T) {
 			{"a share without a filter", "$share/g", SubscribeOptions{}, ""},
 			{"a QoS that is none", "a", SubscribeOptions{QoS: 3}, "QoS is 3"},
 			{"an identifier too large", "a", SubscribeOptions{ID: 268_435_456}, "ID is 268435456"},
-			{"a retain handling that is none", "a", SubscribeOptions{RetainHandling: 3}, "RetainHandling is 3"},
+			{"a retain handling that is none", "a", SubscribeOptions{RetainHandling: 3},
+				"RetainHandling is 3"},
 			{"No Local with a share", "$share/g/a", SubscribeOptions{NoLocal: true}, "No Local"},
-			{"a policy for clients", "a", SubscribeOptions{Overflow: OverflowDisconnect}, "Overflow"},
+			{"a policy for clients", "a", SubscribeOptions{Overflow: OverflowDisconnect},
+				"Overflow"},
 			{"a negative buffer", "a", SubscribeOptions{Buffer: -1}, "Buffer is -1"},
 			{"a negative wait", "a", SubscribeOptions{BlockTimeout: -1}, "BlockTimeout is -1ns"},
 			{"a negative expiry", "a", SubscribeOptions{Expiry: -1}, "Expiry is -1ns"},
-			{"a name that is no Client Identifier", "a", SubscribeOptions{Name: "\xff"}, "the Name"},
-			{"a name that is too long", "a", SubscribeOptions{Name: strings.Repeat("n", 65_529)}, "65529 bytes"},
+			{"a name that is no Client Identifier", "a", SubscribeOptions{Name: "\xff"},
+				"the Name"},
+			{"a name that is too long", "a", SubscribeOptions{Name: strings.Repeat("n", 65_529)},
+				"65529 bytes"},
 		} {
 			_, err := b.Subscribe(t.Context(), tt.filter, &tt.o)
 			require.ErrorContains(t, err, tt.want, tt.name)
@@ -248,7 +274,8 @@ func TestSubscriptionEndsWithItsContextCloseOrTheBroker(t *testing.T) {
 		}
 		require.ErrorIs(t, byClose.Err(), ErrSubscriptionClosed)
 		require.ErrorIs(t, byClose.Add("b", nil), ErrSubscriptionClosed)
-		require.ErrorIs(t, byClose.Publish(t.Context(), &Message{Topic: "a"}), ErrSubscriptionClosed)
+		require.ErrorIs(t, byClose.Publish(t.Context(), &Message{Topic: "a"}),
+			ErrSubscriptionClosed)
 		require.False(t, removes(t, byClose, "a"))
 		reader, stop := context.WithTimeout(t.Context(), time.Second)
 		defer stop()
@@ -263,8 +290,10 @@ func TestSubscriptionEndsWithItsContextCloseOrTheBroker(t *testing.T) {
 
 func TestRetainHandlingOfSubscriptions(t *testing.T) {
 	inProcess(t, nil, func(t *testing.T, b *Broker) {
-		require.NoError(t, b.Publish(t.Context(), &Message{Topic: "r/1", Payload: []byte("one"), QoS: 2, Retain: true}))
-		require.NoError(t, b.Publish(t.Context(), &Message{Topic: "r/2", Payload: []byte("two"), Retain: true}))
+		require.NoError(t, b.Publish(t.Context(),
+			&Message{Topic: "r/1", Payload: []byte("one"), QoS: 2, Retain: true}))
+		require.NoError(t, b.Publish(t.Context(),
+			&Message{Topic: "r/2", Payload: []byte("two"), Retain: true}))
 		sub := mustSubscribe(t, b, "r/#", &SubscribeOptions{QoS: 1, ID: 5})
 		m, err := sub.Next(t.Context())
 		require.NoError(t, err)
@@ -272,8 +301,10 @@ func TestRetainHandlingOfSubscriptions(t *testing.T) {
 		require.Equal(t, packets.QoS1, m.QoS, "the lower of the two")
 		require.Equal(t, []uint32{5}, m.SubscriptionIDs)
 		require.Equal(t, []string{"two"}, unread(sub))
-		require.Empty(t, unread(mustSubscribe(t, b, "r/#", &SubscribeOptions{RetainHandling: RetainHandlingSkip})))
-		require.Empty(t, unread(mustSubscribe(t, b, "$share/g/r/#", nil)), "shared subscriptions get none")
+		require.Empty(t, unread(mustSubscribe(t, b, "r/#",
+			&SubscribeOptions{RetainHandling: RetainHandlingSkip})))
+		require.Empty(t, unread(mustSubscribe(t, b, "$share/g/r/#", nil)),
+			"shared subscriptions get none")
 
 		named := &SubscribeOptions{Name: "n", RetainHandling: RetainHandlingSendIfNew}
 		first := mustSubscribe(t, b, "r/#", named)
@@ -282,7 +313,8 @@ func TestRetainHandlingOfSubscriptions(t *testing.T) {
 		require.Empty(t, unread(mustSubscribe(t, b, "r/#", named)), "the subscription is not new")
 
 		asPublished := mustSubscribe(t, b, "x", &SubscribeOptions{RetainAsPublished: true})
-		require.NoError(t, b.Publish(t.Context(), &Message{Topic: "x", Payload: []byte("x"), Retain: true}))
+		require.NoError(t, b.Publish(t.Context(),
+			&Message{Topic: "x", Payload: []byte("x"), Retain: true}))
 		m, err = asPublished.Next(t.Context())
 		require.NoError(t, err)
 		require.True(t, m.Retain)
@@ -347,23 +379,26 @@ func TestOverflowPolicies(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var log syncBuffer
-			inProcess(t, func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(&log, nil)) }, func(t *testing.T, b *Broker) {
-				sub := mustSubscribe(t, b, "a", &SubscribeOptions{Buffer: 3, Overflow: tt.policy})
-				for i := range 5 {
-					mustPublish(t, b, "a", fmt.Sprint(i), 0)
-				}
-				require.EqualValues(t, 2, sub.Dropped())
-				require.Empty(t, log.String(), "nothing is logged on the publisher's goroutine")
-				time.Sleep(2 * time.Second)
-				synctest.Wait()
-				require.Equal(t, 1, strings.Count(log.String(), "lost=2"), "one line for both: %s", log.String())
-				require.Equal(t, tt.want, unread(sub))
-				for i := range 5 {
-					mustPublish(t, b, "a", fmt.Sprint(i), 0)
-				}
-				sub.Close()
-				require.Contains(t, log.String(), `lost=2 "in all"=4`, "Close logs what has not been")
-			})
+			inProcess(t, func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(&log, nil)) },
+				func(t *testing.T, b *Broker) {
+					sub := mustSubscribe(t, b, "a", &SubscribeOptions{Buffer: 3, Overflow: tt.policy})
+					for i := range 5 {
+						mustPublish(t, b, "a", fmt.Sprint(i), 0)
+					}
+					require.EqualValues(t, 2, sub.Dropped())
+					require.Empty(t, log.String(), "nothing is logged on the publisher's goroutine")
+					time.Sleep(2 * time.Second)
+					synctest.Wait()
+					require.Equal(t, 1, strings.Count(log.String(), "lost=2"), "one line for both: %s",
+						log.String())
+					require.Equal(t, tt.want, unread(sub))
+					for i := range 5 {
+						mustPublish(t, b, "a", fmt.Sprint(i), 0)
+					}
+					sub.Close()
+					require.Contains(t, log.String(), `lost=2 "in all"=4`,
+						"Close logs what has not been")
+				})
 		})
 	}
 }
@@ -372,7 +407,8 @@ func TestExpiredMessagesAreNotRead(t *testing.T) {
 	inProcess(t, nil, func(t *testing.T, b *Broker) {
 		sub := mustSubscribe(t, b, "a", nil)
 		props := packets.Properties(nil).AppendUint(packets.MessageExpiryInterval, 10)
-		require.NoError(t, b.Publish(t.Context(), &Message{Topic: "a", Payload: []byte("gone"), Properties: props}))
+		require.NoError(t, b.Publish(t.Context(),
+			&Message{Topic: "a", Payload: []byte("gone"), Properties: props}))
 		mustPublish(t, b, "a", "there", 0)
 		time.Sleep(11 * time.Second)
 		require.Equal(t, []string{"there"}, unread(sub))
@@ -384,12 +420,14 @@ func TestBlockHoldsBackWhoPublishesAndNobodyElse(t *testing.T) {
 	inProcess(t, nil, func(t *testing.T, b *Broker) {
 		l, stop := serveMemory(t, b)
 		defer stop()
-		slow := mustSubscribe(t, b, "a", &SubscribeOptions{QoS: 1, Buffer: 2, Overflow: OverflowBlock, BlockTimeout: time.Minute})
+		slow := mustSubscribe(t, b, "a", &SubscribeOptions{QoS: 1, Buffer: 2,
+			Overflow: OverflowBlock, BlockTimeout: time.Minute})
 		other := mustSubscribe(t, b, "b", nil)
 		held, _ := newTestClient(t, dial(t, l), connect("held"))
 		free, _ := newTestClient(t, dial(t, l), connect("free"))
 		for i := range 10 { // most likely in one read of the broker
-			held.send(&packets.Publish{Topic: []byte("a"), Payload: fmt.Append(nil, i), QoS: 1, PacketID: uint16(i + 1)})
+			held.send(&packets.Publish{Topic: []byte("a"), Payload: fmt.Append(nil, i), QoS: 1,
+				PacketID: uint16(i + 1)})
 		}
 		for range 3 { // two in the buffer, and the one that waits
 			held.recv()
@@ -454,7 +492,8 @@ func TestShutdownDoesNotWaitForABlockedPublisher(t *testing.T) {
 	inProcess(t, nil, func(t *testing.T, b *Broker) {
 		l, stop := serveMemory(t, b)
 		defer stop()
-		mustSubscribe(t, b, "a", &SubscribeOptions{Buffer: 1, Overflow: OverflowBlock, BlockTimeout: time.Hour})
+		mustSubscribe(t, b, "a", &SubscribeOptions{Buffer: 1, Overflow: OverflowBlock,
+			BlockTimeout: time.Hour})
 		c, _ := newTestClient(t, dial(t, l), connect("c"))
 		for range 5 {
 			c.send(&packets.Publish{Topic: []byte("a")})
@@ -478,102 +517,6 @@ func TestManualAckLimitsWhatIsOut(t *testing.T) {
 		require.Empty(t, unread(sub), "two are out")
 		sub.Close()
 	})
-}
-
-func TestANamedSubscriptionKeepsItsQueue(t *testing.T) {
-	inProcess(t, nil, func(t *testing.T, b *Broker) {
-		o := &SubscribeOptions{QoS: 2, Name: "jobs", ManualAck: true, Expiry: time.Hour}
-		sub := mustSubscribe(t, b, "jobs/#", o)
-		for i := range 3 {
-			mustPublish(t, b, "jobs/x", fmt.Sprint(i), QoS(i%3))
-		}
-		first, err := sub.Next(t.Context())
-		require.NoError(t, err)
-		second, err := sub.Next(t.Context())
-		require.NoError(t, err)
-		require.False(t, second.Redelivered)
-		sub.Close()
-		first.Ack() // of QoS 0, does nothing
-		second.Ack()
-		mustPublish(t, b, "jobs/x", "3", 1)
-		mustPublish(t, b, "jobs/x", "lost, as for clients that are away", 0)
-		info, ok := b.Session("$local/jobs")
-		require.True(t, ok)
-		require.Equal(t, 2, info.Queued)
-		require.True(t, time.Now().Add(time.Hour).Equal(info.ExpiresAt))
-
-		sub = mustSubscribe(t, b, "jobs/#", o)
-		m, err := sub.Next(t.Context())
-		require.NoError(t, err)
-		require.Equal(t, "1", string(m.Payload), "what was not acknowledged comes first")
-		require.True(t, m.Redelivered)
-		m.Ack()
-		require.Equal(t, []string{"2", "3"}, unread(sub))
-
-		taken := sub
-		sub = mustSubscribe(t, b, "jobs/#", &SubscribeOptions{QoS: 2, Name: "jobs"})
-		_, err = taken.Next(t.Context())
-		require.ErrorIs(t, err, ErrSubscriptionTaken)
-		require.Equal(t, []string{"2", "3"}, unread(sub), "acknowledged by reading now")
-		sub.Close()
-		require.Empty(t, unread(mustSubscribe(t, b, "jobs/#", o)), "and not twice")
-
-		require.True(t, deletes(t, b, "$local/jobs"), "also while somebody reads it")
-		_, ok = b.Session("$local/jobs")
-		require.False(t, ok)
-		require.Zero(t, b.tree.Len())
-	})
-}
-
-func TestANamedSubscriptionExpires(t *testing.T) {
-	inProcess(t, nil, func(t *testing.T, b *Broker) {
-		sub := mustSubscribe(t, b, "a", &SubscribeOptions{QoS: 1, Name: "n", Expiry: time.Hour})
-		time.Sleep(2 * time.Hour)
-		mustPublish(t, b, "a", "there", 1)
-		require.Equal(t, []string{"there"}, unread(sub), "not while it is read")
-		sub.Close()
-		time.Sleep(time.Hour + time.Second)
-		require.Zero(t, b.tree.Len())
-		require.Zero(t, b.Stats().Sessions)
-
-		sub = mustSubscribe(t, b, "a", &SubscribeOptions{Name: "n"})
-		require.NoError(t, sub.Delete())
-		require.Zero(t, b.Stats().Sessions, "Delete does not wait for the expiry")
-	})
-}
-
-// Whoever loses the race for a Name learns that, and nothing that sounds like a fault.
-func TestSubscribersRaceForAName(t *testing.T) {
-	b := newTestBroker(t, nil)
-	defer b.Close()
-	var wg sync.WaitGroup
-	for i := range 5 {
-		wg.Go(func() {
-			for n := range 3000 {
-				if i == 4 { // also while nobody holds it
-					b.DeleteSession(t.Context(), "$local/n")
-					continue
-				}
-				sub, err := b.Subscribe(t.Context(), "a", &SubscribeOptions{Name: "n", QoS: 1})
-				if err == nil {
-					err = sub.Publish(t.Context(), &Message{Topic: "a", QoS: 1})
-				}
-				if err != nil && err != ErrSubscriptionTaken && err != ErrSubscriptionClosed {
-					t.Errorf("round %d: %v", n, err)
-				}
-				if sub != nil {
-					sub.Delete()
-				}
-			}
-		})
-	}
-	wg.Wait()
-	b.DeleteSession(t.Context(), "$local/n")
-	require.Zero(t, b.tree.Len())
-	require.Zero(t, b.Stats().Sessions)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	require.Empty(t, b.locals)
 }
 
 // A Session that is ended just as somebody takes it leaves nobody waiting.
@@ -611,7 +554,8 @@ func TestClientsCannotHaveTheSessionsOfTheProgram(t *testing.T) {
 func TestConcurrentReadersPublishersAndClosers(t *testing.T) {
 	b := newTestBroker(t, nil)
 	defer b.Close()
-	sub := mustSubscribe(t, b, "a/#", &SubscribeOptions{QoS: 1, Buffer: 8, Overflow: OverflowBlock, BlockTimeout: time.Hour, ManualAck: true})
+	sub := mustSubscribe(t, b, "a/#", &SubscribeOptions{QoS: 1, Buffer: 8, Overflow: OverflowBlock,
+		BlockTimeout: time.Hour, ManualAck: true})
 	const publishers, each = 4, 200
 	var wg, readers sync.WaitGroup
 	var mu sync.Mutex
@@ -634,7 +578,8 @@ func TestConcurrentReadersPublishersAndClosers(t *testing.T) {
 					t.Error(err)
 				}
 				if i%50 == 0 { // named ones that come, take each other over, and go
-					switch s, err := b.Subscribe(t.Context(), "a/#", &SubscribeOptions{Name: "n", QoS: 1}); {
+					switch s, err := b.Subscribe(t.Context(), "a/#",
+						&SubscribeOptions{Name: "n", QoS: 1}); {
 					case err == ErrSubscriptionTaken: // by another publisher, meanwhile
 					case err != nil:
 						t.Error(err)
@@ -671,7 +616,8 @@ func TestTypedSubscriptions(t *testing.T) {
 		require.NoError(t, m.Err)
 		require.Equal(t, reading{21.5}, m.Value)
 		for m := range sub.Messages() {
-			require.ErrorContains(t, m.Err, "on t is not what is expected", "an error is of one message")
+			require.ErrorContains(t, m.Err, "on t is not what is expected",
+				"an error is of one message")
 			require.Equal(t, "warm", string(m.Payload))
 			sub.Close()
 		}
@@ -679,81 +625,6 @@ func TestTypedSubscriptions(t *testing.T) {
 		require.ErrorIs(t, err, ErrSubscriptionClosed)
 		_, err = SubscribeAs(t.Context(), b, "a#", JSON[reading], nil)
 		require.Error(t, err)
-	})
-}
-
-func TestANamedSubscriptionSurvivesARestart(t *testing.T) {
-	st := new(memory.Store)
-	require.NoError(t, st.Close())
-	life := func(f func(t *testing.T, b *Broker)) {
-		t.Helper()
-		inProcess(t, func(c *Config) {
-			require.NoError(t, st.Open())
-			c.Store = st
-		}, f)
-	}
-	o := &SubscribeOptions{Name: "jobs", QoS: 2, ManualAck: true, ID: 3}
-	life(func(t *testing.T, b *Broker) {
-		require.NoError(t, b.Publish(t.Context(), &Message{Topic: "jobs/retained", Payload: []byte("retained"), QoS: 1, Retain: true}))
-		sub := mustSubscribe(t, b, "jobs/#", o)
-		for i := range 4 {
-			mustPublish(t, b, "jobs/x", fmt.Sprint(i), QoS(1+i%2))
-		}
-		mustPublish(t, b, "jobs/x", "not stored", 0)
-		for i := range 3 {
-			m, err := sub.Next(t.Context())
-			require.NoError(t, err)
-			require.Equal(t, fmt.Sprint(i), string(m.Payload))
-			if i == 1 {
-				m.Ack()
-			}
-		}
-	})
-	life(func(t *testing.T, b *Broker) {
-		mustPublish(t, b, "jobs/x", "while nobody reads", 1)
-		info, ok := b.Session("$local/jobs")
-		require.True(t, ok)
-		require.Len(t, info.Subscriptions, 1)
-		sub := mustSubscribe(t, b, "jobs/#", &SubscribeOptions{Name: "jobs", QoS: 2, ManualAck: true, RetainHandling: RetainHandlingSendIfNew})
-		for _, want := range []string{"0", "2", "3", "while nobody reads"} {
-			m, err := sub.Next(t.Context())
-			require.NoError(t, err)
-			require.Equal(t, want, string(m.Payload))
-			require.Equal(t, want < "3", m.Redelivered)
-			m.Ack()
-		}
-		require.Empty(t, unread(sub))
-	})
-	life(func(t *testing.T, b *Broker) {
-		sub := mustSubscribe(t, b, "jobs/#", &SubscribeOptions{Name: "jobs", QoS: 1, RetainHandling: RetainHandlingSendIfNew})
-		require.Empty(t, unread(sub), "all was acknowledged")
-		mustPublish(t, b, "jobs/x", "read", 1)
-		require.Equal(t, []string{"read"}, unread(sub))
-		mustPublish(t, b, "jobs/x", "unread", 1)
-	})
-	life(func(t *testing.T, b *Broker) {
-		sub := mustSubscribe(t, b, "jobs/#", &SubscribeOptions{Name: "jobs", QoS: 1, RetainHandling: RetainHandlingSendIfNew})
-		require.Equal(t, []string{"unread"}, unread(sub))
-		sub.Delete()
-	})
-	life(func(t *testing.T, b *Broker) {
-		_, ok := b.Session("$local/jobs")
-		require.False(t, ok, "what was deleted stays so")
-	})
-	life(func(t *testing.T, b *Broker) { // the time between two lives counts
-		mustSubscribe(t, b, "jobs/#", &SubscribeOptions{Name: "jobs", Expiry: time.Hour}).Close()
-		time.Sleep(time.Hour + time.Second)
-		_, ok := b.Session("$local/jobs")
-		require.False(t, ok)
-	})
-}
-
-func TestANamedSubscriptionIsRefusedWhileTheStoreFails(t *testing.T) {
-	inProcess(t, func(c *Config) { c.Store = &refusingStore{} }, func(t *testing.T, b *Broker) {
-		_, err := b.Subscribe(t.Context(), "a", &SubscribeOptions{Name: "n"})
-		require.ErrorIs(t, err, store.ErrFull)
-		require.Zero(t, b.Stats().Sessions)
-		mustSubscribe(t, b, "a", nil) // of which the store knows nothing
 	})
 }
 

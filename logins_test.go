@@ -110,7 +110,8 @@ func TestOneAddressDoesNotKeepPasswordLoginFromOthers(t *testing.T) {
 				for i := range 20 {
 					time.Sleep(time.Second)
 					r.logsIn("192.0.2.1", "u2", "somebody from elsewhere")
-					r.logsIn(fmt.Sprint("198.51.100.", i), "u3", "somebody from where nobody was before")
+					r.logsIn(fmt.Sprint("198.51.100.", i), "u3",
+						"somebody from where nobody was before")
 					r.logsIn(attacked, "u1", "somebody who was there before, from the same address")
 				}
 			})
@@ -248,7 +249,8 @@ func TestFailedAuthenticationsSlowANameDown(t *testing.T) {
 		v3 := login("u", "right")
 		v3.Version, v3.Properties = packets.V311, nil
 		_, code := r.connectFrom("192.0.2.1", v3)
-		require.EqualValues(t, 3, packets.ReasonCode(code).ReturnCode(), "Server unavailable, in 3.1.1")
+		require.EqualValues(t, 3, packets.ReasonCode(code).ReturnCode(),
+			"Server unavailable, in 3.1.1")
 		require.Zero(t, asked, "nobody looks at the password")
 		try("192.0.2.2", "right", packets.Success)
 		time.Sleep(20 * time.Second)

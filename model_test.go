@@ -29,7 +29,8 @@ import (
 
 var (
 	modelSeed  = flag.Uint64("model.seed", 0, "the one seed that TestModel plays; 0: new ones")
-	modelSeeds = flag.Int("model.seeds", 0, "how many seeds TestModel plays; 0: 400, fewer with -race or -short")
+	modelSeeds = flag.Int("model.seeds", 0,
+		"how many seeds TestModel plays; 0: 400, fewer with -race or -short")
 	modelSteps = flag.Int("model.steps", 250, "how many steps of TestModel belong to a seed")
 )
 
@@ -103,21 +104,26 @@ func newModel(t *testing.T, rnd *rand.Rand) *modelWorld {
 		{inbox: inbox{id: "s3", filter: "#", qos: 2}, version: v3, expiry: long},
 		{inbox: inbox{id: "s1", filter: "t/#", qos: 1}, version: v5, expiry: long},
 		{inbox: inbox{id: "clean", filter: "#", qos: 2}, version: v5, clean: true, leaves: true},
-		{inbox: inbox{id: "e5", filter: "#", qos: 2}, version: v5, expiry: 4, ends: true, leaves: true},
+		{inbox: inbox{id: "e5", filter: "#", qos: 2}, version: v5, expiry: 4, ends: true,
+			leaves: true},
 		{inbox: inbox{id: "e3", filter: "#", qos: 2}, version: v3, expiry: long, ends: true},
-		{inbox: inbox{id: "m2", filter: "$share/g/t/#", qos: 2}, version: v5, expiry: 5, ends: true},
+		{inbox: inbox{id: "m2", filter: "$share/g/t/#", qos: 2}, version: v5, expiry: 5,
+			ends: true},
 		{inbox: inbox{id: "m3", filter: "$share/g/t/#", qos: 2}, version: v5, clean: true},
-		{inbox: inbox{id: "m4", filter: "$share/g/t/#", qos: 2}, version: v3, expiry: long, ends: true},
+		{inbox: inbox{id: "m4", filter: "$share/g/t/#", qos: 2}, version: v3, expiry: long,
+			ends: true},
 		{inbox: inbox{id: "p3"}, version: v3, expiry: long, leaves: true},
 		{inbox: inbox{id: "p0"}, version: v5, clean: true, leaves: true},
 	}
 	rnd.Shuffle(len(all), func(i, k int) { all[i], all[k] = all[k], all[i] })
 	all = append(all[:3+rnd.IntN(5)],
-		&modelClient{inbox: inbox{id: "m1", filter: "$share/g/t/#", qos: 2}, version: v5, expiry: long},
+		&modelClient{inbox: inbox{id: "m1", filter: "$share/g/t/#", qos: 2}, version: v5,
+			expiry: long},
 		&modelClient{inbox: inbox{id: "p5"}, version: v5, expiry: long, leaves: true},
 	)
 	for _, c := range all {
-		c.w, c.inbox.w, c.received, c.again = w, w, map[uint16]*modelMessage{}, map[*modelMessage]bool{}
+		c.w, c.inbox.w, c.received, c.again = w, w, map[uint16]*modelMessage{},
+			map[*modelMessage]bool{}
 		w.clients = append(w.clients, c)
 		w.inboxes = append(w.inboxes, &c.inbox)
 	}
@@ -134,7 +140,8 @@ func newModel(t *testing.T, rnd *rand.Rand) *modelWorld {
 }
 
 func (w *modelWorld) start() {
-	b, err := New(Config{Authenticator: hooks.AllowAll, Logger: quiet, MaxInflight: 8, Store: w.store})
+	b, err := New(Config{Authenticator: hooks.AllowAll, Logger: quiet, MaxInflight: 8,
+		Store: w.store})
 	if err != nil {
 		w.t.Fatal(err)
 	}

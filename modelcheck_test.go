@@ -153,7 +153,8 @@ func (w *modelWorld) refused(m *modelMessage) {
 	}
 	m.refused = true
 	for _, x := range w.inboxes {
-		if m.qos == packets.QoS2 && slices.ContainsFunc(x.all, func(a arrived) bool { return a.m == m }) {
+		if m.qos == packets.QoS2 && slices.ContainsFunc(x.all,
+			func(a arrived) bool { return a.m == m }) {
 			w.fail("%s got %d of QoS 2, which was refused", x.id, m.n)
 		}
 	}
@@ -162,7 +163,8 @@ func (w *modelWorld) refused(m *modelMessage) {
 // owe notes for whom m is.
 func (w *modelWorld) owe(m *modelMessage) {
 	for _, x := range w.inboxes {
-		if x.life != nil && x.life.from < m.opened && x.matches(m) && (x.group() == "" || x.permanent()) {
+		if x.life != nil && x.life.from < m.opened && x.matches(m) &&
+			(x.group() == "" || x.permanent()) {
 			x.life.owed = append(x.life.owed, m)
 		}
 	}
@@ -175,7 +177,8 @@ func (x *inbox) permanent() bool { return x.id == "m1" }
 func (w *modelWorld) fires(c *modelClient, how modelLoss) {
 	will := c.will
 	c.will = nil
-	if will == nil || !c.ready || how == takenOver && will.delay > 0 || how == killed && !will.stays {
+	if will == nil || !c.ready || how == takenOver && will.delay > 0 || how == killed &&
+		!will.stays {
 		return // it may be published, or not
 	}
 	if how == byClient {
@@ -233,7 +236,8 @@ func (w *modelWorld) checkOwed(who string, owed []*modelMessage, to []*inbox) {
 			return slices.ContainsFunc(x.all, func(a arrived) bool { return a.m == m })
 		})
 		if !came && !(to[0].group() != "" && w.mayBeLost(m)) {
-			w.fail("%s never got %d, on %s at QoS %d (a Will: %v)", who, m.n, m.topic, m.qos, m.will)
+			w.fail("%s never got %d, on %s at QoS %d (a Will: %v)", who, m.n, m.topic, m.qos,
+				m.will)
 		}
 	}
 }

@@ -207,7 +207,8 @@ func (c *modelClient) lose(how modelLoss) {
 		c.forget()
 		// While the store is full it is accepted although the end of the one before is not durable.
 		c.absent = c.absent || c.ready && !c.w.wasFull
-	case how == byBroker && c.ending && !c.deleted && !c.w.wasFull: // a store that fails has said so
+	case how == byBroker && c.ending && !c.deleted && !c.w.wasFull:
+		// a store that fails has said so
 		c.absent = true
 	default:
 		c.absent = false

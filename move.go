@@ -109,8 +109,8 @@ func (j *records) ends(place string) bool {
 	return ticket > 0 && ticket > j.LastDecided()
 }
 
-// payDecided pays what owe has noted, when what was in the queue of s is decided: what is not durable
-// there yet may still be refused, so that it is sent again.
+// payDecided pays what owe has noted, when what was in the queue of s is decided: what is not
+// durable there yet may still be refused, so that it is sent again.
 func (b *Broker) payDecided(t *turn, s *session) {
 	j := b.journal
 	w := journal.NewWrite(j.Journal)
@@ -202,7 +202,10 @@ func (b *Broker) moved(s *session) {
 	if paid {
 		delete(j.debts, s)
 	} else {
-		slices.SortStableFunc(x.shared, func(a, b delivery) int { return cmp.Compare(a.seq, b.seq) })
+		slices.SortStableFunc(x.shared, func(a,
+			b delivery) int {
+			return cmp.Compare(a.seq, b.seq)
+		})
 	}
 	j.mu.Unlock()
 	switch {
@@ -232,8 +235,8 @@ func (j *records) payAll() {
 	}
 }
 
-// moveMessage gives d, which s had, as a member of a shared subscription that it is no longer, and did
-// not complete, to another member.
+// moveMessage gives d, which s had, as a member of a shared subscription that it is no longer, and
+// did not complete, to another member.
 func (b *Broker) moveMessage(t *turn, s *session, d *delivery) moveResult {
 	w := &t.write
 	if d.msg.Expires != 0 && d.msg.Expires <= t.now.UnixNano() {
@@ -242,7 +245,8 @@ func (b *Broker) moveMessage(t *turn, s *session, d *delivery) moveResult {
 	t.askAhead([]delivery{*d})
 	failing := b.journal.Refusing() != nil
 	t.write.Together()
-	defer t.write.Apart() // after a panic as well: a batch that stays pinned would stop the committer
+	// after a panic as well: a batch that stays pinned would stop the committer
+	defer t.write.Apart()
 	o := t.again(d.msg)
 	t.route.fill(t, t.own.Topic, origin{})
 	i := slices.IndexFunc(t.route.shared, func(r sharedRoute) bool { return r.group == d.group() })
@@ -313,8 +317,8 @@ func (b *Broker) reassignAll(t *turn, s *session, shared []delivery, why hooks.D
 	}
 }
 
-// reassign gives a message that a member of a shared subscription did not complete to another one, and
-// says whether one took it.
+// reassign gives a message that a member of a shared subscription did not complete to another one,
+// and says whether one took it.
 func (b *Broker) reassign(t *turn, d *delivery) bool {
 	if d.msg.Expires != 0 && d.msg.Expires <= t.now.UnixNano() {
 		d.settleLost()
@@ -353,7 +357,8 @@ type will struct {
 
 	delayed *delayed // not nil: it is no Will, but this delayed message
 
-	readerDone chan struct{} // not nil: awaitReader waits until it is closed. Guarded by the mu of the Session
+	// Not nil: awaitReader waits until it is closed. Guarded by the mu of the Session
+	readerDone chan struct{}
 
 	// Owned by whoever publishes it.
 	decided bool          // the hooks were asked
@@ -445,8 +450,8 @@ func (s *session) dropWill() bool {
 	return true
 }
 
-// readerIsDone, with session.mu held, lets awaitReader go on. It is called whenever its connection, or w,
-// which may be nil, leaves the Session.
+// readerIsDone, with session.mu held, lets awaitReader go on. It is called whenever its connection,
+// or w, which may be nil, leaves the Session.
 func (w *will) readerIsDone() {
 	if w != nil && w.readerDone != nil {
 		close(w.readerDone)
@@ -472,7 +477,8 @@ func (b *Broker) publishDue(t *turn, w *will) {
 // moveWill publishes w and takes it out of the store, in one step.
 func (b *Broker) moveWill(t *turn, w *will) moveResult {
 	t.write.Together()
-	defer t.write.Apart() // after a panic as well: a batch that stays pinned would stop the committer
+	// after a panic as well: a batch that stays pinned would stop the committer
+	defer t.write.Apart()
 	t.write.anyway = true
 	defer func() { t.write.anyway = false }()
 	to := everybody

@@ -110,7 +110,8 @@ func TestAnEndOfASessionWhileTheStoreIsFullLosesNothing(t *testing.T) {
 						got := b.payloads()
 						slices.Sort(got)
 						for i, m := range want {
-							n := len(slices.DeleteFunc(slices.Clone(got), func(x string) bool { return x != m }))
+							n := len(slices.DeleteFunc(slices.Clone(got),
+								func(x string) bool { return x != m }))
 							require.Positive(t, n, "%s was acknowledged", m)
 							require.False(t, n > 1 && i%2 == 1, "%s of QoS 2 came %d times", m, n)
 						}
@@ -140,7 +141,8 @@ func TestAWillThatFallsDueWhileTheStoreIsFullIsNotLost(t *testing.T) {
 			for _, expiry := range []uint32{0, 5, 3600} {
 				for _, delay := range []uint32{0, 20} {
 					for _, crashes := range []bool{false, true} {
-						t.Run(fmt.Sprintf("%s, QoS %d, expiry %d, delay %d, crash %v", kind, q, expiry, delay, crashes), func(t *testing.T) {
+						t.Run(fmt.Sprintf("%s, QoS %d, expiry %d, delay %d, crash %v", kind, q,
+							expiry, delay, crashes), func(t *testing.T) {
 							onStage(t, func(st *stage) {
 								d := st.durable("durable", packets.V5)
 								d.subscribe("will", packets.QoS2)
@@ -150,8 +152,10 @@ func TestAWillThatFallsDueWhileTheStoreIsFullIsNotLost(t *testing.T) {
 								c.want(packets.TypeConnack)
 								time.Sleep(time.Second)
 								st.fullFor(kind)
-								x := &Message{Topic: "x", QoS: 1, Retain: true, Payload: []byte("x")}
-								require.Error(t, st.b.Publish(context.Background(), x)) // which finds out
+								x := &Message{Topic: "x", QoS: 1, Retain: true,
+									Payload: []byte("x")}
+								// which finds out
+								require.Error(t, st.b.Publish(context.Background(), x))
 								c.nc.Close()
 								time.Sleep(30 * time.Second)
 								require.Equal(t, []string{"bye"}, w.payloads(), "at once")
@@ -263,7 +267,8 @@ func TestAClientComesBackWhileItsWillWaitsForRoom(t *testing.T) {
 			c := st.dial("c", packets.V5, false, 3600, func(c *packets.Connect) {
 				c.Will = &packets.Will{Topic: "will/" + name, QoS: 1, Payload: []byte(name)}
 			})
-			require.Equal(t, packets.Success, c.want(packets.TypeConnack)[0].(*packets.Connack).Code)
+			require.Equal(t, packets.Success,
+				c.want(packets.TypeConnack)[0].(*packets.Connack).Code)
 			c.nc.Close()
 			time.Sleep(time.Second)
 		}

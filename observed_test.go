@@ -26,24 +26,25 @@ func TestTheObserverIsToldWhatTheProgramDoes(t *testing.T) {
 		defer mu.Unlock()
 		told = append(told, fmt.Sprintf(format, args...))
 	}
-	b, err := New(Config{Authenticator: hooks.AllowAll, Logger: slog.New(slog.DiscardHandler), Observer: &hooks.Observer{
-		Published: func(e hooks.Published) {
-			if e.Client.RemoteAddr == nil && e.Client.LocalAddr == nil {
-				topic, _, _ := strings.Cut(e.Topic, "/")
-				note("%q published %s for %d", e.Client.ID, topic, e.Matched)
-			}
-		},
-		Subscribed: func(e hooks.Subscribed) {
-			note("%q subscribed to %s at %d", e.Client.ID, e.Filter, e.QoS)
-		},
-		Unsubscribed: func(e hooks.Unsubscribed) {
-			note("%q unsubscribed from %s", e.Client.ID, e.Filter)
-		},
-		SessionEnded: func(e hooks.SessionEnded) { note("%q ended", e.Client.ID) },
-		Connected:    func(hooks.Connected) { note("connected") },
-		Delivered:    func(hooks.Delivered) { note("delivered") },
-		Disconnected: func(hooks.Disconnected) { note("disconnected") },
-	}})
+	b, err := New(Config{Authenticator: hooks.AllowAll, Logger: slog.New(slog.DiscardHandler),
+		Observer: &hooks.Observer{
+			Published: func(e hooks.Published) {
+				if e.Client.RemoteAddr == nil && e.Client.LocalAddr == nil {
+					topic, _, _ := strings.Cut(e.Topic, "/")
+					note("%q published %s for %d", e.Client.ID, topic, e.Matched)
+				}
+			},
+			Subscribed: func(e hooks.Subscribed) {
+				note("%q subscribed to %s at %d", e.Client.ID, e.Filter, e.QoS)
+			},
+			Unsubscribed: func(e hooks.Unsubscribed) {
+				note("%q unsubscribed from %s", e.Client.ID, e.Filter)
+			},
+			SessionEnded: func(e hooks.SessionEnded) { note("%q ended", e.Client.ID) },
+			Connected:    func(hooks.Connected) { note("connected") },
+			Delivered:    func(hooks.Delivered) { note("delivered") },
+			Disconnected: func(hooks.Disconnected) { note("disconnected") },
+		}})
 	require.NoError(t, err)
 	defer b.Close()
 	expect := func(want ...string) {
@@ -73,7 +74,10 @@ func TestTheObserverIsToldWhatTheProgramDoes(t *testing.T) {
 	require.NoError(t, sub.Delete())
 	expect(`"$local/reader" ended`)
 
-	r, err := b.Respond(ctx, "question", func(context.Context, *Incoming) (*Message, error) { return &Message{}, nil })
+	r, err := b.Respond(ctx, "question", func(context.Context, *Incoming) (*Message,
+		error) {
+		return &Message{}, nil
+	})
 	require.NoError(t, err)
 	_, err = b.Request(ctx, "question", nil)
 	require.NoError(t, err)
@@ -85,20 +89,23 @@ func TestTheObserverIsToldWhatTheProgramDoes(t *testing.T) {
 			told[i] = "subscribed to the response"
 		}
 	}
-	require.ElementsMatch(t, []string{`"$local/#1" subscribed to question at 2`, "subscribed to the response", `"" published question for 1`,
-		`"" published response for 1`, `"$local/#2" ended`, `"$local/#1" ended`}, told, "in any order: the responder is another goroutine")
+	require.ElementsMatch(t, []string{`"$local/#1" subscribed to question at 2`,
+		"subscribed to the response", `"" published question for 1`,
+		`"" published response for 1`, `"$local/#2" ended`, `"$local/#1" ended`}, told,
+		"in any order: the responder is another goroutine")
 }
 
 func TestTheObserverIsToldOfSysTopics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var versions atomic.Int64
-		b, err := New(Config{Authenticator: hooks.AllowAll, Logger: slog.New(slog.DiscardHandler), SysInterval: time.Minute, Observer: &hooks.Observer{
-			Published: func(e hooks.Published) {
-				if e.Topic == "$SYS/broker/version" && e.Client.ID == "" {
-					versions.Add(1)
-				}
-			},
-		}})
+		b, err := New(Config{Authenticator: hooks.AllowAll, Logger: slog.New(slog.DiscardHandler),
+			SysInterval: time.Minute, Observer: &hooks.Observer{
+				Published: func(e hooks.Published) {
+					if e.Topic == "$SYS/broker/version" && e.Client.ID == "" {
+						versions.Add(1)
+					}
+				},
+			}})
 		require.NoError(t, err)
 		defer b.Close()
 		time.Sleep(150 * time.Second)
@@ -106,13 +113,15 @@ func TestTheObserverIsToldOfSysTopics(t *testing.T) {
 	})
 }
 
-// A program must not go down because of what it is told of itself; the message and the subscription are there.
+// A program must not go down because of what it is told of itself; the message and the subscription
+// are there.
 func TestAPanicOfTheObserverDoesNotReachTheProgram(t *testing.T) {
-	b, err := New(Config{Authenticator: hooks.AllowAll, Logger: slog.New(slog.DiscardHandler), Observer: &hooks.Observer{
-		Published:    func(hooks.Published) { panic("published") },
-		Subscribed:   func(hooks.Subscribed) { panic("subscribed") },
-		Unsubscribed: func(hooks.Unsubscribed) { panic("unsubscribed") },
-	}})
+	b, err := New(Config{Authenticator: hooks.AllowAll, Logger: slog.New(slog.DiscardHandler),
+		Observer: &hooks.Observer{
+			Published:    func(hooks.Published) { panic("published") },
+			Subscribed:   func(hooks.Subscribed) { panic("subscribed") },
+			Unsubscribed: func(hooks.Unsubscribed) { panic("unsubscribed") },
+		}})
 	require.NoError(t, err)
 	defer b.Close()
 	sub, err := b.Subscribe(t.Context(), "a", nil)
@@ -128,7 +137,8 @@ func TestAPanicOfTheObserverDoesNotReachTheProgram(t *testing.T) {
 // An Observer that is told of a publish costs no allocation more.
 func TestTellingTheObserverOfAPublishAllocatesNothing(t *testing.T) {
 	allocations := func(o *hooks.Observer) float64 {
-		b, err := New(Config{Authenticator: hooks.AllowAll, Logger: slog.New(slog.DiscardHandler), Observer: o})
+		b, err := New(Config{Authenticator: hooks.AllowAll, Logger: slog.New(slog.DiscardHandler),
+			Observer: o})
 		require.NoError(t, err)
 		defer b.Close()
 		m := &Message{Topic: "a"}
@@ -161,7 +171,8 @@ func TestAMemberThatIsPassedOverLosesNothing(t *testing.T) {
 		}
 		large := &Message{Topic: "t", Payload: make([]byte, 200)}
 		b.Publish(t.Context(), large)
-		require.EqualValues(t, 2, b.Stats().MessagesDropped, "nobody can take it, and each is counted once")
+		require.EqualValues(t, 2, b.Stats().MessagesDropped,
+			"nobody can take it, and each is counted once")
 		c, _ := newTestClient(t, dial(t, l), connect("third"))
 		c.subscribe("$share/g/t", 0)
 		for range 3 {

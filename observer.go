@@ -12,9 +12,9 @@ import (
 )
 
 // This file is what becomes of a panic, and how the Observer is told of messages. Functions of the
-// Observer are called anywhere: on goroutines of the Broker, with a lock held, from a method that the
-// program has called. So New makes them safe. A panic of a hook that decides is recovered where the
-// hook is asked.
+// Observer are called anywhere: on goroutines of the Broker, with a lock held, from a method that
+// the program has called. So New makes them safe. A panic of a hook that decides is recovered where
+// the hook is asked.
 
 // panicked counts and logs a panic, and tells the Observer. c may be nil. It is called while the
 // goroutine that panicked still has its stack, and holds no lock.

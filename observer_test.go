@@ -50,33 +50,37 @@ func (x *tally) observer(panics string) *hooks.Observer {
 	return &o
 }
 
-// Whatever function of the Observer panics, and wherever it is called: nothing else happens than that it is counted and told.
+// Whatever function of the Observer panics, and wherever it is called: nothing else happens than
+// that it is counted and told.
 func TestAPanicInTheObserverChangesNothing(t *testing.T) {
 	for field := range reflect.TypeFor[hooks.Observer]().Fields() {
 		t.Run(field.Name, func(t *testing.T) {
 			var x tally
 			st := &faultStore{Store: new(memory.Store)}
-			withRules(t, []string{"allow all on t/#", "allow all on x", "allow all on panic"}, func(c *Config) {
-				c.Authorizer = explosive{c.Authorizer.(*acl.ACL)}
-				c.Observer, c.Store = x.observer(field.Name), st
-			}, func(r *guardRig) {
-				observeEverything(r.t, r, st)
-				x.mu.Lock()
-				defer x.mu.Unlock()
-				n := x.calls[field.Name]
-				require.NotZero(t, n, "it was called")
-				require.EqualValues(t, n+1, r.b.Stats().Panics, "each panic counts, and that of the hook")
-				if field.Name != "Panicked" {
-					require.Equal(t, n+1, x.calls["Panicked"], "each is told")
-				} else {
-					require.Equal(t, 1, n, "its own is not told to itself")
-				}
-			})
+			withRules(t, []string{"allow all on t/#", "allow all on x", "allow all on panic"},
+				func(c *Config) {
+					c.Authorizer = explosive{c.Authorizer.(*acl.ACL)}
+					c.Observer, c.Store = x.observer(field.Name), st
+				}, func(r *guardRig) {
+					observeEverything(r.t, r, st)
+					x.mu.Lock()
+					defer x.mu.Unlock()
+					n := x.calls[field.Name]
+					require.NotZero(t, n, "it was called")
+					require.EqualValues(t, n+1, r.b.Stats().Panics,
+						"each panic counts, and that of the hook")
+					if field.Name != "Panicked" {
+						require.Equal(t, n+1, x.calls["Panicked"], "each is told")
+					} else {
+						require.Equal(t, 1, n, "its own is not told to itself")
+					}
+				})
 		})
 	}
 }
 
-// observeEverything makes everything happen that an Observer is told, with clients who must not notice who is told.
+// observeEverything makes everything happen that an Observer is told, with clients who must not
+// notice who is told.
 func observeEverything(t *testing.T, r *guardRig, st *faultStore) {
 	r.refused(as(localPrefix+"c", "u"), packets.ClientIdentifierNotValid)
 	p, bad := r.connect(as("p", "u")), r.connect(as("bad", "u"))
@@ -88,12 +92,14 @@ func observeEverything(t *testing.T, r *guardRig, st *faultStore) {
 	require.Equal(t, packets.Success, p.publish("t/1", "a", false))
 	s.message("t/1")
 	require.Equal(t, packets.NotAuthorized, p.publish("forbidden", "a", false))
-	require.Equal(t, packets.Success, p.publish("t/1", string(make([]byte, 500)), false)) // dropped: too large
+	// dropped: too large
+	require.Equal(t, packets.Success, p.publish("t/1", string(make([]byte, 500)), false))
 	s.send(&packets.Unsubscribe{PacketID: 3, Filters: []string{"x"}})
 	require.Equal(t, []packets.ReasonCode{packets.Success}, s.recv().(*packets.Unsuback).Codes)
 
 	bad.send(&packets.Publish{Topic: []byte("panic")})
-	require.Equal(t, packets.UnspecifiedError, bad.recv().(*packets.Disconnect).Code, "a hook that decides ends the connection")
+	require.Equal(t, packets.UnspecifiedError, bad.recv().(*packets.Disconnect).Code,
+		"a hook that decides ends the connection")
 	bad.close()
 
 	st.fail(store.ErrFull)

@@ -9,28 +9,32 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// This file is the way out: bytes for a client are appended to the buffer of its connection under the Session's lock, and
-// flushed once per turn by whoever appended them, without waiting. What the socket does not take is left to a writer goroutine that
-// lives as long as there is a backlog.
+// This file is the way out: bytes for a client are appended to the buffer of its connection under
+// the Session's lock, and flushed once per turn by whoever appended them, without waiting. What the
+// socket does not take is left to a writer goroutine that lives as long as there is a backlog.
 
-// out is the output of one connection. Guarded by the Session's mu. Before the connection has a Session its reader writes
-// directly.
+// out is the output of one connection. Guarded by the Session's mu. Before the connection has a
+// Session its reader writes directly.
 type out struct {
 	link.Output
 	writing bool // somebody is writing; he will look at what was appended again
 	dead    bool // the connection is not written to any more
-	stalled bool // the client made no progress while a publisher waited for it: nobody waits again until it does
+	// The client made no progress while a publisher waited for it: nobody waits again until it does
+	stalled bool
 	opening bool // the CONNACK waits until the Session is durable: until then nothing is written
 	roused  bool // the reader knows, or is about to be told, that the connection ends
 
 	parked, admitted, full bool // see session.admits and waitsForStoreLocked
 
-	congest time.Duration // since when publishers have waited for it, since Broker.started; 0: they do not
-	room    chan struct{} // not nil: somebody waits for the output to become less; closed by whoever has written, or finds nothing to write
-
+	// Since when publishers have waited for it, since Broker.started; 0: they do not
+	congest time.Duration
+	// Not nil: somebody waits for the output to become less; closed by whoever has written, or
+	// finds nothing to write
+	room chan struct{}
 }
 
-// maxRounds is how often in a row one goroutine flushes the same connection for others before a writer takes over.
+// maxRounds is how often in a row one goroutine flushes the same connection for others before a
+// writer takes over.
 const maxRounds = 4
 
 // flush is flushed, with what was sent counted.
@@ -39,8 +43,9 @@ func (c *conn) flush(now time.Time) {
 	c.b.stats.sentBytes.Add(uint64(n))
 }
 
-// flushed writes what is there, as far as the socket takes it at once. It may be called by any goroutine that holds no lock, once
-// the connection has its Session. It returns how much the socket has taken, and whether much waits for it.
+// flushed writes what is there, as far as the socket takes it at once. It may be called by any
+// goroutine that holds no lock, once the connection has its Session. It returns how much the socket
+// has taken, and whether much waits for it.
 func (c *conn) flushed(now time.Time) (sent int, congested bool) {
 	mu := &c.sess.mu
 	mu.Lock()
@@ -143,7 +148,8 @@ func (c *conn) write() {
 	c.writeRest(x)
 }
 
-// writeRest is the writer goroutine: it writes what is left of x, then whatever has gathered, until nothing is left.
+// writeRest is the writer goroutine: it writes what is left of x, then whatever has gathered, until
+// nothing is left.
 func (c *conn) writeRest(x *link.Buffer) {
 	for {
 		err := c.nc.WriteAll(x, c.b.cfg().WriteTimeout, c.wrote)
@@ -189,13 +195,17 @@ func (c *conn) wrote(n int) {
 }
 
 const (
-	patience  = 5 * time.Millisecond   // a client that takes nothing for so long while it is waited for counts as stalled
-	maxWait   = 100 * time.Millisecond // and one that stays congested for longer than this is not waited for either
-	lingering = time.Second            // how long a closed connection is drained for the client to read our last words
+	// a client that takes nothing for so long while it is waited for counts as stalled
+	patience = 5 * time.Millisecond
+	// and one that stays congested for longer than this is not waited for either
+	maxWait = 100 * time.Millisecond
+	// how long a closed connection is drained for the client to read our last words
+	lingering = time.Second
 )
 
-// ease waits a bounded moment for the client of c, which this turn has published to, if it is congested but reading: a burst
-// that its socket would absorb is not lost. One that reads nothing costs its publishers a few milliseconds once.
+// ease waits a bounded moment for the client of c, which this turn has published to, if it is
+// congested but reading: a burst that its socket would absorb is not lost. One that reads nothing
+// costs its publishers a few milliseconds once.
 func (c *conn) ease() {
 	for {
 		mu := &c.sess.mu
@@ -231,9 +241,10 @@ func (c *conn) ease() {
 	}
 }
 
-// closeGently ends a connection after our last words without a reset: it flushes within a bound (at a Shutdown, which has a bound of its own,
-// within that), shuts down our direction, and reads what the client still sends for a moment, because a close with unread input would
-// destroy what is on its way.
+// closeGently ends a connection after our last words without a reset: it flushes within a bound (at
+// a Shutdown, which has a bound of its own, within that), shuts down our direction, and reads what
+// the client still sends for a moment, because a close with unread input would destroy what is on
+// its way.
 func (c *conn) closeGently() {
 	deadline := time.Now().Add(lingering)
 	if c.sess != nil {
@@ -254,8 +265,9 @@ func (c *conn) closeGently() {
 	}
 }
 
-// await waits until no more than most bytes are waiting for the socket, and says whether that came before the deadline (none if zero) and
-// the end of the connection or of the Broker. A client that takes nothing ends it by WriteTimeout.
+// await waits until no more than most bytes are waiting for the socket, and says whether that came
+// before the deadline (none if zero) and the end of the connection or of the Broker. A client that
+// takes nothing ends it by WriteTimeout.
 func (c *conn) await(most int, deadline time.Time) bool {
 	var expired <-chan time.Time
 	if !deadline.IsZero() {
@@ -289,7 +301,8 @@ func (c *conn) await(most int, deadline time.Time) bool {
 
 var aLongTimeAgo = time.Unix(1, 0)
 
-// easeOff waits a moment for those that this turn has congested, and does not read on while the client leaves our answers unread.
+// easeOff waits a moment for those that this turn has congested, and does not read on while the
+// client leaves our answers unread.
 func (c *conn) easeOff(t *turn) {
 	for i, d := range t.congested {
 		if d != c {

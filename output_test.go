@@ -11,7 +11,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// beside runs f in a bubble with a subscriber to t whose writes the test decides, and two publishers.
+// beside runs f in a bubble with a subscriber to t whose writes the test decides, and two
+// publishers.
 func beside(t *testing.T, f func(b *Broker, s *slowSocket, p, q *testClient)) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newTestBroker(t, func(c *Config) { c.MaxPacketSize = 4 << 20 })

@@ -26,8 +26,8 @@ func (c *Config) newOwners() *owners.Table {
 	return nil
 }
 
-// ownerName is the name of the account of a principal. All clients without a name share one account.
-// So do all clients of a Broker that verifies nobody: there a client can choose its name.
+// ownerName is the name of the account of a principal. All clients without a name share one
+// account. So do all clients of a Broker that verifies nobody: there a client can choose its name.
 func (b *Broker) ownerName(principal string, named bool) string {
 	if !named || b.cfg().open() {
 		return ""
@@ -52,11 +52,12 @@ func (s *session) publisher(retain bool) string {
 	return s.place()
 }
 
-// signature is the From of a message that s publishes, if the message is or may become a retained one.
+// signature is the From of a message that s publishes, if the message is or may become a retained
+// one.
 func (s *session) signature() string { return signature(s.id, s.principal, s.named) }
 
-// placeOf returns the place, in Broker.sessions, of the Session that has published a message. from is
-// the From of the message.
+// placeOf returns the place, in Broker.sessions, of the Session that has published a message. from
+// is the From of the message.
 func (b *Broker) placeOf(from string) string {
 	if !b.cfg().SessionPerPrincipal {
 		from, _, _ = strings.Cut(from, "\x00")
@@ -89,8 +90,8 @@ func (c *Config) defaultLimits() owners.Limits {
 }
 
 // ownFootprints is what the Sessions and connections of a principal may take whatever else it has,
-// if it may have kept bytes: a sixth more. So a client whose principal has too much of something can
-// connect and give it up.
+// if it may have kept bytes: a sixth more. So a client whose principal has too much of something
+// can connect and give it up.
 func ownFootprints(kept int64) int64 {
 	if kept >= math.MaxInt {
 		return kept
@@ -116,8 +117,9 @@ func (b *Broker) ownerLimits(l *hooks.Limits) owners.Limits {
 
 // Why a message is not retained, besides the errors of package retained.
 var (
-	errRetainedMemory = errors.New("the retained messages would take too much of the broker's memory")
-	errRetainedOwner  = errors.New("the principal has as many retained messages as it may have")
+	errRetainedMemory = errors.New(
+		"the retained messages would take too much of the broker's memory")
+	errRetainedOwner = errors.New("the principal has as many retained messages as it may have")
 )
 
 // admitRetained says why m must not be retained in the place of old, which may be nil.
@@ -155,7 +157,9 @@ const (
 )
 
 // retainedBytes is what m counts for its owner.
-func retainedBytes(m *message) int64 { return int64(len(m.Topic) + len(m.Payload) + len(m.Properties)) }
+func retainedBytes(m *message) int64 {
+	return int64(len(m.Topic) + len(m.Payload) + len(m.Properties))
+}
 
 // ownRetained counts m for its owner.
 func (b *Broker) ownRetained(m *message) {
@@ -221,8 +225,8 @@ func (s *session) disownLocked() *owners.Account {
 	return a
 }
 
-// weighLocked counts a subscription that was made, or, with a negative sign, one that has ended. The
-// lock of s is held.
+// weighLocked counts a subscription that was made, or, with a negative sign, one that has ended.
+// The lock of s is held.
 func (s *session) weighLocked(group, filter string, sign int64) {
 	s.subs += int32(sign)
 	n := sign * owners.Weight(group, filter)

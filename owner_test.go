@@ -20,11 +20,13 @@ import (
 // oneForAll lets one principal have all that there is: for tests of what all share.
 func oneForAll(c *Config) {
 	c.MaxSessionsPerPrincipal, c.MaxSubscriptionsPerPrincipal = -1, -1
-	c.MaxRetainedPerPrincipal, c.MaxRetainedBytesPerPrincipal, c.MaxQueuedBytesPerPrincipal = -1, -1, -1
+	c.MaxRetainedPerPrincipal, c.MaxRetainedBytesPerPrincipal, c.MaxQueuedBytesPerPrincipal = -1,
+		-1, -1
 	c.MaxKeptBytesPerPrincipal = -1
 }
 
-// owned counts anew, by looking at everything, what each account should say when nothing is under way.
+// owned counts anew, by looking at everything, what each account should say when nothing is under
+// way.
 func (b *Broker) owned() map[string]owners.Limits {
 	all := make(map[string]owners.Limits)
 	add := func(name string, k owners.Kind, n int64) {
@@ -93,8 +95,8 @@ func (r *guardRig) owned() map[string]owners.Limits {
 	return all
 }
 
-// Each bound, by a client of either version: what is beyond is refused, what another user does is not,
-// and what makes less of it gives room again.
+// Each bound, by a client of either version: what is beyond is refused, what another user does is
+// not, and what makes less of it gives room again.
 func TestWhatOnePrincipalMayHave(t *testing.T) {
 	for _, v := range []packets.Version{packets.V5, packets.V311} {
 		by := func(id, user string) *packets.Connect {
@@ -172,7 +174,8 @@ var boundsOfPrincipals = map[string]func(r *principalRig){
 		require.Equal(r.t, full, a.subscribe("new", 1))
 		require.Equal(r.t, full, b.subscribe("$share/g/new", 1))
 		require.Equal(r.t, packets.GrantedQoS2, a.subscribe("1", 2), "it is there already")
-		require.False(r.t, r.connect(r.by("c", "v")).subscribe("new", 1).Failed(), "of another user")
+		require.False(r.t, r.connect(r.by("c", "v")).subscribe("new", 1).Failed(),
+			"of another user")
 		b.send(&packets.Unsubscribe{PacketID: 5, Filters: []string{"0"}})
 		require.IsType(r.t, &packets.Unsuback{}, b.recv())
 		long := strings.Repeat("x", 150)
@@ -207,7 +210,8 @@ var boundsOfPrincipals = map[string]func(r *principalRig){
 		require.False(r.t, a.publish("0", strings.Repeat("x", 900), true).Failed())
 		r.unretained(a, "1", strings.Repeat("x", 100))
 		a = r.connect(r.by("a", "u"))
-		require.False(r.t, other.publish("1", strings.Repeat("x", 900), true).Failed(), "of another user")
+		require.False(r.t, other.publish("1", strings.Repeat("x", 900), true).Failed(),
+			"of another user")
 		require.False(r.t, a.publish("0", strings.Repeat("x", 899), true).Failed(), "a smaller one")
 		r.unretained(a, "1", strings.Repeat("x", 800))
 		a = r.connect(r.by("a", "u"))
@@ -279,15 +283,16 @@ func (r *principalRig) unretained(c *testClient, topic, payload string) {
 	if c.v == packets.V5 {
 		require.Equal(r.t, packets.QuotaExceeded, c.publish(topic, payload, true))
 	} else {
-		c.send(&packets.Publish{QoS: 1, PacketID: 7, Topic: []byte(topic), Payload: []byte(payload), Retain: true})
+		c.send(&packets.Publish{QoS: 1, PacketID: 7, Topic: []byte(topic), Payload: []byte(payload),
+			Retain: true})
 		_, err := c.r.ReadPacket()
 		require.Error(r.t, err)
 	}
 	c.close()
 }
 
-// With default settings one user takes all that it can get of everything. Another one still connects,
-// subscribes, publishes, has messages retained and finds what was queued for it.
+// With default settings one user takes all that it can get of everything. Another one still
+// connects, subscribes, publishes, has messages retained and finds what was queued for it.
 func TestOneUserDoesNotLockTheOthersOut(t *testing.T) {
 	withRules(t, everything, func(c *Config) {
 		c.MaxMemory, c.MaxSessions, c.MaxRetained = 2<<20, 40, 40 // the rest follows from these
@@ -339,8 +344,8 @@ func TestOneUserDoesNotLockTheOthersOut(t *testing.T) {
 	})
 }
 
-// One user fills memory with all that stays: retained messages, subscriptions that take a lot, Topic
-// Aliases and long names. Another one has room for each of them.
+// One user fills memory with all that stays: retained messages, subscriptions that take a lot,
+// Topic Aliases and long names. Another one has room for each of them.
 func TestWhatStaysOfOneUserLeavesRoomForOthers(t *testing.T) {
 	withRules(t, everything, func(c *Config) { c.MaxMemory = 2 << 20 }, func(r *guardRig) {
 		all := []*testClient{r.connect(as("first", "u"))}
@@ -402,7 +407,8 @@ func TestSessionsWithLargeWillsOfOneUserLeaveRoomForOthers(t *testing.T) {
 	withRules(t, everything, func(c *Config) { c.MaxMemory = 4 << 20 }, func(r *guardRig) {
 		come := func(p *packets.Connect) bool {
 			c, ack := newTestClient(t, dial(t, r.l), p)
-			require.Contains(t, []packets.ReasonCode{packets.Success, packets.QuotaExceeded}, ack.Code)
+			require.Contains(t, []packets.ReasonCode{packets.Success, packets.QuotaExceeded},
+				ack.Code)
 			c.close()
 			synctest.Wait()
 			return ack.Code == packets.Success
@@ -472,7 +478,8 @@ func TestWhatPrincipalsHaveCountsAfterARestart(t *testing.T) {
 	st := new(memory.Store)
 	limits := func(c *Config) {
 		c.Store = st
-		c.MaxSessionsPerPrincipal, c.MaxSubscriptionsPerPrincipal, c.MaxRetainedPerPrincipal = 2, 2, 2
+		c.MaxSessionsPerPrincipal, c.MaxSubscriptionsPerPrincipal, c.MaxRetainedPerPrincipal = 2, 2,
+			2
 		c.MaxQueuedBytesPerPrincipal = 2000
 	}
 	var want map[string]owners.Limits
@@ -533,7 +540,8 @@ func TestAnAuthenticatorLowersWhatAPrincipalMayHave(t *testing.T) {
 	withRules(t, everything, nil, func(r *guardRig) {
 		r.grant = func(q *hooks.ConnectRequest) error {
 			if q.Client.Username == "u" {
-				q.Grant.Limits.Sessions, q.Grant.Limits.Subscriptions, q.Grant.Limits.Retained = 1, 1, 1
+				q.Grant.Limits.Sessions, q.Grant.Limits.Subscriptions, q.Grant.Limits.Retained = 1,
+					1, 1
 			}
 			return nil
 		}
@@ -552,13 +560,14 @@ func TestAnAuthenticatorLowersWhatAPrincipalMayHave(t *testing.T) {
 		a.close()
 		time.Sleep(2000 * time.Second)
 		synctest.Wait()
-		require.Equal(t, 1, r.b.owners.Len(), "the Sessions have ended, the retained messages have not")
+		require.Equal(t, 1, r.b.owners.Len(),
+			"the Sessions have ended, the retained messages have not")
 		require.EqualValues(t, 0, r.owned()["=u"][owners.Sessions])
 	})
 }
 
-// With AllowAll a name is what a client likes it to be: nothing is counted unless Config says so, and
-// then for all clients together.
+// With AllowAll a name is what a client likes it to be: nothing is counted unless Config says so,
+// and then for all clients together.
 func TestWithAllowAllAllClientsAreOnePrincipal(t *testing.T) {
 	b := newTestBroker(t, nil)
 	require.Nil(t, b.owners)

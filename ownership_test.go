@@ -58,7 +58,8 @@ func (f *followed) OnReload(g func()) (stop func()) {
 
 func TestANewThatFailsLeavesNothingWithTheAuthorizer(t *testing.T) {
 	f := &followed{}
-	_, err := New(Config{Authenticator: hooks.AllowAll, Authorizer: f, Logger: quiet, Store: brokenStore{}})
+	_, err := New(Config{Authenticator: hooks.AllowAll, Authorizer: f, Logger: quiet,
+		Store: brokenStore{}})
 	require.ErrorContains(t, err, "on purpose")
 	require.Zero(t, f.followers)
 	b := newTestBroker(t, func(c *Config) { c.Authorizer = f })
@@ -67,11 +68,12 @@ func TestANewThatFailsLeavesNothingWithTheAuthorizer(t *testing.T) {
 	require.Zero(t, f.followers)
 }
 
-// A Session that has ended publishes on for a moment, until its connection knows. Meanwhile its number in the tree may be that of
-// another Session, whose No Local is not about these messages.
+// A Session that has ended publishes on for a moment, until its connection knows. Meanwhile its
+// number in the tree may be that of another Session, whose No Local is not about these messages.
 func TestNoLocalIsNotAboutWhoHadTheNumberBefore(t *testing.T) {
 	for _, cached := range []bool{false, true} {
-		t.Run(fmt.Sprint("route cached: ", cached), func(t *testing.T) { noLocalOfAnother(t, cached) })
+		t.Run(fmt.Sprint("route cached: ", cached),
+			func(t *testing.T) { noLocalOfAnother(t, cached) })
 	}
 }
 
@@ -79,7 +81,8 @@ func noLocalOfAnother(t *testing.T, cached bool) {
 	b := newTestBroker(t, nil)
 	t.Cleanup(func() { b.Close() })
 	old := newFeed(t, b, connect("old"))
-	old.packet(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "x"}}}, packets.V5)
+	old.packet(&packets.Subscribe{PacketID: 1,
+		Subscriptions: []packets.Subscription{{Filter: "x"}}}, packets.V5)
 	if cached { // with the connection
 		for range 3 {
 			old.packet(&packets.Publish{Topic: []byte("t")}, packets.V5)
@@ -87,7 +90,8 @@ func noLocalOfAnother(t *testing.T, cached bool) {
 	}
 	require.True(t, deletes(t, b, "old"))
 	next := newFeed(t, b, connect("next"))
-	next.packet(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "t", NoLocal: true}}}, packets.V5)
+	next.packet(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "t",
+		NoLocal: true}}}, packets.V5)
 	require.Equal(t, old.c.number, next.c.number, "the number is given out again")
 	before := next.sink.n
 	m, err := (&packets.Publish{Topic: []byte("t")}).Append(nil, packets.V5)
@@ -103,7 +107,8 @@ func noLocalOfAnother(t *testing.T, cached bool) {
 	require.Equal(t, before+len(m), next.sink.n, "its own messages it does not get")
 }
 
-// Bob, whose own client is taken over in a loop, does not keep Alice out, who uses the same Client Identifier.
+// Bob, whose own client is taken over in a loop, does not keep Alice out, who uses the same Client
+// Identifier.
 func TestABanForTakeoversIsOfTheirOwner(t *testing.T) {
 	for _, tt := range []struct{ name, looping, other, value string }{
 		{"of a principal", "bob", "alice", "sensor-1\x00bob"},
@@ -112,7 +117,10 @@ func TestABanForTakeoversIsOfTheirOwner(t *testing.T) {
 		{"of a principal, not of clients without a name", "bob", "-", "sensor-1\x00bob"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			withRules(t, everything, func(c *Config) { c.SessionPerPrincipal, c.MaxTakeovers = true, 5 }, func(r *guardRig) {
+			withRules(t, everything, func(c *Config) {
+				c.SessionPerPrincipal, c.MaxTakeovers = true,
+					5
+			}, func(r *guardRig) {
 				var all []*testClient
 				connect := func(user string) int {
 					c, code := r.connectFrom("192.0.2.1", as("sensor-1", user))
@@ -130,7 +138,8 @@ func TestABanForTakeoversIsOfTheirOwner(t *testing.T) {
 				require.Len(t, sessions, 2)
 				for _, s := range sessions {
 					s.mu.Lock()
-					require.Equal(t, s.place() != tt.value, s.conn != nil, "%q is connected", s.place())
+					require.Equal(t, s.place() != tt.value, s.conn != nil, "%q is connected",
+						s.place())
 					s.mu.Unlock()
 				}
 				require.Zero(t, connect(tt.other), "nor is the other owner refused")
@@ -150,7 +159,8 @@ func TestABanForTakeoversIsOfTheirOwner(t *testing.T) {
 
 func TestABanOfASessionNeedsSessionsOfTheirOwn(t *testing.T) {
 	withRules(t, everything, nil, func(r *guardRig) {
-		require.ErrorContains(t, r.b.Ban(Ban{Kind: BanSession, Value: "c\x00bob"}), "SessionPerPrincipal")
+		require.ErrorContains(t, r.b.Ban(Ban{Kind: BanSession, Value: "c\x00bob"}),
+			"SessionPerPrincipal")
 	})
 	withRules(t, everything, func(c *Config) { c.SessionPerPrincipal = true }, func(r *guardRig) {
 		bob, alice := r.connect(as("c", "bob")), r.connect(as("c", "alice"))

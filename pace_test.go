@@ -11,7 +11,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// This file is OverRatePauseReading: what is read from a client that publishes faster than it may, and when.
+// This file is OverRatePauseReading: what is read from a client that publishes faster than it may,
+// and when.
 
 // flood writes n PUBLISH packets in one go, and leaves the client to read what comes.
 func flood(t *testing.T, c *testClient, n int) {
@@ -25,7 +26,8 @@ func flood(t *testing.T, c *testClient, n int) {
 	synctest.Wait()
 }
 
-// A rate holds within one read: a second's worth is decoded, and then one message after the other in its time.
+// A rate holds within one read: a second's worth is decoded, and then one message after the other
+// in its time.
 func TestARateHoldsWithinARead(t *testing.T) {
 	withRules(t, everything, func(c *Config) { c.PublishRate = 5 }, func(r *guardRig) {
 		c := r.connect(as("c", "u"))
@@ -38,7 +40,8 @@ func TestARateHoldsWithinARead(t *testing.T) {
 	})
 }
 
-// What an owner has used up stays used up on its next connection, and on another one of the same principal.
+// What an owner has used up stays used up on its next connection, and on another one of the same
+// principal.
 func TestARateBelongsToTheOwner(t *testing.T) {
 	for _, tt := range []struct {
 		name         string
@@ -78,7 +81,8 @@ func TestARateBelongsToTheOwner(t *testing.T) {
 	}
 }
 
-// Only PUBLISH waits: a client of an owner that has used up its rate, and pings, is answered and stays.
+// Only PUBLISH waits: a client of an owner that has used up its rate, and pings, is answered and
+// stays.
 func TestAClientThatOnlyPingsIsNotPaused(t *testing.T) {
 	withRules(t, everything, func(c *Config) { c.PublishRate = 0.001 }, func(r *guardRig) {
 		p := as("c", "u")

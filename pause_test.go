@@ -18,8 +18,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// This file is a process that was stopped for a while, as a laptop is or a virtual machine: deadlines are over when it goes on,
-// and what clients have sent meanwhile is unread.
+// This file is a process that was stopped for a while, as a laptop is or a virtual machine:
+// deadlines are over when it goes on, and what clients have sent meanwhile is unread.
 
 var inMemory = transport{"memory", func(t *testing.T, b *Broker) func() net.Conn {
 	l := listeners.NewMemory()
@@ -35,7 +35,8 @@ func TestWhatHasComeIsReadBeforeKeepAliveIsJudged(t *testing.T) {
 			ended := make(chan packets.ReasonCode, 1)
 			var b *Broker
 			b = newTestBroker(t, func(c *Config) {
-				c.Authorizer = hooks.AuthorizerFunc(func(_ context.Context, r *hooks.AccessRequest) error {
+				c.Authorizer = hooks.AuthorizerFunc(func(_ context.Context,
+					r *hooks.AccessRequest) error {
 					close(stopped)
 					<-goOn
 					s := b.ofClient("c")[0]
@@ -64,7 +65,8 @@ func TestWhatHasComeIsReadBeforeKeepAliveIsJudged(t *testing.T) {
 			}
 			close(goOn)
 			require.IsType(t, &packets.Pingresp{}, c.recv())
-			require.Equal(t, packets.KeepAliveTimeout, c.recv().(*packets.Disconnect).Code, "then nothing came")
+			require.Equal(t, packets.KeepAliveTimeout, c.recv().(*packets.Disconnect).Code,
+				"then nothing came")
 			c.nc.Close()
 			require.Equal(t, packets.KeepAliveTimeout, <-ended)
 			<-pinged

@@ -41,12 +41,15 @@ func TestPlantedViolationsAreFound(t *testing.T) {
 		name, want string
 		do         func()
 	}{
-		{"Close of a net.Conn", "Close of a net.Conn while session.mu is held", under(func() { c.nc.Close() })},
+		{"Close of a net.Conn", "Close of a net.Conn while session.mu is held",
+			under(func() { c.nc.Close() })},
 		{"Read", "Read of a net.Conn while session.mu is held", under(func() { c.nc.Read(nil) })},
-		{"Write", "Write of a net.Conn while session.mu is held", under(func() { c.nc.Write(nil) })},
+		{"Write", "Write of a net.Conn while session.mu is held",
+			under(func() { c.nc.Write(nil) })},
 		{"a deadline", "SetReadDeadline of a net.Conn while session.mu is held",
 			under(func() { c.nc.SetReadDeadline(aLongTimeAgo) })},
-		{"all of them", "Close of a net.Conn while session.mu is held", under(func() { closeAll(nil) })},
+		{"all of them", "Close of a net.Conn while session.mu is held",
+			under(func() { closeAll(nil) })},
 		{"a write without waiting", "Write of a net.Conn while session.mu is held",
 			under(func() {
 				c.nc.TryWrite(&link.Buffer{B: []byte("x")}, 1)
@@ -57,25 +60,30 @@ func TestPlantedViolationsAreFound(t *testing.T) {
 			under(func() { c.decideConnect(&hooks.ConnectRequest{}) })},
 		{"the Observer", "a call of the Observer while session.mu is held",
 			under(func() { b.obs.Subscribed(hooks.Subscribed{Client: c.client}) })},
-		{"the log", "a line of the log while session.mu is held", under(func() { b.log.Debug("unwanted") })},
-		{"an inversion", "session.mu is taken while Broker.mu is held: session.mu comes first", func() {
-			b.mu.Lock()
-			defer b.mu.Unlock()
-			s.connected()
-		}},
+		{"the log", "a line of the log while session.mu is held",
+			under(func() { b.log.Debug("unwanted") })},
+		{"an inversion", "session.mu is taken while Broker.mu is held: session.mu comes first",
+			func() {
+				b.mu.Lock()
+				defer b.mu.Unlock()
+				s.connected()
+			}},
 		{"two Sessions", "session.mu is taken while session.mu is held: only one of them may be",
 			under(func() { (&session{b: b}).connected() })},
-		{"a topic behind a Session", "a lock of topics is taken while session.mu is held: a lock of topics comes first",
+		{"a topic behind a Session",
+			"a lock of topics is taken while session.mu is held: a lock of topics comes first",
 			under(func() { b.lockTopic([]byte("t")).Unlock() })},
-		{"two leaves", "Broker.mu is taken while records.mu is held: only one of them may be", func() {
-			b.journal.mu.Lock()
-			defer b.journal.mu.Unlock()
-			b.isClosed()
-		}},
-		{"a lock inside of a descriptor", "Broker.mu is taken while a descriptor is held: only one of them may be", func() {
-			defer link.InsideDescriptor()()
-			b.isClosed()
-		}},
+		{"two leaves", "Broker.mu is taken while records.mu is held: only one of them may be",
+			func() {
+				b.journal.mu.Lock()
+				defer b.journal.mu.Unlock()
+				b.isClosed()
+			}},
+		{"a lock inside of a descriptor",
+			"Broker.mu is taken while a descriptor is held: only one of them may be", func() {
+				defer link.InsideDescriptor()()
+				b.isClosed()
+			}},
 		{"a wait on a channel", "a wait for the Store while session.mu is held", under(func() {
 			x := b.journal.Await(&store.DeleteSession{Session: 77})
 			b.journal.WaitFollowing(b.ctx, x)
@@ -83,7 +91,8 @@ func TestPlantedViolationsAreFound(t *testing.T) {
 		{"a wait for a reader", "a wait while session.mu is held", under(func() {
 			ended, end := context.WithCancel(context.Background())
 			end()
-			sub := &Subscription{s: &session{b: b}, news: make(chan struct{}), closed: make(chan struct{})}
+			sub := &Subscription{s: &session{b: b}, news: make(chan struct{}),
+				closed: make(chan struct{})}
 			_, err := sub.Next(ended)
 			require.Error(t, err)
 		})},
@@ -104,15 +113,16 @@ func TestPlantedViolationsAreFound(t *testing.T) {
 	}
 }
 
-// What the program does in a loop of the Broker, in its handler, and when a message is for it, it may
-// do with the Broker as well: no lock is held.
+// What the program does in a loop of the Broker, in its handler, and when a message is for it, it
+// may do with the Broker as well: no lock is held.
 func TestTheProgramIsCalledWithNoLockHeld(t *testing.T) {
 	b := newTestBroker(t, nil)
 	defer b.Close()
 	sub, err := b.Subscribe(t.Context(), "a", &SubscribeOptions{Name: "reader", QoS: 1})
 	require.NoError(t, err)
 	for range 2 {
-		require.NoError(t, b.Publish(t.Context(), &Message{Topic: "a", Payload: []byte("x"), QoS: 1, Retain: true}))
+		require.NoError(t, b.Publish(t.Context(),
+			&Message{Topic: "a", Payload: []byte("x"), QoS: 1, Retain: true}))
 	}
 	for range b.Sessions() {
 		lock.NoneHeld("the body of a loop")

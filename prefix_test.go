@@ -21,31 +21,40 @@ func samplesFor(v packets.Version) []packets.Packet {
 	var none packets.Properties
 	all := []packets.Packet{
 		&packets.Connect{
-			Version: v, CleanStart: true, ClientID: "prefix", Username: "user", HasUsername: true, Password: []byte("pass"), HasPassword: true,
+			Version: v, CleanStart: true, ClientID: "prefix", Username: "user", HasUsername: true,
+			Password: []byte("pass"), HasPassword: true,
 			Properties: props(none),
-			Will:       &packets.Will{Topic: "will", Payload: []byte("payload"), QoS: 1, Properties: props(none)},
+			Will: &packets.Will{Topic: "will", Payload: []byte("payload"), QoS: 1,
+				Properties: props(none)},
 		},
-		&packets.Publish{Topic: []byte("topic"), QoS: 2, PacketID: 1, Payload: []byte("payload"), Properties: props(none)},
+		&packets.Publish{Topic: []byte("topic"), QoS: 2, PacketID: 1, Payload: []byte("payload"),
+			Properties: props(none)},
 		&packets.Ack{Kind: packets.TypePuback, PacketID: 300},
 		&packets.Ack{Kind: packets.TypePubrec, PacketID: 300},
 		&packets.Ack{Kind: packets.TypePubrel, PacketID: 300},
 		&packets.Ack{Kind: packets.TypePubcomp, PacketID: 300},
-		&packets.Subscribe{PacketID: 1, Properties: props(none), Subscriptions: []packets.Subscription{{Filter: "a/+", QoS: 1}, {Filter: "$share/g/b", QoS: 2}}},
-		&packets.Unsubscribe{PacketID: 1, Properties: props(none), Filters: []string{"a/+", "$share/g/b"}},
+		&packets.Subscribe{PacketID: 1, Properties: props(none),
+			Subscriptions: []packets.Subscription{{Filter: "a/+", QoS: 1},
+				{Filter: "$share/g/b", QoS: 2}}},
+		&packets.Unsubscribe{PacketID: 1, Properties: props(none),
+			Filters: []string{"a/+", "$share/g/b"}},
 		&packets.Pingreq{},
 		&packets.Disconnect{},
 	}
 	if v == packets.V5 {
 		all = append(all,
-			&packets.Ack{Kind: packets.TypePuback, PacketID: 300, Code: packets.QuotaExceeded, Properties: props(none)},
+			&packets.Ack{Kind: packets.TypePuback, PacketID: 300, Code: packets.QuotaExceeded,
+				Properties: props(none)},
 			&packets.Disconnect{Code: packets.DisconnectWithWill, Properties: props(none)},
-			&packets.Auth{Code: packets.ReAuthenticate, Properties: props(none.AppendText(packets.AuthenticationMethod, "method"))})
+			&packets.Auth{Code: packets.ReAuthenticate,
+				Properties: props(none.AppendText(packets.AuthenticationMethod, "method"))})
 	}
 	return all
 }
 
-// TestEveryPrefixOfEveryPacketIsSurvived gives a broker each packet cut short at every place, its Remaining Length made to fit, and other
-// clients notice nothing: what is cut within its fields ends the connection, the rest is a packet that is shorter.
+// TestEveryPrefixOfEveryPacketIsSurvived gives a broker each packet cut short at every place, its
+// Remaining Length made to fit, and other clients notice nothing: what is cut within its fields
+// ends the connection, the rest is a packet that is shorter.
 func TestEveryPrefixOfEveryPacketIsSurvived(t *testing.T) {
 	b := newTestBroker(t, nil)
 	defer b.Close()
@@ -73,7 +82,8 @@ func TestEveryPrefixOfEveryPacketIsSurvived(t *testing.T) {
 					accepted++
 					err = net.ErrClosed
 					if f.c.rest != nil {
-						t.Errorf("%v %v cut to %d bytes is not taken as a whole packet", v, p.Type(), n)
+						t.Errorf("%v %v cut to %d bytes is not taken as a whole packet", v,
+							p.Type(), n)
 					}
 				} else {
 					refused++

@@ -27,7 +27,8 @@ func (l *seenConn) Accept() (net.Conn, error) {
 	return nc, err
 }
 
-// A listener that leaves TCP's probes off is enough for clients with Keep Alive; the others have nothing else.
+// A listener that leaves TCP's probes off is enough for clients with Keep Alive; the others have
+// nothing else.
 func TestOnlyClientsWithoutKeepAliveAreProbed(t *testing.T) {
 	for _, secure := range []bool{false, true} {
 		for _, keepAlive := range []uint16{0, 60} {
@@ -40,8 +41,12 @@ func TestOnlyClientsWithoutKeepAliveAreProbed(t *testing.T) {
 			l = seen
 			dial := func() (net.Conn, error) { return net.Dial("tcp", addr) }
 			if secure {
-				l = tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{testCertificate(t)}})
-				dial = func() (net.Conn, error) { return tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true}) }
+				l = tls.NewListener(l,
+					&tls.Config{Certificates: []tls.Certificate{testCertificate(t)}})
+				dial = func() (net.Conn, error) {
+					return tls.Dial("tcp", addr,
+						&tls.Config{InsecureSkipVerify: true})
+				}
 			}
 			go b.Serve(l) // ends with b
 			nc, err := dial()
@@ -53,7 +58,8 @@ func TestOnlyClientsWithoutKeepAliveAreProbed(t *testing.T) {
 			require.NoError(t, err)
 			probed := func() (is bool) {
 				require.NoError(t, raw.Control(func(fd uintptr) {
-					on, err := syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_KEEPALIVE)
+					on, err := syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET,
+						syscall.SO_KEEPALIVE)
 					require.NoError(t, err)
 					is = on != 0
 				}))

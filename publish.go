@@ -39,8 +39,10 @@ func (c *conn) onPublish(t *turn, p *packets.Publish, raw []byte) error {
 		t.mounted = append(append(t.mounted[:0], m...), p.Topic...)
 		topic = t.mounted
 	}
-	if (len(p.Topic) > cfg.MaxTopicLength || tooDeep(p.Topic, cfg.MaxTopicLevels)) && !c.shrinks(p, topic) {
-		return packets.Errorf(packets.TopicNameInvalid, "the topic name has more bytes or levels than are accepted")
+	if (len(p.Topic) > cfg.MaxTopicLength || tooDeep(p.Topic, cfg.MaxTopicLevels)) &&
+		!c.shrinks(p, topic) {
+		return packets.Errorf(packets.TopicNameInvalid,
+			"the topic name has more bytes or levels than are accepted")
 	}
 	if p.QoS == packets.QoS2 {
 		fresh, err := c.received(t, p.PacketID)
@@ -50,13 +52,15 @@ func (c *conn) onPublish(t *turn, p *packets.Publish, raw []byte) error {
 		if err != nil || !fresh {
 			return err
 		}
-	} else if p.QoS == packets.QoS1 && c.open.Load() >= c.receiveMaximum && c.version == packets.V5 {
+	} else if p.QoS == packets.QoS1 && c.open.Load() >= c.receiveMaximum &&
+		c.version == packets.V5 {
 		return c.tooManyOpen()
 	}
 	if err := c.b.refuseMemory(); err != nil && !c.shrinks(p, topic) {
 		return c.excess(t, p, err)
 	}
-	if x := c.readExtra().pace; x != nil && c.b.cfg().OverRate == OverRateRefusePublish && !x.Take(t.now.UnixNano(), len(raw)) {
+	if x := c.readExtra().pace; x != nil && c.b.cfg().OverRate == OverRateRefusePublish &&
+		!x.Take(t.now.UnixNano(), len(raw)) {
 		return c.excess(t, p, errTooFast)
 	}
 	mayStore := p.QoS > packets.QoS0 || p.Retain || cfg.Interceptor != nil || p.Topic[0] == '$'
@@ -93,12 +97,15 @@ func (c *conn) excess(t *turn, p *packets.Publish, err error) error {
 	return c.answer(t, p, 0, err)
 }
 
-var errTooFast = packets.Errorf(packets.QuotaExceeded, "more messages or bytes than are allowed in the time")
+var errTooFast = packets.Errorf(packets.QuotaExceeded,
+	"more messages or bytes than are allowed in the time")
 
-// inboundProperties resolves the Topic Alias and leaves only the properties that travel with the message (3.3.2.3).
+// inboundProperties resolves the Topic Alias and leaves only the properties that travel with the
+// message (3.3.2.3).
 func (c *conn) inboundProperties(t *turn, p *packets.Publish) (aliased bool, err error) {
 	if p.Properties.Has(packets.SubscriptionIdentifier) {
-		return false, packets.Errorf(packets.ProtocolError, "a Subscription Identifier in a PUBLISH from a client")
+		return false, packets.Errorf(packets.ProtocolError,
+			"a Subscription Identifier in a PUBLISH from a client")
 	}
 	a, ok := p.Properties.Uint(packets.TopicAlias)
 	if !ok {
@@ -126,7 +133,8 @@ func (c *conn) inboundProperties(t *turn, p *packets.Publish) (aliased bool, err
 	return true, nil
 }
 
-// received takes note of a QoS 2 message and says whether it is new. One that is not gets its PUBREC again [MQTT-4.3.3-10].
+// received takes note of a QoS 2 message and says whether it is new. One that is not gets its
+// PUBREC again [MQTT-4.3.3-10].
 func (c *conn) received(t *turn, id uint16) (fresh bool, err error) {
 	s := c.sess
 	s.mu.Lock()
@@ -158,8 +166,8 @@ func (c *conn) received(t *turn, id uint16) (fresh bool, err error) {
 	return fresh, nil
 }
 
-// forgetReceived, with c.sess.mu held, forgets the identifier of a QoS 2 message, and says whether it was
-// known, and whether it counted as open on this connection.
+// forgetReceived, with c.sess.mu held, forgets the identifier of a QoS 2 message, and says whether
+// it was known, and whether it counted as open on this connection.
 func (c *conn) forgetReceived(id uint16) (known, open bool) {
 	s := c.sess
 	known, open = s.in.pubrel(id)
@@ -172,9 +180,11 @@ func (c *conn) forgetReceived(id uint16) (known, open bool) {
 	return known, open
 }
 
-// tooManyOpen is the error of a client that goes beyond our Receive Maximum, QoS 1 and 2 counted together [MQTT-3.3.4-7].
+// tooManyOpen is the error of a client that goes beyond our Receive Maximum, QoS 1 and 2 counted
+// together [MQTT-3.3.4-7].
 func (c *conn) tooManyOpen() error {
-	return packets.Errorf(packets.ReceiveMaximumExceeded, "more than %d QoS 1 and 2 messages are open", c.receiveMaximum)
+	return packets.Errorf(packets.ReceiveMaximumExceeded,
+		"more than %d QoS 1 and 2 messages are open", c.receiveMaximum)
 }
 
 // route takes the message past the hooks and to its subscribers.
@@ -187,7 +197,8 @@ func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (match
 		}
 	}
 	if p.Topic[0] == '$' && b.reserved(string(p.Topic)) {
-		q := hooks.AccessRequest{Client: c.client, Action: hooks.ActionPublish, Topic: string(p.Topic)}
+		q := hooks.AccessRequest{Client: c.client, Action: hooks.ActionPublish,
+			Topic: string(p.Topic)}
 		b.denied(&q, c.readExtra().mount, errReserved)
 		return 0, errReserved
 	}
@@ -248,16 +259,18 @@ func saysText(p packets.Properties) bool {
 	return n == 1
 }
 
-// intercept asks the Interceptor, checks what it returns, and asks the Authorizer again if the topic is another one.
+// intercept asks the Interceptor, checks what it returns, and asks the Authorizer again if the
+// topic is another one.
 func (c *conn) intercept(t *turn, p *packets.Publish) (*message, error) {
 	o := &t.out
 	o.reset(p, c.sess.signature(), t.now, c.b.cfg().MaxMessageExpiry)
 	return c.b.intercept(c.context(), &t.access, c.client, c.readExtra().mount, o.message())
 }
 
-// answer sends the acknowledgement that the QoS of p asks for. An error is told in it where the version can. Before 5.0 there is no
-// way to tell it: a PUBLISH that the client may not send is acknowledged [v3.1.1 MQTT-3.3.5-2], and any other one that is refused
-// closes the connection, so that the client sends it again.
+// answer sends the acknowledgement that the QoS of p asks for. An error is told in it where the
+// version can. Before 5.0 there is no way to tell it: a PUBLISH that the client may not send is
+// acknowledged [v3.1.1 MQTT-3.3.5-2], and any other one that is refused closes the connection, so
+// that the client sends it again.
 func (c *conn) answer(t *turn, p *packets.Publish, matched int, err error) error {
 	if errors.Is(err, hooks.ErrDrop) {
 		err = nil
@@ -284,7 +297,8 @@ func (c *conn) answer(t *turn, p *packets.Publish, matched int, err error) error
 			c = s.conn // which has sent it again
 		}
 		if code.Failed() {
-			if _, open := c.forgetReceived(p.PacketID); open { // the exchange ends here [MQTT-4.3.3-9]
+			// the exchange ends here [MQTT-4.3.3-9]
+			if _, open := c.forgetReceived(p.PacketID); open {
 				step = exchangeEnds
 			}
 		}
@@ -292,7 +306,8 @@ func (c *conn) answer(t *turn, p *packets.Publish, matched int, err error) error
 	if undecided || code.Failed() && c.version < packets.V5 {
 		why := &packets.Error{Code: packets.CodeOf(err), Reason: "a PUBLISH was refused", Err: err}
 		if undecided {
-			why = packets.Errorf(packets.UnspecifiedError, "nobody has decided a message of the connection before")
+			why = packets.Errorf(packets.UnspecifiedError,
+				"nobody has decided a message of the connection before")
 		}
 		c.stop(why)
 		t.touch(c)
@@ -302,8 +317,9 @@ func (c *conn) answer(t *turn, p *packets.Publish, matched int, err error) error
 	return nil
 }
 
-// final says whether err, which a PUBLISH was refused with, is about the message, so that it would be refused again. Any other
-// refusal is about the moment: a limit has been reached, the Store does not work, or a hook has failed.
+// final says whether err, which a PUBLISH was refused with, is about the message, so that it would
+// be refused again. Any other refusal is about the moment: a limit has been reached, the Store does
+// not work, or a hook has failed.
 func final(err error) bool {
 	switch packets.CodeOf(err) {
 	case packets.NotAuthorized, packets.TopicNameInvalid, packets.PayloadFormatInvalid:
@@ -337,7 +353,8 @@ func (c *conn) acknowledge(
 	}
 	kind, id := answerTo(p.QoS), p.PacketID
 	at := c.out.End()
-	if pe, ok := errors.AsType[*packets.Error](err); ok && code.Failed() && !c.noReasons && pe.Reason != "" {
+	if pe, ok := errors.AsType[*packets.Error](err); ok && code.Failed() && !c.noReasons &&
+		pe.Reason != "" {
 		c.append(&packets.Ack{Kind: kind, PacketID: id, Code: code, Properties: c.reason(pe, 5)})
 	} else {
 		c.ack(t, kind, id, code)
@@ -381,7 +398,8 @@ func (c *conn) onPubrel(t *turn, a *packets.Ack) error {
 	return nil
 }
 
-// publishWill publishes a Will whose time has come, authorized anew with the identity that it was stored with.
+// publishWill publishes a Will whose time has come, authorized anew with the identity that it was
+// stored with.
 func (b *Broker) publishWill(t *turn, w *will, to share) error {
 	if !w.decided {
 		w.out = b.decideWill(t, w)
@@ -400,7 +418,8 @@ func (b *Broker) publishWill(t *turn, w *will, to share) error {
 		w.served = t.route.served
 		t.route.share, t.route.served = everybody, nil
 	}()
-	matched, err := t.publishMessage(out, b.originOf(w.msg.From)) // No Local goes by the Client Identifier [MQTT-3.8.3-3]
+	// No Local goes by the Client Identifier [MQTT-3.8.3-3]
+	matched, err := t.publishMessage(out, b.originOf(w.msg.From))
 	if err != nil {
 		b.log.Debug("will not published", "client", w.msg.From, "topic", w.msg.Topic, "err", err)
 		return err
@@ -416,13 +435,15 @@ func (b *Broker) publishWill(t *turn, w *will, to share) error {
 func (b *Broker) decideWill(t *turn, w *will) *message {
 	if b.authorizer != nil {
 		topic := w.msg.Topic[len(w.mount):]
-		t.access = hooks.AccessRequest{Client: w.client, Action: hooks.ActionPublish, Topic: topic, QoS: w.msg.QoS, Retain: w.msg.Retain, Will: w.delayed == nil}
+		t.access = hooks.AccessRequest{Client: w.client, Action: hooks.ActionPublish, Topic: topic,
+			QoS: w.msg.QoS, Retain: w.msg.Retain, Will: w.delayed == nil}
 		if err := b.authorizeSafely(b.ctx, &t.access, w.mount); err != nil {
 			return nil
 		}
 	}
 	out := &message{Message: w.msg.Message, Expires: w.msg.Expires, From: w.msg.From}
-	if n, ok := out.Properties.Uint(packets.MessageExpiryInterval); ok { // it counts from the publication
+	// it counts from the publication
+	if n, ok := out.Properties.Uint(packets.MessageExpiryInterval); ok {
 		out.Expires = unixNano(t.now.Add(time.Duration(n) * time.Second))
 	}
 	if b.cfg().Interceptor != nil {
@@ -434,7 +455,8 @@ func (b *Broker) decideWill(t *turn, w *will) *message {
 	return out
 }
 
-// interceptSafely asks the Interceptor about a Will, on a goroutine that must outlive a panic of it.
+// interceptSafely asks the Interceptor about a Will, on a goroutine that must outlive a panic of
+// it.
 func (b *Broker) interceptSafely(t *turn, w *will, m *message) (out *message, err error) {
 	defer b.survive(w.client, &err)
 	return b.intercept(b.ctx, &t.access, w.client, w.mount, m)

@@ -8,8 +8,9 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// This file is the two directions of QoS 1 and 2 (4.3) as plain data: no clock, no lock, no I/O. A Session has one sender
-// and one receiver; their Packet Identifiers have nothing to do with each other (2.2.1).
+// This file is the two directions of QoS 1 and 2 (4.3) as plain data: no clock, no lock, no I/O. A
+// Session has one sender and one receiver; their Packet Identifiers have nothing to do with each
+// other (2.2.1).
 
 // A delivery is one message on its way to one Session: first in its queue, then in flight.
 type delivery struct {
@@ -25,7 +26,8 @@ type delivery struct {
 	unsent bool // in flight, and its PUBLISH has never left
 }
 
-// extra is what few deliveries have. Those that have the same, and no receipt, share one; ids are immutable.
+// extra is what few deliveries have. Those that have the same, and no receipt, share one; ids are
+// immutable.
 type extra struct {
 	ids     []uint32    // Subscription Identifiers
 	group   *subs.Group // the shared subscription that it came by
@@ -36,10 +38,12 @@ type extra struct {
 type flightState byte
 
 const (
-	waiting    flightState = iota // in the queue; or in flight from an earlier connection and not sent on this one
-	sent                          // PUBLISH is out, PUBACK or PUBREC is to come
-	pubrelDue                     // PUBREC came, in flight from an earlier connection: PUBREL is due
-	pubrelSent                    // PUBREL is out, PUBCOMP is to come
+	// In the queue; or in flight from an earlier connection and not sent on this one
+	waiting flightState = iota
+	sent                // PUBLISH is out, PUBACK or PUBREC is to come
+	// PUBREC came, in flight from an earlier connection: PUBREL is due
+	pubrelDue
+	pubrelSent // PUBREL is out, PUBCOMP is to come
 	done
 )
 
@@ -66,8 +70,8 @@ func (d *delivery) size() int {
 	return n
 }
 
-// ownerSize is what a delivery of the given size counts for its owner: about the memory that it takes
-// if no other delivery has the same message.
+// ownerSize is what a delivery of the given size counts for its owner: about the memory that it
+// takes if no other delivery has the same message.
 func ownerSize(size int) int64 { return int64(size) + messageCost }
 
 // A sender is the outbound half: the queue, and in sending order what is in flight.
@@ -115,7 +119,8 @@ func (d *delivery) uncount(mem *budget.Budget, k budget.Kind) {
 	}
 }
 
-// begin starts a Network Connection: what is in flight has to be sent again, in its order, before anything else [MQTT-4.4.0-1].
+// begin starts a Network Connection: what is in flight has to be sent again, in its order, before
+// anything else [MQTT-4.4.0-1].
 func (s *sender) begin(quota int) {
 	s.quota, s.used = int32(quota), 0
 	s.compact()
@@ -134,8 +139,8 @@ func (s *sender) begin(quota int) {
 	}
 }
 
-// room says whether one more QoS 1 or 2 PUBLISH may go out: the quota allows it, and there is an identifier that is free. (Those of PUBRELs from
-// earlier connections take no place of the quota.)
+// room says whether one more QoS 1 or 2 PUBLISH may go out: the quota allows it, and there is an
+// identifier that is free. (Those of PUBRELs from earlier connections take no place of the quota.)
 func (s *sender) room() bool { return s.used < s.quota && s.live < 65535 && s.mayGrow() }
 
 // direct says whether a new message may go out at once, overtaking nothing.
@@ -153,8 +158,8 @@ func (s *sender) next() *delivery {
 	return nil
 }
 
-// again returns the next delivery that has to be repeated on this connection, or nil: either there is none, or the quota is
-// used up. dup tells a PUBLISH that was sent before from a PUBREL.
+// again returns the next delivery that has to be repeated on this connection, or nil: either there
+// is none, or the quota is used up. dup tells a PUBLISH that was sent before from a PUBREL.
 func (s *sender) again() *delivery {
 	for int(s.resend) < len(s.flight) {
 		d := &s.flight[s.resend]
@@ -218,8 +223,9 @@ func (s *sender) nextID() uint16 {
 	return id
 }
 
-// find returns the live delivery with that identifier. Identifiers are given out in turn, and acknowledgements come in order [MQTT-4.6.0-2]: it is
-// nearly always as far from the end as its identifier is from the last one, or else near the head.
+// find returns the live delivery with that identifier. Identifiers are given out in turn, and
+// acknowledgements come in order [MQTT-4.6.0-2]: it is nearly always as far from the end as its
+// identifier is from the last one, or else near the head.
 func (s *sender) find(id uint16) *delivery {
 	if i := len(s.flight) - 1 - behind(s.lastID, id); i >= int(s.head) {
 		if d := &s.flight[i]; d.id == id && d.state != done {
@@ -260,8 +266,9 @@ func (s *sender) finish(d *delivery) {
 	}
 }
 
-// dropMessage takes the message out of a delivery in flight that must not be sent (again). What is on its way is still acknowledged. QoS 2 goes on
-// with PUBREL, so that the client does not take the next message with that Packet Identifier for this one.
+// dropMessage takes the message out of a delivery in flight that must not be sent (again). What is
+// on its way is still acknowledged. QoS 2 goes on with PUBREL, so that the client does not take the
+// next message with that Packet Identifier for this one.
 func (s *sender) dropMessage(d *delivery) {
 	d.settleLost()
 	s.empty(d)
@@ -357,15 +364,18 @@ const (
 	mismatched                   // an acknowledgement of the other QoS: Protocol Error
 )
 
-// ack handles PUBACK, PUBREC and PUBCOMP from the client. seq is that of the delivery which has come to an end or is released.
-func (s *sender) ack(kind packets.Type, id uint16, code packets.ReasonCode) (v verdict, seq uint64) {
+// ack handles PUBACK, PUBREC and PUBCOMP from the client. seq is that of the delivery which has
+// come to an end or is released.
+func (s *sender) ack(kind packets.Type, id uint16, code packets.ReasonCode) (v verdict,
+	seq uint64) {
 	d := s.find(id)
 	if d != nil {
 		seq = d.seq
 	}
 	switch {
 	case d == nil || d.state == waiting:
-		if kind == packets.TypePubrec && !code.Failed() { // to a failing one PUBREL is no answer [MQTT-4.3.3-4]
+		// to a failing one PUBREL is no answer [MQTT-4.3.3-4]
+		if kind == packets.TypePubrec && !code.Failed() {
 			return unknownPubrec, 0
 		}
 		return ignored, 0
@@ -393,19 +403,21 @@ func (s *sender) ack(kind packets.Type, id uint16, code packets.ReasonCode) (v v
 	}
 }
 
-// A receiver is the inbound half: the Packet Identifiers of the QoS 2 messages that were received and not yet released. They live as
-// long as the Session; nothing times them out.
+// A receiver is the inbound half: the Packet Identifiers of the QoS 2 messages that were received
+// and not yet released. They live as long as the Session; nothing times them out.
 type receiver struct {
-	ids map[uint32]arrival // nil until the first; the runtime has maps of their own for keys of this size
+	// Nil until the first; the runtime has maps of their own for keys of this size
+	ids map[uint32]arrival
 }
 
 // A arrival is what is known of an identifier.
 type arrival byte
 
 const (
-	counted  arrival = 1 << iota // it came on this connection, and takes a place of its receive quota (4.9)
-	underWay                     // its message is being routed
-	asked                        // and it came again meanwhile, on the next connection
+	// It came on this connection, and takes a place of its receive quota (4.9)
+	counted  arrival = 1 << iota
+	underWay         // its message is being routed
+	asked            // and it came again meanwhile, on the next connection
 )
 
 // begin starts a Network Connection, with a quota of its own.
@@ -415,8 +427,8 @@ func (r *receiver) begin() {
 	}
 }
 
-// publish takes note of a QoS 2 PUBLISH. fresh: it is the first with its identifier, and only then it is delivered [MQTT-4.3.3-10]. counts: it is
-// the first on this connection.
+// publish takes note of a QoS 2 PUBLISH. fresh: it is the first with its identifier, and only then
+// it is delivered [MQTT-4.3.3-10]. counts: it is the first on this connection.
 func (r *receiver) publish(id uint16) (fresh, counts bool) {
 	state, known := r.ids[uint32(id)]
 	if r.ids == nil {
@@ -429,7 +441,8 @@ func (r *receiver) publish(id uint16) (fresh, counts bool) {
 // routes says that the message of a fresh identifier is being routed, until routed.
 func (r *receiver) routes(id uint16) { r.ids[uint32(id)] |= underWay }
 
-// again takes note that an identifier came again. If its message is still being routed, the answer is left to who does that.
+// again takes note that an identifier came again. If its message is still being routed, the answer
+// is left to who does that.
 func (r *receiver) again(id uint16) (left bool) {
 	if r.ids[uint32(id)]&underWay == 0 {
 		return false

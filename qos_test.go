@@ -11,7 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A peer is one end of a simulated connection: our own state machines in both directions, and what was published and seen.
+// A peer is one end of a simulated connection: our own state machines in both directions, and what
+// was published and seen.
 type peer struct {
 	name string
 	out  sender
@@ -39,7 +40,8 @@ type simulation struct {
 
 // publish hands the peer a new message, as session.deliver does.
 func (p *peer) publish(qos packets.QoS) {
-	m := &message{Message: packets.Message{Topic: "t", Payload: []byte{byte(qos)}}, Expires: int64(p.next[qos])}
+	m := &message{Message: packets.Message{Topic: "t", Payload: []byte{byte(qos)}},
+		Expires: int64(p.next[qos])}
 	p.next[qos]++
 	p.out.push(delivery{msg: m, qos: qos})
 	p.pump()
@@ -52,7 +54,8 @@ func (p *peer) pump() {
 			if d.state == pubrelSent {
 				p.wire = append(p.wire, simPacket{kind: packets.TypePubrel, id: d.id})
 			} else {
-				p.wire = append(p.wire, simPacket{kind: packets.TypePublish, id: d.id, qos: d.qos, n: int(d.msg.Expires), dup: true})
+				p.wire = append(p.wire, simPacket{kind: packets.TypePublish, id: d.id, qos: d.qos,
+					n: int(d.msg.Expires), dup: true})
 			}
 			continue
 		}
@@ -61,7 +64,8 @@ func (p *peer) pump() {
 		}
 		d := p.out.pop()
 		id := p.out.open(d)
-		p.wire = append(p.wire, simPacket{kind: packets.TypePublish, id: id, qos: d.qos, n: int(d.msg.Expires)})
+		p.wire = append(p.wire, simPacket{kind: packets.TypePublish, id: id, qos: d.qos,
+			n: int(d.msg.Expires)})
 	}
 }
 
@@ -117,7 +121,8 @@ func (p *peer) check(quota int) error {
 		ids[d.id] = true
 	}
 	if live != s.live || used != s.used || s.used > int32(quota) {
-		return fmt.Errorf("%s: live %d counted as %d, used %d counted as %d, quota %d", p.name, live, s.live, used, s.used, quota)
+		return fmt.Errorf("%s: live %d counted as %d, used %d counted as %d, quota %d", p.name,
+			live, s.live, used, s.used, quota)
 	}
 	return nil
 }
@@ -191,11 +196,12 @@ func firstError(errs ...error) error {
 	return nil
 }
 
-// verify checks what came from one peer to the other: QoS 2 exactly once and in order, QoS 1 at least once and its
-// first arrivals in order.
+// verify checks what came from one peer to the other: QoS 2 exactly once and in order, QoS 1 at
+// least once and its first arrivals in order.
 func (s *simulation) verify(from, to *peer) error {
 	if len(to.seen[2]) != from.next[2] {
-		return fmt.Errorf("%s published %d QoS 2 messages, %s saw %d", from.name, from.next[2], to.name, len(to.seen[2]))
+		return fmt.Errorf("%s published %d QoS 2 messages, %s saw %d", from.name, from.next[2],
+			to.name, len(to.seen[2]))
 	}
 	for i, n := range to.seen[2] {
 		if n != i {
@@ -214,32 +220,38 @@ func (s *simulation) verify(from, to *peer) error {
 	if next != from.next[1] {
 		return fmt.Errorf("QoS 1 message %d of %s was lost", next, from.name)
 	}
-	if from.out.live != 0 || from.out.queue.Len() != 0 || from.out.bytes != 0 || len(to.in.ids) != 0 {
-		return fmt.Errorf("something is left: in flight %d, queued %d, %d identifiers not released", from.out.live, from.out.queue.Len(), len(to.in.ids))
+	if from.out.live != 0 || from.out.queue.Len() != 0 || from.out.bytes != 0 ||
+		len(to.in.ids) != 0 {
+		return fmt.Errorf("something is left: in flight %d, queued %d, %d identifiers not released",
+			from.out.live, from.out.queue.Len(), len(to.in.ids))
 	}
 	return nil
 }
 
 // TestQoSSimulation runs two QoS peers over a link that loses what is on it and reconnects.
 //
-// [5.0 MQTT-4.3.2-1] [5.0 MQTT-4.3.2-4] [5.0 MQTT-4.3.3-1] [5.0 MQTT-4.3.3-8] [5.0 MQTT-4.4.0-1] [5.0 MQTT-4.6.0-1]
-// [3.1.1 MQTT-4.3.2-1] [3.1.1 MQTT-4.3.3-1] [3.1.1 MQTT-4.4.0-1] [3.1.1 MQTT-4.6.0-1]
+// [5.0 MQTT-4.3.2-1] [5.0 MQTT-4.3.2-4] [5.0 MQTT-4.3.3-1] [5.0 MQTT-4.3.3-8] [5.0 MQTT-4.4.0-1]
+// [5.0 MQTT-4.6.0-1] [3.1.1 MQTT-4.3.2-1] [3.1.1 MQTT-4.3.3-1] [3.1.1 MQTT-4.4.0-1] [3.1.1
+// MQTT-4.6.0-1]
 func TestQoSSimulation(t *testing.T) {
 	start := time.Now()
 	steps := 0
 	const runs = 10_000
 	for seed := range uint64(runs) {
-		s := &simulation{rnd: rand.New(rand.NewPCG(seed, 1)), a: &peer{name: "a"}, b: &peer{name: "b"}}
+		s := &simulation{rnd: rand.New(rand.NewPCG(seed, 1)), a: &peer{name: "a"},
+			b: &peer{name: "b"}}
 		s.a.out.lastID = uint16(seed * 7919) // so that identifiers wrap around
 		if err := s.run(400); err != nil {
 			t.Fatalf("seed %d after %d steps: %v", seed, s.steps, err)
 		}
 		steps += s.steps
 	}
-	t.Logf("%d runs, %d steps, %.1f million steps a second", runs, steps, float64(steps)/time.Since(start).Seconds()/1e6)
+	t.Logf("%d runs, %d steps, %.1f million steps a second", runs, steps,
+		float64(steps)/time.Since(start).Seconds()/1e6)
 }
 
-// BenchmarkQoSSimulation reports how many steps of the QoS machines a second one core takes, their checks left out.
+// BenchmarkQoSSimulation reports how many steps of the QoS machines a second one core takes, their
+// checks left out.
 func BenchmarkQoSSimulation(b *testing.B) {
 	a, z := &peer{name: "a"}, &peer{name: "z"}
 	a.out.begin(100)
@@ -259,7 +271,8 @@ func BenchmarkQoSSimulation(b *testing.B) {
 	b.ReportMetric(4e9/(float64(b.Elapsed().Nanoseconds())/float64(b.N))/1e6, "Msteps/s")
 }
 
-func TestIdentifiersInUseAreSkippedAfterTheCounterWraps(t *testing.T) { // [5.0 MQTT-2.2.1-4] [3.1.1 MQTT-2.3.1-2]
+// [5.0 MQTT-2.2.1-4] [3.1.1 MQTT-2.3.1-2]
+func TestIdentifiersInUseAreSkippedAfterTheCounterWraps(t *testing.T) {
 	var s sender
 	s.begin(10)
 	stuck := s.open(delivery{qos: packets.QoS1})
@@ -277,7 +290,8 @@ func TestIdentifiersInUseAreSkippedAfterTheCounterWraps(t *testing.T) { // [5.0 
 	}
 }
 
-// Whatever is in flight, in whatever order it ends: the next identifier is the next that is not in use.
+// Whatever is in flight, in whatever order it ends: the next identifier is the next that is not in
+// use.
 func TestTheNextIdentifierIsTheNextFreeOne(t *testing.T) { // [5.0 MQTT-2.2.1-4]
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for _, live := range []int{1, 2, 100, 5000} {
@@ -287,7 +301,8 @@ func TestTheNextIdentifierIsTheNextFreeOne(t *testing.T) { // [5.0 MQTT-2.2.1-4]
 		inUse := map[uint16]bool{}
 		for range 150_000 {
 			if len(ids) >= live || len(ids) > 0 && rnd.IntN(3) == 0 {
-				k := min(rnd.IntN(len(ids)), rnd.IntN(len(ids)), rnd.IntN(len(ids))) // mostly the older ones, and one may stay for long
+				// mostly the older ones, and one may stay for long
+				k := min(rnd.IntN(len(ids)), rnd.IntN(len(ids)), rnd.IntN(len(ids)))
 				if live == 5000 {
 					k = rnd.IntN(min(len(ids), 20))
 				}

@@ -9,10 +9,12 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// This file is how an error is told: with a Reason Code that is one of a failure, and with a text that every client can read.
+// This file is how an error is told: with a Reason Code that is one of a failure, and with a text
+// that every client can read.
 
-// fitting returns the code of an error, or Not authorized if no packet of that type may have it (2.4) or it stands for no failure.
-// What a connection ends with while its CONNACK waits for the store is no fault of the client: it may come again.
+// fitting returns the code of an error, or Not authorized if no packet of that type may have it
+// (2.4) or it stands for no failure. What a connection ends with while its CONNACK waits for the
+// store is no fault of the client: it may come again.
 func fitting(code packets.ReasonCode, t packets.Type) packets.ReasonCode {
 	switch {
 	case code.Failed() && code.ValidIn(t):
@@ -25,7 +27,8 @@ func fitting(code packets.ReasonCode, t packets.Type) packets.ReasonCode {
 	return packets.NotAuthorized
 }
 
-// reason returns a Reason String property for err, if the client wants such and its packet, of used bytes without it, stays within what it accepts.
+// reason returns a Reason String property for err, if the client wants such and its packet, of used
+// bytes without it, stays within what it accepts.
 func (c *conn) reason(err *packets.Error, used int) packets.Properties {
 	if c.noReasons || err.Reason == "" {
 		return nil
@@ -41,7 +44,8 @@ func (c *conn) reason(err *packets.Error, used int) packets.Properties {
 // connection for err: a Server Reference, which only two codes have (4.11), and a Reason String.
 // Each is left out if the packet, of used bytes without properties, would be too large for the
 // client.
-func (c *conn) farewell(err *packets.Error, code packets.ReasonCode, used int) (p packets.Properties) {
+func (c *conn) farewell(err *packets.Error, code packets.ReasonCode,
+	used int) (p packets.Properties) {
 	to := err.ServerReference
 	if to != "" && (code == packets.UseAnotherServer || code == packets.ServerMoved) &&
 		used+len(to)+9 <= int(c.maxPacket) && len(to) <= math.MaxUint16 && packets.ValidUTF8(to) {
@@ -56,8 +60,9 @@ const maxText = 1024
 // maxName is how many bytes of a name that is none are told in an error.
 const maxName = 100
 
-// legible makes of s what a UTF-8 Encoded String should hold (1.5.4), at most maxText bytes of it: a control character becomes a space,
-// and what is no UTF-8 or stands for no character becomes U+FFFD.
+// legible makes of s what a UTF-8 Encoded String should hold (1.5.4), at most maxText bytes of it:
+// a control character becomes a space, and what is no UTF-8 or stands for no character becomes
+// U+FFFD.
 func legible(s string) string {
 	s = strings.Map(func(r rune) rune {
 		switch {

@@ -34,10 +34,14 @@ func TestARefusalWithoutCodeNeverReadsAsSuccess(t *testing.T) {
 			}
 			return deny(r.Action.String())
 		})
-		c.Interceptor = hooks.InterceptorFunc(func(_ context.Context, _ *hooks.Client, m *packets.Message) (*packets.Message, error) {
+		c.Interceptor = hooks.InterceptorFunc(func(_ context.Context, _ *hooks.Client,
+			m *packets.Message) (*packets.Message, error) {
 			return m, deny("intercept")
 		})
-		c.Observer = &hooks.Observer{Denied: func(e hooks.Denied) { denied = append(denied, e.Err) }}
+		c.Observer = &hooks.Observer{Denied: func(e hooks.Denied) {
+			denied = append(denied,
+				e.Err)
+		}}
 		c.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{"x": hooks.EnhancedAuthenticatorFunc(
 			func(_ context.Context, r *hooks.ConnectRequest) (hooks.Exchange, error) {
 				return doneAtOnce{}, deny("auth")
@@ -53,7 +57,8 @@ func TestARefusalWithoutCodeNeverReadsAsSuccess(t *testing.T) {
 		require.Equal(t, packets.NotAuthorized, c.subscribe("a", 1), "SUBACK")
 		info, _ := r.b.Session("c")
 		require.Empty(t, info.Subscriptions)
-		require.Equal(t, packets.NotAuthorized, packets.CodeOf(denied[0]), "what the Observer is told: %v", denied[0])
+		require.Equal(t, packets.NotAuthorized, packets.CodeOf(denied[0]),
+			"what the Observer is told: %v", denied[0])
 		for _, hook := range []string{"publish", "intercept"} {
 			refuse[hook] = true
 			require.Equal(t, packets.NotAuthorized, c.publish("a", "x", true), "PUBACK")
@@ -69,7 +74,8 @@ func TestARefusalWithoutCodeNeverReadsAsSuccess(t *testing.T) {
 		p.Will = &packets.Will{Topic: "w"}
 		r.refused(p, packets.NotAuthorized)
 		refuse["auth"] = true
-		e.send(&packets.Auth{Code: packets.ReAuthenticate, Properties: packets.Properties(nil).AppendText(packets.AuthenticationMethod, "x")})
+		e.send(&packets.Auth{Code: packets.ReAuthenticate,
+			Properties: packets.Properties(nil).AppendText(packets.AuthenticationMethod, "x")})
 		require.Equal(t, packets.NotAuthorized, e.recv().(*packets.Disconnect).Code, "AUTH")
 		e.close()
 		enhanced.ClientID = "f"
@@ -89,7 +95,8 @@ func TestARefusalWithoutCodeNeverReadsAsSuccess(t *testing.T) {
 func TestARefusalWithoutCodeIsAFailedAuthentication(t *testing.T) {
 	withRules(t, nil, func(c *Config) { c.MaxAuthFailures = 2 }, func(r *guardRig) {
 		r.grant = func(*hooks.ConnectRequest) error { return noCode }
-		for _, want := range []packets.ReasonCode{packets.NotAuthorized, packets.NotAuthorized, packets.ConnectionRateExceeded} {
+		for _, want := range []packets.ReasonCode{packets.NotAuthorized, packets.NotAuthorized,
+			packets.ConnectionRateExceeded} {
 			c, code := r.connectFrom("192.0.2.1", as("c", "u"))
 			require.EqualValues(t, want, code)
 			c.close()
@@ -158,7 +165,8 @@ func TestAServerReferenceOfAHookReachesAClientThatIsSentElsewhere(t *testing.T) 
 				refusal = &packets.Error{Code: tt.code, ServerReference: tt.said}
 				refusal = fmt.Errorf("wrapped: %w", refusal)
 				c.send(&packets.Auth{Code: packets.ReAuthenticate,
-					Properties: packets.Properties(nil).AppendText(packets.AuthenticationMethod, "x")})
+					Properties: packets.Properties(nil).AppendText(packets.AuthenticationMethod,
+						"x")})
 				bye := c.recv().(*packets.Disconnect)
 				c.close()
 				again, ack := newTestClient(t, dial(t, r.l), p)
@@ -210,7 +218,8 @@ func TestAClientBefore50ThatIsSentElsewhereIsRefusedWithoutAReference(t *testing
 		require.NoError(t, err)
 		got, err := io.ReadAll(nc)
 		require.NoError(t, err)
-		require.Equal(t, []byte{0x20, 2, 0, 3}, got, "CONNACK with Server unavailable, then the end")
+		require.Equal(t, []byte{0x20, 2, 0, 3}, got,
+			"CONNACK with Server unavailable, then the end")
 		nc.Close()
 	})
 }
@@ -221,8 +230,10 @@ func TestTextsAreMadeLegible(t *testing.T) {
 		{"U+0000", "a\x00b", "a\uFFFDb"},
 		{"control characters", "a\r\n\tb\x7f\u0085c", "a   b  c"},
 		{"what stands for no character", "a\uFDD0\uFFFE\U0010FFFFb", "a\uFFFD\uFFFD\uFFFDb"},
-		{"what is no UTF-8", "a\xff\xed\xa0\x80b\xe2\x82", "a\uFFFD\uFFFD\uFFFD\uFFFDb\uFFFD\uFFFD"},
-		{"it is cut between characters", strings.Repeat("x", 1022) + "€€", strings.Repeat("x", 1022)},
+		{"what is no UTF-8", "a\xff\xed\xa0\x80b\xe2\x82",
+			"a\uFFFD\uFFFD\uFFFD\uFFFDb\uFFFD\uFFFD"},
+		{"it is cut between characters", strings.Repeat("x", 1022) + "€€",
+			strings.Repeat("x", 1022)},
 		{"and just fits", strings.Repeat("x", 1021) + "€", strings.Repeat("x", 1021) + "€"},
 		{"what it grows by is cut", strings.Repeat("\xff", 70_000), strings.Repeat("\uFFFD", 341)},
 	} {
@@ -231,7 +242,8 @@ func TestTextsAreMadeLegible(t *testing.T) {
 		require.True(t, utf8.ValidString(got) && len(got) <= maxText, tt.name)
 	}
 	size := 0
-	require.Zero(t, testing.AllocsPerRun(100, func() { size += len(legible("an ordinary reason")) }))
+	require.Zero(t, testing.AllocsPerRun(100,
+		func() { size += len(legible("an ordinary reason")) }))
 	require.NotZero(t, size)
 }
 
@@ -240,13 +252,17 @@ func TestAnExchangeMustFitIntoItsPacket(t *testing.T) {
 	var reply []byte
 	withRules(t, nil, func(c *Config) {
 		c.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{"x": hooks.EnhancedAuthenticatorFunc(
-			func(context.Context, *hooks.ConnectRequest) (hooks.Exchange, error) { return replies{&reply}, nil })}
+			func(context.Context, *hooks.ConnectRequest) (hooks.Exchange,
+				error) {
+				return replies{&reply}, nil
+			})}
 	}, func(r *guardRig) {
 		p := as("c", "u")
 		p.Properties = p.Properties.AppendText(packets.AuthenticationMethod, "x")
 		c := r.connect(p)
 		reply = make([]byte, 65_536)
-		c.send(&packets.Auth{Code: packets.ReAuthenticate, Properties: packets.Properties(nil).AppendText(packets.AuthenticationMethod, "x")})
+		c.send(&packets.Auth{Code: packets.ReAuthenticate,
+			Properties: packets.Properties(nil).AppendText(packets.AuthenticationMethod, "x")})
 		require.Equal(t, packets.NotAuthorized, c.recv().(*packets.Disconnect).Code)
 		c.close()
 		r.refused(p, packets.NotAuthorized)
@@ -261,15 +277,19 @@ func (x replies) Next(context.Context, []byte) ([]byte, bool, error) { return *x
 // What an Interceptor puts in the place of a message is checked like what the program publishes.
 func TestAnInterceptorCannotMakeWhatNoPacketMayHave(t *testing.T) {
 	for name, props := range map[string]packets.Properties{
-		"a text that is not UTF-8":         packets.Properties(nil).AppendUser("k", "\xff"),
-		"one that is too long":             packets.Properties(nil).AppendUser("k", strings.Repeat("x", 65_536)),
-		"a property that does not travel":  packets.Properties(nil).AppendUint(packets.TopicAlias, 1),
-		"a property of another packet":     packets.Properties(nil).AppendUint(packets.ReceiveMaximum, 1),
-		"properties that end in the midst": packets.Properties(nil).AppendText(packets.ContentType, "text")[:4],
+		"a text that is not UTF-8": packets.Properties(nil).AppendUser("k", "\xff"),
+		"one that is too long": packets.Properties(nil).AppendUser("k",
+			strings.Repeat("x", 65_536)),
+		"a property that does not travel": packets.Properties(nil).AppendUint(packets.TopicAlias,
+			1),
+		"a property of another packet": packets.Properties(nil).AppendUint(packets.ReceiveMaximum, 1),
+		"properties that end in the midst": packets.Properties(nil).AppendText(packets.ContentType,
+			"text")[:4],
 	} {
 		t.Run(name, func(t *testing.T) {
 			withRules(t, []string{"allow all #"}, func(c *Config) {
-				c.Interceptor = hooks.InterceptorFunc(func(_ context.Context, _ *hooks.Client, m *packets.Message) (*packets.Message, error) {
+				c.Interceptor = hooks.InterceptorFunc(func(_ context.Context, _ *hooks.Client,
+					m *packets.Message) (*packets.Message, error) {
 					out := *m
 					out.Properties = props
 					return &out, nil

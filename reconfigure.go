@@ -7,8 +7,8 @@ import (
 
 // This file is what changes of Config while the Broker runs.
 
-// Reconfigure gives a running Broker another Config, for instance because a file has changed. cfg is
-// a whole Config, as for New: a field that is zero gets its default. Nobody is disconnected, and
+// Reconfigure gives a running Broker another Config, for instance because a file has changed. cfg
+// is a whole Config, as for New: a field that is zero gets its default. Nobody is disconnected, and
 // nothing that is kept is removed because it is beyond a smaller limit. The fields take effect as
 // follows.
 //
@@ -20,16 +20,17 @@ import (
 // WriteTimeout.
 //
 // For new connections and their Sessions: ConnectTimeout, DisableTopicAlias, MaxConnectSize,
-// MaxDelayedPerPrincipal, MaxInflight, MaxKeepAlive, MaxKeptBytesPerPrincipal, MaxPacketSize, MaxQoS, MaxQueuedBytes,
-// MaxQueuedBytesPerPrincipal, MaxQueuedMessages, MaxRetainedBytesPerPrincipal,
-// MaxRetainedPerPrincipal, MaxSessionExpiry, MaxSessionsPerPrincipal, MaxSubscriptionsPerPrincipal,
-// Overflow, PublishBytes, PublishRate, ReceiveMaximum, TopicAliasMaximum, Versions. A principal has
-// the limits and rates of its connection that came last.
+// MaxDelayedPerPrincipal, MaxInflight, MaxKeepAlive, MaxKeptBytesPerPrincipal, MaxPacketSize,
+// MaxQoS, MaxQueuedBytes, MaxQueuedBytesPerPrincipal, MaxQueuedMessages,
+// MaxRetainedBytesPerPrincipal, MaxRetainedPerPrincipal, MaxSessionExpiry, MaxSessionsPerPrincipal,
+// MaxSubscriptionsPerPrincipal, Overflow, PublishBytes, PublishRate, ReceiveMaximum,
+// TopicAliasMaximum, Versions. A principal has the limits and rates of its connection that came
+// last.
 //
 // With another Broker only: DisableRetain, DisableShared, DisableSubscriptionIDs, DisableWildcards,
 // MaxMemory, MaxOverlapping, MaxUncommittedBytes, ResponseInformation, SessionPerPrincipal. Where
-// nobody is verified and no limit of a principal was set, these need one, too. Those of these fields
-// that differ stay as they are, and kept has their names.
+// nobody is verified and no limit of a principal was set, these need one, too. Those of these
+// fields that differ stay as they are, and kept has their names.
 //
 // Not looked at, since functions cannot be compared: Authenticator, Authorizer, ConnContext,
 // EnhancedAuth, Interceptor, Logger, Observer, Store. They stay, and may be nil in cfg.

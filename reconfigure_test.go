@@ -277,7 +277,8 @@ func TestReconfigureUnderTraffic(t *testing.T) {
 			go func() {
 				for i := range 100 {
 					_, err := r.b.Reconfigure(Config{SysInterval: time.Duration(k*i) * time.Second,
-						MaxRetained: 100 + i, ConnectRatePerIP: float64(1000 + i), MaxAuthFailures: k,
+						MaxRetained: 100 + i, ConnectRatePerIP: float64(1000 + i),
+						MaxAuthFailures:              k,
 						MaxSubscriptionsPerPrincipal: 10 + i, SystemTopics: []string{"$aws/"}})
 					if err != nil {
 						done <- err

@@ -52,7 +52,8 @@ type records struct {
 func newRecords(b *Broker, s store.Store) *records {
 	r := &records{
 		b: b, sessions: make(map[uint64]*session), debts: make(map[*session]*debt),
-		resuming: make(map[*session]*before), ending: make(map[string]uint64), undone: make(map[*message]*message),
+		resuming: make(map[*session]*before), ending: make(map[string]uint64),
+		undone: make(map[*message]*message),
 	}
 	r.Journal = journal.New(journal.Options{
 		Store: s, Handler: r, Log: b.log, Now: time.Now, Memory: b.memory,

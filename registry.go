@@ -16,33 +16,37 @@ import (
 	"github.com/dunlin-mqtt/dunlin/store"
 )
 
-// This file is who owns which Session: connecting, takeover, leaving and the end of a Session. Each is one change under the
-// Session's lock; who lost a Session finds out because session.conn is not its connection any more.
+// This file is who owns which Session: connecting, takeover, leaving and the end of a Session. Each
+// is one change under the Session's lock; who lost a Session finds out because session.conn is not
+// its connection any more.
 
 // An attachment is what a CONNECT brings to its Session.
 type attachment struct {
-	clean    bool
-	expiry   uint32
-	will     *will
-	quota    queueLimits
-	limits   owners.Limits // of the principal
-	connack  *packets.Connack
-	vetting  decidedFor // what attach knows of the subscriptions that are kept
-	instead  bool       // a Session has ended for it, whose place it takes
-	had      footprint  // of the Session that was in that place, or is, when the client came
-	replaces bool       // a connection with the same Client Identifier was ended for it, and is in nobody's way
+	clean   bool
+	expiry  uint32
+	will    *will
+	quota   queueLimits
+	limits  owners.Limits // of the principal
+	connack *packets.Connack
+	vetting decidedFor // what attach knows of the subscriptions that are kept
+	instead bool       // a Session has ended for it, whose place it takes
+	had     footprint  // of the Session that was in that place, or is, when the client came
+	// A connection with the same Client Identifier was ended for it, and is in nobody's way
+	replaces bool
 }
 
 // put is about what the store is going to be told of a Session of c.
 func (a *attachment) put(c *conn) *store.PutSession {
-	op := &store.PutSession{ClientID: c.client.ID, Principal: c.client.Identity.Principal, Username: c.client.Username, Mount: c.readExtra().mount}
+	op := &store.PutSession{ClientID: c.client.ID, Principal: c.client.Identity.Principal,
+		Username: c.client.Username, Mount: c.readExtra().mount}
 	if a.will != nil {
 		op.Will = &store.Will{Message: a.will.msg.Message} // in a record of its own
 	}
 	return op
 }
 
-// sessionKey is the place of c's Session in the registry: its Client Identifier, and with SessionPerPrincipal also who it belongs to.
+// sessionKey is the place of c's Session in the registry: its Client Identifier, and with
+// SessionPerPrincipal also who it belongs to.
 func (c *conn) sessionKey() string {
 	return c.b.sessionKey(c.client.ID, c.client.Identity.Principal, c.named())
 }
@@ -78,8 +82,9 @@ func (c *conn) named() bool {
 	return (id.Principal != "" || c.client.HasUsername) && (!id.Unverified || c.b.cfg().open())
 }
 
-// attach gives c its Session, a new one or the one that is kept for its Client Identifier, and puts the CONNACK into its
-// output. A connection that has the Session is told that it is taken over and is out of it, its Will decided, before that (3.1.4).
+// attach gives c its Session, a new one or the one that is kept for its Client Identifier, and puts
+// the CONNACK into its output. A connection that has the Session is told that it is taken over and
+// is out of it, its Will decided, before that (3.1.4).
 func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error) {
 	key, named, principal := c.sessionKey(), c.named(), c.client.Identity.Principal
 	durable := b.journal != nil && a.expiry > 0
@@ -103,7 +108,8 @@ func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error
 			continue
 		}
 		if !old.belongsTo(principal, named) && !b.cfg().open() && !old.claims() {
-			return false, packets.Errorf(packets.ClientIdentifierNotValid, "the Client Identifier belongs to somebody else")
+			return false, packets.Errorf(packets.ClientIdentifierNotValid,
+				"the Client Identifier belongs to somebody else")
 		}
 		old.awaitReader()
 		a.had.atLeast(old)
@@ -127,28 +133,34 @@ func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error
 			old.mu.Lock()
 			a.replaces = a.replaces || old.conn != nil
 			old.mu.Unlock()
-			b.endSession(t, old, packets.Errorf(packets.SessionTakenOver, "another connection with the same Client Identifier"))
+			b.endSession(t, old, packets.Errorf(packets.SessionTakenOver,
+				"another connection with the same Client Identifier"))
 		}
 	}
 }
 
 var errCrowded = packets.Errorf(packets.ServerBusy, "too many connections")
 
-// crowdedLocked says whether there is no room for a connection that does not take the place of another one. b.mu is held.
+// crowdedLocked says whether there is no room for a connection that does not take the place of
+// another one. b.mu is held.
 func (b *Broker) crowdedLocked(a *attachment) bool {
 	full := len(b.conns) >= b.cfg().MaxConnections || !b.memory.Fits(budget.Connections, 1)
 	return full && !a.replaces
 }
 
-// errDismissed is the end of a connection that was ended, with the Broker or alone, before it was accepted.
-var errDismissed = packets.Errorf(packets.ServerShuttingDown, "the connection was ended before it was accepted")
+// errDismissed is the end of a connection that was ended, with the Broker or alone, before it was
+// accepted.
+var errDismissed = packets.Errorf(packets.ServerShuttingDown,
+	"the connection was ended before it was accepted")
 
-// readerPatience is how long awaitReader waits at most: for a reader that waits for a hook, for instance.
+// readerPatience is how long awaitReader waits at most: for a reader that waits for a hook, for
+// instance.
 const readerPatience = 100 * time.Millisecond
 
-// awaitReader gives the reader of a connection that would leave a Will a moment to take in what has come already: the DISCONNECT of a
-// client that connects anew right behind it was there first, and drops the Will [MQTT-3.14.4-3]. It wakes the reader, which reads
-// what there is, and then answers by readerDone, unless the Will is gone before.
+// awaitReader gives the reader of a connection that would leave a Will a moment to take in what has
+// come already: the DISCONNECT of a client that connects anew right behind it was there first, and
+// drops the Will [MQTT-3.14.4-3]. It wakes the reader, which reads what there is, and then answers
+// by readerDone, unless the Will is gone before.
 func (s *session) awaitReader() {
 	s.mu.Lock()
 	c, w := s.conn, s.will
@@ -172,8 +184,9 @@ func (s *session) awaitReader() {
 	}
 }
 
-// hungUp says whether the client of c, which is being accepted, has closed the connection and has sent nothing but its CONNECT.
-// Where c cannot be waited for without a buffer (TLS, WebSocket) it does not tell.
+// hungUp says whether the client of c, which is being accepted, has closed the connection and has
+// sent nothing but its CONNECT. Where c cannot be waited for without a buffer (TLS, WebSocket) it
+// does not tell.
 func (c *conn) hungUp(t *turn) bool {
 	if c.nc.Raw == nil || !t.last {
 		return false
@@ -215,7 +228,8 @@ const (
 func (b *Broker) begin(t *turn, c *conn, a attachment) error {
 	s := &session{
 		out:    sender{mem: b.memory},
-		holder: b.holder(c.client.ID, c.client.Identity.Principal, c.named(), c.readExtra().mount), b: b, id: c.client.ID,
+		holder: b.holder(c.client.ID, c.client.Identity.Principal, c.named(), c.readExtra().mount),
+		b:      b, id: c.client.ID,
 		expiry: a.expiry, will: a.will, quota: a.quota,
 	}
 	if err := s.ownNew(c, &a); err != nil {
@@ -236,9 +250,11 @@ func (b *Broker) begin(t *turn, c *conn, a attachment) error {
 	switch {
 	case b.journal != nil && a.expiry > 0:
 		x = b.journal.register(s)
-	case b.journal != nil && a.will != nil && b.journal.Refusing() == nil: // it is published also if the process ends
+	case b.journal != nil && a.will != nil && b.journal.Refusing() == nil:
+		// it is published also if the process ends
 		x = b.journal.awaitWill(s)
-	case b.journal.ends(s.place()): // the client forgets what it had of the old one, which must not come back [MQTT-3.1.2-4]
+	case b.journal.ends(s.place()):
+		// the client forgets what it had of the old one, which must not come back [MQTT-3.1.2-4]
 		x = b.journal.All()
 	}
 	if x != nil {
@@ -255,8 +271,8 @@ func (b *Broker) begin(t *turn, c *conn, a attachment) error {
 // errTaken is the answer to one who comes too late with a new Session.
 var errTaken = errors.New("there is such a Session")
 
-// enter, with s.mu held, makes s, which is new, one of the Sessions, and c, which has it, one of the
-// connections. The lock keeps others from an unfinished Session.
+// enter, with s.mu held, makes s, which is new, one of the Sessions, and c, which has it, one of
+// the connections. The lock keeps others from an unfinished Session.
 func (b *Broker) enter(s *session, c *conn, a *attachment) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -317,7 +333,8 @@ func (b *Broker) takeOver(t *turn, s *session, c *conn, a attachment) (takeover,
 	}
 	switch {
 	case s.ended, a.clean, s.storeUncertain(),
-		s.expiry == 0 && !s.resuming(), // it ends with its connection, which may have gone this moment
+		// it ends with its connection, which may have gone this moment
+		s.expiry == 0 && !s.resuming(),
 		s.mount != c.readExtra().mount, // another mount point is another world
 		!s.belongsTo(c.client.Identity.Principal, c.named()):
 		s.mu.Unlock()
@@ -338,7 +355,8 @@ func (b *Broker) takeOver(t *turn, s *session, c *conn, a attachment) (takeover,
 		b.journal.Add(s.put())
 	}
 	s.wait() // should c not resume it after all
-	old.stop(packets.Errorf(packets.SessionTakenOver, "another connection with the same Client Identifier"))
+	old.stop(packets.Errorf(packets.SessionTakenOver,
+		"another connection with the same Client Identifier"))
 	s.mu.Unlock()
 	old.flush(t.now)
 	b.tookOver(c, t.now)
@@ -384,7 +402,8 @@ func (b *Broker) resumeLocked(t *turn, s *session, c *conn, a attachment) (takeo
 		s.mu.Unlock()
 		return pointless, err
 	}
-	b.due.Cancel(s.due)                              // a Will that still waited is not published [MQTT-3.1.3-9]
+	// a Will that still waited is not published [MQTT-3.1.3-9]
+	b.due.Cancel(s.due)
 	if w := s.will; w != nil && !w.at.After(t.now) { // one whose time has come is
 		s.will = nil
 		defer b.publishDue(t, w)
@@ -413,7 +432,8 @@ type before struct {
 	quota  queueLimits
 }
 
-// resuming says whether the connection of s wants to resume it, and is not accepted yet. s.mu is held.
+// resuming, with s.mu held, says whether the connection of s wants to resume it, and is not
+// accepted yet.
 func (s *session) resuming() bool {
 	j := s.b.journal
 	if j == nil {
@@ -447,13 +467,15 @@ func (b *Broker) confirm(t *turn, c *conn, a *attachment, x *journal.Batch) erro
 	err := wait(b.ctx, x)
 	refused := !resumes && err != nil
 	if s.stored == 0 && errors.Is(err, journal.ErrNotStored) {
-		err = nil // nothing of s has to be stored, and the end of the Session before it is tried until it is
+		// nothing of s has to be stored, and the end of the Session before it is tried until it is
+		err = nil
 	}
 	s.mu.Lock()
 	c.out.opening = false
 	switch {
 	case s.conn != c:
-		err = packets.Errorf(packets.SessionTakenOver, "another connection with the same Client Identifier")
+		err = packets.Errorf(packets.SessionTakenOver,
+			"another connection with the same Client Identifier")
 	case c.stopping != nil:
 		err = c.stopping
 	}
@@ -584,7 +606,8 @@ func (s *session) whenDue(now time.Time) {
 	b.work(func(t *turn) { b.publishDue(t, w) })
 }
 
-// endSession ends s with all that belongs to it, in one step. A connection that still has it is told why.
+// endSession ends s with all that belongs to it, in one step. A connection that still has it is
+// told why.
 func (b *Broker) endSession(t *turn, s *session, why *packets.Error) {
 	s.mu.Lock()
 	if s.ended {
@@ -680,7 +703,8 @@ func (b *Broker) freeNumber(num uint32) {
 	b.tree.Leave(num)
 }
 
-// expireAuth ends the connection at the given time with Maximum connect time, unless it has authenticated anew by then. Zero: never.
+// expireAuth ends the connection at the given time with Maximum connect time, unless it has
+// authenticated anew by then. Zero: never.
 func (b *Broker) expireAuth(c *conn, at time.Time) {
 	c.sess.mu.Lock()
 	defer c.sess.mu.Unlock()
@@ -692,7 +716,8 @@ func (b *Broker) expireAuth(c *conn, at time.Time) {
 		over := c.extra.expires.Over(now) // or it was set anew this moment
 		c.sess.mu.Unlock()
 		if over {
-			b.endConn(c, packets.Errorf(packets.MaximumConnectTime, "the authentication has expired"))
+			b.endConn(c, packets.Errorf(packets.MaximumConnectTime,
+				"the authentication has expired"))
 		}
 	})
 }

@@ -8,19 +8,21 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// This file is the only way from a packet to the bytes of a connection: writeEarly before the connection is accepted, and then
-// room. Both know the Maximum Packet Size of the client, so that nothing else has to think of it [MQTT-3.1.2-24].
+// This file is the only way from a packet to the bytes of a connection: writeEarly before the
+// connection is accepted, and then room. Both know the Maximum Packet Size of the client, so that
+// nothing else has to think of it [MQTT-3.1.2-24].
 
 // fits returns Packet too large (0x95) if the client accepts no packet as large as p.
 func (c *conn) fits(p packets.Packet) error {
 	if n := p.Size(c.version); n > int(c.maxPacket) {
-		return packets.Errorf(packets.PacketTooLarge, "a %v of %d bytes, the client accepts %d", p.Type(), n, c.maxPacket)
+		return packets.Errorf(packets.PacketTooLarge, "a %v of %d bytes, the client accepts %d",
+			p.Type(), n, c.maxPacket)
 	}
 	return nil
 }
 
-// writeEarly writes a packet before the connection has its session. It may wait until the deadline of the CONNECT. A connection
-// that was dismissed is told nothing.
+// writeEarly writes a packet before the connection has its session. It may wait until the deadline
+// of the CONNECT. A connection that was dismissed is told nothing.
 func (c *conn) writeEarly(p packets.Packet) error {
 	if err := c.fits(p); err != nil {
 		return err
@@ -31,7 +33,8 @@ func (c *conn) writeEarly(p packets.Packet) error {
 	b, err := p.Append(nil, c.version)
 	if err == nil {
 		if d := c.b.cfg().ConnectTimeout; d > 0 {
-			c.nc.SetWriteDeadline(later(c.arrived().Add(d), time.Now().Add(lingering))) // a refusal may come when the time is over
+			// a refusal may come when the time is over
+			c.nc.SetWriteDeadline(later(c.arrived().Add(d), time.Now().Add(lingering)))
 		}
 		_, err = c.nc.Write(b)
 		c.b.stats.answers.Add(1)
@@ -72,8 +75,8 @@ func (c *conn) append(p packets.Packet) bool {
 	return true
 }
 
-// reply answers a request of the client with p. Whoever changes something for a request asks fits before: the error of an answer
-// that is too large ends the connection.
+// reply answers a request of the client with p. Whoever changes something for a request asks fits
+// before: the error of an answer that is too large ends the connection.
 func (c *conn) reply(t *turn, p packets.Packet) error {
 	c.sess.mu.Lock()
 	defer c.sess.mu.Unlock()

@@ -28,7 +28,8 @@ func (a *wordyAuth) Next(context.Context, []byte) ([]byte, bool, error) {
 	return []byte(strings.Repeat("x", 30)), done, nil
 }
 
-// everyFilter is a SUBSCRIBE of forty filters, the last of which is refused, and an UNSUBSCRIBE of them.
+// everyFilter is a SUBSCRIBE of forty filters, the last of which is refused, and an UNSUBSCRIBE of
+// them.
 func everyFilter() (*packets.Subscribe, *packets.Unsubscribe) {
 	s, u := &packets.Subscribe{PacketID: 1}, &packets.Unsubscribe{PacketID: 2}
 	for i := range 40 {
@@ -85,9 +86,12 @@ func TestNoPacketExceedsWhatTheClientAccepts(t *testing.T) { // [MQTT-3.1.2-24]
 	}{
 		{"SUBACK", nil, request(sub)},
 		{"UNSUBACK", nil, request(unsub)},
-		{"PUBACK with a reason", nil, request(&packets.Publish{QoS: 1, PacketID: 1, Topic: []byte("secret")})},
-		{"PUBREC with a reason", nil, request(&packets.Publish{QoS: 2, PacketID: 1, Topic: []byte("secret")})},
-		{"DISCONNECT with a reason", nil, request(&packets.Publish{Properties: packets.Properties(nil).AppendUint(packets.TopicAlias, 9999)})},
+		{"PUBACK with a reason", nil, request(&packets.Publish{QoS: 1, PacketID: 1,
+			Topic: []byte("secret")})},
+		{"PUBREC with a reason", nil, request(&packets.Publish{QoS: 2, PacketID: 1,
+			Topic: []byte("secret")})},
+		{"DISCONNECT with a reason", nil,
+			request(&packets.Publish{Properties: packets.Properties(nil).AppendUint(packets.TopicAlias, 9999)})},
 		{"PUBCOMP", nil, request(&packets.Ack{Kind: packets.TypePubrel, PacketID: 9})},
 		{"PINGRESP", nil, request(&packets.Pingreq{})},
 		{"AUTH", method, []packets.Packet{more, again, more}},
@@ -107,7 +111,8 @@ func TestNoPacketExceedsWhatTheClientAccepts(t *testing.T) { // [MQTT-3.1.2-24]
 				largest := 0
 				for most := 1; most < 130; most++ {
 					p := connect(fmt.Sprint("c", most))
-					p.Properties = slices.Clone(tt.set).AppendUint(packets.MaximumPacketSize, uint32(most))
+					p.Properties = slices.Clone(tt.set).AppendUint(packets.MaximumPacketSize,
+						uint32(most))
 					for _, b := range r.heard(append(request(p), tt.then...)...) {
 						require.LessOrEqual(t, len(b), most, "% x", b)
 						largest = max(largest, len(b))
@@ -214,7 +219,8 @@ func TestEveryPacketGoesOutThroughOneFunction(t *testing.T) {
 				}
 				found[sel.Sel.Name]++
 				if !slices.Contains(allowed[sel.Sel.Name], fn.Name.Name) {
-					t.Errorf("%s: %s calls %s: packets go out through conn.room, conn.append, conn.reply and conn.writeEarly",
+					t.Errorf("%s: %s calls %s: packets go out through conn.room, conn.append, "+
+						"conn.reply and conn.writeEarly",
 						fset.Position(call.Pos()), fn.Name.Name, sel.Sel.Name)
 				}
 				return true
@@ -235,26 +241,28 @@ func TestAMaximumPacketSizeIsAnnouncedUpToTheLargestRemainingLength(t *testing.T
 		{-1, 1, 1}, {-1, most, most}, {-1, most + 1, 0}, {-1, most + 5, 0}, {-1, most + 6, 0},
 		{most + 2, most + 1, 0}, {-1, -1, 0}, {100, most, 100},
 	} {
-		withRules(t, everything, func(c *Config) { c.MaxPacketSize = tt.config }, func(r *guardRig) {
-			r.grant = func(q *hooks.ConnectRequest) error {
-				q.Grant.Limits.PacketSize = tt.grant
-				return nil
-			}
-			p := connect("c")
-			if tt.config == 1 || tt.config == 100 { // which no CONNECT fits into
-				r.b.cfg().MaxConnectSize = 1000
-			}
-			c, ack := newTestClient(t, dial(t, r.l), p)
-			n, ok := ack.Properties.Uint(packets.MaximumPacketSize)
-			require.Equal(t, tt.want != 0, ok, "%+v: %d", tt, n)
-			require.Equal(t, tt.want, n, "%+v", tt)
-			s := r.b.ofClient("c")[0]
-			s.mu.Lock()
-			if tt.want == 0 {
-				require.EqualValues(t, maxPacketSize, s.conn.packetSize, "%+v: what is not announced is no limit", tt)
-			}
-			s.mu.Unlock()
-			c.nc.Close()
-		})
+		withRules(t, everything, func(c *Config) { c.MaxPacketSize = tt.config },
+			func(r *guardRig) {
+				r.grant = func(q *hooks.ConnectRequest) error {
+					q.Grant.Limits.PacketSize = tt.grant
+					return nil
+				}
+				p := connect("c")
+				if tt.config == 1 || tt.config == 100 { // which no CONNECT fits into
+					r.b.cfg().MaxConnectSize = 1000
+				}
+				c, ack := newTestClient(t, dial(t, r.l), p)
+				n, ok := ack.Properties.Uint(packets.MaximumPacketSize)
+				require.Equal(t, tt.want != 0, ok, "%+v: %d", tt, n)
+				require.Equal(t, tt.want, n, "%+v", tt)
+				s := r.b.ofClient("c")[0]
+				s.mu.Lock()
+				if tt.want == 0 {
+					require.EqualValues(t, maxPacketSize, s.conn.packetSize,
+						"%+v: what is not announced is no limit", tt)
+				}
+				s.mu.Unlock()
+				c.nc.Close()
+			})
 	}
 }

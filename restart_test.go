@@ -17,13 +17,16 @@ import (
 func TestASessionIsWhatItWasAfterACrash(t *testing.T) {
 	onStage(t, func(st *stage) {
 		s := st.durable("s", packets.V5)
-		s.send(&packets.Subscribe{PacketID: 1, Properties: packets.Properties(nil).AppendUint(packets.SubscriptionIdentifier, 77),
+		s.send(&packets.Subscribe{PacketID: 1,
+			Properties: packets.Properties(nil).AppendUint(packets.SubscriptionIdentifier, 77),
 			Subscriptions: []packets.Subscription{
-				{Filter: "t/#", QoS: 2, NoLocal: true, RetainAsPublished: true, RetainHandling: 2}, {Filter: "$share/g/u/+", QoS: 1},
+				{Filter: "t/#", QoS: 2, NoLocal: true, RetainAsPublished: true, RetainHandling: 2},
+				{Filter: "$share/g/u/+", QoS: 1},
 			}})
 		s.want(packets.TypeSuback)
 		p := st.clean("p")
-		p.send(message2("t/1", "one", packets.QoS1, 1), message2("t/2", "two", packets.QoS2, 2), message2("t/3", "three", packets.QoS2, 3))
+		p.send(message2("t/1", "one", packets.QoS1, 1), message2("t/2", "two", packets.QoS2, 2),
+			message2("t/3", "three", packets.QoS2, 3))
 		s.want(packets.TypePublish, packets.TypePublish, packets.TypePublish)
 		s.send(ack(packets.TypePubrec, 2))
 		s.want(packets.TypePubrel)
@@ -45,13 +48,15 @@ func TestASessionIsWhatItWasAfterACrash(t *testing.T) {
 		require.Equal(t, before, after)
 		time.Sleep(20 * time.Second)
 		s = st.dial("s", packets.V5, false, 3600)
-		got := s.want(packets.TypeConnack, packets.TypePublish, packets.TypePubrel, packets.TypePublish, packets.TypePublish, packets.TypePublish)
+		got := s.want(packets.TypeConnack, packets.TypePublish, packets.TypePubrel,
+			packets.TypePublish, packets.TypePublish, packets.TypePublish)
 		require.True(t, got[0].(*packets.Connack).SessionPresent)
 		for i, want := range []struct {
 			payload string
 			id      uint16
 			dup     bool
-		}{1: {"one", 1, true}, 3: {"three", 3, true}, 4: {"four", 4, false}, 5: {"five", 5, false}} {
+		}{1: {"one", 1, true}, 3: {"three", 3, true}, 4: {"four", 4, false},
+			5: {"five", 5, false}} {
 			if want.payload == "" {
 				continue
 			}
@@ -65,7 +70,8 @@ func TestASessionIsWhatItWasAfterACrash(t *testing.T) {
 		require.Equal(t, uint16(2), got[2].(*packets.Ack).PacketID)
 		rest, _ := got[4].(*packets.Publish).Properties.Uint(packets.MessageExpiryInterval)
 		require.Equal(t, uint32(70), rest, "what remains of the Message Expiry Interval")
-		s.send(ack(packets.TypePuback, 1), ack(packets.TypePubcomp, 2), ack(packets.TypePubrec, 3), ack(packets.TypePuback, 4), ack(packets.TypePuback, 5))
+		s.send(ack(packets.TypePuback, 1), ack(packets.TypePubcomp, 2), ack(packets.TypePubrec, 3),
+			ack(packets.TypePuback, 4), ack(packets.TypePuback, 5))
 		s.want(packets.TypePubrel)
 		s.send(ack(packets.TypePubcomp, 3))
 		time.Sleep(time.Second)
@@ -99,7 +105,8 @@ func TestAPublisherGoesOnAfterACrash(t *testing.T) {
 		p.send(message2("t", "y", packets.QoS2, 9))
 		p.want(packets.TypePubrec)
 		info, _ = st.b.Session("s")
-		require.Equal(t, 2, info.Queued+info.Inflight, "a released identifier is free for the next message")
+		require.Equal(t, 2, info.Queued+info.Inflight,
+			"a released identifier is free for the next message")
 	})
 }
 
@@ -108,7 +115,8 @@ func TestWillsAndDeadlinesOutliveACrash(t *testing.T) {
 		return func(c *packets.Connect) {
 			c.Will = &packets.Will{Topic: "will/" + c.ClientID, QoS: 1, Payload: []byte("bye")}
 			if delay > 0 {
-				c.Will.Properties = packets.Properties(nil).AppendUint(packets.WillDelayInterval, delay)
+				c.Will.Properties = packets.Properties(nil).AppendUint(packets.WillDelayInterval,
+					delay)
 			}
 		}
 	}
@@ -129,11 +137,13 @@ func TestWillsAndDeadlinesOutliveACrash(t *testing.T) {
 		st.crash() // 100 s after "delayed" has gone
 		w = st.dial("watcher", packets.V5, false, 3600)
 		got := w.want(packets.TypeConnack, packets.TypePublish)
-		require.Equal(t, "will/connected", string(got[1].(*packets.Publish).Topic), "its connection ended with the process")
+		require.Equal(t, "will/connected", string(got[1].(*packets.Publish).Topic),
+			"its connection ended with the process")
 		w.send(ack(packets.TypePuback, got[1].(*packets.Publish).PacketID))
 		time.Sleep(31 * time.Second)
 		got = w.want(packets.TypePublish)
-		require.Equal(t, "will/short", string(got[0].(*packets.Publish).Topic), "a Will is published with the end of its Session at the latest")
+		require.Equal(t, "will/short", string(got[0].(*packets.Publish).Topic),
+			"a Will is published with the end of its Session at the latest")
 		w.send(ack(packets.TypePuback, got[0].(*packets.Publish).PacketID))
 		time.Sleep(160 * time.Second)
 		w.wantNothing("291 s are no 300 s")
@@ -160,7 +170,8 @@ func TestAWillIsPublishedOnceWhereverTheProcessEnds(t *testing.T) {
 	onStage(t, func(st *stage) {
 		w := st.durable("watcher", packets.V5)
 		w.subscribe("will", packets.QoS2)
-		c := st.dial("c", packets.V5, false, 3600, func(c *packets.Connect) { c.Will = &packets.Will{Topic: "will", QoS: 2} })
+		c := st.dial("c", packets.V5, false, 3600,
+			func(c *packets.Connect) { c.Will = &packets.Will{Topic: "will", QoS: 2} })
 		c.want(packets.TypeConnack)
 		time.Sleep(time.Second)
 		c.nc.Close()
@@ -174,7 +185,8 @@ func TestAWillIsPublishedOnceWhereverTheProcessEnds(t *testing.T) {
 func TestASessionLastsNoLongerThanItsOwnerWants(t *testing.T) {
 	onStage(t, func(st *stage) {
 		st.durable("gone", packets.V5).send(&packets.Disconnect{Properties: packets.Properties(nil).AppendUint(packets.SessionExpiryInterval, 0)})
-		st.durable("shorter", packets.V5).send(&packets.Disconnect{Properties: packets.Properties(nil).AppendUint(packets.SessionExpiryInterval, 60)})
+		st.durable("shorter",
+			packets.V5).send(&packets.Disconnect{Properties: packets.Properties(nil).AppendUint(packets.SessionExpiryInterval, 60)})
 		st.durable("fresh", packets.V5).subscribe("old", packets.QoS1)
 		st.dial("fresh", packets.V5, true, 3600).want(packets.TypeConnack)
 		st.durable("last", packets.V5).subscribe("t", packets.QoS1)
@@ -197,8 +209,10 @@ func TestASessionLastsNoLongerThanItsOwnerWants(t *testing.T) {
 func TestSessionsBelongToTheirPrincipalsAfterACrash(t *testing.T) {
 	onStage(t, func(st *stage) {
 		st.stop()
-		st.cfg.Authenticator = hooks.AuthenticatorFunc(func(_ context.Context, r *hooks.ConnectRequest) error {
-			r.Grant.Identity.Principal, r.Grant.MountPoint = r.Client.Username, r.Client.Username+"/"
+		st.cfg.Authenticator = hooks.AuthenticatorFunc(func(_ context.Context,
+			r *hooks.ConnectRequest) error {
+			r.Grant.Identity.Principal, r.Grant.MountPoint = r.Client.Username,
+				r.Client.Username+"/"
 			return nil
 		})
 		st.start()
@@ -212,7 +226,8 @@ func TestSessionsBelongToTheirPrincipalsAfterACrash(t *testing.T) {
 		st.crash()
 		require.NoError(t, st.b.Publish(context.Background(), &Message{Topic: "anne/t/1", QoS: 1}))
 		b := st.dial("c", packets.V5, false, 3600, named("bob"))
-		require.Equal(t, packets.ClientIdentifierNotValid, b.want(packets.TypeConnack)[0].(*packets.Connack).Code)
+		require.Equal(t, packets.ClientIdentifierNotValid,
+			b.want(packets.TypeConnack)[0].(*packets.Connack).Code)
 		a = st.dial("c", packets.V5, false, 3600, named("anne"))
 		got := a.want(packets.TypeConnack, packets.TypePublish)
 		require.Equal(t, "t/1", string(got[1].(*packets.Publish).Topic), "under its mount point")
@@ -241,8 +256,8 @@ func TestWhatASharedSubscriptionBroughtGoesToAnotherMemberAfterACrash(t *testing
 	})
 }
 
-// Two connections write to the store in turn, so a batch may say that a message was sent and only the
-// next one that the message before it was.
+// Two connections write to the store in turn, so a batch may say that a message was sent and only
+// the next one that the message before it was.
 func TestMessagesKeepTheirOrderWhereverTheProcessEnds(t *testing.T) { // [MQTT-4.6.0-6]
 	onStage(t, func(st *stage) {
 		s := st.durable("s", packets.V5)
@@ -255,7 +270,8 @@ func TestMessagesKeepTheirOrderWhereverTheProcessEnds(t *testing.T) { // [MQTT-4
 		}
 		p.got()
 		key := st.b.sessionAt("s").stored
-		require.NoError(t, st.store.Commit(t.Context(), []store.Op{&store.Sent{Session: key, Seq: 3, ID: 9}}))
+		require.NoError(t, st.store.Commit(t.Context(),
+			[]store.Op{&store.Sent{Session: key, Seq: 3, ID: 9}}))
 		st.crash()
 		for crashes := range 3 {
 			s = st.dial("s", packets.V5, false, 3600)
@@ -290,7 +306,8 @@ func TestWhatWasDroppedStaysDropped(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		st.crash()
-		got := st.dial("s", packets.V5, false, 60).want(packets.TypeConnack, packets.TypePublish, packets.TypePublish)
+		got := st.dial("s", packets.V5, false, 60).want(packets.TypeConnack, packets.TypePublish,
+			packets.TypePublish)
 		require.Equal(t, "d", string(got[1].(*packets.Publish).Payload))
 		require.Equal(t, "e", string(got[2].(*packets.Publish).Payload))
 	})
@@ -302,7 +319,8 @@ func TestDeadlinesOfWhoWasConnectedAtACrashBeginOnce(t *testing.T) {
 		w.subscribe("will", packets.QoS1)
 		st.dial("c", packets.V5, false, 90).want(packets.TypeConnack)
 		st.dial("d", packets.V5, false, 3600, func(c *packets.Connect) {
-			c.Will = &packets.Will{Topic: "will", QoS: 1, Properties: packets.Properties(nil).AppendUint(packets.WillDelayInterval, 90)}
+			c.Will = &packets.Will{Topic: "will", QoS: 1,
+				Properties: packets.Properties(nil).AppendUint(packets.WillDelayInterval, 90)}
 		}).want(packets.TypeConnack)
 		for range 3 { // that is longer apart than it takes to write them
 			time.Sleep(40 * time.Second)

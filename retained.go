@@ -22,8 +22,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/store"
 )
 
-// This file is how retained messages (3.3.1.3) change and expire, and how new subscriptions get them.
-// Where they are kept is in package internal/retained.
+// This file is how retained messages (3.3.1.3) change and expire, and how new subscriptions get
+// them. Where they are kept is in package internal/retained.
 
 // newRetained returns the Store for the retained messages, which counts them in b.memory.
 func (b *Broker) newRetained() *retained.Store {
@@ -45,9 +45,10 @@ func (c *Config) retainedLimits() retained.Limits {
 	return retained.Limits{Messages: c.MaxRetained, Bytes: int64(c.MaxRetainedBytes)}
 }
 
-// topicLocks make the publishers of one topic take turns while its retained message changes, is given
-// to the journal, and is delivered: so all three happen in one order. Several topics share a lock. Nobody
-// takes one while holding another lock, and no hook that decides is asked while one is held.
+// topicLocks make the publishers of one topic take turns while its retained message changes, is
+// given to the journal, and is delivered: so all three happen in one order. Several topics share a
+// lock. Nobody takes one while holding another lock, and no hook that decides is asked while one is
+// held.
 type topicLocks [256]lock.Mutex[topicLock]
 
 // lockTopic locks the topic for a change of its retained message.
@@ -100,7 +101,8 @@ func (b *Broker) expireRetained(now time.Time) {
 	}
 }
 
-// removeExpired removes m if it still is the retained message of its topic, and says whether it was.
+// removeExpired removes m if it still is the retained message of its topic, and says whether it
+// was.
 func (b *Broker) removeExpired(m *message) bool {
 	defer b.lockTopic([]byte(m.Topic)).Unlock()
 	if !b.retained.RemoveExactly(m) {
@@ -113,22 +115,23 @@ func (b *Broker) removeExpired(m *message) bool {
 }
 
 // New subscriptions get the retained messages that match them. A cursor goes through these, at the
-// pace of the client. To find them is work that has nothing to do with the size of the SUBSCRIBE, so
-// it is done with no lock of a Session held, and for all clients by few workers. These take one
+// pace of the client. To find them is work that has nothing to do with the size of the SUBSCRIBE,
+// so it is done with no lock of a Session held, and for all clients by few workers. These take one
 // Session after the other, do a bounded piece of work for it, and rest if they find little: however
 // much a client subscribes to, the others do not notice.
 
 const (
-	walkPiece   = 4 << 10                // work for one Session at a time, see retained.Found
-	walkLook    = 512                    // work with the lock of the retained messages held
-	walkAtOnce  = 256                    // work that the reader of a client does itself for a SUBSCRIBE
+	walkPiece = 4 << 10 // work for one Session at a time, see retained.Found
+	walkLook  = 512     // work with the lock of the retained messages held
+	// work that the reader of a client does itself for a SUBSCRIBE
+	walkAtOnce  = 256
 	walkPerSend = 32                     // work that is worth a message
 	walkRound   = 500 * time.Microsecond // of work that is not, after which a worker rests as long
 	walkRest    = 10 * time.Millisecond  // at most
 )
 
-// admitCursorLocked says why there is no room for a cursor for filter, nil if there is, or if none is
-// needed.
+// admitCursorLocked says why there is no room for a cursor for filter, nil if there is, or if none
+// is needed.
 func (s *session) admitCursorLocked(filter string) error {
 	was, is := s.cursors.Bytes(), s.cursors.With(filter)
 	full := was > 0 && is > was && is > s.quota.bytes
@@ -137,7 +140,8 @@ func (s *session) admitCursorLocked(filter string) error {
 		return nil
 	case full:
 		return packets.Errorf(packets.QuotaExceeded,
-			"the subscriptions whose retained messages are still to be sent take more than %d bytes",
+			"the subscriptions whose retained messages are still to be sent take more than %d "+
+				"bytes",
 			s.quota.bytes)
 	}
 	return errNoMemory
@@ -201,12 +205,14 @@ func (s *session) dropCursorsLocked() int {
 	return n
 }
 
-// walkableLocked returns the cursor for which retained messages may be looked for now, to be sent on c. It
-// is nil if there is none, or if something else comes first: what waits in the queue, or the client
-// has to take what it was sent.
+// walkableLocked returns the cursor for which retained messages may be looked for now, to be sent
+// on c. It is nil if there is none, or if something else comes first: what waits in the queue, or
+// the client has to take what it was sent.
 func (s *session) walkableLocked(c *conn) *retained.Cursor {
-	if s.cursors == nil || c == nil || s.conn != c || c.stopping != nil || c.out.opening || c.out.dead || c.out.parked || c.out.full ||
-		int(s.out.resend) < len(s.out.flight) || s.out.queue.Len() > 0 || c.out.Size() >= pumpBytes {
+	if s.cursors == nil || c == nil || s.conn != c || c.stopping != nil || c.out.opening ||
+		c.out.dead || c.out.parked || c.out.full ||
+		int(s.out.resend) < len(s.out.flight) || s.out.queue.Len() > 0 ||
+		c.out.Size() >= pumpBytes {
 		return nil
 	}
 	cur := s.cursors.First()
@@ -278,8 +284,8 @@ func (b *Broker) walkAll() {
 	}
 }
 
-// walk looks for retained messages for s, work about as much as piece, and sends what it finds. It returns how
-// much work it was, and how many messages were sent. The caller has set s.walking.
+// walk looks for retained messages for s, work about as much as piece, and sends what it finds. It
+// returns how much work it was, and how many messages were sent. The caller has set s.walking.
 func (b *Broker) walk(s *session, piece int) (looked, sent int) {
 	room, _ := b.walkers.rooms.Get().(*walkRoom)
 	if room == nil {
@@ -307,7 +313,8 @@ func (b *Broker) walk(s *session, piece int) (looked, sent int) {
 	}
 	c := s.conn
 	if s.walking = len(unknown) > 0; s.walking {
-		over := func() { s.walking = false }                        // a decision may take long: no worker waits for it
+		// a decision may take long: no worker waits for it
+		over := func() { s.walking = false }
 		b.writers.Go(func() { b.askAndFlush(s, over, unknown...) }) // Close waits for it
 	}
 	s.mu.Unlock()
@@ -319,9 +326,10 @@ func (b *Broker) walk(s *session, piece int) (looked, sent int) {
 	return looked, sent
 }
 
-// sendFoundLocked sends on c what was found for cur. It returns how many messages that was, and the topics about
-// which is to be asked first.
-func (s *session) sendFoundLocked(c *conn, cur *retained.Cursor, f *retained.Found) (sent int, unknown []string) {
+// sendFoundLocked sends on c what was found for cur. It returns how many messages that was, and the
+// topics about which is to be asked first.
+func (s *session) sendFoundLocked(c *conn, cur *retained.Cursor, f *retained.Found) (sent int,
+	unknown []string) {
 	if s.cursors.First() != cur { // it has come to an end meanwhile
 		return 0, nil
 	}
@@ -392,12 +400,13 @@ func (s *session) admits(c *conn, d *delivery) bool {
 
 // wantsLocked says whether m, which may be nil, is for the subscription of cur.
 func (s *session) wantsLocked(cur *retained.Cursor, m *message, now time.Time) bool {
-	return m != nil && (m.Expires == 0 || m.Expires > now.UnixNano()) && len(m.Topic) >= len(s.mount) &&
+	return m != nil && (m.Expires == 0 || m.Expires > now.UnixNano()) &&
+		len(m.Topic) >= len(s.mount) &&
 		!(cur.NoLocal && s.b.placeOf(m.From) == s.place())
 }
 
-// waitsForStoreLocked says whether d, which may not leave before it is durable, waits because the store
-// refuses it now. resumeWalks goes on with it. s.mu is held.
+// waitsForStoreLocked says whether d, which may not leave before it is durable, waits because the
+// store refuses it now. resumeWalks goes on with it. s.mu is held.
 func (s *session) waitsForStoreLocked(c *conn, d *delivery) bool {
 	j := s.b.journal
 	if !d.strict() || j.Refusing() == nil {
@@ -423,8 +432,8 @@ func (b *Broker) resumeWalks(*turn) {
 	}
 }
 
-// findAgainLocked has the retained message of d, which could not be stored, sent when it can be: what
-// is the retained message of its topic then. s.mu is held.
+// findAgainLocked has the retained message of d, which could not be stored, sent when it can be:
+// what is the retained message of its topic then. s.mu is held.
 func (s *session) findAgainLocked(d *delivery) {
 	cur := &retained.Cursor{Filter: d.msg.Topic, QoS: d.qos, Ready: true}
 	if ids := d.ids(); len(ids) > 0 {
@@ -442,8 +451,8 @@ func retainedDelivery(cur *retained.Cursor, m *message) delivery {
 	return d
 }
 
-// sendRetained begins to send the retained messages for subscriptions that c has made, the SUBACK being
-// written. It begins itself, so that few messages go out with the SUBACK.
+// sendRetained begins to send the retained messages for subscriptions that c has made, the SUBACK
+// being written. It begins itself, so that few messages go out with the SUBACK.
 func (c *conn) sendRetained(grants []grant) {
 	s := c.sess
 	s.mu.Lock()
@@ -465,11 +474,12 @@ func (s *session) readyCursorsLocked(grants []grant) (any bool) {
 	return any
 }
 
-// nextRetainedLocked looks for the next retained message for the reader of an in-process Session, with the lock
-// released meanwhile. more says that there may be some although none was found.
+// nextRetainedLocked looks for the next retained message for the reader of an in-process Session,
+// with the lock released meanwhile. more says that there may be some although none was found.
 func (s *session) nextRetainedLocked(sub *Subscription, now time.Time) (d delivery, ok, more bool) {
 	walkable := func() *retained.Cursor {
-		if s.local != sub || s.cursors == nil || !s.cursors.First().Ready || s.out.queue.Len() > 0 ||
+		if s.local != sub || s.cursors == nil || !s.cursors.First().Ready ||
+			s.out.queue.Len() > 0 ||
 			int(s.out.resend) < len(s.out.flight) || !s.out.room() {
 			return nil
 		}
@@ -484,7 +494,8 @@ func (s *session) nextRetainedLocked(sub *Subscription, now time.Time) (d delive
 	var room [1]*message
 	f := s.b.retained.Scan(filter, from, 1, walkLook, room[:0])
 	s.mu.Lock()
-	if walkable() != cur || cur.From() != from { // another reader was faster, or something comes first
+	// another reader was faster, or something comes first
+	if walkable() != cur || cur.From() != from {
 		return d, false, true
 	}
 	s.advanceLocked(cur, f.Next)
@@ -496,8 +507,8 @@ func (s *session) nextRetainedLocked(sub *Subscription, now time.Time) (d delive
 	return d, ok, !ok && s.cursors != nil
 }
 
-// shedCursorsLocked gives up the retained messages that are still to be sent to an absent client, and returns for
-// how many subscriptions.
+// shedCursorsLocked gives up the retained messages that are still to be sent to an absent client,
+// and returns for how many subscriptions.
 func (s *session) shedCursorsLocked() int {
 	n := s.dropCursorsLocked()
 	for range n {

@@ -15,41 +15,44 @@ import (
 	"github.com/dunlin-mqtt/dunlin/store/memory"
 )
 
-// Retained messages stay until somebody removes them, so they do not get all memory: messages on their way have the
-// rest.
+// Retained messages stay until somebody removes them, so they do not get all memory: messages on
+// their way have the rest.
 func TestRetainedMessagesLeaveRoomForLiveTraffic(t *testing.T) {
 	const most = 1 << 20
-	withRules(t, everything, func(c *Config) { oneForAll(c); c.MaxMemory = most }, func(r *guardRig) {
-		p, sub := r.connect(as("p", "u")), r.connect(as("sub", "u"))
-		require.Equal(t, packets.GrantedQoS1, sub.subscribe("live", 1))
-		large := strings.Repeat("x", 10_000)
-		n := 0
-		for ; !p.publish(fmt.Sprintf("r/%d", n), large, true).Failed(); n++ {
-			require.Less(t, n, 100)
-		}
-		require.Greater(t, n, 40, "half of MaxMemory is theirs")
-		require.LessOrEqual(t, r.b.memory.Of(budget.Retained), int64(most/2))
-		require.Equal(t, packets.QuotaExceeded, p.publish("r/0", strings.Repeat(large, 3), true), "a larger one in its place")
-		require.False(t, p.publish("r/0", large, true).Failed(), "one of the same size")
-		require.False(t, p.publish("live", large, false).Failed())
-		sub.message("live")
-		require.False(t, p.publish("r/1", "x", true).Failed(), "a smaller one")
-		require.False(t, p.publish("r/2", "", true).Failed(), "a removal")
-		require.False(t, p.publish("r/new", large[:9000], true).Failed(), "what has become free")
-		p.close()
-		sub.close()
-	})
+	withRules(t, everything, func(c *Config) { oneForAll(c); c.MaxMemory = most },
+		func(r *guardRig) {
+			p, sub := r.connect(as("p", "u")), r.connect(as("sub", "u"))
+			require.Equal(t, packets.GrantedQoS1, sub.subscribe("live", 1))
+			large := strings.Repeat("x", 10_000)
+			n := 0
+			for ; !p.publish(fmt.Sprintf("r/%d", n), large, true).Failed(); n++ {
+				require.Less(t, n, 100)
+			}
+			require.Greater(t, n, 40, "half of MaxMemory is theirs")
+			require.LessOrEqual(t, r.b.memory.Of(budget.Retained), int64(most/2))
+			require.Equal(t, packets.QuotaExceeded, p.publish("r/0", strings.Repeat(large, 3), true),
+				"a larger one in its place")
+			require.False(t, p.publish("r/0", large, true).Failed(), "one of the same size")
+			require.False(t, p.publish("live", large, false).Failed())
+			sub.message("live")
+			require.False(t, p.publish("r/1", "x", true).Failed(), "a smaller one")
+			require.False(t, p.publish("r/2", "", true).Failed(), "a removal")
+			require.False(t, p.publish("r/new", large[:9000], true).Failed(), "what has become free")
+			p.close()
+			sub.close()
+		})
 }
 
-// Whatever makes the retained messages smaller is taken although there is no memory for anything else. So who has too
-// much can get out of it.
+// Whatever makes the retained messages smaller is taken although there is no memory for anything
+// else. So who has too much can get out of it.
 func TestWhatFreesMemoryIsTakenAtTheLimit(t *testing.T) {
 	large := strings.Repeat("x", 50_000)
 	synctest.Test(t, func(t *testing.T) {
 		s := new(memory.Store)
 		b := newTestBroker(t, func(c *Config) { c.Store = s })
 		for i := range 40 {
-			m := &Message{Topic: fmt.Sprintf("r/%d", i), Payload: []byte(large), QoS: 1, Retain: true}
+			m := &Message{Topic: fmt.Sprintf("r/%d", i), Payload: []byte(large), QoS: 1,
+				Retain: true}
 			require.NoError(t, b.Publish(t.Context(), m))
 		}
 		require.NoError(t, b.Close())
@@ -63,13 +66,15 @@ func TestWhatFreesMemoryIsTakenAtTheLimit(t *testing.T) {
 		p3, _ := newTestClient(t, dial(t, l), old)
 		require.Equal(t, packets.QuotaExceeded, p.publish("live", "x", false), "it is at its limit")
 		require.Equal(t, packets.QuotaExceeded, p.publish("r/0", large, true))
-		require.Equal(t, packets.QuotaExceeded, p.publish("none", "", true), "there is nothing to remove")
+		require.Equal(t, packets.QuotaExceeded, p.publish("none", "", true),
+			"there is nothing to remove")
 		require.Error(t, b.Publish(t.Context(), &Message{Topic: "live"}))
 
 		require.False(t, p.publish("r/0", "x", true).Failed(), "a smaller one")
 		require.False(t, p.publish("r/0", "", true).Failed(), "a removal")
 		require.Equal(t, packets.Success, p3.publish("r/1", "", true), "by a client before 5.0")
-		require.NoError(t, b.Publish(t.Context(), &Message{Topic: "r/2", Payload: []byte("x"), Retain: true}))
+		require.NoError(t, b.Publish(t.Context(),
+			&Message{Topic: "r/2", Payload: []byte("x"), Retain: true}))
 		require.NoError(t, b.Publish(t.Context(), &Message{Topic: "r/2", Retain: true}))
 		p.send(&packets.Publish{Topic: []byte("r/3"), Retain: true})
 		p.nothing("QoS 0 has no answer")
@@ -92,13 +97,15 @@ func TestARetainedMessageBeyondTheLimitsOfTopicsCanBeRemoved(t *testing.T) {
 		s := new(memory.Store)
 		b := newTestBroker(t, func(c *Config) { c.Store = s })
 		for _, topic := range []string{long, deep, "m/" + long} {
-			require.NoError(t, b.Publish(t.Context(), &Message{Topic: topic, Payload: []byte("x"), QoS: 1, Retain: true}))
+			require.NoError(t, b.Publish(t.Context(),
+				&Message{Topic: topic, Payload: []byte("x"), QoS: 1, Retain: true}))
 		}
 		require.NoError(t, b.Close())
 		require.NoError(t, s.Open())
 		b = newTestBroker(t, func(c *Config) {
 			c.Store, c.MaxTopicLength, c.MaxTopicLevels = s, 50, 3
-			c.Authenticator = hooks.AuthenticatorFunc(func(_ context.Context, q *hooks.ConnectRequest) error {
+			c.Authenticator = hooks.AuthenticatorFunc(func(_ context.Context,
+				q *hooks.ConnectRequest) error {
 				if q.Client.ID == "mounted" {
 					q.Grant.MountPoint = "m/"
 				}
@@ -108,7 +115,8 @@ func TestARetainedMessageBeyondTheLimitsOfTopicsCanBeRemoved(t *testing.T) {
 		l, done := serveMemory(t, b)
 		p, _ := newTestClient(t, dial(t, l), as("p", "u"))
 		require.NoError(t, b.Publish(t.Context(), &Message{Topic: deep, Retain: true}))
-		require.Error(t, b.Publish(t.Context(), &Message{Topic: deep, Retain: true}), "there is nothing to remove")
+		require.Error(t, b.Publish(t.Context(), &Message{Topic: deep, Retain: true}),
+			"there is nothing to remove")
 		require.False(t, p.publish(long, "", true).Failed())
 		m, _ := newTestClient(t, dial(t, l), as("mounted", "u"))
 		require.False(t, m.publish(long, "", true).Failed())
@@ -119,7 +127,8 @@ func TestARetainedMessageBeyondTheLimitsOfTopicsCanBeRemoved(t *testing.T) {
 	})
 }
 
-// A client that begins its Session anew at MaxSessions keeps its place, although another client comes in between.
+// A client that begins its Session anew at MaxSessions keeps its place, although another client
+// comes in between.
 func TestACleanStartAtMaxSessionsKeepsItsPlace(t *testing.T) {
 	between := func() {}
 	withRules(t, everything, func(c *Config) {

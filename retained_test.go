@@ -14,13 +14,16 @@ import (
 	"github.com/dunlin-mqtt/dunlin/store/memory"
 )
 
-// twoPublishers has two publishers publish at the same time to each of n topics: what message makes.
-func twoPublishers(t *testing.T, b *Broker, n int, message func(topic string, publisher int) *Message) {
+// twoPublishers has two publishers publish at the same time to each of n topics: what message
+// makes.
+func twoPublishers(t *testing.T, b *Broker, n int,
+	message func(topic string, publisher int) *Message) {
 	for i := range n {
 		var over sync.WaitGroup
 		for p := range 2 {
 			over.Go(func() {
-				if err := b.Publish(context.Background(), message(fmt.Sprintf("t/%d", i), p)); err != nil {
+				if err := b.Publish(context.Background(),
+					message(fmt.Sprintf("t/%d", i), p)); err != nil {
 					t.Error(err)
 				}
 			})
@@ -29,7 +32,8 @@ func twoPublishers(t *testing.T, b *Broker, n int, message func(topic string, pu
 	}
 }
 
-// Of two publishers of one topic, the one whose message stays retained is the one whose message came last.
+// Of two publishers of one topic, the one whose message stays retained is the one whose message
+// came last.
 func TestTheLastMessageOfATopicIsTheRetainedOne(t *testing.T) {
 	const n = 3000
 	for name, edit := range map[string]func(*Config){
@@ -68,7 +72,8 @@ func TestTheRetainedMessageExpiresInItsOwnTime(t *testing.T) {
 		defer b.Close()
 		twoPublishers(t, b, 60_000, func(topic string, publisher int) *Message {
 			m := &Message{Topic: topic, Payload: []byte("x"), Retain: true}
-			m.Properties = m.Properties.AppendUint(packets.MessageExpiryInterval, uint32(1+publisher))
+			m.Properties = m.Properties.AppendUint(packets.MessageExpiryInterval,
+				uint32(1+publisher))
 			return m
 		})
 		time.Sleep(3 * time.Second)
@@ -77,8 +82,9 @@ func TestTheRetainedMessageExpiresInItsOwnTime(t *testing.T) {
 	})
 }
 
-// Who subscribes between the moment that a publisher knows who gets its message and the one in which that becomes the retained one finds the
-// retained message before it, and has to get this one.
+// Who subscribes between the moment that a publisher knows who gets its message and the one in
+// which that becomes the retained one finds the retained message before it, and has to get this
+// one.
 func TestASubscribeDoesNotMissWhatBecomesRetained(t *testing.T) {
 	for _, stored := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
@@ -93,7 +99,8 @@ func TestASubscribeDoesNotMissWhatBecomesRetained(t *testing.T) {
 			publisher.now = time.Now()
 			publisher.route.fill(publisher, []byte("t"), origin{})
 			c.subscribe("t", packets.QoS0)
-			publisher.own = packets.Publish{Retain: true, Topic: []byte("t"), Payload: []byte("new")}
+			publisher.own = packets.Publish{Retain: true, Topic: []byte("t"),
+				Payload: []byte("new")}
 			publisher.out.reset(&publisher.own, "", publisher.now, 0)
 			matched, err := publisher.publish(&publisher.out, &publisher.route)
 			require.NoError(t, err)

@@ -19,8 +19,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/store/memory"
 )
 
-// retainHard makes n retained messages among which hardFilter finds none, and has to look at many: each name that
-// it has is everywhere, and never two of them in one topic.
+// retainHard makes n retained messages among which hardFilter finds none, and has to look at many:
+// each name that it has is everywhere, and never two of them in one topic.
 func retainHard(tb testing.TB, b *Broker, n int) {
 	for i := range n {
 		topic := fmt.Sprintf("%d/b/q%d/y", i, rand.IntN(600))
@@ -38,7 +38,8 @@ func hardFilter(i int) string { return fmt.Sprintf("+/b/q%d/x", i) }
 func subscribeHard(n int, qos packets.QoS) *packets.Subscribe {
 	p := &packets.Subscribe{PacketID: 9}
 	for i := range n {
-		p.Subscriptions = append(p.Subscriptions, packets.Subscription{Filter: hardFilter(i), QoS: qos})
+		p.Subscriptions = append(p.Subscriptions,
+			packets.Subscription{Filter: hardFilter(i), QoS: qos})
 	}
 	return p
 }
@@ -57,7 +58,8 @@ func TestALargeSubscribeHoldsUpNobody(t *testing.T) {
 	l, done := serveMemory(t, b)
 	retainHard(t, b, 30_000)
 	heavy, _ := newTestClient(t, dial(t, l), connect("heavy"))
-	heavy.send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "live", RetainHandling: 2}}})
+	heavy.send(&packets.Subscribe{PacketID: 1,
+		Subscriptions: []packets.Subscription{{Filter: "live", RetainHandling: 2}}})
 	heavy.recv()
 	heavy.send(subscribeHard(3000, 0))
 	heavy.recv()
@@ -70,7 +72,8 @@ func TestALargeSubscribeHoldsUpNobody(t *testing.T) {
 	for range 1000 {
 		require.IsType(t, &packets.Publish{}, other.recv())
 	}
-	require.NotZero(t, b.toSend("heavy"), "the publishes of another client do not wait for its filters, nor do other subscriptions")
+	require.NotZero(t, b.toSend("heavy"),
+		"the publishes of another client do not wait for its filters, nor do other subscriptions")
 	heavy.nc.Close()
 	other.nc.Close()
 	done()
@@ -83,14 +86,16 @@ func slowly(id string) *packets.Connect {
 	return p
 }
 
-// The retained messages are sent anew [MQTT-3.8.4-3], which does not add to what is still to be sent.
+// The retained messages are sent anew [MQTT-3.8.4-3], which does not add to what is still to be
+// sent.
 func TestARepeatedFilterBeginsAnew(t *testing.T) {
 	withRules(t, everything, nil, func(r *guardRig) {
 		p, c := r.connect(as("p", "u")), r.connect(slowly("c"))
 		p.publish("t/1", "x", true)
 		p.publish("t/2", "x", true)
 		subscribe := func() {
-			c.send(&packets.Subscribe{PacketID: 9, Subscriptions: []packets.Subscription{{Filter: "t/#", QoS: 1}}})
+			c.send(&packets.Subscribe{PacketID: 9,
+				Subscriptions: []packets.Subscription{{Filter: "t/#", QoS: 1}}})
 		}
 		subscribe()
 		require.IsType(t, &packets.Suback{}, c.recv())
@@ -114,7 +119,8 @@ func TestARepeatedFilterBeginsAnew(t *testing.T) {
 	})
 }
 
-// What is still to be sent counts in MaxMemory, and is bounded for each Session: a SUBSCRIBE beyond is told so.
+// What is still to be sent counts in MaxMemory, and is bounded for each Session: a SUBSCRIBE beyond
+// is told so.
 func TestWhatIsToBeSentIsBoundedAndCounted(t *testing.T) {
 	const most = 10_000
 	withRules(t, everything, func(c *Config) { c.MaxQueuedBytes = most }, func(r *guardRig) {
@@ -125,13 +131,15 @@ func TestWhatIsToBeSentIsBoundedAndCounted(t *testing.T) {
 		synctest.Wait()
 		used := func() int64 { return r.b.Stats().Memory - r.b.memory.Of(budget.Subscriptions) }
 		before := used()
-		c.send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "t/0/x", QoS: 1}}})
+		c.send(&packets.Subscribe{PacketID: 1,
+			Subscriptions: []packets.Subscription{{Filter: "t/0/x", QoS: 1}}})
 		c.recv()
 		first := c.recv().(*packets.Publish)
 		granted := map[string]bool{}
 		for i := range 100 {
 			filter := fmt.Sprintf("t/%d/+", i)
-			c.send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: filter, QoS: 1}}})
+			c.send(&packets.Subscribe{PacketID: 1,
+				Subscriptions: []packets.Subscription{{Filter: filter, QoS: 1}}})
 			switch code := c.recv().(*packets.Suback).Codes[0]; code {
 			case packets.GrantedQoS1:
 				granted[filter] = true
@@ -140,9 +148,12 @@ func TestWhatIsToBeSentIsBoundedAndCounted(t *testing.T) {
 			}
 		}
 		require.InDelta(t, most/130, len(granted), 10)
-		require.Len(t, r.b.ofClient("c")[0].subscriptionList(), len(granted)+1, "what is refused is not subscribed to")
-		require.Equal(t, packets.GrantedQoS1, c.subscribe("t/0/+", 1), "a filter that it has waits already")
-		require.Equal(t, packets.GrantedQoS1, c.subscribe("none", 1), "nothing is to be sent for it")
+		require.Len(t, r.b.ofClient("c")[0].subscriptionList(), len(granted)+1,
+			"what is refused is not subscribed to")
+		require.Equal(t, packets.GrantedQoS1, c.subscribe("t/0/+", 1),
+			"a filter that it has waits already")
+		require.Equal(t, packets.GrantedQoS1, c.subscribe("none", 1),
+			"nothing is to be sent for it")
 		require.Greater(t, used()-before, int64(most*9/10))
 		c.send(&packets.Ack{Kind: packets.TypePuback, PacketID: first.PacketID})
 		for range granted {
@@ -159,7 +170,8 @@ func TestWhatIsToBeSentIsBoundedAndCounted(t *testing.T) {
 	})
 }
 
-// A retained message that is replaced or removed after it was found does not come behind its successor.
+// A retained message that is replaced or removed after it was found does not come behind its
+// successor.
 func TestWhatWasFoundIsSentAsItIsNow(t *testing.T) {
 	withRules(t, everything, nil, func(r *guardRig) {
 		p, c := r.connect(as("p", "u")), r.connect(as("c", "u"))
@@ -270,10 +282,12 @@ func TestWhatIsToBeSentToAbsentClientsIsShed(t *testing.T) {
 		}
 		require.Greater(t, n, 1000, "up to a share of MaxMemory")
 		c.close()
-		for r.b.Publish(t.Context(), &Message{Topic: "d", QoS: 1, Payload: make([]byte, 10_000)}) == nil && lost.Load() == 0 {
+		for r.b.Publish(t.Context(), &Message{Topic: "d", QoS: 1,
+			Payload: make([]byte, 10_000)}) == nil && lost.Load() == 0 {
 			synctest.Wait()
 		}
-		require.EqualValues(t, n, lost.Load(), "the first filter had come to its end, and one was added")
+		require.EqualValues(t, n, lost.Load(),
+			"the first filter had come to its end, and one was added")
 		d.close()
 		p.close()
 	})
@@ -282,11 +296,13 @@ func TestWhatIsToBeSentToAbsentClientsIsShed(t *testing.T) {
 // subscribe1 is subscribe of QoS 1, for a client that has been sent a message already.
 func (c *testClient) subscribe1(filter string) packets.ReasonCode {
 	c.t.Helper()
-	c.send(&packets.Subscribe{PacketID: 9, Subscriptions: []packets.Subscription{{Filter: filter, QoS: 1}}})
+	c.send(&packets.Subscribe{PacketID: 9,
+		Subscriptions: []packets.Subscription{{Filter: filter, QoS: 1}}})
 	return c.recv().(*packets.Suback).Codes[0]
 }
 
-// A subscription that cannot be stored gives its place back to the one before it, with what is still to be sent.
+// A subscription that cannot be stored gives its place back to the one before it, with what is
+// still to be sent.
 func TestATakenBackSubscriptionLeavesWhatWasToBeSent(t *testing.T) {
 	withRules(t, everything, nil, func(r *guardRig) {
 		p, c := r.connect(as("p", "u")), r.connect(slowly("c"))

@@ -36,8 +36,8 @@ func (r *changing) deny() {
 }
 
 // A shared subscription that is revoked while the store is full keeps what it has brought until
-// that can go to another member. The client that may no longer have it does not get it, whenever the
-// process ends.
+// that can go to another member. The client that may no longer have it does not get it, whenever
+// the process ends.
 func TestARevokedSharedSubscriptionLosesNothingWhileTheStoreIsFull(t *testing.T) {
 	for kind := range fullKinds {
 		for _, crashes := range []bool{false, true} {
@@ -74,13 +74,15 @@ func TestARevokedSharedSubscriptionLosesNothingWhileTheStoreIsFull(t *testing.T)
 					require.Empty(t, a.payloads(), "a may not have them")
 					got := b.payloads()
 					for i, m := range want {
-						n := len(slices.DeleteFunc(slices.Clone(got), func(x string) bool { return x != m }))
+						n := len(slices.DeleteFunc(slices.Clone(got),
+							func(x string) bool { return x != m }))
 						require.Positive(t, n, "%s was acknowledged", m)
 						require.False(t, n > 1 && i%2 == 1, "%s of QoS 2 came %d times", m, n)
 					}
 					time.Sleep(time.Second) // the acknowledgements are durable
 					st.crash()
-					a, b = st.dial("a", packets.V5, false, 3600), st.dial("b", packets.V5, false, 3600)
+					a, b = st.dial("a", packets.V5, false, 3600),
+						st.dial("b", packets.V5, false, 3600)
 					require.Empty(t, a.payloads())
 					require.Empty(t, b.payloads())
 				})

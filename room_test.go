@@ -50,7 +50,8 @@ func TestRoomIsTakenForTheWholeBroker(t *testing.T) {
 		require.Less(t, st.b.retained.Len(), publishers/2, "messages that were taken")
 		release()
 		for _, p := range ps {
-			require.Equal(t, packets.NoMatchingSubscribers, p.want(packets.TypePuback)[0].(*packets.Ack).Code)
+			require.Equal(t, packets.NoMatchingSubscribers,
+				p.want(packets.TypePuback)[0].(*packets.Ack).Code)
 		}
 		time.Sleep(time.Second)
 		require.Zero(t, st.b.journal.Room.Used(), "all is given back")
@@ -87,9 +88,13 @@ func TestAPublisherThatFindsNoRoomIsRefusedInTheEnd(t *testing.T) {
 	})
 }
 
-// The publisher waits, and so do a program that publishes and what else a client asks the store for.
+// The publisher waits, and so do a program that publishes and what else a client asks the store
+// for.
 func TestEverythingThatAddsWaitsForRoom(t *testing.T) {
-	will := func(c *packets.Connect) { c.Will = &packets.Will{Topic: "will", Payload: make([]byte, 4_000)} }
+	will := func(c *packets.Connect) {
+		c.Will = &packets.Will{Topic: "will",
+			Payload: make([]byte, 4_000)}
+	}
 	onStage(t, func(st *stage) {
 		st.narrow(10_000)
 		sub, err := st.b.Subscribe(context.Background(), "a", &SubscribeOptions{Name: "n"})
@@ -143,8 +148,10 @@ func TestASessionThatIsRefusedLeavesNothingToBeCarried(t *testing.T) {
 		st.store.mu.Unlock()
 		for i := range 100 {
 			n := st.dial(fmt.Sprint("new", i), packets.V5, true, 3600)
-			require.Equal(t, packets.QuotaExceeded, n.want(packets.TypeConnack)[0].(*packets.Connack).Code)
-			_, err := st.b.Subscribe(context.Background(), "t", &SubscribeOptions{Name: fmt.Sprint(i)})
+			require.Equal(t, packets.QuotaExceeded,
+				n.want(packets.TypeConnack)[0].(*packets.Connack).Code)
+			_, err := st.b.Subscribe(context.Background(), "t",
+				&SubscribeOptions{Name: fmt.Sprint(i)})
 			require.ErrorIs(t, err, store.ErrFull)
 			time.Sleep(journal.RetryDelay)
 		}
@@ -152,7 +159,8 @@ func TestASessionThatIsRefusedLeavesNothingToBeCarried(t *testing.T) {
 
 		// One that would end for the new one stays.
 		c := st.dial("s", packets.V5, true, 3600)
-		require.Equal(t, packets.QuotaExceeded, c.want(packets.TypeConnack)[0].(*packets.Connack).Code)
+		require.Equal(t, packets.QuotaExceeded,
+			c.want(packets.TypeConnack)[0].(*packets.Connack).Code)
 		info, there := st.b.Session("s")
 		require.True(t, there)
 		require.Len(t, info.Subscriptions, 1)
@@ -166,7 +174,8 @@ func TestRetainedMessagesForASubscriberWaitForRoom(t *testing.T) {
 		st.cfg.MaxInflight = 4
 		st.narrow(10 * size)
 		for i := range messages {
-			m := &Message{Topic: fmt.Sprint("t/", i), Payload: make([]byte, size), QoS: 1, Retain: true}
+			m := &Message{Topic: fmt.Sprint("t/", i), Payload: make([]byte, size), QoS: 1,
+				Retain: true}
 			require.NoError(t, st.b.Publish(context.Background(), m))
 		}
 		s := st.durable("s", packets.V5)

@@ -16,20 +16,22 @@ import (
 
 // This file takes one Application Message to everybody who subscribes to it.
 
-// A turn is what a goroutine holds while it works on what one read of a connection brought, or on one message of its own: scratch
-// memory, the time, and the connections that have to be flushed at the end. Turns are pooled; an idle connection has none.
+// A turn is what a goroutine holds while it works on what one read of a connection brought, or on
+// one message of its own: scratch memory, the time, and the connections that have to be flushed at
+// the end. Turns are pooled; an idle connection has none.
 type turn struct {
-	b         *Broker
-	now       time.Time
-	dirty     []*conn
-	blocked   []*Subscription // full, with the policy OverflowBlock: who publishes waits for them
-	receipt   *receipt        // of the next message that publishMessage routes
-	untold    bool            // outgoing.untold of that message
-	gathered  int             // bytes of packets handled since the last flush
-	rounds    int             // and how often gather said yes
-	read      *link.Buffer    // what was read; nil for turns that do not read
-	last      bool            // until c is accepted: nothing has been read behind the packet that is handled
-	congested []*conn         // those that the flush left congested
+	b        *Broker
+	now      time.Time
+	dirty    []*conn
+	blocked  []*Subscription // full, with the policy OverflowBlock: who publishes waits for them
+	receipt  *receipt        // of the next message that publishMessage routes
+	untold   bool            // outgoing.untold of that message
+	gathered int             // bytes of packets handled since the last flush
+	rounds   int             // and how often gather said yes
+	read     *link.Buffer    // what was read; nil for turns that do not read
+	// Until c is accepted: nothing has been read behind the packet that is handled
+	last      bool
+	congested []*conn // those that the flush left congested
 
 	pub     packets.Publish
 	ack     packets.Ack
@@ -71,18 +73,20 @@ func (t *turn) end() {
 	t.counted.Take(&t.traffic)
 }
 
-// An outgoing is one Application Message while it is routed. The frame that goes out is built once for each class of receivers, and
-// the message that queues share is made only if somebody needs it.
+// An outgoing is one Application Message while it is routed. The frame that goes out is built once
+// for each class of receivers, and the message that queues share is made only if somebody needs it.
 type outgoing struct {
-	pub     *packets.Publish // topic complete, aliases resolved, properties only those that travel
-	raw     []byte           // the packet as it came, if it can go out as it is to receivers of the same kind
+	pub *packets.Publish // topic complete, aliases resolved, properties only those that travel
+	// The packet as it came, if it can go out as it is to receivers of the same kind
+	raw     []byte
 	rawV5   bool
 	from    string
 	expires int64
 	msg     *message
 	lent    packets.Message // see lend
 	receipt *receipt        // nil for most
-	untold  bool            // nobody can be told that it is not retained: then it is delivered all the same
+	// Nobody can be told that it is not retained: then it is delivered all the same
+	untold bool
 	// Why it was delivered and not retained; nil: it was, or need not be. Of the last retained one.
 	unretained error
 	trying     bool     // another member of the group may take it: who does not has lost nothing
@@ -121,7 +125,8 @@ func (o *outgoing) reset(p *packets.Publish, from string, now time.Time, maxExpi
 func (o *outgoing) message() *message {
 	if o.msg == nil {
 		p := o.pub
-		o.msg = &message{Message: packets.Message{Topic: string(p.Topic), QoS: p.QoS, Retain: p.Retain}, Expires: o.expires, From: o.from}
+		o.msg = &message{Message: packets.Message{Topic: string(p.Topic), QoS: p.QoS,
+			Retain: p.Retain}, Expires: o.expires, From: o.from}
 		// One allocation for both, or none.
 		if n := len(p.Payload) + len(p.Properties); n > 0 {
 			b := make([]byte, n)
@@ -197,7 +202,8 @@ type target struct {
 	shares *extra      // what its deliveries have besides their message, once there was one
 }
 
-// extra returns what a delivery of o to the target has besides its message. Its receipt, if any, counts it from now on.
+// extra returns what a delivery of o to the target has besides its message. Its receipt, if any,
+// counts it from now on.
 func (to *target) extra(o *outgoing) *extra {
 	shares := to.share()
 	if o.receipt == nil {
@@ -211,7 +217,8 @@ func (to *target) extra(o *outgoing) *extra {
 	return x
 }
 
-// share returns what all deliveries to the target have besides their message, nil if they have nothing.
+// share returns what all deliveries to the target have besides their message, nil if they have
+// nothing.
 func (to *target) share() *extra {
 	if to.shares == nil && (len(to.ids) > 0 || to.group != nil) {
 		to.shares = &extra{ids: slices.Clone(to.ids), group: to.group}
@@ -219,7 +226,8 @@ func (to *target) share() *extra {
 	return to.shares
 }
 
-// A route is who gets the messages of one topic, valid as long as the part of the tree that it came from has not changed.
+// A route is who gets the messages of one topic, valid as long as the part of the tree that it came
+// from has not changed.
 type route struct {
 	topic   []byte
 	text    string // topic, or an earlier one, see name
@@ -228,7 +236,9 @@ type route struct {
 	valid   bool
 	durable bool   // some of the receivers are known to the store
 	from    origin // whose messages these are
-	decided uint64 // the epoch of the rules in which refused was said to the connection that has this route; 0: never
+	// The epoch of the rules in which refused was said to the connection that has this route; 0:
+	// never
+	decided uint64
 	refused error
 	targets []target
 	ids     []uint32 // of all targets
@@ -242,20 +252,22 @@ type route struct {
 	size    int32 // bytes, as they are counted
 }
 
-// A sharedRoute is a shared subscription that the topic matches: one of the members gets the message.
+// A sharedRoute is a shared subscription that the topic matches: one of the members gets the
+// message.
 type sharedRoute struct {
 	group   *subs.Group
 	members []target
 }
 
-// An origin is the Session that publishes a message, for No Local. The zero value is none that subscribes.
+// An origin is the Session that publishes a message, for No Local. The zero value is none that
+// subscribes.
 type origin struct {
 	s      *session
 	number uint32 // that s had
 }
 
-// numberLocked returns the number in the tree, 0 if the Session has none, or has ended: then another
-// one may have its number. Broker.numbers is held.
+// numberLocked returns the number in the tree, 0 if the Session has none, or has ended: then
+// another one may have its number. Broker.numbers is held.
 func (o origin) numberLocked(b *Broker) uint32 {
 	if b.numberedLocked(o.number) != o.s {
 		return 0
@@ -273,8 +285,8 @@ func (r *route) fill(t *turn, topic []byte, from origin) {
 		r.watch, r.valid = b.tree.Watch(topic), true
 	}
 	r.version, r.durable, r.from = r.watch.Version(), false, from
-	// The lock is held from before Match, so that no number is given to another Session meanwhile. To
-	// do it again whenever a subscription has changed would have no end while others subscribe.
+	// The lock is held from before Match, so that no number is given to another Session meanwhile.
+	// To do it again whenever a subscription has changed would have no end while others subscribe.
 	b.numbers.RLock()
 	b.tree.Match(topic, from.numberLocked(b), m)
 	r.ids = append(r.ids[:0], m.IDs...)
@@ -363,8 +375,8 @@ func (t *turn) deliver(o *outgoing, r *route) (n int) {
 	return n
 }
 
-// deliverShared gives o to one of the members: to the first from where the strategy starts that can send it on at once, otherwise to the first
-// that takes it at all.
+// deliverShared gives o to one of the members: to the first from where the strategy starts that can
+// send it on at once, otherwise to the first that takes it at all.
 func (t *turn) deliverShared(o *outgoing, g *subs.Group, members []target) bool {
 	n := uint64(len(members))
 	if n == 0 {
@@ -455,8 +467,9 @@ func (t *turn) pass(o *outgoing, r *route) (matched int, err error) {
 	return t.deliver(o, r), nil
 }
 
-// orDeliver returns err, with which o was not retained, or nil if o is to be delivered nevertheless: a Will, a message of the
-// Broker itself, or one of QoS 0, whose publisher would not learn that it has reached nobody.
+// orDeliver returns err, with which o was not retained, or nil if o is to be delivered
+// nevertheless: a Will, a message of the Broker itself, or one of QoS 0, whose publisher would not
+// learn that it has reached nobody.
 func (t *turn) orDeliver(o *outgoing, err error) error {
 	if err == nil || !o.untold {
 		return err
@@ -465,13 +478,15 @@ func (t *turn) orDeliver(o *outgoing, err error) error {
 	return nil
 }
 
-// publishRetained is publish for a message that becomes the retained one of its topic, or removes it.
+// publishRetained is publish for a message that becomes the retained one of its topic, or removes
+// it.
 func (t *turn) publishRetained(o *outgoing, r *route) (matched int, err error) {
 	t.askMembers(o, r)
 	o.unretained = nil
 	if matched, err = t.passInTurn(o, r); o.unretained != nil {
 		topic := string(o.pub.Topic)
-		t.b.log.Debug("a message is delivered, but not retained", "topic", topic, "err", o.unretained)
+		t.b.log.Debug("a message is delivered, but not retained", "topic", topic, "err",
+			o.unretained)
 	}
 	return matched, err
 }
@@ -496,8 +511,8 @@ func (t *turn) retain(o *outgoing) (old *message, err error) {
 	return old, nil
 }
 
-// renew looks again who gets a message that has become the retained one: who subscribed after r was resolved may have looked for retained
-// messages before this one was there, and has to get it now.
+// renew looks again who gets a message that has become the retained one: who subscribed after r was
+// resolved may have looked for retained messages before this one was there, and has to get it now.
 func (t *turn) renew(r *route) {
 	if r.version != r.watch.Version() {
 		r.fill(t, r.topic, r.from)
@@ -505,10 +520,12 @@ func (t *turn) renew(r *route) {
 	}
 }
 
-// publishMessage routes a message that comes from no connection: a Will, an in-process publish, $SYS.
+// publishMessage routes a message that comes from no connection: a Will, an in-process publish,
+// $SYS.
 func (t *turn) publishMessage(m *message, from origin) (matched int, err error) {
 	t.topic = append(t.topic[:0], m.Topic...)
-	t.own = packets.Publish{QoS: m.QoS, Retain: m.Retain, Topic: t.topic, Properties: m.Properties, Payload: m.Payload}
+	t.own = packets.Publish{QoS: m.QoS, Retain: m.Retain, Topic: t.topic, Properties: m.Properties,
+		Payload: m.Payload}
 	o := &t.out
 	o.reset(&t.own, m.From, t.now, t.b.cfg().MaxMessageExpiry)
 	if m.Expires == 0 || o.expires != 0 && o.expires < m.Expires { // MaxMessageExpiry
@@ -521,12 +538,13 @@ func (t *turn) publishMessage(m *message, from origin) (matched int, err error) 
 	return t.publish(o, &t.route)
 }
 
-// send appends a PUBLISH for o to the output of c. c.sess.mu is held; there is room in the window if
-// qos needs it.
+// send appends a PUBLISH for o to the output of c. c.sess.mu is held; there is room in the window
+// if qos needs it.
 func (c *conn) send(t *turn, o *outgoing, to *target, qos packets.QoS, retain bool) bool {
 	s := c.sess
 	r := c.readExtra()
-	plain := r.mount == "" && !o.waited && (c.version < packets.V5 || len(to.ids) == 0 && r.outAliases == nil)
+	plain := r.mount == "" && !o.waited &&
+		(c.version < packets.V5 || len(to.ids) == 0 && r.outAliases == nil)
 	w := wire{qos: qos, retain: retain, ids: to.ids}
 	var f *frame
 	var x *link.Buffer
@@ -578,7 +596,8 @@ func (c *conn) send(t *turn, o *outgoing, to *target, qos packets.QoS, retain bo
 	return true
 }
 
-// tooLarge says whether m exceeds what the client accepts. Such a message counts as delivered [MQTT-3.1.2-25].
+// tooLarge says whether m exceeds what the client accepts. Such a message counts as delivered
+// [MQTT-3.1.2-25].
 func (c *conn) tooLarge(m *message, w wire) bool {
 	if c.maxPacket == maxPacketSize {
 		return false

@@ -132,7 +132,8 @@ func (b *Broker) keepRoutes(rs *routes) *routes {
 	return rs
 }
 
-// forgetRoutesLocked is the end of what keepRoutes began. routeCaches.mu is held, and rs is evicted.
+// forgetRoutesLocked is the end of what keepRoutes began. routeCaches.mu is held, and rs is
+// evicted.
 func (b *Broker) forgetRoutesLocked(rs *routes) {
 	rc := &b.caches
 	last := len(rc.all) - 1
@@ -173,7 +174,8 @@ func (b *Broker) evictRoutes(goes func(rs *routes) bool) {
 		defer rc.mu.Unlock()
 		end = min(end, len(rc.all))
 		i := end - 1
-		for ; i >= max(end-evictPage, 0); i-- { // what takes the place of one that goes was looked at
+		// what takes the place of one that goes was looked at
+		for ; i >= max(end-evictPage, 0); i-- {
 			switch rs := rc.all[i]; {
 			case !rs.state.CompareAndSwap(parked, evicted):
 			case goes(rs):
@@ -218,8 +220,8 @@ func (b *Broker) hasRoomForRoutes(size int32) bool {
 	return int64(size) <= b.routesOfOne() && !b.routesOver(100) && !b.memory.Over(leaveQoS0)
 }
 
-// of returns the place for the route of topic, which may hold that of another one, or nil: topic has
-// none.
+// of returns the place for the route of topic, which may hold that of another one, or nil: topic
+// has none.
 func (rs *routes) of(b *Broker, topic []byte) *route {
 	r := rs.last
 	if r != nil && string(r.topic) == string(topic) {

@@ -180,7 +180,8 @@ func TestTheTopicsOfAliasesAreBounded(t *testing.T) {
 		require.True(t, ok)
 		require.Equal(t, packets.QuotaExceeded, d.Code)
 		c.close()
-		require.Less(t, r.b.memory.Of(budget.Sessions), int64(10_000), "they end with the connection")
+		require.Less(t, r.b.memory.Of(budget.Sessions), int64(10_000),
+			"they end with the connection")
 
 		connect := as("to", "u")
 		connect.Properties = connect.Properties.AppendUint(packets.TopicAliasMaximum, 10)
@@ -199,7 +200,8 @@ func TestTheTopicsOfAliasesAreBounded(t *testing.T) {
 		require.Equal(t, r.b.holding(), r.b.counted())
 		require.Less(t, r.b.memory.Of(budget.Sessions), int64(75_000))
 		to.close()
-		require.Less(t, r.b.memory.Of(budget.Sessions), int64(10_000), "they end with the connection")
+		require.Less(t, r.b.memory.Of(budget.Sessions), int64(10_000),
+			"they end with the connection")
 	})
 }
 
@@ -257,7 +259,8 @@ func TestEachConnectionHasItsShareOfTheRoutes(t *testing.T) {
 		t.Cleanup(func() { b.Close() })
 		keep := func(p *feed, topics int) (size int32) {
 			for i := range topics {
-				m := &packets.Publish{Topic: fmt.Append(nil, i, strings.Repeat("x", maxRouteTopic-10))}
+				m := &packets.Publish{Topic: fmt.Append(nil, i,
+					strings.Repeat("x", maxRouteTopic-10))}
 				p.packet(m, packets.V5)
 				p.packet(m, packets.V5)
 			}

@@ -16,36 +16,41 @@ import (
 	"github.com/dunlin-mqtt/dunlin/store"
 )
 
-// A session is what outlives a Network Connection (4.1): subscriptions (in the tree, under num), queue, what is in flight in both
-// directions, the Will and the expiry. In-process subscribers are sessions as well, with local in the place of conn.
+// A session is what outlives a Network Connection (4.1): subscriptions (in the tree, under num),
+// queue, what is in flight in both directions, the Will and the expiry. In-process subscribers are
+// sessions as well, with local in the place of conn.
 type session struct {
 	*holder
 	b  *Broker
 	id string // Client Identifier
 
-	mu      lock.Mutex[sessionLock]
-	conn    *conn         // nil while the client is away
-	local   *Subscription // in-process
-	stored  uint64        // its number in the store; 0: it does not outlive the process. Set before anybody else sees the Session
-	born    uint64        // the batch that tells the store of it. As stored
-	seq     uint64        // of the last entry of the queue, if stored is set
-	num     uint32        // in the tree; 0 until the first subscription
-	subs    int32         // subscriptions
-	weight  int32         // of these, see owners.Weight
-	expiry  uint32        // Session Expiry Interval, seconds; 0: ends with the connection
-	gen     uint32        // how many connections have had it
-	walking bool          // somebody looks for retained messages, or is about to
-	ended   bool          // nothing may be added to it any more
-	most    uint16        // how many identifiers of QoS 2 messages it has received at a time, see footprint
+	mu    lock.Mutex[sessionLock]
+	conn  *conn         // nil while the client is away
+	local *Subscription // in-process
+	// Its number in the store; 0: it does not outlive the process. Set before anybody else sees the
+	// Session
+	stored  uint64
+	born    uint64 // the batch that tells the store of it. As stored
+	seq     uint64 // of the last entry of the queue, if stored is set
+	num     uint32 // in the tree; 0 until the first subscription
+	subs    int32  // subscriptions
+	weight  int32  // of these, see owners.Weight
+	expiry  uint32 // Session Expiry Interval, seconds; 0: ends with the connection
+	gen     uint32 // how many connections have had it
+	walking bool   // somebody looks for retained messages, or is about to
+	ended   bool   // nothing may be added to it any more
+	// How many identifiers of QoS 2 messages it has received at a time, see footprint
+	most    uint16
 	will    *will
 	out     sender
 	in      receiver
 	cursors *retained.Cursors // retained messages still to be sent, see there; nil: none
 	quota   queueLimits
-	endsAt  int64         // when it expires, while the client is away, in Unix nanoseconds; 0: never
-	client  *hooks.Client // who has it, or had it last; nil in-process
-	reads   *readings     // kept decisions about deliveries; nil: none
-	due     *timers.Timer // when it expires or its Will is due; nil until the client first leaves
+	// When it expires, while the client is away, in Unix nanoseconds; 0: never
+	endsAt int64
+	client *hooks.Client // who has it, or had it last; nil in-process
+	reads  *readings     // kept decisions about deliveries; nil: none
+	due    *timers.Timer // when it expires or its Will is due; nil until the client first leaves
 
 	footprint footprint
 }
@@ -100,12 +105,15 @@ func (s *session) deliver(t *turn, o *outgoing, to *target, eager eagerness) boo
 	retain := o.pub.Retain && to.retain
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ended || len(o.pub.Topic) < len(s.mount) || eager == takesSoon && !s.ready(qos) { // a/# matches a, which is outside of a/
+	// a/# matches a, which is outside of a/
+	if s.ended || len(o.pub.Topic) < len(s.mount) || eager == takesSoon && !s.ready(qos) {
 		return false
 	}
 	c := s.conn
 	if c != nil && (c.out.opening || c.stopping != nil) {
-		c = nil // as if the client had not come yet, or had gone: behind a DISCONNECT comes nothing [MQTT-3.14.4-1]
+		// as if the client had not come yet, or had gone: behind a DISCONNECT comes nothing
+		// [MQTT-3.14.4-1]
+		c = nil
 	}
 	undecided := false
 	if s.b.rules.deliveries != nil && c != nil {
@@ -117,14 +125,17 @@ func (s *session) deliver(t *turn, o *outgoing, to *target, eager eagerness) boo
 		undecided = !known // it takes the way through the queue
 	}
 	switch {
-	case c == nil && s.local == nil && qos == packets.QoS0 && (!s.b.cfg().QueueQoS0 || s.b.memory.Over(leaveQoS0)):
+	case c == nil && s.local == nil && qos == packets.QoS0 &&
+		(!s.b.cfg().QueueQoS0 || s.b.memory.Over(leaveQoS0)):
 		return false
 	case c != nil && c.out.Backlog() > 0 && qos == packets.QoS0 && s.b.memory.Over(leaveQoS0):
 		s.missed(o, hooks.DropMemory)
 		return false
 	case c == nil || undecided || qos > packets.QoS0 && (!s.out.direct() ||
-		c.out.Size() > s.b.cfg().MaxOutboundBytes/2 || s.lasting(to.group) && s.overdrawn(len(o.pub.Payload))) || s.out.qos0 > 0:
-		return s.enqueue(t, delivery{msg: o.message(), extra: to.extra(o), qos: qos, retain: retain})
+		c.out.Size() > s.b.cfg().MaxOutboundBytes/2 || s.lasting(to.group) &&
+		s.overdrawn(len(o.pub.Payload))) || s.out.qos0 > 0:
+		return s.enqueue(t, delivery{msg: o.message(), extra: to.extra(o), qos: qos,
+			retain: retain})
 	case qos == packets.QoS0 && c.out.Size() > s.b.cfg().MaxOutboundBytes:
 		s.missed(o, hooks.DropSlowClient)
 		return false
@@ -141,7 +152,8 @@ func (s *session) ready(qos packets.QoS) bool {
 	case s.conn == nil || s.conn.out.opening || s.conn.stopping != nil:
 		return false
 	}
-	return s.conn.out.Size() <= s.b.cfg().MaxOutboundBytes/2 && (qos == packets.QoS0 || !s.full(0) && !s.overdrawn(1))
+	return s.conn.out.Size() <= s.b.cfg().MaxOutboundBytes/2 &&
+		(qos == packets.QoS0 || !s.full(0) && !s.overdrawn(1))
 }
 
 // full, with s.mu held, says whether the queue has no room for size more bytes.
@@ -157,7 +169,8 @@ func (s *session) overdrawn(size int) bool {
 	if a.Room(owners.QueuedBytes, ownerSize(size)) {
 		return false
 	}
-	return a.Most(owners.QueuedBytes) < int64(s.b.cfg().queuedShare()) || s.b.memory.Over(queuedPercent)
+	return a.Most(owners.QueuedBytes) < int64(s.b.cfg().queuedShare()) ||
+		s.b.memory.Over(queuedPercent)
 }
 
 // enqueue, with s.mu held, puts d into the queue, as the overflow policy has it.
@@ -167,10 +180,12 @@ func (s *session) enqueue(t *turn, d delivery) bool {
 		if policy == OverflowBlock && s.local.mayExceed(t, d.size()) {
 			break
 		}
-		if policy != OverflowDropOldest || s.out.queue.Len() == 0 || d.size() > s.quota.bytes { // which never has room
+		// which never has room
+		if policy != OverflowDropOldest || s.out.queue.Len() == 0 || d.size() > s.quota.bytes {
 			s.discardLocked(&d, hooks.DropQueueFull)
 			if policy == OverflowDisconnect && s.conn != nil {
-				s.conn.stop(packets.Errorf(packets.QuotaExceeded, "the queue of the client is full"))
+				s.conn.stop(packets.Errorf(packets.QuotaExceeded,
+					"the queue of the client is full"))
 				t.touch(s.conn)
 			}
 			return false
@@ -211,8 +226,8 @@ func (s *session) dropped(m *packets.Message, why hooks.DropReason) {
 	}
 }
 
-// discardLocked is the end of a delivery that does not reach the client. The caller has taken it out
-// of the queue, or takes it out of what is in flight. s.mu is held.
+// discardLocked is the end of a delivery that does not reach the client. The caller has taken it
+// out of the queue, or takes it out of what is in flight. s.mu is held.
 func (s *session) discardLocked(d *delivery, why hooks.DropReason) {
 	s.dropped(&d.msg.Message, why)
 	d.settleLost()
@@ -279,8 +294,8 @@ func (s *session) pump(c *conn, now time.Time) {
 	}
 }
 
-// repeat, with s.mu held, sends what was in flight when the last connection ended: PUBLISH with DUP,
-// or PUBREL.
+// repeat, with s.mu held, sends what was in flight when the last connection ended: PUBLISH with
+// DUP, or PUBREL.
 func (s *session) repeat(c *conn, d *delivery, now time.Time) {
 	at := c.out.End()
 	if d.state == pubrelSent {
@@ -288,7 +303,8 @@ func (s *session) repeat(c *conn, d *delivery, now time.Time) {
 		c.hold(at, s.undecided(c), link.Durable, d.id)
 		return
 	}
-	if !c.appendMessage(d.msg, wire{qos: d.qos, dup: true, retain: d.retain, id: d.id, ids: d.ids()}, now) {
+	if !c.appendMessage(d.msg, wire{qos: d.qos, dup: true, retain: d.retain, id: d.id,
+		ids: d.ids()}, now) {
 		s.discardLocked(d, hooks.DropTooLarge)
 		s.out.finish(d)
 		return
@@ -339,8 +355,8 @@ func (s *session) lasting(group *subs.Group) bool {
 	return s.expiry > 0 || s.stored != 0 || group != nil
 }
 
-// acked handles PUBACK, PUBREC and PUBCOMP from the client. There is something to write only for a PUBREC, or if messages wait for a
-// place in the window.
+// acked handles PUBACK, PUBREC and PUBCOMP from the client. There is something to write only for a
+// PUBREC, or if messages wait for a place in the window.
 func (s *session) acked(t *turn, c *conn, a *packets.Ack) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -442,8 +458,8 @@ func (s *session) expiresAt() time.Time {
 	return time.Unix(0, s.endsAt)
 }
 
-// withdrawMessagesLocked takes back what the connection of s, which ends, holds of messages. Those that
-// are held for the first time have never left. s.mu is held.
+// withdrawMessagesLocked takes back what the connection of s, which ends, holds of messages. Those
+// that are held for the first time have never left. s.mu is held.
 func (s *session) withdrawMessagesLocked() {
 	const dup = 8
 	s.conn.out.WithdrawMessages(func(id uint16, first byte) {
@@ -453,9 +469,9 @@ func (s *session) withdrawMessagesLocked() {
 	})
 }
 
-// endState, with s.mu held, takes everything out of the session, once. It returns the Will if one is
-// still to be published, and the undelivered messages that came by a shared subscription, which go
-// to other members, but for those of QoS 2 that were sent [MQTT-4.8.2-5].
+// endState, with s.mu held, takes everything out of the session, once. It returns the Will if one
+// is still to be published, and the undelivered messages that came by a shared subscription, which
+// go to other members, but for those of QoS 2 that were sent [MQTT-4.8.2-5].
 func (s *session) endState() (w *will, shared []delivery) {
 	s.ended = true
 	if s.conn != nil {

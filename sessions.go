@@ -7,7 +7,8 @@ import (
 )
 
 // A sessionIndex holds Sessions in the order of their places: by Client Identifier, and then by
-// principal, because no Client Identifier holds the byte 0 that stands between the two. It has no lock.
+// principal, because no Client Identifier holds the byte 0 that stands between the two. It has no
+// lock.
 type sessionIndex struct{ tree *btree.BTreeG[sessionPlace] }
 
 type sessionPlace struct {
@@ -26,7 +27,9 @@ func (x sessionIndex) get(place string) *session {
 }
 
 // put adds a Session, in the place of the one that has its place.
-func (x sessionIndex) put(place string, s *session) { x.tree.ReplaceOrInsert(sessionPlace{place, s}) }
+func (x sessionIndex) put(place string, s *session) {
+	x.tree.ReplaceOrInsert(sessionPlace{place, s})
+}
 
 // remove takes s out, unless another Session has its place.
 func (x sessionIndex) remove(place string, s *session) {
@@ -64,8 +67,8 @@ func (b *Broker) sessionsAfter(place string, dst []sessionPlace) []sessionPlace 
 	return dst
 }
 
-// allSessions yields the Sessions in the order of their places. No lock is held meanwhile. What begins
-// or ends while this goes on may be there or not.
+// allSessions yields the Sessions in the order of their places. No lock is held meanwhile. What
+// begins or ends while this goes on may be there or not.
 func (b *Broker) allSessions() iter.Seq[*session] {
 	return func(yield func(*session) bool) {
 		page := make([]sessionPlace, 0, sessionPage)
@@ -90,8 +93,8 @@ func (b *Broker) sessionAt(place string) *session {
 	return b.sessions.get(place)
 }
 
-// ofClient returns the Sessions with a Client Identifier, in the order of their principals: at most one
-// without SessionPerPrincipal.
+// ofClient returns the Sessions with a Client Identifier, in the order of their principals: at most
+// one without SessionPerPrincipal.
 func (b *Broker) ofClient(clientID string) (of []*session) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -43,7 +43,8 @@ func (s *session) hold() (release func()) {
 	return func() { close(free) }
 }
 
-// Whoever has to wait for one Session, because somebody works on it for long, has locked nothing that others need.
+// Whoever has to wait for one Session, because somebody works on it for long, has locked nothing
+// that others need.
 func TestWhoWaitsForASessionHoldsUpNobody(t *testing.T) {
 	for _, tt := range []struct {
 		name     string
@@ -66,21 +67,32 @@ func TestWhoWaitsForASessionHoldsUpNobody(t *testing.T) {
 			for range b.Sessions() {
 			}
 		}},
-		{"Session", "info", func(t *testing.T, b *Broker, _ func() *testClient) { b.Session("held") }},
+		{"Session", "info", func(t *testing.T, b *Broker,
+			_ func() *testClient) {
+			b.Session("held")
+		}},
 		{"Disconnect", "disconnect", func(t *testing.T, b *Broker, _ func() *testClient) {
 			b.Disconnect("held", packets.AdministrativeAction)
 		}},
 		{"DeleteSession", "DeleteSession", func(t *testing.T, b *Broker, _ func() *testClient) {
 			b.DeleteSession(context.Background(), "held")
 		}},
-		{"other rules", "reviewSession", func(t *testing.T, b *Broker, _ func() *testClient) { b.reloaded() }},
-		{"another connection of the client", "attach", func(t *testing.T, b *Broker, dial func() *testClient) {
-			dial().send(connect("held"))
+		{"other rules", "reviewSession", func(t *testing.T, b *Broker,
+			_ func() *testClient) {
+			b.reloaded()
 		}},
-		{"a message in its name", "originOf", func(t *testing.T, b *Broker, _ func() *testClient) { b.originOf("held") }},
-		{"another reader of a named Subscription", "attachLocal", func(t *testing.T, b *Broker, _ func() *testClient) {
-			b.Subscribe(context.Background(), "t", &SubscribeOptions{Name: "held"})
+		{"another connection of the client", "attach",
+			func(t *testing.T, b *Broker, dial func() *testClient) {
+				dial().send(connect("held"))
+			}},
+		{"a message in its name", "originOf", func(t *testing.T, b *Broker,
+			_ func() *testClient) {
+			b.originOf("held")
 		}},
+		{"another reader of a named Subscription", "attachLocal",
+			func(t *testing.T, b *Broker, _ func() *testClient) {
+				b.Subscribe(context.Background(), "t", &SubscribeOptions{Name: "held"})
+			}},
 		{"the end of a Subscription", "end", func(t *testing.T, b *Broker, _ func() *testClient) {
 			b.mu.Lock()
 			var open *Subscription
@@ -93,17 +105,22 @@ func TestWhoWaitsForASessionHoldsUpNobody(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			b := newTestBroker(t, func(c *Config) {
 				c.MaxMemory = 1 << 20
-				c.Authorizer = hooks.AuthorizerFunc(func(context.Context, *hooks.AccessRequest) error { return nil })
+				c.Authorizer = hooks.AuthorizerFunc(func(context.Context,
+					*hooks.AccessRequest) error {
+					return nil
+				})
 			})
 			l, stop := serveMemory(t, b)
 			defer stop()
 			dialled := func() *testClient {
 				nc := dial(t, l)
-				return &testClient{t: t, nc: nc, r: packets.NewReader(nc, packets.Limits{}), v: packets.V5}
+				return &testClient{t: t, nc: nc, r: packets.NewReader(nc, packets.Limits{}),
+					v: packets.V5}
 			}
 			_, _ = newTestClient(t, dial(t, l), as("held", "-"))
 			mustSubscribe(t, b, "t", &SubscribeOptions{Name: "held"})
-			release := []func(){b.sessionAt("held").hold(), b.sessionAt(localPrefix + "held").hold()}
+			release := []func(){b.sessionAt("held").hold(),
+				b.sessionAt(localPrefix + "held").hold()}
 			done := make(chan struct{})
 			go func() { // the end of this test waits for it
 				defer close(done)
@@ -152,7 +169,8 @@ func TestSessionsComeOnceWhileOthersComeAndGo(t *testing.T) {
 		b.unregister(come[rnd.IntN(len(come))])
 		add(fmt.Sprintf("%d-x%d", rnd.IntN(1000), len(got)))
 	}
-	require.True(t, slices.IsSortedFunc(got, func(x, y *session) int { return strings.Compare(x.place(), y.place()) }))
+	require.True(t, slices.IsSortedFunc(got,
+		func(x, y *session) int { return strings.Compare(x.place(), y.place()) }))
 	require.Equal(t, len(got), len(slices.Compact(got)), "none comes twice")
 	for _, s := range stay {
 		require.Contains(t, got, s)

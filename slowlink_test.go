@@ -11,10 +11,14 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// At MaxConnections a client takes over its own connection, which may be half open, and nobody else comes in.
+// At MaxConnections a client takes over its own connection, which may be half open, and nobody else
+// comes in.
 func TestAtMaxConnectionsAClientMayReplaceItself(t *testing.T) {
 	for _, perPrincipal := range []bool{false, true} {
-		withRules(t, everything, func(c *Config) { c.MaxConnections, c.SessionPerPrincipal = 1, perPrincipal }, func(r *guardRig) {
+		withRules(t, everything, func(c *Config) {
+			c.MaxConnections, c.SessionPerPrincipal = 1,
+				perPrincipal
+		}, func(r *guardRig) {
 			away := r.connect(as("away", "u"))
 			away.close()
 			synctest.Wait()
@@ -42,7 +46,8 @@ func TestAtMaxConnectionsAClientMayReplaceItself(t *testing.T) {
 	}
 }
 
-// A packet that takes longer than the Keep Alive keeps its connection where the program wants that, if its bytes come fast enough.
+// A packet that takes longer than the Keep Alive keeps its connection where the program wants that,
+// if its bytes come fast enough.
 func TestTheBytesOfALargePacketCountOnASlowLink(t *testing.T) {
 	for _, tt := range []struct {
 		name       string
@@ -64,7 +69,8 @@ func TestTheBytesOfALargePacketCountOnASlowLink(t *testing.T) {
 				p := as("c", "u")
 				p.KeepAlive = 2
 				c := r.connect(p)
-				wire, err := (&packets.Publish{Topic: []byte("t"), Payload: make([]byte, tt.size)}).Append(nil, packets.V5)
+				wire, err := (&packets.Publish{Topic: []byte("t"),
+					Payload: make([]byte, tt.size)}).Append(nil, packets.V5)
 				require.NoError(t, err)
 				for step := tt.pace / 10; len(wire) > 0; wire = wire[min(step, len(wire)):] {
 					if _, err := c.nc.Write(wire[:min(step, len(wire))]); err != nil {

@@ -88,13 +88,17 @@ func TestABanOfAnAddressReturnsWhileItsClientsConnect(t *testing.T) {
 // A hook decides about a TCP connection that is ended meanwhile, and takes its time.
 func TestAConnectionIsEndedWhileAHookDecidesItsConnect(t *testing.T) {
 	for name, end := range map[string]func(b *Broker, cancel func()){
-		"a ban":                    func(b *Broker, _ func()) { b.Ban(Ban{Kind: BanAddress, Value: "127.0.0.1"}) },
+		"a ban": func(b *Broker,
+			_ func()) {
+			b.Ban(Ban{Kind: BanAddress, Value: "127.0.0.1"})
+		},
 		"the context of ServeConn": func(_ *Broker, cancel func()) { cancel() },
 	} {
 		t.Run(name, func(t *testing.T) {
 			deciding, decide := make(chan context.Context, 1), make(chan struct{})
 			b := newTestBroker(t, func(c *Config) {
-				c.Authenticator = hooks.AuthenticatorFunc(func(ctx context.Context, _ *hooks.ConnectRequest) error {
+				c.Authenticator = hooks.AuthenticatorFunc(func(ctx context.Context,
+					_ *hooks.ConnectRequest) error {
 					deciding <- ctx
 					<-decide
 					return nil
@@ -167,10 +171,14 @@ func (l gatedListener) Close() error {
 	return l.Memory.Close()
 }
 
-// A Close that waits holds up the goroutine that calls it, and nobody else: it is called without a lock.
+// A Close that waits holds up the goroutine that calls it, and nobody else: it is called without a
+// lock.
 func TestNoCloseIsCalledWithALock(t *testing.T) {
 	for name, end := range map[string]func(b *Broker, cancel func()){
-		"a ban":                    func(b *Broker, _ func()) { b.Ban(Ban{Kind: BanAddress, Value: "192.0.2.7"}) },
+		"a ban": func(b *Broker,
+			_ func()) {
+			b.Ban(Ban{Kind: BanAddress, Value: "192.0.2.7"})
+		},
 		"the context of ServeConn": func(_ *Broker, cancel func()) { cancel() },
 		"Close":                    func(b *Broker, _ func()) { b.Close() },
 		"Shutdown":                 func(b *Broker, _ func()) { b.Shutdown(context.Background()) },
@@ -192,7 +200,8 @@ func TestNoCloseIsCalledWithALock(t *testing.T) {
 				go io.Copy(io.Discard, here) // ends with the connection
 				go end(b, cancel)            // returns when the gate is open
 				<-g.entered
-				within(t, "Stats, while Close of the net.Conn waits,", func() { b.Stats(); b.Sessions() })
+				within(t, "Stats, while Close of the net.Conn waits,",
+					func() { b.Stats(); b.Sessions() })
 				close(g.open)
 				<-served
 				here.Close()
@@ -218,7 +227,8 @@ func TestNoCloseIsCalledWithALock(t *testing.T) {
 	})
 }
 
-// firstGated is a listener whose first connection comes from a banned address, and waits in its Close.
+// firstGated is a listener whose first connection comes from a banned address, and waits in its
+// Close.
 type firstGated struct {
 	*listeners.Memory
 	g *gate

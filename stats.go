@@ -39,12 +39,15 @@ type Stats struct {
 	Connections, Sessions, Subscriptions, Retained int
 	SharedSubscriptions                            int // of Subscriptions
 	RetainedBytes                                  int64
-	Memory                                         int64 // bytes that count against Config.MaxMemory
-	Queued, Inflight                               int   // messages, over all Sessions
-	QueuedBytes                                    int64 // of the queued messages, in each queue that they wait in
+	// Bytes that count against Config.MaxMemory
+	Memory           int64
+	Queued, Inflight int // messages, over all Sessions
+	// Of the queued messages, in each queue that they wait in
+	QueuedBytes int64
 
 	// Since New.
-	Connected, Accepted, Refused                    uint64 // Network Connections; CONNECT packets accepted; either refused
+	// Network Connections; CONNECT packets accepted; either refused
+	Connected, Accepted, Refused                    uint64
 	MessagesReceived, MessagesSent, MessagesDropped uint64 // PUBLISH packets
 	PayloadReceived, PayloadSent                    uint64 // bytes of payload in them
 	PacketsReceived, PacketsSent                    uint64 // of all types

@@ -20,8 +20,9 @@ var lockHeld = regexp.MustCompile(`(\bmu|numbers|[Ll]ock of \w+|whose lock)( is)
 
 // guardedFields are the fields of a Session that its lock guards, but for what never changes while
 // others know the Session.
-var guardedFields = strings.Fields("conn local seq subs weight expiry gen walking ended most will out" +
-	" in cursors quota endsAt reads due")
+var guardedFields = strings.Fields(
+	"conn local seq subs weight expiry gen walking ended most will out" +
+		" in cursors quota endsAt reads due")
 
 func TestFunctionsThatNeedALockSaySoFirst(t *testing.T) {
 	fset := token.NewFileSet()
@@ -84,8 +85,10 @@ func TestFunctionsThatUseASessionLockItOrSayThatItIsLocked(t *testing.T) {
 				continue
 			}
 			found++
-			if doc := fn.Doc.Text(); !lockHeld.MatchString(doc) && !strings.Contains(doc, "nobody else knows") {
-				t.Errorf("%s: %s uses %s: lock the Session, or say in the first line that it is locked",
+			if doc := fn.Doc.Text(); !lockHeld.MatchString(doc) &&
+				!strings.Contains(doc, "nobody else knows") {
+				t.Errorf(
+					"%s: %s uses %s: lock the Session, or say in the first line that it is locked",
 					root.fset.Position(fn.Pos()), fn.Name.Name, uses)
 			}
 		}

@@ -13,8 +13,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// This file holds what a reader can take in at a call: few arguments, and none that is true or false
-// and does not say of what.
+// This file holds what a reader can take in at a call: few arguments, and none that is true or
+// false and does not say of what.
 
 const maxParams = 5
 
@@ -25,7 +25,8 @@ type paramList struct {
 	params *ast.FieldList
 }
 
-// paramLists yields the parameters of all functions, methods, function types and literals of a file.
+// paramLists yields the parameters of all functions, methods, function types and literals of a
+// file.
 func paramLists(f *ast.File, yield func(paramList)) {
 	names := map[*ast.FuncType]string{}
 	name := func(of string, t ast.Expr) {
@@ -86,7 +87,8 @@ func parseProduct(t *testing.T, fset *token.FileSet, dirs ...string) map[string]
 		case len(dirs) > 0 && !slices.Contains(dirs, filepath.ToSlash(filepath.Dir(path))):
 			return nil
 		}
-		f, err := parser.ParseFile(fset, path, nil, parser.ParseComments|parser.SkipObjectResolution)
+		f, err := parser.ParseFile(fset, path, nil,
+			parser.ParseComments|parser.SkipObjectResolution)
 		files[filepath.ToSlash(path)] = f
 		return err
 	})

@@ -14,25 +14,31 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// This file holds that tests do not wait for time to pass. They run in the virtual time of a synctest bubble, or wait for what they want to
-// see: a channel, a packet, the end of a process. How long that may take is bounded by a context or by a deadline of a connection, which
-// cost no time while all is well, and in the end by the timeout of go test.
+// This file holds that tests do not wait for time to pass. They run in the virtual time of a
+// synctest bubble, or wait for what they want to see: a channel, a packet, the end of a process.
+// How long that may take is bounded by a context or by a deadline of a connection, which cost no
+// time while all is well, and in the end by the timeout of go test.
 
 // sleepers is the package that may sleep; see its comment.
 const sleepers = "internal/endtoend"
 
-// What makes a test wait, by the import path of its package. Methods of an Assertions have the same names as the functions.
+// What makes a test wait, by the import path of its package. Methods of an Assertions have the same
+// names as the functions.
 var waits = map[string][]string{
-	"time":                                {"Sleep", "After", "Tick", "NewTicker", "NewTimer"},
-	"github.com/stretchr/testify/assert":  {"Eventually", "Eventuallyf", "EventuallyWithT", "EventuallyWithTf", "Never", "Neverf"},
-	"github.com/stretchr/testify/require": {"Eventually", "Eventuallyf", "EventuallyWithT", "EventuallyWithTf", "Never", "Neverf"},
+	"time": {"Sleep", "After", "Tick", "NewTicker", "NewTimer"},
+	"github.com/stretchr/testify/assert": {"Eventually", "Eventuallyf", "EventuallyWithT",
+		"EventuallyWithTf", "Never", "Neverf"},
+	"github.com/stretchr/testify/require": {"Eventually", "Eventuallyf", "EventuallyWithT",
+		"EventuallyWithTf", "Never", "Neverf"},
 }
 
 // What is in a bubble although the source of its tests does not show it, and why.
 var inBubbles = map[string]string{
-	"bypasses":                "a table, whose functions TestBypasses runs in bubbles",
-	"hooks/audit/Handle":      "a slog.Handler, which the audit trail calls in the bubble of TestSlowHandler",
-	"hooks/webhook/RoundTrip": "an http.RoundTripper, which an http.Client calls; those tests that make it wait are in bubbles",
+	"bypasses": "a table, whose functions TestBypasses runs in bubbles",
+	"hooks/audit/Handle": "a slog.Handler, which the audit trail calls in the bubble of " +
+		"TestSlowHandler",
+	"hooks/webhook/RoundTrip": "an http.RoundTripper, which an http.Client calls; those tests " +
+		"that make it wait are in bubbles",
 }
 
 func TestTestsDoNotSleep(t *testing.T) {
@@ -43,7 +49,8 @@ func TestTestsDoNotSleep(t *testing.T) {
 			return err
 		}
 		_, other := os.Stat(filepath.Join(dir, "go.mod"))
-		if d.Name() == "testdata" || len(d.Name()) > 1 && d.Name()[0] == '.' || dir != "." && other == nil || filepath.ToSlash(dir) == sleepers {
+		if d.Name() == "testdata" || len(d.Name()) > 1 && d.Name()[0] == '.' || dir != "." &&
+			other == nil || filepath.ToSlash(dir) == sleepers {
 			return filepath.SkipDir
 		}
 		files, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
@@ -64,7 +71,8 @@ func TestTestsDoNotSleep(t *testing.T) {
 			found++
 			name = filepath.ToSlash(filepath.Join(dir, name))
 			if !in && inBubbles[name] == "" {
-				t.Errorf("%s: %s outside of a bubble, in %s: wait for an event, use testing/synctest, or move the test to %s", at, wait, name, sleepers)
+				t.Errorf("%s: %s outside of a bubble, in %s: wait for an event, use "+
+					"testing/synctest, or move the test to %s", at, wait, name, sleepers)
 			}
 			used[name] = used[name] || !in
 		})
@@ -84,26 +92,46 @@ func TestTestsDoNotSleep(t *testing.T) {
 func TestSleepsAreFound(t *testing.T) {
 	for _, tt := range []struct{ name, source, want string }{
 		{"a sleep", "func TestX(t *testing.T) { time.Sleep(1) }", "TestX Sleep"},
-		{"a loop that waits", "func TestX(t *testing.T) { for range time.Tick(1) {} }", "TestX Tick"},
-		{"a timer that is handed on", "func TestX(t *testing.T) { f := time.NewTimer; f(1) }", "TestX NewTimer"},
-		{"a condition that is asked for again and again", "func TestX(t *testing.T) { require.Eventually(t, f, 1, 1) }", "TestX Eventually"},
-		{"the same as a method", "func TestX(t *testing.T) { r := require.New(t); r.Never(f, 1, 1) }", "TestX Never"},
-		{"a package by another name", "import clock \"time\"\nfunc TestX(t *testing.T) { clock.Sleep(1) }", "TestX Sleep"},
-		{"a package without a name", "import . \"time\"\nfunc TestX(t *testing.T) { Sleep(1) }", "import time"},
+		{"a loop that waits", "func TestX(t *testing.T) { for range time.Tick(1) {} }",
+			"TestX Tick"},
+		{"a timer that is handed on", "func TestX(t *testing.T) { f := time.NewTimer; f(1) }",
+			"TestX NewTimer"},
+		{"a condition that is asked for again and again",
+			"func TestX(t *testing.T) { require.Eventually(t, f, 1, 1) }", "TestX Eventually"},
+		{"the same as a method",
+			"func TestX(t *testing.T) { r := require.New(t); r.Never(f, 1, 1) }", "TestX Never"},
+		{"a package by another name",
+			"import clock \"time\"\nfunc TestX(t *testing.T) { clock.Sleep(1) }", "TestX Sleep"},
+		{"a package without a name", "import . \"time\"\nfunc TestX(t *testing.T) { Sleep(1) }",
+			"import time"},
 		{"a variable", "var now = <-time.After(1)", "now After"},
 		{"no sleep", "func TestX(t *testing.T) { d.Sleep(1); _ = time.Now(); <-ctx.Done() }", ""},
-		{"a bubble", "func TestX(t *testing.T) { synctest.Test(t, func(t *testing.T) { go func() { time.Sleep(1) }() }) }", ""},
-		{"behind a bubble", "func TestX(t *testing.T) { synctest.Test(t, f); time.Sleep(1) }", "TestX Sleep"},
-		{"a helper of bubbles", "func nap() { nod() }\nfunc nod() { time.Sleep(1) }\nfunc TestX(t *testing.T) { synctest.Test(t, func(*testing.T) { nap() }) }", ""},
-		{"a helper of others, too", "func nap() { time.Sleep(1) }\nfunc TestX(t *testing.T) { synctest.Test(t, func(*testing.T) { nap() }); nap() }", "nap Sleep"},
+		{"a bubble", "func TestX(t *testing.T) { synctest.Test(t, func(t *testing.T) { go func() " +
+			"{ time.Sleep(1) }() }) }", ""},
+		{"behind a bubble", "func TestX(t *testing.T) { synctest.Test(t, f); time.Sleep(1) }",
+			"TestX Sleep"},
+		{"a helper of bubbles",
+			"func nap() { nod() }\nfunc nod() { time.Sleep(1) }\nfunc TestX(t *testing.T) { " +
+				"synctest.Test(t, func(*testing.T) { nap() }) }", ""},
+		{"a helper of others, too",
+			"func nap() { time.Sleep(1) }\nfunc TestX(t *testing.T) { synctest.Test(t, " +
+				"func(*testing.T) { nap() }); nap() }", "nap Sleep"},
 		{"a helper of nobody", "func (x) Write() { time.Sleep(1) }", "Write Sleep"},
-		{"a function as the bubble", "func body(*testing.T) { time.Sleep(1) }\nfunc TestX(t *testing.T) { synctest.Test(t, body) }", ""},
-		{"a helper that makes bubbles", "func in(t *testing.T, f func()) { synctest.Test(t, func(*testing.T) { f() }) }\n" +
-			"func TestX(t *testing.T) { in(t, func() { time.Sleep(1) }); again := func(f func()) { in(t, f) }; again(func() { time.Sleep(1) }) }", ""},
-		{"a helper that makes one now and then", "func in(t *testing.T, f func()) { synctest.Test(t, func(*testing.T) { f() }); f() }\n" +
-			"func TestX(t *testing.T) { in(t, func() { time.Sleep(1) }) }", "TestX Sleep"},
-		{"another argument of that helper", "func in(t *testing.T, f, g func()) { g(); synctest.Test(t, func(*testing.T) { f() }) }\n" +
-			"func TestX(t *testing.T) { in(t, f, func() { time.Sleep(1) }) }", "TestX Sleep"},
+		{"a function as the bubble",
+			"func body(*testing.T) { time.Sleep(1) }\nfunc TestX(t *testing.T) { " +
+				"synctest.Test(t, body) }", ""},
+		{"a helper that makes bubbles",
+			"func in(t *testing.T, f func()) { synctest.Test(t, func(*testing.T) { f() }) }\n" +
+				"func TestX(t *testing.T) { in(t, func() { time.Sleep(1) }); again := func(f func()) " +
+				"{ in(t, f) }; again(func() { time.Sleep(1) }) }", ""},
+		{"a helper that makes one now and then",
+			"func in(t *testing.T, f func()) { synctest.Test(t, func(*testing.T) { f() }); f() " +
+				"}\n" +
+				"func TestX(t *testing.T) { in(t, func() { time.Sleep(1) }) }", "TestX Sleep"},
+		{"another argument of that helper",
+			"func in(t *testing.T, f, g func()) { g(); synctest.Test(t, func(*testing.T) { f() " +
+				"}) }\n" +
+				"func TestX(t *testing.T) { in(t, f, func() { time.Sleep(1) }) }", "TestX Sleep"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			imports := "import \"time\"\n"
@@ -111,7 +139,9 @@ func TestSleepsAreFound(t *testing.T) {
 				imports = ""
 			}
 			p := testSource{fset: token.NewFileSet(), virtual: map[string]bool{}}
-			f, err := parser.ParseFile(p.fset, "x_test.go", "package x\nimport \"github.com/stretchr/testify/require\"\n"+imports+tt.source, parser.SkipObjectResolution)
+			f, err := parser.ParseFile(p.fset, "x_test.go",
+				"package x\nimport \"github.com/stretchr/testify/require\"\n"+imports+tt.source,
+				parser.SkipObjectResolution)
 			require.NoError(t, err)
 			p.files = []*ast.File{f}
 			p.study()
@@ -126,13 +156,15 @@ func TestSleepsAreFound(t *testing.T) {
 	}
 }
 
-// A testSource is the test files of a folder, with what of them runs in bubbles. Functions and methods are told apart by their names alone, which
-// errs on the side of finding too much: a name counts as in a bubble if all that mentions it is.
+// A testSource is the test files of a folder, with what of them runs in bubbles. Functions and
+// methods are told apart by their names alone, which errs on the side of finding too much: a name
+// counts as in a bubble if all that mentions it is.
 type testSource struct {
-	fset    *token.FileSet
-	files   []*ast.File
-	params  map[string]map[int]bool // of these functions, the parameters that are called in bubbles only
-	virtual map[string]bool         // functions that are mentioned in bubbles only
+	fset  *token.FileSet
+	files []*ast.File
+	// Of these functions, the parameters that are called in bubbles only
+	params  map[string]map[int]bool
+	virtual map[string]bool // functions that are mentioned in bubbles only
 }
 
 // An item is a function, or variables, of a package.
@@ -207,7 +239,8 @@ func (p *testSource) study() {
 }
 
 // bubbled notes which parameters a function, and all others of its name, call in bubbles only.
-func (p *testSource) bubbled(params map[string]map[int]bool, name string, typ *ast.FuncType, body *ast.BlockStmt) {
+func (p *testSource) bubbled(params map[string]map[int]bool, name string, typ *ast.FuncType,
+	body *ast.BlockStmt) {
 	if body == nil {
 		return
 	}
@@ -225,7 +258,8 @@ func (p *testSource) bubbled(params map[string]map[int]bool, name string, typ *a
 	}
 }
 
-// mentions returns the names that are used below n, and for each whether all its uses are in bubbles.
+// mentions returns the names that are used below n, and for each whether all its uses are in
+// bubbles.
 func (p *testSource) mentions(n ast.Node) map[string]bool {
 	names := map[string]bool{}
 	p.walk(n, func(n ast.Node, bubble bool) {
@@ -237,7 +271,8 @@ func (p *testSource) mentions(n ast.Node) map[string]bool {
 	return names
 }
 
-// walk visits all below n, and tells of each whether it is in, or is, a function that is given to synctest.Test or to a parameter in params.
+// walk visits all below n, and tells of each whether it is in, or is, a function that is given to
+// synctest.Test or to a parameter in params.
 func (p *testSource) walk(n ast.Node, visit func(n ast.Node, bubble bool)) {
 	var path []bool // for each node above, whether it is in a bubble
 	given := map[ast.Expr]bool{}
@@ -268,7 +303,8 @@ func (p *testSource) bubbles(f ast.Expr, i int) bool {
 		return p.params[f.Name][i]
 	case *ast.SelectorExpr:
 		x, ok := f.X.(*ast.Ident)
-		return ok && x.Name == "synctest" && f.Sel.Name == "Test" && i == 1 || p.params[f.Sel.Name][i]
+		return ok && x.Name == "synctest" && f.Sel.Name == "Test" && i == 1 ||
+			p.params[f.Sel.Name][i]
 	}
 	return false
 }
@@ -299,8 +335,10 @@ func (p *testSource) sleeps(found func(function, wait string, in bool, at token.
 					return
 				}
 				x, ok := s.X.(*ast.Ident)
-				if ok && slices.Contains(imports[x.Name], s.Sel.Name) || slices.Contains(methods, s.Sel.Name) {
-					found(it.name, s.Sel.Name, bubble || p.virtual[it.name], p.fset.Position(s.Pos()))
+				if ok && slices.Contains(imports[x.Name], s.Sel.Name) ||
+					slices.Contains(methods, s.Sel.Name) {
+					found(it.name, s.Sel.Name, bubble || p.virtual[it.name],
+						p.fset.Position(s.Pos()))
 				}
 			})
 		}

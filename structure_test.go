@@ -13,12 +13,13 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
 )
 
-// This file holds the shape of the source: who imports whom, how long files and functions are, and that each goroutine has somebody
-// who waits for it.
+// This file holds the shape of the source: who imports whom, how long files and functions are, and
+// that each goroutine has somebody who waits for it.
 
 const modulePath = "github.com/dunlin-mqtt/dunlin"
 
@@ -34,14 +35,16 @@ var allowedImports = []struct {
 	{"internal", []string{"packets", "hooks", "store", "internal"}},
 	{"examples", []string{"", "packets", "hooks", "store", "listeners", "mqtttest", "examples"}},
 	{"mqtttest", []string{"", "packets", "hooks", "store", "listeners", "internal", "mqtttest"}},
-	{"", []string{"packets", "hooks", "store", "internal"}}, // the root: not listeners, not mqtttest
+	// the root: not listeners, not mqtttest
+	{"", []string{"packets", "hooks", "store", "internal"}},
 }
 
 // The modules that the root module may need outside of tests.
 var allowedModules = []string{"github.com/google/btree", "golang.org/x/sync", "golang.org/x/sys"}
 
 func TestDependenciesPointOneWay(t *testing.T) {
-	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}}:{{join .Imports " "}}`, "./...").CombinedOutput()
+	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}}:{{join .Imports " "}}`,
+		"./...").CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	lines := bufio.NewScanner(bytes.NewReader(out))
 	n := 0
@@ -61,7 +64,8 @@ func TestDependenciesPointOneWay(t *testing.T) {
 		n++
 		for imp := range strings.FieldsSeq(imports) {
 			if !strings.HasPrefix(imp, modulePath) {
-				if first, _, _ := strings.Cut(imp, "/"); pkg == "packets" && strings.Contains(first, ".") {
+				if first, _, _ := strings.Cut(imp, "/"); pkg == "packets" &&
+					strings.Contains(first, ".") {
 					t.Errorf("packets imports %s: it needs the standard library only", imp)
 				}
 				continue
@@ -82,7 +86,8 @@ func inside(path string) string {
 
 // An importer of the broker pulls in few modules.
 func TestTheBrokerNeedsFewModules(t *testing.T) {
-	out, err := exec.Command("go", "list", "-deps", "-f", `{{with .Module}}{{if not .Main}}{{.Path}}{{end}}{{end}}`, ".").CombinedOutput()
+	out, err := exec.Command("go", "list", "-deps", "-f",
+		`{{with .Module}}{{if not .Main}}{{.Path}}{{end}}{{end}}`, ".").CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	for path := range strings.FieldsSeq(string(out)) {
 		if !slices.Contains(allowedModules, path) && !strings.HasPrefix(path, modulePath) {
@@ -95,6 +100,26 @@ const (
 	maxFileLines     = 800
 	maxFunctionLines = 80
 )
+
+// narrow reports lines of more than 100 columns, but for tables in comments, URLs and raw strings.
+func narrow(t *testing.T, path string, text []byte, fset *token.FileSet, f *ast.File) {
+	raw := map[int]bool{} // lines that a raw string is on
+	ast.Inspect(f, func(n ast.Node) bool {
+		if x, ok := n.(*ast.BasicLit); ok && x.Kind == token.STRING && x.Value[0] == '`' {
+			for l := fset.Position(x.Pos()).Line; l <= fset.Position(x.End()).Line; l++ {
+				raw[l] = true
+			}
+		}
+		return true
+	})
+	for i, l := range strings.Split(string(text), "\n") {
+		table := strings.HasPrefix(l, "//\t") || strings.HasPrefix(l, "//go:")
+		if n := utf8.RuneCountInString(l); n > 100 && !table && !raw[i+1] &&
+			!strings.Contains(l, "://") {
+			t.Errorf("%s:%d: %d columns, 100 are allowed", path, i+1, n)
+		}
+	}
+}
 
 func TestFilesAndFunctionsAreShortAndGoroutinesAreWaitedFor(t *testing.T) {
 	files := 0
@@ -126,15 +151,21 @@ func TestFilesAndFunctionsAreShortAndGoroutinesAreWaitedFor(t *testing.T) {
 				commented[l] = true
 			}
 		}
+		if !strings.HasSuffix(path, "_test.go") {
+			narrow(t, path, text, fset, f)
+		}
 		ast.Inspect(f, func(n ast.Node) bool {
 			line := func(p token.Pos) int { return fset.Position(p).Line }
 			switch n := n.(type) {
 			case *ast.FuncDecl:
-				if lines := line(n.End()) - line(n.Pos()) + 1; lines > maxFunctionLines && !strings.HasSuffix(path, "_test.go") {
-					t.Errorf("%s:%d: %s has %d lines, %d are allowed", path, line(n.Pos()), n.Name.Name, lines, maxFunctionLines)
+				if lines := line(n.End()) - line(n.Pos()) + 1; lines > maxFunctionLines &&
+					!strings.HasSuffix(path, "_test.go") {
+					t.Errorf("%s:%d: %s has %d lines, %d are allowed", path, line(n.Pos()),
+						n.Name.Name, lines, maxFunctionLines)
 				}
 			case *ast.GoStmt:
-				if l := line(n.Pos()); !strings.HasSuffix(path, "_test.go") && !commented[l] && !commented[l-1] {
+				if l := line(n.Pos()); !strings.HasSuffix(path, "_test.go") && !commented[l] &&
+					!commented[l-1] {
 					t.Errorf("%s:%d: who waits for this goroutine?", path, l)
 				}
 			}

@@ -14,8 +14,8 @@ import (
 // This file holds that whatever waits for another goroutine says so to the build that checks the
 // locks, and that each lock is one of those that this build knows.
 
-// What waits as a method, or is one of a hook or of the Store, whatever it is called of. Close, Load,
-// Start and Next are not here: others have methods of these names.
+// What waits as a method, or is one of a hook or of the Store, whatever it is called of. Close,
+// Load, Start and Next are not here: others have methods of these names.
 var waitingMethods = map[string]bool{
 	"Wait": true, "Do": true, "Sleep": true, "Accept": true,
 	"Authenticate": true, "Authorize": true, "AuthorizeDelivery": true, "Intercept": true,
@@ -37,7 +37,8 @@ func TestEveryWaitIsMarkedForTheBuildThatChecksLocks(t *testing.T) {
 		require.NoError(t, err)
 		waitsIn := func(body *ast.BlockStmt) {
 			for _, at := range unmarkedWaits(body, &found) {
-				t.Errorf("%s waits, and no lock.NoneHeld before it in its function says so", fset.Position(at))
+				t.Errorf("%s waits, and no lock.NoneHeld before it in its function says so",
+					fset.Position(at))
 			}
 		}
 		ast.Inspect(f, func(n ast.Node) bool {
@@ -59,7 +60,9 @@ func TestEveryLockHasAPlaceInTheOrder(t *testing.T) {
 	ranked := 0
 	for _, dir := range []string{
 		".", "internal/budget", "internal/fifo", "internal/guard", "internal/holders",
-		"internal/journal", "internal/link", "internal/logins", "internal/owners", "internal/retained", "internal/room", "internal/subs", "internal/timers", "internal/traffic",
+		"internal/journal", "internal/link", "internal/logins", "internal/owners",
+		"internal/retained", "internal/room", "internal/subs", "internal/timers",
+		"internal/traffic",
 	} {
 		files, err := filepath.Glob(filepath.Join(dir, "*.go"))
 		require.NoError(t, err)
@@ -73,7 +76,8 @@ func TestEveryLockHasAPlaceInTheOrder(t *testing.T) {
 			plain, n := locksIn(f)
 			ranked += n
 			for _, at := range plain {
-				t.Errorf("%s: a lock of package sync has no place in the order, take one of internal/lock",
+				t.Errorf("%s: a lock of package sync has no place in the order, take one of "+
+					"internal/lock",
 					fset.Position(at))
 			}
 		}
@@ -105,7 +109,8 @@ func locksIn(f *ast.File) (plain []token.Pos, ranked int) {
 }
 
 func TestLocksWithoutAPlaceInTheOrderAreFound(t *testing.T) {
-	source := "package x\nvar a sync.Mutex; var b lock.Mutex[r]; type c struct { sync.RWMutex; *sync.Cond }"
+	source := "package x\nvar a sync.Mutex; var b lock.Mutex[r]; type c struct { sync.RWMutex; " +
+		"*sync.Cond }"
 	f, err := parser.ParseFile(token.NewFileSet(), "x.go", source, parser.SkipObjectResolution)
 	require.NoError(t, err)
 	plain, ranked := locksIn(f)

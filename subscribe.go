@@ -21,7 +21,8 @@ func (c *conn) onSubscribe(t *turn, p *packets.Subscribe) error {
 	if err != nil {
 		return err
 	}
-	ack := packets.Suback{PacketID: p.PacketID, Codes: make([]packets.ReasonCode, len(p.Subscriptions))}
+	ack := packets.Suback{PacketID: p.PacketID,
+		Codes: make([]packets.ReasonCode, len(p.Subscriptions))}
 	if err := c.fits(&ack); err != nil {
 		return err
 	}
@@ -61,13 +62,15 @@ func (c *conn) onSubscribe(t *turn, p *packets.Subscribe) error {
 	return c.reply(t, &ack)
 }
 
-// available returns the Subscription Identifier, 0 if there is none. It is a Protocol Error for a 5.0 client to use what the CONNACK has said is not
-// available (3.2.2.3.11 to 3.2.2.3.13); older clients are refused that one subscription.
+// available returns the Subscription Identifier, 0 if there is none. It is a Protocol Error for a
+// 5.0 client to use what the CONNACK has said is not available (3.2.2.3.11 to 3.2.2.3.13); older
+// clients are refused that one subscription.
 func (c *conn) available(p *packets.Subscribe) (id uint32, err error) {
 	id, ok := p.Properties.Uint(packets.SubscriptionIdentifier)
 	cfg := c.b.cfg()
 	if ok && cfg.DisableSubscriptionIDs {
-		return 0, packets.Errorf(packets.SubscriptionIdentifiersNotSupported, "Subscription Identifiers are not available")
+		return 0, packets.Errorf(packets.SubscriptionIdentifiersNotSupported,
+			"Subscription Identifiers are not available")
 	}
 	if c.version < packets.V5 || !cfg.DisableShared && !cfg.DisableWildcards {
 		return id, nil
@@ -88,15 +91,17 @@ func (c *conn) available(p *packets.Subscribe) (id uint32, err error) {
 func (b *Broker) switchedOff(group, filter string) error {
 	switch {
 	case group != "" && b.cfg().DisableShared:
-		return packets.Errorf(packets.SharedSubscriptionsNotSupported, "shared subscriptions are not available")
+		return packets.Errorf(packets.SharedSubscriptionsNotSupported,
+			"shared subscriptions are not available")
 	case b.cfg().DisableWildcards && strings.ContainsAny(filter, "+#"):
-		return packets.Errorf(packets.WildcardSubscriptionsNotSupported, "wildcards are not available")
+		return packets.Errorf(packets.WildcardSubscriptionsNotSupported,
+			"wildcards are not available")
 	}
 	return nil
 }
 
-// splitFilter splits the filter of a shared subscription, as packets.SplitShared does, and refuses a
-// filter with more bytes or levels than Config allows. It is for clients and the program alike.
+// splitFilter splits the filter of a shared subscription, as packets.SplitShared does, and refuses
+// a filter with more bytes or levels than Config allows. It is for clients and the program alike.
 func (b *Broker) splitFilter(filter string) (group, inner string, err error) {
 	if group, inner, err = packets.SplitShared(filter); err != nil {
 		return "", "", err
@@ -127,11 +132,13 @@ func (c *conn) subscribe(sub *packets.Subscription, id uint32) (g grant, err err
 		return g, err
 	}
 	if tooWide(filter, cfg.MinWildcardLevel) {
-		return g, packets.Errorf(packets.NotAuthorized, "the first %d levels must not be wildcards", cfg.MinWildcardLevel)
+		return g, packets.Errorf(packets.NotAuthorized, "the first %d levels must not be wildcards",
+			cfg.MinWildcardLevel)
 	}
 	epoch := c.b.rules.epoch.Load()
 	if c.b.authorizer != nil {
-		r := hooks.AccessRequest{Client: c.client, Action: hooks.ActionSubscribe, Topic: filter, Group: group, QoS: sub.QoS}
+		r := hooks.AccessRequest{Client: c.client, Action: hooks.ActionSubscribe, Topic: filter,
+			Group: group, QoS: sub.QoS}
 		if err := c.b.authorize(c.context(), &r, c.readExtra().mount); err != nil {
 			return g, err
 		}
@@ -148,8 +155,10 @@ func (c *conn) subscribe(sub *packets.Subscription, id uint32) (g grant, err err
 		return g, err
 	}
 	c.number = c.sess.num
-	if c.b.rules.epoch.Load() != epoch { // the review of the change may have come too early for this one
-		if err := c.decideAgain(listedSub{group: group, filter: filter, qos: opts.QoS}); err != nil {
+	// the review of the change may have come too early for this one
+	if c.b.rules.epoch.Load() != epoch {
+		if err := c.decideAgain(listedSub{group: group, filter: filter,
+			qos: opts.QoS}); err != nil {
 			return g, err
 		}
 	}
@@ -246,7 +255,8 @@ func tooWide(filter string, n int) bool {
 
 var errLost = packets.Errorf(packets.UnspecifiedError, "the connection has been taken over")
 
-// onlyIfNew is the Retain Handling that sends retained messages for a new subscription only (3.8.3.1).
+// onlyIfNew is the Retain Handling that sends retained messages for a new subscription only
+// (3.8.3.1).
 const onlyIfNew = 1
 
 // subscribe puts a subscription into the tree. c is the connection that asked, nil for a program.
@@ -265,7 +275,8 @@ func (s *session) subscribe(c *conn, group, filter string, o subs.Options) (g gr
 		_, has = s.b.tree.Get(s.num, group, filter)
 	}
 	if full && !has {
-		return g, packets.Errorf(packets.QuotaExceeded, "more than %d subscriptions", s.b.cfg().MaxSubscriptions)
+		return g, packets.Errorf(packets.QuotaExceeded, "more than %d subscriptions",
+			s.b.cfg().MaxSubscriptions)
 	}
 	if crowded && !has {
 		return g, packets.Errorf(packets.QuotaExceeded, "too many subscriptions of one principal")
@@ -307,7 +318,8 @@ func asWritten(group, filter string, o *subs.Options) packets.Subscription {
 	}
 }
 
-// unsubscribe removes a subscription and says whether there was one. What it has put into the queue stays (3.10.4).
+// unsubscribe removes a subscription and says whether there was one. What it has put into the queue
+// stays (3.10.4).
 func (s *session) unsubscribe(group, filter string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -324,7 +336,8 @@ func (s *session) drop(group, filter string) bool {
 		s.dropCursorLocked(filter)
 	}
 	if s.stored != 0 {
-		s.b.journal.Add(&store.DeleteSubscription{Session: s.stored, Filter: packets.JoinShared(group, filter)})
+		s.b.journal.Add(&store.DeleteSubscription{Session: s.stored,
+			Filter: packets.JoinShared(group, filter)})
 	}
 	return true
 }
@@ -336,7 +349,8 @@ func (c *conn) onUnsubscribe(t *turn, p *packets.Unsubscribe) error {
 		return err
 	}
 	defer t.clear()
-	if err := c.roomFor(t, p.Filters); errors.Is(err, journal.ErrNoRoom) { // a store that fails says so below
+	// a store that fails says so below
+	if err := c.roomFor(t, p.Filters); errors.Is(err, journal.ErrNoRoom) {
 		if c.version < packets.V5 {
 			return err
 		}

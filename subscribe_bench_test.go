@@ -12,9 +12,10 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// BenchmarkPublishBesideSubscribe is how long a QoS 1 publish of one client takes until its PUBACK, over TCP, while
-// another one has sent a SUBSCRIBE of many filters to # and to what has to be looked for at length. p50-ms, p99-ms and
-// max-ms are of all publishes. The SUBSCRIBE is sent anew when all is found.
+// BenchmarkPublishBesideSubscribe is how long a QoS 1 publish of one client takes until its PUBACK,
+// over TCP, while another one has sent a SUBSCRIBE of many filters to # and to what has to be
+// looked for at length. p50-ms, p99-ms and max-ms are of all publishes. The SUBSCRIBE is sent anew
+// when all is found.
 func BenchmarkPublishBesideSubscribe(b *testing.B) {
 	for _, n := range []int{10_000, 100_000, 1_000_000} {
 		br := newTestBroker(b, nil)

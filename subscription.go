@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,72 +21,22 @@ import (
 	"github.com/dunlin-mqtt/dunlin/store"
 )
 
-// This file is how the program that runs the Broker subscribes. A Subscription is the reader of a Session like any other; only that there is
-// a program in the place of a connection, and what it has read needs no encoding.
+// This file is how the program that runs the Broker subscribes. A Subscription is the reader of a
+// Session like any other; only that there is a program in the place of a connection, and what it
+// has read needs no encoding.
 
-// localPrefix begins the Client Identifiers of the program's own Sessions. No client may have one like that.
+// localPrefix begins the Client Identifiers of the program's own Sessions. No client may have one
+// like that.
 const localPrefix = "$local/"
-
-// RetainHandling says whether retained messages are sent when a subscription is made (3.8.3.1).
-type RetainHandling byte
-
-const (
-	// RetainHandlingSend sends them.
-	RetainHandlingSend RetainHandling = iota
-	// RetainHandlingSendIfNew sends them if the Session had no such subscription, which only one with a Name can have had.
-	RetainHandlingSendIfNew
-	// RetainHandlingSkip does not.
-	RetainHandlingSkip
-)
 
 // inProcess says whether s is one of the program's own.
 func (s *session) inProcess() bool { return strings.HasPrefix(s.id, localPrefix) }
 
-// SubscribeOptions say how a program subscribes. The zero value, also nil, is QoS 0, retained messages sent, and the defaults below.
-//
-// The first group belongs to one Topic Filter, the second to the Subscription as a whole: Add takes no notice of that.
-type SubscribeOptions struct {
-	// QoS is the highest that messages are delivered with. At QoS 0 as well nothing is lost within Buffer.
-	QoS QoS
-	// NoLocal leaves out what this Subscription publishes itself, with its Publish. Not for shared filters.
-	NoLocal bool
-	// RetainAsPublished leaves Retain as it was published; otherwise it says that a message was retained before the subscription was made.
-	RetainAsPublished bool
-	// RetainHandling says whether the messages are sent that are retained at the time of the call. Those of shared filters never are.
-	RetainHandling RetainHandling
-	// ID is a Subscription Identifier, at most 268,435,455, that comes with each message that this filter matched. Zero: none.
-	ID uint32
-
-	// Name makes the Subscription durable: its Session, with filters and queue, stays when nobody reads it, and Subscribe with the same Name
-	// goes on with it, with the filter and options that are then given besides those that it had. Its Client Identifier is "$local/" and the Name,
-	// which must be valid UTF-8 without U+0000 of at most 65,528 bytes.
-	// Where Config.Store is set it survives the end of the process; what was read or acknowledged at the moment of a crash may come again. While
-	// nobody reads, it is as with clients that are away: QoS 0 messages
-	// are kept only with Config.QueueQoS0. Empty: the Session ends with the Subscription.
-	Name string
-	// Expiry is how long a named Session waits for its next reader, at most Config.MaxSessionExpiry. Zero: that.
-	Expiry time.Duration
-	// Buffer is how many messages wait for a slow reader before Overflow decides; Config.MaxQueuedBytes holds as well. Zero: 1,024.
-	Buffer int
-	// Overflow is the policy for a full buffer: OverflowDropOldest (the default),
-	// OverflowDropNewest, or OverflowBlock.
-	//
-	// With OverflowBlock, whoever publishes a message for which there is no room waits: the connection that it came by is not read on, and Publish does
-	// not return. The message itself goes into the queue. Other connections go on, until they publish to the same. After
-	// BlockTimeout the Subscription counts as stalled: it drops the newest, and delays nobody, until its reader has made room. MaxQueuedBytes is
-	// not exceeded, and while nobody reads a named one, the newest are dropped.
-	Overflow Overflow
-	// BlockTimeout is how long one message may delay its publisher. Zero: 1 s.
-	BlockTimeout time.Duration
-	// ManualAck leaves the acknowledgement of QoS 1 and 2 messages to Incoming.Ack. No more than Buffer messages are out at a time. Those
-	// that are not acknowledged when the Subscription ends come again, if it has a Name, and go, if the filter was a shared one, to another member.
-	ManualAck bool
-}
-
 // Incoming is a message as a Subscription receives it. It is shared and must not be modified.
 type Incoming struct {
-	// Message is as it was published, but for QoS, which is that of this delivery, and Retain, for which see RetainAsPublished. Of a client with
-	// a mount point (hooks.Grant) Topic has it in front; ResponseTopic is as the client wrote it, without: Respond puts it there.
+	// Message is as it was published, but for QoS, which is that of this delivery, and Retain, for
+	// which see RetainAsPublished. Of a client with a mount point (hooks.Grant) Topic has it in
+	// front; ResponseTopic is as the client wrote it, without: Respond puts it there.
 	Message
 	// Publisher is the Client Identifier of who published it, empty for Publish of the Broker.
 	Publisher string
@@ -95,7 +44,8 @@ type Incoming struct {
 	Expires time.Time
 	// SubscriptionIDs are those of the filters that matched.
 	SubscriptionIDs []uint32
-	// Redelivered says that an earlier reader of this named Session got the message, and did not acknowledge it.
+	// Redelivered says that an earlier reader of this named Session got the message, and did not
+	// acknowledge it.
 	Redelivered bool
 
 	sub  *Subscription
@@ -103,7 +53,8 @@ type Incoming struct {
 	id   uint16
 }
 
-// Ack acknowledges a QoS 1 or 2 message of a Subscription with ManualAck. Repeated calls, and calls on others, do nothing.
+// Ack acknowledges a QoS 1 or 2 message of a Subscription with ManualAck. Repeated calls, and calls
+// on others, do nothing.
 func (m *Incoming) Ack() {
 	if m.sub == nil {
 		return
@@ -122,9 +73,10 @@ func (m *Incoming) Ack() {
 	m.id = 0
 }
 
-// A Subscription reads a Session of the program itself. Its methods may be called concurrently; concurrent readers share the messages among
-// them. It starts no goroutine, and none of its reader's work is done on a publisher's. Messages that it loses are counted, and logged at
-// Warn, at most once a second.
+// A Subscription reads a Session of the program itself. Its methods may be called concurrently;
+// concurrent readers share the messages among them. It starts no goroutine, and none of its
+// reader's work is done on a publisher's. Messages that it loses are counted, and logged at Warn,
+// at most once a second.
 type Subscription struct {
 	s            *session
 	client       *hooks.Client // for the Observer
@@ -148,22 +100,28 @@ type Subscription struct {
 }
 
 var (
-	// ErrSubscriptionClosed is what a Subscription returns after Close or Delete, and after its Session was ended by DeleteSession.
+	// ErrSubscriptionClosed is what a Subscription returns after Close or Delete, and after its
+	// Session was ended by DeleteSession.
 	ErrSubscriptionClosed = errors.New("dunlin: subscription closed")
-	// ErrSubscriptionTaken is what a Subscription returns after Subscribe was called with the same Name again, from Subscribe itself
-	// if that happens while it is under way.
-	ErrSubscriptionTaken = errors.New("dunlin: another Subscribe has taken over the named subscription")
+	// ErrSubscriptionTaken is what a Subscription returns after Subscribe was called with the same
+	// Name again, from Subscribe itself if that happens while it is under way.
+	ErrSubscriptionTaken = errors.New(
+		"dunlin: another Subscribe has taken over the named subscription")
 )
 
-// Subscribe subscribes the program to filter, which may be a shared one, until ctx ends, the Subscription is closed, or the Broker is. What it
-// publishes and subscribes to is not for the Authorizer to decide. A reader that falls behind loses messages or delays publishers, as o says.
-// What it has not read when the Broker ends, by Shutdown or Close, it does not get any more: Next returns ErrBrokerClosed. It is lost, unless the
-// Subscription has a Name and there is a Store: then it is there after the restart.
+// Subscribe subscribes the program to filter, which may be a shared one, until ctx ends, the
+// Subscription is closed, or the Broker is. What it publishes and subscribes to is not for the
+// Authorizer to decide. A reader that falls behind loses messages or delays publishers, as o says.
+// What it has not read when the Broker ends, by Shutdown or Close, it does not get any more: Next
+// returns ErrBrokerClosed. It is lost, unless the Subscription has a Name and there is a Store:
+// then it is there after the restart.
 //
-// The error is ErrBrokerClosed, the cause of ctx, a *packets.Error with Topic Filter invalid (0x8F) or Quota exceeded (0x97), that of a Store
-// which fails, or says which option is out of range. With a Name it may also be ErrSubscriptionTaken, if somebody else subscribes with
-// that Name at the same time, and ErrSubscriptionClosed, if DeleteSession ends the Session at that time.
-func (b *Broker) Subscribe(ctx context.Context, filter string, o *SubscribeOptions) (*Subscription, error) {
+// The error is ErrBrokerClosed, the cause of ctx, a *packets.Error with Topic Filter invalid (0x8F)
+// or Quota exceeded (0x97), that of a Store which fails, or says which option is out of range. With
+// a Name it may also be ErrSubscriptionTaken, if somebody else subscribes with that Name at the
+// same time, and ErrSubscriptionClosed, if DeleteSession ends the Session at that time.
+func (b *Broker) Subscribe(ctx context.Context, filter string, o *SubscribeOptions) (*Subscription,
+	error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
@@ -201,48 +159,36 @@ func (b *Broker) Subscribe(ctx context.Context, filter string, o *SubscribeOptio
 	return sub, nil
 }
 
-func (o *SubscribeOptions) check() error {
-	switch {
-	case o.Overflow > OverflowBlock, o.Overflow == OverflowDisconnect:
-		return fmt.Errorf("dunlin: Subscribe: Overflow %d is not OverflowDropOldest, "+
-			"OverflowDropNewest or OverflowBlock", o.Overflow)
-	case o.Buffer < 0:
-		return fmt.Errorf("dunlin: Subscribe: Buffer is %d, which is negative", o.Buffer)
-	case o.BlockTimeout < 0:
-		return fmt.Errorf("dunlin: Subscribe: BlockTimeout is %v, which is negative", o.BlockTimeout)
-	case o.Expiry < 0:
-		return fmt.Errorf("dunlin: Subscribe: Expiry is %v, which is negative", o.Expiry)
-	case len(localPrefix)+len(o.Name) > math.MaxUint16:
-		return fmt.Errorf("dunlin: Subscribe: the Name has %d bytes, at most %d are possible", len(o.Name), math.MaxUint16-len(localPrefix))
-	case !packets.ValidUTF8(o.Name):
-		return fmt.Errorf("dunlin: Subscribe: the Name %q is not what a Client Identifier can be: valid UTF-8 without U+0000", cut(o.Name, maxName))
-	}
-	return nil
-}
-
-// splitFor is splitFilter for the program, whose filters no decoder has checked, with the options of
-// the filter.
+// splitFor is splitFilter for the program, whose filters no decoder has checked, with the options
+// of the filter.
 func (b *Broker) splitFor(filter string, o *SubscribeOptions) (group, inner string, err error) {
 	group, inner, err = b.splitFilter(filter)
 	switch {
 	case err != nil:
 		return "", "", err
 	case !packets.ValidTopicFilter(inner):
-		return "", "", packets.Errorf(packets.TopicFilterInvalid, "%q is no Topic Filter", cut(filter, maxName))
+		return "", "", packets.Errorf(packets.TopicFilterInvalid, "%q is no Topic Filter",
+			cut(filter, maxName))
 	case o.QoS > packets.QoS2:
 		return "", "", fmt.Errorf("dunlin: Subscribe: QoS is %d, at most 2 is possible", o.QoS)
 	case o.RetainHandling > RetainHandlingSkip:
-		return "", "", fmt.Errorf("dunlin: Subscribe: RetainHandling is %d, use RetainHandlingSend, RetainHandlingSendIfNew or RetainHandlingSkip", o.RetainHandling)
+		return "", "", fmt.Errorf(
+			"dunlin: Subscribe: RetainHandling is %d, use RetainHandlingSend, "+
+				"RetainHandlingSendIfNew or RetainHandlingSkip", o.RetainHandling)
 	case o.ID > 268_435_455:
-		return "", "", fmt.Errorf("dunlin: Subscribe: ID is %d, at most 268435455 is possible", o.ID)
+		return "", "", fmt.Errorf("dunlin: Subscribe: ID is %d, at most 268435455 is possible",
+			o.ID)
 	case group != "" && o.NoLocal:
-		return "", "", packets.Errorf(packets.ProtocolError, "No Local with a shared subscription") // [MQTT-3.8.3-4]
+		// [MQTT-3.8.3-4]
+		return "", "", packets.Errorf(packets.ProtocolError, "No Local with a shared subscription")
 	}
 	return group, inner, nil
 }
 
-// attachLocal makes sub the reader of its Session: a new one, or the one that its Name has. With a Store it waits until that is durable.
-func (b *Broker) attachLocal(ctx context.Context, sub *Subscription, o *SubscribeOptions) (fresh bool, err error) {
+// attachLocal makes sub the reader of its Session: a new one, or the one that its Name has. With a
+// Store it waits until that is durable.
+func (b *Broker) attachLocal(ctx context.Context, sub *Subscription,
+	o *SubscribeOptions) (fresh bool, err error) {
 	buffer := o.Buffer
 	if buffer == 0 {
 		buffer = 1024
@@ -360,8 +306,9 @@ func (b *Broker) localExpiry(d time.Duration) uint32 {
 	return min(wholeSeconds(d), most)
 }
 
-// Add makes the Subscription get the messages of one more filter, or changes the options of one that it has. Of o, which may be nil, only the options that
-// belong to a filter count. Errors are those of Subscribe, and Err.
+// Add makes the Subscription get the messages of one more filter, or changes the options of one
+// that it has. Of o, which may be nil, only the options that belong to a filter count. Errors are
+// those of Subscribe, and Err.
 func (sub *Subscription) Add(filter string, o *SubscribeOptions) error {
 	if o == nil {
 		o = new(SubscribeOptions)
@@ -371,7 +318,8 @@ func (sub *Subscription) Add(filter string, o *SubscribeOptions) error {
 	if err != nil {
 		return err
 	}
-	opts := subs.Options{QoS: o.QoS, NoLocal: o.NoLocal, RetainAsPublished: o.RetainAsPublished, RetainHandling: byte(o.RetainHandling), ID: o.ID}
+	opts := subs.Options{QoS: o.QoS, NoLocal: o.NoLocal, RetainAsPublished: o.RetainAsPublished,
+		RetainHandling: byte(o.RetainHandling), ID: o.ID}
 	if err := sub.Err(); err != nil {
 		return err
 	}
@@ -385,7 +333,8 @@ func (sub *Subscription) Add(filter string, o *SubscribeOptions) error {
 			g, err = s.subscribe(nil, group, inner, opts)
 		}
 	})
-	if errors.Is(err, errLost) { // the Session has ended, by Delete of who took it over, or DeleteSession
+	// the Session has ended, by Delete of who took it over, or DeleteSession
+	if errors.Is(err, errLost) {
 		return cmp.Or(sub.Err(), ErrSubscriptionClosed)
 	}
 	if err != nil {
@@ -408,9 +357,10 @@ func (sub *Subscription) Add(filter string, o *SubscribeOptions) error {
 	return nil
 }
 
-// Remove ends the subscription to filter and says whether there was one. What it has put into the queue stays (3.10.4). If the
-// Subscription has a Name and there is a Store, Remove waits until that is durable. The error is ErrBrokerClosed or that of a Store
-// which fails: then the subscription has ended, but may be there again after a crash.
+// Remove ends the subscription to filter and says whether there was one. What it has put into the
+// queue stays (3.10.4). If the Subscription has a Name and there is a Store, Remove waits until
+// that is durable. The error is ErrBrokerClosed or that of a Store which fails: then the
+// subscription has ended, but may be there again after a crash.
 func (sub *Subscription) Remove(filter string) (found bool, err error) {
 	group, inner, err := packets.SplitShared(filter)
 	if err != nil {
@@ -432,8 +382,8 @@ func (sub *Subscription) durable() error {
 	return sub.s.b.journal.Sync(sub.s.b.ctx)
 }
 
-// Publish publishes as Publish of the Broker does, in the name of this Subscription: filters with NoLocal do not get the message. After the
-// Subscription has ended it returns Err.
+// Publish publishes as Publish of the Broker does, in the name of this Subscription: filters with
+// NoLocal do not get the message. After the Subscription has ended it returns Err.
 func (sub *Subscription) Publish(ctx context.Context, m *Message) error {
 	if err := sub.Err(); err != nil {
 		return err
@@ -454,8 +404,9 @@ func (sub *Subscription) signal() {
 	}
 }
 
-// Next returns the next message. It waits until there is one, ctx ends (and returns its cause), or the Subscription is closed: then the
-// error is ErrSubscriptionClosed, ErrSubscriptionTaken, ErrBrokerClosed, or the cause of the context of Subscribe.
+// Next returns the next message. It waits until there is one, ctx ends (and returns its cause), or
+// the Subscription is closed: then the error is ErrSubscriptionClosed, ErrSubscriptionTaken,
+// ErrBrokerClosed, or the cause of the context of Subscribe.
 func (sub *Subscription) Next(ctx context.Context) (*Incoming, error) {
 	for {
 		m, more := sub.take(time.Now())
@@ -488,7 +439,8 @@ func (sub *Subscription) Messages() iter.Seq[*Incoming] {
 	}
 }
 
-// Err returns why the Subscription is closed, as Next does, and nil while it is open. It is for after Messages.
+// Err returns why the Subscription is closed, as Next does, and nil while it is open. It is for
+// after Messages.
 func (sub *Subscription) Err() error {
 	select {
 	case <-sub.closed:
@@ -498,7 +450,8 @@ func (sub *Subscription) Err() error {
 	}
 }
 
-// take returns what there is to read, nil if there is nothing. more says that it was not looked everywhere.
+// take returns what there is to read, nil if there is nothing. more says that it was not looked
+// everywhere.
 func (sub *Subscription) take(now time.Time) (m *Incoming, more bool) {
 	s := sub.s
 	s.mu.Lock()
@@ -514,7 +467,8 @@ func (sub *Subscription) take(now time.Time) (m *Incoming, more bool) {
 	if !ok {
 		return nil, more
 	}
-	m = &Incoming{Message: d.msg.Message, SubscriptionIDs: d.ids(), Redelivered: d.id != 0, sub: sub, from: d.msg.From}
+	m = &Incoming{Message: d.msg.Message, SubscriptionIDs: d.ids(), Redelivered: d.id != 0,
+		sub: sub, from: d.msg.From}
 	m.Publisher, _, _ = strings.Cut(m.from, "\x00") // see sessionKey
 	m.QoS, m.Retain = d.qos, d.retain
 	if d.msg.Expires != 0 {
@@ -575,8 +529,8 @@ func (s *session) next(now time.Time) (d delivery, ok bool) {
 	return d, false
 }
 
-// A doubtful entry is the first one of a queue that came with a batch and must not be read before that is durable: it is QoS 2, may yet be
-// refused, and come again.
+// A doubtful entry is the first one of a queue that came with a batch and must not be read before
+// that is durable: it is QoS 2, may yet be refused, and come again.
 type doubtful struct{ seq, batch uint64 }
 
 // doubt notes that what has just been put into the queue, with x, is undecided. sub.s.mu is held.
@@ -595,7 +549,8 @@ func (sub *Subscription) decide() {
 		return
 	}
 	decided := sub.s.b.journal.LastDecided()
-	sub.undecided = slices.DeleteFunc(sub.undecided, func(u doubtful) bool { return u.batch <= decided })
+	sub.undecided = slices.DeleteFunc(sub.undecided,
+		func(u doubtful) bool { return u.batch <= decided })
 }
 
 // doubts says whether d, the front of the queue, is undecided. sub.s.mu is held.
@@ -617,10 +572,14 @@ func (sub *Subscription) mayExceed(t *turn, size int) bool {
 	return true
 }
 
-// await waits until the queue is within its limit, the Subscription is closed, done is, or BlockTimeout is over: then it is stalled.
+// await waits until the queue is within its limit, the Subscription is closed, done is, or
+// BlockTimeout is over: then it is stalled.
 func (sub *Subscription) await(done <-chan struct{}) {
 	s := sub.s
-	over := func() bool { return s.local == sub && !sub.stalled && s.out.queue.Len() > s.quota.messages }
+	over := func() bool {
+		return s.local == sub && !sub.stalled &&
+			s.out.queue.Len() > s.quota.messages
+	}
 	s.mu.Lock()
 	if !over() {
 		s.mu.Unlock()
@@ -675,27 +634,31 @@ func (sub *Subscription) logDropped() {
 	s.b.due.Cancel(&sub.report)
 	s.mu.Unlock()
 	if n > 0 {
-		s.b.log.Warn("a subscription of the program lost messages", "id", s.id, "lost", n, "in all", total, "queued", queued)
+		s.b.log.Warn("a subscription of the program lost messages", "id", s.id, "lost", n, "in all",
+			total, "queued", queued)
 	}
 }
 
-// Dropped returns how many messages were lost: because the reader fell behind, or because they expired before it came.
+// Dropped returns how many messages were lost: because the reader fell behind, or because they
+// expired before it came.
 func (sub *Subscription) Dropped() uint64 {
 	sub.s.mu.Lock()
 	defer sub.s.mu.Unlock()
 	return sub.dropped
 }
 
-// Close ends the Subscription. What was not read is dropped, unless it has a Name: then the Session waits for its next reader. It returns nil,
-// also when called again.
+// Close ends the Subscription. What was not read is dropped, unless it has a Name: then the Session
+// waits for its next reader. It returns nil, also when called again.
 func (sub *Subscription) Close() error {
 	sub.end(ErrSubscriptionClosed, sessionStays)
 	return nil
 }
 
-// Delete ends the Subscription and, also if it has a Name, its Session. It does nothing after the Subscription was closed: then
-// Broker.DeleteSession does it. With a Store it waits until the end of a Session with a Name is durable. The error is ErrBrokerClosed or that
-// of a Store which fails: then the Session has ended, but may be there again after a crash. Without a Name, and without a Store, it is nil.
+// Delete ends the Subscription and, also if it has a Name, its Session. It does nothing after the
+// Subscription was closed: then Broker.DeleteSession does it. With a Store it waits until the end
+// of a Session with a Name is durable. The error is ErrBrokerClosed or that of a Store which fails:
+// then the Session has ended, but may be there again after a crash. Without a Name, and without a
+// Store, it is nil.
 func (sub *Subscription) Delete() error {
 	sub.end(ErrSubscriptionClosed, sessionEnds)
 	return sub.durable()

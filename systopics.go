@@ -132,7 +132,8 @@ func (b *Broker) publishStats(st *Stats) {
 // sys publishes one of the $SYS topics, retained.
 func (b *Broker) sys(name, value string) {
 	b.work(func(t *turn) {
-		m := &message{Message: packets.Message{Topic: "$SYS/broker/" + name, Payload: []byte(value), Retain: true}}
+		m := &message{Message: packets.Message{Topic: "$SYS/broker/" + name, Payload: []byte(value),
+			Retain: true}}
 		t.untold = true
 		matched, err := t.publishMessage(m, origin{})
 		if err != nil {

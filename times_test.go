@@ -119,16 +119,19 @@ func TestAStoreWithAQoSThatIsNoneIsRefused(t *testing.T) {
 	m := &message{Message: packets.Message{Topic: "t", QoS: 3, Payload: []byte("x")}}
 	fine := &message{Message: packets.Message{Topic: "t", QoS: 2, Payload: []byte("x")}}
 	for name, op := range map[string]store.Op{
-		"a message":          &store.Publish{Message: m},
-		"a delivery":         &store.Publish{Message: fine, To: []store.Delivery{{Session: 1, Seq: 1, QoS: 3}}},
+		"a message": &store.Publish{Message: m},
+		"a delivery": &store.Publish{Message: fine,
+			To: []store.Delivery{{Session: 1, Seq: 1, QoS: 3}}},
 		"a retained message": &store.PutRetained{Message: m},
 		"a subscription": &store.PutSubscription{Session: 1, Subscription: packets.Subscription{
 			Filter: "t", QoS: 3,
 		}},
-		"a Will": &store.PutSession{Session: 1, ClientID: "c", Expiry: 3600, Will: &store.Will{Message: m.Message}},
+		"a Will": &store.PutSession{Session: 1, ClientID: "c", Expiry: 3600,
+			Will: &store.Will{Message: m.Message}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := New(Config{Authenticator: hooks.AllowAll, Logger: quiet, Store: oneOperation{op: op}})
+			_, err := New(Config{Authenticator: hooks.AllowAll, Logger: quiet,
+				Store: oneOperation{op: op}})
 			require.ErrorContains(t, err, "operation 2: QoS 3, expected at most 2")
 		})
 	}

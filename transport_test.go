@@ -30,7 +30,8 @@ func testCertificate(t testing.TB) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), crand.Reader)
 	require.NoError(t, err)
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{"localhost"}}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour),
+		DNSNames: []string{"localhost"}}
 	der, err := x509.CreateCertificate(crand.Reader, template, template, &key.PublicKey, key)
 	require.NoError(t, err)
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
@@ -67,7 +68,8 @@ var transports = []transport{
 		}
 	}},
 	{"TLS", func(t *testing.T, b *Broker) func() net.Conn {
-		l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{testCertificate(t)}})
+		l, err := tls.Listen("tcp", "127.0.0.1:0",
+			&tls.Config{Certificates: []tls.Certificate{testCertificate(t)}})
 		require.NoError(t, err)
 		go b.Serve(l) // ends with b
 		return func() net.Conn {
@@ -85,7 +87,8 @@ var transports = []transport{
 	}},
 }
 
-// TestEveryTransportKeepsBytesInOrder sends packets of all sizes, cut into pieces at random, over each kind of connection.
+// TestEveryTransportKeepsBytesInOrder sends packets of all sizes, cut into pieces at random, over
+// each kind of connection.
 //
 // [5.0 MQTT-4.2.0-1] [3.1.1 MQTT-7.1.1-1]
 func TestEveryTransportKeepsBytesInOrder(t *testing.T) {
@@ -99,7 +102,8 @@ func TestEveryTransportKeepsBytesInOrder(t *testing.T) {
 			dial := tr.open(t, b)
 			sub, _ := newTestClient(t, dial(), connect("sub"))
 			defer sub.nc.Close()
-			sub.send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "t", QoS: 1}}})
+			sub.send(&packets.Subscribe{PacketID: 1,
+				Subscriptions: []packets.Subscription{{Filter: "t", QoS: 1}}})
 			sub.recv()
 			pub, _ := newTestClient(t, dial(), connect("pub"))
 			defer pub.nc.Close()
@@ -117,7 +121,8 @@ func TestEveryTransportKeepsBytesInOrder(t *testing.T) {
 				for i, n := range sizes {
 					body := append([]byte(nil), payload[:n]...)
 					binary.BigEndian.PutUint32(body, uint32(i))
-					stream, _ = (&packets.Publish{Topic: []byte("t"), QoS: 1, PacketID: uint16(i + 1), Payload: body}).Append(stream, packets.V5)
+					stream, _ = (&packets.Publish{Topic: []byte("t"), QoS: 1,
+						PacketID: uint16(i + 1), Payload: body}).Append(stream, packets.V5)
 				}
 				for len(stream) > 0 {
 					n := min(1+rnd.IntN(20_000), len(stream))
@@ -146,7 +151,8 @@ func TestEveryTransportKeepsBytesInOrder(t *testing.T) {
 	}
 }
 
-// Bytes that announce 256 MiB cost no more than they are, over any transport, and what comes before CONNECT is bounded.
+// Bytes that announce 256 MiB cost no more than they are, over any transport, and what comes before
+// CONNECT is bounded.
 func TestNoTransportTakesMemoryForBytesThatDidNotCome(t *testing.T) {
 	for _, tr := range transports {
 		t.Run(tr.name, func(t *testing.T) {
@@ -164,7 +170,8 @@ func TestNoTransportTakesMemoryForBytesThatDidNotCome(t *testing.T) {
 			defer early.Close()
 			_, err := early.Write([]byte{0x10, 0xff, 0xff, 0xff, 0x7f})
 			require.NoError(t, err)
-			require.Equal(t, packets.PacketTooLarge, packets.CodeOf(<-ended), "a CONNECT over MaxConnectSize is refused from its header")
+			require.Equal(t, packets.PacketTooLarge, packets.CodeOf(<-ended),
+				"a CONNECT over MaxConnectSize is refused from its header")
 
 			c, _ := newTestClient(t, dial(), connect("c"))
 			defer c.nc.Close()
@@ -189,7 +196,8 @@ func TestALargeConnectIsRefused(t *testing.T) {
 				defer b.Close()
 				nc := tr.open(t, b)()
 				defer nc.Close()
-				p := &packets.Connect{Version: v, CleanStart: true, ClientID: "c", Username: "u", HasUsername: true, Password: make([]byte, 200), HasPassword: true}
+				p := &packets.Connect{Version: v, CleanStart: true, ClientID: "c", Username: "u",
+					HasUsername: true, Password: make([]byte, 200), HasPassword: true}
 				wire, err := p.Append(nil, v)
 				require.NoError(t, err)
 				go nc.Write(wire) // ends with nc
@@ -206,7 +214,8 @@ func TestALargeConnectIsRefused(t *testing.T) {
 	}
 }
 
-// [5.0 MQTT5-NOID-3.1.2.5-2]: on Shutdown the Wills go to the subscribers in this process; the clients are leaving too.
+// [5.0 MQTT5-NOID-3.1.2.5-2]: on Shutdown the Wills go to the subscribers in this process; the
+// clients are leaving too.
 func TestShutdownPublishesWillsToTheProgram(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		reached := -1
@@ -273,7 +282,11 @@ func TestEachCongestionHasItsTime(t *testing.T) {
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		s.try = func([]byte) (int, error) { return 0, nil }
-		s.write = func(b []byte) (int, error) { time.Sleep(3 * time.Millisecond); return len(b), nil }
+		s.write = func(b []byte) (int, error) {
+			time.Sleep(3 * time.Millisecond)
+			return len(b),
+				nil
+		}
 		for range 3 {
 			q.send(m)
 			synctest.Wait()

@@ -7,7 +7,8 @@ import (
 	"iter"
 )
 
-// A Decoder makes a value of a message. It runs on the goroutine that reads the subscription, and must not modify the message.
+// A Decoder makes a value of a message. It runs on the goroutine that reads the subscription, and
+// must not modify the message.
 type Decoder[T any] func(m *Message) (T, error)
 
 // JSON is a Decoder for payloads that are JSON texts.
@@ -23,7 +24,8 @@ type Decoded[T any] struct {
 	*Incoming
 	// Value is what the Decoder returned, to be used only where Err is nil.
 	Value T
-	// Err is the Decoder's error. A message with one is still there to look at, and to be acknowledged.
+	// Err is the Decoder's error. A message with one is still there to look at, and to be
+	// acknowledged.
 	Err error
 }
 
@@ -33,8 +35,10 @@ type SubscriptionOf[T any] struct {
 	decode Decoder[T]
 }
 
-// SubscribeAs subscribes as b.Subscribe does, and decodes what comes: SubscribeAs(ctx, b, "sensors/+", JSON[Reading], nil).
-func SubscribeAs[T any](ctx context.Context, b *Broker, filter string, decode Decoder[T], o *SubscribeOptions) (*SubscriptionOf[T], error) {
+// SubscribeAs subscribes as b.Subscribe does, and decodes what comes: SubscribeAs(ctx, b,
+// "sensors/+", JSON[Reading], nil).
+func SubscribeAs[T any](ctx context.Context, b *Broker, filter string, decode Decoder[T],
+	o *SubscribeOptions) (*SubscriptionOf[T], error) {
 	sub, err := b.Subscribe(ctx, filter, o)
 	if err != nil {
 		return nil, err
@@ -42,7 +46,8 @@ func SubscribeAs[T any](ctx context.Context, b *Broker, filter string, decode De
 	return &SubscriptionOf[T]{sub, decode}, nil
 }
 
-// Next returns the next message. Its errors are those of Subscription.Next; that of the Decoder is in the message.
+// Next returns the next message. Its errors are those of Subscription.Next; that of the Decoder is
+// in the message.
 func (s *SubscriptionOf[T]) Next(ctx context.Context) (*Decoded[T], error) {
 	m, err := s.Subscription.Next(ctx)
 	if err != nil {

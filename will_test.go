@@ -26,8 +26,8 @@ func willTo(topic, payload string, delay uint32) func(c *packets.Connect) {
 	}
 }
 
-// The Will of a client whose Session ends with its connection is published after a crash: this is the
-// retained "offline" of many a dashboard.
+// The Will of a client whose Session ends with its connection is published after a crash: this is
+// the retained "offline" of many a dashboard.
 func TestAWillSurvivesACrashAlsoIfItsSessionDoesNot(t *testing.T) {
 	for _, v := range []packets.Version{packets.V311, packets.V5} {
 		onStage(t, func(st *stage) {
@@ -149,7 +149,8 @@ func TestAWillThatNoHookHasDecidedOutlivesItsSession(t *testing.T) {
 			time.Sleep(time.Second)
 			require.Nil(t, st.b.retained.Get("state"), "undecided")
 			st.crash()
-			st.dial("c", packets.V5, false, 3600).want(packets.TypeConnack) // before a hook has decided now
+			// before a hook has decided now
+			st.dial("c", packets.V5, false, 3600).want(packets.TypeConnack)
 			time.Sleep(time.Second)
 			close(d.release)
 			time.Sleep(time.Second)
@@ -164,7 +165,8 @@ func TestAWillThatNoHookHasDecidedOutlivesItsSession(t *testing.T) {
 func (st *stage) older(connected bool, further ...store.Op) {
 	st.t.Helper()
 	st.stop()
-	op := &store.PutSession{Session: 1000, ClientID: "c", Expiry: 3600, Will: &store.Will{Delay: 20}}
+	op := &store.PutSession{Session: 1000, ClientID: "c", Expiry: 3600,
+		Will: &store.Will{Delay: 20}}
 	op.Will.Message = Message{Topic: "state", QoS: 1, Retain: true, Payload: []byte("offline")}
 	if now := time.Now(); !connected {
 		op.ExpiresAt = now.Add(time.Hour).UnixNano()
@@ -273,8 +275,8 @@ func TestAWillDoesNotCountAsASessionAfterACrash(t *testing.T) {
 	}
 }
 
-// A connection that is not accepted, because another one takes its place meanwhile, gives up nothing:
-// the Session is what it was before, whatever becomes of the third connection.
+// A connection that is not accepted, because another one takes its place meanwhile, gives up
+// nothing: the Session is what it was before, whatever becomes of the third connection.
 func TestAConnectionThatIsTakenOverWhileItResumesChangesNothing(t *testing.T) {
 	resumes := func(st *stage) *peerConn { return st.dial("c", packets.V5, false, 3600) }
 	for _, tt := range []struct {
@@ -330,7 +332,8 @@ func TestADelayedWillIsNotPublishedIfTheSessionIsResumed(t *testing.T) {
 	onStage(t, func(st *stage) {
 		w := st.clean("watcher")
 		w.subscribe("state", packets.QoS0)
-		st.dial("c", packets.V5, false, 3600, willTo("state", "offline", 20)).want(packets.TypeConnack)
+		st.dial("c", packets.V5, false, 3600,
+			willTo("state", "offline", 20)).want(packets.TypeConnack)
 		st.durable("c", packets.V5) // takes over
 		time.Sleep(time.Minute)
 		st.crash()
@@ -367,7 +370,8 @@ func TestWhatTheProgramEndsIsDurable(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			onStage(t, func(st *stage) {
 				st.durable("s", packets.V5).subscribe("t", packets.QoS1)
-				sub, err := st.b.Subscribe(context.Background(), "t", &SubscribeOptions{Name: "n", QoS: 1})
+				sub, err := st.b.Subscribe(context.Background(), "t",
+					&SubscribeOptions{Name: "n", QoS: 1})
 				require.NoError(t, err)
 				time.Sleep(time.Second)
 				release := st.store.hold()
@@ -388,7 +392,8 @@ func TestWhatTheProgramEndsIsDurable(t *testing.T) {
 			})
 			onStage(t, func(st *stage) {
 				st.durable("s", packets.V5)
-				sub, err := st.b.Subscribe(context.Background(), "t", &SubscribeOptions{Name: "n", QoS: 1})
+				sub, err := st.b.Subscribe(context.Background(), "t",
+					&SubscribeOptions{Name: "n", QoS: 1})
 				require.NoError(t, err)
 				st.store.fail(store.ErrFull)
 				err = end(&calls{st, sub})
@@ -399,7 +404,8 @@ func TestWhatTheProgramEndsIsDurable(t *testing.T) {
 				time.Sleep(time.Second)
 				st.crash()
 				_, there := st.b.Session("$local/n")
-				require.Equal(t, name == "Remove" || name == "DeleteSession", there, "it was tried again")
+				require.Equal(t, name == "Remove" || name == "DeleteSession", there,
+					"it was tried again")
 			})
 		})
 	}

@@ -26,14 +26,15 @@ type Config struct {
 	// Links are the connections that this broker makes. A broker that only accepts connections of
 	// others has none, and needs its Node all the same if the graph has a circle.
 	Links []Link
-	// Mark are Topic Filters of the messages that get a mark here, about 90 bytes of User Properties.
-	// Name what is bridged, by links of this broker and of others. None: everything except topics
-	// that begin with "$".
+	// Mark are Topic Filters of the messages that get a mark here, about 90 bytes of User
+	// Properties. Name what is bridged, by links of this broker and of others. None: everything
+	// except topics that begin with "$".
 	Mark []string
 	// Peer says whether a client is the link of another Node, whose marks are to be believed. A
 	// client that is not a peer loses them: a message of it begins here. Nil believes every client
-	// that says that it is a link, in a property of its CONNECT or with the bridge bit. Set it where
-	// not everybody who may connect is trusted: a false mark can suppress somebody else's message.
+	// that says that it is a link, in a property of its CONNECT or with the bridge bit. Set it
+	// where not everybody who may connect is trusted: a false mark can suppress somebody else's
+	// message.
 	Peer func(*hooks.Client) bool
 	// Remember is how many messages the Node knows again at least when they come by a second way.
 	// Each takes about 40 bytes. Zero: 131,072.
@@ -50,7 +51,8 @@ type StartType byte
 const (
 	// StartAutomatic connects at once, and again whenever the connection has ended.
 	StartAutomatic StartType = iota
-	// StartOnce connects until it has succeeded once. When that connection ends the link stays down.
+	// StartOnce connects until it has succeeded once. When that connection ends the link stays
+	// down.
 	StartOnce
 )
 
@@ -95,7 +97,8 @@ type Link struct {
 	// ClientID is the Client Identifier at the remote broker. Empty: Config.Name, a dot, and Name.
 	ClientID           string
 	Username, Password string
-	// TLS is for mqtts. Nil: the system's certificates. ServerName is set to the host if it is empty.
+	// TLS is for mqtts. Nil: the system's certificates. ServerName is set to the host if it is
+	// empty.
 	TLS *tls.Config
 	// Dial, if not nil, makes the connections in place of the network. TLS is not added to them.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
@@ -105,8 +108,8 @@ type Link struct {
 	// SessionExpiry is how long the remote broker (5.0) keeps the Session of an absent link. Zero:
 	// as long as it will.
 	SessionExpiry time.Duration
-	// Remote is the Name of the Node at the other end, or any name for a broker without one. The link
-	// then does not send there what has been there.
+	// Remote is the Name of the Node at the other end, or any name for a broker without one. The
+	// link then does not send there what has been there.
 	Remote string
 	// Transit is for links of 3.1.1, which carry no marks. A message that came over such a link, of
 	// this broker or another one, is not sent on over another link. Transit of the link by which it
@@ -119,21 +122,21 @@ type Link struct {
 	// LocalNotifications publishes it here only.
 	DisableNotifications, LocalNotifications bool
 
-	// Window is how many QoS 1 and 2 messages may be under way at a time, each way. The throughput is
-	// at most Window for each round trip. The limits of both brokers hold as well: here MaxInflight
-	// and ReceiveMaximum of the Config. Zero: 20, which is that of Mosquitto.
+	// Window is how many QoS 1 and 2 messages may be under way at a time, each way. The throughput
+	// is at most Window for each round trip. The limits of both brokers hold as well: here
+	// MaxInflight and ReceiveMaximum of the Config. Zero: 20, which is that of Mosquitto.
 	Window int
-	// MaxPacketSize is the largest packet taken from the remote broker. With what the prefixes add it
-	// must not be larger than MaxPacketSize of the broker here. Zero: 1 MiB with it.
+	// MaxPacketSize is the largest packet taken from the remote broker. With what the prefixes add
+	// it must not be larger than MaxPacketSize of the broker here. Zero: 1 MiB with it.
 	MaxPacketSize int
 	// KeepAlive is in whole seconds, at least 4 s. Zero: 60 s.
 	KeepAlive time.Duration
 	// Timeout is how long it may take to connect, and how long the remote broker may take nothing.
-	// Zero: 20 s. AckTimeout is how long it may leave the oldest message without an acknowledgement.
-	// Zero: 60 s.
+	// Zero: 20 s. AckTimeout is how long it may leave the oldest message without an
+	// acknowledgement. Zero: 60 s.
 	Timeout, AckTimeout time.Duration
-	// MinBackoff and MaxBackoff bound the pause before the next attempt to connect. It is random, and
-	// grows. Zero: 1 s and 30 s.
+	// MinBackoff and MaxBackoff bound the pause before the next attempt to connect. It is random,
+	// and grows. Zero: 1 s and 30 s.
 	MinBackoff, MaxBackoff time.Duration
 }
 
@@ -197,10 +200,12 @@ func (l *Link) complete(node string) error {
 	l.ClientID = cmp.Or(l.ClientID, node+"."+l.Name)
 	if !packets.ValidUTF8(l.ClientID) || strings.ContainsAny(l.ClientID, "/+#") &&
 		!l.DisableNotifications || len(l.ClientID) > 1000 {
-		return fmt.Errorf("ClientID %.100q is too long, or cannot be a level of a topic", l.ClientID)
+		return fmt.Errorf("ClientID %.100q is too long, or cannot be a level of a topic",
+			l.ClientID)
 	}
 	if len(l.Username) > 65535 || len(l.Password) > 65535 || !packets.ValidUTF8(l.Username) {
-		return errors.New("expected a Username in UTF-8, and at most 65,535 bytes in it and in Password")
+		return errors.New(
+			"expected a Username in UTF-8, and at most 65,535 bytes in it and in Password")
 	}
 	if len(l.Topics) == 0 {
 		return errors.New("expected at least one of Topics")
@@ -271,7 +276,8 @@ func parseAddress(s string) (a address, err error) {
 		return a, fmt.Errorf("address %q: expected mqtt, mqtts or unix, got %q", s, u.Scheme)
 	}
 	if a.name == "" || u.User != nil || u.Path != "" && u.Path != "/" {
-		return a, fmt.Errorf("address %q: expected a host and a port, and nothing else", u.Redacted())
+		return a, fmt.Errorf("address %q: expected a host and a port, and nothing else",
+			u.Redacted())
 	}
 	a.host = net.JoinHostPort(a.name, cmp.Or(u.Port(), port))
 	return a, nil

@@ -146,7 +146,8 @@ var lies = map[string]struct {
 	}, "Receive Maximum exceeded"},
 	"it floods, and takes nothing": {func(p *publisher, _ *packets.Connect) {
 		p.accept(false, nil)
-		b, _ := (&packets.Publish{Topic: []byte("t/x"), QoS: 1, PacketID: 1}).Append(nil, packets.V5)
+		b, _ := (&packets.Publish{Topic: []byte("t/x"), QoS: 1, PacketID: 1}).Append(nil,
+			packets.V5)
 		for range 5_000 {
 			if _, err := p.nc.Write(b); err != nil {
 				return
@@ -331,7 +332,8 @@ func TestBothBrokersAreToldOfTheStateOfALink(t *testing.T) {
 			return state(a.b, "a.to-b0") == "1" && state(b.b, "a.to-b0") == "1"
 		})
 		a.node.Close()
-		if here, there := state(a.b, "a.to-b0"), state(b.b, "a.to-b0"); here != "0" || there != "0" {
+		if here, there := state(a.b, "a.to-b0"), state(b.b, "a.to-b0"); here != "0" ||
+			there != "0" {
 			t.Errorf("after Close the brokers say %q and %q", here, there)
 		}
 	})
@@ -344,7 +346,8 @@ func TestPrefixesRenameTopicsBothWays(t *testing.T) {
 		b := w.add("b")
 		l := both("b", packets.QoS2)
 		l.Topics = []Topic{
-			{Filter: "x/#", Direction: DirectionOut, QoS: 1, LocalPrefix: "t/", RemotePrefix: "t/from-a/"},
+			{Filter: "x/#", Direction: DirectionOut, QoS: 1, LocalPrefix: "t/",
+				RemotePrefix: "t/from-a/"},
 			{Filter: "y/+", Direction: DirectionIn, LocalPrefix: "t/from-b/", RemotePrefix: "t/"},
 			{Direction: DirectionOut, QoS: 2, LocalPrefix: "t/one", RemotePrefix: "t/two"},
 		}

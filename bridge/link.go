@@ -180,15 +180,17 @@ func number(p *packets.Connack, id packets.Property, without int) int {
 // possible says what the two brokers do not offer that the link needs.
 func (l *link) possible(here, there *packets.Connack) error {
 	if most := number(there, packets.MaximumQoS, 2); int(l.cfg.highest(false)) > most {
-		return fmt.Errorf("the remote broker takes QoS %d at most: lower the QoS of the topics", most)
+		return fmt.Errorf("the remote broker takes QoS %d at most: lower the QoS of the topics",
+			most)
 	}
 	if most := number(here, packets.MaximumQoS, 2); int(l.cfg.highest(true)) > most {
 		return fmt.Errorf("the broker here takes QoS %d at most: lower the QoS of the topics", most)
 	}
 	most := number(here, packets.MaximumPacketSize, 256<<20)
 	if need := l.cfg.MaxPacketSize + l.cfg.growth(true); most < need {
-		return fmt.Errorf("the broker here takes packets of %d bytes: a MaxPacketSize of at most %d "+
-			"is possible, got %d", most, most-l.cfg.growth(true), l.cfg.MaxPacketSize)
+		return fmt.Errorf(
+			"the broker here takes packets of %d bytes: a MaxPacketSize of at most %d "+
+				"is possible, got %d", most, most-l.cfg.growth(true), l.cfg.MaxPacketSize)
 	}
 	return nil
 }
@@ -206,7 +208,8 @@ func (l *link) connectThere(window int) *packets.Connect {
 			AppendUint(packets.MaximumPacketSize, uint32(c.MaxPacketSize)).
 			AppendUser(peerProperty, l.n.cfg.Name)
 		if !c.CleanStart {
-			p.Properties = p.Properties.AppendUint(packets.SessionExpiryInterval, seconds(c.SessionExpiry))
+			p.Properties = p.Properties.AppendUint(packets.SessionExpiryInterval,
+				seconds(c.SessionExpiry))
 		}
 	}
 	if !c.DisableNotifications && !c.LocalNotifications {

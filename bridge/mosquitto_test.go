@@ -72,8 +72,9 @@ type mosquitto struct {
 func newMosquitto(t *testing.T, lines string) *mosquitto {
 	m := &mosquitto{t: t, path: findMosquitto(t), dir: t.TempDir(), addr: freeAddr(t)}
 	_, port, _ := net.SplitHostPort(m.addr)
-	conf := fmt.Sprintf("user root\nlistener %s 127.0.0.1\nallow_anonymous true\npersistence true\n"+
-		"persistence_location %s/\nmax_queued_messages 0\n%s\n", port, m.dir, lines)
+	conf := fmt.Sprintf(
+		"user root\nlistener %s 127.0.0.1\nallow_anonymous true\npersistence true\n"+
+			"persistence_location %s/\nmax_queued_messages 0\n%s\n", port, m.dir, lines)
 	if err := os.WriteFile(filepath.Join(m.dir, "conf"), []byte(conf), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -170,7 +171,8 @@ type pair struct {
 }
 
 func newPair(t *testing.T, m *mosquitto, v packets.Version, dial dialFunc) *pair {
-	l := Link{Name: "m", Remote: "m", Addresses: []string{"mqtt://" + m.addr}, Version: v, Dial: dial,
+	l := Link{Name: "m", Remote: "m", Addresses: []string{"mqtt://" + m.addr}, Version: v,
+		Dial:       dial,
 		MinBackoff: 20 * time.Millisecond, MaxBackoff: 100 * time.Millisecond,
 		Topics: []Topic{{Filter: "t/#", Direction: DirectionBoth, QoS: 2}}}
 	p := &pair{t: t, m: m, ends: map[string]*real{}}
@@ -263,7 +265,8 @@ func TestAMosquittoSendsAgainWhatItHasReleased(t *testing.T) {
 				again := p.arrived()
 				for _, payload := range again {
 					if !tapped.repeated(payload) {
-						t.Errorf("%q came more than once, and the mosquitto is not to blame", payload)
+						t.Errorf("%q came more than once, and the mosquitto is not to blame",
+							payload)
 					}
 				}
 				seen = len(again)
@@ -280,9 +283,10 @@ type dialFunc func(ctx context.Context, address string) (net.Conn, error)
 type tap struct {
 	addr string
 
-	mu       sync.Mutex
-	released map[string]string // guarded by mu; by connection end and Packet Identifier: the payload
-	broken   map[string]bool   // guarded by mu; payloads that were released before they came
+	mu sync.Mutex
+	// Guarded by mu; by connection end and Packet Identifier: the payload
+	released map[string]string
+	broken   map[string]bool // guarded by mu; payloads that were released before they came
 }
 
 func (x *tap) repeated(payload string) bool {

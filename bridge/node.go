@@ -150,8 +150,9 @@ func (d *doorkeeper) Authenticate(ctx context.Context, r *hooks.ConnectRequest) 
 		return d.next.Authenticate(ctx, r)
 	}
 	if subtle.ConstantTimeCompare(r.Connect.Password, []byte(d.n.secret)) != 1 {
-		return packets.Errorf(packets.ClientIdentifierNotValid, "Client Identifiers that begin with "+
-			localID+" belong to the links of the broker")
+		return packets.Errorf(packets.ClientIdentifierNotValid,
+			"Client Identifiers that begin with "+
+				localID+" belong to the links of the broker")
 	}
 	r.Grant.Identity.Principal = localUser
 	return nil

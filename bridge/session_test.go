@@ -22,7 +22,8 @@ func TestAnIdentifierOfAForgottenSessionIsNew(t *testing.T) {
 		x := newLiar(t, func(p *publisher, _ *packets.Connect) {
 			n++
 			p.accept(false, nil)
-			p.send(&packets.Publish{Topic: []byte("t/x"), Payload: fmt.Append(nil, n), QoS: 2, PacketID: 1})
+			p.send(&packets.Publish{Topic: []byte("t/x"), Payload: fmt.Append(nil, n), QoS: 2,
+				PacketID: 1})
 			for {
 				m, err := p.r.ReadPacket()
 				if err != nil {
@@ -125,7 +126,8 @@ func TestALinkPassesTheRulesOfItsBrokerAndNobodyElseDoesInItsName(t *testing.T) 
 						}
 						return packets.Errorf(packets.NotAuthorized, "no")
 					})
-				c.Authorizer = hooks.AuthorizerFunc(func(context.Context, *hooks.AccessRequest) error {
+				c.Authorizer = hooks.AuthorizerFunc(func(context.Context,
+					*hooks.AccessRequest) error {
 					return packets.Errorf(packets.NotAuthorized, "no")
 				})
 			}}

@@ -18,8 +18,8 @@ const (
 // Stats are the counters of a Node since New.
 type Stats struct {
 	Node string `json:"node"`
-	// Loops are messages that were here before, or had passed too many brokers; Duplicates came by a
-	// second way. They were dropped.
+	// Loops are messages that were here before, or had passed too many brokers; Duplicates came by
+	// a second way. They were dropped.
 	Loops      uint64      `json:"loops"`
 	Duplicates uint64      `json:"duplicates"`
 	Links      []LinkStats `json:"links"`
@@ -33,17 +33,18 @@ type LinkStats struct {
 	Since   time.Time `json:"since"`   // of State
 	// LastError says why the last attempt or connection ended.
 	LastError string `json:"last_error,omitempty"`
-	// Connects are connections that were up, Failures attempts and connections that ended in an error.
+	// Connects are connections that were up, Failures attempts and connections that ended in an
+	// error.
 	Connects uint64 `json:"connects"`
 	Failures uint64 `json:"failures"`
-	// Sent and Received are messages that the link has handed to the broker there, and here, with the
-	// bytes of their payloads. One that was sent again after a cut counts again.
+	// Sent and Received are messages that the link has handed to the broker there, and here, with
+	// the bytes of their payloads. One that was sent again after a cut counts again.
 	Sent          uint64 `json:"sent"`
 	SentBytes     uint64 `json:"sent_bytes"`
 	Received      uint64 `json:"received"`
 	ReceivedBytes uint64 `json:"received_bytes"`
-	// Acknowledged are the QoS 1 and 2 messages that the remote broker has acknowledged. Refused are
-	// those that it, or the broker here, refused for good.
+	// Acknowledged are the QoS 1 and 2 messages that the remote broker has acknowledged. Refused
+	// are those that it, or the broker here, refused for good.
 	Acknowledged uint64 `json:"acknowledged"`
 	Refused      uint64 `json:"refused"`
 	// Held were not sent because they had been at the remote broker, or came without marks (see

@@ -234,7 +234,8 @@ func (p *publisher) read() packets.Packet {
 // publish publishes and waits for the acknowledgements.
 func (p *publisher) publish(qos packets.QoS, payload string, props packets.Properties) {
 	p.t.Helper()
-	m := &packets.Publish{Topic: []byte("t/x"), QoS: qos, Payload: []byte(payload), Properties: props}
+	m := &packets.Publish{Topic: []byte("t/x"), QoS: qos, Payload: []byte(payload),
+		Properties: props}
 	if qos > 0 {
 		m.PacketID = 1
 	}

@@ -26,16 +26,25 @@ func TestCombinedDecisions(t *testing.T) {
 		chain, all, some error // what each combination must answer
 		asked            [3]int
 	}{
-		{"nobody is asked", nil, hooks.ErrAbstain, hooks.ErrAbstain, hooks.ErrAbstain, [3]int{0, 0, 0}},
-		{"all abstain", []error{hooks.ErrAbstain, errAbstaining}, hooks.ErrAbstain, hooks.ErrAbstain, hooks.ErrAbstain, [3]int{2, 2, 2}},
+		{"nobody is asked", nil, hooks.ErrAbstain, hooks.ErrAbstain, hooks.ErrAbstain,
+			[3]int{0, 0, 0}},
+		{"all abstain", []error{hooks.ErrAbstain, errAbstaining}, hooks.ErrAbstain,
+			hooks.ErrAbstain, hooks.ErrAbstain, [3]int{2, 2, 2}},
 		{"one allows", []error{nil}, nil, nil, nil, [3]int{1, 1, 1}},
-		{"an abstention before an allowance", []error{errAbstaining, nil}, nil, nil, nil, [3]int{2, 2, 2}},
-		{"an abstention after an allowance", []error{nil, errAbstaining}, nil, nil, nil, [3]int{1, 2, 1}},
-		{"a refusal before an allowance", []error{errBanned, nil}, errBanned, errBanned, nil, [3]int{1, 1, 2}},
-		{"a refusal after an allowance", []error{nil, errBanned}, nil, errBanned, nil, [3]int{1, 2, 1}},
-		{"an abstention and a refusal", []error{errAbstaining, errBanned}, errBanned, errBanned, errBanned, [3]int{2, 2, 2}},
-		{"a failure is a refusal", []error{errAbstaining, errDown, errAbstaining}, errDown, errDown, errDown, [3]int{2, 2, 3}},
-		{"the first of two refusals is the answer", []error{errBanned, errDown}, errBanned, errBanned, errBanned, [3]int{1, 1, 2}},
+		{"an abstention before an allowance", []error{errAbstaining, nil}, nil, nil, nil,
+			[3]int{2, 2, 2}},
+		{"an abstention after an allowance", []error{nil, errAbstaining}, nil, nil, nil,
+			[3]int{1, 2, 1}},
+		{"a refusal before an allowance", []error{errBanned, nil}, errBanned, errBanned, nil,
+			[3]int{1, 1, 2}},
+		{"a refusal after an allowance", []error{nil, errBanned}, nil, errBanned, nil,
+			[3]int{1, 2, 1}},
+		{"an abstention and a refusal", []error{errAbstaining, errBanned}, errBanned, errBanned,
+			errBanned, [3]int{2, 2, 2}},
+		{"a failure is a refusal", []error{errAbstaining, errDown, errAbstaining}, errDown, errDown,
+			errDown, [3]int{2, 2, 3}},
+		{"the first of two refusals is the answer", []error{errBanned, errDown}, errBanned,
+			errBanned, errBanned, [3]int{1, 1, 2}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			asked := 0
@@ -47,7 +56,8 @@ func TestCombinedDecisions(t *testing.T) {
 						asked++
 						return err
 					}))
-				authz = append(authz, hooks.AuthorizerFunc(func(context.Context, *hooks.AccessRequest) error {
+				authz = append(authz, hooks.AuthorizerFunc(func(context.Context,
+					*hooks.AccessRequest) error {
 					asked++
 					return err
 				}))
@@ -62,14 +72,16 @@ func TestCombinedDecisions(t *testing.T) {
 				{hooks.AnyAuthenticator(authn...), hooks.AnyAuthorizer(authz...), tt.some},
 			} {
 				asked = 0
-				err := c.authn.Authenticate(t.Context(), &hooks.ConnectRequest{Grant: new(hooks.Grant)})
+				err := c.authn.Authenticate(t.Context(),
+					&hooks.ConnectRequest{Grant: new(hooks.Grant)})
 				require.Equal(t, c.want, err, "combination %d of Authenticators", i)
 				require.Equal(t, tt.asked[i], asked,
 					"combination %d asks no more Authenticators than it needs", i)
 				asked = 0
 				err = c.authz.Authorize(t.Context(), new(hooks.AccessRequest))
 				require.Equal(t, c.want, err, "combination %d of Authorizers", i)
-				require.Equal(t, tt.asked[i], asked, "combination %d asks no more Authorizers than it needs", i)
+				require.Equal(t, tt.asked[i], asked,
+					"combination %d asks no more Authorizers than it needs", i)
 			}
 		})
 	}
@@ -105,7 +117,8 @@ func TestCombinedGrants(t *testing.T) {
 		},
 		{
 			"of all, the grants add up",
-			hooks.AllAuthenticators(grant("x", 1, nil), grant("", 2, nil), grant("z", 9, errAbstaining)),
+			hooks.AllAuthenticators(grant("x", 1, nil), grant("", 2, nil),
+				grant("z", 9, errAbstaining)),
 			hooks.Grant{MountPoint: "m/", Identity: hooks.Identity{Tenant: "x"},
 				Limits: hooks.Limits{PacketSize: 2}},
 		},
@@ -207,7 +220,8 @@ func TestUser(t *testing.T) {
 		{"a client with neither name", hooks.Client{}, "", false},
 		{"a client with an empty User Name", hooks.Client{HasUsername: true}, "", true},
 		{"a client with a User Name", hooks.Client{HasUsername: true, Username: "u"}, "u", true},
-		{"a client with a Principal", hooks.Client{Identity: hooks.Identity{Principal: "p"}}, "p", true},
+		{"a client with a Principal", hooks.Client{Identity: hooks.Identity{Principal: "p"}}, "p",
+			true},
 		{
 			"the Principal is what was verified",
 			hooks.Client{HasUsername: true, Username: "admin",
@@ -263,7 +277,8 @@ func TestCombinationsDecideDeliveries(t *testing.T) {
 		{"one alone, in a chain", chain(deciding), "a b", "c x - -a"},
 		{"one alone, of all", all(deciding), "a b", "c x - -a"},
 		{"one alone, of any", some(deciding), "a b", "c x - -a"},
-		{"in a chain before one that decides subscriptions", chain(deciding, other), "a b -a", "c d x"},
+		{"in a chain before one that decides subscriptions", chain(deciding, other), "a b -a",
+			"c d x"},
 		{"in a chain after it", chain(other, deciding), "a c -a", "b d"},
 		{"of all", all(deciding, other), "a -a", "b c d"},
 		{"of any", some(deciding, other), "a b c -a", "d"},

@@ -33,8 +33,8 @@ func (r DropReason) String() string {
 	return "unknown"
 }
 
-// An Observer receives events. Any field may be nil; a nil field costs one comparison. Each function
-// gets one event. Minor releases may add fields to events and functions to Observer.
+// An Observer receives events. Any field may be nil; a nil field costs one comparison. Each
+// function gets one event. Minor releases may add fields to events and functions to Observer.
 //
 // All events name what they are about with the same fields. Client is never nil. Topic and Filter
 // are as the client writes them: without its mount point. MountedTopic and MountedFilter have the
@@ -56,11 +56,11 @@ func (r DropReason) String() string {
 // The broker calls these functions at the place of the event, some of them for every message. They
 // must return at once and must not call into the broker.
 //
-// Delivered, Acknowledged and Dropped may be called with the lock of the receiver's Session held. If
-// one of them blocks, everything that concerns this Session waits: its own connection, every client
-// that publishes to it, and with a Store all acknowledgements that wait for a commit. A call into
-// the broker about this Session is a deadlock there. The other functions are called with no lock
-// held. If one of them blocks, the goroutine that called it waits: for StoreFailed and
+// Delivered, Acknowledged and Dropped may be called with the lock of the receiver's Session held.
+// If one of them blocks, everything that concerns this Session waits: its own connection, every
+// client that publishes to it, and with a Store all acknowledgements that wait for a commit. A call
+// into the broker about this Session is a deadlock there. The other functions are called with no
+// lock held. If one of them blocks, the goroutine that called it waits: for StoreFailed and
 // StoreRecovered this is the goroutine that commits, and for the others mostly the reader of the
 // client.
 //

@@ -96,16 +96,17 @@ func TestConn(t *testing.T) {
 			require.NoError(t, err)
 			require.Zero(t, n)
 		}},
-		{"a Write larger than the buffer waits until all of it was read", func(t *testing.T, c, s *conn) {
-			w := start(c.Write, []byte("0123456789abcdefghij"))
-			synctest.Wait()
-			require.Empty(t, w, "the Write waits for room")
-			b := make([]byte, 20)
-			_, err := io.ReadFull(s, b)
-			require.NoError(t, err)
-			require.Equal(t, "0123456789abcdefghij", string(b))
-			require.Equal(t, result{20, nil}, <-w)
-		}},
+		{"a Write larger than the buffer waits until all of it was read",
+			func(t *testing.T, c, s *conn) {
+				w := start(c.Write, []byte("0123456789abcdefghij"))
+				synctest.Wait()
+				require.Empty(t, w, "the Write waits for room")
+				b := make([]byte, 20)
+				_, err := io.ReadFull(s, b)
+				require.NoError(t, err)
+				require.Equal(t, "0123456789abcdefghij", string(b))
+				require.Equal(t, result{20, nil}, <-w)
+			}},
 		{"a Read waits for data", func(t *testing.T, c, s *conn) {
 			b := make([]byte, 4)
 			r := start(s.Read, b)
@@ -130,20 +131,21 @@ func TestConn(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, "12345678", string(b[:n]))
 		}},
-		{"TryWrite puts nothing between the parts of a Write that waits", func(t *testing.T, c, s *conn) {
-			w := start(c.Write, []byte("aaaaaaaaaaaa"))
-			synctest.Wait()
-			s.in.mu.Lock() // the Write must not run on before TryWrite has seen the room
-			s.in.take(make([]byte, 2))
-			s.in.mu.Unlock()
-			n, err := c.TryWrite([]byte("b"))
-			require.NoError(t, err)
-			require.Zero(t, n)
-			b, err := io.ReadAll(io.LimitReader(s, 10))
-			require.NoError(t, err)
-			require.Equal(t, "aaaaaaaaaa", string(b))
-			require.Equal(t, result{12, nil}, <-w)
-		}},
+		{"TryWrite puts nothing between the parts of a Write that waits",
+			func(t *testing.T, c, s *conn) {
+				w := start(c.Write, []byte("aaaaaaaaaaaa"))
+				synctest.Wait()
+				s.in.mu.Lock() // the Write must not run on before TryWrite has seen the room
+				s.in.take(make([]byte, 2))
+				s.in.mu.Unlock()
+				n, err := c.TryWrite([]byte("b"))
+				require.NoError(t, err)
+				require.Zero(t, n)
+				b, err := io.ReadAll(io.LimitReader(s, 10))
+				require.NoError(t, err)
+				require.Equal(t, "aaaaaaaaaa", string(b))
+				require.Equal(t, result{12, nil}, <-w)
+			}},
 		{"a deadline in the past fails reads and writes at once, data or not",
 			func(t *testing.T, c, s *conn) {
 				s.Write([]byte("x"))
@@ -194,15 +196,16 @@ func TestConn(t *testing.T) {
 			c.SetWriteDeadline(past)
 			isTimeout(t, (<-w).err)
 		}},
-		{"a deadline that was moved back does not fire at its old time", func(t *testing.T, c, s *conn) {
-			begin := time.Now()
-			c.SetReadDeadline(begin.Add(time.Second))
-			r := start(c.Read, make([]byte, 1))
-			synctest.Wait()
-			c.SetReadDeadline(begin.Add(time.Hour))
-			isTimeout(t, (<-r).err)
-			require.Equal(t, time.Hour, time.Since(begin))
-		}},
+		{"a deadline that was moved back does not fire at its old time",
+			func(t *testing.T, c, s *conn) {
+				begin := time.Now()
+				c.SetReadDeadline(begin.Add(time.Second))
+				r := start(c.Read, make([]byte, 1))
+				synctest.Wait()
+				c.SetReadDeadline(begin.Add(time.Hour))
+				isTimeout(t, (<-r).err)
+				require.Equal(t, time.Hour, time.Since(begin))
+			}},
 		{"the read deadline leaves writes alone, and the other way round",
 			func(t *testing.T, c, s *conn) {
 				c.SetReadDeadline(past)
@@ -292,7 +295,8 @@ func TestConn(t *testing.T) {
 		{"errors name the operation and the addresses", func(t *testing.T, c, s *conn) {
 			c.Close()
 			_, err := c.Read(make([]byte, 1))
-			require.EqualError(t, err, "read memory client-1->memory: use of closed network connection")
+			require.EqualError(t, err,
+				"read memory client-1->memory: use of closed network connection")
 		}},
 	}
 	for _, tt := range tests {

@@ -233,7 +233,8 @@ func (c *Client) link() *link {
 	c.b.mu.Lock()
 	defer c.b.mu.Unlock()
 	for _, k := range c.b.links {
-		if k.via == net.Listener(c.b.memory) && k.nc.RemoteAddr().String() == c.nc.LocalAddr().String() {
+		if k.via == net.Listener(c.b.memory) &&
+			k.nc.RemoteAddr().String() == c.nc.LocalAddr().String() {
 			return k
 		}
 	}
@@ -280,7 +281,8 @@ func equal(got, want packets.Packet, v packets.Version) bool {
 	got = forgive(got, want)
 	a, err := got.Append(nil, v)
 	if err != nil {
-		panic(fmt.Sprintf("BUG: %s was received and cannot be encoded: %v", packets.Trace(got), err))
+		panic(fmt.Sprintf("BUG: %s was received and cannot be encoded: %v", packets.Trace(got),
+			err))
 	}
 	b, err := want.Append(nil, v)
 	return err == nil && bytes.Equal(a, b)

@@ -107,7 +107,8 @@ type Injection struct {
 // Inject applies f to the connections that all of where select, until f is lifted or the test ends.
 // Several faults may be in effect at once. If several apply to one packet, each is applied.
 func (b *Broker) Inject(f Fault, where ...Where) *Injection {
-	in := &Injection{b: b, f: f, where: where, passed: make(map[*link]int), over: make(chan struct{})}
+	in := &Injection{b: b, f: f, where: where, passed: make(map[*link]int),
+		over: make(chan struct{})}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.faults = append(b.faults, in)
@@ -173,7 +174,8 @@ func (w what) String() string {
 		is   bool
 		text string
 	}{
-		{w.forget, "session forgotten"}, {w.refuse != 0, fmt.Sprintf("refused with 0x%02X", byte(w.refuse))}, {w.drop, "dropped"},
+		{w.forget, "session forgotten"}, {w.refuse != 0,
+			fmt.Sprintf("refused with 0x%02X", byte(w.refuse))}, {w.drop, "dropped"},
 		{w.duplicate, "duplicated"}, {w.delay > 0, "delayed by " + w.delay.String()},
 	} {
 		if x.is {

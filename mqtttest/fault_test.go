@@ -96,7 +96,8 @@ func TestDuplicate(t *testing.T) {
 		b := mqtttest.NewBroker(t)
 		c := b.Client(t, "c1")
 		b.Inject(mqtttest.Duplicate(mqtttest.FromClient, packets.TypePublish, 1))
-		c.Send(&packets.Publish{QoS: packets.QoS2, PacketID: 1, Topic: []byte("a"), Payload: []byte("x")})
+		c.Send(&packets.Publish{QoS: packets.QoS2, PacketID: 1, Topic: []byte("a"),
+			Payload: []byte("x")})
 		c.WantType("the message is taken", packets.TypePubrec)
 		c.WantType("twice", packets.TypePubrec)
 		require.Len(t, b.Messages("a"), 1, "exactly once")

@@ -36,7 +36,8 @@ func TestGoroutinesThatAHookKeepsAreNotTheBrokers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			require.Empty(t, runs(t, func(t testing.TB) {
-				b := mqtttest.NewBroker(t, mqtttest.Config(func(c *dunlin.Config) { c.Authenticator = auth }))
+				b := mqtttest.NewBroker(t,
+					mqtttest.Config(func(c *dunlin.Config) { c.Authenticator = auth }))
 				b.Client(t, "c1").Disconnect()
 			}))
 		})

@@ -133,7 +133,8 @@ var blamed = map[packets.ReasonCode]bool{
 	packets.PayloadFormatInvalid: true,
 	packets.RetainNotSupported:   true, packets.QoSNotSupported: true,
 	packets.SharedSubscriptionsNotSupported:     true,
-	packets.SubscriptionIdentifiersNotSupported: true, packets.WildcardSubscriptionsNotSupported: true,
+	packets.SubscriptionIdentifiersNotSupported: true,
+	packets.WildcardSubscriptionsNotSupported:   true,
 }
 
 // failure returns a text if the client broke the protocol and the test has not checked that. It
@@ -141,7 +142,8 @@ var blamed = map[packets.ReasonCode]bool{
 func (k *link) failure() string {
 	k.mu.Lock()
 	var pe *packets.Error
-	bad := k.ended && !k.expected && !k.faulted && k.heard && errors.As(k.err, &pe) && blamed[pe.Code]
+	bad := k.ended && !k.expected && !k.faulted && k.heard && errors.As(k.err, &pe) &&
+		blamed[pe.Code]
 	k.expected = k.expected || bad
 	k.mu.Unlock()
 	if !bad {
@@ -152,7 +154,8 @@ func (k *link) failure() string {
 
 // note writes a line into the trace.
 func (k *link) note(format string, args ...any) {
-	line := fmt.Sprintf("%10.3fs  ", time.Since(k.b.started).Seconds()) + fmt.Sprintf(format, args...)
+	line := fmt.Sprintf("%10.3fs  ", time.Since(k.b.started).Seconds()) + fmt.Sprintf(format,
+		args...)
 	k.mu.Lock()
 	if len(k.trace) == maxTrace {
 		k.trace = append(k.trace[:0], k.trace[1:]...)

@@ -131,8 +131,10 @@ var brokers atomic.Uint64 // for labels
 func NewBroker(t testing.TB, opts ...Option) *Broker {
 	t.Helper()
 	b := &Broker{
-		t: t, label: strconv.FormatUint(brokers.Add(1), 10), bubble: inBubble(), started: time.Now(),
-		memory: listeners.NewMemory(), changed: make(chan struct{}), clients: make(map[string]*presence),
+		t: t, label: strconv.FormatUint(brokers.Add(1), 10), bubble: inBubble(),
+		started: time.Now(),
+		memory:  listeners.NewMemory(), changed: make(chan struct{}),
+		clients: make(map[string]*presence),
 	}
 	b.o.timeout = 15 * time.Second
 	b.o.cfg = dunlin.Config{
@@ -190,7 +192,8 @@ func (b *Broker) Listener() *listeners.Memory { return b.memory }
 func (b *Broker) URL() string {
 	b.t.Helper()
 	if b.bubble {
-		b.t.Fatal("mqtttest: URL is a TCP socket, for which a synctest bubble cannot wait; use Dial or Listener().DialContext")
+		b.t.Fatal("mqtttest: URL is a TCP socket, for which a synctest bubble cannot wait; use " +
+			"Dial or Listener().DialContext")
 	}
 	b.mu.Lock()
 	l := b.tcp
@@ -244,7 +247,8 @@ func (b *Broker) accept(l net.Listener) {
 		b.mu.Lock()
 		if err != nil {
 			if !b.closed {
-				b.failures = append(b.failures, fmt.Sprintf("the listener %v has ended: %v", l.Addr(), err))
+				b.failures = append(b.failures,
+					fmt.Sprintf("the listener %v has ended: %v", l.Addr(), err))
 			}
 			b.mu.Unlock()
 			return
@@ -294,7 +298,9 @@ func reopen(s store.Store) func() (store.Store, error) {
 		}
 		x, ok := s.(interface{ Open() error })
 		if !ok {
-			return nil, fmt.Errorf("a %T cannot be opened again: give NewBroker the option Store rather than a Store in its configuration", s)
+			return nil, fmt.Errorf(
+				"a %T cannot be opened again: give NewBroker the option Store rather than a "+
+					"Store in its configuration", s)
 		}
 		return s, x.Open()
 	}
@@ -345,7 +351,8 @@ func (b *Broker) Restart() {
 func (b *Broker) RestartEmpty() {
 	b.t.Helper()
 	if !b.forgetful {
-		b.t.Fatal("mqtttest: RestartEmpty with a store that the test has given: empty it between Stop and Start")
+		b.t.Fatal("mqtttest: RestartEmpty with a store that the test has given: empty it between " +
+			"Stop and Start")
 	}
 	b.Stop()
 	b.o.open = reopen(new(memory.Store))

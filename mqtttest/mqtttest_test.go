@@ -174,7 +174,8 @@ func TestServeAnotherListener(t *testing.T) {
 	defer srv.Close()
 	var seen atomic.Pointer[tls.ConnectionState]
 	b := mqtttest.NewBroker(t, mqtttest.Config(func(c *dunlin.Config) {
-		c.Authenticator = hooks.AuthenticatorFunc(func(_ context.Context, r *hooks.ConnectRequest) error {
+		c.Authenticator = hooks.AuthenticatorFunc(func(_ context.Context,
+			r *hooks.ConnectRequest) error {
 			seen.Store(r.Client.TLS)
 			return nil
 		})
@@ -200,7 +201,8 @@ func TestServeAnotherListener(t *testing.T) {
 		require.NoError(t, err)
 		return p
 	}
-	require.Equal(t, packets.Banned, dial().(*packets.Connack).Code, "the fault is for this listener")
+	require.Equal(t, packets.Banned, dial().(*packets.Connack).Code,
+		"the fault is for this listener")
 	in.Lift()
 	require.Equal(t, packets.Success, dial().(*packets.Connack).Code)
 	require.NotNil(t, seen.Load(), "hooks see the TLS state")
@@ -227,7 +229,8 @@ func TestFailureMessages(t *testing.T) {
 			"!bystander"}},
 		{"a message where there is nothing", func(t testing.TB) {
 			mqtttest.NewBroker(t, quick).WaitFor(t, "a/+", nil)
-		}, []string{"nothing was published there; 0 messages elsewhere", "there were no connections"}},
+		}, []string{"nothing was published there; 0 messages elsewhere",
+			"there were no connections"}},
 		{"a message that was returned before", func(t testing.TB) {
 			b := mqtttest.NewBroker(t, quick)
 			b.Publish("a", "x")
@@ -257,7 +260,8 @@ func TestFailureMessages(t *testing.T) {
 			c := mqtttest.NewBroker(t, quick).Client(t, "c1")
 			c.Send(&packets.Pingreq{})
 			c.Want("a SUBACK comes", &packets.Suback{PacketID: 1})
-		}, []string{`client "c1": a SUBACK comes`, "want SUBACK id=1", "got  PINGRESP", "> PINGREQ"}},
+		}, []string{`client "c1": a SUBACK comes`, "want SUBACK id=1", "got  PINGRESP",
+			"> PINGREQ"}},
 		{"a packet of another type", func(t testing.TB) {
 			c := mqtttest.NewBroker(t, quick).Client(t, "c1")
 			c.Send(&packets.Pingreq{})
@@ -290,7 +294,8 @@ func TestFailureMessages(t *testing.T) {
 			b := mqtttest.NewBroker(t, quick)
 			b.Inject(mqtttest.Refuse(packets.Banned))
 			b.Client(t, "c1")
-		}, []string{"the CONNECT is accepted", "got  CONNACK code=0x8A", "refused with 0x8A by a fault"}},
+		}, []string{"the CONNECT is accepted", "got  CONNACK code=0x8A",
+			"refused with 0x8A by a fault"}},
 		{"a packet without wire form", func(t testing.TB) {
 			mqtttest.NewBroker(t).Client(t, "c1").Send(publish(strings.Repeat("x", 70_000), ""))
 		}, []string{`client "c1": Send PUBLISH`}},
@@ -371,7 +376,8 @@ func TestGoroutinesThatAreLeft(t *testing.T) {
 		defer close(release)
 		said := runs(t, func(t testing.TB) {
 			b := mqtttest.NewBroker(t, mqtttest.Config(func(c *dunlin.Config) {
-				c.Authenticator = hooks.AuthenticatorFunc(func(context.Context, *hooks.ConnectRequest) error {
+				c.Authenticator = hooks.AuthenticatorFunc(func(context.Context,
+					*hooks.ConnectRequest) error {
 					go hang(release) // what a hook starts and forgets
 					return nil
 				})
@@ -397,7 +403,8 @@ func TestFailuresThatAreRead(t *testing.T) {
 		b := mqtttest.NewBroker(t)
 		c := b.Client(t, "c1")
 		c.Send(&packets.Connect{Version: packets.V5, ClientID: "c1"})
-		require.Equal(t, packets.ProtocolError, c.WantClosed("a second CONNECT ends the connection").Code)
+		require.Equal(t, packets.ProtocolError,
+			c.WantClosed("a second CONNECT ends the connection").Code)
 		require.Empty(t, b.Failures(), "WantClosed has seen it")
 
 		c = b.Client(t, "c2")
@@ -514,12 +521,14 @@ func TestAWaitLooksAgainBeforeItFails(t *testing.T) {
 			go func() {
 				defer close(done)
 				time.Sleep(time.Second)
-				b.Broker().Publish(context.Background(), &dunlin.Message{Topic: "a", Payload: []byte("x")})
+				b.Broker().Publish(context.Background(),
+					&dunlin.Message{Topic: "a", Payload: []byte("x")})
 			}()
 			said := runs(t, func(t testing.TB) { b.WaitFor(t, "a", nil) })
 			<-done
 			if said != "" {
-				require.Contains(t, said, "nothing was published there", "it says what its last look has seen")
+				require.Contains(t, said, "nothing was published there",
+					"it says what its last look has seen")
 			}
 		}
 	})

@@ -79,7 +79,8 @@ func TestSysTopicsAreSeen(t *testing.T) {
 
 func TestWhatFailingWaitsSayOfSubscriptions(t *testing.T) {
 	mounted := mqtttest.Config(func(c *dunlin.Config) {
-		c.Authenticator = hooks.AuthenticatorFunc(func(_ context.Context, r *hooks.ConnectRequest) error {
+		c.Authenticator = hooks.AuthenticatorFunc(func(_ context.Context,
+			r *hooks.ConnectRequest) error {
 			r.Grant.MountPoint = "tenants/7/"
 			return nil
 		})
@@ -116,7 +117,8 @@ func TestWhatFailingWaitsSayOfSubscriptions(t *testing.T) {
 			require.True(t, found)
 			subs[2].Close()
 			b.WaitSubscribed(t, "z")
-		}, []string{"mount points included:\n  \"y\" of \"$local/named\"\n  \"x\" of \"$local/#1\"\nthere were no connections"}},
+		}, []string{"mount points included:\n  \"y\" of \"$local/named\"\n  \"x\" of " +
+			"\"$local/#1\"\nthere were no connections"}},
 		{"after a restart there are none", func(t testing.TB) {
 			b := mqtttest.NewBroker(t)
 			_, err := b.Broker().Subscribe(context.Background(), "x", nil)

@@ -16,10 +16,12 @@ func TestHotPathDoesNotAllocate(t *testing.T) {
 	for _, s := range allSamples() {
 		b := encode(t, s.p, s.v)
 		dst := make([]byte, 0, len(b))
-		requireNoAllocs(t, s.name+" into a buffer with room", func() { _, _ = s.p.Append(dst, s.v) })
+		requireNoAllocs(t, s.name+" into a buffer with room",
+			func() { _, _ = s.p.Append(dst, s.v) })
 		requireNoAllocs(t, "the size of "+s.name, func() { s.p.Size(s.v) })
 		requireNoAllocs(t, "the header of "+s.name, func() { _, _ = ParseHeader(b, s.v) })
-		requireNoAllocs(t, "the limits of "+s.name, func() { _ = Limits{1 << 20, 10, 10}.Check(s.p) })
+		requireNoAllocs(t, "the limits of "+s.name,
+			func() { _ = Limits{1 << 20, 10, 10}.Check(s.p) })
 		h, body := split(t, b, s.v)
 		switch s.p.(type) {
 		case *Publish:

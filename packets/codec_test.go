@@ -116,11 +116,13 @@ func TestNoPrefixOfAPacketIsAPacket(t *testing.T) {
 			for n := range min(len(body), 300) {
 				p, _, err := Decode(frame(b[0], body[:n]), s.v, Limits{})
 				if slices.Contains(ok, n) {
-					require.NoError(t, err, "%d bytes of %d are a packet of their own", n, len(body))
+					require.NoError(t, err, "%d bytes of %d are a packet of their own", n,
+						len(body))
 					continue
 				}
 				if _, is := err.(*Error); !is {
-					t.Fatalf("a body of %d bytes instead of %d must be refused, got %v %v", n, len(body), p, err)
+					t.Fatalf("a body of %d bytes instead of %d must be refused, got %v %v", n,
+						len(body), p, err)
 				}
 			}
 			// And none may go on after its end.
@@ -196,22 +198,32 @@ func TestAppendRefusesWhatTheWireCannotHold(t *testing.T) {
 	bad := Properties(nil).AppendText(ReasonString, long)
 	subs := func(s Subscription) []Subscription { return []Subscription{{Filter: "a"}, s} }
 	for name, tt := range map[string]struct{ bad, good Packet }{
-		"client identifier": {&Connect{Version: V5, ClientID: long}, &Connect{Version: V5, ClientID: fits}},
+		"client identifier": {&Connect{Version: V5, ClientID: long},
+			&Connect{Version: V5, ClientID: fits}},
 		"user name": {&Connect{Version: V5, HasUsername: true, Username: long},
 			&Connect{Version: V5, HasUsername: true, Username: fits}},
 		"password": {&Connect{Version: V5, HasPassword: true, Password: []byte(long)},
 			&Connect{Version: V5, HasPassword: true, Password: []byte(fits)}},
-		"will topic":     {&Connect{Version: V5, Will: &Will{Topic: long}}, &Connect{Version: V5, Will: &Will{Topic: fits}}},
-		"will payload":   {&Connect{Version: V5, Will: &Will{Payload: []byte(long)}}, &Connect{Version: V5, Will: &Will{Payload: []byte(fits)}}},
-		"will QoS":       {&Connect{Version: V5, Will: &Will{QoS: 4}}, &Connect{Version: V5, Will: &Will{QoS: 3}}},
-		"topic name":     {&Publish{Topic: []byte(long)}, &Publish{Topic: []byte(fits)}},
-		"QoS":            {&Publish{QoS: 4}, &Publish{QoS: 3}},
-		"topic filter":   {&Subscribe{Subscriptions: subs(Subscription{Filter: long})}, &Subscribe{Subscriptions: subs(Subscription{Filter: fits})}},
-		"requested QoS":  {&Subscribe{Subscriptions: subs(Subscription{QoS: 4})}, &Subscribe{Subscriptions: subs(Subscription{QoS: 3})}},
-		"retain flag":    {&Subscribe{Subscriptions: subs(Subscription{RetainHandling: 4})}, &Subscribe{Subscriptions: subs(Subscription{RetainHandling: 3})}},
-		"other filter":   {&Unsubscribe{Filters: []string{"a", long}}, &Unsubscribe{Filters: []string{"a", fits}}},
-		"will property":  {&Connect{Version: V5, Will: &Will{Properties: bad}}, &Connect{Version: V311, Will: &Will{Properties: bad}}},
-		"CONNECT":        {&Connect{Version: V5, Properties: bad}, &Connect{Version: V311, Properties: bad}},
+		"will topic": {&Connect{Version: V5, Will: &Will{Topic: long}},
+			&Connect{Version: V5, Will: &Will{Topic: fits}}},
+		"will payload": {&Connect{Version: V5, Will: &Will{Payload: []byte(long)}},
+			&Connect{Version: V5, Will: &Will{Payload: []byte(fits)}}},
+		"will QoS": {&Connect{Version: V5, Will: &Will{QoS: 4}},
+			&Connect{Version: V5, Will: &Will{QoS: 3}}},
+		"topic name": {&Publish{Topic: []byte(long)}, &Publish{Topic: []byte(fits)}},
+		"QoS":        {&Publish{QoS: 4}, &Publish{QoS: 3}},
+		"topic filter": {&Subscribe{Subscriptions: subs(Subscription{Filter: long})},
+			&Subscribe{Subscriptions: subs(Subscription{Filter: fits})}},
+		"requested QoS": {&Subscribe{Subscriptions: subs(Subscription{QoS: 4})},
+			&Subscribe{Subscriptions: subs(Subscription{QoS: 3})}},
+		"retain flag": {&Subscribe{Subscriptions: subs(Subscription{RetainHandling: 4})},
+			&Subscribe{Subscriptions: subs(Subscription{RetainHandling: 3})}},
+		"other filter": {&Unsubscribe{Filters: []string{"a", long}},
+			&Unsubscribe{Filters: []string{"a", fits}}},
+		"will property": {&Connect{Version: V5, Will: &Will{Properties: bad}},
+			&Connect{Version: V311, Will: &Will{Properties: bad}}},
+		"CONNECT": {&Connect{Version: V5, Properties: bad},
+			&Connect{Version: V311, Properties: bad}},
 		"CONNACK":        {&Connack{Properties: bad}, nil},
 		"PUBLISH":        {&Publish{Properties: bad}, nil},
 		"PUBACK":         {&Ack{Kind: TypePuback, Properties: bad}, nil},
@@ -267,7 +279,8 @@ func TestLimits(t *testing.T) {
 		}
 	})
 	t.Run("User Properties of the Will count with those of the CONNECT", func(t *testing.T) {
-		c := &Connect{Version: V5, Properties: user(1), Will: &Will{Topic: "w", Properties: user(2)}}
+		c := &Connect{Version: V5, Properties: user(1),
+			Will: &Will{Topic: "w", Properties: user(2)}}
 		require.NoError(t, Limits{UserProperties: 3}.Check(c))
 		requireCode(t, QuotaExceeded, Limits{UserProperties: 2}.Check(c), "three in all")
 	})

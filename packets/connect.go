@@ -215,7 +215,8 @@ func (c *Connect) checkFlags(r *cursor, flags byte) {
 		r.fail(MalformedPacket, "connect flags", "have a will QoS or will retain without a will")
 	case flags&flagWillQoS == flagWillQoS: // [MQTT-3.1.2-12]
 		r.fail(MalformedPacket, "connect flags", "have will QoS 3")
-	case c.Version < V5 && flags&(flagUsername|flagPassword) == flagPassword: // [v3.1.1 MQTT-3.1.2-22]
+	case c.Version < V5 && flags&(flagUsername|flagPassword) == flagPassword:
+		// [v3.1.1 MQTT-3.1.2-22]
 		r.fail(MalformedPacket, "connect flags", "have a password without a user name")
 	}
 }

@@ -136,7 +136,8 @@ func (a *Auth) Decode(_ Header, body []byte, _ Version) error {
 	*a = Auth{}
 	r := cursor{t: TypeAuth, b: body}
 	if len(body) > 0 {
-		if a.Code = ReasonCode(r.uint8("reason code")); !a.Code.ValidIn(TypeAuth) { // [MQTT-3.15.2-1]
+		// [MQTT-3.15.2-1]
+		if a.Code = ReasonCode(r.uint8("reason code")); !a.Code.ValidIn(TypeAuth) {
 			r.fail(ProtocolError, "reason code", "is not one of AUTH")
 		}
 		a.Properties = r.properties(TypeAuth)

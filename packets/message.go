@@ -21,8 +21,8 @@ type Message struct {
 	Retain     bool // as published
 }
 
-// Clone returns a copy of m with a Payload and Properties of its own. A function that gets a Message
-// for the time of a call keeps a Clone. The Clone of nil is nil.
+// Clone returns a copy of m with a Payload and Properties of its own. A function that gets a
+// Message for the time of a call keeps a Clone. The Clone of nil is nil.
 func (m *Message) Clone() *Message {
 	if m == nil {
 		return nil

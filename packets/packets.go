@@ -216,7 +216,8 @@ func parseHeader(b []byte, v Version) (Header, error) {
 	case size == 0:
 		return Header{}, ErrShort
 	case size < 0:
-		return Header{}, Errorf(MalformedPacket, "%v: the Remaining Length has more than four bytes", t)
+		return Header{}, Errorf(MalformedPacket,
+			"%v: the Remaining Length has more than four bytes", t)
 	case !minimal && v != V31 && v != V311:
 		return Header{}, Errorf(MalformedPacket,
 			"%v: the Remaining Length is not in its shortest form", t)
@@ -235,7 +236,8 @@ type Limits struct {
 // limit.
 func (l Limits) CheckHeader(h Header) error {
 	if l.PacketSize > 0 && h.Len+h.Remaining > l.PacketSize {
-		return Errorf(PacketTooLarge, "%v: %d bytes, above %d", h.Type, h.Len+h.Remaining, l.PacketSize)
+		return Errorf(PacketTooLarge, "%v: %d bytes, above %d", h.Type, h.Len+h.Remaining,
+			l.PacketSize)
 	}
 	return nil
 }

@@ -15,7 +15,8 @@ func TestPropertiesAreReadAsTheyWereAppended(t *testing.T) {
 	p := Properties(nil).AppendUint(PayloadFormatIndicator, 1).AppendUint(TopicAlias, 65535).
 		AppendUint(MessageExpiryInterval, math.MaxUint32).AppendUser("k", "v").
 		AppendUint(SubscriptionIdentifier, 300).
-		AppendText(ContentType, "text").AppendBytes(CorrelationData, []byte{0, 255}).AppendUser("k", "").
+		AppendText(ContentType, "text").AppendBytes(CorrelationData, []byte{0, 255}).AppendUser("k",
+		"").
 		AppendUint(SubscriptionIdentifier, 268435455)
 	require.NoError(t, p.Check(TypePublish))
 	for id, want := range map[Property]uint32{
@@ -106,7 +107,8 @@ func TestPropertiesThatTheWireCannotHold(t *testing.T) {
 		"a long value":          start.AppendUser("", long),
 		"a byte over 255":       start.AppendUint(MaximumQoS, 256),
 		"two bytes over 65,535": start.AppendUint(TopicAlias, 65536),
-		"a variable byte integer over 268,435,455": start.AppendUint(SubscriptionIdentifier, 268435456),
+		"a variable byte integer over 268,435,455": start.AppendUint(SubscriptionIdentifier,
+			268435456),
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, p := range []Properties{p, p.AppendUser("more", ""), p.Without(nil),
@@ -121,8 +123,8 @@ func TestPropertiesThatTheWireCannotHold(t *testing.T) {
 	require.Len(t, start, 7, "what was there must stay")
 }
 
-// Each getter and each Append method is called with each of the 256 identifiers. One that is not for
-// the type of the property finds nothing, or makes Properties that nobody can send by mistake.
+// Each getter and each Append method is called with each of the 256 identifiers. One that is not
+// for the type of the property finds nothing, or makes Properties that nobody can send by mistake.
 func TestNoPropertyOfAnotherTypePanics(t *testing.T) {
 	start := Properties(nil).AppendUser("k", "v")
 	for n := range 256 {
@@ -190,7 +192,8 @@ func TestReadingStopsWhereBytesAreNotProperties(t *testing.T) {
 func TestMessageGivesItsProperties(t *testing.T) {
 	m := &Message{Topic: "a",
 		Properties: Properties(nil).AppendText(ContentType, "t").AppendText(ResponseTopic, "r").
-			AppendBytes(CorrelationData, []byte("c")).AppendUint(MessageExpiryInterval, math.MaxUint32)}
+			AppendBytes(CorrelationData, []byte("c")).AppendUint(MessageExpiryInterval,
+			math.MaxUint32)}
 	require.Equal(t, "t", m.ContentType())
 	require.Equal(t, "r", m.ResponseTopic())
 	require.Equal(t, []byte("c"), m.CorrelationData())
@@ -241,12 +244,13 @@ func TestTheExpiryOfAMessage(t *testing.T) {
 		set, want time.Duration
 		ok        bool
 	}{
-		"never":                         {0, 0, false},
-		"a negative one":                {-time.Second, 0, false},
-		"the shortest one":              {1, time.Second, true},
-		"whole seconds":                 {time.Minute, time.Minute, true},
-		"one that is rounded up":        {time.Minute + 1, time.Minute + time.Second, true},
-		"the longest one":               {math.MaxUint32 * time.Second, math.MaxUint32 * time.Second, true},
+		"never":                  {0, 0, false},
+		"a negative one":         {-time.Second, 0, false},
+		"the shortest one":       {1, time.Second, true},
+		"whole seconds":          {time.Minute, time.Minute, true},
+		"one that is rounded up": {time.Minute + 1, time.Minute + time.Second, true},
+		"the longest one": {math.MaxUint32 * time.Second,
+			math.MaxUint32 * time.Second, true},
 		"one that no property can hold": {math.MaxInt64, math.MaxUint32 * time.Second, true},
 	} {
 		t.Run(name, func(t *testing.T) {

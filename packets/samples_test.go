@@ -39,33 +39,41 @@ func samples(v Version) []sample {
 	user = slices.Clip(user) // so that each use appends to a copy
 	reason := slices.Clip(user.AppendText(ReasonString, "because"))
 	will := &Will{Topic: "gone", Payload: []byte("bye"), QoS: QoS2, Retain: true,
-		Properties: props(user.AppendUint(WillDelayInterval, 9).AppendText(ContentType, "text/plain"))}
+		Properties: props(user.AppendUint(WillDelayInterval, 9).AppendText(ContentType,
+			"text/plain"))}
 	s := []sample{
 		{"a bare CONNECT", v, &Connect{Version: v, CleanStart: true}},
 		{"a CONNECT with all there is", v,
 			&Connect{Version: v, CleanStart: true, KeepAlive: 60, ClientID: "c1", Will: will,
 				HasUsername: true, Username: "u", HasPassword: true, Password: []byte("secret"),
-				Properties: props(user.AppendUint(SessionExpiryInterval, 100).AppendUint(ReceiveMaximum, 20).
-					AppendText(AuthenticationMethod, "m").AppendText(AuthenticationData, "\x00\xFF"))}},
+				Properties: props(user.AppendUint(SessionExpiryInterval,
+					100).AppendUint(ReceiveMaximum, 20).
+					AppendText(AuthenticationMethod, "m").AppendText(AuthenticationData,
+					"\x00\xFF"))}},
 		{"a bare CONNACK", v, &Connack{}},
 		{"a CONNACK that refuses", v, &Connack{Code: NotAuthorized, Properties: props(reason)}},
 		{"a bare PUBLISH", v, &Publish{Topic: []byte("a")}},
-		{"a PUBLISH with all there is", v, &Publish{Dup: true, Retain: true, QoS: QoS2, PacketID: 65535,
-			Topic: []byte("höhe/über/✓"), Payload: []byte("payload"),
-			Properties: props(user.AppendUint(TopicAlias, 3).
-				AppendUint(SubscriptionIdentifier, 1).AppendUint(SubscriptionIdentifier, 268435455).
-				AppendUint(PayloadFormatIndicator, 1).AppendText(ResponseTopic, "r").
-				AppendText(CorrelationData, "\x00"))}},
+		{"a PUBLISH with all there is", v,
+			&Publish{Dup: true, Retain: true, QoS: QoS2, PacketID: 65535,
+				Topic: []byte("höhe/über/✓"), Payload: []byte("payload"),
+				Properties: props(user.AppendUint(TopicAlias, 3).
+					AppendUint(SubscriptionIdentifier, 1).AppendUint(SubscriptionIdentifier, 268435455).
+					AppendUint(PayloadFormatIndicator, 1).AppendText(ResponseTopic, "r").
+					AppendText(CorrelationData, "\x00"))}},
 		{"a PUBLISH whose Remaining Length has three bytes", v,
 			&Publish{QoS: QoS1, PacketID: 1, Topic: []byte("big"), Payload: make([]byte, 16384)}},
-		{"a SUBSCRIBE with one filter", v, &Subscribe{PacketID: 1, Subscriptions: []Subscription{{Filter: "a"}}}},
+		{"a SUBSCRIBE with one filter", v, &Subscribe{PacketID: 1,
+			Subscriptions: []Subscription{{Filter: "a"}}}},
 		{"a SUBSCRIBE with three filters", v,
 			&Subscribe{PacketID: 2, Properties: props(user.AppendUint(SubscriptionIdentifier, 200)),
 				Subscriptions: []Subscription{{Filter: "a/+/b", QoS: QoS1}, {Filter: "/"},
-					{Filter: "$share/g/#", QoS: QoS2, RetainAsPublished: v >= V5, RetainHandling: min(byte(v)/5*2, 2)}}}},
-		{"a SUBACK", v, &Suback{PacketID: 2, Codes: []ReasonCode{GrantedQoS1, UnspecifiedError, GrantedQoS0}, Properties: props(reason)}},
+					{Filter: "$share/g/#", QoS: QoS2, RetainAsPublished: v >= V5,
+						RetainHandling: min(byte(v)/5*2, 2)}}}},
+		{"a SUBACK", v, &Suback{PacketID: 2, Codes: []ReasonCode{GrantedQoS1, UnspecifiedError,
+			GrantedQoS0}, Properties: props(reason)}},
 		{"an UNSUBSCRIBE with one filter", v, &Unsubscribe{PacketID: 3, Filters: []string{"#"}}},
-		{"an UNSUBSCRIBE with two filters", v, &Unsubscribe{PacketID: 3, Filters: []string{"a", "b/#"}, Properties: props(user)}},
+		{"an UNSUBSCRIBE with two filters", v, &Unsubscribe{PacketID: 3,
+			Filters: []string{"a", "b/#"}, Properties: props(user)}},
 		{"a PINGREQ", v, &Pingreq{}},
 		{"a PINGRESP", v, &Pingresp{}},
 		{"a bare DISCONNECT", v, &Disconnect{}},
@@ -89,11 +97,13 @@ func samples(v Version) []sample {
 	return append(s,
 		sample{"a CONNACK with all there is", v,
 			&Connack{SessionPresent: true, Properties: Properties(nil).
-				AppendUint(SessionExpiryInterval, 1).AppendUint(ReceiveMaximum, 1).AppendUint(MaximumQoS, 0).
+				AppendUint(SessionExpiryInterval, 1).AppendUint(ReceiveMaximum,
+				1).AppendUint(MaximumQoS, 0).
 				AppendUint(RetainAvailable, 0).AppendUint(MaximumPacketSize, 1).
 				AppendText(AssignedClientIdentifier, "id").
 				AppendUint(TopicAliasMaximum, 5).AppendUint(WildcardSubscriptionAvailable, 1).
-				AppendUint(SubscriptionIdentifierAvailable, 0).AppendUint(SharedSubscriptionAvailable, 1).
+				AppendUint(SubscriptionIdentifierAvailable,
+					0).AppendUint(SharedSubscriptionAvailable, 1).
 				AppendUint(ServerKeepAlive, 7).AppendText(ResponseInformation, "i").
 				AppendText(ServerReference, "s")}},
 		sample{"an UNSUBACK", v,
@@ -283,7 +293,8 @@ func randomConnect(r *rand.Rand, v Version, props Properties) *Connect {
 	c := &Connect{Version: v, CleanStart: is(), KeepAlive: uint16(r.Uint32()),
 		ClientID: randomText(r), Properties: props}
 	if is() {
-		c.Will = &Will{Topic: randomTopic(r), Payload: randomBytes(r), QoS: QoS(r.IntN(3)), Retain: is(),
+		c.Will = &Will{Topic: randomTopic(r), Payload: randomBytes(r), QoS: QoS(r.IntN(3)),
+			Retain:     is(),
 			Properties: randomProperties(r, v, TypeWill)}
 	}
 	if is() {
@@ -330,7 +341,8 @@ func requireCode(tb testing.TB, want ReasonCode, err error, why string, args ...
 	tb.Helper()
 	var e *Error
 	if !errors.As(err, &e) || e.Code != want {
-		tb.Fatalf("wanted %v (0x%02X), got %v: "+why, append([]any{want, byte(want), err}, args...)...)
+		tb.Fatalf("wanted %v (0x%02X), got %v: "+why,
+			append([]any{want, byte(want), err}, args...)...)
 	}
 	require.NotEmpty(tb, e.Reason, "an error must say what is wrong")
 }

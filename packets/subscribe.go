@@ -12,7 +12,8 @@ type Subscription struct {
 	QoS               QoS  // the maximum QoS of deliveries
 	NoLocal           bool // since 5.0, like the fields below
 	RetainAsPublished bool
-	RetainHandling    byte // 0: send retained messages; 1: only if the subscription is new; 2: never
+	// 0: send retained messages; 1: only if the subscription is new; 2: never
+	RetainHandling byte
 }
 
 // A Subscribe is a SUBSCRIBE packet (3.8).

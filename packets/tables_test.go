@@ -136,7 +136,8 @@ func (r propertyRow) appendRandom(rnd *rand.Rand, p Properties) Properties {
 	if r.Valid.Values != nil {
 		return p.AppendUint(r.id(), r.Valid.Values[rnd.IntN(len(r.Valid.Values))])
 	}
-	return p.AppendUint(r.id(), *r.Valid.Min+uint32(rnd.Uint64N(uint64(*r.Valid.Max-*r.Valid.Min)+1)))
+	return p.AppendUint(r.id(),
+		*r.Valid.Min+uint32(rnd.Uint64N(uint64(*r.Valid.Max-*r.Valid.Min)+1)))
 }
 
 // typeNamed returns the type of the given name.
@@ -210,12 +211,15 @@ func TestEveryPropertyInEveryPacket(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			legal := 0
 			for id := range 256 {
-				i := slices.IndexFunc(tables().Properties, func(r propertyRow) bool { return int(r.ID) == id })
+				i := slices.IndexFunc(tables().Properties,
+					func(r propertyRow) bool { return int(r.ID) == id })
 				if i < 0 {
 					p := Properties{byte(id), 0, 0, 0, 0, 0}
-					requireCode(t, MalformedPacket, p.Check(typeNamed(name)), "property %d is not defined", id)
+					requireCode(t, MalformedPacket, p.Check(typeNamed(name)),
+						"property %d is not defined", id)
 					if id > 0 { // 0 does not even encode
-						requireCode(t, MalformedPacket, withProperties(t, name, p), "property %d is not defined", id)
+						requireCode(t, MalformedPacket, withProperties(t, name, p),
+							"property %d is not defined", id)
 					}
 					continue
 				}
@@ -302,14 +306,16 @@ func TestNoStringMayBeOtherThanUTF8(t *testing.T) {
 				}
 				for _, p := range variants {
 					for _, name := range row.Packets {
-						requireCode(t, MalformedPacket, withProperties(t, name, p), "%s in %s", row.Name, name)
+						requireCode(t, MalformedPacket, withProperties(t, name, p), "%s in %s",
+							row.Name, name)
 					}
 				}
 			}
 			for _, v := range versions {
 				for field, p := range map[string]Packet{
-					"Topic Name":           &Publish{Topic: []byte(bad)},
-					"filter":               &Subscribe{PacketID: 1, Subscriptions: []Subscription{{Filter: bad}}},
+					"Topic Name": &Publish{Topic: []byte(bad)},
+					"filter": &Subscribe{PacketID: 1,
+						Subscriptions: []Subscription{{Filter: bad}}},
 					"filter to be removed": &Unsubscribe{PacketID: 1, Filters: []string{bad}},
 					"Client Identifier":    &Connect{Version: v, ClientID: bad},
 					"User Name":            &Connect{Version: v, HasUsername: true, Username: bad},
@@ -348,7 +354,8 @@ func TestEveryReasonCodeInEveryPacket(t *testing.T) {
 				case *Auth:
 					p.Code = ReasonCode(code)
 				}
-				require.Equal(t, slices.Contains(list, code), ReasonCode(code).ValidIn(packet), "0x%02X", code)
+				require.Equal(t, slices.Contains(list, code), ReasonCode(code).ValidIn(packet),
+					"0x%02X", code)
 				got, _, err := Decode(encode(t, p, V5), V5, Limits{})
 				if slices.Contains(list, code) {
 					require.NoError(t, err, "0x%02X must be accepted", code)
@@ -429,7 +436,8 @@ func TestEveryFirstByte(t *testing.T) {
 			}
 			requireCode(t, MalformedPacket, err, "%s in %v", hex, v)
 			_, err = ParseHeader([]byte{byte(first)}, v)
-			requireCode(t, MalformedPacket, err, "%s alone is refused before its length has come", hex)
+			requireCode(t, MalformedPacket, err, "%s alone is refused before its length has come",
+				hex)
 		}
 	}
 	for _, row := range tables().PacketTypes[1:] {
@@ -552,7 +560,8 @@ func TestEveryByteOfConnectFlags(t *testing.T) {
 			}
 			body = append(body, strings.Repeat("\x00\x01x", flags>>7+flags>>6&1)...)
 			got, _, err := Decode(frame(0x10, body), v, Limits{})
-			if v != V31 && flags&1 != 0 || !will && flags&0x38 != 0 || q == 3 || v != V5 && flags>>6 == 1 {
+			if v != V31 && flags&1 != 0 || !will && flags&0x38 != 0 || q == 3 || v != V5 &&
+				flags>>6 == 1 {
 				requireCode(t, MalformedPacket, err, "flags %08b in %v", flags, v)
 				continue
 			}
@@ -603,7 +612,8 @@ func TestPacketIdentifierZeroIsRefused(t *testing.T) {
 			&Publish{QoS: QoS1, Topic: []byte("a")}, &Publish{QoS: QoS2, Topic: []byte("a")},
 			&Ack{Kind: TypePuback},
 			&Ack{Kind: TypePubrec}, &Ack{Kind: TypePubrel}, &Ack{Kind: TypePubcomp},
-			&Subscribe{Subscriptions: []Subscription{{Filter: "a"}}}, &Suback{Codes: []ReasonCode{0}},
+			&Subscribe{Subscriptions: []Subscription{{Filter: "a"}}},
+			&Suback{Codes: []ReasonCode{0}},
 			&Unsubscribe{Filters: []string{"a"}}, &Unsuback{Codes: []ReasonCode{0}},
 		} {
 			_, _, err := Decode(encode(t, p, v), v, Limits{})

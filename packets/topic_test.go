@@ -50,7 +50,8 @@ func validFilterPlainly(s string) bool {
 func checkTopicFunctions(t *testing.T, a, b string) {
 	t.Helper()
 	for _, s := range []string{a, b} {
-		validName := s != "" && len(s) <= 65535 && validTextPlainly(s) && !strings.ContainsAny(s, "+#")
+		validName := s != "" && len(s) <= 65535 && validTextPlainly(s) &&
+			!strings.ContainsAny(s, "+#")
 		require.Equal(t, validTextPlainly(s), ValidUTF8(s), "ValidUTF8(%q)", s)
 		require.Equal(t, validTextPlainly(s), ValidUTF8([]byte(s)), "ValidUTF8(%q) of bytes", s)
 		require.Equal(t, validName, ValidTopicName(s), "ValidTopicName(%q)", s)
@@ -95,7 +96,8 @@ func TestTextIsCheckedAtEachPosition(t *testing.T) {
 				require.False(t, ValidTopicName(s), "%q", s)
 				require.Equal(t, c == '+' || c == '#', ValidUTF8(s), "%q", s)
 			}
-			for _, c := range []byte{1, '*', ',', '"', '$', '/', 0x7F, 0x2A, 0x3B, 0x33, 0x03, 0x0B} {
+			for _, c := range []byte{1, '*', ',', '"', '$', '/', 0x7F, 0x2A, 0x3B, 0x33, 0x03,
+				0x0B} {
 				s[i] = c
 				require.True(t, ValidTopicName(s), "%q", s)
 			}
@@ -117,21 +119,28 @@ func TestSplitShared(t *testing.T) {
 		filter, group, inner string
 		bad                  bool
 	}{
-		"a filter that is not shared is returned whole":          {filter: "a/b", inner: "a/b"},
-		"a shared filter is split":                               {filter: "$share/g/a/+/#", group: "g", inner: "a/+/#"},
-		"the filter inside may begin with a slash":               {filter: "$share/g//a", group: "g", inner: "/a"},
-		"the filter inside may look shared":                      {filter: "$share/g/$share/h/a", group: "g", inner: "$share/h/a"},
-		"the prefix is a whole level":                            {filter: "$shared/g/a", inner: "$shared/g/a"},
-		"the prefix is case-sensitive":                           {filter: "$Share/g/a", inner: "$Share/g/a"},
-		"the prefix has to come first":                           {filter: "/$share/g/a", inner: "/$share/g/a"},
-		"an empty filter is not shared":                          {},
-		"the prefix alone is not valid":                          {filter: "$share", bad: true},
-		"the prefix and a slash are not valid":                   {filter: "$share/", bad: true},
-		"a share name alone is not valid":                        {filter: "$share/g", bad: true},
-		"a share name without a filter is not valid":             {filter: "$share/g/", bad: true},
-		"an empty share name is not valid":                       {filter: "$share//a", bad: true},
-		"a share name with a single-level wildcard is not valid": {filter: "$share/g+/a", bad: true},
-		"a share name with a multi-level wildcard is not valid":  {filter: "$share/#/a", bad: true},
+		"a filter that is not shared is returned whole": {filter: "a/b", inner: "a/b"},
+		"a shared filter is split": {filter: "$share/g/a/+/#",
+			group: "g", inner: "a/+/#"},
+		"the filter inside may begin with a slash": {filter: "$share/g//a",
+			group: "g", inner: "/a"},
+		"the filter inside may look shared": {filter: "$share/g/$share/h/a",
+			group: "g", inner: "$share/h/a"},
+		"the prefix is a whole level": {filter: "$shared/g/a",
+			inner: "$shared/g/a"},
+		"the prefix is case-sensitive": {filter: "$Share/g/a",
+			inner: "$Share/g/a"},
+		"the prefix has to come first": {filter: "/$share/g/a",
+			inner: "/$share/g/a"},
+		"an empty filter is not shared":              {},
+		"the prefix alone is not valid":              {filter: "$share", bad: true},
+		"the prefix and a slash are not valid":       {filter: "$share/", bad: true},
+		"a share name alone is not valid":            {filter: "$share/g", bad: true},
+		"a share name without a filter is not valid": {filter: "$share/g/", bad: true},
+		"an empty share name is not valid":           {filter: "$share//a", bad: true},
+		"a share name with a single-level wildcard is not valid": {filter: "$share/g+/a",
+			bad: true},
+		"a share name with a multi-level wildcard is not valid": {filter: "$share/#/a", bad: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			group, inner, err := SplitShared(tt.filter)

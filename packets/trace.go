@@ -35,7 +35,8 @@ func AppendTrace(dst []byte, p Packet) []byte {
 	case *Publish:
 		b = tracePublish(b, p)
 	case *Ack:
-		b = traceProperties(traceCode(traceUint(b, "id", uint32(p.PacketID)), p.Code), "", p.Properties)
+		b = traceProperties(traceCode(traceUint(b, "id", uint32(p.PacketID)), p.Code), "",
+			p.Properties)
 	case *Subscribe:
 		b = traceUint(b, "id", uint32(p.PacketID))
 		for i := range p.Subscriptions {
@@ -43,7 +44,8 @@ func AppendTrace(dst []byte, p Packet) []byte {
 		}
 		b = traceProperties(b, "", p.Properties)
 	case *Suback:
-		b = traceProperties(traceCodes(traceUint(b, "id", uint32(p.PacketID)), p.Codes), "", p.Properties)
+		b = traceProperties(traceCodes(traceUint(b, "id", uint32(p.PacketID)), p.Codes), "",
+			p.Properties)
 	case *Unsubscribe:
 		b = traceUint(b, "id", uint32(p.PacketID))
 		for _, f := range p.Filters {
@@ -51,7 +53,8 @@ func AppendTrace(dst []byte, p Packet) []byte {
 		}
 		b = traceProperties(b, "", p.Properties)
 	case *Unsuback:
-		b = traceProperties(traceCodes(traceUint(b, "id", uint32(p.PacketID)), p.Codes), "", p.Properties)
+		b = traceProperties(traceCodes(traceUint(b, "id", uint32(p.PacketID)), p.Codes), "",
+			p.Properties)
 	case *Disconnect:
 		b = traceProperties(traceCode(b, p.Code), "", p.Properties)
 	case *Auth:

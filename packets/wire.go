@@ -177,7 +177,8 @@ func (c *cursor) properties(in Type) Properties {
 	case size == 0:
 		c.fail(MalformedPacket, "property length", "is cut short")
 	case size < 0 || !minimal:
-		c.fail(MalformedPacket, "property length", "is not a Variable Byte Integer in its shortest form")
+		c.fail(MalformedPacket, "property length",
+			"is not a Variable Byte Integer in its shortest form")
 	}
 	c.i += max(size, 0)
 	p := Properties(c.take(n, "properties"))

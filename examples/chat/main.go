@@ -70,7 +70,8 @@ func run(ctx context.Context, args []string, out io.Writer, in io.Reader) error 
 	go b.Serve(l) // ends with b
 	fmt.Fprintf(out, "listening on %v\n", l.Addr())
 	_, port, _ := net.SplitHostPort(l.Addr().String())
-	fmt.Fprintf(out, "read:  mosquitto_sub -p %s -u ann -t 'chat/%s/+' -F '%%t: %%p'\n", port, *room)
+	fmt.Fprintf(out, "read:  mosquitto_sub -p %s -u ann -t 'chat/%s/+' -F '%%t: %%p'\n", port,
+		*room)
 	fmt.Fprintf(out, "write: mosquitto_pub -p %s -u ann -t chat/%s/ann -l\n", port, *room)
 
 	sub, err := b.Subscribe(ctx, "chat/"+*room+"/+", &dunlin.SubscribeOptions{NoLocal: true})

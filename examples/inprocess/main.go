@@ -44,9 +44,10 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	defer b.Close()
 	// Subscribed before anybody can publish. Who publishes more than can be handled is slowed down,
 	// and nothing is lost.
-	orders, err := dunlin.SubscribeAs(ctx, b, "orders/+", dunlin.JSON[order], &dunlin.SubscribeOptions{
-		QoS: 1, ManualAck: true, Overflow: dunlin.OverflowBlock,
-	})
+	orders, err := dunlin.SubscribeAs(ctx, b, "orders/+", dunlin.JSON[order],
+		&dunlin.SubscribeOptions{
+			QoS: 1, ManualAck: true, Overflow: dunlin.OverflowBlock,
+		})
 	if err != nil {
 		return err
 	}
@@ -59,7 +60,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	fmt.Fprintln(out, "listening on", l.Addr())
 	fmt.Fprintln(out, "now type in a second terminal, and in a third:")
 	fmt.Fprintf(out, "  mosquitto_sub -p %s -t 'orders/#' -v\n", port)
-	fmt.Fprintf(out, "  mosquitto_pub -p %s -q 1 -t orders/7 -m '{\"item\":\"spade\",\"count\":2}'\n", port)
+	fmt.Fprintf(out, "  mosquitto_pub -p %s -q 1 -t orders/7 -m "+
+		"'{\"item\":\"spade\",\"count\":2}'\n", port)
 
 	for m := range orders.Messages() { // until ctx ends
 		reply := "accepted"

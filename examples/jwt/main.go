@@ -35,7 +35,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	fs := flag.NewFlagSet("jwt", flag.ExitOnError)
 	addr := fs.String("listen", "127.0.0.1:1883", "`address` to listen on")
 	from := fs.String("keys", "",
-		"`file or URL` of the issuer's JSON Web Key Set (default a key of the program's own, and a token to try it with)")
+		"`file or URL` of the issuer's JSON Web Key Set (default a key of the program's own, and "+
+			"a token to try it with)")
 	issuer := fs.String("issuer", "", "what the claim iss must be (default anything)")
 	audience := fs.String("audience", "mqtt", "what the claim aud must hold")
 	fs.Parse(args)
@@ -92,7 +93,8 @@ func findKeys(ctx context.Context, from, audience string, out io.Writer) (jwt.Ke
 	case from != "":
 		file, err := jwt.OpenKeys(from)
 		if err == nil {
-			go file.Watch(ctx, 0, func(err error) { fmt.Fprintln(out, "new keys:", err) }) // ends with ctx
+			// ends with ctx
+			go file.Watch(ctx, 0, func(err error) { fmt.Fprintln(out, "new keys:", err) })
 		}
 		return file, err
 	}

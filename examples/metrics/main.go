@@ -66,7 +66,8 @@ func (m *metrics) write(w io.Writer, st dunlin.Stats) {
 		{"mqtt_queued_messages", "Messages that wait in queues now.", st.Queued},
 		{"mqtt_inflight_messages", "Messages that are sent and not acknowledged now.", st.Inflight},
 	} {
-		fmt.Fprintf(w, "# HELP %s %s\n# TYPE %s gauge\n%s %v\n", g.name, g.help, g.name, g.name, g.value)
+		fmt.Fprintf(w, "# HELP %s %s\n# TYPE %s gauge\n%s %v\n", g.name, g.help, g.name, g.name,
+			g.value)
 	}
 	for _, c := range []struct {
 		name, help, label string
@@ -75,7 +76,8 @@ func (m *metrics) write(w io.Writer, st dunlin.Stats) {
 		{"mqtt_connected_total", "CONNECT packets accepted.", "version", &m.connected},
 		{"mqtt_refused_total", "CONNECT packets refused.", "code", &m.refused},
 		{"mqtt_disconnected_total", "Connections ended.", "code", &m.disconnected},
-		{"mqtt_published_total", "Messages published, by clients and by this program.", "qos", &m.published},
+		{"mqtt_published_total", "Messages published, by clients and by this program.", "qos",
+			&m.published},
 		{"mqtt_unheard_total", "Those that nobody subscribes to.", "qos", &m.unheard},
 		{"mqtt_denied_total", "What the Authorizer refused.", "action", &m.denied},
 		{"mqtt_dropped_total", "Messages that did not reach a Session.", "why", &m.dropped},
@@ -86,7 +88,8 @@ func (m *metrics) write(w io.Writer, st dunlin.Stats) {
 		})
 	}
 	fmt.Fprintf(w, "# HELP mqtt_bytes_total Bytes on the wire.\n# TYPE mqtt_bytes_total counter\n")
-	fmt.Fprintf(w, "mqtt_bytes_total{direction=\"in\"} %d\nmqtt_bytes_total{direction=\"out\"} %d\n", st.BytesReceived, st.BytesSent)
+	fmt.Fprintf(w, "mqtt_bytes_total{direction=\"in\"} %d\nmqtt_bytes_total{direction=\"out\"} "+
+		"%d\n", st.BytesReceived, st.BytesSent)
 }
 
 func run(ctx context.Context, args []string, out io.Writer) error {
@@ -125,8 +128,10 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
 	_, port, _ := net.SplitHostPort(l.Addr().String())
-	fmt.Fprintf(out, "listening on %v\nmetrics at http://%v/metrics and /vars\n", l.Addr(), hl.Addr())
-	fmt.Fprintf(out, "now type:\n  mosquitto_pub -p %s -t hello -m hi\n  curl -s http://%v/vars\n", port, hl.Addr())
+	fmt.Fprintf(out, "listening on %v\nmetrics at http://%v/metrics and /vars\n", l.Addr(),
+		hl.Addr())
+	fmt.Fprintf(out, "now type:\n  mosquitto_pub -p %s -t hello -m hi\n  curl -s http://%v/vars\n",
+		port, hl.Addr())
 	if err := srv.Serve(hl); err != http.ErrServerClosed {
 		return err
 	}

@@ -27,7 +27,8 @@ func TestRun(t *testing.T) {
 
 	text := get(t, url)
 	for _, want := range []string{
-		"mqtt_connections 2\n", "mqtt_subscriptions 1\n", "mqtt_connected_total{version=\"5.0\"} 2\n",
+		"mqtt_connections 2\n", "mqtt_subscriptions 1\n",
+		"mqtt_connected_total{version=\"5.0\"} 2\n",
 		"mqtt_published_total{qos=\"1\"} 2\n", "mqtt_unheard_total{qos=\"1\"} 1\n",
 		"mqtt_bytes_total{direction=\"in\"} ",
 	} {

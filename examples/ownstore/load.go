@@ -53,7 +53,9 @@ func (l *loader) all() error {
 	if err := l.queues(publishes, progress); err != nil {
 		return err
 	}
-	err := l.each("SELECT message, topic, payload, properties, qos, retain, expires, sender FROM messages ORDER BY message",
+	err := l.each(
+		"SELECT message, topic, payload, properties, qos, retain, expires, sender FROM messages "+
+			"ORDER BY message",
 		func(rows *sql.Rows) error {
 			var id int64
 			m := new(store.Message)
@@ -135,33 +137,36 @@ func (l *loader) queues(publishes map[int64]*store.Publish, progress map[int64][
 		}
 		return p
 	}
-	err := l.each("SELECT session, seq, message, qos, retain, ids, share, packet_id, released FROM queue", func(rows *sql.Rows) error {
-		var d store.Delivery
-		var session, seq, message int64
-		var ids *string
-		var packetID uint16
-		var released bool
-		if err := rows.Scan(&session, &seq, &message, &d.QoS, &d.Retain, &ids, &d.Group, &packetID,
-			&released); err != nil {
-			return err
-		}
-		if ids != nil {
-			if err := json.Unmarshal([]byte(*ids), &d.IDs); err != nil {
+	err := l.each(
+		"SELECT session, seq, message, qos, retain, ids, share, packet_id, released FROM queue",
+		func(rows *sql.Rows) error {
+			var d store.Delivery
+			var session, seq, message int64
+			var ids *string
+			var packetID uint16
+			var released bool
+			if err := rows.Scan(&session, &seq, &message, &d.QoS, &d.Retain, &ids, &d.Group, &packetID,
+				&released); err != nil {
 				return err
 			}
-		}
-		d.Session, d.Seq = uint64(session), uint64(seq)
-		p := of(message)
-		p.To = append(p.To, d)
-		if packetID != 0 {
-			progress[message] = append(progress[message],
-				&store.Sent{Session: d.Session, Seq: d.Seq, ID: packetID})
-		}
-		if released {
-			progress[message] = append(progress[message], &store.Released{Session: d.Session, Seq: d.Seq})
-		}
-		return l.ctx.Err()
-	})
+			if ids != nil {
+				if err := json.Unmarshal([]byte(*ids), &d.IDs); err != nil {
+					return err
+				}
+			}
+			d.Session, d.Seq = uint64(session), uint64(seq)
+			p := of(message)
+			p.To = append(p.To, d)
+			if packetID != 0 {
+				progress[message] = append(progress[message],
+					&store.Sent{Session: d.Session, Seq: d.Seq, ID: packetID})
+			}
+			if released {
+				progress[message] = append(progress[message],
+					&store.Released{Session: d.Session, Seq: d.Seq})
+			}
+			return l.ctx.Err()
+		})
 	if err != nil {
 		return err
 	}

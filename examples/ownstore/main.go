@@ -61,7 +61,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	fmt.Fprintln(out, "listening on", l.Addr())
 	fmt.Fprintln(out, "now type this, end the broker with Control-C, and look into the database:")
 	fmt.Fprintf(out, "  mosquitto_pub -p %s -V 5 -q 1 -r -t hello -m hi\n", port)
-	fmt.Fprintf(out, "  sqlite3 %s 'SELECT topic, payload FROM retained JOIN messages USING (message)'\n", *file)
+	fmt.Fprintf(out, "  sqlite3 %s 'SELECT topic, payload FROM retained JOIN messages USING "+
+		"(message)'\n", *file)
 	<-ctx.Done()
 	return nil
 }

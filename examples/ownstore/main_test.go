@@ -27,7 +27,8 @@ func TestRetainedMessageOutlivesTheBroker(t *testing.T) {
 // would take for its own work, too.
 func TestAnyFileNameWorks(t *testing.T) {
 	t.Chdir(t.TempDir())
-	for _, name := range []string{"broker.db", "a b?c#d%20.db", filepath.Join(t.TempDir(), "x y.db")} {
+	for _, name := range []string{"broker.db", "a b?c#d%20.db",
+		filepath.Join(t.TempDir(), "x y.db")} {
 		p := try.Start(t, run, "-listen", "127.0.0.1:0", "-db", name)
 		p.Line("listening on ")
 		p.Stop()

@@ -63,7 +63,9 @@ func prepare(db *sql.DB) error {
 	case version == 1:
 		return nil
 	case version != 0 || tables != 0:
-		return fmt.Errorf("it has version %d, and %d tables and the like: it is not a store that this program can read", version, tables)
+		return fmt.Errorf(
+			"it has version %d, and %d tables and the like: it is not a store that this program "+
+				"can read", version, tables)
 	}
 	tx, err := db.Begin()
 	if err != nil {
@@ -165,7 +167,8 @@ func (b *batch) apply(op store.Op) error {
 		return b.do("DELETE FROM sessions WHERE session = ?", int64(op.Session))
 	case *store.PutSubscription:
 		return b.do(`INSERT OR REPLACE INTO subscriptions SELECT session, ?, ?, ?, ?, ?, ? FROM sessions WHERE session = ?`,
-			op.Filter, op.QoS, op.NoLocal, op.RetainAsPublished, op.RetainHandling, op.ID, int64(op.Session))
+			op.Filter, op.QoS, op.NoLocal, op.RetainAsPublished, op.RetainHandling, op.ID,
+			int64(op.Session))
 	case *store.DeleteSubscription:
 		return b.do("DELETE FROM subscriptions WHERE session = ? AND filter = ?", int64(op.Session),
 			op.Filter)
@@ -178,7 +181,8 @@ func (b *batch) apply(op store.Op) error {
 		return b.do("UPDATE queue SET released = 1 WHERE session = ? AND seq = ?",
 			int64(op.Session), int64(op.Seq))
 	case *store.Done:
-		return b.do("DELETE FROM queue WHERE session = ? AND seq = ?", int64(op.Session), int64(op.Seq))
+		return b.do("DELETE FROM queue WHERE session = ? AND seq = ?", int64(op.Session),
+			int64(op.Seq))
 	case *store.Received:
 		return b.received(op.Session, op.ID)
 	case *store.Forget:

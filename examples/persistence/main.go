@@ -62,7 +62,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	go b.Serve(l) // ends with b
 	_, port, _ := net.SplitHostPort(l.Addr().String())
 	fmt.Fprintln(out, "listening on", l.Addr())
-	fmt.Fprintln(out, "now subscribe and leave, publish, and subscribe again; kill the broker at any time in between:")
+	fmt.Fprintln(out, "now subscribe and leave, publish, and subscribe again; kill the broker at "+
+		"any time in between:")
 	fmt.Fprintf(out, "  mosquitto_sub -p %s -V 5 -c -x 3600 -i home -q 1 -t 'hello/#' -E\n", port)
 	fmt.Fprintf(out, "  mosquitto_pub -p %s -V 5 -q 1 -t hello/world -m 'you were away'\n", port)
 	fmt.Fprintf(out, "  mosquitto_sub -p %s -V 5 -c -x 3600 -i home -q 1 -t 'hello/#' -v\n", port)

@@ -55,7 +55,8 @@ func TestMessageOutlivesTheBroker(t *testing.T) {
 		t.Fatal(err)
 	}
 	addr := strings.TrimSpace(strings.TrimPrefix(line, "listening on "))
-	if code := try.Connect(t, addr, "writer").Publish("hello/world", "you were away"); code.Failed() {
+	if code := try.Connect(t, addr, "writer").Publish("hello/world",
+		"you were away"); code.Failed() {
 		t.Fatalf("the publish was refused: %v", code)
 	}
 	killed.Process.Kill()

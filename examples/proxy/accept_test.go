@@ -34,7 +34,8 @@ func TestAnAcceptThatFailsForAWhileDoesNotEndTheProxy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		full := os.NewSyscallError("accept", syscall.EMFILE)
 		mem := listeners.NewMemory()
-		l := &failing{mem, []error{full, full, os.NewSyscallError("accept", syscall.ECONNABORTED), full}}
+		l := &failing{mem, []error{full, full, os.NewSyscallError("accept", syscall.ECONNABORTED),
+			full}}
 		ctx, cancel := context.WithCancel(t.Context())
 		a := &acceptor{out: io.Discard, most: 10, mostPer: 10,
 			serve: func(_ context.Context, c net.Conn) error {

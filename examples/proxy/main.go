@@ -28,8 +28,10 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	fs := flag.NewFlagSet("proxy", flag.ExitOnError)
 	addr := fs.String("listen", "127.0.0.1:1884", "`address` to listen on")
 	upstream := fs.String("upstream", "127.0.0.1:1883", "`address` of the broker")
-	api := fs.String("api", "", "`URL` that decides about clients; empty: everybody may do everything")
-	maxPacket := fs.Int("max-packet-size", 1<<20, "largest packet accepted from a client, in `bytes`")
+	api := fs.String("api", "",
+		"`URL` that decides about clients; empty: everybody may do everything")
+	maxPacket := fs.Int("max-packet-size", 1<<20,
+		"largest packet accepted from a client, in `bytes`")
 	most := fs.Int("max-connections", 10_000, "most connections")
 	mostPer := fs.Int("max-connections-ip", 1000, "most connections from one address")
 	fs.Parse(args)
@@ -46,7 +48,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	}
 	_, port, _ := net.SplitHostPort(l.Addr().String())
 	fmt.Fprintf(out, "listening on %v for the broker at %s\n", l.Addr(), *upstream)
-	fmt.Fprintf(out, "now type, with a broker running there:\n  mosquitto_sub -p %s -t hello -v\n  mosquitto_pub -p %s -t hello -m hi\n", port, port)
+	fmt.Fprintf(out, "now type, with a broker running there:\n  mosquitto_sub -p %s -t hello "+
+		"-v\n  mosquitto_pub -p %s -t hello -m hi\n", port, port)
 	a := &acceptor{serve: p.serve, out: out, most: *most, mostPer: *mostPer}
 	return a.run(ctx, l)
 }

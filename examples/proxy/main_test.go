@@ -25,7 +25,8 @@ import (
 func api(t *testing.T) string {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var q question
-		if json.NewDecoder(r.Body).Decode(&q) != nil || q.Username != "ann" || q.Password != "token" {
+		if json.NewDecoder(r.Body).Decode(&q) != nil || q.Username != "ann" ||
+			q.Password != "token" {
 			http.Error(w, "who?", http.StatusForbidden)
 			return
 		}
@@ -87,7 +88,9 @@ func mosquitto(t *testing.T) string {
 		}
 		addr = l.Addr().(*net.TCPAddr)
 		l.Close()
-		text := fmt.Sprintf("listener %d 127.0.0.1\nallow_anonymous false\npassword_file %s\nuser root\n", addr.Port, users)
+		text := fmt.Sprintf(
+			"listener %d 127.0.0.1\nallow_anonymous false\npassword_file %s\nuser root\n",
+			addr.Port, users)
 		if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -194,8 +197,10 @@ func TestAnOldClientIsCutOffForAForbiddenPublish(t *testing.T) {
 
 func TestMessagesOfOldSubscriptionsAreStoppedAndAcknowledged(t *testing.T) {
 	r := &rules{subscribe: []string{"a"}}
-	for qos, kind := range map[packets.QoS]packets.Type{1: packets.TypePuback, 2: packets.TypePubrec} {
-		on, back, err := r.server(&packets.Publish{Topic: []byte("b"), QoS: qos, PacketID: 3}, packets.V5)
+	for qos, kind := range map[packets.QoS]packets.Type{1: packets.TypePuback,
+		2: packets.TypePubrec} {
+		on, back, err := r.server(&packets.Publish{Topic: []byte("b"), QoS: qos, PacketID: 3},
+			packets.V5)
 		if a, ok := back.(*packets.Ack); on != nil || err != nil || !ok || a.Kind != kind ||
 			a.PacketID != 3 {
 			t.Fatalf("at QoS %d: %v goes on, %v back, %v", qos, on, back, err)

@@ -42,7 +42,8 @@ func admitAll(_ context.Context, c *packets.Connect, _ net.Addr) (*admission, er
 func askAPI(url string) func(context.Context, *packets.Connect, net.Addr) (*admission, error) {
 	client := &http.Client{Timeout: connectTimeout / 2}
 	return func(ctx context.Context, c *packets.Connect, addr net.Addr) (*admission, error) {
-		body, err := json.Marshal(question{c.ClientID, c.Username, string(c.Password), addr.String()})
+		body, err := json.Marshal(question{c.ClientID, c.Username, string(c.Password),
+			addr.String()})
 		if err != nil {
 			return nil, err
 		}
@@ -53,7 +54,8 @@ func askAPI(url string) func(context.Context, *packets.Connect, net.Addr) (*admi
 		r.Header.Set("Content-Type", "application/json")
 		resp, err := client.Do(r)
 		if err != nil {
-			return nil, packets.Errorf(packets.ServerUnavailable, "the API does not answer: %v", err)
+			return nil, packets.Errorf(packets.ServerUnavailable, "the API does not answer: %v",
+				err)
 		}
 		defer resp.Body.Close()
 		if resp.StatusCode != http.StatusOK {
@@ -86,7 +88,8 @@ type rules struct {
 }
 
 func (r *rules) mayPublish(topic string) bool {
-	return slices.ContainsFunc(r.publish, func(f string) bool { return packets.MatchTopic(f, topic) })
+	return slices.ContainsFunc(r.publish,
+		func(f string) bool { return packets.MatchTopic(f, topic) })
 }
 
 // maySubscribe says whether everything that filter could match is allowed.

@@ -65,10 +65,14 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	defer stop()
 	_, port, _ := net.SplitHostPort(l.Addr().String())
 	fmt.Fprintf(out, "devices at %v\nbackend at http://%v\n", l.Addr(), hl.Addr())
-	fmt.Fprintln(out, "now make a user, connect a device with the token that you get, and push to it:")
-	fmt.Fprintf(out, "  curl -X PUT  -H 'Authorization: Bearer KEY' -d '{\"groups\":[\"birds\"]}' http://%v/users/ann\n", hl.Addr())
-	fmt.Fprintf(out, "  mosquitto_sub -p %s -V 5 -i phone -c -x 3600 -q 1 -u ann -P TOKEN -t users/ann -t groups/birds -v\n", port)
-	fmt.Fprintf(out, "  curl -X POST -H 'Authorization: Bearer KEY' -d hello http://%v/groups/birds/messages\n", hl.Addr())
+	fmt.Fprintln(out, "now make a user, connect a device with the token that you get, and push "+
+		"to it:")
+	fmt.Fprintf(out, "  curl -X PUT  -H 'Authorization: Bearer KEY' -d "+
+		"'{\"groups\":[\"birds\"]}' http://%v/users/ann\n", hl.Addr())
+	fmt.Fprintf(out, "  mosquitto_sub -p %s -V 5 -i phone -c -x 3600 -q 1 -u ann -P TOKEN -t "+
+		"users/ann -t groups/birds -v\n", port)
+	fmt.Fprintf(out, "  curl -X POST -H 'Authorization: Bearer KEY' -d hello "+
+		"http://%v/groups/birds/messages\n", hl.Addr())
 	if err := srv.Serve(hl); err != http.ErrServerClosed {
 		return err
 	}

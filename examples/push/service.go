@@ -155,7 +155,8 @@ func (s *service) push(prefix string) http.HandlerFunc {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
-		writeJSON(w, map[string]int{"sessions": outcome.Matched, "acknowledged": outcome.Acknowledged})
+		writeJSON(w, map[string]int{"sessions": outcome.Matched,
+			"acknowledged": outcome.Acknowledged})
 	}
 }
 

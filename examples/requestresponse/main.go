@@ -61,7 +61,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	fmt.Fprintln(out, "listening on", l.Addr())
 	fmt.Fprintln(out, "now ask for the time, and be asked:")
 	fmt.Fprintf(out, "  mosquitto_rr -p %s -V 5 -t time -e my/reply -m Europe/Berlin\n", port)
-	fmt.Fprintf(out, "  mosquitto_sub -p %s -V 5 -t ask/thermometer -F '%%t wants its answer at %%R'\n", port)
+	fmt.Fprintf(out, "  mosquitto_sub -p %s -V 5 -t ask/thermometer -F '%%t wants its answer at "+
+		"%%R'\n", port)
 
 	tick := time.NewTicker(*every)
 	defer tick.Stop()

@@ -19,7 +19,8 @@ func TestRun(t *testing.T) {
 	ask := func(zone string) *packets.Publish {
 		c.Send(&packets.Publish{Topic: []byte("time"), Payload: []byte(zone),
 			Properties: packets.Properties(nil).
-				AppendText(packets.ResponseTopic, "c/reply").AppendText(packets.CorrelationData, "1")})
+				AppendText(packets.ResponseTopic, "c/reply").AppendText(packets.CorrelationData,
+				"1")})
 		m := c.Message()
 		if data, _ := m.Properties.Bytes(packets.CorrelationData); string(data) != "1" {
 			t.Fatalf("the answer has the Correlation Data %q", data)

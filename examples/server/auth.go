@@ -18,8 +18,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// This file is who may connect, and what for: -allow-anonymous, -password-file and -acl-file, which mean what the settings of
-// those names mean in mosquitto.conf and read the same files.
+// This file is who may connect, and what for: -allow-anonymous, -password-file and -acl-file, which
+// mean what the settings of those names mean in mosquitto.conf and read the same files.
 
 // access are the flags.
 type access struct {
@@ -41,23 +41,30 @@ type security struct {
 
 func (a *access) flags(fs *flag.FlagSet) {
 	fs.BoolVar(&a.allowAnonymous, "allow-anonymous", false,
-		"accept clients without a User Name; without -password-file, all clients (default: only from this machine, and only while "+
+		"accept clients without a User Name; without -password-file, all clients (default: only "+
+			"from this machine, and only while "+
 			"neither -password-file nor -tls-identity-as-username says who may connect)")
-	fs.StringVar(&a.passwordFile, "password-file", "", "`file` of users and passwords as mosquitto_passwd makes it; bcrypt and Argon2id are known, too")
+	fs.StringVar(&a.passwordFile, "password-file", "",
+		"`file` of users and passwords as mosquitto_passwd makes it; bcrypt and Argon2id are "+
+			"known, too")
 	fs.StringVar(&a.passwordSecret, "password-secret", "",
 		"`file` with a secret that hides which users exist, also over restarts; it is made if it "+
 			"does not exist (default: a random secret at each start)")
-	fs.StringVar(&a.aclFile, "acl-file", "", "`file` of topics that may be read and written, in the form of Mosquitto's acl_file")
-	fs.StringVar(&a.auditLog, "audit-log", "", "`file` to which security events are appended, one JSON object in a line")
+	fs.StringVar(&a.aclFile, "acl-file", "",
+		"`file` of topics that may be read and written, in the form of Mosquitto's acl_file")
+	fs.StringVar(&a.auditLog, "audit-log", "",
+		"`file` to which security events are appended, one JSON object in a line")
 	fs.StringVar(&a.idPrefix, "auto-id-prefix", "", "what the Client Identifiers of clients that "+
 		"bring none begin with (default dunlin-)")
 	fs.BoolVar(&a.noEmptyID, "no-empty-client-id", false, "refuse clients without Client "+
 		"Identifier")
 	fs.BoolVar(&a.aclAtDelivery, "acl-at-delivery", false,
-		"allow all subscriptions, as Mosquitto does, and leave out what may not be read, instead of refusing those that match any of it")
+		"allow all subscriptions, as Mosquitto does, and leave out what may not be read, instead "+
+			"of refusing those that match any of it")
 }
 
-// openTrail opens the file of -audit-log, and has cfg's Observer write there. It returns nil if there is none.
+// openTrail opens the file of -audit-log, and has cfg's Observer write there. It returns nil if
+// there is none.
 func (a *access) openTrail(cfg *dunlin.Config) (trail *audit.Trail, end func(), err error) {
 	if a.auditLog == "" {
 		return nil, func() {}, nil
@@ -81,8 +88,9 @@ func (a *access) openTrail(cfg *dunlin.Config) (trail *audit.Trail, end func(), 
 	}, nil
 }
 
-// settle decides about anonymous clients where -allow-anonymous is not given: they may connect from this machine, until there are
-// credentials, or a mosquitto.conf says where to listen, as in Mosquitto.
+// settle decides about anonymous clients where -allow-anonymous is not given: they may connect from
+// this machine, until there are credentials, or a mosquitto.conf says where to listen, as in
+// Mosquitto.
 func (a *access) settle(fs *flag.FlagSet, byCertificate, listeners bool) {
 	given := false
 	fs.Visit(func(f *flag.Flag) { given = given || f.Name == "allow-anonymous" })
@@ -193,7 +201,8 @@ func (k *gatekeeper) open(s security) (*gate, error) {
 		anonymous := auth.Anonymous(s.allowAnonymous)
 		g.users = hooks.AuthenticatorFunc(func(ctx context.Context, r *hooks.ConnectRequest) error {
 			if r.Connect.Username == "" { // an empty name is none to Mosquitto
-				return anonymous.Authenticate(ctx, &hooks.ConnectRequest{Client: new(hooks.Client), Connect: r.Connect, Grant: r.Grant})
+				return anonymous.Authenticate(ctx, &hooks.ConnectRequest{Client: new(hooks.Client),
+					Connect: r.Connect, Grant: r.Grant})
 			}
 			return file.Authenticate(ctx, r)
 		})

@@ -42,7 +42,8 @@ func users(t *testing.T, of ...string) string {
 	file := filepath.Join(t.TempDir(), "passwords")
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
 	for i := 0; i < len(of); i += 2 {
-		out, err := exec.CommandContext(t.Context(), passwd, "-b", file, of[i], of[i+1]).CombinedOutput()
+		out, err := exec.CommandContext(t.Context(), passwd, "-b", file, of[i],
+			of[i+1]).CombinedOutput()
 		require.NoError(t, err, "%s", out)
 	}
 	return file
@@ -57,20 +58,25 @@ func TestPasswordFile(t *testing.T) {
 		want      packets.ReasonCode
 	}{
 		{"the right password", "false", login{"c", "jane", "pencil"}, packets.Success},
-		{"a password with a colon and beyond ASCII", "false", login{"c", "joe", "päß:wörd"}, packets.Success},
+		{"a password with a colon and beyond ASCII", "false", login{"c", "joe", "päß:wörd"},
+			packets.Success},
 		{"a wrong password", "false", login{"c", "jane", "pencils"}, packets.BadUserNameOrPassword},
 		{"an empty password", "false", login{"c", "jane", ""}, packets.BadUserNameOrPassword},
 		{"no password", "false", login{"c", "jane", "-"}, packets.BadUserNameOrPassword},
 		{"nobody's name", "false", login{"c", "jack", "pencil"}, packets.BadUserNameOrPassword},
 		{"an empty name", "false", login{"c", "", "pencil"}, packets.NotAuthorized},
-		{"an empty name where no name is allowed", "true", login{"c", "", "pencil"}, packets.Success},
+		{"an empty name where no name is allowed", "true", login{"c", "", "pencil"},
+			packets.Success},
 		{"no name", "false", login{"c", "-", "-"}, packets.NotAuthorized},
 		{"no name where that is allowed", "true", login{"c", "-", "-"}, packets.Success},
-		{"a wrong password where no name is allowed", "true", login{"c", "jane", "x"}, packets.BadUserNameOrPassword},
-		{"nobody's name where no name is allowed", "true", login{"c", "jack", "x"}, packets.BadUserNameOrPassword},
+		{"a wrong password where no name is allowed", "true", login{"c", "jane", "x"},
+			packets.BadUserNameOrPassword},
+		{"nobody's name where no name is allowed", "true", login{"c", "jack", "x"},
+			packets.BadUserNameOrPassword},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			addrs, _ := start(t, "-listen", "127.0.0.1:0", "-password-file", file, "-allow-anonymous="+tt.anonymous)
+			addrs, _ := start(t, "-listen", "127.0.0.1:0", "-password-file", file,
+				"-allow-anonymous="+tt.anonymous)
 			_, code := connect(t, dial(t, addrs[0]), tt.login)
 			require.Equal(t, tt.want, code)
 		})
@@ -133,7 +139,8 @@ func TestAPasswordSecretIsKept(t *testing.T) {
 
 func TestWithoutCredentialsOnlyThisMachineMayConnect(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "socket")
-	addrs, printed := start(t, "-listen", "127.0.0.1:0", "-listen", "unix:"+path, "-ws", "localhost:0")
+	addrs, printed := start(t, "-listen", "127.0.0.1:0", "-listen", "unix:"+path, "-ws",
+		"localhost:0")
 	_, code := connect(t, dial(t, addrs[0]), login{"c", "-", "-"})
 	require.Equal(t, packets.Success, code)
 	require.Contains(t, printed.String(), "local only mode")
@@ -162,11 +169,13 @@ func TestWithoutCredentialsOnlyThisMachineMayConnect(t *testing.T) {
 	start(t, "-listen", ":0", "-allow-anonymous") // said by name it listens everywhere
 }
 
-// TestReload changes both files under connected clients: on SIGHUP, and because they look different.
+// TestReload changes both files under connected clients: on SIGHUP, and because they look
+// different.
 func TestReload(t *testing.T) {
 	passwords := write(t, "passwords", "jane:"+auth.Hash("pencil", 1))
 	rules := write(t, "rules", "user jane", "topic a")
-	addrs, printed := start(t, "-listen", "127.0.0.1:0", "-password-file", passwords, "-acl-file", rules, "-allow-anonymous=false")
+	addrs, printed := start(t, "-listen", "127.0.0.1:0", "-password-file", passwords, "-acl-file",
+		rules, "-allow-anonymous=false")
 	jane := login{"j", "jane", "pencil"}.at(t, dial(t, addrs[0]))
 	require.Equal(t, packets.Success, jane.subscribe("a"))
 	require.Equal(t, packets.NotAuthorized, jane.subscribe("b"))
@@ -195,7 +204,8 @@ func TestReload(t *testing.T) {
 	eventually(t, "what is wrong is said with file and line", func() bool {
 		return strings.Contains(printed.String(), rules+":3: ")
 	})
-	require.Equal(t, packets.NotAuthorized, jane.publish("d", "x"), "the rules from before are in force")
+	require.Equal(t, packets.NotAuthorized, jane.publish("d", "x"),
+		"the rules from before are in force")
 	require.Less(t, jane.publish("c", "x"), packets.UnspecifiedError)
 }
 
@@ -206,9 +216,11 @@ func TestFilesThatMakeNoSense(t *testing.T) {
 		say  string
 	}{
 		{"no password file", []string{"-password-file", "nowhere"}, "nowhere"},
-		{"a password that is not hashed", []string{"-password-file", write(t, "passwords", "# comment", "jane:pencil")}, "passwords:2: "},
+		{"a password that is not hashed", []string{"-password-file",
+			write(t, "passwords", "# comment", "jane:pencil")}, "passwords:2: "},
 		{"no acl file", []string{"-acl-file", "nowhere"}, "nowhere"},
-		{"an unknown word in the acl file", []string{"-acl-file", write(t, "rules", "topic a", "topics b")}, "rules:2: "},
+		{"an unknown word in the acl file", []string{"-acl-file",
+			write(t, "rules", "topic a", "topics b")}, "rules:2: "},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := parse(tt.args)
@@ -220,7 +232,9 @@ func TestFilesThatMakeNoSense(t *testing.T) {
 func TestAuditLog(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "audit")
 	rules := write(t, "rules", "topic a")
-	addrs, _ := start(t, "-listen", "127.0.0.1:0", "-password-file", write(t, "passwords", "jane:"+auth.Hash("pencil", 1)), "-allow-anonymous", "-acl-file", rules, "-audit-log", file)
+	addrs, _ := start(t, "-listen", "127.0.0.1:0", "-password-file",
+		write(t, "passwords", "jane:"+auth.Hash("pencil", 1)), "-allow-anonymous", "-acl-file",
+		rules, "-audit-log", file)
 	_, code := connect(t, dial(t, addrs[0]), login{"c1", "jane", "wrong password"})
 	require.True(t, code.Failed())
 	c := login{"c2", "-", "-"}.at(t, dial(t, addrs[0]))
@@ -231,8 +245,11 @@ func TestAuditLog(t *testing.T) {
 	require.NoError(t, syscall.Kill(os.Getpid(), syscall.SIGHUP))
 	eventually(t, "everything is written down", func() bool {
 		b, err := os.ReadFile(file)
-		return err == nil && containsAll(string(b), `"connect refused","client_id":"c1","user":"jane"`, `"code":134`, `"connect accepted","client_id":"c2"`,
-			`"access denied"`, `"topic":"b"`, `"access revoked","client_id":"c2"`, `"topic":"a"`, `"reloaded","what":"acl file"`, `"reloaded","what":"password file"`)
+		return err == nil &&
+			containsAll(string(b), `"connect refused","client_id":"c1","user":"jane"`, `"code":134`,
+				`"connect accepted","client_id":"c2"`,
+				`"access denied"`, `"topic":"b"`, `"access revoked","client_id":"c2"`, `"topic":"a"`,
+				`"reloaded","what":"acl file"`, `"reloaded","what":"password file"`)
 	})
 	b, err := os.ReadFile(file)
 	require.NoError(t, err)

@@ -184,7 +184,8 @@ func TestLinesAboutClientsAreShort(t *testing.T) {
 	w.connection.Store(true)
 	long := strings.Repeat("é", 30_000)
 	w.observer().Denied(hooks.Denied{
-		Client: &hooks.Client{ID: "c"}, Action: hooks.ActionPublish, Topic: long, Err: errors.New("no"),
+		Client: &hooks.Client{ID: "c"}, Action: hooks.ActionPublish, Topic: long,
+		Err: errors.New("no"),
 	})
 	w.client(new(rate), "client refused", &hooks.Client{ID: long}, "err", errors.New(long))
 	for range 2 {

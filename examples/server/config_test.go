@@ -124,7 +124,8 @@ func TestRulesAreAboutTopicsWithTheMountPoint(t *testing.T) {
 	}
 }
 
-// A guest says that it is jane. It takes nothing from her, and neither does what it has keep her out.
+// A guest says that it is jane. It takes nothing from her, and neither does what it has keep her
+// out.
 func TestAGuestWhoClaimsAUserNameIsNotThatUser(t *testing.T) {
 	people := write(t, "people", "jane:"+auth.Hash("pencil", 1))
 	at, _, _ := startWith(t, "per_listener_settings true",

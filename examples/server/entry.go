@@ -155,8 +155,8 @@ func (es entries) Start(ctx context.Context, r *hooks.ConnectRequest) (hooks.Exc
 }
 
 // authorizer has the rules of the client's listener decide. A client that has not connected since
-// the broker started is known to none: it may do what all rules allow. Nil: there are no rules. As in
-// Mosquitto, rules are about topics with the mount point.
+// the broker started is known to none: it may do what all rules allow. Nil: there are no rules. As
+// in Mosquitto, rules are about topics with the mount point.
 func (es entries) authorizer() hooks.Authorizer {
 	var of, all []hooks.Authorizer
 	gates, mounted := map[*gate]bool{}, false

@@ -122,7 +122,8 @@ func TestIdentityAsUsernameHoldsForTheListenersOfTheFile(t *testing.T) {
 			file := write(t, "mosquitto.conf", slices.Concat([]string{access, "acl_file " + rules,
 				"listener 0 " + filepath.Join(t.TempDir(), "s")}, secure)...)
 			addrs, printed := start(t, s.flags("-config", file, "-tls-identity-as-username")...)
-			require.Equal(t, 2, strings.Count(printed.String(), `admits="clients with a certificate"`))
+			require.Equal(t, 2, strings.Count(printed.String(),
+				`admits="clients with a certificate"`))
 			for _, addr := range addrs {
 				nc := dialTLS(t, addr, s.client(s.clients.Issue("jack")))
 				c := login{"c", "jane", "pencil"}.at(t, nc)

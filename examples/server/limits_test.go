@@ -37,8 +37,10 @@ func TestLimitsOfAddresses(t *testing.T) {
 	login{"a", "-", "-"}.at(t, dial(t, addrs[0]))
 	require.True(t, closed(t, addrs[0]), "a second one within a quarter of an hour")
 
-	addrs, _ = start(t, "-listen", "127.0.0.1:0", "-password-file", users(t, "jane", "pencil"), "-max-auth-failures", "2")
-	for _, want := range []packets.ReasonCode{packets.BadUserNameOrPassword, packets.BadUserNameOrPassword, packets.ConnectionRateExceeded} {
+	addrs, _ = start(t, "-listen", "127.0.0.1:0", "-password-file", users(t, "jane", "pencil"),
+		"-max-auth-failures", "2")
+	for _, want := range []packets.ReasonCode{packets.BadUserNameOrPassword,
+		packets.BadUserNameOrPassword, packets.ConnectionRateExceeded} {
 		_, code := connect(t, dial(t, addrs[0]), login{"c", "jane", "wrong"})
 		require.Equal(t, want, code)
 	}
@@ -60,11 +62,13 @@ func TestRatesOfPublishers(t *testing.T) {
 	for range 4 {
 		require.Equal(t, packets.NoMatchingSubscribers, c.publish("a", strings.Repeat("x", 500)))
 	}
-	require.Greater(t, time.Since(began), 400*time.Millisecond, "2,000 bytes, of which 1,000 may come at once")
+	require.Greater(t, time.Since(began), 400*time.Millisecond,
+		"2,000 bytes, of which 1,000 may come at once")
 }
 
 func TestBannedByFlag(t *testing.T) {
-	addrs, printed := start(t, "-listen", "127.0.0.1:0", "-ban", "client:bad", "-ban", "user:joe", "-ban", "address:192.0.2.0/24")
+	addrs, printed := start(t, "-listen", "127.0.0.1:0", "-ban", "client:bad", "-ban", "user:joe",
+		"-ban", "address:192.0.2.0/24")
 	for _, l := range []login{{"bad", "-", "-"}, {"c", "joe", "-"}} {
 		_, code := connect(t, dial(t, addrs[0]), l)
 		require.Equal(t, packets.Banned, code, "%+v", l)
@@ -77,7 +81,8 @@ func TestBannedByFlag(t *testing.T) {
 }
 
 func TestSessionsAndSubscriptionsByFlag(t *testing.T) {
-	addrs, _ := start(t, "-listen", "127.0.0.1:0", "-session-per-principal", "-min-wildcard-level", "1")
+	addrs, _ := start(t, "-listen", "127.0.0.1:0", "-session-per-principal", "-min-wildcard-level",
+		"1")
 	jane := login{"c", "jane", "-"}.at(t, dial(t, addrs[0]))
 	joe := login{"c", "joe", "-"}.at(t, dial(t, addrs[0]))
 	joe.ping()
@@ -88,9 +93,12 @@ func TestSessionsAndSubscriptionsByFlag(t *testing.T) {
 	addrs, _ = start(t, "-listen", "127.0.0.1:0", "-max-memory", "30000", "-max-retained", "1")
 	c := login{"c", "-", "-"}.at(t, dial(t, addrs[0]))
 	c.id++
-	c.send(&packets.Publish{QoS: 1, PacketID: c.id, Topic: []byte("a"), Payload: make([]byte, 25_000), Retain: true})
-	require.Equal(t, packets.QuotaExceeded, c.want(packets.TypePuback).(*packets.Ack).Code, "there is no memory for it")
-	require.Equal(t, packets.NoMatchingSubscribers, c.publish("a", "x"), "live messages that need no memory go on")
+	c.send(&packets.Publish{QoS: 1, PacketID: c.id, Topic: []byte("a"),
+		Payload: make([]byte, 25_000), Retain: true})
+	require.Equal(t, packets.QuotaExceeded, c.want(packets.TypePuback).(*packets.Ack).Code,
+		"there is no memory for it")
+	require.Equal(t, packets.NoMatchingSubscribers, c.publish("a", "x"),
+		"live messages that need no memory go on")
 }
 
 func TestFlagsOfLimits(t *testing.T) {
@@ -113,7 +121,8 @@ func TestFlagsOfLimits(t *testing.T) {
 		require.ErrorContains(t, o.limits.ban(b), "-ban")
 		b.Close()
 	}
-	o, err := parse([]string{"-rate-connect", "7", "-max-takeovers", "3", "-ban-time", "1m", "-max-connecting", "9", "-max-retained-bytes", "5",
+	o, err := parse([]string{"-rate-connect", "7", "-max-takeovers", "3", "-ban-time", "1m",
+		"-max-connecting", "9", "-max-retained-bytes", "5",
 		"-max-sessions-user", "1", "-max-subscriptions-user", "2", "-max-retained-user", "3",
 		"-max-retained-bytes-user", "4", "-max-queued-bytes-user", "-1",
 		"-max-kept-bytes-user", "6", "-max-delay", "1h", "-max-delayed-user", "7"})

@@ -159,7 +159,8 @@ func (tr *transport) check(localOnly bool) error {
 }
 
 // opensUp is what to do about a listener that is refused because nobody is verified.
-const opensUp = "give -password-file to say who may connect, or -allow-anonymous to let everybody " +
+const opensUp = "give -password-file to say who may connect, or -allow-anonymous to let " +
+	"everybody " +
 	"in"
 
 // isLocal says whether only this machine can connect to a.

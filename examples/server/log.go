@@ -29,7 +29,9 @@ func (lo *logging) flags(fs *flag.FlagSet) {
 		"`file`, which is opened anew on SIGHUP (default stderr)")
 	fs.BoolVar(&lo.timestamp, "log-timestamp", true, "begin log lines with the time")
 	fs.BoolVar(&lo.connection, "connection-messages", true, "log who comes, goes and is refused")
-	fs.BoolVar(&lo.packets, "v", false, "log CONNECT, SUBSCRIBE, UNSUBSCRIBE, PUBLISH and DISCONNECT, one line each, in the words of mosquitto -v")
+	fs.BoolVar(&lo.packets, "v", false,
+		"log CONNECT, SUBSCRIBE, UNSUBSCRIBE, PUBLISH and DISCONNECT, one line each, in the "+
+			"words of mosquitto -v")
 }
 
 // silent is above all levels.
@@ -80,8 +82,8 @@ func (lo *logging) logger(standard io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(to, options))
 }
 
-// each writes to all of its members: one that fails, such as a file on a full disk, takes no line from
-// the others.
+// each writes to all of its members: one that fails, such as a file on a full disk, takes no line
+// from the others.
 type each []io.Writer
 
 func (e each) Write(b []byte) (int, error) {

@@ -1,5 +1,6 @@
-// Command server is a complete stand-alone broker made only of Dunlin's public API. By default it listens on 127.0.0.1:1883 and
-// accepts anyone on this machine. Its flags set the fields of dunlin.Config.
+// Command server is a complete stand-alone broker made only of Dunlin's public API. By default it
+// listens on 127.0.0.1:1883 and accepts anyone on this machine. Its flags set the fields of
+// dunlin.Config.
 package main
 
 import (
@@ -108,12 +109,15 @@ func (o *options) flags() *flag.FlagSet {
 	o.persistence.flags(fs)
 	o.limits.flags(fs, c)
 	o.logging.flags(fs)
-	fs.IntVar(&c.ReceiveMaximum, "receive-maximum", 0, "unacknowledged QoS 1 and 2 publishes per client (default 1024)")
+	fs.IntVar(&c.ReceiveMaximum, "receive-maximum", 0,
+		"unacknowledged QoS 1 and 2 publishes per client (default 1024)")
 	fs.StringVar(&o.maxQoS, "max-qos", "2", "highest QoS that clients may use")
 	fs.BoolVar(&c.DisableRetain, "no-retain", false, "do not accept retained messages")
-	fs.BoolVar(&c.DisableWildcards, "no-wildcards", false, "do not accept wildcards in subscriptions")
+	fs.BoolVar(&c.DisableWildcards, "no-wildcards", false,
+		"do not accept wildcards in subscriptions")
 	fs.BoolVar(&c.DisableShared, "no-shared", false, "do not accept shared subscriptions")
-	fs.BoolVar(&c.DisableSubscriptionIDs, "no-subscription-ids", false, "do not accept Subscription Identifiers")
+	fs.BoolVar(&c.DisableSubscriptionIDs, "no-subscription-ids", false,
+		"do not accept Subscription Identifiers")
 	fs.Var((*size)(&c.MaxPacketSize), "max-packet-size", "largest packet accepted, in bytes "+
 		"(default 1 MiB)")
 	fs.Var((*size)(&c.MaxConnectSize), "max-connect-size", "largest CONNECT accepted, with its "+
@@ -121,23 +125,34 @@ func (o *options) flags() *flag.FlagSet {
 	fs.IntVar(&c.MaxTopicLevels, "max-topic-levels", 0, "most levels of a topic (default 128)")
 	fs.Var(&o.payload, "max-payload", "largest payload accepted, in bytes; a larger one is "+
 		"acknowledged with 0x97 and dropped (default none)")
-	fs.DurationVar(&c.MaxKeepAlive, "server-keep-alive", 0, "longest Keep Alive, for instance 60s (default as clients ask)")
-	fs.Float64Var(&c.SlowLinkRate, "slow-link-rate", 0, "bytes per second of an incomplete packet that count as life for the Keep Alive (default only whole packets do)")
-	fs.DurationVar(&c.MaxSessionExpiry, "max-session-expiry", 0, "longest that a session is kept for an absent client (default 168h)")
+	fs.DurationVar(&c.MaxKeepAlive, "server-keep-alive", 0,
+		"longest Keep Alive, for instance 60s (default as clients ask)")
+	fs.Float64Var(&c.SlowLinkRate, "slow-link-rate", 0,
+		"bytes per second of an incomplete packet that count as life for the Keep Alive (default "+
+			"only whole packets do)")
+	fs.DurationVar(&c.MaxSessionExpiry, "max-session-expiry", 0,
+		"longest that a session is kept for an absent client (default 168h)")
 	fs.IntVar(&c.MaxConnections, "max-connections", 0, "most connections (default 100000)")
 	fs.IntVar(&c.MaxSessions, "max-sessions", 0, "most sessions (default 1000000)")
-	fs.IntVar(&c.TopicAliasMaximum, "topic-alias-maximum", 0, "highest Topic Alias (default 32, negative: 65535)")
-	fs.StringVar(&o.versions, "versions", "3,4,5", "protocol versions accepted: 3 is MQTT 3.1, 4 is 3.1.1, 5 is 5.0")
-	fs.Var(&o.denySubscribe, "deny-subscribe", "Topic `filter` that may not be subscribed to, repeatable")
-	fs.IntVar(&c.MaxInflight, "max-inflight", 0, "QoS 1 and 2 deliveries on their way to one client (default 256)")
-	fs.IntVar(&c.MaxQueuedMessages, "max-queued-messages", 0, "messages queued per session (default 16384)")
+	fs.IntVar(&c.TopicAliasMaximum, "topic-alias-maximum", 0,
+		"highest Topic Alias (default 32, negative: 65535)")
+	fs.StringVar(&o.versions, "versions", "3,4,5",
+		"protocol versions accepted: 3 is MQTT 3.1, 4 is 3.1.1, 5 is 5.0")
+	fs.Var(&o.denySubscribe, "deny-subscribe",
+		"Topic `filter` that may not be subscribed to, repeatable")
+	fs.IntVar(&c.MaxInflight, "max-inflight", 0,
+		"QoS 1 and 2 deliveries on their way to one client (default 256)")
+	fs.IntVar(&c.MaxQueuedMessages, "max-queued-messages", 0,
+		"messages queued per session (default 16384)")
 	fs.Var((*size)(&c.MaxQueuedBytes), "max-queued-bytes", "bytes queued per session (default 16 "+
 		"MiB)")
 	fs.Var((*size)(&c.MaxOutboundBytes), "max-outbound-bytes",
 		"bytes that wait for one client's socket (default 2 MiB)")
-	fs.DurationVar(&c.SysInterval, "sys-interval", 10*time.Second, "how often $SYS is published, 0 for never")
+	fs.DurationVar(&c.SysInterval, "sys-interval", 10*time.Second,
+		"how often $SYS is published, 0 for never")
 	fs.BoolVar(&c.QueueQoS0, "queue-qos0", false, "queue QoS 0 messages, too, for absent clients")
-	fs.BoolVar(&c.CheckPayloadFormat, "check-payload-format", false, "refuse payloads that are said to be UTF-8 and are not")
+	fs.BoolVar(&c.CheckPayloadFormat, "check-payload-format", false,
+		"refuse payloads that are said to be UTF-8 and are not")
 	fs.StringVar(&o.config, "config", "", "`file` of the form of mosquitto.conf; flags may stand "+
 		"in it, too, as name value or name=value; flags given directly win")
 	fs.StringVar(&o.config, "c", "", "`file`, the same as -config")
@@ -215,7 +230,9 @@ func (o *options) authorize(_ context.Context, r *hooks.AccessRequest) error {
 	if r.Action == hooks.ActionSubscribe {
 		for _, f := range o.denySubscribe {
 			if f == r.Topic || packets.MatchTopic(f, r.Topic) {
-				return packets.Errorf(packets.UnspecifiedError, "subscriptions to %q are not allowed", r.Topic) // 0x87 would say that another client may
+				// 0x87 would say that another client may
+				return packets.Errorf(packets.UnspecifiedError,
+					"subscriptions to %q are not allowed", r.Topic)
 			}
 		}
 	}

@@ -18,8 +18,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// startMosquitto starts a real one with the same files until the test ends, and returns the path of its socket, and of another one
-// where everybody may do everything.
+// startMosquitto starts a real one with the same files until the test ends, and returns the path of
+// its socket, and of another one where everybody may do everything.
 func startMosquitto(t *testing.T, anonymous, passwords, rules string) (guarded, open string) {
 	t.Helper()
 	broker := program(t, "mosquitto")
@@ -27,7 +27,8 @@ func startMosquitto(t *testing.T, anonymous, passwords, rules string) (guarded, 
 	require.NoError(t, err)
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	guarded, open = filepath.Join(dir, "guarded"), filepath.Join(dir, "open")
-	config := "per_listener_settings true\nlistener 0 " + guarded + "\nallow_anonymous " + anonymous + "\n"
+	config := "per_listener_settings true\nlistener 0 " + guarded + "\nallow_anonymous " +
+		anonymous + "\n"
 	if os.Geteuid() == 0 {
 		config = "user root\n" + config
 	}
@@ -63,8 +64,10 @@ func TestLoginsAsMosquitto(t *testing.T) {
 	for _, anonymous := range []string{"true", "false"} {
 		for _, passwords := range []string{"", file} {
 			guarded, _ := startMosquitto(t, anonymous, passwords, "")
-			addrs, _ := start(t, "-listen", "127.0.0.1:0", "-allow-anonymous="+anonymous, "-password-file", passwords)
-			for _, name := range []string{"-", "", "jane", "joe", "jack", "jane ", "Jane", "jane:x"} {
+			addrs, _ := start(t, "-listen", "127.0.0.1:0", "-allow-anonymous="+anonymous,
+				"-password-file", passwords)
+			for _, name := range []string{"-", "", "jane", "joe", "jack", "jane ", "Jane",
+				"jane:x"} {
 				for _, password := range []string{"-", "", "pencil", "brush", "pencil ", "penci"} {
 					if name == "-" && password != "-" {
 						continue // what a client must not send before 5.0
@@ -72,7 +75,9 @@ func TestLoginsAsMosquitto(t *testing.T) {
 					l := login{fmt.Sprint("c", n), name, password}
 					_, theirs := connect(t, dial(t, guarded), l)
 					_, ours := connect(t, dial(t, addrs[0]), l)
-					require.Equal(t, theirs.Failed(), ours.Failed(), "-allow-anonymous=%s -password-file=%s %+v: mosquitto says %v, we %v", anonymous, passwords, l, theirs, ours)
+					require.Equal(t, theirs.Failed(), ours.Failed(),
+						"-allow-anonymous=%s -password-file=%s %+v: mosquitto says %v, we %v",
+						anonymous, passwords, l, theirs, ours)
 					n++
 				}
 			}
@@ -118,8 +123,8 @@ func (r questions) rules() string {
 	return b.String()
 }
 
-// TestAccessAsMosquitto gives both brokers the same files, and compares what clients with and without names may publish and read:
-// what a publish is answered, and what a subscription brings.
+// TestAccessAsMosquitto gives both brokers the same files, and compares what clients with and
+// without names may publish and read: what a publish is answered, and what a subscription brings.
 func TestAccessAsMosquitto(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
@@ -131,13 +136,16 @@ func TestAccessAsMosquitto(t *testing.T) {
 		file := r.rules()
 		rules := write(t, "rules", file)
 		guarded, open := startMosquitto(t, "true", passwords, rules)
-		addrs, _ := start(t, "-listen", "127.0.0.1:0", "-allow-anonymous", "-password-file", passwords, "-acl-file", rules)
-		filtered, _ := start(t, "-listen", "127.0.0.1:0", "-allow-anonymous", "-password-file", passwords, "-acl-file", rules, "-acl-at-delivery",
+		addrs, _ := start(t, "-listen", "127.0.0.1:0", "-allow-anonymous", "-password-file",
+			passwords, "-acl-file", rules)
+		filtered, _ := start(t, "-listen", "127.0.0.1:0", "-allow-anonymous", "-password-file",
+			passwords, "-acl-file", rules, "-acl-at-delivery",
 			"-deny-subscribe", "not/this")
 		everything := login{"everything", "-", "-"}.at(t, dial(t, open))
 		for _, l := range logins {
 			about := fmt.Sprintf("%s\n%+v", file, l)
-			theirs, ours, third := l.at(t, dial(t, guarded)), l.at(t, dial(t, addrs[0])), l.at(t, dial(t, filtered[0]))
+			theirs, ours, third := l.at(t, dial(t, guarded)), l.at(t, dial(t, addrs[0])),
+				l.at(t, dial(t, filtered[0]))
 			topics := map[string]bool{}
 			for range 12 {
 				topics[r.topic(false, "a", "b", "c", "jane", "xc", "xa")] = true
@@ -150,13 +158,16 @@ func TestAccessAsMosquitto(t *testing.T) {
 			readable := maps.Clone(theirs.got)
 			for topic := range topics {
 				_, readable := readable[topic]
-				require.Equal(t, readable, !ours.subscribe(topic).Failed(), "%s\nread %s: mosquitto says %v", about, topic, readable)
+				require.Equal(t, readable, !ours.subscribe(topic).Failed(),
+					"%s\nread %s: mosquitto says %v", about, topic, readable)
 				want := theirs.publish(topic, "w")
-				require.Equal(t, want.Failed(), ours.publish(topic, "w").Failed(), "%s\nwrite %s: mosquitto says %v", about, topic, want)
+				require.Equal(t, want.Failed(), ours.publish(topic, "w").Failed(),
+					"%s\nwrite %s: mosquitto says %v", about, topic, want)
 				published++
 				read++
 			}
-			for range 8 { // a subscription with wildcards is granted only if mosquitto leaves nothing out of it
+			// a subscription with wildcards is granted only if mosquitto leaves nothing out of it
+			for range 8 {
 				filter := r.topic(true, "a", "b", "jane")
 				if ours.subscribe(filter).Failed() {
 					continue
@@ -173,7 +184,8 @@ func TestAccessAsMosquitto(t *testing.T) {
 			ours.ping()
 			clear(ours.got)
 			clear(theirs.got)
-			for topic := range topics { // what they publish themselves comes back if they may read it
+			// what they publish themselves comes back if they may read it
+			for topic := range topics {
 				if !third.publish(topic, "d").Failed() {
 					theirs.publish(topic, "d")
 				}
@@ -184,9 +196,11 @@ func TestAccessAsMosquitto(t *testing.T) {
 				third.ping()
 			}
 			third.settle()
-			require.Equal(t, slices.Sorted(maps.Keys(theirs.got)), slices.Sorted(maps.Keys(third.got)), "%s\nwith -acl-at-delivery", about)
+			require.Equal(t, slices.Sorted(maps.Keys(theirs.got)),
+				slices.Sorted(maps.Keys(third.got)), "%s\nwith -acl-at-delivery", about)
 		}
 	}
 	require.GreaterOrEqual(t, published+read, 300)
-	t.Logf("%d publishes and %d subscriptions compared, %d topics of granted wildcards", published, read, wild)
+	t.Logf("%d publishes and %d subscriptions compared, %d topics of granted wildcards", published,
+		read, wild)
 }

@@ -51,8 +51,9 @@ var sameFiles = []struct{ name, conf string }{
 	{"per_listener_settings behind a listener", "listener 0 @0\nper_listener_settings " +
 		"true\nallow_anonymous true\nlistener 0 @1\npassword_file PASSWORDS\n"},
 	{"a mount point", "allow_anonymous true\nlistener 0 @0\nmount_point m/\nlistener 0 @1\n"},
-	{"a mount point without slash", "allow_anonymous true\nlistener 0 @0\nmount_point m\nlistener " +
-		"0 @1\n"},
+	{"a mount point without slash",
+		"allow_anonymous true\nlistener 0 @0\nmount_point m\nlistener " +
+			"0 @1\n"},
 	{"QoS 0 only", "allow_anonymous true\nlistener 0 @0\nmax_qos 0\nlistener 0 @1\nmax_qos 1\n"},
 	{"no retained messages", "allow_anonymous true\nretain_available false\nlistener 0 @0\n"},
 	{"names as identifiers", "allow_anonymous true\npassword_file PASSWORDS\nlistener 0 " +

@@ -120,7 +120,8 @@ func TestMosquittoTakesWhatPasswdMakes(t *testing.T) {
 // The server, which is not root, can still read the file after it was changed.
 func TestPasswdKeepsWhoMayRead(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "passwd")
-	require.NoError(t, passwd([]string{"create", file, "ann"}, strings.NewReader("secret\n"), io.Discard))
+	require.NoError(t, passwd([]string{"create", file, "ann"}, strings.NewReader("secret\n"),
+		io.Discard))
 	require.NoError(t, os.Chmod(file, 0o644))
 	var out bytes.Buffer
 	require.NoError(t, passwd([]string{"add", file, "ben"}, strings.NewReader("secret\n"), &out))

@@ -15,7 +15,8 @@ import (
 const (
 	// proxyTimeout is how long a proxy may take for its header.
 	proxyTimeout = 5 * time.Second
-	// proxyHeaders is how many headers are awaited at a time. Further connections wait to be accepted.
+	// proxyHeaders is how many headers are awaited at a time. Further connections wait to be
+	// accepted.
 	proxyHeaders = 256
 )
 
@@ -43,11 +44,13 @@ func (p *proxy) check(others bool) error {
 	return nil
 }
 
-// A proxied is a listener for connections that come through proxies, each of which begins with a header that says from where
-// (the PROXY protocol). That address is what RemoteAddr of the connections returns. A connection that comes from elsewhere, or has
-// no header of the right version, is closed.
+// A proxied is a listener for connections that come through proxies, each of which begins with a
+// header that says from where (the PROXY protocol). That address is what RemoteAddr of the
+// connections returns. A connection that comes from elsewhere, or has no header of the right
+// version, is closed.
 //
-// Headers are read before Accept returns the connection, so that asking for its address never waits.
+// Headers are read before Accept returns the connection, so that asking for its address never
+// waits.
 type proxied struct {
 	net.Listener
 	ready  chan net.Conn
@@ -57,7 +60,8 @@ type proxied struct {
 	work   sync.WaitGroup // Close waits for it
 }
 
-// newProxied takes over l. Proxies are at the addresses of from, which hold addresses and prefixes; empty: on this machine.
+// newProxied takes over l. Proxies are at the addresses of from, which hold addresses and prefixes;
+// empty: on this machine.
 func newProxied(l net.Listener, version byte, from []string) (net.Listener, error) {
 	if len(from) == 0 {
 		from = []string{"127.0.0.0/8", "::1"}
@@ -86,7 +90,8 @@ func (p *proxied) accept(version byte, policy proxyproto.ConnPolicyFunc) {
 				return
 			}
 		}
-		with, err := policy(proxyproto.ConnPolicyOptions{Upstream: c.RemoteAddr(), Downstream: c.LocalAddr()})
+		with, err := policy(proxyproto.ConnPolicyOptions{Upstream: c.RemoteAddr(),
+			Downstream: c.LocalAddr()})
 		if err != nil || with == proxyproto.REJECT {
 			c.Close()
 			continue
@@ -108,7 +113,8 @@ func (p *proxied) accept(version byte, policy proxyproto.ConnPolicyFunc) {
 func (p *proxied) header(c net.Conn, version byte) {
 	stop := context.AfterFunc(p.ctx, func() { c.Close() })
 	defer stop()
-	conn := proxyproto.NewConn(c, proxyproto.WithPolicy(proxyproto.REQUIRE), proxyproto.SetReadHeaderTimeout(proxyTimeout))
+	conn := proxyproto.NewConn(c, proxyproto.WithPolicy(proxyproto.REQUIRE),
+		proxyproto.SetReadHeaderTimeout(proxyTimeout))
 	if h := conn.ProxyHeader(); h == nil || h.Version != version {
 		c.Close()
 		return

@@ -135,7 +135,8 @@ func newPlaced(t *testing.T, s *site, ours bool) *placed {
 	require.NoError(t, err)
 	for name, text := range map[string]string{
 		"www/index.html": "a page", "passwords": string(passwords),
-		"rules": "topic readwrite open/#\nuser jane\ntopic readwrite a/#\npattern readwrite own/%c\n",
+		"rules": "topic readwrite open/#\nuser jane\ntopic readwrite a/#\npattern readwrite " +
+			"own/%c\n",
 	} {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
 	}
@@ -175,7 +176,8 @@ func (x *place) outcomes(t *testing.T, s *site, lost *testcert.Certificate) (all
 	if x.tls {
 		old := s.client(nil)
 		old.MaxVersion = tls.VersionTLS11
-		configs = []*tls.Config{s.client(nil), s.client(s.clients.Issue("jane")), s.client(lost), old}
+		configs = []*tls.Config{s.client(nil), s.client(s.clients.Issue("jane")), s.client(lost),
+			old}
 	}
 	for i, config := range configs {
 		for _, l := range []login{{"c1", "-", "-"}, {"c2", "jane", "pencil"}, {"c3", "jane", "x"},
@@ -220,7 +222,8 @@ func comesIn(t *testing.T, nc net.Conn, l login) *client {
 	if _, err := nc.Write(wire); err != nil {
 		return nil
 	}
-	c := &client{t: t, conn: nc, in: packets.NewReader(nc, packets.Limits{}), got: map[string]string{}}
+	c := &client{t: t, conn: nc, in: packets.NewReader(nc, packets.Limits{}),
+		got: map[string]string{}}
 	c.in.SetVersion(packets.V5)
 	if ack, err := c.in.ReadPacket(); err != nil || ack.(*packets.Connack).Code.Failed() {
 		return nil

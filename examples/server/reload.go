@@ -91,7 +91,8 @@ var running = map[string]func(r *reloader, o *options) bool{
 		r.watcher.connection.Store(o.connection)
 		return true
 	},
-	"v": func(r *reloader, o *options) bool { // without it the broker does not tell what would be printed
+	// without it the broker does not tell what would be printed
+	"v": func(r *reloader, o *options) bool {
 		r.watcher.packets.Store(o.packets && r.packets)
 		return r.packets
 	},

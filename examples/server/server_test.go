@@ -37,7 +37,8 @@ func (l *log) String() string {
 	return l.text.String()
 }
 
-// start runs the server until the test ends, and returns the addresses that it listens on and what it prints. Flags -listen and
+// start runs the server until the test ends, and returns the addresses that it listens on and what
+// it prints. Flags -listen and
 // -tls-listen should name port 0.
 func start(t *testing.T, args ...string) (addrs []string, printed *log) {
 	t.Helper()
@@ -110,12 +111,15 @@ func dialTLS(t *testing.T, addr string, config *tls.Config) net.Conn {
 // A login is what a client says of itself. A name or password "-" is left out.
 type login struct{ id, name, password string }
 
-// connect sends CONNECT and returns the client, nil if it was refused, and the CONNACK's Reason Code.
+// connect sends CONNECT and returns the client, nil if it was refused, and the CONNACK's Reason
+// Code.
 func connect(t *testing.T, conn net.Conn, l login) (*client, packets.ReasonCode) {
 	t.Helper()
-	c := &client{t: t, conn: conn, in: packets.NewReader(conn, packets.Limits{}), got: map[string]string{}}
+	c := &client{t: t, conn: conn, in: packets.NewReader(conn, packets.Limits{}),
+		got: map[string]string{}}
 	c.in.SetVersion(packets.V5)
-	p := &packets.Connect{Version: packets.V5, CleanStart: true, ClientID: l.id, HasUsername: l.name != "-", HasPassword: l.password != "-"}
+	p := &packets.Connect{Version: packets.V5, CleanStart: true, ClientID: l.id,
+		HasUsername: l.name != "-", HasPassword: l.password != "-"}
 	if p.HasUsername {
 		p.Username = l.name
 	}
@@ -165,14 +169,16 @@ func (c *client) want(typ packets.Type) packets.Packet {
 func (c *client) subscribe(filter string) packets.ReasonCode {
 	c.t.Helper()
 	c.id++
-	c.send(&packets.Subscribe{PacketID: c.id, Subscriptions: []packets.Subscription{{Filter: filter}}})
+	c.send(&packets.Subscribe{PacketID: c.id,
+		Subscriptions: []packets.Subscription{{Filter: filter}}})
 	return c.want(packets.TypeSuback).(*packets.Suback).Codes[0]
 }
 
 func (c *client) publish(topic, payload string) packets.ReasonCode {
 	c.t.Helper()
 	c.id++
-	c.send(&packets.Publish{QoS: packets.QoS1, PacketID: c.id, Topic: []byte(topic), Payload: []byte(payload)})
+	c.send(&packets.Publish{QoS: packets.QoS1, PacketID: c.id, Topic: []byte(topic),
+		Payload: []byte(payload)})
 	return c.want(packets.TypePuback).(*packets.Ack).Code
 }
 

@@ -19,9 +19,13 @@ type persistence struct {
 }
 
 func (p *persistence) flags(f *flag.FlagSet) {
-	f.StringVar(&p.data, "data", "", "`directory` that keeps sessions, queued and retained messages (default: they end with the broker)")
+	f.StringVar(&p.data, "data", "",
+		"`directory` that keeps sessions, queued and retained messages (default: they end with "+
+			"the broker)")
 	f.StringVar(&p.kind, "store", "segment", "what kind of store is in -data: segment or bbolt")
-	f.StringVar(&p.durable, "durability", "synced", "what an acknowledged message survives: synced (loss of power), buffered (end of the process) or none")
+	f.StringVar(&p.durable, "durability", "synced",
+		"what an acknowledged message survives: synced (loss of power), buffered (end of the "+
+			"process) or none")
 }
 
 // finish checks the flags.
@@ -43,7 +47,8 @@ func (p *persistence) finish() error {
 // bboltFile is the file in -data with -store bbolt.
 const bboltFile = "dunlin.db"
 
-// open opens the store, nil if there is to be none. A directory that holds one of the other kind is left alone.
+// open opens the store, nil if there is to be none. A directory that holds one of the other kind is
+// left alone.
 func (p *persistence) open(logger *slog.Logger) (store.Store, error) {
 	if p.data == "" {
 		return nil, nil

@@ -37,10 +37,12 @@ func TestStateIsKept(t *testing.T) {
 	for _, kind := range []string{"segment", "bbolt"} {
 		for _, durability := range []string{"synced", "buffered", "none"} {
 			t.Run(kind+" "+durability, func(t *testing.T) {
-				args := []string{"-data", filepath.Join(t.TempDir(), "data"), "-store", kind, "-durability", durability}
+				args := []string{"-data", filepath.Join(t.TempDir(), "data"), "-store", kind,
+					"-durability", durability}
 				once(t, func(addr string) {
 					c := login{"writer", "-", "-"}.at(t, dial(t, addr))
-					c.send(&packets.Publish{QoS: packets.QoS1, PacketID: 9, Retain: true, Topic: []byte("kept"), Payload: []byte("yes")})
+					c.send(&packets.Publish{QoS: packets.QoS1, PacketID: 9, Retain: true,
+						Topic: []byte("kept"), Payload: []byte("yes")})
 					c.want(packets.TypePuback)
 				}, args...)
 				once(t, func(addr string) {
@@ -60,8 +62,10 @@ func TestFlagsOfTheStore(t *testing.T) {
 		args []string
 		want string
 	}{
-		{"a store that there is not", []string{"-data", "x", "-store", "redis"}, `-store "redis" is not segment or bbolt`},
-		{"a durability that there is not", []string{"-durability", "fsync"}, `-durability "fsync" is not synced, buffered or none`},
+		{"a store that there is not", []string{"-data", "x", "-store", "redis"},
+			`-store "redis" is not segment or bbolt`},
+		{"a durability that there is not", []string{"-durability", "fsync"},
+			`-durability "fsync" is not synced, buffered or none`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := parse(c.args)

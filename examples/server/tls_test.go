@@ -29,7 +29,8 @@ func newSite(t *testing.T) *site {
 	dir := t.TempDir()
 	s := &site{
 		t: t, servers: testcert.CA(t, "servers"), clients: testcert.CA(t, "clients"),
-		cert: filepath.Join(dir, "crt"), key: filepath.Join(dir, "key"), clientCA: filepath.Join(dir, "ca"), crl: filepath.Join(dir, "crl"),
+		cert: filepath.Join(dir, "crt"), key: filepath.Join(dir, "key"),
+		clientCA: filepath.Join(dir, "ca"), crl: filepath.Join(dir, "crl"),
 	}
 	s.writeServer("first")
 	testcert.Write(t, s.clientCA, s.clients.PEM())
@@ -45,11 +46,13 @@ func (s *site) writeServer(name string) {
 
 // flags are those that use the files, and further ones.
 func (s *site) flags(more ...string) []string {
-	return append([]string{"-tls-listen", "127.0.0.1:0", "-tls-cert", s.cert, "-tls-key", s.key, "-tls-client-ca", s.clientCA}, more...)
+	return append([]string{"-tls-listen", "127.0.0.1:0", "-tls-cert", s.cert, "-tls-key", s.key,
+		"-tls-client-ca", s.clientCA}, more...)
 }
 
 func (s *site) client(own *testcert.Certificate) *tls.Config {
-	c := &tls.Config{RootCAs: s.servers.Pool(), ServerName: "localhost", NextProtos: []string{"mqtt"}}
+	c := &tls.Config{RootCAs: s.servers.Pool(), ServerName: "localhost",
+		NextProtos: []string{"mqtt"}}
 	if own != nil {
 		c.Certificates = []tls.Certificate{own.TLS()}
 	}
@@ -59,14 +62,19 @@ func (s *site) client(own *testcert.Certificate) *tls.Config {
 func TestIdentityAsUsername(t *testing.T) {
 	s := newSite(t)
 	passwords := write(t, "passwords", "jane:"+auth.Hash("pencil", 1))
-	rules := write(t, "rules", "topic readwrite anonymous", "user jane", "topic readwrite jane", "user sensor 7", "topic readwrite sensor", "pattern readwrite by/%u/#")
-	addrs, _ := start(t, s.flags("-listen", "127.0.0.1:0", "-tls-identity-as-username", "-allow-anonymous", "-password-file", passwords, "-acl-file", rules)...)
+	rules := write(t, "rules", "topic readwrite anonymous", "user jane", "topic readwrite jane",
+		"user sensor 7", "topic readwrite sensor", "pattern readwrite by/%u/#")
+	addrs, _ := start(t, s.flags("-listen", "127.0.0.1:0", "-tls-identity-as-username",
+		"-allow-anonymous", "-password-file", passwords, "-acl-file", rules)...)
 	plain, overTLS := addrs[0], addrs[1]
 
-	sensor := login{"s", "jane", "wrong"}.at(t, dialTLS(t, overTLS, s.client(s.clients.Issue("sensor 7"))))
-	require.Less(t, sensor.publish("sensor", "x"), packets.UnspecifiedError, "the certificate says who it is")
+	sensor := login{"s", "jane", "wrong"}.at(t,
+		dialTLS(t, overTLS, s.client(s.clients.Issue("sensor 7"))))
+	require.Less(t, sensor.publish("sensor", "x"), packets.UnspecifiedError,
+		"the certificate says who it is")
 	require.Less(t, sensor.publish("by/sensor 7/a", "x"), packets.UnspecifiedError)
-	require.Equal(t, packets.NotAuthorized, sensor.publish("jane", "x"), "what it says itself does not count")
+	require.Equal(t, packets.NotAuthorized, sensor.publish("jane", "x"),
+		"what it says itself does not count")
 	require.Equal(t, packets.NotAuthorized, sensor.publish("anonymous", "x"))
 
 	_, code := connect(t, dialTLS(t, overTLS, s.client(nil)), login{"n", "jane", "pencil"})
@@ -104,14 +112,16 @@ func TestRequiredCertificate(t *testing.T) {
 	require.NoError(t, syscall.Kill(os.Getpid(), syscall.SIGHUP))
 	eventually(t, "the new certificate is served", func() bool {
 		c := dialTLS(t, addrs[0], s.client(sensor)).(*tls.Conn)
-		return c.Handshake() == nil && c.ConnectionState().PeerCertificates[0].Subject.CommonName == "second"
+		return c.Handshake() == nil &&
+			c.ConnectionState().PeerCertificates[0].Subject.CommonName == "second"
 	})
 	refused(lost)
 	old.ping() // who is connected stays so
 
 	testcert.Write(t, s.cert, []byte("nonsense"))
 	require.NoError(t, syscall.Kill(os.Getpid(), syscall.SIGHUP))
-	eventually(t, "a file that is of no use is reported", func() bool { return containsAll(printed.String(), "not reloaded", s.cert) })
+	eventually(t, "a file that is of no use is reported",
+		func() bool { return containsAll(printed.String(), "not reloaded", s.cert) })
 	login{"s", "-", "-"}.at(t, dialTLS(t, addrs[0], s.client(sensor)))
 }
 
@@ -148,7 +158,8 @@ func TestOtherNamesOfTheProtocolInTLS(t *testing.T) {
 func TestProxyProtocol(t *testing.T) {
 	s := newSite(t)
 	header := func(version byte) *proxyproto.Header {
-		return proxyproto.HeaderProxyFromAddrs(version, &net.TCPAddr{IP: net.IPv4(203, 0, 113, 7), Port: 4711}, &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1883})
+		return proxyproto.HeaderProxyFromAddrs(version, &net.TCPAddr{IP: net.IPv4(203, 0, 113, 7),
+			Port: 4711}, &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1883})
 	}
 	// through writes a header and returns the connection.
 	through := func(t *testing.T, addr string, h *proxyproto.Header) net.Conn {
@@ -165,12 +176,22 @@ func TestProxyProtocol(t *testing.T) {
 	}
 	for _, version := range []byte{1, 2} {
 		t.Run("version "+string('0'+version), func(t *testing.T) {
-			addrs, printed := start(t, s.flags("-listen", "127.0.0.1:0", "-allow-anonymous", "-proxy-protocol", string('0'+version), "-log-level", "debug")...)
+			addrs, printed := start(t, s.flags("-listen", "127.0.0.1:0", "-allow-anonymous",
+				"-proxy-protocol", string('0'+version), "-log-level", "debug")...)
 			plain, overTLS := addrs[0], addrs[1]
 			login{"c", "-", "-"}.at(t, through(t, plain, header(version))).ping()
-			eventually(t, "the client's own address", func() bool { return containsAll(printed.String(), "client=c remote=203.0.113.7:4711") })
-			login{"d", "-", "-"}.at(t, tls.Client(through(t, overTLS, header(version)), s.client(nil))).ping()
-			eventually(t, "the client's own address", func() bool { return containsAll(printed.String(), "client=d remote=203.0.113.7:4711") })
+			eventually(t, "the client's own address",
+				func() bool {
+					return containsAll(printed.String(),
+						"client=c remote=203.0.113.7:4711")
+				})
+			login{"d", "-", "-"}.at(t, tls.Client(through(t, overTLS, header(version)),
+				s.client(nil))).ping()
+			eventually(t, "the client's own address",
+				func() bool {
+					return containsAll(printed.String(),
+						"client=d remote=203.0.113.7:4711")
+				})
 
 			closed(t, through(t, plain, header(3-version)))
 			c := dial(t, plain)
@@ -185,7 +206,8 @@ func TestProxyProtocol(t *testing.T) {
 		login{"c", "-", "-"}.at(t, through(t, addrs[0], h)).ping()
 	})
 	t.Run("from elsewhere", func(t *testing.T) {
-		addrs, _ := start(t, "-listen", "127.0.0.1:0", "-allow-anonymous", "-proxy-protocol", "2", "-proxy-from", "192.0.2.0/24")
+		addrs, _ := start(t, "-listen", "127.0.0.1:0", "-allow-anonymous", "-proxy-protocol", "2",
+			"-proxy-from", "192.0.2.0/24")
 		closed(t, dial(t, addrs[0]))
 	})
 	t.Run("headers that do not come keep nobody else out", func(t *testing.T) {

@@ -97,13 +97,14 @@ func (w *watcher) packet(format string, of ...any) {
 	}
 }
 
-// observer is what the broker tells. Without -v it is not told of messages, which would cost something
-// for each.
+// observer is what the broker tells. Without -v it is not told of messages, which would cost
+// something for each.
 func (w *watcher) observer() *hooks.Observer {
 	o := &hooks.Observer{
 		Connected: func(e hooks.Connected) {
 			c := e.Client
-			w.packet("Received CONNECT from %v as %s (p%d, c%d, k%d%s)", c.RemoteAddr, c.ID, c.Version,
+			w.packet("Received CONNECT from %v as %s (p%d, c%d, k%d%s)", c.RemoteAddr, c.ID,
+				c.Version,
 				digit(c.CleanStart), c.KeepAlive, user(c))
 			w.packet("Sending CONNACK to %s (%d, 0)", c.ID, digit(e.SessionPresent))
 			w.client(&w.come, "client connected", c)
@@ -142,7 +143,8 @@ func (w *watcher) observer() *hooks.Observer {
 		w.packet("Denied %s %s (%s): %v", what, e.Client.ID, e.Topic, e.Err)
 	}
 	o.Published = func(e hooks.Published) {
-		if m := e.Message; e.Client.RemoteAddr != nil { // $SYS is not what anybody wants to read here
+		// $SYS is not what anybody wants to read here
+		if m := e.Message; e.Client.RemoteAddr != nil {
 			w.packet("Received PUBLISH from %s (q%d, r%d, '%s', ... (%d bytes)), %d subscribers",
 				e.Client.ID, m.QoS, digit(m.Retain), e.Topic, len(m.Payload), e.Matched)
 		}

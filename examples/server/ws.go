@@ -25,9 +25,13 @@ type web struct {
 }
 
 func (w *web) flags(fs *flag.FlagSet) {
-	fs.Var(&w.listen, "ws", "`address` to listen on for MQTT over WebSocket, at the path "+wsPath+", repeatable")
-	fs.Var(&w.origins, "ws-origin", "`host` of web pages that may connect, such as example.com or https://*.example.com, repeatable; * for all (default the same host only)")
-	fs.Var(&w.proxies, "ws-trusted-proxy", "address or `prefix` of a reverse proxy whose X-Forwarded-For is believed, repeatable")
+	fs.Var(&w.listen, "ws",
+		"`address` to listen on for MQTT over WebSocket, at the path "+wsPath+", repeatable")
+	fs.Var(&w.origins, "ws-origin",
+		"`host` of web pages that may connect, such as example.com or https://*.example.com, "+
+			"repeatable; * for all (default the same host only)")
+	fs.Var(&w.proxies, "ws-trusted-proxy",
+		"address or `prefix` of a reverse proxy whose X-Forwarded-For is believed, repeatable")
 }
 
 // check says what does not go together.

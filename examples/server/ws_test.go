@@ -29,7 +29,8 @@ func overWS(t *testing.T, addr, origin string) (net.Conn, int) {
 	if origin != "" {
 		h.Set("Origin", origin)
 	}
-	c, resp, err := websocket.Dial(ctx, "ws://"+addr+wsPath, &websocket.DialOptions{Subprotocols: []string{"mqtt"}, HTTPHeader: h})
+	c, resp, err := websocket.Dial(ctx, "ws://"+addr+wsPath,
+		&websocket.DialOptions{Subprotocols: []string{"mqtt"}, HTTPHeader: h})
 	if err != nil {
 		require.NotNil(t, resp, "%v", err)
 		return nil, resp.StatusCode
@@ -63,7 +64,8 @@ func overQUIC(t *testing.T, addr string, conf *tls.Config) net.Conn {
 
 // Clients of all transports meet on one broker.
 func TestWebSocketAndQUIC(t *testing.T) {
-	addrs, printed := start(t, "-listen", "127.0.0.1:0", "-ws", "127.0.0.1:0", "-ws-origin", "app.example", "-quic", "127.0.0.1:0")
+	addrs, printed := start(t, "-listen", "127.0.0.1:0", "-ws", "127.0.0.1:0", "-ws-origin",
+		"app.example", "-quic", "127.0.0.1:0")
 	ws, status := overWS(t, addrs[1], "https://app.example")
 	require.Equal(t, http.StatusSwitchingProtocols, status)
 	_, status = overWS(t, addrs[1], "https://evil.example")
@@ -71,7 +73,8 @@ func TestWebSocketAndQUIC(t *testing.T) {
 	clients := []*client{
 		login{"by TCP", "-", "-"}.at(t, dial(t, addrs[0])),
 		login{"by WebSocket", "-", "-"}.at(t, ws),
-		login{"by QUIC", "-", "-"}.at(t, overQUIC(t, addrs[2], &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"mqtt"}})),
+		login{"by QUIC", "-", "-"}.at(t, overQUIC(t, addrs[2],
+			&tls.Config{InsecureSkipVerify: true, NextProtos: []string{"mqtt"}})),
 	}
 	for _, c := range clients {
 		c.subscribe("from/#")
@@ -94,16 +97,19 @@ func TestWebSocketAndQUIC(t *testing.T) {
 
 // A banned address costs neither an HTTP request nor a QUIC handshake.
 func TestABanHoldsBeforeWebSocketAndQUICBegin(t *testing.T) {
-	addrs, _ := start(t, "-ws", "127.0.0.1:0", "-quic", "127.0.0.1:0", "-ban", "address:127.0.0.0/8")
+	addrs, _ := start(t, "-ws", "127.0.0.1:0", "-quic", "127.0.0.1:0", "-ban",
+		"address:127.0.0.0/8")
 	nc := dial(t, addrs[0])
-	nc.SetReadDeadline(time.Now().Add(5 * time.Second)) // HTTP would wait for a request for ten seconds
+	// HTTP would wait for a request for ten seconds
+	nc.SetReadDeadline(time.Now().Add(5 * time.Second))
 	_, err := nc.Read(make([]byte, 1))
 	require.Error(t, err)
 	var timeout net.Error
 	require.False(t, errors.As(err, &timeout) && timeout.Timeout(), "%v", err)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	_, err = quic.DialAddr(ctx, addrs[1], &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"mqtt"}}, nil)
+	_, err = quic.DialAddr(ctx, addrs[1], &tls.Config{InsecureSkipVerify: true,
+		NextProtos: []string{"mqtt"}}, nil)
 	var refused *quic.TransportError
 	require.ErrorAs(t, err, &refused)
 	require.Equal(t, quic.ConnectionRefused, refused.ErrorCode)
@@ -112,7 +118,8 @@ func TestABanHoldsBeforeWebSocketAndQUICBegin(t *testing.T) {
 func TestQUICWithTheFilesOfTLS(t *testing.T) {
 	s := newSite(t)
 	sensor := s.clients.Issue("sensor")
-	addrs, _ := start(t, "-quic", "127.0.0.1:0", "-tls-cert", s.cert, "-tls-key", s.key, "-tls-client-ca", s.clientCA)
+	addrs, _ := start(t, "-quic", "127.0.0.1:0", "-tls-cert", s.cert, "-tls-key", s.key,
+		"-tls-client-ca", s.clientCA)
 	require.Len(t, addrs, 1)
 	login{"a", "-", "-"}.at(t, overQUIC(t, addrs[0], s.client(sensor))).ping()
 }
@@ -126,7 +133,8 @@ func TestFlagsOfWebSocketAndQUIC(t *testing.T) {
 		_, err := parse(args)
 		require.ErrorContains(t, err, "-", "%q", args)
 	}
-	o, err := parse([]string{"-ws", ":0", "-allow-anonymous", "-ws-trusted-proxy", "10.0.0.0/8", "-ws-trusted-proxy", "::1"})
+	o, err := parse([]string{"-ws", ":0", "-allow-anonymous", "-ws-trusted-proxy", "10.0.0.0/8",
+		"-ws-trusted-proxy", "::1"})
 	require.NoError(t, err)
 	require.Empty(t, o.listen, "there is no default beside other listeners")
 	ps, err := o.web.trusted()
@@ -159,7 +167,8 @@ func TestSIGTERM(t *testing.T) {
 	})
 	ws, _ := overWS(t, addrs[1], "")
 	login{"b", "-", "-"}.at(t, ws)
-	login{"c", "-", "-"}.at(t, overQUIC(t, addrs[2], &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"mqtt"}}))
+	login{"c", "-", "-"}.at(t, overQUIC(t, addrs[2],
+		&tls.Config{InsecureSkipVerify: true, NextProtos: []string{"mqtt"}}))
 	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
 	patient, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()

@@ -31,7 +31,8 @@ func main() {
 
 func run(ctx context.Context, args []string, out io.Writer) error {
 	fs := flag.NewFlagSet("several", flag.ExitOnError)
-	addrs := fs.String("listen", "127.0.0.1:1883,127.0.0.1:1884", "`addresses`, one for each tenant")
+	addrs := fs.String("listen", "127.0.0.1:1883,127.0.0.1:1884",
+		"`addresses`, one for each tenant")
 	tenants := fs.String("tenants", "red,blue", "`names` of the tenants")
 	fs.Parse(args)
 	names, listen := strings.Split(*tenants, ","), strings.Split(*addrs, ",")

@@ -79,7 +79,9 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 // first.
 func inherited(getenv func(string) string, pid, first int) ([]net.Listener, error) {
 	if getenv("LISTEN_PID") != strconv.Itoa(pid) {
-		return nil, errors.New("LISTEN_PID is not this process: start it by a systemd socket unit, or with systemd-socket-activate")
+		return nil, errors.New(
+			"LISTEN_PID is not this process: start it by a systemd socket unit, or with " +
+				"systemd-socket-activate")
 	}
 	n, err := strconv.Atoi(getenv("LISTEN_FDS"))
 	if err != nil || n < 1 {

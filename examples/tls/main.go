@@ -42,7 +42,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	fs := flag.NewFlagSet("tls", flag.ExitOnError)
 	addr := fs.String("listen", "127.0.0.1:8883", "`address` to listen on")
 	dir := fs.String("dir", "certificates",
-		"`folder` with ca.crt, server.crt and server.key; made, with a client's, if it is not there")
+		"`folder` with ca.crt, server.crt and server.key; made, with a client's, if it is not "+
+			"there")
 	every := fs.Duration("every", 2*time.Second, "how often to look for new files")
 	fs.Parse(args)
 	if _, err := os.Stat(*dir); errors.Is(err, os.ErrNotExist) {
@@ -85,7 +86,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	fmt.Fprintln(out, "listening on", l.Addr())
 	_, port, _ := net.SplitHostPort(l.Addr().String())
 	fmt.Fprintln(out, "now type, as the client that the certificate names:")
-	fmt.Fprintf(out, "  mosquitto_pub -h localhost -p %s --cafile %s --cert %s --key %s -V 5 -q 1 -t users/jane/state -m on\n", port, in("ca.crt"), in("jane.crt"), in("jane.key"))
+	fmt.Fprintf(out, "  mosquitto_pub -h localhost -p %s --cafile %s --cert %s --key %s -V 5 -q "+
+		"1 -t users/jane/state -m on\n", port, in("ca.crt"), in("jane.crt"), in("jane.key"))
 	go files.Watch(ctx, *every, func(err error) { // ends with ctx
 		fmt.Fprintln(out, "new files:", err)
 	})

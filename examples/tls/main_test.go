@@ -67,7 +67,8 @@ func TestRun(t *testing.T) {
 		p.Line("new files: ") // ends the test if there is none for a while
 		nc, err = dial(other.Pool(), other.Issue("joe").TLS())
 	}
-	joe, ack := try.Over(t, nc, &packets.Connect{Version: packets.V5, CleanStart: true, ClientID: "d"})
+	joe, ack := try.Over(t, nc, &packets.Connect{Version: packets.V5, CleanStart: true,
+		ClientID: "d"})
 	if code := joe.Publish("users/joe/state", "on"); ack.Code.Failed() || code.Failed() {
 		t.Errorf("joe was answered with %v and %v", ack.Code, code)
 	}

@@ -54,11 +54,13 @@ func newThermostat(broker, room string, target float64) (*thermostat, error) {
 		ReconnectBackoff: func(int) time.Duration { return 50 * time.Millisecond },
 		WillMessage: &paho.WillMessage{Topic: room + "/thermostat", Payload: []byte("gone"),
 			QoS: 1, Retain: true},
-		OnConnectionUp: func(*autopaho.ConnectionManager, *paho.Connack) { go t.hello() }, // a moment
+		// a moment
+		OnConnectionUp: func(*autopaho.ConnectionManager, *paho.Connack) { go t.hello() },
 		ClientConfig: paho.ClientConfig{ClientID: "thermostat-" + room,
 			OnPublishReceived: []func(paho.PublishReceived) (bool, error){
 				func(p paho.PublishReceived) (bool, error) {
-					go t.measured(string(p.Packet.Payload)) // not here: nothing else would be received meanwhile
+					// not here: nothing else would be received meanwhile
+					go t.measured(string(p.Packet.Payload))
 					return true, nil
 				},
 			}},

@@ -36,7 +36,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if err := os.MkdirAll(filepath.Dir(*path), 0o700); err != nil {
 		return err
 	}
-	// A socket that a killed process has left would be in the way; one that is served is not touched.
+	// A socket that a killed process has left would be in the way; one that is served is not
+	// touched.
 	if c, err := net.Dial("unix", *path); err == nil {
 		c.Close()
 		return fmt.Errorf("%s is being served", *path)

@@ -113,7 +113,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	fmt.Fprintln(out, "listening on", l.Addr())
 	_, port, _ := net.SplitHostPort(l.Addr().String())
 	fmt.Fprintln(out, "now type this, then change the name, the password or the topic:")
-	fmt.Fprintf(out, "  mosquitto_pub -p %s -V 5 -q 1 -u jane -P pencil -t jane/state -m on\n", port)
+	fmt.Fprintf(out, "  mosquitto_pub -p %s -V 5 -q 1 -u jane -P pencil -t jane/state -m on\n",
+		port)
 	defer context.AfterFunc(ctx, func() { b.Close() })()
 	if err := b.Serve(l); ctx.Err() == nil {
 		return err

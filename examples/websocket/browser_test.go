@@ -143,7 +143,8 @@ func (b *browser) open(url string) *page {
 func (p *page) resize(width, height int) {
 	p.t.Helper()
 	p.call(p.session, "Emulation.setDeviceMetricsOverride",
-		map[string]any{"width": width, "height": height, "deviceScaleFactor": 1, "mobile": true}, nil)
+		map[string]any{"width": width, "height": height, "deviceScaleFactor": 1, "mobile": true},
+		nil)
 }
 
 // eval returns the value of an expression, as text.

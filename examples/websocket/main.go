@@ -117,7 +117,8 @@ func publishDemo(ctx context.Context, b *dunlin.Broker, every time.Duration) {
 		}
 		if n%10 == 0 {
 			state := [2]string{"open", "closed"}[n/10%2]
-			b.Publish(ctx, &dunlin.Message{Topic: "garden/gate", Payload: []byte(state), Retain: true})
+			b.Publish(ctx, &dunlin.Message{Topic: "garden/gate", Payload: []byte(state),
+				Retain: true})
 		}
 		select {
 		case <-tick.C:

@@ -151,7 +151,8 @@ func TestFilesAreServedWithTheirHeaders(t *testing.T) {
 	}
 	r.Body.Close()
 	if r.StatusCode != http.StatusUpgradeRequired {
-		t.Errorf("a request for /mqtt that is no WebSocket handshake was answered with %s", r.Status)
+		t.Errorf("a request for /mqtt that is no WebSocket handshake was answered with %s",
+			r.Status)
 	}
 }
 

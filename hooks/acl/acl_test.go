@@ -80,28 +80,49 @@ func TestOwnForm(t *testing.T) {
 		ask   []string
 	}{
 		{"no rule allows nothing", "# nothing\n\n", client("c", "-"), []string{"pub a!", "sub a!"}},
-		{"the first rule decides", "deny all a/b\nallow all a/#\ndeny all a/c\n", client("c", "-"), []string{"pub a/b!", "pub a/c", "pub a/d", "pub b!"}},
-		{"actions are separate", "allow publish a\nallow subscribe b", client("c", "-"), []string{"pub a", "sub a!", "pub b!", "sub b"}},
+		{"the first rule decides", "deny all a/b\nallow all a/#\ndeny all a/c\n", client("c", "-"),
+			[]string{"pub a/b!", "pub a/c", "pub a/d", "pub b!"}},
+		{"actions are separate", "allow publish a\nallow subscribe b", client("c", "-"),
+			[]string{"pub a", "sub a!", "pub b!", "sub b"}},
 		{"a user", "allow user=jane all a", operator, []string{"pub a"}},
 		{"another user", "allow user=joe all a", operator, []string{"pub a!"}},
-		{"the User Name of a client with a Principal says nothing", "allow user=jane all a\nallow user=joe all b", principal, []string{"pub a!", "pub b"}},
+		{"the User Name of a client with a Principal says nothing",
+			"allow user=jane all a\nallow user=joe all b", principal, []string{"pub a!", "pub b"}},
 		{"a role", "allow role=operator all a", operator, []string{"pub a"}},
 		{"not that role", "allow role=admin all a", operator, []string{"pub a!"}},
-		{"all conditions count", "allow role=operator client=op2 all a\nallow role=operator client=op1 user=jane all b", operator, []string{"pub a!", "pub b"}},
-		{"a rule for users in its place among those for all", "allow user=jane all a/b\ndeny all a/#\nallow user=jane all a/#", operator, []string{"pub a/b", "pub a/c!", "sub a/b", "sub a/#!"}},
-		{"a tenant", "allow tenant=seven all a\nallow tenant=eight all b", tenant, []string{"pub a", "pub b!"}},
-		{"an address", "allow addr=10.0.0.0/8 all a\nallow addr=10.1.2.4 all b\nallow addr=10.1.2.3 all c", local, []string{"pub a", "pub b!", "pub c"}},
-		{"an address of version 6", "allow addr=2001:db8::/32 all a\nallow addr=0.0.0.0/0 all b", remote, []string{"pub a", "pub b!"}},
-		{"no address", "allow addr=0.0.0.0/0 all a\nallow addr=::/0 all a", client("c", "-"), []string{"pub a!"}},
+		{"all conditions count",
+			"allow role=operator client=op2 all a\nallow role=operator client=op1 user=jane all b",
+			operator, []string{"pub a!", "pub b"}},
+		{"a rule for users in its place among those for all",
+			"allow user=jane all a/b\ndeny all a/#\nallow user=jane all a/#", operator,
+			[]string{"pub a/b", "pub a/c!", "sub a/b", "sub a/#!"}},
+		{"a tenant", "allow tenant=seven all a\nallow tenant=eight all b", tenant,
+			[]string{"pub a", "pub b!"}},
+		{"an address", "allow addr=10.0.0.0/8 all a\nallow addr=10.1.2.4 all b\nallow " +
+			"addr=10.1.2.3 all c", local, []string{"pub a", "pub b!", "pub c"}},
+		{"an address of version 6", "allow addr=2001:db8::/32 all a\nallow addr=0.0.0.0/0 all b",
+			remote, []string{"pub a", "pub b!"}},
+		{"no address", "allow addr=0.0.0.0/0 all a\nallow addr=::/0 all a", client("c", "-"),
+			[]string{"pub a!"}},
 		{"without a name", "allow anonymous all a", client("c", "-"), []string{"pub a"}},
-		{"an empty name is none, as for Mosquitto", "allow anonymous all a", client("c", ""), []string{"pub a"}},
-		{"several filters", "allow all a b/+ c/#", client("c", "-"), []string{"pub a", "pub b/x", "pub b!", "pub c"}},
-		{"quoted words", `allow "user=a \"b" all "x y/z" plain`, client("c", `a "b`), []string{"pub x y/z", "pub plain", "pub x!"}},
-		{"white space", "  allow\t user=jane   all\ta \t b  \r", operator, []string{"pub a", "pub b"}},
-		{"names in filters", "allow all %c/in %u/+/x d-%c-%u", operator, []string{"pub op1/in", "pub jane/q/x", "pub d-op1-jane", "pub %c/in!", "pub d-op1-joe!", "pub d-op1-janes!"}},
-		{"other percent signs", "allow all 100%/%d/%%c/%", operator, []string{"pub 100%/%d/%op1/%"}},
-		{"names in subscriptions", "allow subscribe %c/#", operator, []string{"sub op1/#", "sub op1/+/x", "sub op1", "sub +!", "sub #!", "sub op1x!"}},
-		{"a name that is denied", "deny all a/%u/#\nallow all a/#", operator, []string{"sub a/joe/#", "sub a/jane/x!", "sub a/+/x!", "sub a/#!", "pub a/jane!", "pub a/joe"}},
+		{"an empty name is none, as for Mosquitto", "allow anonymous all a", client("c", ""),
+			[]string{"pub a"}},
+		{"several filters", "allow all a b/+ c/#", client("c", "-"),
+			[]string{"pub a", "pub b/x", "pub b!", "pub c"}},
+		{"quoted words", `allow "user=a \"b" all "x y/z" plain`, client("c", `a "b`),
+			[]string{"pub x y/z", "pub plain", "pub x!"}},
+		{"white space", "  allow\t user=jane   all\ta \t b  \r", operator,
+			[]string{"pub a", "pub b"}},
+		{"names in filters", "allow all %c/in %u/+/x d-%c-%u", operator,
+			[]string{"pub op1/in", "pub jane/q/x", "pub d-op1-jane", "pub %c/in!", "pub d-op1-joe!",
+				"pub d-op1-janes!"}},
+		{"other percent signs", "allow all 100%/%d/%%c/%", operator,
+			[]string{"pub 100%/%d/%op1/%"}},
+		{"names in subscriptions", "allow subscribe %c/#", operator,
+			[]string{"sub op1/#", "sub op1/+/x", "sub op1", "sub +!", "sub #!", "sub op1x!"}},
+		{"a name that is denied", "deny all a/%u/#\nallow all a/#", operator,
+			[]string{"sub a/joe/#", "sub a/jane/x!", "sub a/+/x!", "sub a/#!", "pub a/jane!",
+				"pub a/joe"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) { check(t, parse(t, tt.rules), tt.who, tt.ask...) })
 	}
@@ -153,16 +174,27 @@ func TestWholeSubscriptions(t *testing.T) {
 		rules string
 		ask   []string
 	}{
-		{"a rule for a topic is none for what begins with it", "allow all a/b", []string{"sub a/b", "sub a/b/c!", "sub a/b/#!", "pub a/b/c!", "sub a!", "sub a/bc!"}},
-		{"a filter has to be allowed as a whole", "allow all a/b a/c", []string{"sub a/b", "sub a/+!", "sub a/#!", "sub #!"}},
+		{"a rule for a topic is none for what begins with it", "allow all a/b",
+			[]string{"sub a/b", "sub a/b/c!", "sub a/b/#!", "pub a/b/c!", "sub a!", "sub a/bc!"}},
+		{"a filter has to be allowed as a whole", "allow all a/b a/c",
+			[]string{"sub a/b", "sub a/+!", "sub a/#!", "sub #!"}},
 		{"by one rule", "allow all a a/+/#", []string{"sub a/#!"}},
-		{"nothing of it may be denied", "deny subscribe a/secret/#\nallow all #", []string{"sub a/secret!", "sub a/+!", "sub #!", "sub +/secret/x!", "sub a/public/#", "sub +/public", "sub b/#", "pub a/secret"}},
-		{"unless it is allowed before", "allow all a/secret/mine\ndeny all a/secret/#\nallow all a/#", []string{"sub a/secret/mine", "sub a/secret/+!", "pub a/secret/mine", "pub a/secret!"}},
-		{"wildcards at the same place", "deny all +/x/+\nallow all a/#", []string{"sub a/+/b!", "sub a/y/+", "sub a/x", "sub a/x/#!", "sub a/+/+/c"}},
+		{"nothing of it may be denied", "deny subscribe a/secret/#\nallow all #",
+			[]string{"sub a/secret!", "sub a/+!", "sub #!", "sub +/secret/x!", "sub a/public/#",
+				"sub +/public", "sub b/#", "pub a/secret"}},
+		{"unless it is allowed before",
+			"allow all a/secret/mine\ndeny all a/secret/#\nallow all a/#",
+			[]string{"sub a/secret/mine", "sub a/secret/+!", "pub a/secret/mine",
+				"pub a/secret!"}},
+		{"wildcards at the same place", "deny all +/x/+\nallow all a/#",
+			[]string{"sub a/+/b!", "sub a/y/+", "sub a/x", "sub a/x/#!", "sub a/+/+/c"}},
 		{"# is +/#", "allow all +/#", []string{"sub #", "sub +/#", "pub a", "pub a/b", "sub a/#"}},
 		{"+/# denied", "deny all +/#\nallow all # $x/#", []string{"sub #!", "sub a!", "sub $x/#"}},
 	} {
-		t.Run(tt.name, func(t *testing.T) { check(t, parse(t, tt.rules), client("c", "-"), tt.ask...) })
+		t.Run(tt.name, func(t *testing.T) {
+			check(t, parse(t, tt.rules), client("c", "-"),
+				tt.ask...)
+		})
 	}
 }
 
@@ -175,26 +207,43 @@ func TestMosquittoForm(t *testing.T) {
 	}{
 		{"an empty file", "", client("c", "u"), []string{"pub a!", "sub a!"}},
 		{"a comment", "# topic a\n", client("c", "-"), []string{"pub a!"}},
-		{"access", "topic a\ntopic read b\ntopic write c\ntopic readwrite d\n", client("c", "-"), []string{"pub a", "sub a", "pub b!", "sub b", "pub c", "sub c!", "pub d", "sub d"}},
-		{"topics before a user are not for users", "topic a\nuser u\ntopic b\n", client("c", "u"), []string{"pub a!", "pub b"}},
-		{"and those of a user for nobody else", "topic a\nuser u\ntopic b\n", client("c", "v"), []string{"pub a!", "pub b!"}},
-		{"a user again", "user u\ntopic a\nuser v\ntopic b\nuser u\ntopic c", client("c", "u"), []string{"pub a", "pub b!", "pub c"}},
-		{"what is denied comes first", "user u\ntopic a/#\ntopic deny a/b\ntopic readwrite a/b\n", client("c", "u"), []string{"pub a/b!", "sub a/b!", "pub a/c", "sub a/#!"}},
-		{"topics come before patterns", "pattern deny a/b\nuser u\ntopic a/b\ntopic deny a/c\npattern a/#\n", client("c", "u"), []string{"pub a/b", "pub a/c!", "pub a/d"}},
-		{"patterns are for everybody", "user u\npattern s/%c/%u\n", client("c", "v"), []string{"pub s/c/v", "pub s/c/u!"}},
-		{"names are none in topics", "topic s/%c\n", client("c", "-"), []string{"pub s/c!", "pub s/%c"}},
-		{"names with + or # get nothing from patterns", "pattern p/%u\npattern q\ntopic r", client("a+b", "-"), []string{"pub q!", "pub r"}},
-		{"names with / get nothing through themselves", "pattern p/%c\npattern q\n", client("a/b", "-"), []string{"pub q", "pub p/a/b!"}},
-		{"names with spaces", "user  night shift \ntopic   read   a b  \n", client("c", "night shift"), []string{"sub a b", "pub a b!"}},
+		{"access", "topic a\ntopic read b\ntopic write c\ntopic readwrite d\n", client("c", "-"),
+			[]string{"pub a", "sub a", "pub b!", "sub b", "pub c", "sub c!", "pub d", "sub d"}},
+		{"topics before a user are not for users", "topic a\nuser u\ntopic b\n", client("c", "u"),
+			[]string{"pub a!", "pub b"}},
+		{"and those of a user for nobody else", "topic a\nuser u\ntopic b\n", client("c", "v"),
+			[]string{"pub a!", "pub b!"}},
+		{"a user again", "user u\ntopic a\nuser v\ntopic b\nuser u\ntopic c", client("c", "u"),
+			[]string{"pub a", "pub b!", "pub c"}},
+		{"what is denied comes first", "user u\ntopic a/#\ntopic deny a/b\ntopic readwrite a/b\n",
+			client("c", "u"), []string{"pub a/b!", "sub a/b!", "pub a/c", "sub a/#!"}},
+		{"topics come before patterns",
+			"pattern deny a/b\nuser u\ntopic a/b\ntopic deny a/c\npattern a/#\n", client("c", "u"),
+			[]string{"pub a/b", "pub a/c!", "pub a/d"}},
+		{"patterns are for everybody", "user u\npattern s/%c/%u\n", client("c", "v"),
+			[]string{"pub s/c/v", "pub s/c/u!"}},
+		{"names are none in topics", "topic s/%c\n", client("c", "-"),
+			[]string{"pub s/c!", "pub s/%c"}},
+		{"names with + or # get nothing from patterns", "pattern p/%u\npattern q\ntopic r",
+			client("a+b", "-"), []string{"pub q!", "pub r"}},
+		{"names with / get nothing through themselves", "pattern p/%c\npattern q\n",
+			client("a/b", "-"), []string{"pub q", "pub p/a/b!"}},
+		{"names with spaces", "user  night shift \ntopic   read   a b  \n",
+			client("c", "night shift"), []string{"sub a b", "pub a b!"}},
 		{"a topic called read", "topic read\n", client("c", "-"), []string{"pub read", "sub read"}},
-		{"the end of a line is any", "user u\r\ntopic a\r\ntopic b", client("c", "u"), []string{"pub a", "pub b"}},
+		{"the end of a line is any", "user u\r\ntopic a\r\ntopic b", client("c", "u"),
+			[]string{"pub a", "pub b"}},
 		{"spaces first", "  topic write a", client("c", "-"), []string{"pub a"}},
-		{"a shared subscription is decided by what is inside", "topic read $share/g/a\n", client("c", "-"), []string{"sub a!"}},
+		{"a shared subscription is decided by what is inside", "topic read $share/g/a\n",
+			client("c", "-"), []string{"sub a!"}},
 		{"$ topics", "topic #\ntopic read $SYS/#\npattern write $SYS/broker/connection/%c/state",
 			client("c", "-"),
 			[]string{"pub $SYS/a!", "sub $SYS/a", "pub $SYS/broker/connection/c/state", "pub $x!"}},
 	} {
-		t.Run(tt.name, func(t *testing.T) { check(t, parseMosquitto(t, tt.file), tt.who, tt.ask...) })
+		t.Run(tt.name, func(t *testing.T) {
+			check(t, parseMosquitto(t, tt.file), tt.who,
+				tt.ask...)
+		})
 	}
 }
 
@@ -216,11 +265,16 @@ func TestRules(t *testing.T) {
 	}{
 		{"no effect", acl.Rule{Filters: []string{"a"}}, "expected EffectAllow or EffectDeny"},
 		{"no filter", acl.Rule{Effect: acl.EffectAllow}, "expected a topic filter"},
-		{"an empty filter", acl.Rule{Effect: acl.EffectAllow, Filters: []string{""}}, `"" is not a topic filter`},
-		{"a bad filter", acl.Rule{Effect: acl.EffectAllow, Filters: []string{"a", "a/#/b"}}, `"a/#/b" is not a topic filter`},
-		{"a shared filter", acl.Rule{Effect: acl.EffectAllow, Filters: []string{"$share/g/a"}}, "decided by the filter inside"},
-		{"no action", acl.Rule{Effect: acl.EffectAllow, Action: 9, Filters: []string{"a"}}, "9 is not an action"},
-		{"nobody", acl.Rule{Effect: acl.EffectAllow, Who: acl.Who{User: "u", Anonymous: true}, Filters: []string{"a"}}, "not anonymous"},
+		{"an empty filter", acl.Rule{Effect: acl.EffectAllow, Filters: []string{""}},
+			`"" is not a topic filter`},
+		{"a bad filter", acl.Rule{Effect: acl.EffectAllow, Filters: []string{"a", "a/#/b"}},
+			`"a/#/b" is not a topic filter`},
+		{"a shared filter", acl.Rule{Effect: acl.EffectAllow, Filters: []string{"$share/g/a"}},
+			"decided by the filter inside"},
+		{"no action", acl.Rule{Effect: acl.EffectAllow, Action: 9, Filters: []string{"a"}},
+			"9 is not an action"},
+		{"nobody", acl.Rule{Effect: acl.EffectAllow, Who: acl.Who{User: "u", Anonymous: true},
+			Filters: []string{"a"}}, "not anonymous"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := acl.Rules(acl.Rule{Effect: acl.EffectAllow, Filters: []string{"ok"}}, tt.rule)
@@ -245,7 +299,8 @@ func TestRefusals(t *testing.T) {
 		require.Equal(t, packets.NotAuthorized,
 			packets.CodeOf(a.Authorize(t.Context(), asked(client("c", "-"), "pub x"))))
 		a.Abstain = true
-		require.ErrorIs(t, a.Authorize(t.Context(), asked(client("c", "-"), "pub x")), hooks.ErrAbstain)
+		require.ErrorIs(t, a.Authorize(t.Context(), asked(client("c", "-"), "pub x")),
+			hooks.ErrAbstain)
 		require.NotErrorIs(t, a.Authorize(t.Context(), asked(client("c", "-"), "pub b")),
 			hooks.ErrAbstain)
 	})
@@ -287,7 +342,8 @@ func TestSetReplacesAllRulesAndTells(t *testing.T) {
 }
 
 func TestAtDelivery(t *testing.T) {
-	l, err := acl.ParseMosquitto(strings.NewReader("topic read a/b\ntopic write a/c\npattern read by/%c/#\ntopic deny by/c/x\n"), "acl")
+	l, err := acl.ParseMosquitto(strings.NewReader(
+		"topic read a/b\ntopic write a/c\npattern read by/%c/#\ntopic deny by/c/x\n"), "acl")
 	require.NoError(t, err)
 	a := acl.New(nil)
 	d := a.AtDelivery()
@@ -308,7 +364,8 @@ func TestAtDelivery(t *testing.T) {
 		r := &hooks.AccessRequest{Client: c, Action: hooks.ActionDeliver, Topic: topic}
 		require.Equal(t, want, d.AuthorizeDelivery(t.Context(), r) == nil, topic)
 		require.Equal(t, hooks.ActionDeliver, r.Action, "the request is not modified")
-		require.Zero(t, testing.AllocsPerRun(10, func() { _ = d.AuthorizeDelivery(t.Context(), r) }))
+		require.Zero(t, testing.AllocsPerRun(10,
+			func() { _ = d.AuthorizeDelivery(t.Context(), r) }))
 	}
 }
 

@@ -20,7 +20,9 @@ func thousandRules() (own, mosquitto string) {
 		fmt.Fprintf(&o, "deny publish site/%d/+/config\n", i)
 		fmt.Fprintf(&o, "allow role=role%d all site/+/line%d/#\n", i%10, i)
 		fmt.Fprintf(&o, "allow all site/%d/%%c/state site/%d/%%u\n", i, i)
-		fmt.Fprintf(&m, "user user\ntopic read site/%d/+/state\ntopic deny site/%d/secret/#\npattern write site/%d/%%c/state\npattern read site/%d/%%u/#\n", i, i, i, i)
+		fmt.Fprintf(&m, "user user\ntopic read site/%d/+/state\ntopic deny "+
+			"site/%d/secret/#\npattern write site/%d/%%c/state\npattern read site/%d/%%u/#\n", i, i,
+			i, i)
 	}
 	return o.String(), m.String()
 }

@@ -45,7 +45,8 @@ func TestContains(t *testing.T) {
 		{"a slash at the beginning counts", "a", "/a", false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			require.Equal(t, tt.want, acl.Contains(tt.rule, tt.filter), "%s in %s", tt.filter, tt.rule)
+			require.Equal(t, tt.want, acl.Contains(tt.rule, tt.filter), "%s in %s", tt.filter,
+				tt.rule)
 		})
 	}
 }

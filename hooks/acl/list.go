@@ -128,7 +128,8 @@ type build struct {
 
 // list makes the List. The builder must not be used afterwards.
 func (b *builder) list() *List {
-	l := &List{users: map[string]*node{}, anonymous: *newNode(), everybody: *newNode(), rules: b.rules}
+	l := &List{users: map[string]*node{}, anonymous: *newNode(), everybody: *newNode(),
+		rules: b.rules}
 	slices.SortStableFunc(b.entries, func(x, y build) int { return x.section - y.section })
 	for i := range b.entries {
 		x := &b.entries[i]

@@ -104,7 +104,9 @@ func startMosquitto(t *testing.T, mosquitto, file string) (guarded func(*hooks.C
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	path := func(name string) string { return filepath.Join(dir, name) }
 	require.NoError(t, os.WriteFile(path("acl"), []byte(file), 0o600))
-	config := fmt.Sprintf("user root\nper_listener_settings true\nlistener 0 %s\nallow_anonymous true\nacl_file %s\nlistener 0 %s\nallow_anonymous true\n",
+	config := fmt.Sprintf(
+		"user root\nper_listener_settings true\nlistener 0 %s\nallow_anonymous true\nacl_file "+
+			"%s\nlistener 0 %s\nallow_anonymous true\n",
 		path("guarded"), path("acl"), path("open"))
 	require.NoError(t, os.WriteFile(path("conf"), []byte(config), 0o600))
 

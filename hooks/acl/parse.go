@@ -92,7 +92,8 @@ func (b *builder) mosquitto(x build, s, position string) error {
 	case filter == "":
 		return errors.New("expected a topic filter")
 	case strings.ContainsFunc(filter, unicode.IsControl):
-		return fmt.Errorf("%q holds a control character: expected spaces, not tabs, between words", filter)
+		return fmt.Errorf("%q holds a control character: expected spaces, not tabs, between words",
+			filter)
 	}
 	names := x.section == 2
 	if effect == EffectAllow {

@@ -24,7 +24,8 @@ type question struct {
 	hasUser bool
 	action  byte // one bit
 
-	known, usable name // of which names it is known whether they can be used, and which of these can
+	// Of which names it is known whether they can be used, and which of these can
+	known, usable name
 	wild          answer
 
 	best  *entry // the first of those that decide, as far as the walk has come

@@ -205,7 +205,8 @@ func of(c *hooks.Client) (attrs []slog.Attr) {
 		attrs = append(attrs, slog.String("local", c.LocalAddr.String()))
 	}
 	if c.TLS != nil && len(c.TLS.VerifiedChains) > 0 {
-		attrs = append(attrs, slog.String("certificate", auth.Fingerprint(c.TLS.PeerCertificates[0])))
+		attrs = append(attrs, slog.String("certificate",
+			auth.Fingerprint(c.TLS.PeerCertificates[0])))
 	}
 	return attrs
 }

@@ -47,8 +47,9 @@ func records(t *testing.T, b *bytes.Buffer) (of []map[string]any) {
 
 // denied is the event that jane may not publish to a topic.
 func denied(topic string, err error) hooks.Denied {
-	return hooks.Denied{Client: jane(), Action: hooks.ActionPublish, Topic: topic, MountedTopic: topic,
-		Err: err}
+	return hooks.Denied{Client: jane(), Action: hooks.ActionPublish, Topic: topic,
+		MountedTopic: topic,
+		Err:          err}
 }
 
 func TestRecords(t *testing.T) {
@@ -138,7 +139,8 @@ func TestSlowHandler(t *testing.T) {
 		require.Equal(t, 12*time.Second, time.Since(began))
 		got := records(t, &b)
 		require.Len(t, got, 12)
-		require.Equal(t, map[string]any{"level": "ERROR", "msg": "records lost", "count": float64(92)},
+		require.Equal(t, map[string]any{"level": "ERROR", "msg": "records lost",
+			"count": float64(92)},
 			got[1])
 		require.Equal(t, "connect accepted", got[10]["msg"],
 			"one address does not keep the records of others out")

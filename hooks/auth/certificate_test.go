@@ -65,14 +65,17 @@ func TestCertificate(t *testing.T) {
 			a := auth.Certificate(tt.by)
 			r := over(full, true)
 			require.NoError(t, a.Authenticate(t.Context(), r))
-			require.Equal(t, tt.want, r.Grant.Identity.Principal, "not the User Name in the CONNECT")
+			require.Equal(t, tt.want, r.Grant.Identity.Principal,
+				"not the User Name in the CONNECT")
 
 			require.ErrorIs(t, a.Authenticate(t.Context(), over(full, false)), hooks.ErrAbstain,
 				"a certificate that nobody verified says nothing")
-			require.ErrorIs(t, a.Authenticate(t.Context(), connect("u", "p")), hooks.ErrAbstain, "no TLS")
+			require.ErrorIs(t, a.Authenticate(t.Context(), connect("u", "p")), hooks.ErrAbstain,
+				"no TLS")
 			if tt.name != "fingerprint" {
 				err := a.Authenticate(t.Context(), over(bare, true))
-				require.Equal(t, packets.NotAuthorized, packets.CodeOf(err), "a certificate without this name")
+				require.Equal(t, packets.NotAuthorized, packets.CodeOf(err),
+					"a certificate without this name")
 			}
 		})
 	}

@@ -80,8 +80,9 @@ func (p *Passwords) Authenticate(ctx context.Context, r *hooks.ConnectRequest) e
 	end, err := p.turns.Take(ctx, claim(r))
 	if err != nil {
 		return &packets.Error{
-			Code: packets.ServerBusy, Reason: "too many passwords are being checked, try again later",
-			Err: fmt.Errorf("auth: before the password was checked: %w", err),
+			Code:   packets.ServerBusy,
+			Reason: "too many passwords are being checked, try again later",
+			Err:    fmt.Errorf("auth: before the password was checked: %w", err),
 		}
 	}
 	defer end()

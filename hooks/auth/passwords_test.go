@@ -124,7 +124,8 @@ func TestBadUsers(t *testing.T) {
 		{"no colon", "alice", "no colon after the user name"},
 		{"no name", ":" + good, "an empty user name"},
 		{"a name of spaces", "  :" + good, "an empty user name"},
-		{"a plain password", "alice:secret", "in no known form; mosquitto_passwd -U hashes plain ones"},
+		{"a plain password", "alice:secret",
+			"in no known form; mosquitto_passwd -U hashes plain ones"},
 		{"no password", "alice:", "in no known form"},
 		{"a name twice", "bob:" + good, "this user name is there already"},
 		{"another kind of hash", "alice:$2b$10$abcdefghijklmnopqrstuv", "in no known form"},
@@ -137,8 +138,10 @@ func TestBadUsers(t *testing.T) {
 		{"a short key", "alice:$6$" + salt + "$c2FsdA==", "the hash does not end with 64 bytes"},
 		{"more after the key", "alice:" + good + "$x", "the hash does not end with 64 bytes"},
 		{"SCRAM without iterations", "alice:SCRAM-SHA-256$" + salt, "iterations"},
-		{"SCRAM with bad base64", "alice:SCRAM-SHA-256$4096:!$" + salt + ":" + salt, "the hash is not base64"},
-		{"SCRAM with short keys", "alice:SCRAM-SHA-256$4096:" + salt + "$" + salt + ":" + salt, "not the length of a SHA-256"},
+		{"SCRAM with bad base64", "alice:SCRAM-SHA-256$4096:!$" + salt + ":" + salt,
+			"the hash is not base64"},
+		{"SCRAM with short keys", "alice:SCRAM-SHA-256$4096:" + salt + "$" + salt + ":" + salt,
+			"not the length of a SHA-256"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := auth.ParseUsers(strings.NewReader("bob:"+good+"\n"+tt.line+"\n"), "f")

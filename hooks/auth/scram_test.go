@@ -36,7 +36,8 @@ func vectorHash(t *testing.T) string {
 	salt, err := base64.StdEncoding.DecodeString(vectorSalt)
 	require.NoError(t, err)
 	k := scramKeysOf("pencil", salt, 4096)
-	return fmt.Sprintf("SCRAM-SHA-256$4096:%s$%s:%s", vectorSalt, encode(k.stored), encode(k.server))
+	return fmt.Sprintf("SCRAM-SHA-256$4096:%s$%s:%s", vectorSalt, encode(k.stored),
+		encode(k.server))
 }
 
 // scramUsers are "user" of the RFC, "a,b=c" with the same password, and one without a hash for
@@ -44,7 +45,8 @@ func vectorHash(t *testing.T) string {
 func scramUsers(t *testing.T) *Passwords {
 	users, err := NewUsers([]User{
 		{Name: "user", Hash: vectorHash(t)},
-		{Name: "a,b=c", Hash: vectorHash(t), Grant: &hooks.Grant{MountPoint: "m/", Identity: hooks.Identity{Principal: "abc"}}},
+		{Name: "a,b=c", Hash: vectorHash(t), Grant: &hooks.Grant{MountPoint: "m/",
+			Identity: hooks.Identity{Principal: "abc"}}},
 		{Name: "plain", Hash: Hash("pencil", 1)},
 		{Name: "empty", Hash: HashSCRAM("", 4096)},
 	})
@@ -120,14 +122,20 @@ func TestSCRAMExchanges(t *testing.T) {
 		ok     bool
 		grant  hooks.Grant
 	}{
-		{"a right password", scramClient{"n,,", "user", "pencil", "abc"}, true, hooks.Grant{Identity: hooks.Identity{Principal: "user"}}},
-		{"a client that could bind", scramClient{"y,,", "user", "pencil", "abc"}, true, hooks.Grant{Identity: hooks.Identity{Principal: "user"}}},
-		{"a client that wants to be itself", scramClient{"n,a=user,", "user", "pencil", "abc"}, true, hooks.Grant{Identity: hooks.Identity{Principal: "user"}}},
-		{"an escaped name", scramClient{"n,,", "a=2Cb=3Dc", "pencil", "abc"}, true, hooks.Grant{MountPoint: "m/", Identity: hooks.Identity{Principal: "abc"}}},
+		{"a right password", scramClient{"n,,", "user", "pencil", "abc"}, true,
+			hooks.Grant{Identity: hooks.Identity{Principal: "user"}}},
+		{"a client that could bind", scramClient{"y,,", "user", "pencil", "abc"}, true,
+			hooks.Grant{Identity: hooks.Identity{Principal: "user"}}},
+		{"a client that wants to be itself", scramClient{"n,a=user,", "user", "pencil", "abc"},
+			true, hooks.Grant{Identity: hooks.Identity{Principal: "user"}}},
+		{"an escaped name", scramClient{"n,,", "a=2Cb=3Dc", "pencil", "abc"}, true,
+			hooks.Grant{MountPoint: "m/", Identity: hooks.Identity{Principal: "abc"}}},
 		{"a wrong password", scramClient{"n,,", "user", "Pencil", "abc"}, false, hooks.Grant{}},
-		{"a right password that is empty", scramClient{"n,,", "empty", "", "abc"}, false, hooks.Grant{}},
+		{"a right password that is empty", scramClient{"n,,", "empty", "", "abc"}, false,
+			hooks.Grant{}},
 		{"an unknown user", scramClient{"n,,", "nobody", "pencil", "abc"}, false, hooks.Grant{}},
-		{"a user with another hash", scramClient{"n,,", "plain", "pencil", "abc"}, false, hooks.Grant{}},
+		{"a user with another hash", scramClient{"n,,", "plain", "pencil", "abc"}, false,
+			hooks.Grant{}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r := connecting()
@@ -142,7 +150,8 @@ func TestSCRAMExchanges(t *testing.T) {
 			require.Equal(t, &tt.grant, r.Grant)
 			if tt.ok {
 				require.NoError(t, err)
-				require.Equal(t, end, string(reply), "the server proves that it knows the user, too")
+				require.Equal(t, end, string(reply),
+					"the server proves that it knows the user, too")
 				return
 			}
 			require.Nil(t, reply)
@@ -247,7 +256,8 @@ func TestSCRAMReplay(t *testing.T) {
 	require.NoError(t, err)
 	require.NotEqual(t, string(reply), string(second), "every attempt has its own nonce")
 	_, done, err = again.Next(t.Context(), []byte(final))
-	require.Equal(t, packets.NotAuthorized, packets.CodeOf(err), "what was listened to is of no use")
+	require.Equal(t, packets.NotAuthorized, packets.CodeOf(err),
+		"what was listened to is of no use")
 	require.False(t, done)
 }
 
@@ -288,7 +298,8 @@ func TestSCRAMUnknownUsersLookLikeKnownOnes(t *testing.T) {
 	var list []User
 	add := func(n, iterations int) {
 		for range n {
-			list = append(list, User{Name: fmt.Sprint("user", len(list)), Hash: HashSCRAM("p", iterations)})
+			list = append(list, User{Name: fmt.Sprint("user", len(list)),
+				Hash: HashSCRAM("p", iterations)})
 		}
 	}
 	passwords := func() *Passwords { // as after a restart
@@ -469,7 +480,8 @@ func TestAnEmptyPasswordLetsNobodyIn(t *testing.T) {
 					Connect: &packets.Connect{HasUsername: true, Username: "jane",
 						HasPassword: true, Password: password},
 				}
-				require.Equal(t, packets.BadUserNameOrPassword, packets.CodeOf(p.Authenticate(t.Context(), r)))
+				require.Equal(t, packets.BadUserNameOrPassword,
+					packets.CodeOf(p.Authenticate(t.Context(), r)))
 			}
 		})
 	}

@@ -124,7 +124,8 @@ func verifier(hash string, schemes []Scheme) (Verifier, error) {
 			}
 		}
 	}
-	return nil, errors.New("the password is in no known form; mosquitto_passwd -U hashes plain ones")
+	return nil, errors.New(
+		"the password is in no known form; mosquitto_passwd -U hashes plain ones")
 }
 
 // Len returns the number of users.

@@ -19,7 +19,8 @@ func TestTimesOfTokensAtTheirEdges(t *testing.T) {
 		unlimited bool      // AllowUnlimited
 		expires   time.Time // zero: the token is refused
 	}{
-		{"the year 2300", claims{"exp": json.Number("10413792000")}, false, time.Unix(10413792000, 0)},
+		{"the year 2300", claims{"exp": json.Number("10413792000")}, false,
+			time.Unix(10413792000, 0)},
 		{"the year 9999", claims{"exp": json.Number("253402300799")}, false, last},
 		{"the year 10000", claims{"exp": json.Number("253402300800")}, false, last},
 		{"milliseconds", claims{"exp": json.Number("1893456000000")}, false, last},
@@ -33,8 +34,10 @@ func TestTimesOfTokensAtTheirEdges(t *testing.T) {
 		{"null", claims{"exp": json.RawMessage("null")}, true, time.Time{}},
 		{"not before the year 2300", claims{"nbf": json.Number("10413792000")}, false, time.Time{}},
 		{"not before the last number", claims{"nbf": json.Number("1.7e308")}, false, time.Time{}},
-		{"not before the last of 63 bits", claims{"nbf": json.Number("9223372036854775807")}, false, time.Time{}},
-		{"not before the first number", claims{"exp": 253402300799, "nbf": json.Number("-1.7e308")}, false, last},
+		{"not before the last of 63 bits", claims{"nbf": json.Number("9223372036854775807")}, false,
+			time.Time{}},
+		{"not before the first number", claims{"exp": 253402300799, "nbf": json.Number("-1.7e308")},
+			false, last},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tokens := newTokens(t, func(o *dunlinjwt.Options) { o.AllowUnlimited = tt.unlimited })

@@ -38,8 +38,10 @@ var (
 func issuerKeys(t *testing.T) *dunlinjwt.Keys {
 	t.Helper()
 	keys, err := dunlinjwt.NewKeys(
-		dunlinjwt.Key{ID: "rsa", Key: &rsaKey.PublicKey}, dunlinjwt.Key{ID: "p256", Key: &p256.PublicKey},
-		dunlinjwt.Key{ID: "p384", Key: &p384.PublicKey}, dunlinjwt.Key{ID: "p521", Key: &p521.PublicKey},
+		dunlinjwt.Key{ID: "rsa", Key: &rsaKey.PublicKey},
+		dunlinjwt.Key{ID: "p256", Key: &p256.PublicKey},
+		dunlinjwt.Key{ID: "p384", Key: &p384.PublicKey},
+		dunlinjwt.Key{ID: "p521", Key: &p521.PublicKey},
 		dunlinjwt.Key{ID: "ed", Key: edPublic}, dunlinjwt.Key{ID: "secret", Key: secret},
 		dunlinjwt.Key{ID: "rs512", Key: &rsaKey.PublicKey, Algorithm: "RS512"},
 	)
@@ -51,7 +53,8 @@ type claims = jwt.MapClaims
 
 // with returns claims that are accepted, changed by some; nil takes one away.
 func with(changes claims) claims {
-	c := claims{"sub": "jane", "iss": "https://id.example.org", "aud": "mqtt", "exp": time.Now().Add(time.Hour).Unix()}
+	c := claims{"sub": "jane", "iss": "https://id.example.org", "aud": "mqtt",
+		"exp": time.Now().Add(time.Hour).Unix()}
 	for name, v := range changes {
 		c[name] = v
 		if v == nil {
@@ -101,13 +104,16 @@ func TestAlgorithms(t *testing.T) {
 		id  string
 		key any
 	}{
-		"RS256": {"rsa", rsaKey}, "RS384": {"rsa", rsaKey}, "RS512": {"rsa", rsaKey}, "PS256": {"rsa", rsaKey}, "PS384": {"rsa", rsaKey},
-		"PS512": {"rsa", rsaKey}, "ES256": {"p256", p256}, "ES384": {"p384", p384}, "ES512": {"p521", p521}, "EdDSA": {"ed", ed},
+		"RS256": {"rsa", rsaKey}, "RS384": {"rsa", rsaKey}, "RS512": {"rsa", rsaKey},
+		"PS256": {"rsa", rsaKey}, "PS384": {"rsa", rsaKey},
+		"PS512": {"rsa", rsaKey}, "ES256": {"p256", p256}, "ES384": {"p384", p384},
+		"ES512": {"p521", p521}, "EdDSA": {"ed", ed},
 		"HS256": {"secret", secret}, "HS384": {"secret", secret}, "HS512": {"secret", secret},
 	} {
 		for _, header := range []map[string]any{kid(key.id), nil} {
 			r := connect(sign(t, algorithm, key.key, header, with(nil)))
-			require.NoError(t, tokens.Authenticate(t.Context(), r), "%s, header %v", algorithm, header)
+			require.NoError(t, tokens.Authenticate(t.Context(), r), "%s, header %v", algorithm,
+				header)
 			require.Equal(t, "jane", r.Grant.Identity.Principal)
 			require.WithinDuration(t, time.Now().Add(time.Hour), r.Grant.Expires, time.Minute)
 		}
@@ -150,8 +156,10 @@ func TestTokensThatAreRefused(t *testing.T) {
 		"an algorithm that the key is not for": sign(t, "RS256", rsaKey, kid("rs512"), with(nil)),
 		"the algorithm of another curve": relabel(t, "ES256", "p384",
 			sign(t, "ES384", p384, kid("p384"), with(nil))),
-		"an unknown kid":              sign(t, "RS256", rsaKey, kid("new"), with(nil)),
-		"a key that it brings itself": sign(t, "RS256", other, map[string]any{"jwk": map[string]any{"kty": "RSA"}, "jku": "http://127.0.0.1/"}, with(nil)),
+		"an unknown kid": sign(t, "RS256", rsaKey, kid("new"), with(nil)),
+		"a key that it brings itself": sign(t, "RS256", other,
+			map[string]any{"jwk": map[string]any{"kty": "RSA"}, "jku": "http://127.0.0.1/"},
+			with(nil)),
 		"a critical header": sign(t, "RS256", rsaKey,
 			map[string]any{"kid": "rsa", "crit": []string{"b64"}}, with(nil)),
 		"no signature":     parts[0] + "." + parts[1] + ".",
@@ -168,7 +176,8 @@ func TestTokensThatAreRefused(t *testing.T) {
 			with(claims{"exp": "tomorrow"})),
 		"not valid yet": sign(t, "RS256", rsaKey, kid("rsa"),
 			with(claims{"nbf": now.Add(time.Hour).Unix()})),
-		"another issuer": sign(t, "RS256", rsaKey, kid("rsa"), with(claims{"iss": "https://id.example.com"})),
+		"another issuer": sign(t, "RS256", rsaKey, kid("rsa"),
+			with(claims{"iss": "https://id.example.com"})),
 		"no issuer": sign(t, "RS256", rsaKey, kid("rsa"),
 			with(claims{"iss": nil})),
 		"for somebody else": sign(t, "RS256", rsaKey, kid("rsa"),
@@ -238,17 +247,27 @@ func TestOptions(t *testing.T) {
 		r      *hooks.ConnectRequest
 		code   packets.ReasonCode // Success: accepted
 	}{
-		{"a leeway that is too short", func(o *dunlinjwt.Options) { o.Leeway = time.Second }, connect(old), packets.BadUserNameOrPassword},
-		{"a leeway that is long enough", func(o *dunlinjwt.Options) { o.Leeway = time.Hour }, connect(old), packets.Success},
+		{"a leeway that is too short", func(o *dunlinjwt.Options) { o.Leeway = time.Second },
+			connect(old), packets.BadUserNameOrPassword},
+		{"a leeway that is long enough", func(o *dunlinjwt.Options) { o.Leeway = time.Hour },
+			connect(old), packets.Success},
 		{"another time", func(o *dunlinjwt.Options) { o.Now = func() time.Time { return sometime.Add(-time.Hour) } }, connect(old), packets.Success},
-		{"no expiry time is needed", func(o *dunlinjwt.Options) { o.AllowUnlimited = true }, connect(unlimited), packets.Success},
-		{"an expiry time counts where none is needed", func(o *dunlinjwt.Options) { o.AllowUnlimited = true }, connect(old), packets.BadUserNameOrPassword},
-		{"any issuer and audience", func(o *dunlinjwt.Options) { o.Issuer, o.Audience = "", "" }, connect(foreign), packets.Success},
-		{"other algorithms only", func(o *dunlinjwt.Options) { o.Algorithms = []string{"ES256"} }, connect(good), packets.BadUserNameOrPassword},
+		{"no expiry time is needed", func(o *dunlinjwt.Options) { o.AllowUnlimited = true },
+			connect(unlimited), packets.Success},
+		{"an expiry time counts where none is needed",
+			func(o *dunlinjwt.Options) { o.AllowUnlimited = true }, connect(old),
+			packets.BadUserNameOrPassword},
+		{"any issuer and audience", func(o *dunlinjwt.Options) { o.Issuer, o.Audience = "", "" },
+			connect(foreign), packets.Success},
+		{"other algorithms only", func(o *dunlinjwt.Options) { o.Algorithms = []string{"ES256"} },
+			connect(good), packets.BadUserNameOrPassword},
 		{"any user name", nil, named("joe", good), packets.Success},
-		{"the right user name", func(o *dunlinjwt.Options) { o.CheckUsername = true }, named("jane", good), packets.Success},
-		{"a wrong user name", func(o *dunlinjwt.Options) { o.CheckUsername = true }, named("joe", good), packets.BadUserNameOrPassword},
-		{"the token as user name", func(o *dunlinjwt.Options) { o.From = dunlinjwt.SourceUsername }, named(good, "x"), packets.Success},
+		{"the right user name", func(o *dunlinjwt.Options) { o.CheckUsername = true },
+			named("jane", good), packets.Success},
+		{"a wrong user name", func(o *dunlinjwt.Options) { o.CheckUsername = true },
+			named("joe", good), packets.BadUserNameOrPassword},
+		{"the token as user name", func(o *dunlinjwt.Options) { o.From = dunlinjwt.SourceUsername },
+			named(good, "x"), packets.Success},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			err := newTokens(t, tt.change).Authenticate(t.Context(), tt.r)
@@ -268,7 +287,9 @@ func TestOptions(t *testing.T) {
 		require.True(t, r.Grant.Expires.IsZero())
 	})
 	for _, o := range []dunlinjwt.Options{
-		{}, {Keys: issuerKeys(t), Algorithms: []string{"none"}}, {Keys: issuerKeys(t), Algorithms: []string{"RS256", "XS1"}}, {Keys: issuerKeys(t), From: 7},
+		{}, {Keys: issuerKeys(t), Algorithms: []string{"none"}},
+		{Keys: issuerKeys(t), Algorithms: []string{"RS256", "XS1"}},
+		{Keys: issuerKeys(t), From: 7},
 	} {
 		_, err := dunlinjwt.New(o)
 		require.ErrorContains(t, err, "jwt: Options.")
@@ -283,11 +304,13 @@ func TestAbstains(t *testing.T) {
 	}{
 		{"nothing", packets.Connect{}},
 		{"a user name only", packets.Connect{HasUsername: true, Username: "a.b.c"}},
-		{"a password that is no token", packets.Connect{HasPassword: true, Password: []byte("pencil")}},
+		{"a password that is no token", packets.Connect{HasPassword: true,
+			Password: []byte("pencil")}},
 		{"an encrypted token", packets.Connect{HasPassword: true, Password: []byte("a.b.c.d.e")}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			r := &hooks.ConnectRequest{Client: new(hooks.Client), Connect: &tt.c, Grant: new(hooks.Grant)}
+			r := &hooks.ConnectRequest{Client: new(hooks.Client), Connect: &tt.c,
+				Grant: new(hooks.Grant)}
 			require.ErrorIs(t, tokens.Authenticate(t.Context(), r), hooks.ErrAbstain)
 		})
 	}
@@ -301,7 +324,8 @@ func TestIdentity(t *testing.T) {
 		}
 	})
 	r := connect(sign(t, "EdDSA", ed, nil, with(claims{
-		"email": "jane@example.org", "realm_access": claims{"roles": []string{"operator", "reader"}}, "https://example.org/tenant": "t7",
+		"email": "jane@example.org", "realm_access": claims{"roles": []string{"operator",
+			"reader"}}, "https://example.org/tenant": "t7",
 		"site": claims{"floor": 3}, "tags": []string{"a"},
 	})))
 	require.NoError(t, tokens.Authenticate(t.Context(), r))
@@ -325,7 +349,8 @@ func TestAuthorizer(t *testing.T) {
 		r := connect(sign(t, "EdDSA", ed, nil, with(c)))
 		require.NoError(t, tokens.Authenticate(t.Context(), r))
 		r.Client.Identity = r.Grant.Identity
-		q := &hooks.AccessRequest{Client: r.Client, Action: hooks.ActionPublish, Topic: ask[len("pub "):]}
+		q := &hooks.AccessRequest{Client: r.Client, Action: hooks.ActionPublish,
+			Topic: ask[len("pub "):]}
 		if strings.HasPrefix(ask, "sub ") {
 			q.Action = hooks.ActionSubscribe
 		}
@@ -345,9 +370,11 @@ func TestAuthorizer(t *testing.T) {
 		{"a filter that matches more", "sub +/a", both, packets.NotAuthorized},
 		{"what may be written may not be read", "sub from/c", both, packets.NotAuthorized},
 		{"nothing at all", "sub a", claims{"subscribe": []string{}}, packets.NotAuthorized},
-		{"a claim says nothing of the other", "pub a", claims{"subscribe": "#"}, packets.NotAuthorized},
+		{"a claim says nothing of the other", "pub a", claims{"subscribe": "#"},
+			packets.NotAuthorized},
 		{"everything", "sub #", claims{"subscribe": "#"}, packets.Success},
-		{"a principal that would widen the rule", "pub by/a/b", claims{"sub": "+", "publish": "by/%u/#"}, packets.NotAuthorized},
+		{"a principal that would widen the rule", "pub by/a/b",
+			claims{"sub": "+", "publish": "by/%u/#"}, packets.NotAuthorized},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			err := asked(tt.c, tt.ask)
@@ -442,7 +469,8 @@ type failing struct{ err error }
 func (f failing) Find(context.Context, string) ([]dunlinjwt.Key, error) { return nil, f.err }
 
 func TestKeysThatCannotBeHad(t *testing.T) {
-	tokens := newTokens(t, func(o *dunlinjwt.Options) { o.Keys = failing{errors.New("no network")} })
+	tokens := newTokens(t,
+		func(o *dunlinjwt.Options) { o.Keys = failing{errors.New("no network")} })
 	err := tokens.Authenticate(t.Context(), connect(sign(t, "EdDSA", ed, nil, with(nil))))
 	require.Equal(t, packets.ServerUnavailable, packets.CodeOf(err))
 	require.ErrorContains(t, err, "no network")
@@ -454,7 +482,8 @@ func TestEnhancedChecksTheUserName(t *testing.T) {
 	for name, want := range map[string]packets.ReasonCode{"jane": packets.Success,
 		"joe": packets.NotAuthorized, "": packets.NotAuthorized} {
 		r := &hooks.ConnectRequest{
-			Client: &hooks.Client{ID: "c", Username: name, HasUsername: true}, Grant: new(hooks.Grant),
+			Client:  &hooks.Client{ID: "c", Username: name, HasUsername: true},
+			Grant:   new(hooks.Grant),
 			Connect: &packets.Connect{Username: name, HasUsername: true},
 		}
 		x, err := tokens.Enhanced().Start(t.Context(), r)

@@ -68,7 +68,8 @@ func (k *Key) check() error {
 	switch key := k.Key.(type) {
 	case *rsa.PublicKey:
 		if n := key.N.BitLen(); n < 2048 || n > 16_384 {
-			return fmt.Errorf("an RSA key of %d bits, at least 2048 and at most 16384 are wanted", n)
+			return fmt.Errorf("an RSA key of %d bits, at least 2048 and at most 16384 are wanted",
+				n)
 		}
 	case ed25519.PublicKey:
 		if len(key) != ed25519.PublicKeySize {

@@ -35,7 +35,8 @@ func webKey(t *testing.T, key any, fields ...string) map[string]any {
 	w := map[string]any{}
 	switch key := key.(type) {
 	case *rsa.PublicKey:
-		w["kty"], w["n"], w["e"] = "RSA", encode(key.N.Bytes()), encode(big.NewInt(int64(key.E)).Bytes())
+		w["kty"], w["n"], w["e"] = "RSA", encode(key.N.Bytes()),
+			encode(big.NewInt(int64(key.E)).Bytes())
 	case *ecdsa.PublicKey:
 		b, err := key.Bytes()
 		require.NoError(t, err)
@@ -103,14 +104,20 @@ func TestOpenKeys(t *testing.T) {
 		{"no keys", `{"keys":[]}`, "no key for verifying"},
 		{"a key, not a set", `{"kty":"oct","k":"AA"}`, "no key for verifying"},
 		{"a short RSA key", webSet(t, webKey(t, &small.PublicKey)), "at least 2048"},
-		{"an RSA key without e", webSet(t, map[string]any{"kty": "RSA", "n": "AQ"}), "not those of an RSA key"},
-		{"an RSA key with e of one", webSet(t, map[string]any{"kty": "RSA", "n": "AQ", "e": "AQ"}), "not those of an RSA key"},
-		{"a point that is not on the curve", webSet(t, map[string]any{"kty": "EC", "crv": "P-256", "x": encode(make([]byte, 32)), "y": encode(make([]byte, 32))}), "key 1"},
-		{"a point of another curve", webSet(t, webKey(t, &p384.PublicKey, "crv", "P-256")), "32 bytes"},
-		{"half an Ed25519 key", webSet(t, map[string]any{"kty": "OKP", "crv": "Ed25519", "x": encode(edPublic[:16])}), "16 bytes"},
+		{"an RSA key without e", webSet(t, map[string]any{"kty": "RSA", "n": "AQ"}),
+			"not those of an RSA key"},
+		{"an RSA key with e of one", webSet(t, map[string]any{"kty": "RSA", "n": "AQ", "e": "AQ"}),
+			"not those of an RSA key"},
+		{"a point that is not on the curve", webSet(t, map[string]any{"kty": "EC", "crv": "P-256",
+			"x": encode(make([]byte, 32)), "y": encode(make([]byte, 32))}), "key 1"},
+		{"a point of another curve", webSet(t, webKey(t, &p384.PublicKey, "crv", "P-256")),
+			"32 bytes"},
+		{"half an Ed25519 key", webSet(t, map[string]any{"kty": "OKP", "crv": "Ed25519",
+			"x": encode(edPublic[:16])}), "16 bytes"},
 		{"a short secret", webSet(t, webKey(t, []byte("secret"))), "at least 32"},
 		{"a secret that is not base64", webSet(t, map[string]any{"kty": "oct", "k": "!"}), "key 1"},
-		{"a key for another kind of signature", webSet(t, webKey(t, edPublic, "alg", "RS256")), "not for"},
+		{"a key for another kind of signature", webSet(t, webKey(t, edPublic, "alg", "RS256")),
+			"not for"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			write(tt.content)
@@ -132,7 +139,8 @@ func TestOpenKeys(t *testing.T) {
 			webKey(t, edPublic, "alg", "RS256"), webKey(t, edPublic, "kid", "ed"),
 			map[string]any{"kty": "EC", "crv": "P-256", "x": encode(make([]byte, 32)),
 				"y": encode(make([]byte, 32))},
-			webKey(t, &rsa.PublicKey{N: new(big.Int).Lsh(big.NewInt(1), 1<<15), E: 65537}, "kid", "huge"),
+			webKey(t, &rsa.PublicKey{N: new(big.Int).Lsh(big.NewInt(1), 1<<15), E: 65537}, "kid",
+				"huge"),
 		))
 		require.NoError(t, keys.Reload())
 		all, err := keys.Find(t.Context(), "")
@@ -140,7 +148,8 @@ func TestOpenKeys(t *testing.T) {
 		require.Len(t, all, 1)
 		require.NoError(t, tokens.Authenticate(t.Context(),
 			connect(sign(t, "EdDSA", ed, kid("ed"), with(nil)))))
-		write(`{"keys":[7,null,"x",` + webSet(t, webKey(t, edPublic, "kid", "ed"))[len(`{"keys":[`):])
+		write(`{"keys":[7,null,"x",` + webSet(t,
+			webKey(t, edPublic, "kid", "ed"))[len(`{"keys":[`):])
 		require.NoError(t, keys.Reload())
 	})
 
@@ -163,7 +172,8 @@ func TestOpenKeys(t *testing.T) {
 func TestNewKeys(t *testing.T) {
 	p224, err := ecdsa.GenerateKey(elliptic.P224(), rand.Reader)
 	require.NoError(t, err)
-	for _, key := range []any{nil, "secret", []byte("secret"), rsaKey, &p224.PublicKey, edPublic[:3]} {
+	for _, key := range []any{nil, "secret", []byte("secret"), rsaKey, &p224.PublicKey,
+		edPublic[:3]} {
 		_, err := dunlinjwt.NewKeys(dunlinjwt.Key{ID: "k", Key: key})
 		require.ErrorContains(t, err, `jwt: key "k"`)
 	}
@@ -212,14 +222,16 @@ func TestFetchKeys(t *testing.T) {
 		var reports []error
 		keys, err := dunlinjwt.FetchKeys(t.Context(), "https://id.example.org/keys",
 			&dunlinjwt.FetchOptions{
-				Client: &http.Client{Transport: s}, Report: func(err error) { reports = append(reports, err) },
+				Client: &http.Client{Transport: s},
+				Report: func(err error) { reports = append(reports, err) },
 			})
 		require.NoError(t, err)
 		tokens := newTokens(t, func(o *dunlinjwt.Options) { o.Keys = keys })
 		// What tells the keys apart is their names.
 		accepted := func(id string) bool {
 			t.Helper()
-			err := tokens.Authenticate(t.Context(), connect(sign(t, "EdDSA", ed, kid(id), with(nil))))
+			err := tokens.Authenticate(t.Context(),
+				connect(sign(t, "EdDSA", ed, kid(id), with(nil))))
 			synctest.Wait() // for a request that nobody waits for
 			return err == nil
 		}
@@ -274,7 +286,8 @@ func TestFetchKeys(t *testing.T) {
 func TestFetchKeysTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &site{status: 200, body: webSet(t, webKey(t, edPublic, "kid", "one"))}
-		keys, err := dunlinjwt.FetchKeys(t.Context(), "https://id.example.org/keys", &dunlinjwt.FetchOptions{Client: &http.Client{Transport: s}})
+		keys, err := dunlinjwt.FetchKeys(t.Context(), "https://id.example.org/keys",
+			&dunlinjwt.FetchOptions{Client: &http.Client{Transport: s}})
 		require.NoError(t, err)
 		time.Sleep(time.Minute)
 		s.set(200, webSet(t, webKey(t, edPublic, "kid", "two")), nil)
@@ -313,7 +326,8 @@ func TestASlowKeyServer(t *testing.T) {
 		s := &site{status: 200, body: webSet(t, webKey(t, edPublic, "kid", "one"))}
 		keys, err := dunlinjwt.FetchKeys(t.Context(), "https://id.example.org/keys",
 			&dunlinjwt.FetchOptions{
-				Client: &http.Client{Transport: s}, Retry: time.Millisecond, Timeout: 300 * time.Millisecond,
+				Client: &http.Client{Transport: s}, Retry: time.Millisecond,
+				Timeout: 300 * time.Millisecond,
 			})
 		require.NoError(t, err)
 		s.wait = time.Hour
@@ -353,7 +367,8 @@ func TestASlowKeyServer(t *testing.T) {
 func TestFetchKeysThatAreNotThere(t *testing.T) {
 	for _, s := range []*site{{status: 404}, {status: 200, body: "<html>"},
 		{err: errors.New("no network")}} {
-		_, err := dunlinjwt.FetchKeys(t.Context(), "https://id.example.org/keys", &dunlinjwt.FetchOptions{Client: &http.Client{Transport: s}})
+		_, err := dunlinjwt.FetchKeys(t.Context(), "https://id.example.org/keys",
+			&dunlinjwt.FetchOptions{Client: &http.Client{Transport: s}})
 		require.ErrorContains(t, err, "jwt: ")
 	}
 	_, err := dunlinjwt.FetchKeys(t.Context(), ":", nil)

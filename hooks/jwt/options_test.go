@@ -15,7 +15,8 @@ import (
 
 func TestTheLeewayAtItsEdges(t *testing.T) {
 	s := &site{status: 200, body: webSet(t, webKey(t, edPublic, "kid", "one"))}
-	keys, err := dunlinjwt.FetchKeys(t.Context(), "https://id.example.org/keys", &dunlinjwt.FetchOptions{Client: &http.Client{Transport: s}})
+	keys, err := dunlinjwt.FetchKeys(t.Context(), "https://id.example.org/keys",
+		&dunlinjwt.FetchOptions{Client: &http.Client{Transport: s}})
 	require.NoError(t, err)
 	for leeway, ok := range map[time.Duration]bool{math.MinInt64: false, -1: false, 0: true,
 		math.MaxInt64: true} {

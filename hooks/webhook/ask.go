@@ -28,7 +28,8 @@ type Options struct {
 	URL string
 	// Client makes the requests. Nil: one that follows no redirects.
 	Client *http.Client
-	// Header is added to the requests, for instance Authorization. It must not be modified afterwards.
+	// Header is added to the requests, for instance Authorization. It must not be modified
+	// afterwards.
 	Header http.Header
 	// Secret signs the requests. Empty: they are not signed.
 	Secret []byte
@@ -163,7 +164,8 @@ func (a *asker) ask(ctx context.Context, c turns.Claim, question any) (*answer, 
 
 // failed returns the refusal for a question without an answer.
 func (a *asker) failed(err error) error {
-	return &packets.Error{Code: a.unable, Reason: "no decision", Err: fmt.Errorf("webhook: %w", err)}
+	return &packets.Error{Code: a.unable, Reason: "no decision",
+		Err: fmt.Errorf("webhook: %w", err)}
 }
 
 // decide returns the decision of an answer. deny is the Reason Code if the answer has none.
@@ -195,7 +197,8 @@ func (a *asker) fetch(c turns.Claim, k key, body []byte) (*answer, error) {
 	c.Size = questionSize + len(body)
 	end, err := a.turns.Take(ctx, c)
 	if err != nil {
-		return nil, fmt.Errorf("waiting for one of %d requests under way: %w", a.o.MaxConcurrent, err)
+		return nil, fmt.Errorf("waiting for one of %d requests under way: %w", a.o.MaxConcurrent,
+			err)
 	}
 	defer end()
 	if !a.circuit.enter(c.Peer) {
@@ -232,10 +235,12 @@ func (a *asker) request(body []byte) (x *answer, unreachable bool, err error) {
 	}
 	switch {
 	case x.Result != "allow" && x.Result != "deny" && x.Result != "abstain":
-		return nil, false, fmt.Errorf("an answer whose result %q is none of allow, deny and abstain",
+		return nil, false, fmt.Errorf(
+			"an answer whose result %q is none of allow, deny and abstain",
 			x.Result)
 	case x.ReasonCode != 0 && !x.ReasonCode.Failed():
-		return nil, false, fmt.Errorf("an answer whose reason_code %d is not 128 or more", x.ReasonCode)
+		return nil, false, fmt.Errorf("an answer whose reason_code %d is not 128 or more",
+			x.ReasonCode)
 	}
 	return x, false, x.grant.check()
 }

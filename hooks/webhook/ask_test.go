@@ -99,7 +99,8 @@ func (s *server) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 func (s *server) options() webhook.Options {
-	return webhook.Options{URL: "https://api.example.org/mqtt", Client: &http.Client{Transport: s}, Logger: slog.New(slog.DiscardHandler)}
+	return webhook.Options{URL: "https://api.example.org/mqtt", Client: &http.Client{Transport: s},
+		Logger: slog.New(slog.DiscardHandler)}
 }
 
 func (s *server) authenticator(t *testing.T, change func(*webhook.Options)) *webhook.Authenticator {
@@ -173,9 +174,11 @@ func TestQuestions(t *testing.T) {
 			"remote_ip":"192.0.2.7","listener":"198.51.100.1:8883"}`},
 		{"a publish", nil, &hooks.AccessRequest{Client: known, Action: hooks.ActionPublish, Topic: "a/b", QoS: 1, Retain: true, Will: true}, `{"action":"publish",
 			"client_id":"c1","user":"Jane","roles":["sensor"],"tenant":"t1","attributes":{"k":"v"},"remote_ip":"192.0.2.7","topic":"a/b","qos":1,"retain":true,"will":true}`},
-		{"a shared subscription", nil, &hooks.AccessRequest{Client: jane(), Action: hooks.ActionSubscribe, Topic: "a/#", Group: "g", QoS: 2},
+		{"a shared subscription", nil, &hooks.AccessRequest{Client: jane(),
+			Action: hooks.ActionSubscribe, Topic: "a/#", Group: "g", QoS: 2},
 			`{"action":"subscribe","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","topic":"a/#","group":"g","qos":2}`},
-		{"a client without a name", nil, &hooks.AccessRequest{Client: new(hooks.Client), Action: hooks.ActionPublish, Topic: "a"},
+		{"a client without a name", nil, &hooks.AccessRequest{Client: new(hooks.Client),
+			Action: hooks.ActionPublish, Topic: "a"},
 			`{"action":"publish","client_id":"","topic":"a","qos":0}`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -204,23 +207,40 @@ func TestAnswers(t *testing.T) {
 	}{
 		{"allow", `{"result":"allow"}`, 200, nil, packets.Success, packets.Success, ""},
 		{"abstain", `{"result":"abstain"}`, 200, nil, 1, 1, ""},
-		{"deny", `{"result":"deny"}`, 200, nil, packets.BadUserNameOrPassword, packets.NotAuthorized, ""},
-		{"deny with reasons", `{"result":"deny","reason_code":138,"reason":"go away"}`, 200, nil, packets.Banned, packets.Banned, "go away"},
-		{"a field that is not known", `{"result":"allow","more":[1]}`, 200, nil, packets.Success, packets.Success, ""},
-		{"no result", `{}`, 200, nil, packets.ServerUnavailable, packets.ImplementationSpecificError, "no decision"},
-		{"another result", `{"result":"ok"}`, 200, nil, packets.ServerUnavailable, packets.ImplementationSpecificError, "no decision"},
-		{"a result in capital letters", `{"result":"ALLOW"}`, 200, nil, packets.ServerUnavailable, packets.ImplementationSpecificError, "no decision"},
-		{"true", `true`, 200, nil, packets.ServerUnavailable, packets.ImplementationSpecificError, "no decision"},
-		{"nothing", ``, 200, nil, packets.ServerUnavailable, packets.ImplementationSpecificError, "no decision"},
-		{"half an answer", `{"result":"allow"`, 200, nil, packets.ServerUnavailable, packets.ImplementationSpecificError, "no decision"},
-		{"an answer and more", `{"result":"allow"}{}`, 200, nil, packets.ServerUnavailable, packets.ImplementationSpecificError, "no decision"},
-		{"a reason code of success", `{"result":"deny","reason_code":1}`, 200, nil, packets.ServerUnavailable, packets.ImplementationSpecificError, "no decision"},
-		{"a reason code that is too large", `{"result":"deny","reason_code":391}`, 200, nil, packets.ServerUnavailable, packets.ImplementationSpecificError, "no decision"},
-		{"a negative limit", `{"result":"allow","limits":{"packet_size":-1}}`, 200, nil, packets.ServerUnavailable, packets.ImplementationSpecificError, "no decision"},
-		{"a mount point with a wildcard", `{"result":"allow","mount_point":"+/"}`, 200, nil, packets.ServerUnavailable, packets.ImplementationSpecificError, "no decision"},
-		{"a status that is not 200", `{"result":"allow"}`, 201, nil, packets.ServerUnavailable, packets.ImplementationSpecificError, "no decision"},
-		{"an answer that is too long", `{"result":"allow"}` + strings.Repeat(" ", 64<<10), 200, nil, packets.ServerUnavailable, packets.ImplementationSpecificError, "no decision"},
-		{"no answer", "", 0, errors.New("no network"), packets.ServerUnavailable, packets.ImplementationSpecificError, "no decision"},
+		{"deny", `{"result":"deny"}`, 200, nil, packets.BadUserNameOrPassword,
+			packets.NotAuthorized, ""},
+		{"deny with reasons", `{"result":"deny","reason_code":138,"reason":"go away"}`, 200, nil,
+			packets.Banned, packets.Banned, "go away"},
+		{"a field that is not known", `{"result":"allow","more":[1]}`, 200, nil, packets.Success,
+			packets.Success, ""},
+		{"no result", `{}`, 200, nil, packets.ServerUnavailable,
+			packets.ImplementationSpecificError, "no decision"},
+		{"another result", `{"result":"ok"}`, 200, nil, packets.ServerUnavailable,
+			packets.ImplementationSpecificError, "no decision"},
+		{"a result in capital letters", `{"result":"ALLOW"}`, 200, nil, packets.ServerUnavailable,
+			packets.ImplementationSpecificError, "no decision"},
+		{"true", `true`, 200, nil, packets.ServerUnavailable, packets.ImplementationSpecificError,
+			"no decision"},
+		{"nothing", ``, 200, nil, packets.ServerUnavailable, packets.ImplementationSpecificError,
+			"no decision"},
+		{"half an answer", `{"result":"allow"`, 200, nil, packets.ServerUnavailable,
+			packets.ImplementationSpecificError, "no decision"},
+		{"an answer and more", `{"result":"allow"}{}`, 200, nil, packets.ServerUnavailable,
+			packets.ImplementationSpecificError, "no decision"},
+		{"a reason code of success", `{"result":"deny","reason_code":1}`, 200, nil,
+			packets.ServerUnavailable, packets.ImplementationSpecificError, "no decision"},
+		{"a reason code that is too large", `{"result":"deny","reason_code":391}`, 200, nil,
+			packets.ServerUnavailable, packets.ImplementationSpecificError, "no decision"},
+		{"a negative limit", `{"result":"allow","limits":{"packet_size":-1}}`, 200, nil,
+			packets.ServerUnavailable, packets.ImplementationSpecificError, "no decision"},
+		{"a mount point with a wildcard", `{"result":"allow","mount_point":"+/"}`, 200, nil,
+			packets.ServerUnavailable, packets.ImplementationSpecificError, "no decision"},
+		{"a status that is not 200", `{"result":"allow"}`, 201, nil, packets.ServerUnavailable,
+			packets.ImplementationSpecificError, "no decision"},
+		{"an answer that is too long", `{"result":"allow"}` + strings.Repeat(" ", 64<<10), 200, nil,
+			packets.ServerUnavailable, packets.ImplementationSpecificError, "no decision"},
+		{"no answer", "", 0, errors.New("no network"), packets.ServerUnavailable,
+			packets.ImplementationSpecificError, "no decision"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := &server{body: tt.body, status: tt.status, err: tt.err}
@@ -338,7 +358,8 @@ func TestEqualQuestionsAreOne(t *testing.T) {
 		a := s.authorizer(t, func(o *webhook.Options) { o.AllowFor = -1 })
 		var all sync.WaitGroup
 		for range 50 {
-			all.Go(func() { require.NoError(t, a.Authorize(t.Context(), publish("a"))) }) // waited for below
+			// waited for below
+			all.Go(func() { require.NoError(t, a.Authorize(t.Context(), publish("a"))) })
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 		defer cancel()
@@ -427,7 +448,8 @@ func TestCircuit(t *testing.T) {
 		var probe sync.WaitGroup
 		probe.Go(func() { require.NoError(t, ask()) }) // waited for below
 		synctest.Wait()
-		require.Error(t, a.Authorize(t.Context(), publish("other")), "while one tries others are refused")
+		require.Error(t, a.Authorize(t.Context(), publish("other")),
+			"while one tries others are refused")
 		probe.Wait()
 		for range 10 {
 			require.NoError(t, ask())
@@ -447,7 +469,8 @@ func TestOptions(t *testing.T) {
 		_, err = webhook.NewEvents(webhook.EventOptions{URL: url})
 		require.ErrorContains(t, err, "Options.URL", url)
 	}
-	_, err := webhook.NewEvents(webhook.EventOptions{URL: "http://127.0.0.1/", Only: []string{"connect"}})
+	_, err := webhook.NewEvents(webhook.EventOptions{URL: "http://127.0.0.1/",
+		Only: []string{"connect"}})
 	require.ErrorContains(t, err, `"connect"`)
 }
 
@@ -465,7 +488,8 @@ func TestSignature(t *testing.T) {
 
 	require.Error(t, webhook.Verify(nil, header, body, 0), "no secret")
 	require.ErrorContains(t, webhook.Verify([]byte("other"), header, body, 0), "Dunlin-Signature")
-	require.ErrorContains(t, webhook.Verify(secret, header, append(body, ' '), 0), "Dunlin-Signature")
+	require.ErrorContains(t, webhook.Verify(secret, header, append(body, ' '), 0),
+		"Dunlin-Signature")
 	require.ErrorContains(t, webhook.Verify(secret, http.Header{}, body, 0), "Dunlin-Timestamp")
 	later := header.Clone()
 	later.Set("Dunlin-Timestamp", "9999999999")
@@ -490,7 +514,8 @@ func TestNoRedirects(t *testing.T) {
 	defer serving.Wait()
 	defer other.Close()
 	ask := func(path string) error {
-		a, err := webhook.NewAuthenticator(webhook.Options{URL: "http://" + l.Addr().String() + path, Logger: slog.New(slog.DiscardHandler)})
+		a, err := webhook.NewAuthenticator(webhook.Options{URL: "http://" + l.Addr().String() +
+			path, Logger: slog.New(slog.DiscardHandler)})
 		require.NoError(t, err)
 		return a.Authenticate(t.Context(), connect("pencil"))
 	}

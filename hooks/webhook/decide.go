@@ -212,7 +212,8 @@ func (a *Authorizer) Authorize(ctx context.Context, r *hooks.AccessRequest) erro
 	q := accessQuestion{
 		Action: r.Action.String(), ClientID: c.ID, Roles: c.Identity.Roles,
 		Tenant: c.Identity.Tenant, Attributes: c.Identity.Attributes,
-		RemoteIP: remoteIP(c), Topic: r.Topic, Group: r.Group, QoS: r.QoS, Retain: r.Retain, Will: r.Will,
+		RemoteIP: remoteIP(c), Topic: r.Topic, Group: r.Group, QoS: r.QoS, Retain: r.Retain,
+		Will: r.Will,
 	}
 	if user, ok := c.User(); ok {
 		q.User = &user

@@ -156,8 +156,9 @@ func (e *Events) Observer() *hooks.Observer {
 		"connected": func() {
 			o.Connected = nil
 		}, "refused": func() { o.Refused = nil }, "disconnected": func() { o.Disconnected = nil },
-		"session_ended": func() { o.SessionEnded = nil }, "subscribed": func() { o.Subscribed = nil },
-		"unsubscribed": func() { o.Unsubscribed = nil }, "denied": func() { o.Denied = nil },
+		"session_ended": func() { o.SessionEnded = nil },
+		"subscribed":    func() { o.Subscribed = nil },
+		"unsubscribed":  func() { o.Unsubscribed = nil }, "denied": func() { o.Denied = nil },
 		"revoked": func() {
 			o.Revoked = nil
 		}, "banned": func() { o.Banned = nil }, "panicked": func() { o.Panicked = nil },

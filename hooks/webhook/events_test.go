@@ -41,7 +41,8 @@ func (s *server) deliveries(t *testing.T) (ds []delivery) {
 
 func (s *server) events(t *testing.T, change func(*webhook.EventOptions)) *webhook.Events {
 	t.Helper()
-	o := webhook.EventOptions{URL: "https://api.example.org/events", Client: &http.Client{Transport: s}, Logger: slog.New(slog.DiscardHandler)}
+	o := webhook.EventOptions{URL: "https://api.example.org/events",
+		Client: &http.Client{Transport: s}, Logger: slog.New(slog.DiscardHandler)}
 	if change != nil {
 		change(&o)
 	}
@@ -76,7 +77,8 @@ func TestEveryEvent(t *testing.T) {
 			o.Only = []string{
 				"connected", "refused", "disconnected", "session_ended", "subscribed",
 				"unsubscribed", "denied", "revoked", "banned", "panicked",
-				"store_failed", "store_recovered", "published", "delivered", "acknowledged", "dropped",
+				"store_failed", "store_recovered", "published", "delivered", "acknowledged",
+				"dropped",
 			}
 		})
 		o := e.Observer()
@@ -88,8 +90,9 @@ func TestEveryEvent(t *testing.T) {
 		o.SessionEnded(hooks.SessionEnded{Client: c})
 		o.Subscribed(hooks.Subscribed{Client: c, Filter: "a/#", MountedFilter: "a/#"})
 		o.Unsubscribed(hooks.Unsubscribed{Client: c, Filter: "a/#", MountedFilter: "m/a/#"})
-		o.Denied(hooks.Denied{Client: c, Action: hooks.ActionSubscribe, Topic: "#", MountedTopic: "#",
-			Err: errors.New("no rule")})
+		o.Denied(hooks.Denied{Client: c, Action: hooks.ActionSubscribe, Topic: "#",
+			MountedTopic: "#",
+			Err:          errors.New("no rule")})
 		o.Revoked(hooks.Revoked{Client: c, Filter: "a/#", MountedFilter: "m/a/#",
 			Err: errors.New("no rule")})
 		o.Banned(banned(hooks.BanClient, "c1", "flapping", time.Now().Add(time.Hour)))
@@ -158,7 +161,9 @@ func TestWantedEvents(t *testing.T) {
 		only []string
 		want []string
 	}{
-		{"by default none about single messages", nil, []string{"Connected", "Refused", "Disconnected", "SessionEnded", "Subscribed", "Unsubscribed", "Denied", "Revoked", "Banned", "StoreFailed", "StoreRecovered", "Panicked"}},
+		{"by default none about single messages", nil, []string{"Connected", "Refused",
+			"Disconnected", "SessionEnded", "Subscribed", "Unsubscribed", "Denied", "Revoked",
+			"Banned", "StoreFailed", "StoreRecovered", "Panicked"}},
 		{"some", []string{"dropped", "connected"}, []string{"Connected", "Dropped"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -255,7 +260,8 @@ func TestRetries(t *testing.T) {
 		o.SessionEnded(ended("c"))
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		require.Equal(t, before+1, s.questions(), "what the server does not want it is not sent again")
+		require.Equal(t, before+1, s.questions(),
+			"what the server does not want it is not sent again")
 		require.EqualValues(t, 1, e.Dropped())
 
 		s.set(500, "", nil)

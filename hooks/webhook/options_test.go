@@ -30,13 +30,15 @@ func TestOptionsAtTheirEdges(t *testing.T) {
 				a := s.authenticator(t, func(o *webhook.Options) {
 					reflect.ValueOf(o).Elem().Field(i).SetInt(edge)
 				})
-				require.NoError(t, a.Authenticate(t.Context(), connect("x")), "%s %d", typ.Field(i).Name, edge)
+				require.NoError(t, a.Authenticate(t.Context(), connect("x")), "%s %d",
+					typ.Field(i).Name, edge)
 				s.set(500, "", nil)
 				require.Error(t, a.Authenticate(t.Context(), connect("y")))
 				s.set(0, `{"result":"allow"}`, nil)
 				time.Sleep(time.Minute)
 				if !(typ.Field(i).Name == "BreakFor" && edge == math.MaxInt64) {
-					require.NoError(t, a.Authenticate(t.Context(), connect("y")), "%s %d", typ.Field(i).Name, edge)
+					require.NoError(t, a.Authenticate(t.Context(), connect("y")), "%s %d",
+						typ.Field(i).Name, edge)
 				}
 			})
 		}
@@ -87,7 +89,8 @@ func TestEventOptionsAtTheirEdges(t *testing.T) {
 				s.set(0, "", nil)
 				time.Sleep(time.Minute)
 				require.NoError(t, e.Close(context.Background()))
-				if few := edge == 1 && (name == "Attempts" || name == "RetryMin" || name == "RetryMax"); !few {
+				if few := edge == 1 && (name == "Attempts" || name == "RetryMin" ||
+					name == "RetryMax"); !few {
 					require.Zero(t, e.Dropped(), "%s %d", name, edge)
 				}
 			})

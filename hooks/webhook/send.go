@@ -174,7 +174,8 @@ func (e *Events) sendAll(events []Event) {
 // drop counts dropped events.
 func (e *Events) drop(n, attempts int, err error) {
 	e.dropped.Add(uint64(n))
-	e.o.Logger.Warn("webhook: events are dropped", "url", e.poster.url, "events", n, "attempts", attempts,
+	e.o.Logger.Warn("webhook: events are dropped", "url", e.poster.url, "events", n, "attempts",
+		attempts,
 		"err", err)
 }
 

@@ -98,8 +98,9 @@ func TestLongTextsAreCut(t *testing.T) {
 	odd := "x" + long
 	c := jane()
 	c.ID, c.Username = long, long
-	o.Denied(hooks.Denied{Client: c, Action: hooks.ActionPublish, Topic: odd, MountedTopic: "m/" + odd,
-		Err: errors.New(long)})
+	o.Denied(hooks.Denied{Client: c, Action: hooks.ActionPublish, Topic: odd,
+		MountedTopic: "m/" + odd,
+		Err:          errors.New(long)})
 	o.Banned(banned(hooks.BanClient, long, long, time.Time{}))
 	filter := strings.Repeat("x", 1024)
 	o.Subscribed(hooks.Subscribed{Client: jane(), Filter: filter, MountedFilter: filter})
@@ -107,7 +108,8 @@ func TestLongTextsAreCut(t *testing.T) {
 	got := s.arrived(t)
 	require.Equal(t, strings.Repeat("ä", 512), got[0].ClientID)
 	require.Equal(t, "x"+strings.Repeat("ä", 511), got[0].Topic)
-	require.Equal(t, []string{"client_id", "user", "topic", "mounted_topic", "error"}, got[0].Truncated)
+	require.Equal(t, []string{"client_id", "user", "topic", "mounted_topic", "error"},
+		got[0].Truncated)
 	require.Equal(t, []string{"value", "error"}, got[1].Truncated)
 	require.Empty(t, got[2].Truncated)
 	require.Len(t, got[2].Topic, 1024)

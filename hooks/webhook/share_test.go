@@ -51,13 +51,15 @@ func TestOneAddressDoesNotKeepTheAnswersFromOthers(t *testing.T) {
 				for i := range 3000 {
 					all.Go(func() { // waited for below
 						time.Sleep(time.Duration(i) * time.Millisecond)
-						_ = a.Authenticate(t.Context(), from("203.0.113.1", fmt.Sprint("nobody", i)))
+						_ = a.Authenticate(t.Context(),
+							from("203.0.113.1", fmt.Sprint("nobody", i)))
 					})
 				}
 				for i := range 20 {
 					time.Sleep(500 * time.Millisecond)
 					began := time.Now()
-					require.NoError(t, a.Authenticate(t.Context(), from("192.0.2.1", fmt.Sprint("jane", i))))
+					require.NoError(t, a.Authenticate(t.Context(),
+						from("192.0.2.1", fmt.Sprint("jane", i))))
 					require.LessOrEqual(t, time.Since(began), time.Second)
 				}
 				all.Wait()

@@ -185,7 +185,8 @@ func Verify(secret []byte, header http.Header, body []byte, tolerance time.Durat
 	if err != nil {
 		return fmt.Errorf("webhook: the header %s is missing, or no number", timestampHeader)
 	}
-	if !hmac.Equal([]byte(header.Get(signatureHeader)), []byte(signature(secret, timestamp, body))) {
+	if !hmac.Equal([]byte(header.Get(signatureHeader)),
+		[]byte(signature(secret, timestamp, body))) {
 		return fmt.Errorf("webhook: the header %s is not the request's signature", signatureHeader)
 	}
 	if age := time.Since(time.Unix(at, 0)); age > tolerance || age < -tolerance {

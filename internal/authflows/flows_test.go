@@ -38,7 +38,8 @@ func serve(t *testing.T, cfg dunlin.Config) (*dunlin.Broker, string) {
 type client struct {
 	t    *testing.T
 	mqtt *paho.Client
-	gone chan byte // the Reason Code of the broker's DISCONNECT; closed when the connection has ended
+	// The Reason Code of the broker's DISCONNECT; closed when the connection has ended
+	gone chan byte
 }
 
 // dial connects. It returns nil, and the Reason Code, if the broker refuses.

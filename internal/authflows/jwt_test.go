@@ -116,7 +116,8 @@ func TestJWTReauthentication(t *testing.T) {
 		stays, codes[0] = i.byMethod("stays", i.token("jane", life, "a"))
 		leaves, codes[1] = i.byMethod("leaves", i.token("jane", life, "a"))
 		password, codes[2] = i.byPassword(i.token("jane", life, "a"))
-		good := stays != nil && stays.authenticate(dunlinjwt.Method, i.token("jane", time.Hour, "b"))
+		good := stays != nil && stays.authenticate(dunlinjwt.Method,
+			i.token("jane", time.Hour, "b"))
 		if time.Since(began) < life-time.Second ||
 			life > patience/2 { // in a token there are whole seconds
 			require.Equal(t, make([]byte, 3), codes)

@@ -59,7 +59,9 @@ func (x *exchange) verify(data []byte) bool {
 // connectTimeout.
 func scramBroker(t *testing.T, connectTimeout time.Duration) (*dunlin.Broker, string) {
 	users, err := auth.NewUsers([]auth.User{
-		{Name: "jane", Hash: auth.HashSCRAM("pencil", 4096)}, {Name: "joe", Hash: auth.HashSCRAM("brush", 4096)}, {Name: "old", Hash: auth.Hash("x", 1)},
+		{Name: "jane", Hash: auth.HashSCRAM("pencil", 4096)},
+		{Name: "joe", Hash: auth.HashSCRAM("brush", 4096)},
+		{Name: "old", Hash: auth.Hash("x", 1)},
 	})
 	require.NoError(t, err)
 	rules, err := acl.Rules(acl.Rule{Effect: acl.EffectAllow, Filters: []string{"users/%u/#"}})
@@ -140,11 +142,15 @@ func TestSCRAMAttacks(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		name string
-		// attack answers the challenge that the first message of the good exchange brings this time.
+		// attack answers the challenge that the first message of the good exchange brings this
+		// time.
 		attack func(challenge string) string
 	}{
 		{"the whole exchange again", func(string) string { return final }},
-		{"the old proof with the new nonce", func(c string) string { return strings.Replace(final, nonce(challenge), nonce(c), 1) }},
+		{"the old proof with the new nonce", func(c string) string {
+			return strings.Replace(final,
+				nonce(challenge), nonce(c), 1)
+		}},
 		{"no proof", func(c string) string { return "c=biws,r=" + nonce(c) }},
 		{"an empty proof", func(c string) string { return "c=biws,r=" + nonce(c) + ",p=" }},
 		{"a proof of zeros", func(c string) string {

@@ -72,7 +72,8 @@ func TestAnotherLoadGeneratorThatIsNotThereIsNamed(t *testing.T) {
 
 func TestPlotIsXMLAndHasEveryPoint(t *testing.T) {
 	curves := []curve{
-		{"connections", "dunlin", []point{{10, stat{1, 0.9, 1.1, 3}}, {10_000, stat{1.2, 1, 1.5, 3}}}},
+		{"connections", "dunlin", []point{{10, stat{1, 0.9, 1.1, 3}},
+			{10_000, stat{1.2, 1, 1.5, 3}}}},
 		{"connections", "floor", []point{{10, stat{0.5, 0.5, 0.5, 1}}}},
 		{"retained messages", "dunlin", []point{{0, stat{1, 1, 1, 1}}, {1000, stat{}}}},
 	}

@@ -19,13 +19,15 @@ const with, without = "with", "without"
 func (t *tools) withAndWithout(data string) []contender {
 	return []contender{
 		{without, dunlinVersion(), t.dunlin(), nil},
-		{with, "the same with -data, -store segment, -durability synced", t.dunlin("-data", data, "-store", "segment", "-durability", "synced"), nil},
+		{with, "the same with -data, -store segment, -durability synced",
+			t.dunlin("-data", data, "-store", "segment", "-durability", "synced"), nil},
 	}
 }
 
 var costs = []struct{ title, name, flags string }{
 	{"p2p QoS 0, 128 B, batched", "cost-batched", "-scenario p2p -pubs 10 -warm 300ms -dur 2s"},
-	{"p2p QoS 0, one message a write", "cost-unbatched", "-scenario p2p -pubs 50 -batch 1 -e2e 20 -warm 300ms -dur 2s"},
+	{"p2p QoS 0, one message a write", "cost-unbatched",
+		"-scenario p2p -pubs 50 -batch 1 -e2e 20 -warm 300ms -dur 2s"},
 }
 
 func measureCosts(m *measurement) error {
@@ -43,7 +45,8 @@ func measureCosts(m *measurement) error {
 				slices.Reverse(pair)
 			}
 			for _, c := range pair {
-				if err := m.add(s.name, c.name, round, load(m.t.load, c, strings.Fields(s.flags))); err != nil {
+				if err := m.add(s.name, c.name, round,
+					load(m.t.load, c, strings.Fields(s.flags))); err != nil {
 					return err
 				}
 			}
@@ -57,7 +60,8 @@ func measureCosts(m *measurement) error {
 
 // writeCosts writes the table of what was measured, if there is anything.
 func writeCosts(w io.Writer, results []result) {
-	head := "| | without a Store, µs | with one, µs | ratio, median of pairs | its 95 % interval | lowest and highest | pairs |\n|---|---|---|---|---|---|---|\n"
+	head := "| | without a Store, µs | with one, µs | ratio, median of pairs | its 95 % interval " +
+		"| lowest and highest | pairs |\n|---|---|---|---|---|---|---|\n"
 	for _, s := range costs {
 		ratios := pairs(results, s.name)
 		if len(ratios) == 0 {

@@ -44,7 +44,10 @@ func measureCurves(o *options, contenders []contender, stderr io.Writer) error {
 		cv := curve{panel: "connections", name: c.name}
 		for _, n := range []int{10, 100, 1000, 4000, 10_000} {
 			flags := fmt.Sprintf("-scenario p2p -pubs %d -e2e 64 -warm 1s -dur 2s", n/2)
-			s := repeat(o.rounds(5), func() map[string]any { return load(o.load, c, strings.Fields(flags)) })
+			s := repeat(o.rounds(5), func() map[string]any {
+				return load(o.load, c,
+					strings.Fields(flags))
+			})
 			say("connections, "+c.name, n, s)
 			cv.points = append(cv.points, point{n, s})
 		}
@@ -52,7 +55,8 @@ func measureCurves(o *options, contenders []contender, stderr io.Writer) error {
 	}
 	random := curve{panel: "subscriptions", name: "to a random one of them"}
 	for _, n := range []int{1000, 10_000, 100_000, 1_000_000} {
-		flags := fmt.Sprintf("-scenario wild -topics %d -subs 20 -pubs 4 -settle 500ms -warm 500ms -dur 2s", n)
+		flags := fmt.Sprintf(
+			"-scenario wild -topics %d -subs 20 -pubs 4 -settle 500ms -warm 500ms -dur 2s", n)
 		s := repeat(o.rounds(5), func() map[string]any {
 			return load(o.load, dunlin, strings.Fields(flags))
 		})
@@ -64,7 +68,10 @@ func measureCurves(o *options, contenders []contender, stderr io.Writer) error {
 	for _, n := range []int{0, 1000, 10_000, 100_000, 1_000_000} {
 		for cv, fill := range map[*curve]func(string, int) (io.Closer, error){&held: subscribeMany,
 			&retained: retainMany} {
-			s := repeat(o.rounds(5), func() map[string]any { return loadBeside(o.load, dunlin, n, fill) })
+			s := repeat(o.rounds(5), func() map[string]any {
+				return loadBeside(o.load, dunlin, n,
+					fill)
+			})
 			say(cv.panel+", held", n, s)
 			cv.points = append(cv.points, point{n, s})
 		}
@@ -241,7 +248,8 @@ func retainMany(addr string, n int) (io.Closer, error) {
 			list = append(list, &packets.Publish{Retain: true,
 				Topic: fmt.Appendf(nil, "held/s%d/d%d", j%1000, j/1000), Payload: payload})
 		}
-		if err := c.exchange(packets.TypePingresp, append(list, &packets.Pingreq{})...); err != nil {
+		if err := c.exchange(packets.TypePingresp,
+			append(list, &packets.Pingreq{})...); err != nil {
 			return nil, errors.Join(err, c.Close())
 		}
 	}
@@ -287,9 +295,11 @@ func writeSVG(w io.Writer, curves []curve) error {
 	var b bytes.Buffer
 	width := len(panels) * (panelWidth + marginX + 12)
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="sans-serif" font-size="11">`+"\n", width, panelHeight+2*marginY)
-	fmt.Fprintf(&b, `<rect width="%d" height="%d" fill="white"/>`+"\n", width, panelHeight+2*marginY)
+	fmt.Fprintf(&b, `<rect width="%d" height="%d" fill="white"/>`+"\n", width,
+		panelHeight+2*marginY)
 	for i, name := range panels {
-		list := slices.DeleteFunc(slices.Clone(curves), func(c curve) bool { return c.panel != name })
+		list := slices.DeleteFunc(slices.Clone(curves),
+			func(c curve) bool { return c.panel != name })
 		fmt.Fprintf(&b, `<g transform="translate(%d,%d)">`+"\n", i*(panelWidth+marginX+12)+marginX,
 			marginY)
 		drawPanel(&b, name, list)

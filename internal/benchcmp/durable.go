@@ -23,8 +23,10 @@ import (
 // storing are the contenders. Each keeps its store in the folder data.
 func (t *tools) storing(data string) []contender {
 	list := []contender{
-		{"dunlin", dunlinVersion() + " with store/segment, synced", t.dunlin("-data", data, "-store", "segment", "-durability", "synced"), nil},
-		{"dunlin-bbolt", "the same with store/bbolt, synced", t.dunlin("-data", data, "-store", "bbolt", "-durability", "synced"), nil},
+		{"dunlin", dunlinVersion() + " with store/segment, synced",
+			t.dunlin("-data", data, "-store", "segment", "-durability", "synced"), nil},
+		{"dunlin-bbolt", "the same with store/bbolt, synced",
+			t.dunlin("-data", data, "-store", "bbolt", "-durability", "synced"), nil},
 	}
 	if t.mosquitto != "" {
 		settings := "persistence true\npersistence_location " + data +
@@ -95,7 +97,8 @@ func measureDurable(m *measurement) error {
 				}
 				c := m.t.storing(data)[i]
 				rep := durableRun(m.t.load, c, pubs)
-				if x, ok := rep[written].(float64); ok && x == 0 && m.where != tmpfs && rep["err"] == nil {
+				if x, ok := rep[written].(float64); ok && x == 0 && m.where != tmpfs &&
+					rep["err"] == nil {
 					rep["err"] = "the broker wrote nothing to disk"
 				}
 				if err := m.add(durableScenario(pubs), c.name, round, rep); err != nil {
@@ -127,9 +130,12 @@ func durableRun(load string, c contender, pubs int) map[string]any {
 		return failed(err)
 	}
 	defer p.Close()
-	flags := fmt.Sprintf("-json -addr %s -pid %d -scenario fanin -subs 0 -e2e 0 -qos 1 -pubs %d -warm %v -dur %v", addr, pid, pubs, warm, stretch+after)
+	flags := fmt.Sprintf(
+		"-json -addr %s -pid %d -scenario fanin -subs 0 -e2e 0 -qos 1 -pubs %d -warm %v -dur %v",
+		addr, pid, pubs, warm, stretch+after)
 	loaded := make(chan map[string]any, 1)
-	go func() { loaded <- report(exec.Command(load, strings.Fields(flags)...)) }() // waited for below
+	// waited for below
+	go func() { loaded <- report(exec.Command(load, strings.Fields(flags)...)) }()
 	ks.begin()
 	time.Sleep(warm)
 	a := look(pid, ks)

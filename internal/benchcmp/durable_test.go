@@ -75,7 +75,8 @@ func TestTableOfPairs(t *testing.T) {
 
 // The ranks are those of tables of the sign test, two-sided, 5 %.
 func TestRankOfAnIntervalForTheMedian(t *testing.T) {
-	for n, want := range map[int]int{0: 0, 1: 0, 5: 0, 6: 1, 8: 1, 9: 2, 12: 3, 20: 6, 25: 8, 40: 14} {
+	for n, want := range map[int]int{0: 0, 1: 0, 5: 0, 6: 1, 8: 1, 9: 2, 12: 3, 20: 6, 25: 8,
+		40: 14} {
 		require.Equal(t, want, rank(n), "%d pairs", n)
 	}
 }
@@ -185,7 +186,8 @@ func TestKeepersAndProbe(t *testing.T) {
 	for n := range uint32(3) {
 		payload := binary.BigEndian.AppendUint32(make([]byte, 12), 2*n) // 1 and 3 are missing
 		require.NoError(t, c.exchange(packets.TypePuback,
-			&packets.Publish{QoS: packets.QoS1, PacketID: 1, Topic: []byte(topicOf("1")), Payload: payload}))
+			&packets.Publish{QoS: packets.QoS1, PacketID: 1, Topic: []byte(topicOf("1")),
+				Payload: payload}))
 	}
 	ks.begin()
 	require.Eventually(t, func() bool {
@@ -225,7 +227,8 @@ func TestProcFiles(t *testing.T) {
 	require.Equal(t, 4096.0,
 		parseIO("rchar: 1\nwchar: 2\nread_bytes: 3\nwrite_bytes: 4096\ncancelled_write_bytes: 5\n"))
 	require.Zero(t, parseIO(""))
-	const mounts = "/dev/a / ext4 rw 0 0\ntmpfs /tmp tmpfs rw 0 0\n/dev/b /tmp/disk xfs rw 0 0\n/dev/c /tmpo btrfs rw 0 0\n"
+	const mounts = "/dev/a / ext4 rw 0 0\ntmpfs /tmp tmpfs rw 0 0\n/dev/b /tmp/disk xfs rw 0 " +
+		"0\n/dev/c /tmpo btrfs rw 0 0\n"
 	for dir, want := range map[string]string{"/": "ext4", "/home": "ext4", "/tmp": "tmpfs",
 		"/tmp/x/y": "tmpfs", "/tmp/disk/x": "xfs",
 		"/tmp/disks": "tmpfs", "/tmpo": "btrfs", "/tmpox": "ext4"} {

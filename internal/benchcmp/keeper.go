@@ -38,7 +38,8 @@ const probed = "probe"
 // keepAll makes the session of the probe, and one for each of pubs publishers of the load
 // generator's scenario fanin.
 func keepAll(addr string, pubs int) (keepers, error) {
-	ks := keepers{first: make(chan struct{}), reading: new(sync.WaitGroup), closed: new(atomic.Bool)}
+	ks := keepers{first: make(chan struct{}), reading: new(sync.WaitGroup),
+		closed: new(atomic.Bool)}
 	var once sync.Once
 	for i := -1; i < pubs; i++ {
 		name, first := probed, func() {}
@@ -150,7 +151,8 @@ func (k *keeper) take(b, acks []byte) (int, []byte, error) {
 			return n, acks, err
 		}
 		if len(p.Payload) < stampLen || p.QoS != packets.QoS1 {
-			return n, acks, fmt.Errorf("a message of %d bytes came with QoS %d", len(p.Payload), p.QoS)
+			return n, acks, fmt.Errorf("a message of %d bytes came with QoS %d", len(p.Payload),
+				p.QoS)
 		}
 		k.note(binary.BigEndian.Uint32(p.Payload[12:]))
 		if acks, err = (&packets.Ack{Kind: packets.TypePuback, PacketID: p.PacketID}).

@@ -78,7 +78,8 @@ func run(args []string, stdout, stderr io.Writer) error {
 		return nil
 	}
 	if o.curves && o.durable || o.curves && o.storecost || o.durable && o.storecost {
-		return errors.New("-curves, -durable and -storecost are three measurements: give one of them")
+		return errors.New(
+			"-curves, -durable and -storecost are three measurements: give one of them")
 	}
 	dir, err := os.MkdirTemp(o.dir, "benchcmp")
 	if err != nil {
@@ -106,14 +107,16 @@ func run(args []string, stdout, stderr io.Writer) error {
 		where = fileSystem(dir)
 	}
 	if where == tmpfs {
-		fmt.Fprintln(stderr, "benchcmp: the stores are in memory, on tmpfs; -dir names a folder on a disk")
+		fmt.Fprintln(stderr,
+			"benchcmp: the stores are in memory, on tmpfs; -dir names a folder on a disk")
 	}
 	f, err := os.Create(o.out)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	m := &measurement{o: &o, t: t, runs: runs, where: where, enc: json.NewEncoder(f), stderr: stderr}
+	m := &measurement{o: &o, t: t, runs: runs, where: where, enc: json.NewEncoder(f),
+		stderr: stderr}
 	if err := measure(m); err != nil {
 		return err
 	}
@@ -206,7 +209,8 @@ func prepare(dir, load string, stderr io.Writer) (*tools, error) {
 // dunlin is Dunlin with further flags.
 func (t *tools) dunlin(flags ...string) func(addr string) ([]string, error) {
 	return func(addr string) ([]string, error) {
-		return append([]string{t.server, "-listen", addr, "-log-level", "error", "-sys-interval", "0",
+		return append([]string{t.server, "-listen", addr, "-log-level", "error", "-sys-interval",
+			"0",
 			"-max-queued-messages", "200000", "-max-queued-bytes", "200000000"}, flags...), nil
 	}
 }
@@ -217,7 +221,8 @@ func (t *tools) mosquittoWith(settings string) func(addr string) ([]string, erro
 		conf := filepath.Join(t.dir, "mosquitto.conf")
 		_, port, _ := net.SplitHostPort(addr)
 		text := "listener " + port + " 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\n" +
-			"max_inflight_messages 1000\nmax_queued_messages 1000000\nmax_packet_size 1048576\n" + settings
+			"max_inflight_messages 1000\nmax_queued_messages 1000000\nmax_packet_size 1048576\n" +
+			settings
 		return []string{t.mosquitto, "-c", conf}, os.WriteFile(conf, []byte(text), 0o644)
 	}
 }
@@ -225,10 +230,16 @@ func (t *tools) mosquittoWith(settings string) func(addr string) ([]string, erro
 // all are the contenders of the table.
 func (t *tools) all() []contender {
 	list := []contender{
-		{"floor", "the floor of the load generator", func(addr string) ([]string, error) { return []string{t.load, "floor", "-addr", addr}, nil }, nil},
+		{"floor", "the floor of the load generator", func(addr string) ([]string,
+			error) {
+			return []string{t.load, "floor", "-addr", addr}, nil
+		}, nil},
 		{"dunlin", dunlinVersion(), t.dunlin(), nil},
 		{"dunlin-v5", "the same, MQTT 5.0", t.dunlin(), []string{"-v", "5"}},
-		{"mochi", mochiVersion, func(addr string) ([]string, error) { return []string{t.mochi, addr}, nil }, nil},
+		{"mochi", mochiVersion, func(addr string) ([]string,
+			error) {
+			return []string{t.mochi, addr}, nil
+		}, nil},
 	}
 	if t.mosquitto != "" {
 		list = append(list, contender{"mosquitto", firstLine(t.mosquitto, "-h"),
@@ -290,7 +301,8 @@ func measureAll(m *measurement) error {
 				if c.name == "floor" && s.brokers != "floor" {
 					continue
 				}
-				if err := m.add(s.name, c.name, round, load(m.t.load, c, strings.Fields(s.flags))); err != nil {
+				if err := m.add(s.name, c.name, round,
+					load(m.t.load, c, strings.Fields(s.flags))); err != nil {
 					return err
 				}
 			}

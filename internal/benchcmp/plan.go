@@ -5,9 +5,10 @@ package main
 
 // A scenario is one way of running the load generator.
 type scenario struct {
-	name    string
-	flags   string
-	brokers string // which of the contenders take part, besides all real brokers: "floor", or nothing
+	name  string
+	flags string
+	// Which of the contenders take part, besides all real brokers: "floor", or nothing
+	brokers string
 }
 
 const quick = " -warm 300ms -dur 1500ms"
@@ -28,8 +29,10 @@ var scenarios = []scenario{
 	{"storm", "-scenario storm" + quick, ""},
 	{"retained", "-scenario retained -count 100000 -settle 1s", ""},
 	{"offline", "-scenario offline -subs 1000 -count 100 -pubs 4 -settle 1s", ""},
-	{"slow", "-scenario slow -pubs 1 -subs 10 -rate 5000 -e2e 0 -size 1024 -batch 8 -warm 300ms -dur 3s", ""},
-	{"noslow", "-scenario slow -stalled 0 -pubs 1 -subs 10 -rate 5000 -e2e 0 -size 1024 -batch 8 -warm 300ms -dur 3s", ""},
+	{"slow", "-scenario slow -pubs 1 -subs 10 -rate 5000 -e2e 0 -size 1024 -batch 8 -warm 300ms " +
+		"-dur 3s", ""},
+	{"noslow", "-scenario slow -stalled 0 -pubs 1 -subs 10 -rate 5000 -e2e 0 -size 1024 -batch 8 " +
+		"-warm 300ms -dur 3s", ""},
 }
 
 // million is the scenario that -million adds. It takes minutes with some brokers.

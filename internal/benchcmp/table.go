@@ -46,7 +46,8 @@ var columns = []string{"floor", "dunlin", "dunlin-v5", "dunlin-bbolt", "mosquitt
 
 // writeHead says what was measured on what.
 func writeHead(w io.Writer, contenders []contender, runs int) {
-	fmt.Fprintf(w, "Measured on %s: %s, %d processors, Linux %s, %s; medians of %d interleaved rounds, lowest and highest in brackets.\n",
+	fmt.Fprintf(w, "Measured on %s: %s, %d processors, Linux %s, %s; medians of %d interleaved "+
+		"rounds, lowest and highest in brackets.\n",
 		time.Now().Format("2 January 2006"), cpuModel(), runtime.NumCPU(), kernel(),
 		runtime.Version(), runs)
 	for _, c := range contenders {
@@ -97,7 +98,8 @@ type tail struct {
 // writeTable writes a line for each row that was measured, if there is any, with tail at its end.
 func writeTable(w io.Writer, results []result, rows []row, tail tail) {
 	rows = slices.DeleteFunc(slices.Clone(rows), func(r row) bool {
-		return !slices.ContainsFunc(results, func(x result) bool { return x.Scenario == r.scenario })
+		return !slices.ContainsFunc(results,
+			func(x result) bool { return x.Scenario == r.scenario })
 	})
 	if len(rows) == 0 {
 		return
@@ -172,7 +174,8 @@ func faults(results []result) (lines []string) {
 			continue
 		}
 		var what []string
-		for _, k := range []string{"lost", "dup", "misordered", "conn_errs", "unanswered", "stalled"} {
+		for _, k := range []string{"lost", "dup", "misordered", "conn_errs", "unanswered",
+			"stalled"} {
 			if x, _ := r.Report[k].(float64); x > 0 {
 				what = append(what, fmt.Sprintf("%s %.0f", k, x))
 			}

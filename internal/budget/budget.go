@@ -26,7 +26,8 @@ const (
 )
 
 var names = [Kinds]string{
-	"queued", "in flight", "retained", "output", "partial packets", "subscriptions", "routes", "sessions", "uncommitted",
+	"queued", "in flight", "retained", "output", "partial packets", "subscriptions", "routes",
+	"sessions", "uncommitted",
 	"connections",
 }
 
@@ -44,7 +45,8 @@ func (k Kind) stays() bool {
 const (
 	stayPercent = 75 // all that stays
 	kindPercent = 50 // one kind of it
-	ownPercent  = 6  // Sessions and Connections each, whatever others take: clients can come and remove it
+	// Sessions and Connections each, whatever others take: clients can come and remove it
+	ownPercent = 6
 )
 
 // A Budget counts bytes against a limit. Its methods may be called from any goroutine, with any
@@ -88,7 +90,8 @@ func (b *Budget) Recount(k Kind, counted *int32, n int) {
 // Used returns how many bytes are used.
 func (b *Budget) Used() int64 { return b.all.Load() }
 
-// Of returns how many of them are of kind k. For InFlight it may be a little off while others count.
+// Of returns how many of them are of kind k. For InFlight it may be a little off while others
+// count.
 func (b *Budget) Of(k Kind) int64 {
 	if k != InFlight {
 		return b.used[k].Load()

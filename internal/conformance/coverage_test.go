@@ -88,7 +88,8 @@ func citeGoTests(t *testing.T, cite func(script.Citation, string)) {
 		}
 		if d.IsDir() {
 			switch rel, _ := filepath.Rel(root, path); rel {
-			case ".git", filepath.Join("internal", "conformance"), filepath.Join("internal", "script"):
+			case ".git", filepath.Join("internal", "conformance"),
+				filepath.Join("internal", "script"):
 				return filepath.SkipDir
 			}
 			return nil

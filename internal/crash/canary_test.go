@@ -14,10 +14,14 @@ func TestPlantedFaultsAreFound(t *testing.T) {
 		t.Skip("builds the broker several times")
 	}
 	for _, tt := range []struct{ name, tag, pkg, run string }{
-		{"the simulation finds acknowledgements before the commit", "canary_ack", "github.com/dunlin-mqtt/dunlin", "TestModel"},
-		{"the simulation finds PUBRECs that are not recorded", "canary_release", "github.com/dunlin-mqtt/dunlin", "TestModel"},
-		{"the kill test finds acknowledgements before the commit", "canary_ack", "github.com/dunlin-mqtt/dunlin/internal/crash", "TestKill"},
-		{"the kill test finds PUBRECs that are not recorded", "canary_release", "github.com/dunlin-mqtt/dunlin/internal/crash", "TestKill"},
+		{"the simulation finds acknowledgements before the commit", "canary_ack",
+			"github.com/dunlin-mqtt/dunlin", "TestModel"},
+		{"the simulation finds PUBRECs that are not recorded", "canary_release",
+			"github.com/dunlin-mqtt/dunlin", "TestModel"},
+		{"the kill test finds acknowledgements before the commit", "canary_ack",
+			"github.com/dunlin-mqtt/dunlin/internal/crash", "TestKill"},
+		{"the kill test finds PUBRECs that are not recorded", "canary_release",
+			"github.com/dunlin-mqtt/dunlin/internal/crash", "TestKill"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			findsPlanted(t, tt.tag, tt.pkg, tt.run)

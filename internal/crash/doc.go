@@ -1,7 +1,8 @@
-// Package crash holds the test that kills a broker with SIGKILL at random moments, with its store on a real disk, and checks what its
-// clients were promised: nothing acknowledged is lost, nothing of QoS 2 comes twice, each publisher's messages to a topic keep
-// their order, and what is retained is what was acknowledged last. The same in virtual time, without processes and thousands of times a
-// minute, is TestModel of the root package.
+// Package crash holds the test that kills a broker with SIGKILL at random moments, with its store
+// on a real disk, and checks what its clients were promised: nothing acknowledged is lost, nothing
+// of QoS 2 comes twice, each publisher's messages to a topic keep their order, and what is retained
+// is what was acknowledged last. The same in virtual time, without processes and thousands of times
+// a minute, is TestModel of the root package.
 //
 //	go test ./internal/crash                          50 kills
 //	go test ./internal/crash -short                   5

@@ -56,7 +56,8 @@ func TestDiskFull(t *testing.T) {
 
 func TestPlantedFaultIsFoundOnAFullDisk(t *testing.T) {
 	if testing.Short() {
-		t.Skip("-short: it builds the broker again, with a planted fault, and takes a test of its own to find it")
+		t.Skip("-short: it builds the broker again, with a planted fault, and takes a test of " +
+			"its own to find it")
 	}
 	newSmallDisk(t, "1m") // where that cannot be done, this is skipped as well
 	findsPlanted(t, "canary_ack", "github.com/dunlin-mqtt/dunlin/internal/crash",
@@ -132,7 +133,8 @@ func (s *shortage) run(t *testing.T, version packets.Version, drains bool) {
 	for _, p := range s.publishers {
 		refused += p.refused.Load()
 	}
-	t.Logf("%d messages acknowledged, %d refused, %d connections: %d lost, %d QoS 2 twice, %d out of order, %d QoS 1 again, %d QoS 1 refused and delivered; %v, seed %d",
+	t.Logf("%d messages acknowledged, %d refused, %d connections: %d lost, %d QoS 2 twice, %d "+
+		"out of order, %d QoS 1 again, %d QoS 1 refused and delivered; %v, seed %d",
 		s.acked(), refused, s.connections(packets.V5)+s.connections(packets.V311), f.lost, f.twice,
 		f.disorder, f.repeated, f.anyway, time.Since(began).Round(100*time.Millisecond), s.seed)
 }
@@ -210,7 +212,8 @@ func (s *shortage) each(t *testing.T, what string, by int64, count func(*client)
 	for i, p := range s.publishers {
 		for count(p) < before[i]+by {
 			if time.Now().After(deadline) {
-				t.Fatalf("%s is not %s; found so far: %s", p.id, what, strings.Join(s.errs.all(), "; "))
+				t.Fatalf("%s is not %s; found so far: %s", p.id, what,
+					strings.Join(s.errs.all(), "; "))
 			}
 			time.Sleep(10 * time.Millisecond)
 		}

@@ -102,8 +102,8 @@ func (x *brief) kill() {
 	<-x.served
 }
 
-// TestKillInProcess is TestKill with brokers in this process: no disk and no start of a process slows it
-// down, so that a kill meets many more moments.
+// TestKillInProcess is TestKill with brokers in this process: no disk and no start of a process
+// slows it down, so that a kill meets many more moments.
 func TestKillInProcess(t *testing.T) {
 	tr := newTrial("")
 	tr.haste = 15 // as the brokers live for a fifteenth of the time
@@ -136,7 +136,8 @@ func TestKillInProcess(t *testing.T) {
 	}
 	f := tr.finish(t, leave)
 	x.b.Close()
-	t.Logf("%d kills, %d acknowledged, each for %d subscribers: %d lost, %d QoS 2 twice, %d out of order, %d QoS 1 again; %v, seed %d", n,
+	t.Logf("%d kills, %d acknowledged, each for %d subscribers: %d lost, %d QoS 2 twice, %d out "+
+		"of order, %d QoS 1 again; %v, seed %d", n,
 		tr.acked(), len(tr.subscribers), f.lost, f.twice, f.disorder, f.repeated,
 		time.Since(began).Round(time.Second), tr.seed)
 }

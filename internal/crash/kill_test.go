@@ -198,7 +198,8 @@ func TestKill(t *testing.T) {
 			tr.drained++
 		}
 		if (i+1)%50 == 0 {
-			t.Logf("%d kills in %v, %d acknowledged, %d times all fetched, restarts %v on average, %v at most, store up to %d bytes; behind: %s", i+1,
+			t.Logf("%d kills in %v, %d acknowledged, %d times all fetched, restarts %v on "+
+				"average, %v at most, store up to %d bytes; behind: %s", i+1,
 				time.Since(began).Round(time.Second), tr.acked(), tr.drained,
 				tr.restarts/time.Duration(i+1), tr.slowest, tr.largest, tr.lags())
 		}
@@ -208,7 +209,8 @@ func TestKill(t *testing.T) {
 		leave = tr.visit()
 	}
 	f := tr.finish(t, leave)
-	t.Logf("%d kills, %d messages acknowledged, each for %d subscribers: %d lost, %d QoS 2 twice, %d out of order, %d QoS 1 again; %v, seed %d", n,
+	t.Logf("%d kills, %d messages acknowledged, each for %d subscribers: %d lost, %d QoS 2 "+
+		"twice, %d out of order, %d QoS 1 again; %v, seed %d", n,
 		tr.acked(), len(tr.subscribers), f.lost, f.twice, f.disorder, f.repeated,
 		time.Since(began).Round(time.Second), tr.seed)
 }
@@ -217,7 +219,8 @@ func (tr *trial) scale(d time.Duration) time.Duration { return d / time.Duration
 
 // newTrial returns a trial with a seed of its own. Its store is in dir.
 func newTrial(dir string) *trial {
-	return &trial{dir: dir, seed: rand.Uint64(), stop: make(chan struct{}), quit: make(chan struct{})}
+	return &trial{dir: dir, seed: rand.Uint64(), stop: make(chan struct{}),
+		quit: make(chan struct{})}
 }
 
 // add makes a client, a publisher if filter is empty.
@@ -418,7 +421,8 @@ func checkRetained(t *testing.T, errs *problems, addr string, publishers []*clie
 	for _, p := range publishers {
 		for topic, s := range p.last {
 			if got := c.ledger.last[topic]; got != s.order {
-				errs.add("retained on %s is number %d, the last acknowledged was %d", topic, got, s.order)
+				errs.add("retained on %s is number %d, the last acknowledged was %d", topic, got,
+					s.order)
 			}
 		}
 	}

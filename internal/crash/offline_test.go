@@ -103,7 +103,8 @@ func heap() int {
 func local(t *testing.T, dir string) (*dunlin.Broker, *listeners.Memory) {
 	t.Helper()
 	quiet := slog.New(slog.NewTextHandler(io.Discard, nil))
-	st, err := segment.Open(dir, segment.Options{Durability: store.DurabilityBuffered, Logger: quiet})
+	st, err := segment.Open(dir, segment.Options{Durability: store.DurabilityBuffered,
+		Logger: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -170,7 +170,8 @@ func (s *Sim) copyTo(after *Sim) {
 	copied := func(f *inode) *inode {
 		if f != nil && copies[f] == nil {
 			c := *f
-			c.data, c.disk, c.pending = slices.Clone(f.data), slices.Clone(f.disk), slices.Clone(f.pending)
+			c.data, c.disk, c.pending = slices.Clone(f.data), slices.Clone(f.disk),
+				slices.Clone(f.pending)
 			copies[f] = &c
 		}
 		return copies[f]

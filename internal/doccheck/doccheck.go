@@ -34,7 +34,8 @@ func blocks(page string) (found []block) {
 		trimmed := strings.TrimLeft(line, " ")
 		switch {
 		case b == nil && (trimmed == "```go" || strings.HasPrefix(trimmed, "```go ")):
-			b, indent = &block{line: n + 2, extras: slices.Clone(extras)}, line[:len(line)-len(trimmed)]
+			b, indent = &block{line: n + 2, extras: slices.Clone(extras)},
+				line[:len(line)-len(trimmed)]
 		case b != nil && strings.TrimSpace(line) == "```":
 			found = append(found, *b)
 			b = nil

@@ -72,7 +72,8 @@ func TestTheGoInPagesCompiles(t *testing.T) {
 	}
 	packages := map[string]string{}
 	for _, p := range list(t, "std") {
-		if strings.Contains(p.ImportPath, "internal") || strings.HasPrefix(p.ImportPath, "vendor/") {
+		if strings.Contains(p.ImportPath, "internal") ||
+			strings.HasPrefix(p.ImportPath, "vendor/") {
 			continue
 		}
 		if old, ok := packages[p.Name]; !ok || len(p.ImportPath) < len(old) ||
@@ -162,13 +163,15 @@ func pages(t *testing.T) map[string]string {
 		switch {
 		case err != nil:
 			return err
-		case d.IsDir() && (d.Name() == "node_modules" || d.Name() == "testdata" || d.Name() == ".git"):
+		case d.IsDir() && (d.Name() == "node_modules" || d.Name() == "testdata" ||
+			d.Name() == ".git"):
 			return fs.SkipDir
 		case d.IsDir() || filepath.Ext(name) != ".md":
 			return nil
 		}
 		text, err := os.ReadFile(name)
-		found[filepath.ToSlash(strings.TrimPrefix(name, root+string(filepath.Separator)))] = string(text)
+		found[filepath.ToSlash(strings.TrimPrefix(name,
+			root+string(filepath.Separator)))] = string(text)
 		return err
 	})
 	require.NoError(t, err)
@@ -211,7 +214,8 @@ func TestThePagesReadFromStartToEnd(t *testing.T) {
 		lines := strings.Split(strings.TrimSpace(all[name]), "\n")
 		last := link.FindStringSubmatch(lines[len(lines)-1])
 		if last == nil || path.Join(path.Dir(name), last[1]) != next {
-			t.Errorf("%s: expected a last line with a link to %s, got %q", name, next, lines[len(lines)-1])
+			t.Errorf("%s: expected a last line with a link to %s, got %q", name, next,
+				lines[len(lines)-1])
 		}
 	}
 }
@@ -231,7 +235,8 @@ func TestExamplesHaveTheirCommand(t *testing.T) {
 }
 
 func TestBlocksAndWhatCompletesThem(t *testing.T) {
-	page := "<!-- go: var x int -->\n```go\nb, err := dunlin.New(dunlin.Config{Authenticator: ...})\nif err != nil { ... }\n```\n" +
+	page := "<!-- go: var x int -->\n```go\nb, err := dunlin.New(dunlin.Config{Authenticator: " +
+		"...})\nif err != nil { ... }\n```\n" +
 		"```sh\nno go\n```\n- list\n\n  ```go\n  fmt.Println(x)\n  ```\n"
 	got := blocks(page)
 	require.Len(t, got, 2)

@@ -31,8 +31,8 @@ import (
 var doorsFlag = flag.Duration("doors", 4*time.Second, "how long TestEveryDoorAtOnce attacks")
 
 // What the broker of TestEveryDoorAtOnce may take. What counts in MaxMemory is bounded by it. The
-// constant is for what is not: the runtime, buffers of readers that are at work, a pool of them, and
-// stacks that have grown.
+// constant is for what is not: the runtime, buffers of readers that are at work, a pool of them,
+// and stacks that have grown.
 const (
 	doorsMemory   = 64 << 20
 	doorsConstant = 24 << 20
@@ -63,11 +63,12 @@ type usage struct {
 	Subs     int
 }
 
-// serveDoors is a broker with default limits in 64 MiB. Each line that it reads is answered with what
-// it takes.
+// serveDoors is a broker with default limits in 64 MiB. Each line that it reads is answered with
+// what it takes.
 func serveDoors() {
 	b, err := dunlin.New(dunlin.Config{
-		Authenticator: hooks.AuthenticatorFunc(func(_ context.Context, r *hooks.ConnectRequest) error {
+		Authenticator: hooks.AuthenticatorFunc(func(_ context.Context,
+			r *hooks.ConnectRequest) error {
 			if strings.HasPrefix(r.Client.Username, "bad") {
 				return hooks.ErrAbstain
 			}
@@ -92,7 +93,8 @@ func serveDoors() {
 		if in.Text() == "last" { // pools need two
 			runtime.GC()
 		}
-		sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/stacks:bytes"}}
+		sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"},
+			{Name: "/memory/classes/heap/stacks:bytes"}}
 		metrics.Read(sample)
 		st := b.Stats()
 		out.Encode(usage{
@@ -183,7 +185,8 @@ func TestEveryDoorAtOnce(t *testing.T) {
 						return
 					default:
 					}
-					x := &intruder{addr: b.addr, name: fmt.Sprint(i, "-", n, "-", round), stop: stop}
+					x := &intruder{addr: b.addr, name: fmt.Sprint(i, "-", n, "-", round),
+						stop: stop}
 					door.open(x)
 					opened[i].Add(int64(x.sent))
 					x.leave()
@@ -199,7 +202,8 @@ func TestEveryDoorAtOnce(t *testing.T) {
 		if u.Live > most.Live {
 			most = u
 		}
-		t.Logf("live %d KiB, counted %d KiB, resident %d KiB, %d sessions, %d connections, %d retained, %d subscriptions",
+		t.Logf("live %d KiB, counted %d KiB, resident %d KiB, %d sessions, %d connections, %d "+
+			"retained, %d subscriptions",
 			u.Live>>10, u.Counted>>10, u.Resident>>10, u.Sessions, u.Conns, u.Retained, u.Subs)
 	}
 	close(stop)
@@ -211,13 +215,15 @@ func TestEveryDoorAtOnce(t *testing.T) {
 	require.LessOrEqual(t, most.Live, begun.Live+doorsMemory+doorsConstant, "bytes in use")
 	last := b.usage("last")
 	if last.Resident > 0 && !raced() {
-		require.LessOrEqual(t, last.Resident, int64(doorsLimit+doorsConstant), "bytes that were resident")
+		require.LessOrEqual(t, last.Resident, int64(doorsLimit+doorsConstant),
+			"bytes that were resident")
 	}
 	good := &intruder{addr: b.addr, name: "good", stop: make(chan struct{})}
 	defer good.leave()
 	c := good.connect(func(p *packets.Connect) { p.Properties = nil })
 	require.NotNil(t, c, "there is room for a client")
-	c.send(&packets.Publish{Topic: []byte("new"), QoS: packets.QoS1, PacketID: 1, Payload: []byte("x")})
+	c.send(&packets.Publish{Topic: []byte("new"), QoS: packets.QoS1, PacketID: 1,
+		Payload: []byte("x")})
 	require.Equal(t, packets.TypePuback, c.want(packets.TypePuback), "which gets answers")
 }
 

@@ -78,8 +78,8 @@ func (x *intruder) dial() *intruderConn {
 	return c
 }
 
-// connect returns a connection that was accepted, nil if there is none. Each intruder is a principal
-// of its own.
+// connect returns a connection that was accepted, nil if there is none. Each intruder is a
+// principal of its own.
 func (x *intruder) connect(edit func(p *packets.Connect)) *intruderConn {
 	c := x.dial()
 	if c == nil {
@@ -115,8 +115,8 @@ func (c *intruderConn) write(b []byte) bool {
 	return err == nil && !c.x.stopped()
 }
 
-// want reads up to a packet of a type, and returns that, or, if none comes, 0. A CONNACK that refuses
-// is none.
+// want reads up to a packet of a type, and returns that, or, if none comes, 0. A CONNACK that
+// refuses is none.
 func (c *intruderConn) want(kind packets.Type) packets.Type {
 	for !c.x.stopped() {
 		c.nc.SetReadDeadline(time.Now().Add(5 * time.Second))
@@ -198,7 +198,8 @@ func (x *intruder) aliases() {
 			continue
 		}
 		c.ignore()
-		c.send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "al/#"}}})
+		c.send(&packets.Subscribe{PacketID: 1,
+			Subscriptions: []packets.Subscription{{Filter: "al/#"}}})
 		for k := range 600 {
 			topic := []byte(fmt.Sprint("al/", k%300, "/", text(900)))
 			p := &packets.Publish{Topic: topic}
@@ -223,7 +224,8 @@ func (x *intruder) filters() {
 	id := uint16(0)
 	for !x.stopped() {
 		id = id%65535 + 1
-		s := &packets.Subscribe{PacketID: id, Properties: packets.Properties(nil).AppendUint(packets.SubscriptionIdentifier, 7)}
+		s := &packets.Subscribe{PacketID: id,
+			Properties: packets.Properties(nil).AppendUint(packets.SubscriptionIdentifier, 7)}
 		for k := range 1000 {
 			n := int(id)*1000 + k
 			filter := fmt.Sprint(x.name, "/", n, strings.Repeat("/+", 30))
@@ -231,7 +233,8 @@ func (x *intruder) filters() {
 			case 1:
 				filter = fmt.Sprint(n, text(200))
 			case 2:
-				filter = strings.ReplaceAll(strings.ReplaceAll(fmt.Sprintf("%015b", n%32768), "0", "a/"), "1", "+/")
+				filter = strings.ReplaceAll(strings.ReplaceAll(fmt.Sprintf("%015b", n%32768), "0",
+					"a/"), "1", "+/")
 			}
 			s.Subscriptions = append(s.Subscriptions, packets.Subscription{Filter: filter, QoS: 1})
 		}
@@ -285,7 +288,8 @@ func (x *intruder) cursors() {
 		if i%2 == 0 {
 			filter = fmt.Sprint(i, text(5000), "/#")
 		}
-		if !c.send(&packets.Subscribe{PacketID: uint16(i), Subscriptions: []packets.Subscription{{Filter: filter, QoS: 1}}}) {
+		if !c.send(&packets.Subscribe{PacketID: uint16(i),
+			Subscriptions: []packets.Subscription{{Filter: filter, QoS: 1}}}) {
 			return
 		}
 	}
@@ -294,7 +298,8 @@ func (x *intruder) cursors() {
 // absent makes a Session that subscribes and is left.
 func (x *intruder) absent(filter string, qos packets.QoS) {
 	if c := x.connect(func(*packets.Connect) {}); c != nil {
-		c.send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: filter, QoS: qos}}})
+		c.send(&packets.Subscribe{PacketID: 1,
+			Subscriptions: []packets.Subscription{{Filter: filter, QoS: qos}}})
 		c.want(packets.TypeSuback)
 		c.send(&packets.Disconnect{})
 	}
@@ -311,7 +316,8 @@ func (x *intruder) queued() {
 	c.ignore()
 	for i := 0; !x.stopped() && i < 100_000; i++ {
 		p := &packets.Publish{Topic: []byte(fmt.Sprint("q/", x.name, "/", i%3, "/", text(i%2*500))),
-			QoS: 1, PacketID: uint16(i%65535 + 1), Payload: make([]byte, i%4*2000), Properties: all()}
+			QoS: 1, PacketID: uint16(i%65535 + 1), Payload: make([]byte, i%4*2000),
+			Properties: all()}
 		if i%5 == 0 {
 			p.Properties = nil
 		}
@@ -326,7 +332,8 @@ func (x *intruder) unacknowledged() {
 	for range 5 {
 		if c := x.connect(func(*packets.Connect) {}); c != nil {
 			c.ignore()
-			c.send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: topic, QoS: 2}}})
+			c.send(&packets.Subscribe{PacketID: 1,
+				Subscriptions: []packets.Subscription{{Filter: topic, QoS: 2}}})
 		}
 	}
 	c := x.connect(func(*packets.Connect) {})
@@ -335,7 +342,8 @@ func (x *intruder) unacknowledged() {
 	}
 	c.ignore()
 	for i := 0; i < 20_000 && !x.stopped(); i++ {
-		if !c.send(&packets.Publish{Topic: []byte(topic), QoS: 1, PacketID: uint16(i + 1), Payload: make([]byte, 1000)}) {
+		if !c.send(&packets.Publish{Topic: []byte(topic), QoS: 1, PacketID: uint16(i + 1),
+			Payload: make([]byte, 1000)}) {
 			return
 		}
 	}
@@ -352,7 +360,8 @@ func (x *intruder) received() {
 		var b bytes.Buffer
 		for range 1000 {
 			id++
-			raw, _ := (&packets.Publish{Topic: []byte("n"), QoS: 2, PacketID: uint16(id)}).Append(nil, packets.V5)
+			raw, _ := (&packets.Publish{Topic: []byte("n"), QoS: 2,
+				PacketID: uint16(id)}).Append(nil, packets.V5)
 			b.Write(raw)
 		}
 		c.write(b.Bytes())
@@ -374,7 +383,8 @@ func (x *intruder) uncompleted() {
 		if c == nil {
 			return
 		}
-		c.send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: topic, QoS: 2}}})
+		c.send(&packets.Subscribe{PacketID: 1,
+			Subscriptions: []packets.Subscription{{Filter: topic, QoS: 2}}})
 		c.want(packets.TypeSuback)
 		for range 256 {
 			id++
@@ -400,7 +410,8 @@ func (x *intruder) unread() {
 	for range 20 {
 		if c := x.connect(func(*packets.Connect) {}); c != nil {
 			c.nc.(*net.TCPConn).SetReadBuffer(4 << 10)
-			c.send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: topic}}})
+			c.send(&packets.Subscribe{PacketID: 1,
+				Subscriptions: []packets.Subscription{{Filter: topic}}})
 		}
 	}
 	c := x.connect(func(*packets.Connect) {})
@@ -415,7 +426,8 @@ func (x *intruder) unread() {
 }
 
 func (x *intruder) partial() {
-	b, _ := (&packets.Publish{Topic: []byte("p"), Payload: make([]byte, 1_000_000)}).Append(nil, packets.V5)
+	b, _ := (&packets.Publish{Topic: []byte("p"), Payload: make([]byte, 1_000_000)}).Append(nil,
+		packets.V5)
 	for i := range 40 {
 		if x.stopped() {
 			return
@@ -439,7 +451,9 @@ func (x *intruder) asked() {
 		}
 		c.send(&packets.Connect{Version: packets.V5, ClientID: text(1000), Properties: ask(6000)})
 		for range 5 {
-			if c.want(packets.TypeAuth) == 0 || !c.send(&packets.Auth{Code: packets.ContinueAuthentication, Properties: ask(7000)}) {
+			if c.want(packets.TypeAuth) == 0 ||
+				!c.send(&packets.Auth{Code: packets.ContinueAuthentication,
+					Properties: ask(7000)}) {
 				break
 			}
 		}
@@ -450,7 +464,8 @@ func (x *intruder) asked() {
 func (x *intruder) failed() {
 	for i := 0; i < 200 && !x.stopped(); i++ {
 		if c := x.dial(); c != nil {
-			c.send(&packets.Connect{Version: packets.V5, ClientID: text(100), Username: fmt.Sprint("bad", x.name, i, text(7000)), HasUsername: true})
+			c.send(&packets.Connect{Version: packets.V5, ClientID: text(100),
+				Username: fmt.Sprint("bad", x.name, i, text(7000)), HasUsername: true})
 			c.want(packets.TypeConnack)
 			c.nc.Close()
 		}
@@ -464,7 +479,8 @@ func (x *intruder) lists() {
 	}
 	c.ignore()
 	for id := 1; id < 1000 && !x.stopped(); id++ {
-		u := &packets.Unsubscribe{PacketID: uint16(id), Properties: packets.Properties(nil).AppendUser("k", text(60_000))}
+		u := &packets.Unsubscribe{PacketID: uint16(id),
+			Properties: packets.Properties(nil).AppendUser("k", text(60_000))}
 		for k := range 9000 {
 			u.Filters = append(u.Filters, fmt.Sprint(k, "/+/#"))
 		}

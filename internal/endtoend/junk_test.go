@@ -48,7 +48,8 @@ var junk = []func(rng *rand.Rand, nc net.Conn){
 		nc.Write(append([]byte{0x10, 0xff, 0xff, 0xff, 0x7f}, make([]byte, rng.IntN(20_000))...))
 		io.Copy(io.Discard, nc)
 	},
-	func(rng *rand.Rand, nc net.Conn) { // a length just within the bound for CONNECT, and nothing more
+	// a length just within the bound for CONNECT, and nothing more
+	func(rng *rand.Rand, nc net.Conn) {
 		nc.Write([]byte{0x10, 0xfa, 0x3f, 0, 4, 'M', 'Q', 'T', 'T', 5})
 		io.Copy(io.Discard, nc)
 	},
@@ -126,7 +127,8 @@ func (g *goodClient) run(addr string, me, neighbour int, sign *signals) {
 	for id := uint16(1); ; id++ {
 		select {
 		case <-tick.C:
-			p := packets.Publish{QoS: 1, PacketID: id%1000 + 1, Topic: fmt.Append(nil, "good/", neighbour)}
+			p := packets.Publish{QoS: 1, PacketID: id%1000 + 1,
+				Topic: fmt.Append(nil, "good/", neighbour)}
 			p.Payload = binary.BigEndian.AppendUint64(nil, uint64(time.Now().UnixNano()))
 			b, _ := p.Append(nil, packets.V5)
 			if _, err := nc.Write(b); err == nil {
@@ -254,7 +256,8 @@ func TestGoodClientsAmongJunk(t *testing.T) {
 	}
 	slices.Sort(delays)
 	median, p99 := delays[len(delays)/2], delays[len(delays)*99/100]
-	t.Logf("%d connections of junk in %v; good messages sent %d, received %d; delay median %v, 99 %% %v, most %v; heap before %d KiB, after %d KiB",
+	t.Logf("%d connections of junk in %v; good messages sent %d, received %d; delay median %v, "+
+		"99 %% %v, most %v; heap before %d KiB, after %d KiB",
 		*junkFlag, took.Round(time.Millisecond), sent, got, median, p99, delays[len(delays)-1],
 		heapBefore>>10, heapAfter>>10)
 	require.Equal(t, sent, got, "no good message is lost")

@@ -22,7 +22,8 @@ import (
 // What WantIdle makes of the ways in which nothing can come.
 func TestWantIdleInRealTime(t *testing.T) {
 	publish := func(id uint16) *packets.Publish {
-		return &packets.Publish{QoS: packets.QoS1, PacketID: id, Topic: []byte("a"), Payload: []byte("x")}
+		return &packets.Publish{QoS: packets.QoS1, PacketID: id, Topic: []byte("a"),
+			Payload: []byte("x")}
 	}
 	t.Run("nothing was sent", func(t *testing.T) {
 		c := mqtttest.NewBroker(t).Client(t, "c1")
@@ -113,11 +114,18 @@ func TestWaitsEndInRealTime(t *testing.T) {
 		body func(t testing.TB, b *mqtttest.Broker)
 		want string
 	}{
-		{"a message", func(t testing.TB, b *mqtttest.Broker) { b.WaitFor(t, "a/+", nil) }, `no message on "a/+" that matches within 30ms`},
-		{"a subscription", func(t testing.TB, b *mqtttest.Broker) { b.WaitSubscribed(t, "a/#") }, `nobody has subscribed to "a/#" within 30ms`},
-		{"a connection", func(t testing.TB, b *mqtttest.Broker) { b.WaitConnected(t, "c1") }, `client "c1" is not connected within 30ms`},
-		{"a packet", func(t testing.TB, b *mqtttest.Broker) { b.Open(t).Want("it comes", &packets.Pingresp{}) }, "got  nothing for 30ms"},
-		{"the end", func(t testing.TB, b *mqtttest.Broker) { b.Open(t).WantClosed("it ends") }, "got  nothing for 30ms"},
+		{"a message", func(t testing.TB, b *mqtttest.Broker) { b.WaitFor(t, "a/+", nil) },
+			`no message on "a/+" that matches within 30ms`},
+		{"a subscription", func(t testing.TB, b *mqtttest.Broker) { b.WaitSubscribed(t, "a/#") },
+			`nobody has subscribed to "a/#" within 30ms`},
+		{"a connection", func(t testing.TB, b *mqtttest.Broker) { b.WaitConnected(t, "c1") },
+			`client "c1" is not connected within 30ms`},
+		{"a packet", func(t testing.TB, b *mqtttest.Broker) {
+			b.Open(t).Want("it comes",
+				&packets.Pingresp{})
+		}, "got  nothing for 30ms"},
+		{"the end", func(t testing.TB, b *mqtttest.Broker) { b.Open(t).WantClosed("it ends") },
+			"got  nothing for 30ms"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			began := time.Now()
@@ -141,7 +149,8 @@ func TestFailuresInRealTime(t *testing.T) {
 			require.NoError(t, err)
 			_, err = nc.Write([]byte(tt.bytes))
 			require.NoError(t, err)
-			_, err = io.ReadAll(nc) // until the broker ends it, so that it does not take the client for gone
+			// until the broker ends it, so that it does not take the client for gone
+			_, err = io.ReadAll(nc)
 			require.NoError(t, err)
 			nc.Close()
 			require.Eventually(t, func() bool {
@@ -159,7 +168,8 @@ func TestGoroutinesThatAreLeftInRealTime(t *testing.T) {
 	connect := func(stays func()) func(t testing.TB) {
 		return func(t testing.TB) {
 			b := mqtttest.NewBroker(t, mqtttest.Config(func(c *dunlin.Config) {
-				c.Authenticator = hooks.AuthenticatorFunc(func(context.Context, *hooks.ConnectRequest) error {
+				c.Authenticator = hooks.AuthenticatorFunc(func(context.Context,
+					*hooks.ConnectRequest) error {
 					go stays()
 					return nil
 				})

@@ -51,8 +51,8 @@ func (as *Addresses) Limit(l Limits) {
 	as.limits = l
 }
 
-// Admit counts a new connection from ip, or says why it is not taken up. Dismiss must follow when it
-// ends, with what Admit has returned: nil for a peer without IP address.
+// Admit counts a new connection from ip, or says why it is not taken up. Dismiss must follow when
+// it ends, with what Admit has returned: nil for a peer without IP address.
 func (as *Addresses) Admit(ip netip.Addr, now time.Time) (*Address, error) {
 	ip, at := Network(ip), now.UnixNano()
 	as.mu.Lock()
@@ -75,15 +75,16 @@ func (as *Addresses) Admit(ip netip.Addr, now time.Time) (*Address, error) {
 	return x, nil
 }
 
-// Refusal says why a connection from ip would not be taken up now, if it would not. It counts nothing.
+// Refusal says why a connection from ip would not be taken up now, if it would not. It counts
+// nothing.
 func (as *Addresses) Refusal(ip netip.Addr, now time.Time) error {
 	as.mu.Lock()
 	defer as.mu.Unlock()
 	return as.refusalLocked(Network(ip), now.UnixNano())
 }
 
-// refusalLocked is Refusal. It takes nothing from any bucket, so that an address that is refused does
-// not use up what all have. as.mu is held.
+// refusalLocked is Refusal. It takes nothing from any bucket, so that an address that is refused
+// does not use up what all have. as.mu is held.
 func (as *Addresses) refusalLocked(ip netip.Addr, at int64) error {
 	l, local := &as.limits, Local(ip)
 	if x := as.of[ip]; x != nil {

@@ -8,8 +8,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/lock"
 )
 
-// A Ban keeps somebody out. What its Kind means is the caller's, but for AddressKind, whose Value is an
-// address or a network as FormatNetwork writes it.
+// A Ban keeps somebody out. What its Kind means is the caller's, but for AddressKind, whose Value
+// is an address or a network as FormatNetwork writes it.
 type Ban struct {
 	Kind   byte
 	Value  string
@@ -133,8 +133,8 @@ func (l *Bans) sweepLocked(now time.Time) {
 	}
 }
 
-// makeRoomLocked makes room for an automatic Ban with a value of n bytes: it removes what is over, and
-// then those automatic ones that end first. l.mu is held.
+// makeRoomLocked makes room for an automatic Ban with a value of n bytes: it removes what is over,
+// and then those automatic ones that end first. l.mu is held.
 func (l *Bans) makeRoomLocked(n int, now time.Time) {
 	room := func() bool { return l.automatic < MaxAutomatic && l.bytes+n <= MaxAutomaticBytes }
 	if room() {

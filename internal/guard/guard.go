@@ -1,6 +1,6 @@
-// Package guard knows what an address, a Client Identifier and the owner of a client may do how often,
-// and who is banned. Its tables are bounded and have no goroutine: an entry is looked at when its
-// address or name comes up, and makes room for others.
+// Package guard knows what an address, a Client Identifier and the owner of a client may do how
+// often, and who is banned. Its tables are bounded and have no goroutine: an entry is looked at
+// when its address or name comes up, and makes room for others.
 package guard
 
 import (
@@ -42,9 +42,11 @@ func (addressesLock) Rank() lock.Rank {
 func (takeoversLock) Rank() lock.Rank {
 	return lock.Rank{Order: lock.Leaf, Name: "guard.Takeovers.mu"}
 }
-func (pacesLock) Rank() lock.Rank { return lock.Rank{Order: lock.BeforeLeaf, Name: "guard.Paces.mu"} }
-func (paceLock) Rank() lock.Rank  { return lock.Rank{Order: lock.Leaf, Name: "guard.Pace.mu"} }
-func (bansLock) Rank() lock.Rank  { return lock.Rank{Order: lock.Leaf, Name: "guard.Bans.mu"} }
+func (pacesLock) Rank() lock.Rank {
+	return lock.Rank{Order: lock.BeforeLeaf, Name: "guard.Paces.mu"}
+}
+func (paceLock) Rank() lock.Rank { return lock.Rank{Order: lock.Leaf, Name: "guard.Pace.mu"} }
+func (bansLock) Rank() lock.Rank { return lock.Rank{Order: lock.Leaf, Name: "guard.Bans.mu"} }
 
 // A bucket holds tokens, which come at a rate, up to a burst. Zero: full.
 type bucket struct {
@@ -101,7 +103,7 @@ func Network(ip netip.Addr) netip.Addr {
 	return ip
 }
 
-// Local says whether ip is a loopback address or none. The default limits do not hold for these: what
-// is tried out or measured on one machine, and proxies in front of the broker, are not what they are
-// for.
+// Local says whether ip is a loopback address or none. The default limits do not hold for these:
+// what is tried out or measured on one machine, and proxies in front of the broker, are not what
+// they are for.
 func Local(ip netip.Addr) bool { return !ip.IsValid() || ip.IsLoopback() }

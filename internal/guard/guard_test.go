@@ -14,9 +14,11 @@ import (
 
 func TestAddressesOfAPeer(t *testing.T) {
 	for addr, want := range map[string]string{
-		"192.0.2.1:5": "192.0.2.1", "[::ffff:192.0.2.1]:5": "192.0.2.1", "[fe80::1%eth0]:5": "fe80::1",
+		"192.0.2.1:5": "192.0.2.1", "[::ffff:192.0.2.1]:5": "192.0.2.1",
+		"[fe80::1%eth0]:5": "fe80::1",
 	} {
-		require.Equal(t, want, RemoteIP(net.TCPAddrFromAddrPort(netip.MustParseAddrPort(addr))).String())
+		require.Equal(t, want,
+			RemoteIP(net.TCPAddrFromAddrPort(netip.MustParseAddrPort(addr))).String())
 	}
 	require.False(t, RemoteIP(nil).IsValid())
 	require.False(t, RemoteIP(&net.UnixAddr{Name: "/x"}).IsValid())

@@ -6,7 +6,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/lock"
 )
 
-// A Pace is what an owner may publish in time, over all its connections. What it owes outlives them.
+// A Pace is what an owner may publish in time, over all its connections. What it owes outlives
+// them.
 type Pace struct {
 	owner string // its key in the table; immutable
 	users int    // connections; guarded by Paces.mu
@@ -27,8 +28,8 @@ type Paces struct {
 // NewPaces returns an empty table.
 func NewPaces() *Paces { return &Paces{of: make(map[string]*Pace)} }
 
-// Join returns the Pace of an owner for another connection, from now on with the given rates a second:
-// of messages and of bytes, 0 for no limit. Leave must follow.
+// Join returns the Pace of an owner for another connection, from now on with the given rates a
+// second: of messages and of bytes, 0 for no limit. Leave must follow.
 func (ps *Paces) Join(owner string, rate, bytes float64) *Pace {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
@@ -61,7 +62,8 @@ func (ps *Paces) Leave(x *Pace, now time.Time) {
 		return
 	}
 	if ps.idle >= MaxIdle {
-		for owner, old := range ps.of { // in no order: an attacker that fills the table cannot choose
+		// in no order: an attacker that fills the table cannot choose
+		for owner, old := range ps.of {
 			if old.users == 0 && old != x {
 				delete(ps.of, owner)
 				ps.idle--

@@ -15,8 +15,8 @@ type Takeovers struct {
 // NewTakeovers returns an empty table.
 func NewTakeovers() *Takeovers { return &Takeovers{of: make(map[string]bucket)} }
 
-// Count counts one more, and says whether they are within the given number a minute. A name that was
-// beyond it begins anew.
+// Count counts one more, and says whether they are within the given number a minute. A name that
+// was beyond it begins anew.
 func (ts *Takeovers) Count(name string, perMinute int, now time.Time) (within bool) {
 	most := float64(perMinute)
 	ts.mu.Lock()

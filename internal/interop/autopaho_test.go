@@ -58,7 +58,8 @@ func (autoPaho) dial(ctx context.Context, o options, in *inbox) (client, error) 
 	if w := o.will; w != nil {
 		cfg.WillMessage = &paho.WillMessage{Topic: w.topic, Payload: []byte(w.payload), QoS: w.qos,
 			Retain: w.retain}
-		cfg.WillProperties = &paho.WillProperties{User: toPahoUser(w.user), ContentType: w.contentType}
+		cfg.WillProperties = &paho.WillProperties{User: toPahoUser(w.user),
+			ContentType: w.contentType}
 		if o.willDelay > 0 {
 			cfg.WillProperties.WillDelayInterval = &o.willDelay
 		}
@@ -140,7 +141,8 @@ func (p *autoPahoClient) unsubscribe(ctx context.Context, filters ...string) ([]
 
 func (p *autoPahoClient) publish(ctx context.Context, ms ...message) error {
 	for i, m := range ms {
-		packet := &paho.Publish{Topic: m.topic, QoS: m.qos, Retain: m.retain, Payload: []byte(m.payload)}
+		packet := &paho.Publish{Topic: m.topic, QoS: m.qos, Retain: m.retain,
+			Payload: []byte(m.payload)}
 		packet.Properties = &paho.PublishProperties{ContentType: m.contentType,
 			ResponseTopic: m.response, User: toPahoUser(m.user)}
 		if m.correlation != "" {

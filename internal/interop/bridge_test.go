@@ -42,8 +42,11 @@ func TestABridgeOfMosquitto(t *testing.T) {
 	x := &bridged{t: t, mosquitto: findMosquitto(t), dir: t.TempDir(), addr: freeAddr(t),
 		there: freeAddr(t), up: make(chan struct{}, 1)}
 	_, port, _ := net.SplitHostPort(x.there)
-	conf := fmt.Sprintf("user root\nlistener %s 127.0.0.1\nallow_anonymous true\npersistence true\npersistence_location %s/\n"+
-		"max_queued_messages 0\nconnection dunlin\naddress %s\ntopic to/# out 2\ntopic from/# in 2\n", port, x.dir, x.addr)
+	conf := fmt.Sprintf(
+		"user root\nlistener %s 127.0.0.1\nallow_anonymous true\npersistence "+
+			"true\npersistence_location %s/\n"+
+			"max_queued_messages 0\nconnection dunlin\naddress %s\ntopic to/# out 2\ntopic from/# in "+
+			"2\n", port, x.dir, x.addr)
 	if err := os.WriteFile(filepath.Join(x.dir, "conf"), []byte(conf), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -187,7 +190,8 @@ func (x *bridged) publishThere(qos, first, end int) {
 
 // listenHere returns "QOS/NUMBER" for each message that comes to Dunlin.
 func (x *bridged) listenHere() <-chan string {
-	sub, err := x.b.Subscribe(x.t.Context(), "to/#", &dunlin.SubscribeOptions{QoS: 2, Buffer: 10_000})
+	sub, err := x.b.Subscribe(x.t.Context(), "to/#",
+		&dunlin.SubscribeOptions{QoS: 2, Buffer: 10_000})
 	if err != nil {
 		x.t.Fatal(err)
 	}

@@ -131,7 +131,8 @@ type message struct {
 func (m message) String() string {
 	payload := fmt.Sprintf("%q", m.payload)
 	if len(m.payload) > 100 {
-		payload = fmt.Sprintf("%d bytes (sha256 %.8x)", len(m.payload), sha256.Sum256([]byte(m.payload)))
+		payload = fmt.Sprintf("%d bytes (sha256 %.8x)", len(m.payload),
+			sha256.Sum256([]byte(m.payload)))
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s qos=%d %s", m.topic, m.qos, payload)

@@ -67,7 +67,8 @@ func TestInterop(t *testing.T) {
 			}
 		})
 	}
-	t.Run("every client hears every other", func(t *testing.T) { playCrossing(t, ready, broker, run) })
+	t.Run("every client hears every other",
+		func(t *testing.T) { playCrossing(t, ready, broker, run) })
 }
 
 // missing ends the test of a program that this machine lacks.

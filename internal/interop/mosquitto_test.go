@@ -116,7 +116,8 @@ func (c *mosquittoClient) subscribe(ctx context.Context, subs ...subscription) (
 			args = append(args, "-D", "will", "user-property", u[0], u[1])
 		}
 		if c.o.willDelay > 0 {
-			args = append(args, "-D", "will", "will-delay-interval", strconv.Itoa(int(c.o.willDelay)))
+			args = append(args, "-D", "will", "will-delay-interval",
+				strconv.Itoa(int(c.o.willDelay)))
 		}
 	}
 	for _, s := range subs {
@@ -207,7 +208,8 @@ func (c *mosquittoClient) publish(ctx context.Context, ms ...message) error {
 		first.payload = ""
 		n := slices.IndexFunc(ms, func(m message) bool {
 			m.payload = ""
-			return fmt.Sprint(m) != fmt.Sprint(first) || m.expiry != first.expiry || m.alias != first.alias
+			return fmt.Sprint(m) != fmt.Sprint(first) || m.expiry != first.expiry ||
+				m.alias != first.alias
 		})
 		if n < 0 {
 			n = len(ms)
@@ -286,7 +288,8 @@ func publishProperties(m message) (args []string) {
 // request runs mosquitto_rr.
 func (c *mosquittoClient) request(ctx context.Context, request message) (message, error) {
 	port, id := c.publisher()
-	args := append(c.arguments(port, id), "-F", mosquittoFormat, "-q", strconv.Itoa(int(request.qos)),
+	args := append(c.arguments(port, id), "-F", mosquittoFormat, "-q",
+		strconv.Itoa(int(request.qos)),
 		"-t", request.topic, "-e", request.response, "-m", request.payload)
 	if c.o.version == v5 {
 		response := request.response

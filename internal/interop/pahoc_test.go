@@ -77,7 +77,8 @@ func buildPahoC(t *testing.T) (program string, err error) {
 		"-lpaho-mqtt3c")
 	build.Stdin = bytes.NewReader(source)
 	if out, err := build.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("Paho's C library (Debian's package libpaho-mqtt-dev): %w\n%s", err, out)
+		return "", fmt.Errorf("Paho's C library (Debian's package libpaho-mqtt-dev): %w\n%s", err,
+			out)
 	}
 	return program, nil
 }

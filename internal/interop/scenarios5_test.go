@@ -15,9 +15,12 @@ var scenarios5 = []scenario{
 	{name: "Message Expiry Interval", since: v5, play: playExpiry},
 	{name: "Will Delay Interval", since: v5, play: playWillDelay},
 	{name: "Topic Alias from the client", since: v5, needs: canSendAlias, play: playSendAlias},
-	{name: "Topic Alias Maximum of the client", since: v5, needs: canReceiveAlias, play: playReceiveAlias},
-	{name: "No Local and the retain options", since: v5, needs: canSubscribeWith, play: playSubscribeOptions},
-	{name: "Subscription Identifier", since: v5, needs: canSubscribeID, play: playSubscriptionIdentifier},
+	{name: "Topic Alias Maximum of the client", since: v5, needs: canReceiveAlias,
+		play: playReceiveAlias},
+	{name: "No Local and the retain options", since: v5, needs: canSubscribeWith,
+		play: playSubscribeOptions},
+	{name: "Subscription Identifier", since: v5, needs: canSubscribeID,
+		play: playSubscriptionIdentifier},
 }
 
 func playRequest(s *stage) {
@@ -29,8 +32,10 @@ func playRequest(s *stage) {
 			response:    s.topic + "/response/to me",
 			correlation: fmt.Sprintf("request %d", i)}
 		asker.publish(request)
-		got := responder.expect("the request with its Response Topic and Correlation Data", request)[0]
-		reply := message{topic: got.response, payload: "that much", qos: 1, correlation: got.correlation}
+		got := responder.expect("the request with its Response Topic and Correlation Data",
+			request)[0]
+		reply := message{topic: got.response, payload: "that much", qos: 1,
+			correlation: got.correlation}
 		responder.publish(reply)
 		asker.expect("the response with the Correlation Data of the request", reply)
 	}
@@ -61,7 +66,8 @@ func playExpiry(s *stage) {
 	pub.publish(long)
 	if got := sub.expect("a message with much time left", long)[0]; got.expiry == 0 ||
 		got.expiry > 60 {
-		s.Errorf("the message came with Message Expiry Interval %d, want 60 or a little less", got.expiry)
+		s.Errorf("the message came with Message Expiry Interval %d, want 60 or a little less",
+			got.expiry)
 	}
 	sub.disconnect()
 
@@ -81,7 +87,8 @@ func playExpiry(s *stage) {
 	back.expectSession(true)
 	if got := back.expect("only the message that has not expired", long)[0]; got.expiry == 0 ||
 		got.expiry >= 60 {
-		s.Errorf("the message came with Message Expiry Interval %d, want 60 less the seconds that it waited", got.expiry)
+		s.Errorf("the message came with Message Expiry Interval %d, want 60 less the seconds "+
+			"that it waited", got.expiry)
 	}
 	back.expectSilence("the expired message is not delivered")
 	pub.publish(message{topic: constant.topic, qos: 1, retain: true})

@@ -45,7 +45,8 @@ func playConnect(s *stage) {
 		p.subscribe(0, s.topic)
 		connect := p.sees("a CONNECT", func(k packet) bool { return k.kind() == typeConnect })
 		if level := connect.body[2+connect.body[1]]; version(level) != s.version {
-			s.Fatalf("the client speaks protocol level %d, so this does not test %v", level, s.version)
+			s.Fatalf("the client speaks protocol level %d, so this does not test %v", level,
+				s.version)
 		}
 		connack := p.sees("a CONNACK", func(k packet) bool { return k.kind() == typeConnack })
 		if connack.body[1] != 0 {
@@ -78,7 +79,8 @@ func playLowerQoS(s *stage) {
 	}
 	var ms []message
 	for qos := range byte(3) {
-		ms = append(ms, message{topic: s.topic, payload: fmt.Sprintf("published at %d", qos), qos: qos})
+		ms = append(ms, message{topic: s.topic, payload: fmt.Sprintf("published at %d", qos),
+			qos: qos})
 	}
 	// One after the other, since messages of different QoS may overtake each other.
 	pub := s.connect("pub")
@@ -220,7 +222,8 @@ func playUnsubscribe(s *stage) {
 		s.Fatalf("cannot unsubscribe: %v", err)
 	}
 	if want := []byte{0x00, 0x11}; s.version == v5 && !slices.Equal(codes, want) {
-		s.Errorf("UNSUBACK has Reason Codes % x, want % x: one filter was subscribed to and one was not", codes, want)
+		s.Errorf("UNSUBACK has Reason Codes % x, want % x: one filter was subscribed to and one "+
+			"was not", codes, want)
 	}
 	pub.publish(ms...)
 	sub.expect("only the subscription that is left", ms[1])
@@ -250,7 +253,8 @@ func playRefused(s *stage) {
 		s.Errorf("the client tells of Reason Codes % x, but the packet has % x", codes, want)
 	}
 	m := message{topic: s.topic, payload: "granted", qos: 1}
-	s.connect("pub").publish(message{topic: forbidden + "/" + s.topic, payload: "secret", qos: 1}, m)
+	s.connect("pub").publish(message{topic: forbidden + "/" + s.topic, payload: "secret", qos: 1},
+		m)
 	sub.expect("only what it may hear", m)
 	sub.expectSilence("only what it may hear")
 }
@@ -317,7 +321,8 @@ func playTakeover(s *stage) {
 	after.expectSession(true)
 	if s.version == v5 {
 		if code := before.taps[0].disconnectCode(0); code != 0x8e {
-			s.Fatalf("DISCONNECT for the old connection has Reason Code %#x (-1: there was none), want 0x8e, Session taken over", code)
+			s.Fatalf("DISCONNECT for the old connection has Reason Code %#x (-1: there was "+
+				"none), want 0x8e, Session taken over", code)
 		}
 	}
 	if s.program.can(canTellReason, s.version) && !before.in.await(patience, func() bool {

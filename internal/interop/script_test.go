@@ -347,13 +347,15 @@ func pahoPython() *script {
 			return true
 		},
 		command: func() (*exec.Cmd, error) {
-			// Debian's package belongs to Debian's interpreter, which need not be the first in PATH.
+			// Debian's package belongs to Debian's interpreter, which need not be the first in
+			// PATH.
 			pythons := []string{"/usr/bin/python3", "python3"}
 			i := slices.IndexFunc(pythons, func(p string) bool {
 				return exec.Command(p, "-c", "import paho.mqtt.client").Run() == nil
 			})
 			if i < 0 {
-				return nil, errors.New("no python3 with the package paho-mqtt (Debian: python3-paho-mqtt)")
+				return nil, errors.New(
+					"no python3 with the package paho-mqtt (Debian: python3-paho-mqtt)")
 			}
 			return exec.Command(pythons[i], "-B", filepath.Join("pahopython", "driver.py")), nil
 		},

@@ -19,18 +19,20 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// compared are the $SYS topics whose values follow from the traffic alone: the others tell of memory and time, or
-// count the $SYS messages that are sent.
+// compared are the $SYS topics whose values follow from the traffic alone: the others tell of
+// memory and time, or count the $SYS messages that are sent.
 var compared = []string{
 	"messages/received", "bytes/received", "publish/bytes/received", "publish/messages/dropped",
-	"clients/total", "clients/connected", "clients/active", "clients/disconnected", "clients/inactive",
+	"clients/total", "clients/connected", "clients/active", "clients/disconnected",
+	"clients/inactive",
 	"clients/maximum", "clients/expired", "subscriptions/count", "shared_subscriptions/count",
 }
 
 // only are the topics that one of the two has and the other has not.
 var only = []string{"messages/inflight"}
 
-// Under the same traffic Dunlin and mosquitto publish $SYS topics of the same names with the same values.
+// Under the same traffic Dunlin and mosquitto publish $SYS topics of the same names with the same
+// values.
 func TestSysTopicsBesideMosquitto(t *testing.T) {
 	t.Parallel()
 	ours := sysAfterTraffic(t, startDunlinWithSys(t))
@@ -41,22 +43,26 @@ func TestSysTopicsBesideMosquitto(t *testing.T) {
 	}
 	names := func(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }
 	if a, b := names(ours), names(theirs); !slices.Equal(a, b) {
-		t.Errorf("Dunlin has the topics\n%s\nmosquitto has\n%s", strings.Join(a, "\n"), strings.Join(b, "\n"))
+		t.Errorf("Dunlin has the topics\n%s\nmosquitto has\n%s", strings.Join(a, "\n"),
+			strings.Join(b, "\n"))
 	}
 	for _, name := range compared {
 		if ours[name] != theirs[name] {
 			t.Errorf("%s is %s, and %s of mosquitto", name, ours[name], theirs[name])
 		}
 	}
-	if a, b := ours["publish/messages/received"], theirs["publish/messages/received"]; a != "11" || b != "10" {
-		t.Errorf("publish/messages/received is %s, and %s of mosquitto, which does not count QoS 2", a, b)
+	if a, b := ours["publish/messages/received"], theirs["publish/messages/received"]; a != "11" ||
+		b != "10" {
+		t.Errorf("publish/messages/received is %s, and %s of mosquitto, which does not count QoS 2",
+			a, b)
 	}
 	form := regexp.MustCompile(`[0-9]+`)
 	for name := range ours {
 		if name == "version" {
 			continue
 		}
-		if a, b := form.ReplaceAllString(ours[name], "N"), form.ReplaceAllString(theirs[name], "N"); a != b {
+		if a, b := form.ReplaceAllString(ours[name], "N"),
+			form.ReplaceAllString(theirs[name], "N"); a != b {
 			t.Errorf("%s is written %s, and %s by mosquitto", name, ours[name], theirs[name])
 		}
 	}
@@ -80,7 +86,9 @@ func startMosquittoWithSys(t *testing.T) string {
 	addr := freeAddr(t)
 	_, port, _ := net.SplitHostPort(addr)
 	conf := filepath.Join(t.TempDir(), "conf")
-	if err := os.WriteFile(conf, []byte("listener "+port+" 127.0.0.1\nallow_anonymous true\nsys_interval 1\n"), 0o644); err != nil {
+	if err := os.WriteFile(conf,
+		[]byte("listener "+port+" 127.0.0.1\nallow_anonymous true\nsys_interval 1\n"),
+		0o644); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(findMosquitto(t), "-c", conf)
@@ -109,22 +117,28 @@ func findMosquitto(t *testing.T) string {
 	return ""
 }
 
-// sysAfterTraffic makes the same traffic at whichever broker, and returns what is published below $SYS/broker/ when it has
-// come to rest.
+// sysAfterTraffic makes the same traffic at whichever broker, and returns what is published below
+// $SYS/broker/ when it has come to rest.
 func sysAfterTraffic(t *testing.T, addr string) map[string]string {
 	t.Helper()
-	reader := dialRaw(t, addr, &packets.Connect{Version: packets.V311, CleanStart: true, ClientID: "reader"})
-	sub := dialRaw(t, addr, &packets.Connect{Version: packets.V5, CleanStart: true, ClientID: "sub"})
-	sub.send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "a/#", QoS: 1}, {Filter: "$share/g/b", QoS: 1}}})
+	reader := dialRaw(t, addr, &packets.Connect{Version: packets.V311, CleanStart: true,
+		ClientID: "reader"})
+	sub := dialRaw(t, addr, &packets.Connect{Version: packets.V5, CleanStart: true,
+		ClientID: "sub"})
+	sub.send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "a/#",
+		QoS: 1}, {Filter: "$share/g/b", QoS: 1}}})
 	sub.want(packets.TypeSuback)
-	pub := dialRaw(t, addr, &packets.Connect{Version: packets.V5, CleanStart: true, ClientID: "pub"})
+	pub := dialRaw(t, addr, &packets.Connect{Version: packets.V5, CleanStart: true,
+		ClientID: "pub"})
 	for i := range 10 {
-		pub.send(&packets.Publish{Topic: []byte("a/b"), QoS: packets.QoS1, PacketID: uint16(i + 1), Payload: []byte("hello")})
+		pub.send(&packets.Publish{Topic: []byte("a/b"), QoS: packets.QoS1, PacketID: uint16(i + 1),
+			Payload: []byte("hello")})
 		pub.want(packets.TypePuback)
 		p := sub.want(packets.TypePublish).(*packets.Publish)
 		sub.send(&packets.Ack{Kind: packets.TypePuback, PacketID: p.PacketID})
 	}
-	pub.send(&packets.Publish{Topic: []byte("nobody"), QoS: packets.QoS2, PacketID: 1, Payload: []byte("listens")})
+	pub.send(&packets.Publish{Topic: []byte("nobody"), QoS: packets.QoS2, PacketID: 1,
+		Payload: []byte("listens")})
 	pub.want(packets.TypePubrec)
 	pub.send(&packets.Ack{Kind: packets.TypePubrel, PacketID: 1})
 	pub.want(packets.TypePubcomp)
@@ -134,7 +148,8 @@ func sysAfterTraffic(t *testing.T, addr string) map[string]string {
 	away.send(&packets.Disconnect{})
 	away.nc.Close()
 
-	reader.send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "$SYS/broker/#"}}})
+	reader.send(&packets.Subscribe{PacketID: 1,
+		Subscriptions: []packets.Subscription{{Filter: "$SYS/broker/#"}}})
 	all := make(map[string]string)
 	for end := time.Now().Add(4 * time.Second); time.Now().Before(end); { // some intervals
 		reader.nc.SetReadDeadline(end)

@@ -136,7 +136,8 @@ func (p *tap) accept() {
 func (p *tap) relay(n int, from, to net.Conn, fromBroker bool) {
 	s := splitter{emit: func(header, body []byte, size int) {
 		p.note(func() {
-			p.packets = append(p.packets, packet{n, fromBroker, time.Since(p.start), header, body, size})
+			p.packets = append(p.packets, packet{n, fromBroker, time.Since(p.start), header, body,
+				size})
 		})
 	}}
 	buf := make([]byte, 64<<10)

@@ -14,14 +14,15 @@ import (
 // This file is what the committer does when the store has no room, or fails.
 
 const (
-	probeSize = 4 << 10  // least payload of the message without effect that a full store is tried with
+	// least payload of the message without effect that a full store is tried with
+	probeSize = 4 << 10
 	maxProbe  = 64 << 10 // and the most
 )
 
 // probeLocked adds a message without effect to x now and then while the store is full, to find out
-// whether there is room again, and twice as much as was wanted. If x succeeds what it adds is durable.
-// So it has nothing that came before its sender was told of a refusal, and would be sent again behind
-// it.
+// whether there is room again, and twice as much as was wanted. If x succeeds what it adds is
+// durable. So it has nothing that came before its sender was told of a refusal, and would be sent
+// again behind it.
 func (j *Journal) probeLocked(x *Batch) {
 	if now := j.o.Now(); j.full && !now.Before(j.probeAt) && j.released >= j.suspect {
 		j.probeAt = now.Add(RetryDelay)
@@ -228,7 +229,8 @@ func current(ops []store.Op) []store.Op {
 		if ok {
 			over := seen[x] ||
 				x.session != 0 && seen[subject{session: x.session, kind: 'd'}] ||
-				x.seq != 0 && x.kind != 'p' && seen[subject{session: x.session, seq: x.seq, kind: 'e'}]
+				x.seq != 0 && x.kind != 'p' &&
+					seen[subject{session: x.session, seq: x.seq, kind: 'e'}]
 			if over {
 				continue
 			}

@@ -236,7 +236,8 @@ func TestOfWhatIsCarriedOnlyTheLastWordCounts(t *testing.T) {
 	d := func(seq uint64) store.Op { return new(done(seq)) }
 	rel := func(seq uint64) store.Op { return &store.Released{Session: 1, Seq: seq} }
 	end, put := &store.DeleteSession{Session: 1}, &store.PutSession{Session: 1}
-	unsub, drop := &store.DeleteSubscription{Session: 1, Filter: "a"}, &store.DeleteRetained{Topic: "a"}
+	unsub, drop := &store.DeleteSubscription{Session: 1, Filter: "a"},
+		&store.DeleteRetained{Topic: "a"}
 	forget := &store.Forget{Session: 1, ID: 5}
 	other := &store.PutSession{Session: 2}
 	for _, tt := range []struct {

@@ -242,9 +242,9 @@ func (j *Journal) AwaitRoom(ctx context.Context, n int64) error {
 	return err
 }
 
-// WaitAdded waits until x is decided and returns why what it adds was refused, nil if it is durable.
-// x is what Await, Begin, All or Want returned. If ctx ends first WaitAdded returns its cause. No
-// lock is held.
+// WaitAdded waits until x is decided and returns why what it adds was refused, nil if it is
+// durable. x is what Await, Begin, All or Want returned. If ctx ends first WaitAdded returns its
+// cause. No lock is held.
 func (j *Journal) WaitAdded(ctx context.Context, x *Batch) error {
 	if err := j.await(ctx, x); err != nil {
 		return err

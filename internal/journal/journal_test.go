@@ -139,7 +139,8 @@ func (r *rig) Decided(x *Batch) {
 	defer r.mu.Unlock()
 	r.rests = append(r.rests, x.Rest)
 	r.decided = append(r.decided, decision{
-		x.Ticket(), x.Err(), x.Stuck(), x.Dead(), append([]Waiter{}, x.Waiters...), slices.Clone(x.Births()),
+		x.Ticket(), x.Err(), x.Stuck(), x.Dead(), append([]Waiter{}, x.Waiters...),
+		slices.Clone(x.Births()),
 	})
 }
 
@@ -333,7 +334,8 @@ func TestAWaiterIsToldOnceForEachBatch(t *testing.T) {
 		require.Len(t, ops, 8)
 		require.Equal(t, []decision{
 			{ticket: 1, waiters: []Waiter{}},
-			{ticket: last, waiters: []Waiter{"a", "b"}}, {ticket: next, waiters: []Waiter{"a", "c"}},
+			{ticket: last, waiters: []Waiter{"a", "b"}},
+			{ticket: next, waiters: []Waiter{"a", "c"}},
 		}, r.decided)
 	})
 }
@@ -355,7 +357,8 @@ func TestABatchIsNotCommittedWhileItIsPinned(t *testing.T) {
 		time.Sleep(time.Second)
 		synctest.Wait()
 		require.Zero(t, r.tries)
-		require.Equal(t, ticket, r.Sent(w.Batch(), Waiting{}, store.Sent{Session: 1, Seq: 1, ID: 1}))
+		require.Equal(t, ticket, r.Sent(w.Batch(), Waiting{},
+			store.Sent{Session: 1, Seq: 1, ID: 1}))
 		w.Settle()
 		others.Wait()
 		ops, commits := r.took()

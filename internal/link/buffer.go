@@ -5,15 +5,18 @@ import (
 	"sync/atomic"
 )
 
-// A Buffer is a pooled byte slice. The pointer is what travels, so that giving it back costs no allocation.
+// A Buffer is a pooled byte slice. The pointer is what travels, so that giving it back costs no
+// allocation.
 type Buffer struct {
 	B []byte
 
 	// Of a buffer that is being written, whose B does not change:
-	n      atomic.Int64 // how much the connection has taken; only the goroutine that writes adds to it
-	failed bool         // the connection takes nothing any more; owned by the goroutine that writes
-	whole  bool         // the connection has taken all at once, which n does not say; owned likewise
-	piece  int32        // how much is written at a time, at most; owned likewise
+	// How much the connection has taken; only the goroutine that writes adds to it
+	n      atomic.Int64
+	failed bool // the connection takes nothing any more; owned by the goroutine that writes
+	// The connection has taken all at once, which n does not say; owned likewise
+	whole bool
+	piece int32 // how much is written at a time, at most; owned likewise
 }
 
 // Taken returns how much the connection has taken, after a TryWrite.

@@ -4,7 +4,8 @@ package link
 
 import "errors"
 
-// RawIO is false where the runtime does not wait for readiness: there all connections are read through a buffer of their own.
+// RawIO is false where the runtime does not wait for readiness: there all connections are read
+// through a buffer of their own.
 const RawIO = false
 
 // ReadFD, WriteFD and PeekFD are never called.

@@ -1,8 +1,8 @@
 package link
 
-// An Output is what is to be written: bytes in their order, and behind them those that are held until
-// a ticket is decided. Once something is held, all that follows goes behind it but what is appended and
-// not held. The caller guards it.
+// An Output is what is to be written: bytes in their order, and behind them those that are held
+// until a ticket is decided. Once something is held, all that follows goes behind it but what is
+// appended and not held. The caller guards it.
 type Output struct {
 	buf    *Buffer // appended to; nil: empty
 	held   *held   // nil: nothing is
@@ -195,8 +195,8 @@ func (o *Output) Drop() {
 	}
 }
 
-// Release lets go what waits for tickets up to the given one, and calls leaves for each such packet. It
-// says whether anything may be written now that could not before.
+// Release lets go what waits for tickets up to the given one, and calls leaves for each such
+// packet. It says whether anything may be written now that could not before.
 func (o *Output) Release(upto uint64, leaves func(m *Mark)) bool {
 	h := o.held
 	if h == nil {
@@ -244,8 +244,8 @@ const (
 	Falls              // it is forgotten
 )
 
-// Sort asks for the fate of each packet that is held, in their order. What fate appends stands in its
-// place. A packet that was withdrawn falls.
+// Sort asks for the fate of each packet that is held, in their order. What fate appends stands in
+// its place. A packet that was withdrawn falls.
 func (o *Output) Sort(fate func(m *Mark, first byte) Fate) {
 	h := o.held
 	o.held = nil
@@ -277,8 +277,8 @@ func (o *Output) Sort(fate func(m *Mark, first byte) Fate) {
 	}
 }
 
-// Withdraw takes the first packet out that is held under an identifier and matches, and says whether
-// there was one. first is the first byte of the packet.
+// Withdraw takes the first packet out that is held under an identifier and matches, and says
+// whether there was one. first is the first byte of the packet.
 func (o *Output) Withdraw(id uint16, match func(m *Mark, first byte) bool) bool {
 	h := o.held
 	if h == nil {
@@ -297,8 +297,8 @@ func (o *Output) Withdraw(id uint16, match func(m *Mark, first byte) bool) bool 
 	return false
 }
 
-// WithdrawMessages takes all packets of the kind Message out that are held, and calls each for them,
-// with their identifier and their first byte.
+// WithdrawMessages takes all packets of the kind Message out that are held, and calls each for
+// them, with their identifier and their first byte.
 func (o *Output) WithdrawMessages(each func(id uint16, first byte)) {
 	h := o.held
 	if h == nil || h.buf == nil {

@@ -1,5 +1,5 @@
-// Package link is the bytes of one Network Connection: how they are read and written, the buffers that
-// they lie in, and what of the output is held until it may leave.
+// Package link is the bytes of one Network Connection: how they are read and written, the buffers
+// that they lie in, and what of the output is held until it may leave.
 package link
 
 import (
@@ -83,17 +83,17 @@ func (s *Socket) TryWrite(x *Buffer, piece int) error {
 	return nil
 }
 
-// largestPiece is how much is written at a time: what the socket has taken of a large buffer must not
-// count as backlog until all of the buffer is written, because meanwhile others drop QoS 0 messages.
-// Each system call has its cost, so a piece is not small.
+// largestPiece is how much is written at a time: what the socket has taken of a large buffer must
+// not count as backlog until all of the buffer is written, because meanwhile others drop QoS 0
+// messages. Each system call has its cost, so a piece is not small.
 const largestPiece = 256 << 10
 
 type descriptorLock struct{}
 
 func (descriptorLock) Rank() lock.Rank { return lock.Rank{Order: lock.Leaf, Name: "a descriptor"} }
 
-// InsideDescriptor notes that the lock of a descriptor is held, as in the functions that RawConn calls,
-// until the function that it returns is called.
+// InsideDescriptor notes that the lock of a descriptor is held, as in the functions that RawConn
+// calls, until the function that it returns is called.
 func InsideDescriptor() func() { return lock.Inside[descriptorLock]() }
 
 // writeSome is the function for RawConn.Write: it never asks to wait.
@@ -103,8 +103,8 @@ func (s *Socket) writeSome(fd uintptr) bool {
 	return true
 }
 
-// writePieces writes what the connection takes of the buffer that is being written, without waiting.
-// It goes to w, or, if that is nil, to the descriptor fd of Raw.
+// writePieces writes what the connection takes of the buffer that is being written, without
+// waiting. It goes to w, or, if that is nil, to the descriptor fd of Raw.
 func (s *Socket) writePieces(w tryWriter, fd uintptr) {
 	x := s.writing
 	for b := x.B; len(b) > 0; {
@@ -138,11 +138,12 @@ func writePiece(w tryWriter, fd uintptr, b []byte) (int, error) {
 // lookTime is how much longer the client has if the deadline was noticed late.
 const lookTime = 100 * time.Millisecond
 
-// WriteAll writes what is left of x and waits as long as the client takes something within timeout; 0:
-// for ever. It calls wrote for each piece that was taken.
+// WriteAll writes what is left of x and waits as long as the client takes something within timeout;
+// 0: for ever. It calls wrote for each piece that was taken.
 func (s *Socket) WriteAll(x *Buffer, timeout time.Duration, wrote func(n int)) error {
 	const piece = 64 << 10 // so that progress is seen
-	var again bool         // the deadline was noticed late, as by a process that was stopped: the client has a moment more
+	// the deadline was noticed late, as by a process that was stopped: the client has a moment more
+	var again bool
 	for b := x.B[x.n.Load():]; len(b) > 0; {
 		t := timeout
 		if again {

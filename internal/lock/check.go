@@ -148,7 +148,8 @@ func (h *held) follows(x *held) bool {
 	case h.Rank == x.Rank && h.Several && uintptr(x.lock) < uintptr(h.lock):
 		return true
 	case h.Order == x.Order:
-		violated(fmt.Sprintf("%s is taken while %s is held: only one of them may be", h.Name, x.Name), x)
+		violated(fmt.Sprintf("%s is taken while %s is held: only one of them may be", h.Name,
+			x.Name), x)
 	default:
 		violated(fmt.Sprintf("%s is taken while %s is held: %[1]s comes first", h.Name, x.Name), x)
 	}

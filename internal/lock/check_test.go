@@ -99,12 +99,13 @@ func TestWhatIsReported(t *testing.T) {
 		name, want string
 		do         func()
 	}{
-		{"an inversion", "the first is taken while the second is held: the first comes first", func() {
-			b.Lock()
-			a.Lock()
-			a.Unlock()
-			b.Unlock()
-		}},
+		{"an inversion", "the first is taken while the second is held: the first comes first",
+			func() {
+				b.Lock()
+				a.Lock()
+				a.Unlock()
+				b.Unlock()
+			}},
 		{"an inversion of a reader",
 			"the first is taken while the second is held: the first comes first", func() {
 				b.RLock()
@@ -129,12 +130,13 @@ func TestWhatIsReported(t *testing.T) {
 				e.Unlock()
 				c.Unlock()
 			}},
-		{"two leaves", "another leaf is taken while a leaf is held: only one of them may be", func() {
-			c.Lock()
-			d.Lock()
-			d.Unlock()
-			c.Unlock()
-		}},
+		{"two leaves", "another leaf is taken while a leaf is held: only one of them may be",
+			func() {
+				c.Lock()
+				d.Lock()
+				d.Unlock()
+				c.Unlock()
+			}},
 		{"a reader twice", "the second is taken while the second is held: only one of them may be",
 			func() {
 				b.RLock()
@@ -176,7 +178,8 @@ func TestWhatIsReported(t *testing.T) {
 			}},
 		{"a line of the log", "a line of the log while the first is held", func() {
 			a.Lock()
-			slog.New(Handler(slog.DiscardHandler)).With("k", 1).WithGroup("g").Debug("not even wanted")
+			slog.New(Handler(slog.DiscardHandler)).With("k",
+				1).WithGroup("g").Debug("not even wanted")
 			a.Unlock()
 		}},
 		{"an Unlock of what another goroutine holds",

@@ -71,8 +71,8 @@ func New(l Limits) *Table {
 		known: map[key]struct{}{}}
 }
 
-// Limit sets the limits from now on. What there was room for before is still there, as far as the new
-// limits allow.
+// Limit sets the limits from now on. What there was room for before is still there, as far as the
+// new limits allow.
 func (t *Table) Limit(l Limits) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

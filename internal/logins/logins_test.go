@@ -103,7 +103,8 @@ func TestTheTablesAreBounded(t *testing.T) {
 	now := time.Now()
 	x := New(Limits{PerName: 2, PerAddress: 3})
 	for i := range 3 * MaxEntries {
-		w := Who{Addr: netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), Name: "n",
+		w := Who{Addr: netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}),
+			Name:  "n",
 			Named: true}
 		a, _ := x.Begin(w, now)
 		x.Accepted(a, now)

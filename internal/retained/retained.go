@@ -32,9 +32,9 @@ type Limits struct {
 type Options struct {
 	Limits Limits
 
-	// Hold and Release count a message that begins and ends to be retained. Admit says why m must not
-	// be retained in the place of old, which is nil if there is none. They are called with the lock of
-	// the Store held, must not call it, and may be nil.
+	// Hold and Release count a message that begins and ends to be retained. Admit says why m must
+	// not be retained in the place of old, which is nil if there is none. They are called with the
+	// lock of the Store held, must not call it, and may be nil.
 	Hold, Release func(m *Message)
 	Admit         func(m, old *Message) error
 }

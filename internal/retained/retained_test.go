@@ -60,7 +60,8 @@ func (t *tree) check(tb testing.TB) {
 			depth, count, leaves = d, count+len(n.items), leaves+1
 			for _, it := range n.items {
 				if it.topic <= last || it.topic != it.msg.Topic {
-					tb.Errorf("%q comes behind %q, and has the message of %q", it.topic, last, it.msg.Topic)
+					tb.Errorf("%q comes behind %q, and has the message of %q", it.topic, last,
+						it.msg.Topic)
 				}
 				last = it.topic
 				x := summarize(it.topic)
@@ -212,7 +213,8 @@ func TestScan(t *testing.T) {
 	for _, tt := range []struct{ name, filter, want string }{
 		{"a filter without wildcards finds its topic", "a/b", "a/b"},
 		{"a filter without wildcards may find nothing", "a/x", ""},
-		{"# finds all but those that begin with $ [MQTT-4.7.2-1]", "#", strings.Join(topics[2:], " ")},
+		{"# finds all but those that begin with $ [MQTT-4.7.2-1]", "#",
+			strings.Join(topics[2:], " ")},
 		{"a/# finds a and what is below, and not what only sorts between", "a/#",
 			"a a/ a/b a/b-c a/b-c/d a/b/c a/b/c/d"},
 		{"a/+ finds one level, and steps over what is below", "a/+", "a/ a/b a/b-c"},
@@ -351,7 +353,8 @@ var shapes = []struct {
 		[]string{"+/+/+/+/x", "+/b/+/d/x"}, 400},
 	{"levels down to the limit",
 		func(i, n int) string { return fmt.Sprint(i) + strings.Repeat("/a", 127) },
-		[]string{"+" + strings.Repeat("/+", 126) + "/x", "+" + strings.Repeat("/a", 126) + "/x"}, 64},
+		[]string{"+" + strings.Repeat("/+", 126) + "/x", "+" + strings.Repeat("/a", 126) + "/x"},
+		64},
 	{"subtrees of which the filter wants one level",
 		func(i, n int) string { return fmt.Sprintf("d/%d/x/%d", i/100, i%100) },
 		[]string{"d/+", "d/+/y/#", "d/777/y/#", "d/777x/#"}, 10_000},

@@ -124,7 +124,8 @@ func (w *walk) kid(n *node) int {
 // item returns the index of the first item of a leaf, at least from, that is not before w.at.
 func (w *walk) item(n *node, from int) int {
 	items := n.items[from:]
-	return from + sort.Search(len(items), func(i int) bool { return items[i].topic >= string(w.at) })
+	return from + sort.Search(len(items),
+		func(i int) bool { return items[i].topic >= string(w.at) })
 }
 
 // tired says that the walk has to go on another time. It has come further by then.

@@ -11,8 +11,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/lock"
 )
 
-// A Room is a number of bytes that many share. Whoever needs some takes them first, or waits for them
-// in the order of arrival. What cannot wait is added, and counts as well.
+// A Room is a number of bytes that many share. Whoever needs some takes them first, or waits for
+// them in the order of arrival. What cannot wait is added, and counts as well.
 type Room struct {
 	Most    int64        // set before the first use
 	used    atomic.Int64 // taken or added, and not given back

@@ -43,7 +43,8 @@ func (r *rawReader) read(closing byte) ([]int16, error) {
 		n := 1
 		if strings.HasPrefix(r.rest, "*") {
 			digits := r.rest[1:]
-			if i := strings.IndexFunc(digits, func(c rune) bool { return c < '0' || c > '9' }); i >= 0 {
+			if i := strings.IndexFunc(digits,
+				func(c rune) bool { return c < '0' || c > '9' }); i >= 0 {
 				digits = digits[:i]
 			}
 			if n, err = strconv.Atoi(digits); err != nil || n > 1<<20 {

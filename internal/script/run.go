@@ -37,8 +37,9 @@ type Link interface {
 // not return all that the script expects.
 type Waiter interface {
 	Link
-	// Await waits until something has arrived since the last call, of Recv as well, or the broker has
-	// ended the connection. It returns what Recv returns, and nothing if it has waited too long.
+	// Await waits until something has arrived since the last call, of Recv as well, or the broker
+	// has ended the connection. It returns what Recv returns, and nothing if it has waited too
+	// long.
 	Await() (b []byte, closed bool)
 }
 

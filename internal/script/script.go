@@ -75,8 +75,8 @@ func (c Citation) String() string { return c.Version + " " + c.ID }
 // A Setting is a word of a config line. Value is empty where there was no "=".
 type Setting struct{ Key, Value string }
 
-// Timed says whether s needs a clock that the test sets: it lets time pass, counts what is left of a
-// message's time, or names a time of less than a minute, so that a slow machine would see it end.
+// Timed says whether s needs a clock that the test sets: it lets time pass, counts what is left of
+// a message's time, or names a time of less than a minute, so that a slow machine would see it end.
 func (s *Script) Timed() bool {
 	for _, c := range s.Config {
 		d, err := time.ParseDuration(c.Value)
@@ -278,7 +278,8 @@ func (p *parser) parse(lines []string) {
 	}
 	switch {
 	case p.group != nil:
-		p.errs = append(p.errs, fmt.Errorf("%s:%d: the group is not closed", p.s.File, p.group.line))
+		p.errs = append(p.errs, fmt.Errorf("%s:%d: the group is not closed", p.s.File,
+			p.group.line))
 	case len(p.s.steps) == 0 && p.errs == nil:
 		p.errs = append(p.errs,
 			fmt.Errorf("%s:%d: a scenario in which nothing happens", p.s.File, p.s.Line))

@@ -137,7 +137,8 @@ func match(want, got []token, vars map[string]string) error {
 		listed[listKey(w.key)] = append(listed[listKey(w.key)], w)
 	}
 	for _, k := range slices.Sorted(maps.Keys(listed)) {
-		have := slices.DeleteFunc(slices.Clone(got), func(g token) bool { return listKey(g.key) != k })
+		have := slices.DeleteFunc(slices.Clone(got),
+			func(g token) bool { return listKey(g.key) != k })
 		if err := matchList(k, listed[k], have, bound); err != nil {
 			return err
 		}
@@ -192,7 +193,10 @@ func matchList(key string, want, have []token, vars map[string]string) error {
 		return fmt.Errorf("%s occurs %d times, not %d", key, len(have), len(want))
 	}
 	for _, w := range want {
-		i := slices.IndexFunc(have, func(h token) bool { return w.key == h.key && equal(w, h, vars) })
+		i := slices.IndexFunc(have, func(h token) bool {
+			return w.key == h.key &&
+				equal(w, h, vars)
+		})
 		if i < 0 || i > 0 && key == "user." {
 			return fmt.Errorf("%s=%s is missing, or not in its place", w.key, w.value)
 		}

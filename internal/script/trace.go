@@ -55,7 +55,8 @@ func build(name string, ts []token) (packets.Packet, packets.Version, error) {
 	case packets.TypeSuback:
 		p = &packets.Suback{PacketID: f.id(), Codes: f.codes(), Properties: f.properties("")}
 	case packets.TypeUnsubscribe:
-		p = &packets.Unsubscribe{PacketID: f.id(), Filters: f.all("filter"), Properties: f.properties("")}
+		p = &packets.Unsubscribe{PacketID: f.id(), Filters: f.all("filter"),
+			Properties: f.properties("")}
 	case packets.TypeUnsuback:
 		p = &packets.Unsuback{PacketID: f.id(), Codes: f.codes(), Properties: f.properties("")}
 	case packets.TypePingreq:

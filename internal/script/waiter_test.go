@@ -6,7 +6,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A slowBroker is a fakeBroker whose links bring one byte at a time. Recv brings what has come so far.
+// A slowBroker is a fakeBroker whose links bring one byte at a time. Recv brings what has come so
+// far.
 type slowBroker struct{ fakeBroker }
 
 type slowLink struct{ *fakeLink }
@@ -32,10 +33,13 @@ func TestRunAwaitsWhatHasToCome(t *testing.T) {
 		{"a packet", "c1< PUBACK id=1\nc1< PUBREC id=2", ""},
 		{"a group", "{\nc1< PUBREC id=2\nc1< PUBACK id=1\n}", ""},
 		{"bytes", "c1< raw 40 02 00 01\nc1< raw 50 02 00 02", ""},
-		{"a packet that need not come, before one that does", "c1< DISCONNECT?\nc1< PUBACK id=1\nc1< PUBREC id=2", ""},
+		{"a packet that need not come, before one that does",
+			"c1< DISCONNECT?\nc1< PUBACK id=1\nc1< PUBREC id=2", ""},
 		{"the end", "c1< PUBACK id=1\nc1< PUBREC id=2\nc1< closed", ""},
-		{"nothing, with a packet that need not come", "c1< PUBACK id=1\nc1< PUBREC id=2\nc1< PUBREL? id=2\nc1< idle", ""},
-		{"one packet too many", "c1< PUBACK id=1\nc1< PUBREC id=2\nc1< PUBREL id=2", "got:    the end of the connection"},
+		{"nothing, with a packet that need not come",
+			"c1< PUBACK id=1\nc1< PUBREC id=2\nc1< PUBREL? id=2\nc1< idle", ""},
+		{"one packet too many", "c1< PUBACK id=1\nc1< PUBREC id=2\nc1< PUBREL id=2",
+			"got:    the end of the connection"},
 		{"another packet than the end", "c1< closed", "got:    c1: PUBACK id=1"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -71,7 +71,8 @@ func (w *watch) received(m received) error {
 		return m.err
 	}
 	if again, err := m.p.Append(nil, w.version); err != nil || !bytes.Equal(again, m.raw) {
-		return fmt.Errorf("MQTT-1.5.5-1: % x is not its shortest form, % x", short(m.raw), short(again))
+		return fmt.Errorf("MQTT-1.5.5-1: % x is not its shortest form, % x", short(m.raw),
+			short(again))
 	}
 	if w.bye {
 		return errors.New("MQTT-3.14.4-1: it follows a DISCONNECT")
@@ -184,11 +185,13 @@ func (w *watch) connack(p *packets.Connack) error {
 	case p.SessionPresent && (!w.accepted || c.CleanStart):
 		return errors.New("MQTT-3.2.2-2, 3.2.2-6: Session Present")
 	case w.accepted && asked && named != method || told && named != method:
-		return errors.New("MQTT-4.12.0-5, 4.12.0-6: the Authentication Method is not that of the CONNECT")
+		return errors.New(
+			"MQTT-4.12.0-5, 4.12.0-6: the Authentication Method is not that of the CONNECT")
 	case n == 0 && p.Properties.Has(packets.ResponseInformation):
 		return errors.New("MQTT-3.1.2-28: Response Information that was not asked for")
 	case p.Properties.Has(packets.AssignedClientIdentifier) && c.ClientID != "":
-		return errors.New("MQTT5-NOID-3.2.2.3.7-1: an Assigned Client Identifier, although the client has one")
+		return errors.New(
+			"MQTT5-NOID-3.2.2.3.7-1: an Assigned Client Identifier, although the client has one")
 	case p.Properties.Has(packets.ServerReference) && p.Code != packets.UseAnotherServer &&
 		p.Code != packets.ServerMoved:
 		return errors.New("MQTT5-NOID-3.2.2.3.16-1: a Server Reference without 0x9C or 0x9D")
@@ -203,8 +206,10 @@ func (w *watch) publish(p *packets.Publish) error {
 		return errors.New("MQTT5-NOID-3.8.3.1-4: RETAIN, although it is not available")
 	}
 	if alias, ok := p.Properties.Uint(packets.TopicAlias); ok {
-		if most, _ := w.connect.Properties.Uint(packets.TopicAliasMaximum); alias == 0 || alias > most {
-			return fmt.Errorf("MQTT-3.1.2-26, 3.1.2-27: Topic Alias %d, the client takes %d", alias, most)
+		if most, _ := w.connect.Properties.Uint(packets.TopicAliasMaximum); alias == 0 ||
+			alias > most {
+			return fmt.Errorf("MQTT-3.1.2-26, 3.1.2-27: Topic Alias %d, the client takes %d", alias,
+				most)
 		}
 		if len(p.Topic) == 0 && !w.aliases[alias] {
 			return fmt.Errorf("MQTT-3.3.2-7: Topic Alias %d was not set on this connection", alias)
@@ -221,7 +226,8 @@ func (w *watch) publish(p *packets.Publish) error {
 		return fmt.Errorf("MQTT-2.2.1-4: Packet Identifier %d is in use", p.PacketID)
 	}
 	w.open = append(w.open, p.PacketID)
-	if most, ok := w.connect.Properties.Uint(packets.ReceiveMaximum); ok && len(w.open) > int(most) {
+	if most, ok := w.connect.Properties.Uint(packets.ReceiveMaximum); ok &&
+		len(w.open) > int(most) {
 		return fmt.Errorf("MQTT-3.3.4-9: %d messages open, the client takes %d", len(w.open), most)
 	}
 	return nil

@@ -84,7 +84,8 @@ func BenchmarkTreeAddRemove(b *testing.B) {
 					b.StartTimer()
 					timed(t)
 				}
-				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/filter")
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n),
+					"ns/filter")
 			})
 		}
 		fill := func(t *Tree) {

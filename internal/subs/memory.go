@@ -53,7 +53,8 @@ func (t *Tree) pieceHash(label []byte) uint64 {
 func (t *Tree) path(parent uint32, label []byte, h uint64) uint32 {
 	kind := nodeWhole
 	for len(label) > labelMax {
-		if parent = t.child(parent, kind, label[:labelMax], edgeHash(parent, kind, h)); parent == 0 {
+		if parent = t.child(parent, kind, label[:labelMax],
+			edgeHash(parent, kind, h)); parent == 0 {
 			return 0
 		}
 		label, kind = label[labelMax:], nodeRest

@@ -353,7 +353,8 @@ func runTree(tb testing.TB, steps []byte) {
 				return true
 			})
 			if !maps.Equal(want, got) || tr.Count(sub) != len(want) {
-				tb.Fatalf("subscriptions of %d (%d of them): %v, want %v", sub, tr.Count(sub), got, want)
+				tb.Fatalf("subscriptions of %d (%d of them): %v, want %v", sub, tr.Count(sub), got,
+					want)
 			}
 		}
 		topic := fuzzName(b, a, false)

@@ -22,10 +22,12 @@ func TestTreeMatch(t *testing.T) {
 		filter  string
 		yes, no string // topics, by spaces
 	}{
-		{"a filter without wildcards matches itself only", "a/b", "a/b", "a a/b/c a/c /a/b a/b/ A/b"},
+		{"a filter without wildcards matches itself only", "a/b", "a/b",
+			"a a/b/c a/c /a/b a/b/ A/b"},
 		{"levels may be empty", "a//b", "a//b", "a/b a/x/b"},
 		{"a lone slash is two empty levels", "/", "/", "a a/ /a //"},
-		{"+ matches one level, also an empty one", "a/+/b", "a/x/b a//b", "a/b a/x/y/b a/x/b/c a/x"},
+		{"+ matches one level, also an empty one", "a/+/b", "a/x/b a//b",
+			"a/b a/x/y/b a/x/b/c a/x"},
 		{"+ at the end needs a level", "a/+", "a/ a/b", "a a/b/c"},
 		{"+ alone matches topics of one level", "+", "a", "/a a/ a/b"},
 		{"/+ has an empty first level", "/+", "/a /", "a a/b"},
@@ -34,16 +36,22 @@ func TestTreeMatch(t *testing.T) {
 		{"# alone matches everything", "#", "a /a a/b/c /", ""},
 		{"+/# matches a topic of one level", "+/#", "a a/b /b", ""},
 		{"+/+/# needs two levels", "+/+/#", "a/b a/b/c", "a"},
-		{"# does not match topics that begin with $ [MQTT-4.7.2-1]", "#", "a$b a/$b", "$SYS $SYS/a $"},
-		{"+ does not match a first level that begins with $ [MQTT-4.7.2-1]", "+/a", "x/a", "$SYS/a"},
+		{"# does not match topics that begin with $ [MQTT-4.7.2-1]", "#", "a$b a/$b",
+			"$SYS $SYS/a $"},
+		{"+ does not match a first level that begins with $ [MQTT-4.7.2-1]", "+/a", "x/a",
+			"$SYS/a"},
 		{"+/# does not match topics that begin with $ [MQTT-4.7.2-1]", "+/#", "x", "$SYS $SYS/a"},
 		{"a named $ level is matched", "$SYS/#", "$SYS $SYS/a", "SYS/a $SYSX"},
 		{"a named $ level may be followed by +", "$SYS/+", "$SYS/a $SYS/$a", "$SYS"},
 		{"$ means nothing in later levels", "a/+/c", "a/$b/c", ""},
-		{"a label of one node's length", xs(labelMax), xs(labelMax), xs(labelMax-1) + " " + xs(labelMax+1)},
-		{"a label longer than a node", xs(100) + "/+", xs(100) + "/a", xs(68) + "/a " + xs(99) + "/a " + xs(102) + "/a"},
-		{"a level of a node's length with levels below", xs(labelMax) + "/y/#", xs(labelMax) + "/y", xs(labelMax) + "y " + xs(labelMax) + "yy"},
-		{"a filter without wildcards longer than a node", "a/" + xs(50) + "/c", "a/" + xs(50) + "/c", "a/" + xs(50) + "/d a/" + xs(49) + "/c"},
+		{"a label of one node's length", xs(labelMax), xs(labelMax),
+			xs(labelMax-1) + " " + xs(labelMax+1)},
+		{"a label longer than a node", xs(100) + "/+", xs(100) + "/a",
+			xs(68) + "/a " + xs(99) + "/a " + xs(102) + "/a"},
+		{"a level of a node's length with levels below", xs(labelMax) + "/y/#", xs(labelMax) + "/y",
+			xs(labelMax) + "y " + xs(labelMax) + "yy"},
+		{"a filter without wildcards longer than a node", "a/" + xs(50) + "/c",
+			"a/" + xs(50) + "/c", "a/" + xs(50) + "/d a/" + xs(49) + "/c"},
 		{"letters beyond ASCII are bytes", "ä/+", "ä/ö", "a/ö"},
 	} {
 		for _, group := range []string{"", "g"} {
@@ -65,7 +73,8 @@ func TestTreeMatch(t *testing.T) {
 				}
 				tr.check(t)
 				require.True(t, tr.Remove(1, group, tt.filter))
-				require.Zero(t, count(strings.Fields(tt.yes)[0]), "nothing matches once the filter is removed")
+				require.Zero(t, count(strings.Fields(tt.yes)[0]),
+					"nothing matches once the filter is removed")
 				tr.check(t)
 				require.Equal(t, 1, tr.nodes.n, "only the root is left")
 			})
@@ -93,7 +102,8 @@ func TestTreeMerging(t *testing.T) {
 			[]sub{{1, "", "a", Options{}}, {1, "", "#", Options{RetainAsPublished: true}}}, 0,
 			map[uint32]modelMatch{1: {RAP: true}}},
 		{"all Subscription Identifiers are kept, also equal ones",
-			[]sub{{1, "", "a", Options{ID: 7}}, {1, "", "+", Options{}}, {1, "", "#", Options{ID: 7}},
+			[]sub{{1, "", "a", Options{ID: 7}}, {1, "", "+", Options{}},
+				{1, "", "#", Options{ID: 7}},
 				{2, "", "#", Options{ID: 9}}}, 0,
 			map[uint32]modelMatch{1: {IDs: []uint32{7, 7}}, 2: {IDs: []uint32{9}}}},
 		{"identifiers of subscribers of one filter do not mix",
@@ -168,7 +178,8 @@ func TestTreeGroups(t *testing.T) {
 			require.Len(t, m.Groups, 3)
 			require.Empty(t, m.Subs)
 			i := slices.IndexFunc(m.Groups, func(g SharedMatch) bool { return len(g.Members) == 3 })
-			require.Equal(t, []Member{{1, Options{QoS: 0}}, {2, Options{QoS: 1}}, {3, Options{QoS: 2}}},
+			require.Equal(t, []Member{{1, Options{QoS: 0}}, {2, Options{QoS: 1}},
+				{3, Options{QoS: 2}}},
 				m.Groups[i].Members)
 			require.Equal(t, "g", m.Groups[i].Group.Name)
 		})
@@ -213,7 +224,8 @@ func TestTreeSubscriptions(t *testing.T) {
 		o             Options
 	}
 	want := []sub{
-		{"", "a", Options{QoS: 2, NoLocal: true, RetainAsPublished: true, RetainHandling: 2, ID: 268435455}},
+		{"", "a", Options{QoS: 2, NoLocal: true, RetainAsPublished: true, RetainHandling: 2,
+			ID: 268435455}},
 		{"g", "a", Options{QoS: 1}},
 		{"", "a/#", Options{RetainHandling: 1}},
 		{"", "/", Options{ID: 1}},
@@ -251,7 +263,8 @@ func TestTreeSubscriptions(t *testing.T) {
 	require.True(t, ok)
 	require.Equal(t, want[1].o, o)
 	for _, k := range []subscriptionKey{
-		{3, "h", "a"}, {4, "g", "a"}, {3, "", "b"}, {3, "", "a/+"}, {3, "", "a/+/b/#"}, {9, "", "a"}, {0, "", "a"},
+		{3, "h", "a"}, {4, "g", "a"}, {3, "", "b"}, {3, "", "a/+"}, {3, "", "a/+/b/#"},
+		{9, "", "a"}, {0, "", "a"},
 	} {
 		_, ok = tr.Get(k.sub, k.group, k.filter)
 		require.False(t, ok, "%v is not there", k)
@@ -311,7 +324,8 @@ func TestTreeVersion(t *testing.T) {
 			grown := func(what string) {
 				t.Helper()
 				v := tr.version([]byte(tt.topic))
-				require.Greater(t, v, last, "%s %s is seen in the version of %s", what, tt.filter, tt.topic)
+				require.Greater(t, v, last, "%s %s is seen in the version of %s", what, tt.filter,
+					tt.topic)
 				last = v
 			}
 			same := func(what string) {
@@ -439,7 +453,8 @@ func TestTreeMatchDoesNotAllocate(t *testing.T) {
 		tr.Add(i+1, "g", "w/#", Options{})
 	}
 	var m Matches
-	topics := [][]byte{[]byte("w/s1/d1/t"), []byte("w/s15/d0/x/y"), []byte("none"), []byte("$SYS/x")}
+	topics := [][]byte{[]byte("w/s1/d1/t"), []byte("w/s15/d0/x/y"), []byte("none"),
+		[]byte("$SYS/x")}
 	require.Zero(t, testing.AllocsPerRun(200, func() {
 		for _, topic := range topics {
 			tr.version(topic)

@@ -185,8 +185,8 @@ type call struct {
 	share string
 }
 
-// take, with Timers.mu held, takes what is due first out of l, and parks what its share has no worker
-// for.
+// take, with Timers.mu held, takes what is due first out of l, and parks what its share has no
+// worker for.
 func (ts *Timers) take(l *lane) call {
 	for {
 		t, ok := l.index.Min()

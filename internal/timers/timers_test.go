@@ -78,7 +78,8 @@ func TestATimeInThePastIsDueAtOnceAndTheZeroTimeNever(t *testing.T) {
 			due := past.After(time.Now()) // the last of them wraps around
 			ts.Set(new(Timer), past, func(time.Time) { due = true })
 			var never Timer
-			ts.Set(&never, time.Now().Add(time.Second), func(time.Time) { panic("it was set again") })
+			ts.Set(&never, time.Now().Add(time.Second),
+				func(time.Time) { panic("it was set again") })
 			ts.Set(&never, time.Time{}, func(time.Time) { panic("the zero time") })
 			synctest.Wait()
 			require.True(t, due, past)
@@ -93,7 +94,8 @@ func TestACallThatWaitsHoldsUpNoOther(t *testing.T) {
 		release := make(chan struct{})
 		now := time.Now()
 		for i := range slowWorkers - 1 {
-			ts.SetSlow(new(Timer), fmt.Sprint(i%8), now.Add(time.Second), func(time.Time) { <-release })
+			ts.SetSlow(new(Timer), fmt.Sprint(i%8), now.Add(time.Second),
+				func(time.Time) { <-release })
 		}
 		quick, slow, tooMany := false, false, false
 		ts.Set(new(Timer), now.Add(2*time.Second), func(time.Time) { quick = true })
@@ -131,17 +133,20 @@ func TestOneShareDoesNotTakeAllWorkers(t *testing.T) {
 			})
 		}
 		var other, late atomic.Bool
-		ts.SetSlow(new(Timer), "other", soon.Add(time.Second), func(time.Time) { other.Store(true) })
+		ts.SetSlow(new(Timer), "other", soon.Add(time.Second),
+			func(time.Time) { other.Store(true) })
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
 		require.True(t, other.Load())
 		require.EqualValues(t, slowEach, running.Load())
 		require.Equal(t, len(all)-slowEach, ts.Len())
 		ts.Cancel(&all[len(all)-1])
-		ts.SetSlow(&all[len(all)-2], "one", soon.Add(time.Hour), func(time.Time) { late.Store(true) })
+		ts.SetSlow(&all[len(all)-2], "one", soon.Add(time.Hour),
+			func(time.Time) { late.Store(true) })
 		close(release)
 		synctest.Wait()
-		require.EqualValues(t, len(all)-2, made.Load(), "each has its turn, but for those that were set anew")
+		require.EqualValues(t, len(all)-2, made.Load(),
+			"each has its turn, but for those that were set anew")
 		require.False(t, late.Load())
 		ts.mu.Lock()
 		busy, parked := len(ts.slow.busy), len(ts.slow.parked)

@@ -253,7 +253,8 @@ func (b *branch) Accept() (net.Conn, error) {
 	case <-b.done:
 	case <-b.m.done:
 	}
-	return nil, &net.OpError{Op: "accept", Net: b.Addr().Network(), Addr: b.Addr(), Err: net.ErrClosed}
+	return nil, &net.OpError{Op: "accept", Net: b.Addr().Network(), Addr: b.Addr(),
+		Err: net.ErrClosed}
 }
 
 // Close ends this listener. The Mux and its other listeners stay open.

@@ -63,14 +63,17 @@ func TestOnePort(t *testing.T) {
 			})}
 			served := make(chan error, 6)
 			for _, x := range []*Mux{m,
-				inner} { // before Serve: connections for a listener that nobody has asked for are closed
+				// before Serve: connections for a listener that nobody has asked for are closed
+				inner} {
 				x.MQTT()
 				x.HTTP()
 			}
 			for _, f := range []func() error{
 				m.Serve, inner.Serve,
-				func() error { return b.Serve(m.MQTT()) }, func() error { return b.Serve(inner.MQTT()) },
-				func() error { return web.Serve(m.HTTP()) }, func() error { return web.Serve(inner.HTTP()) },
+				func() error { return b.Serve(m.MQTT()) },
+				func() error { return b.Serve(inner.MQTT()) },
+				func() error { return web.Serve(m.HTTP()) },
+				func() error { return web.Serve(inner.HTTP()) },
 			} {
 				go func() { served <- f() }()
 			}
@@ -79,7 +82,8 @@ func TestOnePort(t *testing.T) {
 			}
 			client := &http.Client{Transport: &http.Transport{DialContext: dial,
 				TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
-			for url, want := range map[string]string{"http://host/": "false", "https://host/": "true"} {
+			for url, want := range map[string]string{"http://host/": "false",
+				"https://host/": "true"} {
 				resp, err := client.Get(url)
 				require.NoError(t, err)
 				body, _ := io.ReadAll(resp.Body)

@@ -74,7 +74,8 @@ func TestConnectionsWithoutAStreamDoNotShutThePort(t *testing.T) {
 		silent = append(silent, qc)
 		waitFor(t, l, min(i+1, 3))
 		if i >= 3 {
-			require.ErrorContains(t, ended(t, silent[i-3]), "too many connections", "the oldest goes first")
+			require.ErrorContains(t, ended(t, silent[i-3]), "too many connections",
+				"the oldest goes first")
 		}
 	}
 	other, err := dialFrom(t, l, "127.0.0.2")

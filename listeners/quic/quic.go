@@ -151,7 +151,8 @@ func Listen(network, address string, conf *tls.Config, o Options) (*Listener, er
 func New(socket net.PacketConn, conf *tls.Config, o Options) (*Listener, error) {
 	if conf == nil || len(conf.Certificates) == 0 && conf.GetCertificate == nil &&
 		conf.GetConfigForClient == nil {
-		return nil, errors.New("quic: the tls.Config has no certificate, and QUIC cannot do without")
+		return nil, errors.New(
+			"quic: the tls.Config has no certificate, and QUIC cannot do without")
 	}
 	conf = conf.Clone()
 	conf.NextProtos, conf.MinVersion = []string{ALPN}, tls.VersionTLS13

@@ -73,7 +73,8 @@ func TestMQTTOverQUIC(t *testing.T) {
 	clients := make(chan *hooks.Client, 1)
 	b, err := dunlin.New(dunlin.Config{
 		Logger: slog.New(slog.DiscardHandler),
-		Authenticator: hooks.AuthenticatorFunc(func(_ context.Context, r *hooks.ConnectRequest) error {
+		Authenticator: hooks.AuthenticatorFunc(func(_ context.Context,
+			r *hooks.ConnectRequest) error {
 			clients <- r.Client
 			return nil
 		}),

@@ -233,7 +233,8 @@ func (c *conn) begin() error {
 			"a control frame is fragmented or longer than 125 bytes")
 	case c.op == opContinuation && !c.open, c.op == opBinary && c.open,
 		c.op > opBinary && c.op < opClose, c.op > opPong:
-		return c.fail(closeProtocol, errProtocol, fmt.Sprintf("opcode %d is not allowed here", c.op))
+		return c.fail(closeProtocol, errProtocol,
+			fmt.Sprintf("opcode %d is not allowed here", c.op))
 	case c.op == opText:
 		return c.fail(closeUnsupported, errText, "MQTT needs binary frames")
 	}
@@ -299,7 +300,8 @@ func (c *conn) onControl() error {
 
 // validCode says whether a peer may send a close code.
 func validCode(code int) bool {
-	return code >= 1000 && code <= 1014 && (code < 1004 || code > 1006) || code >= 3000 && code <= 4999
+	return code >= 1000 && code <= 1014 && (code < 1004 || code > 1006) || code >= 3000 &&
+		code <= 4999
 }
 
 // fail sends the client a Close frame with the reason, and returns the error for Read.

@@ -75,35 +75,58 @@ func TestFramesOfClients(t *testing.T) {
 		code  int    // of the Close frame
 	}{
 		{name: "one frame", raw: frame(binFin, []byte("abc")), want: "abc"},
-		{name: "two fragments", raw: join(frame(opBinary, []byte("ab")), frame(fin|opContinuation, []byte("c"))), want: "abc"},
-		{name: "an empty last fragment", raw: join(frame(opBinary, []byte("ab")), frame(fin, nil), frame(binFin, []byte("c"))), want: "abc"},
-		{name: "an empty first fragment", raw: join(frame(opBinary, nil), frame(fin, []byte("abc"))), want: "abc"},
-		{name: "a pong nobody asked for", raw: join(frame(fin|opPong, []byte("x")), frame(binFin, []byte("abc"))), want: "abc"},
-		{name: "a goodbye", raw: join(frame(binFin, []byte("abc")), frame(fin|opClose, []byte{3, 232})), want: "abc", err: "EOF", code: 1000},
+		{name: "two fragments", raw: join(frame(opBinary, []byte("ab")),
+			frame(fin|opContinuation, []byte("c"))), want: "abc"},
+		{name: "an empty last fragment", raw: join(frame(opBinary, []byte("ab")), frame(fin, nil),
+			frame(binFin, []byte("c"))), want: "abc"},
+		{name: "an empty first fragment", raw: join(frame(opBinary, nil),
+			frame(fin, []byte("abc"))), want: "abc"},
+		{name: "a pong nobody asked for", raw: join(frame(fin|opPong, []byte("x")),
+			frame(binFin, []byte("abc"))), want: "abc"},
+		{name: "a goodbye", raw: join(frame(binFin, []byte("abc")),
+			frame(fin|opClose, []byte{3, 232})), want: "abc", err: "EOF", code: 1000},
 		{name: "a goodbye without code", raw: frame(fin|opClose, nil), err: "EOF", code: 1000},
-		{name: "a goodbye that leaves", raw: frame(fin|opClose, []byte{3, 233, 'x'}), err: "EOF", code: 1001},
-		{name: "a goodbye of one byte", raw: frame(fin|opClose, []byte{3}), err: "Close frame", code: 1002},
-		{name: "a goodbye with a code of nobody", raw: frame(fin|opClose, []byte{0, 5}), err: "Close frame", code: 1002},
-		{name: "a goodbye with a code that is never sent", raw: frame(fin|opClose, []byte{3, 237}), err: "Close frame", code: 1002},
+		{name: "a goodbye that leaves", raw: frame(fin|opClose, []byte{3, 233, 'x'}), err: "EOF",
+			code: 1001},
+		{name: "a goodbye of one byte", raw: frame(fin|opClose, []byte{3}), err: "Close frame",
+			code: 1002},
+		{name: "a goodbye with a code of nobody", raw: frame(fin|opClose, []byte{0, 5}),
+			err: "Close frame", code: 1002},
+		{name: "a goodbye with a code that is never sent", raw: frame(fin|opClose, []byte{3, 237}),
+			err: "Close frame", code: 1002},
 		{name: "text", raw: frame(fin|opText, []byte("abc")), err: "text frame", code: 1003},
-		{name: "text after binary", raw: join(frame(binFin, []byte("ab")), frame(fin|opText, []byte("c"))), want: "ab", err: "text frame", code: 1003},
+		{name: "text after binary", raw: join(frame(binFin, []byte("ab")),
+			frame(fin|opText, []byte("c"))), want: "ab", err: "text frame", code: 1003},
 		{name: "no mask", raw: []byte{binFin, 1, 'a'}, err: "not masked", code: 1002},
 		{name: "reserved bit", raw: frame(binFin|0x40, nil), err: "reserved bits", code: 1002},
 		{name: "unknown data opcode", raw: frame(fin|3, nil), err: "opcode 3", code: 1002},
 		{name: "unknown control opcode", raw: frame(fin|11, nil), err: "opcode 11", code: 1002},
-		{name: "a continuation of nothing", raw: frame(fin|opContinuation, nil), err: "opcode 0", code: 1002},
-		{name: "a new message inside of one", raw: join(frame(opBinary, []byte("a")), frame(binFin, nil)), want: "a", err: "opcode 2", code: 1002},
+		{name: "a continuation of nothing", raw: frame(fin|opContinuation, nil), err: "opcode 0",
+			code: 1002},
+		{name: "a new message inside of one", raw: join(frame(opBinary, []byte("a")),
+			frame(binFin, nil)), want: "a", err: "opcode 2", code: 1002},
 		{name: "a ping in fragments", raw: frame(opPing, nil), err: "control frame", code: 1002},
-		{name: "a ping that is too long", raw: frame(fin|opPing, long), err: "control frame", code: 1002},
-		{name: "a length of 16 bits that needs 7", raw: []byte{binFin, 0x80 | 126, 0, 5, 0, 0, 0, 0}, err: "shortest", code: 1002},
-		{name: "a length of 64 bits that needs 16", raw: append([]byte{binFin, 0x80 | 127, 0, 0, 0, 0, 0, 0, 1, 0}, 0, 0, 0, 0), err: "shortest", code: 1002},
-		{name: "a negative length", raw: append([]byte{binFin, 0x80 | 127, 255, 0, 0, 0, 0, 0, 0, 0}, 0, 0, 0, 0), err: "shortest", code: 1002},
-		{name: "a frame at the limit", raw: frame(binFin, []byte("abc")), limit: Options{MaxFrame: 3}, want: "abc"},
-		{name: "a frame above the limit", raw: frame(binFin, []byte("abcd")), limit: Options{MaxFrame: 3}, err: "limit", code: 1009},
-		{name: "a message at the limit", raw: join(frame(opBinary, []byte("ab")), frame(fin, []byte("c"))), limit: Options{MaxMessage: 3}, want: "abc"},
-		{name: "a message above the limit", raw: join(frame(opBinary, []byte("ab")), frame(fin, []byte("cd"))), limit: Options{MaxMessage: 3}, want: "ab", err: "limit", code: 1009},
-		{name: "two messages that are above it together", raw: join(frame(binFin, []byte("ab")), frame(binFin, []byte("cd"))), limit: Options{MaxMessage: 3}, want: "abcd"},
-		{name: "no limits", raw: frame(binFin, long), limit: Options{MaxFrame: -1, MaxMessage: -1}, want: string(long)},
+		{name: "a ping that is too long", raw: frame(fin|opPing, long), err: "control frame",
+			code: 1002},
+		{name: "a length of 16 bits that needs 7",
+			raw: []byte{binFin, 0x80 | 126, 0, 5, 0, 0, 0, 0}, err: "shortest", code: 1002},
+		{name: "a length of 64 bits that needs 16", raw: append([]byte{binFin, 0x80 | 127, 0, 0, 0,
+			0, 0, 0, 1, 0}, 0, 0, 0, 0), err: "shortest", code: 1002},
+		{name: "a negative length", raw: append([]byte{binFin, 0x80 | 127, 255, 0, 0, 0, 0, 0, 0,
+			0}, 0, 0, 0, 0), err: "shortest", code: 1002},
+		{name: "a frame at the limit", raw: frame(binFin, []byte("abc")),
+			limit: Options{MaxFrame: 3}, want: "abc"},
+		{name: "a frame above the limit", raw: frame(binFin, []byte("abcd")),
+			limit: Options{MaxFrame: 3}, err: "limit", code: 1009},
+		{name: "a message at the limit", raw: join(frame(opBinary, []byte("ab")),
+			frame(fin, []byte("c"))), limit: Options{MaxMessage: 3}, want: "abc"},
+		{name: "a message above the limit", raw: join(frame(opBinary, []byte("ab")),
+			frame(fin, []byte("cd"))), limit: Options{MaxMessage: 3}, want: "ab", err: "limit",
+			code: 1009},
+		{name: "two messages that are above it together", raw: join(frame(binFin, []byte("ab")),
+			frame(binFin, []byte("cd"))), limit: Options{MaxMessage: 3}, want: "abcd"},
+		{name: "no limits", raw: frame(binFin, long), limit: Options{MaxFrame: -1, MaxMessage: -1},
+			want: string(long)},
 	} {
 		for _, step := range []int{1, 3, 1 << 20} {
 			t.Run(tt.name, func(t *testing.T) {
@@ -323,9 +346,10 @@ func TestPings(t *testing.T) {
 		go srv.Serve(m)
 		defer srv.Close()
 		tr := &http.Transport{DialContext: m.DialContext}
-		client, _, err := websocket.Dial(context.Background(), "http://broker/", &websocket.DialOptions{
-			Subprotocols: subprotocols, HTTPClient: &http.Client{Transport: tr},
-		})
+		client, _, err := websocket.Dial(context.Background(), "http://broker/",
+			&websocket.DialOptions{
+				Subprotocols: subprotocols, HTTPClient: &http.Client{Transport: tr},
+			})
 		require.NoError(t, err)
 		defer client.CloseNow()
 		nc, err := l.Accept()
@@ -397,24 +421,25 @@ func TestEachPacketLeavesInAFrameOfItsOwn(t *testing.T) {
 		require.Equal(t, len(stream), n)
 		require.Equal(t, [][]byte{want}, below.calls)
 	})
-	t.Run("written in two parts, a frame holds no more than a part of one packet", func(t *testing.T) {
-		for cut := 1; cut < len(stream); cut++ {
-			below := &recorder{}
-			c := newConn(below, Options{}, nil)
-			for _, part := range [][]byte{stream[:cut], stream[cut:]} {
-				_, err := c.Write(part)
-				require.NoError(t, err)
-			}
-			payloads := payloadsOf(t, join(below.calls...))
-			require.Equal(t, stream, join(payloads...), "cut at %d", cut)
-			for _, p := range small { // each packet begins with a frame
-				for len(p) > 0 {
-					require.LessOrEqual(t, len(payloads[0]), len(p), "cut at %d", cut)
-					p, payloads = p[len(payloads[0]):], payloads[1:]
+	t.Run("written in two parts, a frame holds no more than a part of one packet",
+		func(t *testing.T) {
+			for cut := 1; cut < len(stream); cut++ {
+				below := &recorder{}
+				c := newConn(below, Options{}, nil)
+				for _, part := range [][]byte{stream[:cut], stream[cut:]} {
+					_, err := c.Write(part)
+					require.NoError(t, err)
+				}
+				payloads := payloadsOf(t, join(below.calls...))
+				require.Equal(t, stream, join(payloads...), "cut at %d", cut)
+				for _, p := range small { // each packet begins with a frame
+					for len(p) > 0 {
+						require.LessOrEqual(t, len(payloads[0]), len(p), "cut at %d", cut)
+						p, payloads = p[len(payloads[0]):], payloads[1:]
+					}
 				}
 			}
-		}
-	})
+		})
 	t.Run("what was not taken does not count", func(t *testing.T) {
 		below := &recorder{}
 		c := newConn(below, Options{}, nil)

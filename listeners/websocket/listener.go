@@ -153,7 +153,8 @@ func (l *Listener) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	place := l.enter(w, l.remoteAddr(r, requestAddr(r)))
 	if place == nil {
 		w.Header().Set("Retry-After", "1")
-		http.Error(w, "the MQTT broker takes no more connections now", http.StatusServiceUnavailable)
+		http.Error(w, "the MQTT broker takes no more connections now",
+			http.StatusServiceUnavailable)
 		return
 	}
 	c := l.shakeHands(w, r)
@@ -422,7 +423,8 @@ func (h *hijacked) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	}
 	mine, _ := net.Pipe()
 	mine.Close()
-	return mine, bufio.NewReadWriter(bufio.NewReaderSize(mine, 16), bufio.NewWriterSize(mine, 16)), nil
+	return mine, bufio.NewReadWriter(bufio.NewReaderSize(mine, 16), bufio.NewWriterSize(mine, 16)),
+		nil
 }
 
 // requestAddr is the address of the peer of a request whose connection has not been taken over.
@@ -475,7 +477,8 @@ func (l *Listener) trusts(ip netip.Addr) bool {
 
 // What Read returns after the connection was failed. The client has been told in a Close frame.
 var (
-	errText     = errors.New("websocket: the client sent a text frame; MQTT travels in binary frames")
+	errText = errors.New(
+		"websocket: the client sent a text frame; MQTT travels in binary frames")
 	errTooBig   = errors.New("websocket: a frame or message is above the limit")
 	errPing     = errors.New("websocket: a ping was not answered")
 	errProtocol = errors.New("websocket: protocol error")

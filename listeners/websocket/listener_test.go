@@ -81,8 +81,9 @@ func encode(t *testing.T, ps ...packets.Packet) (b []byte) {
 
 var (
 	connect   = &packets.Connect{Version: packets.V5, CleanStart: true, ClientID: "c1"}
-	subscribe = &packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "a/#"}}}
-	publish   = &packets.Publish{Topic: []byte("a/b"), Payload: []byte("x")}
+	subscribe = &packets.Subscribe{PacketID: 1,
+		Subscriptions: []packets.Subscription{{Filter: "a/#"}}}
+	publish = &packets.Publish{Topic: []byte("a/b"), Payload: []byte("x")}
 )
 
 // wantAll reads what the broker answers to connect, subscribe and publish.
@@ -92,7 +93,8 @@ func wantAll(t *testing.T, c *ws.Conn) {
 	defer cancel()
 	r := packets.NewReader(ws.NetConn(ctx, c, ws.MessageBinary), packets.Limits{})
 	r.SetVersion(packets.V5)
-	for _, want := range []packets.Type{packets.TypeConnack, packets.TypeSuback, packets.TypePublish} {
+	for _, want := range []packets.Type{packets.TypeConnack, packets.TypeSuback,
+		packets.TypePublish} {
 		p, err := r.ReadPacket()
 		require.NoError(t, err)
 		require.Equal(t, want, p.Type(), packets.Trace(p))
@@ -189,7 +191,8 @@ func TestSubprotocols(t *testing.T) {
 		{"capitals are answered in the spelling of the standard", []string{"MQTT"}, "mqtt", 101},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			c, resp, err := ws.Dial(t.Context(), url+"/mqtt", &ws.DialOptions{Subprotocols: tt.offers})
+			c, resp, err := ws.Dial(t.Context(), url+"/mqtt",
+				&ws.DialOptions{Subprotocols: tt.offers})
 			require.Equal(t, tt.status, resp.StatusCode)
 			if tt.status != 101 {
 				require.Error(t, err)
@@ -212,9 +215,11 @@ func TestClientsWithoutSubprotocol(t *testing.T) {
 	require.NoError(t, err)
 	defer c.CloseNow()
 	require.Empty(t, c.Subprotocol())
-	require.NoError(t, c.Write(t.Context(), ws.MessageBinary, encode(t, connect, subscribe, publish)))
+	require.NoError(t, c.Write(t.Context(), ws.MessageBinary,
+		encode(t, connect, subscribe, publish)))
 	wantAll(t, c)
-	_, resp, err := ws.Dial(t.Context(), url+"/mqtt", &ws.DialOptions{Subprotocols: []string{"chat"}})
+	_, resp, err := ws.Dial(t.Context(), url+"/mqtt",
+		&ws.DialOptions{Subprotocols: []string{"chat"}})
 	require.Error(t, err)
 	require.Equal(t, 400, resp.StatusCode)
 }
@@ -232,10 +237,14 @@ func TestTheSameHostInOtherWords(t *testing.T) {
 		{"the default port of http", "x.example:80", "", "http://x.example", nil, 101},
 		{"the default port of the other scheme", "x.example:80", "", "https://x.example", nil, 403},
 		{"capitals", "X.example", "", "https://x.EXAMPLE", nil, 101},
-		{"a port that only begins like the default", "x.example:4430", "", "https://x.example", nil, 403},
-		{"the name that a trusted proxy was called by", "10.0.0.1:8080", "x.example", "https://x.example", loopback, 101},
-		{"the first of several proxies", "10.0.0.1", "x.example, y.example", "https://x.example", loopback, 101},
-		{"another name than the proxy's", "x.example", "y.example", "https://x.example", loopback, 403},
+		{"a port that only begins like the default", "x.example:4430", "", "https://x.example", nil,
+			403},
+		{"the name that a trusted proxy was called by", "10.0.0.1:8080", "x.example",
+			"https://x.example", loopback, 101},
+		{"the first of several proxies", "10.0.0.1", "x.example, y.example", "https://x.example",
+			loopback, 101},
+		{"another name than the proxy's", "x.example", "y.example", "https://x.example", loopback,
+			403},
 		{"a proxy that is not trusted", "10.0.0.1", "x.example", "https://x.example", nil, 403},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -264,7 +273,8 @@ func TestThePathHasNoMeaning(t *testing.T) {
 		c := dial(t, url+path, nil)
 		p := *connect
 		p.ClientID = string(rune('a' + i))
-		require.NoError(t, c.Write(t.Context(), ws.MessageBinary, encode(t, &p, subscribe, publish)))
+		require.NoError(t, c.Write(t.Context(), ws.MessageBinary,
+			encode(t, &p, subscribe, publish)))
 		wantAll(t, c)
 		info, ok := b.Session(p.ClientID)
 		require.True(t, ok)
@@ -284,9 +294,12 @@ func TestOrigins(t *testing.T) {
 		{"a page of another host", nil, "http://evil.example", 403},
 		{"a page of the same name on another port", nil, "http://127.0.0.1:1", 403},
 		{"a listed host", []string{"app.example"}, "https://app.example", 101},
-		{"a host beside a listed one", []string{"app.example"}, "https://app.example.evil.example", 403},
-		{"a host that matches a pattern", []string{"*.app.example"}, "https://www.app.example", 101},
-		{"a listed host with the wrong scheme", []string{"https://app.example"}, "http://app.example", 403},
+		{"a host beside a listed one", []string{"app.example"}, "https://app.example.evil.example",
+			403},
+		{"a host that matches a pattern", []string{"*.app.example"}, "https://www.app.example",
+			101},
+		{"a listed host with the wrong scheme", []string{"https://app.example"},
+			"http://app.example", 403},
 		{"anybody", []string{"*"}, "https://evil.example", 101},
 		{"the opaque origin of a sandboxed page", nil, "null", 403},
 	} {
@@ -294,7 +307,8 @@ func TestOrigins(t *testing.T) {
 			url, _ := serve(t, websocket.Options{Origins: tt.origins})
 			h := http.Header{}
 			if tt.origin != "" {
-				h.Set("Origin", strings.Replace(tt.origin, "HOST", strings.TrimPrefix(url, "ws://"), 1))
+				h.Set("Origin", strings.Replace(tt.origin, "HOST", strings.TrimPrefix(url, "ws://"),
+					1))
 			}
 			c, resp, err := ws.Dial(t.Context(), url+"/mqtt",
 				&ws.DialOptions{Subprotocols: []string{"mqtt"}, HTTPHeader: h})
@@ -329,7 +343,8 @@ func TestForwardedAddresses(t *testing.T) {
 		{"nobody is trusted", nil, []string{"1.2.3.4"}, "127.0.0.1"},
 		{"a proxy that sends none", loopback, nil, "127.0.0.1"},
 		{"a trusted proxy", loopback, []string{"1.2.3.4"}, "1.2.3.4"},
-		{"what the client claims does not count", loopback, []string{"6.6.6.6, 1.2.3.4"}, "1.2.3.4"},
+		{"what the client claims does not count", loopback, []string{"6.6.6.6, 1.2.3.4"},
+			"1.2.3.4"},
 		{"a chain of trusted proxies", loopback, []string{"6.6.6.6, 1.2.3.4, 10.1.1.1"}, "1.2.3.4"},
 		{"two headers are one list", loopback, []string{"6.6.6.6", "1.2.3.4"}, "1.2.3.4"},
 		{"nonsense ends the search", loopback, []string{"1.2.3.4, unknown, 10.1.1.1"}, "10.1.1.1"},
@@ -342,7 +357,8 @@ func TestForwardedAddresses(t *testing.T) {
 			srv := httptest.NewServer(l)
 			defer srv.Close()
 			c, _, err := ws.Dial(t.Context(), srv.URL, &ws.DialOptions{
-				Subprotocols: []string{"mqtt"}, HTTPHeader: http.Header{"X-Forwarded-For": tt.header},
+				Subprotocols: []string{"mqtt"},
+				HTTPHeader:   http.Header{"X-Forwarded-For": tt.header},
 			})
 			require.NoError(t, err)
 			nc, err := l.Accept()

@@ -62,7 +62,8 @@ func closedNow(nc net.Conn) bool {
 	return !errors.As(err, &timeout) || !timeout.Timeout()
 }
 
-const upgrade = "GET /mqtt HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n" +
+const upgrade = "GET /mqtt HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: " +
+	"websocket\r\nSec-WebSocket-Version: 13\r\n" +
 	"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: mqtt\r\n"
 
 // shake sends a handshake, with more headers, and returns the status of the answer.
@@ -120,7 +121,8 @@ func TestHTTPConnectionsOfOneAddressDoNotShutThePort(t *testing.T) {
 		for range 2000 {
 			l.dial(t, "192.0.2.2")
 		}
-		require.False(t, closedNow(other), "a WebSocket connection makes no room for HTTP connections")
+		require.False(t, closedNow(other),
+			"a WebSocket connection makes no room for HTTP connections")
 		other.Close()
 		nc.Close()
 	})

@@ -34,9 +34,18 @@ func BenchmarkTransports(b *testing.B) {
 		open func(b *testing.B) (l net.Listener, dial func() net.Conn)
 	}{
 		{"TCP", func(b *testing.B) (net.Listener, func() net.Conn) { return overTCP(b, nil, nil) }},
-		{"TLS", func(b *testing.B) (net.Listener, func() net.Conn) { return overTCP(b, server, client) }},
-		{"WebSocket", func(b *testing.B) (net.Listener, func() net.Conn) { return overWebSocket(b, nil, nil) }},
-		{"WebSocket over TLS", func(b *testing.B) (net.Listener, func() net.Conn) { return overWebSocket(b, server, client) }},
+		{"TLS", func(b *testing.B) (net.Listener,
+			func() net.Conn) {
+			return overTCP(b, server, client)
+		}},
+		{"WebSocket", func(b *testing.B) (net.Listener,
+			func() net.Conn) {
+			return overWebSocket(b, nil, nil)
+		}},
+		{"WebSocket over TLS", func(b *testing.B) (net.Listener,
+			func() net.Conn) {
+			return overWebSocket(b, server, client)
+		}},
 	} {
 		b.Run(tt.name, func(b *testing.B) {
 			l, dial := tt.open(b)
@@ -48,8 +57,10 @@ func BenchmarkTransports(b *testing.B) {
 			pub, sub := dial(), dial()
 			defer pub.Close()
 			defer sub.Close()
-			say(b, pub, &packets.Connect{Version: packets.V311, ClientID: "pub", CleanStart: true}, 4)
-			say(b, sub, &packets.Connect{Version: packets.V311, ClientID: "sub", CleanStart: true}, 4)
+			say(b, pub, &packets.Connect{Version: packets.V311, ClientID: "pub", CleanStart: true},
+				4)
+			say(b, sub, &packets.Connect{Version: packets.V311, ClientID: "sub", CleanStart: true},
+				4)
 			say(b, sub, &packets.Subscribe{PacketID: 1,
 				Subscriptions: []packets.Subscription{{Filter: "a"}}}, 5)
 			message, err := (&packets.Publish{Topic: []byte("a"), Payload: make([]byte, 128)}).

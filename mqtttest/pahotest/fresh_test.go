@@ -42,7 +42,8 @@ func TestAFreshModule(t *testing.T) {
 	for _, m := range usedHere(t) {
 		goMod += "require " + m + "\n"
 	}
-	goMod += "require github.com/dunlin-mqtt/dunlin v0.0.0\nreplace github.com/dunlin-mqtt/dunlin => " + root + "\n"
+	goMod += "require github.com/dunlin-mqtt/dunlin v0.0.0\nreplace " +
+		"github.com/dunlin-mqtt/dunlin => " + root + "\n"
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "go.mod"), []byte(goMod), 0o644))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "lamp_test.go"), []byte(lamp), 0o644))
 	run := func(args ...string) string {
@@ -51,7 +52,8 @@ func TestAFreshModule(t *testing.T) {
 		cmd.Dir = dir
 		// The modules that this test was built from are on the machine, and checked. Nothing else
 		// is needed, and nothing is asked of the network.
-		cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=-mod=mod", "GOPROXY=off", "GOSUMDB=off")
+		cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=-mod=mod", "GOPROXY=off",
+			"GOSUMDB=off")
 		out, err := cmd.CombinedOutput()
 		require.NoError(t, err, "go %s:\n%s", strings.Join(args, " "), out)
 		return string(out)
@@ -82,7 +84,8 @@ func usedHere(t *testing.T) (modules []string) {
 	require.NoError(t, err)
 	for line := range strings.Lines(string(out)) {
 		m := strings.TrimSpace(line)
-		if m != "" && !strings.HasPrefix(m, "github.com/dunlin-mqtt/") && !slices.Contains(modules, m) {
+		if m != "" && !strings.HasPrefix(m, "github.com/dunlin-mqtt/") &&
+			!slices.Contains(modules, m) {
 			modules = append(modules, m)
 		}
 	}

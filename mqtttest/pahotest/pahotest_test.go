@@ -110,7 +110,8 @@ func TestPahoKeepAliveInVirtualTime(t *testing.T) {
 func TestPahoReconnectsInVirtualTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := mqtttest.NewBroker(t, mqtttest.Timeout(time.Hour))
-		c := mqtt.NewClient(options(b, "sensor").SetMaxReconnectInterval(time.Minute).SetResumeSubs(true))
+		c := mqtt.NewClient(options(b,
+			"sensor").SetMaxReconnectInterval(time.Minute).SetResumeSubs(true))
 		done(t, c.Connect())
 		b.Stop()
 		time.Sleep(10 * time.Minute)
@@ -129,7 +130,8 @@ func newAutopaho(t *testing.T, b *mqtttest.Broker, id string, expiry uint32,
 	require.NoError(t, err)
 	c, err = autopaho.NewConnection(ctx, autopaho.ClientConfig{
 		ServerUrls: []*url.URL{server}, KeepAlive: 30, SessionExpiryInterval: expiry,
-		AttemptConnection: func(context.Context, autopaho.ClientConfig, *url.URL) (net.Conn, error) {
+		AttemptConnection: func(context.Context, autopaho.ClientConfig, *url.URL) (net.Conn,
+			error) {
 			nc, err := b.Dial()
 			return pahopackets.NewThreadSafeConn(nc), err
 		},
@@ -180,7 +182,8 @@ func TestAutopahoSurvivesARestartInVirtualTime(t *testing.T) {
 		time.Sleep(5 * time.Minute)
 		b.Start()
 		<-ups
-		_, err := c.Publish(t.Context(), &paho.Publish{Topic: "status", QoS: 2, Payload: []byte("back")})
+		_, err := c.Publish(t.Context(), &paho.Publish{Topic: "status", QoS: 2,
+			Payload: []byte("back")})
 		require.NoError(t, err)
 		b.WaitFor(t, "status", mqtttest.Payload("back"))
 		end()

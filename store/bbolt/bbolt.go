@@ -89,7 +89,8 @@ func Open(file string, opts Options) (*Store, error) {
 		return nil, errors.New("store/bbolt: Open: the name of the file is empty")
 	case opts.Durability > store.DurabilityNone:
 		return nil, fmt.Errorf("store/bbolt: Options.Durability is %d, "+
-			"use store.DurabilitySynced, store.DurabilityBuffered or store.DurabilityNone", opts.Durability)
+			"use store.DurabilitySynced, store.DurabilityBuffered or store.DurabilityNone",
+			opts.Durability)
 	}
 	err := verify(file)
 	isNew := errors.Is(err, fs.ErrNotExist)
@@ -152,7 +153,9 @@ func open(file string, opts Options) (s *Store, err error) {
 			messages := tx.Bucket(bMessages)
 			if last, _ := messages.Cursor().
 				Last(); len(last) == 8 && binary.BigEndian.Uint64(last) > messages.Sequence() {
-				return fmt.Errorf("the file is damaged: the last message is number %x, and they are counted up to %x", last, messages.Sequence())
+				return fmt.Errorf(
+					"the file is damaged: the last message is number %x, and they are counted up "+
+						"to %x", last, messages.Sequence())
 			}
 			return nil
 		})
@@ -214,7 +217,8 @@ func (s *Store) guarded(what string, f func() error) (err error) {
 func (s *Store) whole(end int64) error {
 	size, err := s.file.Size()
 	if err == nil && size < end {
-		err = fmt.Errorf("the file has %d bytes, and %d were committed: it was truncated", size, end)
+		err = fmt.Errorf("the file has %d bytes, and %d were committed: it was truncated", size,
+			end)
 	}
 	return err
 }
@@ -263,7 +267,8 @@ func (s *Store) Commit(ctx context.Context, ops []store.Op) error {
 		// bbolt has rolled back: the page that makes a transaction count is written last, over an
 		// old one
 		return fmt.Errorf("store/bbolt: %w: %w", store.ErrFull, err)
-	case errors.Is(err, berrors.ErrValueTooLarge), errors.Is(err, berrors.ErrKeyTooLarge): // likewise
+	case errors.Is(err, berrors.ErrValueTooLarge), errors.Is(err, berrors.ErrKeyTooLarge):
+		// likewise
 		return fmt.Errorf("store/bbolt: %w: %w", store.ErrTooLarge, err)
 	}
 	s.err = fmt.Errorf("store/bbolt: %w", err)
@@ -407,7 +412,8 @@ func unseal(bucket string, key, sealed []byte) ([]byte, error) {
 	n := len(sealed) - 4
 	if n < 0 || binary.LittleEndian.Uint32(sealed[n:]) != crc32.Update(crc32.Checksum(key,
 		castagnoli), castagnoli, sealed[:n]) {
-		return nil, fmt.Errorf("the file is damaged: bucket %s, key %x: the checksum does not match", bucket, key)
+		return nil, fmt.Errorf(
+			"the file is damaged: bucket %s, key %x: the checksum does not match", bucket, key)
 	}
 	return sealed[:n:n], nil
 }

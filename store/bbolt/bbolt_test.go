@@ -39,7 +39,8 @@ func ops() []store.Op {
 	m := &store.Message{Message: packets.Message{Topic: "topic",
 		Payload: bytes.Repeat([]byte("payload "), 20)}}
 	return []store.Op{&store.PutSession{Session: 1, ClientID: "client"},
-		&store.Publish{Message: m, Retain: true, To: []store.Delivery{{Session: 1, Seq: 1, QoS: 1}}}}
+		&store.Publish{Message: m, Retain: true,
+			To: []store.Delivery{{Session: 1, Seq: 1, QoS: 1}}}}
 }
 
 func TestNothingIsLeftOfWhatIsGone(t *testing.T) {

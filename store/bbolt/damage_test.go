@@ -120,7 +120,10 @@ func TestAFileThatIsTruncatedWhileItIsOpen(t *testing.T) {
 				calls := map[string]func() error{
 					"load":   func() error { _, err := storetest.Fold(s.Load(ctx)); return err },
 					"commit": func() error { return s.Commit(ctx, ops()) },
-					"backup": func() error { return s.Backup(ctx, filepath.Join(t.TempDir(), "copy")) },
+					"backup": func() error {
+						return s.Backup(ctx,
+							filepath.Join(t.TempDir(), "copy"))
+					},
 				}
 				if call := calls[first]; call != nil {
 					require.Error(t, call())
@@ -217,7 +220,8 @@ func TestDamageThatBboltTrusts(t *testing.T) {
 	require.NoError(t, v.tree(m.root, nil, nil, 0))
 	branch, leaf := 0, 0
 	for id := range int(m.end) {
-		if v.used[id/64]&(1<<(id%64)) == 0 || binary.NativeEndian.Uint64(b[id*page:]) != uint64(id) {
+		if v.used[id/64]&(1<<(id%64)) == 0 ||
+			binary.NativeEndian.Uint64(b[id*page:]) != uint64(id) {
 			continue
 		}
 		switch {
@@ -236,24 +240,39 @@ func TestDamageThatBboltTrusts(t *testing.T) {
 		change func(b []byte)
 		want   string
 	}{
-		{"a branch leads to itself", func(b []byte) { u64(b[branch*page+pageHeader+8:], uint64(branch)) }, "is used twice"},
-		{"a branch leads behind the end", func(b []byte) { u64(b[branch*page+pageHeader+8:], m.end) }, "there are"},
-		{"a branch leads to the list of free pages", func(b []byte) { u64(b[branch*page+pageHeader+8:], m.freeList) }, "not a branch or a leaf"},
+		{"a branch leads to itself", func(b []byte) {
+			u64(b[branch*page+pageHeader+8:],
+				uint64(branch))
+		}, "is used twice"},
+		{"a branch leads behind the end", func(b []byte) {
+			u64(b[branch*page+pageHeader+8:],
+				m.end)
+		}, "there are"},
+		{"a branch leads to the list of free pages",
+			func(b []byte) { u64(b[branch*page+pageHeader+8:], m.freeList) },
+			"not a branch or a leaf"},
 		{"a branch has nothing", func(b []byte) { u16(b[branch*page+10:], 0) }, "without elements"},
-		{"a branch has a key elsewhere", func(b []byte) { u32(b[branch*page+pageHeader:], 1<<31) }, "outside"},
+		{"a branch has a key elsewhere", func(b []byte) { u32(b[branch*page+pageHeader:], 1<<31) },
+			"outside"},
 		{"a branch has another key than its child", func(b []byte) {
 			pos := binary.NativeEndian.Uint32(b[branch*page+2*pageHeader:])
 			b[branch*page+2*pageHeader+int(pos)] ^= 0x80
 		}, "wrong order"},
-		{"a leaf has a value elsewhere", func(b []byte) { u32(b[leaf*page+pageHeader+12:], 1<<31) }, "outside"},
-		{"a leaf has more elements than room", func(b []byte) { u16(b[leaf*page+10:], 0xFFFF) }, "has no room for"},
-		{"a leaf has one element less", func(b []byte) { u16(b[leaf*page+10:], uint16(countOf(b[leaf*page:])-1)) }, "outside"},
+		{"a leaf has a value elsewhere", func(b []byte) { u32(b[leaf*page+pageHeader+12:], 1<<31) },
+			"outside"},
+		{"a leaf has more elements than room", func(b []byte) { u16(b[leaf*page+10:], 0xFFFF) },
+			"has no room for"},
+		{"a leaf has one element less", func(b []byte) {
+			u16(b[leaf*page+10:],
+				uint16(countOf(b[leaf*page:])-1))
+		}, "outside"},
 		{"a leaf has an element twice", func(b []byte) {
 			e := b[leaf*page+pageHeader:]
 			copy(e[elementSize:], e[:elementSize])
 			u32(e[elementSize+4:], binary.NativeEndian.Uint32(e[4:])-elementSize)
 		}, "outside"},
-		{"a leaf goes on for 4 billion pages", func(b []byte) { u32(b[leaf*page+12:], 1<<32-1) }, "there are"},
+		{"a leaf goes on for 4 billion pages", func(b []byte) { u32(b[leaf*page+12:], 1<<32-1) },
+			"there are"},
 		{"the free pages are as many as can be", func(b []byte) {
 			u16(b[int(m.freeList)*page+10:], 0xFFFF)
 			u64(b[int(m.freeList)*page+pageHeader:], 1<<62)

@@ -102,7 +102,8 @@ func atMost(ops []store.Op, page int64) int64 {
 			add(&op.Message.Message)
 			apart += 4
 		case *store.PutSession:
-			content += int64(len(op.ClientID) + len(op.Principal) + len(op.Username) + len(op.Mount))
+			content += int64(len(op.ClientID) + len(op.Principal) + len(op.Username) +
+				len(op.Mount))
 			if apart++; op.Will != nil {
 				add(&op.Will.Message)
 			}

@@ -76,7 +76,9 @@ func verify(name string) error {
 // readMeta returns the newer one of the two meta pages.
 func readMeta(f io.ReaderAt, size int64) (meta, error) {
 	if size == 0 {
-		return meta{}, errors.New("the file is empty: what it held is lost, or it has never held a store; remove it to begin with a new one")
+		return meta{}, errors.New(
+			"the file is empty: what it held is lost, or it has never held a store; remove it to " +
+				"begin with a new one")
 	}
 	if best, ok := parseMeta(f, 0); ok {
 		if other, ok := parseMeta(f, best.pageSize); ok && other.txid > best.txid {
@@ -89,7 +91,8 @@ func readMeta(f io.ReaderAt, size int64) (meta, error) {
 			return m, nil
 		}
 	}
-	return meta{}, errors.New("it has no valid meta page: it is not a bbolt file, or its beginning is damaged")
+	return meta{}, errors.New(
+		"it has no valid meta page: it is not a bbolt file, or its beginning is damaged")
 }
 
 // parseMeta reads the meta page at an offset, and says whether it is valid.
@@ -119,7 +122,9 @@ func (v *verifier) all(size int64) error {
 	case m.pageSize < 512 || m.pageSize > 1<<26 || m.pageSize&(m.pageSize-1) != 0:
 		return fmt.Errorf("the file is damaged: its pages have %d bytes", m.pageSize)
 	case m.end < 4 || m.end > uint64(size/m.pageSize):
-		return fmt.Errorf("the file is damaged: it has %d bytes, which is less than its %d pages of %d bytes take: its end is missing",
+		return fmt.Errorf(
+			"the file is damaged: it has %d bytes, which is less than its %d pages of %d bytes "+
+				"take: its end is missing",
 			size, m.end, m.pageSize)
 	}
 	v.used = make([]uint64, m.end/64+1)
@@ -243,7 +248,8 @@ func elements(id uint64, page []byte) ([]element, error) {
 		b, e := page[pageHeader+i*elementSize:], &es[i]
 		var pos, key, value uint64
 		if kindOf(page) == kindBranch {
-			pos, key, e.child = uint64(u32(b)), uint64(u32(b[4:])), binary.NativeEndian.Uint64(b[8:])
+			pos, key, e.child = uint64(u32(b)), uint64(u32(b[4:])),
+				binary.NativeEndian.Uint64(b[8:])
 		} else {
 			pos, key, value = uint64(u32(b[4:])), uint64(u32(b[8:])), uint64(u32(b[12:]))
 			e.isBucket = u32(b)&elementBucket != 0

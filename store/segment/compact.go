@@ -13,7 +13,8 @@ import (
 
 const (
 	foldBody = 1 << 20 // how long the records of a folded segment get
-	foldSync = 8 << 20 // how much of it is written between syncs, so that those of commits stay short
+	// how much of it is written between syncs, so that those of commits stay short
+	foldSync = 8 << 20
 
 	fewSegments = 8       // that are short are left as they are
 	littleLog   = 1 << 20 // which is compacted within a commit, if there are more

@@ -49,7 +49,8 @@ func crashed(t *testing.T, opts Options) (map[string][]byte, []*storetest.State)
 	enough := func() bool {
 		s.mu.Lock() // a compaction may be under way
 		defer s.mu.Unlock()
-		return len(s.man.sealed) >= 2 && s.off >= headerSize+3*recordSize && s.last >= s.man.last()+3
+		return len(s.man.sealed) >= 2 && s.off >= headerSize+3*recordSize &&
+			s.last >= s.man.last()+3
 	}
 	for !enough() {
 		commit()
@@ -119,7 +120,8 @@ func TestEveryFlippedBitIsFoundOrHarmless(t *testing.T) {
 	}
 	for name, data := range files {
 		end := len(data)
-		if name == segmentName(m.active) { // behind the records there are zeros; some of them are enough
+		// behind the records there are zeros; some of them are enough
+		if name == segmentName(m.active) {
 			end = len(bytes.TrimRight(data, "\x00")) + 40
 		}
 		for i := 0; i < min(end, len(data))*8; i += step {
@@ -131,7 +133,8 @@ func TestEveryFlippedBitIsFoundOrHarmless(t *testing.T) {
 				continue
 			}
 			accepted++
-			require.Equal(t, segmentName(m.active), name, "a flipped bit at %d is taken for a torn end", i/8)
+			require.Equal(t, segmentName(m.active), name,
+				"a flipped bit at %d is taken for a torn end", i/8)
 		}
 	}
 	t.Logf("%d flips, %d taken for the end of the log", flips, accepted)
@@ -189,7 +192,8 @@ func TestDamageInTheMiddleIsNoTornEnd(t *testing.T) {
 	require.NoError(t, s.Close())
 	name := segmentName(1)
 	for i := range 9 {
-		for _, off := range []int64{0, 4, 8, 24, recordSize} { // marker, length, number, checksum, body
+		// marker, length, number, checksum, body
+		for _, off := range []int64{0, 4, 8, 24, recordSize} {
 			damaged := maps.Clone(files)
 			damaged[name] = bytes.Clone(files[name])
 			at := headerSize + off
@@ -227,16 +231,28 @@ func TestForeignFilesAreRefused(t *testing.T) {
 		files map[string][]byte
 		want  string
 	}{
-		{"a directory of something else", map[string][]byte{"data.db": []byte("x")}, "the directory holds data.db and no manifest"},
-		{"segments without a manifest", map[string][]byte{segmentName(1): good[segmentName(m.active)]}, "holds 00000001.log and no manifest"},
-		{"a manifest of something else", with(manifestName, []byte("hello\n")), "manifest is damaged at offset 0: it is not that of a Dunlin store"},
+		{"a directory of something else", map[string][]byte{"data.db": []byte("x")},
+			"the directory holds data.db and no manifest"},
+		{"segments without a manifest",
+			map[string][]byte{segmentName(1): good[segmentName(m.active)]},
+			"holds 00000001.log and no manifest"},
+		{"a manifest of something else", with(manifestName, []byte("hello\n")),
+			"manifest is damaged at offset 0: it is not that of a Dunlin store"},
 		{"an empty manifest", with(manifestName, nil), "manifest is damaged at offset 0"},
-		{"a manifest of a later version", with(manifestName, []byte("dunlin segment store 2\nwhatever\n")), "manifest is damaged at offset 21: it has format 2"},
-		{"a segment of a later version", with(segmentName(m.active), newerSegment), segmentName(m.active) + " is damaged at offset 8: it has format 2"},
-		{"a segment of another store", with(segmentName(m.active), other[segmentName(m.active)]), "it is segment"},
-		{"a segment under another name", with(segmentName(m.active), good[segmentName(m.folded.number)]), "it is segment"},
-		{"a manifest that is not the latest", with(manifestName, stale.text()), "it is not the latest manifest"},
-		{"a line that a manifest does not have", with(manifestName, resign(append(bytes.Clone(good[manifestName]), "extra\n"...))), "a line is not understood"},
+		{"a manifest of a later version",
+			with(manifestName, []byte("dunlin segment store 2\nwhatever\n")),
+			"manifest is damaged at offset 21: it has format 2"},
+		{"a segment of a later version", with(segmentName(m.active), newerSegment),
+			segmentName(m.active) + " is damaged at offset 8: it has format 2"},
+		{"a segment of another store", with(segmentName(m.active), other[segmentName(m.active)]),
+			"it is segment"},
+		{"a segment under another name", with(segmentName(m.active),
+			good[segmentName(m.folded.number)]), "it is segment"},
+		{"a manifest that is not the latest", with(manifestName, stale.text()),
+			"it is not the latest manifest"},
+		{"a line that a manifest does not have", with(manifestName,
+			resign(append(bytes.Clone(good[manifestName]), "extra\n"...))),
+			"a line is not understood"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			sim := simOf(c.files)
@@ -246,7 +262,8 @@ func TestForeignFilesAreRefused(t *testing.T) {
 			if c.files[lockName] == nil {
 				delete(after, lockName)
 			}
-			require.True(t, maps.EqualFunc(c.files, after, bytes.Equal), "something was overwritten")
+			require.True(t, maps.EqualFunc(c.files, after, bytes.Equal),
+				"something was overwritten")
 		})
 	}
 }

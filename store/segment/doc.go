@@ -10,9 +10,9 @@
 //
 // With [store.DurabilitySynced], a commit that returned nil survives a loss of power, if the disk
 // keeps what it has reported as synced. With [store.DurabilityBuffered] it survives the end of the
-// process. A loss of power then takes the commits since the last segment was sealed: all of them, or
-// all from some commit on. With [store.DurabilityNone] up to 256 KiB of commits wait in memory, and
-// the end of the process takes them too. Close writes and syncs with each of these.
+// process. A loss of power then takes the commits since the last segment was sealed: all of them,
+// or all from some commit on. With [store.DurabilityNone] up to 256 KiB of commits wait in memory,
+// and the end of the process takes them too. Close writes and syncs with each of these.
 //
 // After a crash the log may end in the middle of a record. This is normal, and the store ignores
 // such an end. Open or Load refuses any other difference from what was written, with a

@@ -105,7 +105,8 @@ func (m *manifest) text() []byte {
 			f.last, m.upTo)
 	}
 	for _, s := range m.sealed {
-		dst = fmt.Appendf(dst, "sealed %d bytes %d commits %d %d\n", s.number, s.size, s.first, s.last)
+		dst = fmt.Appendf(dst, "sealed %d bytes %d commits %d %d\n", s.number, s.size, s.first,
+			s.last)
 	}
 	if m.active != 0 {
 		dst = fmt.Appendf(dst, "active %d\n", m.active)
@@ -157,7 +158,9 @@ func parseManifest(b []byte) (manifest, error) {
 }
 
 func newer(v uint64) string {
-	return fmt.Sprintf("it has format %d, and this program reads format %d: use the newer Dunlin that wrote it", v, version)
+	return fmt.Sprintf(
+		"it has format %d, and this program reads format %d: use the newer Dunlin that wrote it", v,
+		version)
 }
 
 // line reads one line. parseManifest checks that it was a whole line.
@@ -172,7 +175,8 @@ func (m *manifest) line(line string) {
 		s.first = 1
 		m.folded = s
 	case "sealed":
-		fmt.Sscanf(line, "sealed %d bytes %d commits %d %d\n", &s.number, &s.size, &s.first, &s.last)
+		fmt.Sscanf(line, "sealed %d bytes %d commits %d %d\n", &s.number, &s.size, &s.first,
+			&s.last)
 		m.sealed = append(m.sealed, s)
 	case "active":
 		fmt.Sscanf(line, "active %d\n", &m.active)

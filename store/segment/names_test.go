@@ -34,7 +34,8 @@ func TestNoOrderOfNamesLosesTheStore(t *testing.T) {
 		for seed := range seeds {
 			got, err := loadSim(sim.Crash(base+seed, disk.Sectors))
 			require.NoError(t, err, "cut at call %d, seed %d", at, base+seed)
-			require.True(t, sure.Equal(got) || tried.Equal(got), "cut at call %d, seed %d", at, base+seed)
+			require.True(t, sure.Equal(got) || tried.Equal(got), "cut at call %d, seed %d", at,
+				base+seed)
 		}
 		_ = s.Close()
 		if done {

@@ -145,7 +145,8 @@ func check(t *testing.T, p *powered, accepted, tried map[string]bool) {
 		require.NoError(t, err)
 		m, ok := q.(*packets.Publish)
 		if !ok {
-			send(t, nc, &packets.Ack{Kind: packets.TypePubcomp, PacketID: q.(*packets.Ack).PacketID})
+			send(t, nc, &packets.Ack{Kind: packets.TypePubcomp,
+				PacketID: q.(*packets.Ack).PacketID})
 			open--
 			continue
 		}
@@ -180,7 +181,8 @@ func check(t *testing.T, p *powered, accepted, tried map[string]bool) {
 	for m := range p.b.Retained("t/3") {
 		var k, n int
 		fmt.Sscan(string(m.Payload), &k, &n)
-		require.GreaterOrEqual(t, n, newest, "the retained message is older than the last one accepted")
+		require.GreaterOrEqual(t, n, newest,
+			"the retained message is older than the last one accepted")
 		newest = 0
 	}
 	require.Zero(t, newest, "the retained message is lost")
@@ -202,7 +204,8 @@ func TestTheBrokerOutlivesAFullDisk(t *testing.T) {
 		nc.Close()
 		accepted, tried := make(map[string]bool), make(map[string]bool)
 		publish := func(n int) error {
-			m := &dunlin.Message{Topic: "t/0", QoS: 2, Payload: fmt.Appendf(nil, "0 %d %05000d", n, 0)}
+			m := &dunlin.Message{Topic: "t/0", QoS: 2,
+				Payload: fmt.Appendf(nil, "0 %d %05000d", n, 0)}
 			err := p.b.Publish(context.Background(), m)
 			tried[string(m.Payload)] = true
 			accepted[string(m.Payload)] = err == nil

@@ -243,7 +243,8 @@ func (r *reader) skip(flags uint32) (found bool, err error) {
 				break
 			}
 			i += k
-			if rec, _, _, ok := r.parse(b[i:]); ok && rec.number > r.last && rec.flags&flags == flags {
+			if rec, _, _, ok := r.parse(b[i:]); ok && rec.number > r.last &&
+				rec.flags&flags == flags {
 				r.off, r.last = off+int64(i), rec.number-1
 				return true, nil
 			}

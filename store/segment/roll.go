@@ -123,13 +123,15 @@ func (s *Store) giveBack(number uint64, size int64) bool {
 	name := segmentName(number)
 	f, err := s.dir.Reopen(name)
 	if err != nil {
-		s.opts.Logger.Warn("the room behind a segment cannot be given back", "file", name, "err", err)
+		s.opts.Logger.Warn("the room behind a segment cannot be given back", "file", name, "err",
+			err)
 		return false
 	}
 	defer f.Close()
 	cut, err := cutZeros(f, size)
 	if err != nil {
-		s.opts.Logger.Warn("the room behind a segment cannot be given back", "file", name, "err", err)
+		s.opts.Logger.Warn("the room behind a segment cannot be given back", "file", name, "err",
+			err)
 	}
 	return cut && err == nil
 }

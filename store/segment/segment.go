@@ -96,7 +96,8 @@ func Open(dir string, opts Options) (*Store, error) {
 		return nil, errors.New("store/segment: Open: the name of the directory is empty")
 	case opts.Durability > store.DurabilityNone:
 		return nil, fmt.Errorf("store/segment: Options.Durability is %d, "+
-			"use store.DurabilitySynced, store.DurabilityBuffered or store.DurabilityNone", opts.Durability)
+			"use store.DurabilitySynced, store.DurabilityBuffered or store.DurabilityNone",
+			opts.Durability)
 	case opts.SegmentSize < 0:
 		return nil, fmt.Errorf("store/segment: Options.SegmentSize is %d, which is negative; 0: %d",
 			opts.SegmentSize, defaultSegmentSize)
@@ -172,7 +173,9 @@ func checkEmpty(d disk.Dir) error {
 		if name == lockName || name == manifestNext || strings.HasPrefix(name, ".") {
 			continue
 		}
-		return fmt.Errorf("the directory holds %s and no manifest: it is not a Dunlin store, or not a whole one", name)
+		return fmt.Errorf(
+			"the directory holds %s and no manifest: it is not a Dunlin store, or not a whole one",
+			name)
 	}
 	return nil
 }

@@ -77,7 +77,8 @@ func BenchmarkCompact(b *testing.B) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	for b.Loop() {
-		require.NoError(b, s.Commit(ctx, []store.Op{put(1)})) // so that there is something to be done
+		// so that there is something to be done
+		require.NoError(b, s.Commit(ctx, []store.Op{put(1)}))
 		require.NoError(b, s.Compact(ctx))
 	}
 	runtime.ReadMemStats(&after)

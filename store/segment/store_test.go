@@ -314,10 +314,12 @@ func goldenSteps() [][]store.Op {
 				Subscription: packets.Subscription{Filter: "#", QoS: packets.QoS1}},
 			&store.PutSubscription{Session: 2, Subscription: packets.Subscription{Filter: "gone"}}},
 		{full, &store.Sent{Session: 1, Seq: 1, ID: 65535}, &store.Released{Session: 1, Seq: 1}},
-		{retained("r", "stays"), retained("gone", "goes"), &store.Received{Session: 2, ID: 1}, &store.Received{Session: 2, ID: 2}},
+		{retained("r", "stays"), retained("gone", "goes"), &store.Received{Session: 2, ID: 1},
+			&store.Received{Session: 2, ID: 2}},
 		nil, // a checkpoint
 		{publish(2, "later", 2, 3, 4), &store.Sent{Session: 2, Seq: 1, ID: 7}},
-		{&store.DeleteSubscription{Session: 2, Filter: "gone"}, &store.DeleteSession{Session: 4}, &store.DeleteRetained{Topic: "gone"}},
+		{&store.DeleteSubscription{Session: 2, Filter: "gone"}, &store.DeleteSession{Session: 4},
+			&store.DeleteRetained{Topic: "gone"}},
 		{publish(3, strings.Repeat("large ", 500), 3)}, // in a segment of its own
 		{&store.Forget{Session: 2, ID: 1}, &store.Done{Session: 2, Seq: 1}},
 		{publish(4, "last", 1)},
@@ -398,7 +400,8 @@ func TestDumpShowsEachOperation(t *testing.T) {
 	var out strings.Builder
 	require.NoError(t, Dump(&out, dir))
 	for _, want := range []string{
-		"dunlin segment store 1\n", "segment 00000001.log kind log first 1\n", "record 1 offset 64 bytes",
+		"dunlin segment store 1\n", "segment 00000001.log kind log first 1\n",
+		"record 1 offset 64 bytes",
 		`  PutSession session 1 client "one" principal "p" user "u" named true mount "m/" expiry 4294967295 expires 1770000000000000001 will topic "will" qos 1 retain true`,
 		`  PutSubscription session 1 filter "$share/g/a/+" qos 2 no local true retain as published true retain handling 2 id 268435455`,
 		`  Publish topic "t" qos 2 retain true properties`,
@@ -425,8 +428,10 @@ func TestOpenRefusesWhatMakesNoSense(t *testing.T) {
 		want      string
 	}{
 		{"no directory", "", Options{}, "the name of the directory is empty"},
-		{"a segment of less than nothing", t.TempDir(), Options{SegmentSize: -1}, "SegmentSize is -1"},
-		{"a segment that no disk has room for", t.TempDir(), Options{SegmentSize: 1<<40 + 1}, "SegmentSize is 1099511627777"},
+		{"a segment of less than nothing", t.TempDir(), Options{SegmentSize: -1},
+			"SegmentSize is -1"},
+		{"a segment that no disk has room for", t.TempDir(), Options{SegmentSize: 1<<40 + 1},
+			"SegmentSize is 1099511627777"},
 		{"a durability that is none", t.TempDir(), Options{Durability: 99}, "Durability is 99"},
 	} {
 		_, err := Open(tt.dir, tt.opts)

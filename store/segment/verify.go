@@ -199,15 +199,19 @@ func (i *inspector) op(op store.Op) {
 		i.print("  PutRetained %s from %q expires %d\n", describe(&op.Message.Message),
 			op.Message.From, op.Message.Expires)
 	case *store.PutSession:
-		i.print("  PutSession session %d client %q principal %q user %q named %t mount %q expiry %d expires %d",
-			op.Session, op.ClientID, op.Principal, op.Username, op.Named, op.Mount, op.Expiry, op.ExpiresAt)
+		i.print("  PutSession session %d client %q principal %q user %q named %t mount %q expiry "+
+			"%d expires %d",
+			op.Session, op.ClientID, op.Principal, op.Username, op.Named, op.Mount, op.Expiry,
+			op.ExpiresAt)
 		if w := op.Will; w != nil {
 			i.print(" will %s delay %d at %d", describe(&w.Message), w.Delay, w.At)
 		}
 		i.print("\n")
 	case *store.PutSubscription:
-		i.print("  PutSubscription session %d filter %q qos %d no local %t retain as published %t retain handling %d id %d\n",
-			op.Session, op.Filter, op.QoS, op.NoLocal, op.RetainAsPublished, op.RetainHandling, op.ID)
+		i.print("  PutSubscription session %d filter %q qos %d no local %t retain as published "+
+			"%t retain handling %d id %d\n",
+			op.Session, op.Filter, op.QoS, op.NoLocal, op.RetainAsPublished, op.RetainHandling,
+			op.ID)
 	default: // the others have nothing but numbers and strings
 		i.print("  %s\n", fmt.Sprintf("%T %+v", op, op)[len("*store."):])
 	}

@@ -77,8 +77,10 @@ func benchCommit(b *testing.B, s store.Store, batch int) {
 		for range batch {
 			seq++
 			ops = append(ops, &store.Publish{
-				Message: &store.Message{Message: packets.Message{Topic: "plant/7/line/3/temperature", QoS: packets.QoS1, Payload: payload}, From: "sensor-00017"},
-				To:      []store.Delivery{{Session: 1, Seq: seq, QoS: packets.QoS1}},
+				Message: &store.Message{Message: packets.Message{
+					Topic: "plant/7/line/3/temperature", QoS: packets.QoS1, Payload: payload,
+				}, From: "sensor-00017"},
+				To: []store.Delivery{{Session: 1, Seq: seq, QoS: packets.QoS1}},
 			})
 			if seq > backlog {
 				ops = append(ops, &store.Done{Session: 1, Seq: seq - backlog})

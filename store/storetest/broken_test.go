@@ -339,7 +339,8 @@ func deep() map[string]*flaw {
 		"confuses Session and filter":    {edit: confusedKeys()},
 		"empties itself at a checkpoint": {onCheck: func(f *flaw) error { return forgetRetained(f) }},
 		"leaves a goroutine":             {onClose: func(f *flaw) error { go func() { <-f.over }(); return nil }},
-		"fails a batch of nothing": {commit: func(ctx context.Context, f *flaw, ops []store.Op) error {
+		"fails a batch of nothing": {commit: func(ctx context.Context, f *flaw,
+			ops []store.Op) error {
 			if len(ops) == 0 {
 				return fmt.Errorf("nothing to commit")
 			}
@@ -383,7 +384,8 @@ func keepsGiven() func(context.Context, *flaw, []store.Op) error {
 		}
 		f.onClose = func(f *flaw) error {
 			defer func() { kept = nil }()
-			return f.Store.Commit(ctx, slices.DeleteFunc(kept, func(op store.Op) bool { return op == nil }))
+			return f.Store.Commit(ctx, slices.DeleteFunc(kept,
+				func(op store.Op) bool { return op == nil }))
 		}
 		kept = append(kept, ops...)
 		return nil
@@ -532,7 +534,8 @@ func confusedKeys() func([]store.Op) []store.Op {
 			if s, ok := op.(*store.PutSubscription); ok {
 				key := fmt.Sprint(s.Session, s.Filter)
 				if old, ok := owner[key]; ok {
-					out = append(out, &store.DeleteSubscription{Session: old.Session, Filter: old.Filter})
+					out = append(out, &store.DeleteSubscription{Session: old.Session,
+						Filter: old.Filter})
 				}
 				owner[key] = *s
 			}

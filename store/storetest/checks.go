@@ -14,29 +14,51 @@ import (
 )
 
 var checks = []check{
-	{"an empty store yields nothing", "A broker that starts for the first time has no Sessions.", (*env).reopen},
-	{"every operation comes back after reopening", "What a client was told to be kept must be there after a restart.", everyOperation},
-	{"every operation comes back from the middle of its life", "A crash may come between any two steps of a delivery.", everyStep},
-	{"random histories come back, reopened after every commit", "The state after a restart is that of the last commit.", reopenEach},
-	{"random histories come back, with checkpoints now and then", "Checkpoint changes nothing that Load would yield.", checkpoints},
-	{"a batch applies in order", "A broker commits what happened in one moment as one batch.", order},
-	{"what an operation names may be missing", "A Session may end while a message for it is on its way.", missing},
-	{"numbers come again once they are free", "After a restart nobody knows which were used.", numbersAgain},
-	{"a queue is in the order of Seq", "Entries of different publishers may be committed in any order.", sequence},
-	{"equal messages stay apart", "Two publishes are two messages, whatever they hold.", equalTwice},
-	{"names that look alike stay apart", "A key made by joining names must not be ambiguous.", alike},
-	{"empty strings and nil slices come back", "A Zero length Client Identifier or payload is nothing special.", empties},
-	{"strings of 65,535 bytes and numbers at their limits come back", "They are what MQTT allows.", limits},
+	{"an empty store yields nothing", "A broker that starts for the first time has no Sessions.",
+		(*env).reopen},
+	{"every operation comes back after reopening",
+		"What a client was told to be kept must be there after a restart.", everyOperation},
+	{"every operation comes back from the middle of its life",
+		"A crash may come between any two steps of a delivery.", everyStep},
+	{"random histories come back, reopened after every commit",
+		"The state after a restart is that of the last commit.", reopenEach},
+	{"random histories come back, with checkpoints now and then",
+		"Checkpoint changes nothing that Load would yield.", checkpoints},
+	{"a batch applies in order", "A broker commits what happened in one moment as one batch.",
+		order},
+	{"what an operation names may be missing",
+		"A Session may end while a message for it is on its way.", missing},
+	{"numbers come again once they are free", "After a restart nobody knows which were used.",
+		numbersAgain},
+	{"a queue is in the order of Seq",
+		"Entries of different publishers may be committed in any order.", sequence},
+	{"equal messages stay apart", "Two publishes are two messages, whatever they hold.",
+		equalTwice},
+	{"names that look alike stay apart", "A key made by joining names must not be ambiguous.",
+		alike},
+	{"empty strings and nil slices come back",
+		"A Zero length Client Identifier or payload is nothing special.", empties},
+	{"strings of 65,535 bytes and numbers at their limits come back", "They are what MQTT allows.",
+		limits},
 	{"a payload of 16 MiB comes back", "MQTT allows up to 256 MiB.", huge},
-	{"a batch of 20,000 operations comes back", "Group commit gathers what comes while a commit is under way.", largeBatch},
-	{"one publish to 10,000 Sessions stays one message", "Otherwise a restart would need the memory 10,000 times.", fanOut},
-	{"many commits of one operation come back", "A quiet broker commits them one by one.", smallCommits},
-	{"Load may be called twice, and broken off", "A caller that breaks off leaves the sequence.", loadTwice},
-	{"what was loaded stays as it is", "The broker keeps messages that it has loaded.", loadedStays},
-	{"Load ends when its context does", "A broker that is told to stop while it loads must stop.", loadCancel},
-	{"Commit with a context that is done is all or nothing", "A broker that stops must not leave half a batch.", commitCancel},
-	{"a closed store commits nothing", "An error is better than a commit that goes nowhere.", closed},
-	{"no goroutine is left after Close", "The program that embeds the broker goes on without it.", goroutines},
+	{"a batch of 20,000 operations comes back",
+		"Group commit gathers what comes while a commit is under way.", largeBatch},
+	{"one publish to 10,000 Sessions stays one message",
+		"Otherwise a restart would need the memory 10,000 times.", fanOut},
+	{"many commits of one operation come back", "A quiet broker commits them one by one.",
+		smallCommits},
+	{"Load may be called twice, and broken off", "A caller that breaks off leaves the sequence.",
+		loadTwice},
+	{"what was loaded stays as it is", "The broker keeps messages that it has loaded.",
+		loadedStays},
+	{"Load ends when its context does", "A broker that is told to stop while it loads must stop.",
+		loadCancel},
+	{"Commit with a context that is done is all or nothing",
+		"A broker that stops must not leave half a batch.", commitCancel},
+	{"a closed store commits nothing", "An error is better than a commit that goes nowhere.",
+		closed},
+	{"no goroutine is left after Close", "The program that embeds the broker goes on without it.",
+		goroutines},
 }
 
 func message(topic, payload string) *store.Message {
@@ -76,12 +98,14 @@ func eachOperation() []store.Op {
 			Subscription: packets.Subscription{Filter: "#", QoS: packets.QoS1}},
 		&store.PutSubscription{Session: 2, Subscription: packets.Subscription{Filter: "gone"}},
 		&store.DeleteSubscription{Session: 2, Filter: "gone"},
-		&store.Publish{Message: full, Retain: true, FromSession: 3, FromID: 65535, To: []store.Delivery{
-			{Session: 1, Seq: 1, QoS: packets.QoS2, Retain: true, IDs: []uint32{1, 268_435_455}, Group: "$share/g/a/+"},
-			{Session: 2, Seq: 1, QoS: packets.QoS1},
-			{Session: 2, Seq: 2, QoS: packets.QoS0, IDs: []uint32{7}},
-			{Session: 4, Seq: 1},
-		}},
+		&store.Publish{Message: full, Retain: true, FromSession: 3, FromID: 65535,
+			To: []store.Delivery{
+				{Session: 1, Seq: 1, QoS: packets.QoS2, Retain: true, IDs: []uint32{1, 268_435_455},
+					Group: "$share/g/a/+"},
+				{Session: 2, Seq: 1, QoS: packets.QoS1},
+				{Session: 2, Seq: 2, QoS: packets.QoS0, IDs: []uint32{7}},
+				{Session: 4, Seq: 1},
+			}},
 		&store.Sent{Session: 1, Seq: 1, ID: 65535},
 		&store.Released{Session: 1, Seq: 1},
 		&store.Sent{Session: 2, Seq: 1, ID: 1},
@@ -175,7 +199,8 @@ func order(e *env) error {
 		&store.Received{Session: 1, ID: 2}, &store.Forget{Session: 1, ID: 2},
 		&store.PutRetained{Message: message("r", "1")}, &store.DeleteRetained{Topic: "r"},
 		&store.DeleteRetained{Topic: "s"},
-		&store.PutRetained{Message: message("s", "1")}, &store.PutRetained{Message: message("s", "2")},
+		&store.PutRetained{Message: message("s", "1")},
+		&store.PutRetained{Message: message("s", "2")},
 		&store.Sent{Session: 1, Seq: 3, ID: 1}, &store.Sent{Session: 1, Seq: 3, ID: 2})
 	if err != nil {
 		return err
@@ -224,14 +249,17 @@ func missing(e *env) error {
 
 func numbersAgain(e *env) error {
 	steps := [][]store.Op{
-		{put(1), put(2), publish(message("a", "old"), 1, 1, 2), &store.Sent{Session: 1, Seq: 1, ID: 3}, &store.Released{Session: 1, Seq: 1}},
+		{put(1), put(2), publish(message("a", "old"), 1, 1, 2),
+			&store.Sent{Session: 1, Seq: 1, ID: 3}, &store.Released{Session: 1, Seq: 1}},
 		{&store.Done{Session: 1, Seq: 1}},
 		{publish(message("a", "new"), 1, 1)},
-		{&store.PutSubscription{Session: 2, Subscription: packets.Subscription{Filter: "old"}}, &store.Received{Session: 2, ID: 1}},
+		{&store.PutSubscription{Session: 2, Subscription: packets.Subscription{Filter: "old"}},
+			&store.Received{Session: 2, ID: 1}},
 		{&store.DeleteSession{Session: 2}},
 		{put(2), publish(message("a", "newer"), 1, 2)},
 		{publish(message("b", "later"), 2, 1, 2)},
-		{&store.Done{Session: 1, Seq: 1}, &store.Done{Session: 2, Seq: 1}, publish(message("a", "last"), 1, 1, 2)},
+		{&store.Done{Session: 1, Seq: 1}, &store.Done{Session: 2, Seq: 1},
+			publish(message("a", "last"), 1, 1, 2)},
 	}
 	for i, ops := range steps {
 		if err := e.commit(ops...); err != nil {
@@ -282,7 +310,8 @@ func alike(e *env) error {
 			&store.PutSubscription{Session: 1, ID: uint32(i), Subscription: sub},
 			&store.PutSubscription{Session: 11, ID: uint32(i), Subscription: sub},
 			&store.PutSubscription{Session: 1, Subscription: packets.Subscription{Filter: "1" + n}},
-			&store.PutSubscription{Session: 256, Subscription: packets.Subscription{Filter: "1" + n}},
+			&store.PutSubscription{Session: 256,
+				Subscription: packets.Subscription{Filter: "1" + n}},
 			&store.PutRetained{Message: m}, publish(m, uint64(i), 1, 11, 256, 1<<63+1))
 		if err != nil {
 			return err
@@ -338,7 +367,8 @@ func limits(e *env) error {
 		&store.PutRetained{Message: message(long("2"), "2")},
 		&store.Publish{Message: m, Retain: true, FromSession: 1<<64 - 1, FromID: 65535,
 			To: []store.Delivery{
-				{Session: 1<<64 - 1, Seq: 1<<63 - 1, QoS: 2, IDs: []uint32{1<<32 - 1, 0}, Group: long("g")}}},
+				{Session: 1<<64 - 1, Seq: 1<<63 - 1, QoS: 2, IDs: []uint32{1<<32 - 1, 0},
+					Group: long("g")}}},
 		&store.Sent{Session: 1<<64 - 1, Seq: 1<<63 - 1, ID: 65535},
 	); err != nil {
 		return err
@@ -373,7 +403,8 @@ func huge(e *env) error {
 func largeBatch(e *env) error {
 	ops := []store.Op{put(1), put(2), put(3)}
 	for i := range uint64(6666) {
-		ops = append(ops, publish(message(fmt.Sprint("t", i%100), fmt.Sprint("payload ", i)), i, i%3+1))
+		ops = append(ops, publish(message(fmt.Sprint("t", i%100), fmt.Sprint("payload ", i)), i,
+			i%3+1))
 		if i >= 1000 {
 			ops = append(ops, &store.Sent{Session: (i-1000)%3 + 1, Seq: i - 1000, ID: uint16(i)},
 				&store.Done{Session: (i-1000)%3 + 1, Seq: i - 1000})
@@ -537,7 +568,8 @@ func loadCancel(e *env) error {
 		err := loadUntil(e.store.Load(c), after, cancel)
 		cancel()
 		if !errors.Is(err, context.Canceled) {
-			return fmt.Errorf("Load was cancelled after %d of 3000 operations and ended with %v", after, err)
+			return fmt.Errorf("Load was cancelled after %d of 3000 operations and ended with %v",
+				after, err)
 		}
 	}
 	return e.reopen()

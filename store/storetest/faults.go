@@ -60,7 +60,8 @@ func RunFaults(t *testing.T, durable store.Durability, open func(seed uint64) Di
 func CheckFaults(seed uint64, rounds int, durable store.Durability,
 	open func(seed uint64) Disk) error {
 	for _, c := range faultChecks {
-		if err := c.run(&faultEnv{seed: seed, rounds: rounds, durable: durable, open: open}); err != nil {
+		if err := c.run(&faultEnv{seed: seed, rounds: rounds, durable: durable,
+			open: open}); err != nil {
 			return fmt.Errorf("%s: %w", c.name, err)
 		}
 	}
@@ -71,11 +72,19 @@ var faultChecks = []struct {
 	name, why string
 	run       func(e *faultEnv) error
 }{
-	{"the power is cut at each access", "What was acknowledged is there, and a batch all or not at all.", func(e *faultEnv) error { return e.crashes(true) }},
-	{"the process is killed at each access", "What was acknowledged is there, and a batch all or not at all.", func(e *faultEnv) error { return e.crashes(false) }},
-	{"an access fails once", "An error must not pass for success, nor lose what was acknowledged.", (*faultEnv).errorOnce},
-	{"a sync fails once", "What a failed sync should have made durable may be gone, and the next one says nothing of it.", (*faultEnv).syncOnce},
-	{"the disk is full for a while", "Disk full is survivable: space back, service back.", (*faultEnv).full},
+	{"the power is cut at each access",
+		"What was acknowledged is there, and a batch all or not at all.",
+		func(e *faultEnv) error { return e.crashes(true) }},
+	{"the process is killed at each access",
+		"What was acknowledged is there, and a batch all or not at all.",
+		func(e *faultEnv) error { return e.crashes(false) }},
+	{"an access fails once", "An error must not pass for success, nor lose what was acknowledged.",
+		(*faultEnv).errorOnce},
+	{"a sync fails once",
+		"What a failed sync should have made durable may be gone, and the next one says nothing " +
+			"of it.", (*faultEnv).syncOnce},
+	{"the disk is full for a while", "Disk full is survivable: space back, service back.",
+		(*faultEnv).full},
 }
 
 type faultEnv struct {
@@ -123,7 +132,9 @@ func oneOf(got *State, may []*State) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("the store is none of %d states that may be there; it differs from the last one in\n%s", len(may), may[len(may)-1].Diff(got))
+	return fmt.Errorf(
+		"the store is none of %d states that may be there; it differs from the last one in\n%s",
+		len(may), may[len(may)-1].Diff(got))
 }
 
 // commit commits a random batch.
@@ -326,7 +337,9 @@ func (e *faultEnv) full() error {
 			}
 			d.Fail(nil)
 			if err := l.commit(); err != nil {
-				return fmt.Errorf("round %d: Commit when there is room again, after %d that were refused: %w", round, refused, err)
+				return fmt.Errorf(
+					"round %d: Commit when there is room again, after %d that were refused: %w",
+					round, refused, err)
 			}
 		}
 		l.also = nil

@@ -90,7 +90,8 @@ func (h *History) body() packets.Message {
 		m.Payload = h.bytes(large)
 	}
 	if h.rng.IntN(3) == 0 {
-		m.Properties = m.Properties.AppendUser("key", h.name()).AppendText(packets.ContentType, "text")
+		m.Properties = m.Properties.AppendUser("key", h.name()).AppendText(packets.ContentType,
+			"text")
 	}
 	return m
 }
@@ -132,10 +133,11 @@ func (h *History) op() store.Op {
 	case n < 12:
 		return &store.DeleteSession{Session: s}
 	case n < 20:
-		return &store.PutSubscription{Session: s, ID: uint32(h.few()), Subscription: packets.Subscription{
-			Filter: h.name(), QoS: packets.QoS(h.rng.IntN(3)), NoLocal: h.rng.IntN(2) == 0,
-			RetainAsPublished: h.rng.IntN(2) == 0, RetainHandling: byte(h.rng.IntN(3)),
-		}}
+		return &store.PutSubscription{Session: s, ID: uint32(h.few()),
+			Subscription: packets.Subscription{
+				Filter: h.name(), QoS: packets.QoS(h.rng.IntN(3)), NoLocal: h.rng.IntN(2) == 0,
+				RetainAsPublished: h.rng.IntN(2) == 0, RetainHandling: byte(h.rng.IntN(3)),
+			}}
 	case n < 24:
 		return &store.DeleteSubscription{Session: s, Filter: h.name()}
 	case n < 54:
@@ -187,9 +189,10 @@ func (h *History) publish() *store.Publish {
 		p.FromSession, p.FromID = h.session(), uint16(1+h.rng.IntN(8))
 	}
 	for range h.rng.IntN(8) {
-		if d := h.delivery(); d.Session != 0 && !slices.ContainsFunc(p.To, func(o store.Delivery) bool {
-			return o.Session == d.Session && o.Seq == d.Seq
-		}) {
+		if d := h.delivery(); d.Session != 0 &&
+			!slices.ContainsFunc(p.To, func(o store.Delivery) bool {
+				return o.Session == d.Session && o.Seq == d.Seq
+			}) {
 			p.To = append(p.To, d)
 		}
 	}

@@ -178,7 +178,8 @@ func (c *Session) find(seq uint64) (int, bool) {
 
 // Clone returns a copy of the state that can be changed independently. Messages are shared.
 func (s *State) Clone() *State {
-	c := &State{Sessions: make(map[uint64]*Session, len(s.Sessions)), Retained: maps.Clone(s.Retained)}
+	c := &State{Sessions: make(map[uint64]*Session, len(s.Sessions)),
+		Retained: maps.Clone(s.Retained)}
 	for id, old := range s.Sessions {
 		n := &Session{
 			PutSession: old.PutSession, Subscriptions: maps.Clone(old.Subscriptions),
@@ -223,7 +224,8 @@ func (e *Entry) equal(f *Entry) bool {
 }
 
 func equalMessages(m, n *store.Message) bool {
-	return m == n || m.Expires == n.Expires && m.From == n.From && equalPackets(&m.Message, &n.Message)
+	return m == n || m.Expires == n.Expires && m.From == n.From &&
+		equalPackets(&m.Message, &n.Message)
 }
 
 func equalPackets(m, n *packets.Message) bool {
@@ -292,16 +294,19 @@ func (s *State) facts() map[string]string {
 		if w := c.Will; w != nil {
 			will = fmt.Sprintf("delay %d at %d %s", w.Delay, w.At, describe(&w.Message))
 		}
-		f[name] = fmt.Sprintf("client %.40q principal %.40q user %.40q named %t mount %.40q expiry %d at %d, will %s",
+		f[name] = fmt.Sprintf(
+			"client %.40q principal %.40q user %.40q named %t mount %.40q expiry %d at %d, will %s",
 			c.ClientID, c.Principal, c.Username, c.Named, c.Mount, c.Expiry, c.ExpiresAt, will)
 		for filter, sub := range c.Subscriptions {
 			f[fmt.Sprintf("%s, subscription %.40q of %d bytes", name, filter,
-				len(filter))] = fmt.Sprintf("QoS %d no local %t retain as published %t handling %d id %d",
+				len(filter))] = fmt.Sprintf(
+				"QoS %d no local %t retain as published %t handling %d id %d",
 				sub.QoS, sub.NoLocal, sub.RetainAsPublished, sub.RetainHandling, sub.ID)
 		}
 		for _, e := range c.Queue {
 			f[fmt.Sprintf("%s, queue entry %d", name,
-				e.Seq)] = fmt.Sprintf("QoS %d retain %t ids %d group %.40q packet id %d released %t, %s",
+				e.Seq)] = fmt.Sprintf(
+				"QoS %d retain %t ids %d group %.40q packet id %d released %t, %s",
 				e.QoS, e.Retain, e.IDs, e.Group, e.PacketID, e.Released, message(e.Message))
 		}
 		for id := range c.Received {
@@ -312,7 +317,8 @@ func (s *State) facts() map[string]string {
 }
 
 func describe(m *packets.Message) string {
-	sum := sha256.Sum256(slices.Concat([]byte(m.Topic), []byte{0}, m.Properties, []byte{0}, m.Payload))
+	sum := sha256.Sum256(slices.Concat([]byte(m.Topic), []byte{0}, m.Properties, []byte{0},
+		m.Payload))
 	return fmt.Sprintf("topic %.40q QoS %d retain %t properties %x payload of %d bytes %.24q (%x)",
 		m.Topic, m.QoS, m.Retain, m.Properties[:min(len(m.Properties), 24)], len(m.Payload),
 		m.Payload, sum[:3])

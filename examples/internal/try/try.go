@@ -33,7 +33,8 @@ func Start(t testing.TB, run func(ctx context.Context, args []string, out io.Wri
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	r, w := io.Pipe()
-	p := &Program{t: t, lines: make(chan string, 100_000), cancel: cancel, done: make(chan error, 1)}
+	p := &Program{t: t, lines: make(chan string, 100_000), cancel: cancel,
+		done: make(chan error, 1)}
 	go func() { // ends with the program
 		p.done <- run(ctx, args, w)
 		w.Close()
@@ -96,7 +97,8 @@ func (p *Program) Line(prefix string) string {
 		select {
 		case line, ok := <-p.lines:
 			if !ok {
-				p.t.Fatalf("the program ended (%v) without a line that begins with %q", <-p.done, prefix)
+				p.t.Fatalf("the program ended (%v) without a line that begins with %q", <-p.done,
+					prefix)
 			}
 			others = append(others, line)
 			if rest, ok := strings.CutPrefix(line, prefix); ok {

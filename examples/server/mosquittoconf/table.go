@@ -29,8 +29,9 @@ var general = []option{
 	{"auto_id_prefix", text, secure(func(s *Security, v value) { s.AutoIDPrefix = v.Rest })},
 	{"autosave_interval", number(math.MinInt32, anyNumber), ignored(durableAtOnce)},
 	{"autosave_on_changes", boolean, ignored(durableAtOnce)},
-	{"check_retain_source", boolean, ignored("a retained message stays until somebody removes it, " +
-		"whatever its publisher may do now")},
+	{"check_retain_source", boolean,
+		ignored("a retained message stays until somebody removes it, " +
+			"whatever its publisher may do now")},
 	{"clientid_prefixes", text, (*parser).clientIDPrefixes},
 	{"connection_messages", boolean, toFlag("connection-messages", asBool)},
 	{"global_max_clients", number(-1, anyNumber), toFlag("max-connections", asLimit)},

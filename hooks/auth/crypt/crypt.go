@@ -83,7 +83,8 @@ func Argon2id(hash string) (auth.Verifier, error) {
 		return nil, errors.New("the hash has not the six parts of Argon2id")
 	}
 	if fields[2] != fmt.Sprintf("v=%d", argon2.Version) {
-		return nil, fmt.Errorf("the hash is of Argon2 version %q, not %d", fields[2], argon2.Version)
+		return nil, fmt.Errorf("the hash is of Argon2 version %q, not %d", fields[2],
+			argon2.Version)
 	}
 	var memory, time uint32
 	var threads uint8

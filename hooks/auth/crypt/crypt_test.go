@@ -27,7 +27,8 @@ func TestPasswords(t *testing.T) {
 	file := "b:" + bcryptHash + "\ny:" + strings.Replace(bcryptHash, "$2a$", "$2y$", 1) + "\na:" +
 		argon2Hash + "\nlong:" + string(longHash) +
 		"\nm:" + auth.Hash("mosquitto", 1) + "\n"
-	users, err := auth.ParseUsers(strings.NewReader(file), "passwords", crypt.Bcrypt, crypt.Argon2id)
+	users, err := auth.ParseUsers(strings.NewReader(file), "passwords", crypt.Bcrypt,
+		crypt.Argon2id)
 	require.NoError(t, err)
 	require.Equal(t, 5, users.Len())
 	p := auth.NewPasswords(users)
@@ -71,19 +72,30 @@ func TestBadHashes(t *testing.T) {
 		{"bcrypt that goes on", bcryptHash + "x", "the hash has 61 characters, not 60"},
 		{"bcrypt with a bad cost", "$2a$xx" + bcryptHash[6:], "not one of bcrypt"},
 		{"bcrypt with a cost for years", "$2a$31" + bcryptHash[6:], "cost 31, more than 20"},
-		{"bcrypt with a bad salt", bcryptHash[:10] + "!" + bcryptHash[11:], "not in the base64 of bcrypt"},
-		{"bcrypt with a bad key", bcryptHash[:40] + "!" + bcryptHash[41:], "not in the base64 of bcrypt"},
-		{"Argon2id without a key", argon2Hash[:strings.LastIndexByte(argon2Hash, '$')], "six parts"},
-		{"Argon2id of another version", strings.Replace(argon2Hash, "v=19", "v=16", 1), `version "v=16", not 19`},
-		{"Argon2id with other parameters", strings.Replace(argon2Hash, "m=65536", "x=65536", 1), "not m=, t= and p="},
-		{"Argon2id with more parameters", strings.Replace(argon2Hash, "p=1", "p=1,data=x", 1), "not m=, t= and p="},
-		{"Argon2id with too much memory", strings.Replace(argon2Hash, "65536", "1048577", 1), "out of bounds"},
-		{"Argon2id with too little memory", strings.Replace(argon2Hash, "65536", "7", 1), "out of bounds"},
+		{"bcrypt with a bad salt", bcryptHash[:10] + "!" + bcryptHash[11:],
+			"not in the base64 of bcrypt"},
+		{"bcrypt with a bad key", bcryptHash[:40] + "!" + bcryptHash[41:],
+			"not in the base64 of bcrypt"},
+		{"Argon2id without a key", argon2Hash[:strings.LastIndexByte(argon2Hash, '$')],
+			"six parts"},
+		{"Argon2id of another version", strings.Replace(argon2Hash, "v=19", "v=16", 1),
+			`version "v=16", not 19`},
+		{"Argon2id with other parameters", strings.Replace(argon2Hash, "m=65536", "x=65536", 1),
+			"not m=, t= and p="},
+		{"Argon2id with more parameters", strings.Replace(argon2Hash, "p=1", "p=1,data=x", 1),
+			"not m=, t= and p="},
+		{"Argon2id with too much memory", strings.Replace(argon2Hash, "65536", "1048577", 1),
+			"out of bounds"},
+		{"Argon2id with too little memory", strings.Replace(argon2Hash, "65536", "7", 1),
+			"out of bounds"},
 		{"Argon2id without passes", strings.Replace(argon2Hash, "t=2", "t=0", 1), "out of bounds"},
 		{"Argon2id without threads", strings.Replace(argon2Hash, "p=1", "p=0", 1), "out of bounds"},
-		{"Argon2id with too many threads", strings.Replace(argon2Hash, "p=1", "p=256", 1), "not m=, t= and p="},
-		{"Argon2id with a bad salt", strings.Replace(argon2Hash, "c29t", "!29t", 1), "the salt of the hash"},
-		{"Argon2id with a short salt", strings.Replace(argon2Hash, "c29tZXNhbHQ", "c29t", 1), "the salt of the hash"},
+		{"Argon2id with too many threads", strings.Replace(argon2Hash, "p=1", "p=256", 1),
+			"not m=, t= and p="},
+		{"Argon2id with a bad salt", strings.Replace(argon2Hash, "c29t", "!29t", 1),
+			"the salt of the hash"},
+		{"Argon2id with a short salt", strings.Replace(argon2Hash, "c29tZXNhbHQ", "c29t", 1),
+			"the salt of the hash"},
 		{"Argon2id with a short key", argon2Hash[:len(argon2Hash)-30], "the key of the hash"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -95,7 +107,8 @@ func TestBadHashes(t *testing.T) {
 					require.ErrorContains(t, err, tt.want)
 				}
 			}
-			_, err := auth.NewUsers([]auth.User{{Name: "u", Hash: tt.hash}}, crypt.Bcrypt, crypt.Argon2id)
+			_, err := auth.NewUsers([]auth.User{{Name: "u", Hash: tt.hash}}, crypt.Bcrypt,
+				crypt.Argon2id)
 			require.ErrorContains(t, err, tt.want)
 		})
 	}

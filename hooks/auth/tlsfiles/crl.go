@@ -48,7 +48,8 @@ func (p *peers) verify(s tls.ConnectionState) error {
 	if p.lists != nil {
 		for _, chain := range chains {
 			if err := p.revoked(chain); err != nil {
-				return fmt.Errorf("tlsfiles: the client's certificate %q: %w", chain[0].Subject, err)
+				return fmt.Errorf("tlsfiles: the client's certificate %q: %w", chain[0].Subject,
+					err)
 			}
 		}
 	}
@@ -161,7 +162,8 @@ func understood(extensions []pkix.Extension) error {
 	for _, e := range extensions {
 		if e.Critical {
 			return fmt.Errorf(
-				"lists with the extension %v are not supported, only complete ones of one issuer", e.Id)
+				"lists with the extension %v are not supported, only complete ones of one issuer",
+				e.Id)
 		}
 	}
 	return nil

@@ -73,7 +73,8 @@ func Open(o Options) (*Files, error) {
 	case o.Certificate == "" || o.Key == "":
 		return nil, errors.New("tlsfiles: Options.Certificate and Options.Key are both needed")
 	case o.ClientCAs == "" && (o.RequireClient || o.CRL != ""):
-		return nil, errors.New("tlsfiles: Options.RequireClient and Options.CRL need Options.ClientCAs")
+		return nil, errors.New(
+			"tlsfiles: Options.RequireClient and Options.CRL need Options.ClientCAs")
 	}
 	f := &Files{options: o}
 	names := []string{o.Certificate, o.Key}

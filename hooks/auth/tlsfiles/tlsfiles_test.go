@@ -40,8 +40,9 @@ func newSite(t *testing.T) *site {
 	path := func(name string) string { return filepath.Join(dir, name) }
 	s := &site{t: t, dir: dir, ca: testcert.CA(t, "servers"), clients: testcert.CA(t, "clients"),
 		options: tlsfiles.Options{
-			Certificate: path("server.crt"), Key: path("server.key"), ClientCAs: path("clients.crt"),
-			CRL: path("clients.crl"), RequireClient: true,
+			Certificate: path("server.crt"), Key: path("server.key"),
+			ClientCAs: path("clients.crt"),
+			CRL:       path("clients.crl"), RequireClient: true,
 		}}
 	s.server = s.ca.Issue("first")
 	s.writeServer(s.server)
@@ -218,7 +219,8 @@ func TestResumedSessions(t *testing.T) {
 			resuming := func(name string) (*tls.Config, *testcert.Certificate) {
 				own := s.clients.Issue(name)
 				config := s.client(own)
-				config.MaxVersion, config.ClientSessionCache = version, tls.NewLRUClientSessionCache(1)
+				config.MaxVersion, config.ClientSessionCache = version,
+					tls.NewLRUClientSessionCache(1)
 				l, err := dial(address, config)
 				require.NoError(t, err)
 				l.Close()
@@ -265,16 +267,25 @@ func TestRevocation(t *testing.T) {
 	}{
 		{"on no list", s.clients.PEM(), s.clients.CRL(tomorrow(), bob), alice, false},
 		{"on the list", s.clients.PEM(), s.clients.CRL(tomorrow(), alice), alice, true},
-		{"on one of two lists", s.clients.PEM(), join(s.clients.CRL(tomorrow()), s.clients.CRL(tomorrow(), alice)), alice, true},
-		{"on a list past its next update", s.clients.PEM(), s.clients.CRL(time.Now().Add(-time.Hour), alice), alice, true},
-		{"the list is past its next update", s.clients.PEM(), s.clients.CRL(time.Now().Add(-time.Hour)), alice, true},
-		{"the list is of another authority", join(s.clients.PEM(), other.PEM()), other.CRL(tomorrow()), alice, true},
-		{"a list in DER", s.clients.PEM(), s.clients.CRLFrom(&x509.RevocationList{NextUpdate: tomorrow()}, alice), alice, true},
+		{"on one of two lists", s.clients.PEM(), join(s.clients.CRL(tomorrow()),
+			s.clients.CRL(tomorrow(), alice)), alice, true},
+		{"on a list past its next update", s.clients.PEM(),
+			s.clients.CRL(time.Now().Add(-time.Hour), alice), alice, true},
+		{"the list is past its next update", s.clients.PEM(),
+			s.clients.CRL(time.Now().Add(-time.Hour)), alice, true},
+		{"the list is of another authority", join(s.clients.PEM(), other.PEM()),
+			other.CRL(tomorrow()), alice, true},
+		{"a list in DER", s.clients.PEM(),
+			s.clients.CRLFrom(&x509.RevocationList{NextUpdate: tomorrow()}, alice), alice, true},
 		{"no certificate at all", s.clients.PEM(), s.clients.CRL(tomorrow()), nil, false},
-		{"an intermediate authority without a list", s.clients.PEM(), s.clients.CRL(tomorrow()), carol, true},
-		{"the intermediate authority is revoked", join(s.clients.PEM(), below.PEM()), join(below.CRL(tomorrow()), s.clients.CRL(tomorrow(), below)), carol, true},
-		{"the intermediate authority has a list", join(s.clients.PEM(), below.PEM()), join(below.CRL(tomorrow()), s.clients.CRL(tomorrow())), carol, false},
-		{"the list of the intermediate authority has it", join(s.clients.PEM(), below.PEM()), join(below.CRL(tomorrow(), carol), s.clients.CRL(tomorrow())), carol, true},
+		{"an intermediate authority without a list", s.clients.PEM(), s.clients.CRL(tomorrow()),
+			carol, true},
+		{"the intermediate authority is revoked", join(s.clients.PEM(), below.PEM()),
+			join(below.CRL(tomorrow()), s.clients.CRL(tomorrow(), below)), carol, true},
+		{"the intermediate authority has a list", join(s.clients.PEM(), below.PEM()),
+			join(below.CRL(tomorrow()), s.clients.CRL(tomorrow())), carol, false},
+		{"the list of the intermediate authority has it", join(s.clients.PEM(), below.PEM()),
+			join(below.CRL(tomorrow(), carol), s.clients.CRL(tomorrow())), carol, true},
 		{"a certificate that is an authority's own", alice.PEM(), nil, alice, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -319,8 +330,10 @@ func TestFilesThatAreOfNoUse(t *testing.T) {
 	}{
 		{"half a certificate", o.Certificate, half(s.server.PEM()), "incomplete"},
 		{"no certificate", o.Certificate, []byte("hello\n"), "no certificate"},
-		{"a certificate that is none", o.Certificate, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")}), "PEM block 1"},
-		{"a certificate and half of the next", o.Certificate, append(s.server.PEM(), half(s.ca.PEM())...), "1 of 2 PEM blocks"},
+		{"a certificate that is none", o.Certificate,
+			pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")}), "PEM block 1"},
+		{"a certificate and half of the next", o.Certificate,
+			append(s.server.PEM(), half(s.ca.PEM())...), "1 of 2 PEM blocks"},
 		{"another certificate's key", o.Key, other.KeyPEM(), "does not match"},
 		{"half a key", o.Key, half(s.server.KeyPEM()), "server.key"},
 		{"no key file", o.Key, nil, "no such file"},
@@ -330,7 +343,8 @@ func TestFilesThatAreOfNoUse(t *testing.T) {
 		{"half a list", o.CRL, half(s.clients.CRL(tomorrow())), "incomplete"},
 		{"a certificate as list", o.CRL, s.clients.PEM(), "not a revocation list"},
 		{"the list of somebody else", o.CRL, other.CRL(tomorrow()), "not among the client CAs"},
-		{"a list signed by somebody else", o.CRL, pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: forged(t)}), ""},
+		{"a list signed by somebody else", o.CRL,
+			pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: forged(t)}), ""},
 		{
 			"a list of changes only", o.CRL,
 			s.clients.CRLFrom(&x509.RevocationList{NextUpdate: tomorrow(),
@@ -377,7 +391,8 @@ func TestOptions(t *testing.T) {
 	}
 
 	t.Run("without client CAs nobody is asked for a certificate", func(t *testing.T) {
-		f, err := tlsfiles.Open(tlsfiles.Options{Certificate: s.options.Certificate, Key: s.options.Key})
+		f, err := tlsfiles.Open(tlsfiles.Options{Certificate: s.options.Certificate,
+			Key: s.options.Key})
 		require.NoError(t, err)
 		config := s.client(nil)
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
@@ -400,10 +415,12 @@ func TestOptions(t *testing.T) {
 			f, err := tlsfiles.Open(o)
 			require.NoError(t, err)
 			_, err = dial(serve(t, f.Config()), s.client(nil))
-			require.ErrorContains(t, err, "unknown authority", "without Chain the client cannot know "+
-				"it")
+			require.ErrorContains(t, err, "unknown authority",
+				"without Chain the client cannot know "+
+					"it")
 			o.Chain = filepath.Join(dir, "chain")
-			testcert.Write(t, o.Chain, append(append(s.ca.PEM(), s.clients.PEM()...), lower.PEM()...))
+			testcert.Write(t, o.Chain, append(append(s.ca.PEM(), s.clients.PEM()...),
+				lower.PEM()...))
 			f, err = tlsfiles.Open(o)
 			require.NoError(t, err)
 			l, err := dial(serve(t, f.Config()), s.client(nil))

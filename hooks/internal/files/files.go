@@ -17,8 +17,9 @@ type Set struct {
 	names []string
 	load  func() error
 
-	mu   sync.Mutex // held while loading
-	seen stamp      // the files as they were just before the last load that succeeded; guarded by mu
+	mu sync.Mutex // held while loading
+	// The files as they were just before the last load that succeeded; guarded by mu
+	seen stamp
 }
 
 // New calls load for the first time and returns its error. load reads the named files and applies

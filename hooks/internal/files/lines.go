@@ -32,7 +32,8 @@ func EachLine(r io.Reader, file string, f func(line string, n int) error) error 
 		}
 	}
 	if errors.Is(lines.Err(), bufio.ErrTooLong) {
-		return &hooks.ParseError{File: file, Line: n, Err: fmt.Errorf("longer than %d bytes", maxLine)}
+		return &hooks.ParseError{File: file, Line: n,
+			Err: fmt.Errorf("longer than %d bytes", maxLine)}
 	}
 	return lines.Err()
 }

@@ -224,7 +224,8 @@ func TestNoTurnIsLost(t *testing.T) {
 			start, patience, work := random.IntN(1000), random.IntN(30), random.IntN(10)
 			all.Go(func() { // waited for below
 				time.Sleep(time.Duration(start) * time.Millisecond)
-				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(patience)*time.Millisecond)
+				ctx, cancel := context.WithTimeout(t.Context(),
+					time.Duration(patience)*time.Millisecond)
 				defer cancel()
 				if give, err := q.Take(ctx, p); err == nil {
 					count(p.Peer, 1)

@@ -20,7 +20,8 @@ func runStorm(cfg *config, rep report) error {
 			for i := 0; !stop.Load(); i++ {
 				began := time.Now()
 				c, err := open(cfg, dialOpts{
-					id: fmt.Sprintf("c%d-%d-%d", os.Getpid(), w, i), clean: true, source: 1 + w*7 + i,
+					id: fmt.Sprintf("c%d-%d-%d", os.Getpid(), w, i), clean: true,
+					source:  1 + w*7 + i,
 					bufSize: 256, keepAlive: 60,
 				})
 				if err != nil {

@@ -77,7 +77,8 @@ func TestConnectionsAreCounted(t *testing.T) {
 }
 
 func TestASubscriberThatDoesNotReadIsReported(t *testing.T) {
-	rep := measured(t, broker(t, dunlin.Config{}), "-scenario slow -pubs 1 -subs 2 -rate 500 -e2e 0")
+	rep := measured(t, broker(t, dunlin.Config{}),
+		"-scenario slow -pubs 1 -subs 2 -rate 500 -e2e 0")
 	require.EqualValues(t, 1, rep["stalled_subs"])
 	require.Zero(t, rep["lost"], "the others lose nothing")
 }

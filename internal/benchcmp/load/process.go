@@ -107,7 +107,8 @@ func (g glance) cpu() float64 { return g.user + g.system }
 func (g glance) cores(a glance) (broker, other float64) {
 	seconds := g.at.Sub(a.at).Seconds()
 	used := g.cpu() - a.cpu()
-	return round(used / seconds), round((g.machine - a.machine - used - (g.self - a.self)) / seconds)
+	return round(used / seconds),
+		round((g.machine - a.machine - used - (g.self - a.self)) / seconds)
 }
 
 // cost reports what n messages have cost since a.

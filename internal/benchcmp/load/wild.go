@@ -49,7 +49,8 @@ func (f *flow) subscribeWild(rep report) error {
 	}
 	time.Sleep(300 * time.Millisecond)
 	a, start := look(cfg.pid, lookClosely), time.Now()
-	if err := parallel(cfg, len(f.subs), func(i int) error { return f.subscribePart(i) }); err != nil {
+	if err := parallel(cfg, len(f.subs),
+		func(i int) error { return f.subscribePart(i) }); err != nil {
 		return fmt.Errorf("subscribing: %w", err)
 	}
 	n := float64(cfg.topics)
@@ -110,7 +111,8 @@ func (f *flow) slow(rep report) error {
 	defer func() { closeAll(stalled) }()
 	for i := range f.cfg.stalled {
 		c, err := open(f.cfg, dialOpts{
-			id: fmt.Sprintf("x%d-%d", os.Getpid(), i), clean: true, bufSize: 64 << 10, rcvbuf: 8 << 10,
+			id: fmt.Sprintf("x%d-%d", os.Getpid(), i), clean: true, bufSize: 64 << 10,
+			rcvbuf: 8 << 10,
 		})
 		if err == nil {
 			err = c.subscribe(1, []string{"b/o"}, f.cfg.qos)

@@ -43,10 +43,12 @@ func run(addr, kind, data string) error {
 	c.MaximumInflight, c.ReceiveMaximum = 1<<15, 1<<15
 	s := mqtt.New(&mqtt.Options{Capabilities: c,
 		Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
-	if err := errors.Join(s.AddHook(new(auth.AllowHook), nil), addStore(s, kind, data)); err != nil {
+	if err := errors.Join(s.AddHook(new(auth.AllowHook), nil),
+		addStore(s, kind, data)); err != nil {
 		return err
 	}
-	if err := s.AddListener(listeners.NewTCP(listeners.Config{ID: "t", Address: addr})); err != nil {
+	if err := s.AddListener(listeners.NewTCP(listeners.Config{ID: "t",
+		Address: addr})); err != nil {
 		return err
 	}
 	if err := s.Serve(); err != nil {

@@ -66,7 +66,8 @@ func TestWhatCountsAsOneAddress(t *testing.T) {
 		same bool
 	}{
 		{"two addresses", at("192.0.2.1"), at("192.0.2.2"), false},
-		{"two ports of an address", at("192.0.2.1"), &net.UDPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 7}, true},
+		{"two ports of an address", at("192.0.2.1"),
+			&net.UDPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 7}, true},
 		{"one /64 of IPv6", at("2001:db8::1"), at("2001:db8::ffff:1"), true},
 		{"two /64 of IPv6", at("2001:db8::1"), at("2001:db8:0:1::1"), false},
 		{"IPv6 on the same machine", at("::1"), at("::2"), false},

@@ -127,9 +127,11 @@ func TestErrorsNameTheOperation(t *testing.T) {
 		{"a kind from the future", []byte{200}, "operation 200 is not known"},
 		{"no kind", []byte{0}, "operation 0 is not known"},
 		{"flags from the future", []byte{putSession, 0x80}, "session flags 0x80 is not known"},
-		{"a packet identifier of 17 bits", []byte{sent, 2, 2, 0x80, 0x80, 4}, "packet identifier is cut off or too large"},
+		{"a packet identifier of 17 bits", []byte{sent, 2, 2, 0x80, 0x80, 4},
+			"packet identifier is cut off or too large"},
 		{"an empty run", []byte{publish, 0, 0, 0, 0, 1, runLong, 0, 0}, "a run is empty"},
-		{"more deliveries than bytes", []byte{publish, 0, 0, 0, 0, 9, 0, 0}, "number of deliveries is cut off or too large"},
+		{"more deliveries than bytes", []byte{publish, 0, 0, 0, 0, 9, 0, 0},
+			"number of deliveries is cut off or too large"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var d Decoder

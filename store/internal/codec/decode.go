@@ -239,7 +239,8 @@ func (d *Decoder) readPutSubscription() store.Op {
 	op.Filter = d.string("filter")
 	options := d.flags("options", optionUnused)
 	op.QoS, op.RetainHandling = packets.QoS(options&3), options>>4&3
-	op.NoLocal, op.RetainAsPublished = options&optionNoLocal != 0, options&optionRetainAsPublished != 0
+	op.NoLocal, op.RetainAsPublished = options&optionNoLocal != 0,
+		options&optionRetainAsPublished != 0
 	op.ID = d.uint32("subscription identifier")
 	return op
 }

@@ -108,7 +108,8 @@ func (e *Encoder) Append(dst []byte, op store.Op) []byte {
 	case *store.Done:
 		return e.place(append(dst, done), op.Session, op.Seq)
 	case *store.Received:
-		return binary.AppendUvarint(e.appendSession(append(dst, received), op.Session), uint64(op.ID))
+		return binary.AppendUvarint(e.appendSession(append(dst, received), op.Session),
+			uint64(op.ID))
 	case *store.Forget:
 		return binary.AppendUvarint(e.appendSession(append(dst, forget), op.Session), uint64(op.ID))
 	case *store.PutRetained:
@@ -213,7 +214,8 @@ func (e *Encoder) publish(dst []byte, op *store.Publish) []byte {
 
 // alike tells whether two deliveries can be in one run.
 func alike(a, b *store.Delivery) bool {
-	return a.QoS == b.QoS && a.Retain == b.Retain && a.Group == b.Group && slices.Equal(a.IDs, b.IDs)
+	return a.QoS == b.QoS && a.Retain == b.Retain && a.Group == b.Group &&
+		slices.Equal(a.IDs, b.IDs)
 }
 
 func (e *Encoder) run(dst []byte, to []store.Delivery) []byte {

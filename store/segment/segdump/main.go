@@ -36,7 +36,8 @@ func run(w io.Writer, dir string, verify bool) error {
 		return err
 	}
 	_, err = fmt.Fprintf(w,
-		"whole: %d segments, %d records, %d operations, %d bytes, last commit %d, %d bytes torn off at the end\n",
+		"whole: %d segments, %d records, %d operations, %d bytes, last commit %d, %d bytes torn "+
+			"off at the end\n",
 		r.Segments, r.Records, r.Operations, r.Bytes, r.LastCommit, r.Torn)
 	return err
 }

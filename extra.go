@@ -1,0 +1,64 @@
+package dunlin
+
+import (
+	"context"
+
+	"github.com/dunlin-mqtt/dunlin/internal/guard"
+	"github.com/dunlin-mqtt/dunlin/internal/timers"
+)
+
+// This file is the part of a connection that few connections need.
+
+// connExtra is what few connections need. The reader makes it when it is first needed.
+type connExtra struct {
+	// Immutable once the CONNECT is accepted.
+	base   context.Context // what ServeConn was given
+	mount  string
+	method string        // Authentication Method
+	pace   *guard.Pace   // what the owner of the client may publish; nil: as much as it likes
+	wake   chan struct{} // capacity 1: a pause for pace is to end
+	// The longest Session Expiry Interval that it was granted; 0: that of Config
+	expiry uint32
+
+	// Made by the reader, then immutable. Guarded by sess.mu once there is a Session.
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	// Owned by the reader.
+	aliases  clientAliases
+	exchange *exchange // the authentication under way; nil: none is
+
+	flowing flowing  // see there
+	delayer *delayer // of its delayed messages; nil: there was none
+
+	// Guarded by sess.mu.
+	outAliases *outAliases  // nil: the client accepts none
+	expires    timers.Timer // when its authentication ends
+}
+
+var noExtra connExtra
+
+// readExtra returns the connExtra of c for reading. It is never nil.
+func (c *conn) readExtra() *connExtra {
+	if c.extra == nil {
+		return &noExtra
+	}
+	return c.extra
+}
+
+// makeExtra returns the connExtra of c for writing. Only the reader calls it, before the connection
+// is accepted or for what the reader owns.
+func (c *conn) makeExtra() *connExtra {
+	switch {
+	case c.extra != nil:
+	case c.sess == nil: // shut looks for it
+		c.b.mu.Lock()
+		c.extra = new(connExtra)
+		c.b.mu.Unlock()
+	default: // others look for it as well
+		c.sess.mu.Lock()
+		c.extra = new(connExtra)
+		c.sess.mu.Unlock()
+	}
+	return c.extra
+}
