@@ -30,6 +30,9 @@ var allowedImports = []struct {
 }{
 	{"packets", nil},
 	{"listeners", []string{"listeners"}}, // what they share below listeners/internal
+	// adapters of the whole broker stand above the root, which imports nothing of them
+	{"hooks/admin", []string{"", "packets", "hooks"}},
+	{"hooks/internal/metrics", []string{"", "packets", "hooks"}},
 	{"hooks", []string{"packets", "hooks"}},
 	{"store", []string{"packets", "store", "internal"}},
 	{"internal", []string{"packets", "hooks", "store", "internal"}},

@@ -1,0 +1,93 @@
+package admin
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+func TestDisconnect(t *testing.T) {
+	b := newBench(t)
+	c := b.broker.Client(t, "c")
+	b.act(1, "disconnect", `{"id":"c","code":151}`)
+	require.Equal(t, packets.QuotaExceeded, c.WantClosed("it is told why").Code)
+	b.actRefused(404, "disconnect", `{"id":"c"}`)
+	b.actRefused(400, "disconnect", `{"id":"c","code":256}`)
+}
+
+func TestDeleteASession(t *testing.T) {
+	b := newBench(t)
+	b.connect("c")
+	b.act(1, "delete-session", `{"id":"c"}`)
+	b.refused(404, "client", "id", "c")
+	b.actRefused(404, "delete-session", `{"id":"c"}`)
+}
+
+func TestBans(t *testing.T) {
+	b := newBench(t)
+	c := b.broker.Client(t, "c")
+	b.act(1, "ban", `{"kind":"client","value":"c","seconds":60,"reason":"floods"}`)
+	c.WantClosed("a banned client is disconnected")
+	b.act(1, "ban", `{"kind":"address","value":"192.0.2.77/24"}`)
+	var page page[banView]
+	b.get(&page, "bans")
+	require.Len(t, page.Items, 2)
+	require.Equal(t, "192.0.2.0/24", page.Items[0].Value)
+	require.Equal(t, "floods", page.Items[1].Reason)
+	require.False(t, page.Items[1].Until.IsZero())
+	b.act(1, "unban", `{"kind":"client","value":"c"}`)
+	b.actRefused(404, "unban", `{"kind":"client","value":"c"}`)
+	b.connect("c")
+	for _, body := range []string{`{"kind":"x","value":"c"}`, `{"kind":"client","value":""}`,
+		`{"kind":"client","value":"c","seconds":-1}`,
+		`{"kind":"client","value":"c","seconds":9223372036854775807}`,
+		`{"kind":"address","value":"nowhere"}`} {
+		b.actRefused(400, "ban", body)
+	}
+}
+
+func TestRetainedMessagesAreClearedAfterTheirNumberIsConfirmed(t *testing.T) {
+	b := newBench(t)
+	for i := range 300 { // more than the broker looks at in one go
+		b.retain(fmt.Sprintf("a/%d", i))
+	}
+	b.retain("b", "$SYS/x")
+	e := b.actRefused(409, "clear-retained", `{"filter":"a/#","count":0}`)
+	require.Equal(t, "count", e.Code)
+	require.Equal(t, 300, *e.Count)
+	b.actRefused(409, "clear-retained", `{"filter":"a/#","count":299}`)
+	var n countView
+	b.get(&n, "retained/count")
+	require.Equal(t, 301, n.Count, "nothing was cleared")
+	b.act(300, "clear-retained", `{"filter":"a/#","count":300}`)
+	b.get(&n, "retained/count", "filter", "a/#")
+	require.Zero(t, n.Count)
+	b.act(1, "clear-retained", `{"filter":"#","count":1}`)
+	b.get(&n, "retained/count", "filter", "$SYS/#")
+	require.Equal(t, 1, n.Count, `"#" does not match what begins with "$"`)
+	b.actRefused(400, "clear-retained", `{"filter":"a#"}`)
+	b.actRefused(400, "clear-retained", `{}`)
+}
+
+func TestPublish(t *testing.T) {
+	b := newBench(t)
+	c := b.broker.Client(t, "c")
+	c.Send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "#"}}})
+	c.WantType("an answer", packets.TypeSuback)
+	b.act(1, "publish", `{"topic":"t","text":"hello","retain":true,"content_type":"text/plain"}`)
+	p := c.WantType("the message", packets.TypePublish).(*packets.Publish)
+	require.Equal(t, "hello", string(p.Payload))
+	b.act(1, "publish", `{"topic":"t","base64":"/wA=","qos":2}`)
+	p = c.WantType("the message", packets.TypePublish).(*packets.Publish)
+	require.Equal(t, []byte{0xFF, 0}, p.Payload)
+	b.actRefused(422, "publish", `{"topic":"a/+"}`)
+	b.actRefused(422, "publish", `{"topic":""}`)
+	b.actRefused(400, "publish", `{"topic":"a","qos":3}`)
+	b.actRefused(400, "publish", `{"topic":"a","text":"a","base64":"YQ=="}`)
+	b.actRefused(400, "publish", `{"topic":"a","base64":"?"}`)
+	b.broker.Broker().Close()
+	b.actRefused(503, "publish", `{"topic":"a"}`)
+}

@@ -1,0 +1,316 @@
+package admin
+
+import (
+	"cmp"
+	"crypto/tls"
+	"maps"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/dunlin-mqtt/dunlin"
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// This file is the clients: their list, and one of them.
+
+func clientRoutes() []route {
+	return []route{
+		{method: "GET", path: ofBroker + "/clients", role: RoleRead, serve: (*call).clients,
+			params: []string{"after", "limit", "sort", "id", "prefix", "user", "address", "listener",
+				"connected"}, answer: clientPage{}},
+		{method: "GET", path: ofBroker + "/client", role: RoleRead, serve: (*call).client,
+			params: []string{"id"}, answer: clientView{}},
+		{method: "GET", path: ofBroker + "/subscriptions", role: RoleRead,
+			serve: (*call).subscriptions, params: []string{"id", "after", "limit"},
+			answer: page[subscriptionView]{}},
+	}
+}
+
+// A clientView is a Session, and its Network Connection if there is one.
+type clientView struct {
+	ID        string `json:"id"`
+	Principal string `json:"principal,omitempty"`
+	User      string `json:"user,omitempty"` // who the client is, or else says it is
+	Connected bool   `json:"connected"`
+	// The next are empty without a connection.
+	Remote   string `json:"remote,omitempty"`
+	Listener string `json:"listener,omitempty"`
+	Protocol string `json:"protocol,omitempty"` // "3.1", "3.1.1" or "5.0"
+	TLS      string `json:"tls,omitempty"`      // the version of TLS
+	Bridge   bool   `json:"bridge,omitempty"`
+	// KeepAlive is in seconds.
+	KeepAlive     int       `json:"keep_alive,omitempty"`
+	Subscriptions int       `json:"subscriptions"`
+	Queued        int       `json:"queued"`
+	QueuedBytes   int       `json:"queued_bytes"`
+	Inflight      int       `json:"inflight"`
+	ExpiresAt     time.Time `json:"expires_at,omitzero"`
+}
+
+// A subscriptionView is one of a client.
+type subscriptionView struct {
+	Filter            string `json:"filter"`
+	QoS               int    `json:"qos"`
+	NoLocal           bool   `json:"no_local,omitempty"`
+	RetainAsPublished bool   `json:"retain_as_published,omitempty"`
+}
+
+// A clientPage is a page of clients.
+type clientPage struct {
+	Items []clientView `json:"items"`
+	Next  string       `json:"next,omitempty"`
+	// Looked is how many Sessions were looked at. A request with a filter looks at most at 20,000:
+	// then there is a Next, though Items is shorter than the limit, or empty.
+	Looked int `json:"looked"`
+}
+
+// looks is how many Sessions a request looks at. A test lowers it.
+var looks = 20_000
+
+func asClient(s *dunlin.SessionInfo) clientView {
+	c := clientView{ID: s.ClientID, Principal: s.Principal, User: s.Principal,
+		Subscriptions: len(s.Subscriptions), Queued: s.Queued, QueuedBytes: s.QueuedBytes,
+		Inflight: s.Inflight, ExpiresAt: s.ExpiresAt}
+	x := s.Client
+	if x == nil {
+		return c
+	}
+	c.Connected, c.Bridge, c.KeepAlive = true, x.Bridge, int(x.KeepAlive)
+	if name, ok := x.User(); ok {
+		c.User = name
+	}
+	if x.RemoteAddr != nil {
+		c.Remote = x.RemoteAddr.String()
+	}
+	if x.Listener != nil {
+		c.Listener = x.Listener.Name
+	}
+	c.Protocol = x.Version.String()
+	if x.TLS != nil {
+		c.TLS = tls.VersionName(x.TLS.Version)
+	}
+	return c
+}
+
+// A clientFilter says which clients are wanted.
+type clientFilter struct {
+	id, prefix, user, listener string
+	network                    netip.Prefix
+	connected                  *bool
+}
+
+func (c *call) clientFilter() (f clientFilter, err error) {
+	f = clientFilter{id: c.text("id"), prefix: c.text("prefix"), user: c.text("user"),
+		listener: c.text("listener")}
+	if s := c.text("address"); s != "" {
+		if f.network, err = parseNetwork(s); err != nil {
+			return f, fail(http.StatusBadRequest, "query", "the parameter \"address\" is neither an "+
+				"IP address nor a network")
+		}
+	}
+	f.connected, err = c.flag("connected")
+	return f, err
+}
+
+// parseNetwork reads an address, or a network such as 192.0.2.0/24.
+func parseNetwork(s string) (netip.Prefix, error) {
+	if ip, err := netip.ParseAddr(s); err == nil {
+		return netip.PrefixFrom(ip.Unmap(), ip.Unmap().BitLen()), nil
+	}
+	p, err := netip.ParsePrefix(s)
+	return p.Masked(), err
+}
+
+// wants says whether a client is one of those.
+func (f *clientFilter) wants(c *clientView) bool {
+	switch {
+	case f.connected != nil && *f.connected != c.Connected,
+		f.id != "" && !strings.Contains(c.ID, f.id),
+		f.user != "" && f.user != c.User,
+		f.listener != "" && f.listener != c.Listener:
+		return false
+	case f.network.IsValid():
+		at, err := netip.ParseAddrPort(c.Remote)
+		return err == nil && f.network.Contains(at.Addr().Unmap().WithZone(""))
+	}
+	return true
+}
+
+// clients lists clients, in the order of their Client Identifiers or by a figure.
+func (c *call) clients() error {
+	limit, err := c.limit()
+	if err != nil {
+		return err
+	}
+	f, err := c.clientFilter()
+	if err != nil {
+		return err
+	}
+	after, err := decodeCursor(c.text("after"))
+	if err != nil {
+		return err
+	}
+	if by := c.text("sort"); by != "" && by != "id" {
+		return c.clientsBy(by, after, limit, &f)
+	}
+	page := clientPage{Items: []clientView{}}
+	if f.prefix > after {
+		after = beforeAll(f.prefix)
+	}
+	for place, s := range sessionsFrom(c.desk.b, after) {
+		if !strings.HasPrefix(s.ClientID, f.prefix) {
+			if s.ClientID > f.prefix {
+				break
+			}
+			continue
+		}
+		page.Looked++
+		if x := asClient(&s); f.wants(&x) {
+			page.Items = append(page.Items, x)
+		}
+		if len(page.Items) == limit || page.Looked == looks || c.r.Context().Err() != nil {
+			page.Next = encodeCursor(place)
+			break
+		}
+	}
+	return c.answer(page)
+}
+
+// figures are what clients can be sorted by, the largest first.
+var figures = map[string]func(*clientView) int64{
+	"queued":        func(c *clientView) int64 { return int64(c.Queued) },
+	"queued_bytes":  func(c *clientView) int64 { return int64(c.QueuedBytes) },
+	"inflight":      func(c *clientView) int64 { return int64(c.Inflight) },
+	"subscriptions": func(c *clientView) int64 { return int64(c.Subscriptions) },
+}
+
+// A ranked is a client with what it is sorted by.
+type ranked struct {
+	clientView
+	figure int64
+	place  string
+}
+
+// clientsBy lists those with the largest figures. It looks at all of them, one request at a time
+// for each broker.
+func (c *call) clientsBy(by, after string, limit int, f *clientFilter) error {
+	figure := figures[by]
+	if figure == nil {
+		return fail(http.StatusBadRequest, "query", "clients cannot be sorted by %q; they can by "+
+			"id, %s", by, strings.Join(slices.Sorted(maps.Keys(figures)), ", "))
+	}
+	last, err := lastRanked(after)
+	if err != nil {
+		return err
+	}
+	c.desk.sorting.Lock()
+	defer c.desk.sorting.Unlock()
+	page, best := clientPage{Items: []clientView{}}, []ranked{}
+	for place, s := range sessionsFrom(c.desk.b, "") {
+		page.Looked++
+		if page.Looked%1024 == 0 && c.r.Context().Err() != nil {
+			return c.r.Context().Err()
+		}
+		if !strings.HasPrefix(s.ClientID, f.prefix) {
+			continue
+		}
+		x := ranked{clientView: asClient(&s), place: place}
+		x.figure = figure(&x.clientView)
+		if !f.wants(&x.clientView) || last != nil && compareRanked(x, *last) <= 0 {
+			continue
+		}
+		if len(best) > limit && compareRanked(x, best[limit]) >= 0 {
+			continue
+		}
+		at, _ := slices.BinarySearchFunc(best, x, compareRanked)
+		best = slices.Insert(best, at, x)
+		best = best[:min(len(best), limit+1)] // one more, to know whether there is a next page
+	}
+	for i, x := range best[:min(len(best), limit)] {
+		page.Items = append(page.Items, x.clientView)
+		if i == limit-1 && len(best) > limit {
+			page.Next = encodeCursor(strconv.FormatInt(x.figure, 10) + " " + x.place)
+		}
+	}
+	return c.answer(page)
+}
+
+// compareRanked orders the largest figure first, and equal ones by place.
+func compareRanked(a, b ranked) int {
+	return cmp.Or(cmp.Compare(b.figure, a.figure), cmp.Compare(a.place, b.place))
+}
+
+// lastRanked reads the cursor of a page of clientsBy; nil for the first page.
+func lastRanked(after string) (*ranked, error) {
+	if after == "" {
+		return nil, nil
+	}
+	number, place, ok := strings.Cut(after, " ")
+	n, err := strconv.ParseInt(number, 10, 64)
+	if err != nil || !ok {
+		return nil, fail(http.StatusBadRequest, "cursor", "the cursor is that of another order")
+	}
+	return &ranked{figure: n, place: place}, nil
+}
+
+// session returns the Session that the query is about.
+func (c *call) session() (s dunlin.SessionInfo, err error) {
+	id, err := c.need("id")
+	if err != nil {
+		return s, err
+	}
+	s, ok := c.desk.b.Session(id)
+	if !ok {
+		return s, noClient()
+	}
+	return s, nil
+}
+
+func noClient() error {
+	return fail(http.StatusNotFound, "no_client", "no Session has that Client Identifier")
+}
+
+// client shows one client: its Session, and its connection if it has one.
+func (c *call) client() error {
+	s, err := c.session()
+	if err != nil {
+		return err
+	}
+	return c.answer(asClient(&s))
+}
+
+// subscriptions lists the subscriptions of a client, in the order of their filters.
+func (c *call) subscriptions() error {
+	limit, err := c.limit()
+	if err != nil {
+		return err
+	}
+	after, err := decodeCursor(c.text("after"))
+	if err != nil {
+		return err
+	}
+	s, err := c.session()
+	if err != nil {
+		return err
+	}
+	slices.SortFunc(s.Subscriptions, func(a, b packets.Subscription) int {
+		return cmp.Compare(a.Filter, b.Filter)
+	})
+	page := page[subscriptionView]{Items: []subscriptionView{}}
+	for _, x := range s.Subscriptions {
+		if x.Filter <= after {
+			continue
+		}
+		if len(page.Items) == limit {
+			page.Next = encodeCursor(page.Items[limit-1].Filter)
+			break
+		}
+		page.Items = append(page.Items, subscriptionView{Filter: x.Filter, QoS: int(x.QoS),
+			NoLocal: x.NoLocal, RetainAsPublished: x.RetainAsPublished})
+	}
+	return c.answer(page)
+}

@@ -1,0 +1,242 @@
+package admin
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+)
+
+// This file is what happens, as it happens: security events, and the stream of events.
+
+func eventRoutes() []route {
+	return []route{
+		{method: "GET", path: ofBroker + "/stats", role: RoleRead, serve: (*call).stats,
+			answer: statsView{}},
+		{method: "GET", path: ofBroker + "/history", role: RoleRead, serve: (*call).past,
+			answer: historyView{}},
+		{method: "GET", path: ofBroker + "/events", role: RoleRead, serve: (*call).stream},
+		{method: "GET", path: ofBroker + "/security", role: RoleRead, serve: (*call).security,
+			params: []string{"limit"}, answer: page[securityEvent]{}},
+		{method: "GET", path: ofBroker + "/bans", role: RoleRead, serve: (*call).bans,
+			answer: page[banView]{}},
+	}
+}
+
+// stats measures now.
+func (c *call) stats() error { return c.answer(asStats(c.desk.b, time.Now())) }
+
+// past has the samples of the last hour.
+func (c *call) past() error { return c.answer(c.desk.history.all()) }
+
+// keptEvents is how many security events are kept of each broker.
+const keptEvents = 1000
+
+// A securityEvent is something that the operator of a broker should know of.
+type securityEvent struct {
+	At time.Time `json:"at"`
+	// What is "refused", "denied", "revoked", "banned", "panic", "store failed" or "store works".
+	What   string `json:"what"`
+	Client string `json:"client,omitempty"`
+	User   string `json:"user,omitempty"`
+	Remote string `json:"remote,omitempty"`
+	// About is the topic or filter, or what was banned.
+	About  string `json:"about,omitempty"`
+	Reason string `json:"reason,omitempty"`
+}
+
+// Events keeps the last 1,000 security events of a broker, so that a Handler can show them. Its
+// Observer belongs into the Config of the broker, and Events itself into the Options of the
+// Handler.
+type Events struct{ ring ring[securityEvent] }
+
+// NewEvents returns Events without any.
+func NewEvents() *Events { return &Events{ring[securityEvent]{most: keptEvents}} }
+
+// Observer returns the functions that learn of events. None of them is called for a message.
+func (e *Events) Observer() *hooks.Observer {
+	return &hooks.Observer{
+		Refused: func(x hooks.Refused) {
+			e.add("refused", x.Client, x.Code.String(), x.Err)
+		},
+		Denied: func(x hooks.Denied) {
+			e.add("denied", x.Client, x.Action.String()+" "+x.Topic, x.Err)
+		},
+		Revoked: func(x hooks.Revoked) { e.add("revoked", x.Client, x.Filter, x.Err) },
+		Banned: func(x hooks.Banned) {
+			e.ring.add(securityEvent{At: time.Now(), What: "banned",
+				About: cut(x.Kind.String() + " " + x.Value), Reason: cut(x.Reason)})
+		},
+		Panicked:       func(x hooks.Panicked) { e.add("panic", x.Client, "", nil) },
+		StoreFailed:    func(x hooks.StoreFailed) { e.add("store failed", nil, "", x.Err) },
+		StoreRecovered: func(hooks.StoreRecovered) { e.add("store works", nil, "", nil) },
+	}
+}
+
+func (e *Events) add(what string, client *hooks.Client, about string, err error) {
+	x := securityEvent{At: time.Now(), What: what, About: cut(about)}
+	if client != nil {
+		x.Client = cut(client.ID)
+		name, _ := client.User()
+		x.User = cut(name)
+		if client.RemoteAddr != nil {
+			x.Remote = client.RemoteAddr.String()
+		}
+	}
+	if err != nil {
+		x.Reason = cut(err.Error())
+	}
+	e.ring.add(x)
+}
+
+// security lists the last security events, the newest first.
+func (c *call) security() error {
+	n, err := c.limit()
+	if err != nil {
+		return err
+	}
+	page := page[securityEvent]{Items: []securityEvent{}}
+	if c.desk.events != nil {
+		page.Items = c.desk.events.ring.newest(n)
+	}
+	return c.answer(page)
+}
+
+// A banView is one in force.
+type banView struct {
+	Kind   string    `json:"kind"` // "address", "client", "user" or "session"
+	Value  string    `json:"value"`
+	Until  time.Time `json:"until,omitzero"`
+	Reason string    `json:"reason,omitempty"`
+}
+
+// bans lists the bans in force.
+func (c *call) bans() error {
+	page := page[banView]{Items: []banView{}}
+	for _, x := range c.desk.b.Bans() {
+		page.Items = append(page.Items, banView{x.Kind.String(), x.Value, x.Until, x.Reason})
+	}
+	return c.answer(page)
+}
+
+// A hub gives events to all streams that are open. A stream that does not keep up misses some.
+type hub struct {
+	mu      sync.Mutex
+	streams map[chan []byte]bool // guarded by mu
+}
+
+// waiting is how many events wait for a stream.
+const waiting = 8
+
+// join returns a channel of events, and what ends it.
+func (x *hub) join() (events chan []byte, leave func()) {
+	events = make(chan []byte, waiting)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.streams == nil {
+		x.streams = map[chan []byte]bool{}
+	}
+	x.streams[events] = true
+	return events, func() {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		delete(x.streams, events)
+	}
+}
+
+// send gives an event, which the streams share, to all of them. It does not wait.
+func (x *hub) send(e []byte) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for events := range x.streams {
+		select {
+		case events <- e:
+		default:
+		}
+	}
+}
+
+// event is one of a stream, in the form that browsers read (server-sent events).
+func event(name string, data []byte) []byte {
+	var b bytes.Buffer
+	b.WriteString("event: " + name + "\n")
+	for line := range bytes.Lines(data) {
+		b.WriteString("data: ")
+		b.Write(bytes.TrimRight(line, "\r\n"))
+		b.WriteByte('\n')
+	}
+	b.WriteByte('\n')
+	return b.Bytes()
+}
+
+const (
+	// patience is how long one write to a stream may take.
+	patience = 10 * time.Second
+	// heartbeat is how often a stream says that it is alive.
+	heartbeat = 20 * time.Second
+)
+
+// An outlet is a stream as it is written.
+type outlet struct {
+	w       http.ResponseWriter
+	control *http.ResponseController
+}
+
+// open begins a stream, if there is a place for one more. Its end gives the place back.
+func (c *call) open() (*outlet, func(), error) {
+	select {
+	case c.h.streams <- struct{}{}:
+	default:
+		return nil, nil, fail(http.StatusServiceUnavailable, "streams",
+			"%d streams are open, which is the most", cap(c.h.streams))
+	}
+	c.w.Header().Set("Content-Type", "text/event-stream")
+	c.w.Header().Set("X-Accel-Buffering", "no") // of proxies
+	o := &outlet{c.w, http.NewResponseController(c.w)}
+	return o, func() { <-c.h.streams }, nil
+}
+
+// write sends bytes at once, or fails.
+func (o *outlet) write(b []byte) error {
+	_ = o.control.SetWriteDeadline(time.Now().Add(patience)) // not every writer has one
+	if _, err := o.w.Write(b); err != nil {
+		return err
+	}
+	return o.control.Flush()
+}
+
+// stream sends the samples of a broker as they are taken, beginning with the last one.
+func (c *call) stream() error {
+	o, end, err := c.open()
+	if err != nil {
+		return err
+	}
+	defer end()
+	events, leave := c.desk.hub.join()
+	defer leave()
+	if text, err := json.Marshal(c.desk.history.latest()); err == nil {
+		if o.write(event("stats", text)) != nil {
+			return nil
+		}
+	}
+	beat := time.NewTicker(heartbeat)
+	defer beat.Stop()
+	for {
+		var next []byte
+		select {
+		case next = <-events:
+		case <-beat.C:
+			next = []byte(": alive\n\n")
+		case <-c.r.Context().Done():
+			return nil
+		case <-c.h.ctx.Done():
+			return nil
+		}
+		if o.write(next) != nil {
+			return nil // whoever reads is gone, or does not read
+		}
+	}
+}

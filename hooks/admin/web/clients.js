@@ -1,0 +1,132 @@
+// The clients: their list, and one of them.
+
+import {age, ask, bytes, el, get, id, input, number, post, say, select, span, table, time} from "./lib.js";
+
+const sorts = [["", "by Client Identifier"], ["queued", "most queued"], ["queued_bytes", "most bytes queued"],
+	["inflight", "most in flight"], ["subscriptions", "most subscriptions"]];
+
+const state = c => c.connected ? el("span.badge.good", "connected") : el("span.badge", "away");
+
+/** filters reads what was typed: words, and name:value. */
+function filters(text) {
+	const q = {};
+	for (const word of text.match(/\S+:"[^"]*"|\S+/g) ?? []) {
+		const [, name, value] = word.match(/^(user|address|listener|prefix):"?([^"]*)"?$/) ?? [];
+		if (name) q[name] = value;
+		else q.id = q.id ? q.id + " " + word : word;
+	}
+	return q;
+}
+
+export async function clients(app, q) {
+	const text = input({type: "search", value: q.text ?? "", placeholder: "Client Identifier, or user:ann, address:10.0.0.0/8", "aria-label": "Search clients"});
+	const sort = select(sorts, q.sort ?? ""), connected = select([["", "all"], ["true", "connected"], ["false", "away"]], q.connected ?? "");
+	sort.ariaLabel = "Order";
+	connected.ariaLabel = "Which";
+	const list = el("div"), progress = el("span.quiet", {role: "status"});
+	const go = (more = {}) => {
+		const now = {text: text.value.trim(), sort: sort.value, connected: connected.value, ...more};
+		location.hash = app.link("clients", Object.fromEntries(Object.entries(now).filter(([, v]) => v)));
+	};
+	for (const e of [sort, connected]) e.addEventListener("change", () => go());
+	const next = el("button", {disabled: true}, "Next");
+	const show = async () => {
+		const limit = 50, items = [];
+		let after = q.after ?? "", looked = 0;
+		do { // a filter that matches little takes several requests
+			const page = await get(app.of("clients", {...filters(q.text ?? ""), sort: q.sort, connected: q.connected, limit: limit - items.length, after}));
+			items.push(...page.items);
+			after = page.next ?? "";
+			looked += page.looked;
+			if (after && items.length < limit) progress.textContent = `${number(looked)} looked at, ${number(items.length)} found ...`;
+			if (items.length) list.replaceChildren(rows(app, items));
+		} while (after && items.length < limit && !app.signal.aborted);
+		list.replaceChildren(rows(app, items));
+		progress.textContent = items.length ? `${number(items.length)} shown` : "";
+		next.disabled = !after;
+		next.onclick = () => go({after});
+	};
+	const first = show();
+	first.catch(err => app.signal.aborted || list.replaceChildren(el("div.banner", {role: "alert"}, err.message)));
+	if (!(app.sample?.sessions > 20000)) await first.catch(() => {});
+	return el("div", el("div.top", el("h1", "Clients"),
+		el("form.row", {onsubmit: e => { e.preventDefault(); go(); }}, text, connected, sort, el("button", "Search"))),
+	list, el("div.pager", progress,
+		q.after && el("button", {onclick: () => history.back()}, "Previous"), next));
+}
+
+function rows(app, items) {
+	return table([
+		["Client", c => [el("a", {href: app.link("client", {id: c.id})}, id(c.id)), c.bridge && [" ", el("span.badge", "bridge")]]],
+		["State", state],
+		["User", c => c.user && id(c.user)],
+		["Address", c => c.remote],
+		["Protocol", c => c.protocol && [c.protocol, c.tls && ", " + c.tls]],
+		["Subscriptions", c => number(c.subscriptions), "num"],
+		["Queued", c => number(c.queued), "num"],
+		["In flight", c => number(c.inflight), "num"],
+	], items, "No client is like that.");
+}
+
+/** host is the address of a client without its port. */
+const host = remote => remote.replace(/:\d+$/, "").replace(/^\[(.*)\]$/, "$1");
+
+export async function client(app, q) {
+	const c = await get(app.of("client", {id: q.id}));
+	const fact = (name, value) => !value && value !== 0 ? null : [el("dt", name), el("dd", value)];
+	const done = (text, then) => async () => { await then(); say(text); app.reload(); };
+	const disconnect = () => ask({title: "Disconnect this client?", text: ["Its Session stays, and it may come back at once."], button: "Disconnect", bad: true,
+		act: done("It was disconnected.", () => post(app.of("disconnect"), {id: c.id}))});
+	const remove = () => ask({title: "Delete this Session?", text: "Its subscriptions, and all that waits for it, are lost. The client is disconnected.", button: "Delete", bad: true,
+		act: async () => { await post(app.of("delete-session"), {id: c.id}); say("The Session was deleted."); location.hash = app.link("clients"); }});
+	return el("div",
+		el("div.top", el("h1", id(c.id)), state(c), app.acts && [
+			el("button", {onclick: disconnect, disabled: !c.connected}, "Disconnect"),
+			el("button.bad", {onclick: () => ban(app, c)}, "Ban"),
+			el("button.bad", {onclick: remove}, "Delete Session")]),
+		el("div.grid",
+			el("section.card", el("h2", "Client"), el("dl",
+				fact("User", c.user && id(c.user)), fact("Principal", c.principal && c.principal !== c.user && id(c.principal)),
+				fact("Address", c.remote), fact("Listener", c.listener),
+				fact("Protocol", c.protocol && "MQTT " + c.protocol), fact("TLS", c.tls),
+				fact("Keep Alive", c.keep_alive && span(c.keep_alive)),
+				fact("Session expires", c.expires_at && [time(c.expires_at), " (", age(c.expires_at), ")"]))),
+			el("section.card", el("h2", "Queue"), el("dl",
+				fact("Queued", `${number(c.queued)} messages, ${bytes(c.queued_bytes)}`),
+				fact("In flight", `${number(c.inflight)} messages`)))),
+		await subscriptions(app, c));
+}
+
+async function subscriptions(app, c) {
+	const list = el("div"), more = el("button", "More"), all = [];
+	let after;
+	const load = async () => {
+		const page = await get(app.of("subscriptions", {id: c.id, after, limit: 100}));
+		all.push(...page.items);
+		after = page.next;
+		more.hidden = !after;
+		list.replaceChildren(table([
+			["Filter", s => id(s.filter)], ["QoS", s => s.qos, "num"],
+			["Options", s => [s.no_local && el("span.badge", "No Local"), " ", s.retain_as_published && el("span.badge", "Retain As Published")]],
+		], all, "It subscribes to nothing."));
+	};
+	more.addEventListener("click", load);
+	await load();
+	return el("section.card", el("h2", "Subscriptions ", el("span.quiet", number(c.subscriptions))), list, more);
+}
+
+/** ban asks which of a client is to be kept out, and for how long. */
+export function ban(app, c) {
+	const kinds = [["client", "this Client Identifier"]];
+	if (c.user) kinds.push(["user", `the user ${c.user}`]);
+	if (c.remote) kinds.push(["address", `the address ${host(c.remote)}`]);
+	const kind = select(kinds), seconds = select([["3600", "an hour"], ["86400", "a day"], ["604800", "a week"], ["0", "until it is lifted"]]);
+	const reason = input({maxLength: 500});
+	ask({title: "Keep out", fields: [["kind", "Whom", kind], ["seconds", "How long", seconds], ["reason", "Why, for the list", reason]], button: "Ban", bad: true,
+		act: async () => {
+			const value = {client: c.id, user: c.user, address: c.remote && host(c.remote)}[kind.value];
+			await post(app.of("ban"), {kind: kind.value, value, seconds: Number(seconds.value), reason: reason.value});
+			say("The ban is in force.");
+			app.reload();
+		}});
+}
