@@ -22,6 +22,8 @@ type faultStore struct {
 	dead    bool   // nothing reaches the store any more
 	commits int
 	seen    []store.Op // of all commits, copied as far as tests look at them
+	planted string     // a fault that tests must find, see model.fault
+	pending []store.Op // of the Commit that has returned early
 }
 
 var errKilled = errors.New("the process was killed")
@@ -56,6 +58,20 @@ func (s *faultStore) apply(ctx context.Context, ops []store.Op) error {
 	}
 	for _, op := range ops {
 		s.seen = append(s.seen, copyOp(op))
+	}
+	switch s.planted {
+	case "early":
+		before := s.pending
+		s.pending = slices.Clone(s.seen[len(s.seen)-len(ops):])
+		if len(before) == 0 {
+			return nil
+		}
+		ops = before
+	case "unreleased":
+		ops = slices.DeleteFunc(slices.Clone(ops), func(op store.Op) bool {
+			_, is := op.(*store.Released)
+			return is
+		})
 	}
 	return s.Store.Commit(ctx, ops)
 }
@@ -125,7 +141,7 @@ func (s *faultStore) kill() *faultStore {
 	s.mu.Lock()
 	s.dead = true
 	s.mu.Unlock()
-	return &faultStore{Store: s.Store}
+	return &faultStore{Store: s.Store, planted: s.planted}
 }
 
 func (s *faultStore) Close() error { return nil } // the memory stays open for the next one

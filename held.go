@@ -17,7 +17,7 @@ import (
 // held already, if anything is. It returns whether it holds the packet.
 func (c *conn) hold(at int, ticket uint64, kind link.HoldKind, id uint16) (isHeld bool) {
 	o := &c.out
-	if earlyAck || o.Empty() || ticket == 0 && (!o.Held() || kind != link.Durable && !o.Ordered()) {
+	if o.Empty() || ticket == 0 && (!o.Held() || kind != link.Durable && !o.Ordered()) {
 		return false
 	}
 	if c.stopping != nil || o.dead { // nothing goes behind a DISCONNECT

@@ -5,6 +5,8 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,6 +21,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 	"github.com/dunlin-mqtt/dunlin/store"
 	"github.com/dunlin-mqtt/dunlin/store/memory"
+	"github.com/stretchr/testify/require"
 )
 
 // This file is a model of the whole Broker over a store that is killed, slow and full. Clients and
@@ -29,6 +32,8 @@ import (
 
 var (
 	modelSeed  = flag.Uint64("model.seed", 0, "the one seed that TestModel plays; 0: new ones")
+	modelFault = flag.String("model.fault", "", "what the store of TestModel does wrong: "+
+		"early, its Commit returns before it has committed; unreleased, it forgets PUBRECs")
 	modelSeeds = flag.Int("model.seeds", 0,
 		"how many seeds TestModel plays; 0: 400, fewer with -race or -short")
 	modelSteps = flag.Int("model.steps", 250, "how many steps of TestModel belong to a seed")
@@ -94,7 +99,7 @@ func (w *modelWorld) fail(format string, args ...any) {
 
 func newModel(t *testing.T, rnd *rand.Rand) *modelWorld {
 	w := &modelWorld{
-		t: t, rnd: rnd, store: &faultStore{Store: new(memory.Store)},
+		t: t, rnd: rnd, store: &faultStore{Store: new(memory.Store), planted: *modelFault},
 		wills: map[*modelWill]*modelClient{},
 	}
 	w.messages = []*modelMessage{{}} // so that none has the number 0
@@ -444,6 +449,20 @@ func TestModel(t *testing.T) {
 				messages.Add(int64(len(w.messages)))
 				refused.Add(int64(w.refusals))
 			})
+		})
+	}
+}
+
+// A test that cannot fail proves nothing: TestModel finds a store that does less than it says.
+func TestTheModelFindsPlantedFaults(t *testing.T) {
+	for _, fault := range []string{"early", "unreleased"} {
+		t.Run(fault, func(t *testing.T) {
+			t.Parallel()
+			cmd := exec.Command(os.Args[0], "-test.run=^TestModel$", "-test.count=1",
+				"-model.seeds=40", "-model.fault="+fault)
+			out, err := cmd.CombinedOutput()
+			require.Error(t, err, "nothing was found:\n%s", out)
+			require.Regexp(t, "never got| times", string(out), "it failed for another reason")
 		})
 	}
 }

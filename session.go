@@ -396,11 +396,8 @@ func (s *session) acked(t *turn, c *conn, a *packets.Ack) error {
 // storePubrec, with s.mu held, tells the store that PUBREC came for an entry, which is not in the
 // store if seq is 0. It returns the ticket that the PUBREL waits for.
 func (s *session) storePubrec(c *conn, seq uint64) uint64 {
-	switch {
-	case seq == 0:
+	if seq == 0 {
 		return 0
-	case dropRelease:
-		return s.undecided(c)
 	}
 	return s.b.journal.Released(c.waiting(), store.Released{Session: s.stored, Seq: seq})
 }

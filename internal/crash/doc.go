@@ -11,6 +11,6 @@
 //	go test ./internal/crash -run DiskFull -v      on a tmpfs that becomes full
 //	DUNLIN_OFFLINE=10000x1000 go test ./internal/crash -run Offline -v    what queues of absent clients cost
 //
-// It runs itself as the broker, and for the full disk examples/server, built with the same tags:
-// with canary_ack or canary_release it has to fail.
+// It runs itself as the broker, and for the full disk examples/server. With DUNLIN_CRASH_FAULT, a
+// fault of the store, it has to fail: see TestPlantedFaultsAreFound.
 package crash

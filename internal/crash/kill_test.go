@@ -51,7 +51,7 @@ func TestMain(m *testing.M) {
 // standard input ends.
 func serve(dir string) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	st, err := segment.Open(dir, segment.Options{SegmentSize: 4 << 20, Logger: log})
+	st, err := openStore(dir, segment.Options{SegmentSize: 4 << 20, Logger: log})
 	if err != nil {
 		return err
 	}

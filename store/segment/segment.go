@@ -193,11 +193,6 @@ func (s *Store) Commit(ctx context.Context, ops []store.Op) error {
 	if len(ops) == 0 {
 		return nil
 	}
-	if ackEarly && s.waiting > 0 {
-		if err := s.write(len(s.buf), true); err != nil {
-			return err
-		}
-	}
 	mark := len(s.buf)
 	if err := s.encode(ops); err != nil {
 		return err
@@ -210,7 +205,7 @@ func (s *Store) Commit(ctx context.Context, ops []store.Op) error {
 	}
 	s.head.frame(s.buf[mark:], s.last+s.waiting+1, s.flags())
 	s.waiting++
-	if ackEarly || s.opts.Durability == store.DurabilityNone && len(s.buf) < noneBuffer {
+	if s.opts.Durability == store.DurabilityNone && len(s.buf) < noneBuffer {
 		return nil
 	}
 	return s.write(mark, s.opts.Durability == store.DurabilitySynced)
@@ -243,11 +238,6 @@ func (s *Store) encode(ops []store.Op) error {
 	s.buf = append(s.buf, make([]byte, recordSize)...)
 	s.encoder = codec.Encoder{}
 	for _, op := range ops {
-		if dropReleased {
-			if _, ok := op.(*store.Released); ok {
-				continue
-			}
-		}
 		s.buf = s.encoder.Append(s.buf, op)
 		if len(s.buf)-mark-recordSize > s.largest {
 			s.buf = slices.Clone(s.buf[:mark]) // not the memory of the batch

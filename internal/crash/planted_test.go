@@ -1,0 +1,95 @@
+package crash
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/dunlin-mqtt/dunlin/store"
+	"github.com/dunlin-mqtt/dunlin/store/segment"
+)
+
+// faultEnv names a fault of the store in the environment of a test that has to find it.
+const faultEnv = "DUNLIN_CRASH_FAULT"
+
+const (
+	unwritten  = "unwritten"  // what Commit has returned for is in the memory of the process
+	unreleased = "unreleased" // PUBRECs are not recorded
+	unrefused  = "unrefused"  // Commit returns nil for every other batch that has no room
+)
+
+// openStore opens the store of the broker in dir, with the fault that is planted, if one is.
+func openStore(dir string, o segment.Options) (store.Store, error) {
+	if os.Getenv(faultEnv) == unwritten {
+		o.Durability = store.DurabilityNone
+	}
+	st, err := segment.Open(dir, o)
+	switch fault := os.Getenv(faultEnv); {
+	case err != nil:
+		return nil, err
+	case fault == unreleased:
+		return forgetful{st}, nil
+	case fault == unrefused:
+		return &boastful{Store: st}, nil
+	}
+	return st, nil
+}
+
+// A boastful Store says for every other batch that has no room that it is committed.
+type boastful struct {
+	store.Store
+	full int
+}
+
+func (b *boastful) Commit(ctx context.Context, ops []store.Op) error {
+	err := b.Store.Commit(ctx, ops)
+	if errors.Is(err, store.ErrFull) {
+		if b.full++; b.full%2 == 0 {
+			return nil
+		}
+	}
+	return err
+}
+
+// A forgetful Store forgets PUBRECs.
+type forgetful struct{ store.Store }
+
+func (f forgetful) Commit(ctx context.Context, ops []store.Op) error {
+	kept := slices.DeleteFunc(slices.Clone(ops), func(op store.Op) bool {
+		_, is := op.(*store.Released)
+		return is
+	})
+	return f.Store.Commit(ctx, kept)
+}
+
+// A test that cannot fail proves nothing: with each planted fault the tests of crashes have to find
+// something. TestTheModelFindsPlantedFaults of the root package is the same in virtual time.
+func TestPlantedFaultsAreFound(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it kills two more brokers, until they have lost something")
+	}
+	for name, fault := range map[string]string{
+		"acknowledgements before anything is written": unwritten,
+		"PUBRECs that are not recorded":               unreleased,
+	} {
+		t.Run(name, func(t *testing.T) { findsPlanted(t, fault, "TestKill") })
+	}
+}
+
+// findsPlanted checks that a test of this package finds the fault.
+func findsPlanted(t *testing.T, fault, run string) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], "-test.count=1", "-test.run=^"+run+"$")
+	cmd.Env = append(os.Environ(), "DUNLIN_KILLS=20", faultEnv+"="+fault)
+	out, err := cmd.CombinedOutput()
+	if err == nil {
+		t.Fatalf("nothing was found:\n%s", out)
+	}
+	if !strings.Contains(string(out), "never got") && !strings.Contains(string(out), " times") {
+		t.Fatalf("it failed for another reason:\n%s", out)
+	}
+}
