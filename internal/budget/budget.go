@@ -55,6 +55,10 @@ type Budget struct {
 	limit int64 // immutable
 	all   atomic.Int64
 	used  [Kinds]atomic.Int64 // of each kind but InFlight, which is the rest of all
+
+	nextStripe atomic.Uint32
+	_          [64]byte // what follows shares no cache line
+	places     places
 }
 
 // New returns a Budget of which nothing is used.

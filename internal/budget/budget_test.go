@@ -108,3 +108,22 @@ func TestRecountCountsDifferences(t *testing.T) {
 	b.Recount(Output, &counted, 0)
 	require.Zero(t, b.Used())
 }
+
+func TestPlacesAreAddedUp(t *testing.T) {
+	b := New(1000)
+	var over sync.WaitGroup
+	for i := range 40 {
+		over.Go(func() {
+			for range 100 {
+				b.AddQueued(Stripe(i), 2, 30)
+				b.AddQueued(Stripe(i), -1, -10)
+				b.AddInFlight(Stripe(i), 1)
+			}
+		})
+	}
+	over.Wait()
+	require.Equal(t, Places{Queued: 4000, QueuedBytes: 80_000, InFlight: 4000}, b.Places())
+	require.Zero(t, b.Used(), "places are no bytes")
+	(*Budget)(nil).AddQueued(1, 1, 1)
+	(*Budget)(nil).AddInFlight(1, 1)
+}

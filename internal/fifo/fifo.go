@@ -9,7 +9,8 @@ type Queue[T any] struct {
 }
 
 type chunk[T any] struct {
-	e    [15]T // of elements of 32 bytes: with next 488 bytes, in an allocation of 512
+	e    [14]T      // of elements of 32 bytes: with the rest 512 bytes
+	at   [14]uint32 // see PushAt
 	next *chunk[T]
 }
 
@@ -17,7 +18,10 @@ type chunk[T any] struct {
 func (q *Queue[T]) Len() int32 { return q.n }
 
 // Push puts v at the end.
-func (q *Queue[T]) Push(v T) {
+func (q *Queue[T]) Push(v T) { q.PushAt(v, 0) }
+
+// PushAt puts v at the end, with a number that says when it came.
+func (q *Queue[T]) PushAt(v T, at uint32) {
 	if q.last == nil || int(q.to) == len(q.last.e) {
 		c := new(chunk[T])
 		if q.last == nil {
@@ -27,7 +31,7 @@ func (q *Queue[T]) Push(v T) {
 		}
 		q.last, q.to = c, 0
 	}
-	q.last.e[q.to] = v
+	q.last.e[q.to], q.last.at[q.to] = v, at
 	q.to++
 	q.n++
 }
@@ -39,6 +43,9 @@ func (q *Queue[T]) Front() *T {
 	}
 	return &q.first.e[q.from]
 }
+
+// FrontAt is the number that the oldest, which must be there, was put with.
+func (q *Queue[T]) FrontAt() uint32 { return q.first.at[q.from] }
 
 // Pop takes the oldest, which must be there.
 func (q *Queue[T]) Pop() T {
@@ -58,12 +65,17 @@ func (q *Queue[T]) Pop() T {
 
 // All yields the elements, oldest first. f returns false to stop.
 func (q *Queue[T]) All(f func(*T) bool) {
+	q.AllAt(func(v *T, _ uint32) bool { return f(v) })
+}
+
+// AllAt is All with the numbers that the elements were put with.
+func (q *Queue[T]) AllAt(f func(v *T, at uint32) bool) {
 	i := int(q.from)
 	for c, n := q.first, q.n; n > 0; n-- {
 		if i == len(c.e) {
 			c, i = c.next, 0
 		}
-		if !f(&c.e[i]) {
+		if !f(&c.e[i], c.at[i]) {
 			return
 		}
 		i++

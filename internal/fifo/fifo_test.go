@@ -11,11 +11,14 @@ func TestFifoKeepsOrderAndMemory(t *testing.T) {
 	in, out := 0, 0
 	for range 100_000 {
 		if rnd.IntN(2) == 0 || q.Len() == 0 {
-			q.Push(in)
+			q.PushAt(in, uint32(in+7))
 			in++
 		} else {
 			if got := *q.Front(); got != out {
 				t.Fatalf("front is %d, want %d", got, out)
+			}
+			if got := q.FrontAt(); got != uint32(out+7) {
+				t.Fatalf("front is of %d, want %d", got, out+7)
 			}
 			if got := q.Pop(); got != out {
 				t.Fatalf("popped %d, want %d", got, out)
@@ -27,8 +30,8 @@ func TestFifoKeepsOrderAndMemory(t *testing.T) {
 		}
 	}
 	want := out
-	q.All(func(v *int) bool {
-		if *v != want {
+	q.AllAt(func(v *int, at uint32) bool {
+		if *v != want || at != uint32(want+7) {
 			t.Fatalf("all yields %d, want %d", *v, want)
 		}
 		want++

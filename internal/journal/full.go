@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	"github.com/dunlin-mqtt/dunlin/internal/budget"
 	"github.com/dunlin-mqtt/dunlin/internal/lock"
@@ -73,6 +74,9 @@ func passes(err error) bool {
 // try commits ops, which weigh n bytes.
 func (j *Journal) try(ops []store.Op, n int) error {
 	j.grown += n
+	if j.o.Tried != nil {
+		defer j.o.Tried(time.Now(), len(ops))
+	}
 	lock.NoneHeld("a call of the Store")
 	return j.o.Store.Commit(context.Background(), ops)
 }

@@ -39,7 +39,7 @@ const (
 	batchBytes      = 16 << 20 // from which a batch is complete, far below what a store can take
 )
 
-// Options are what a Journal is made of. All but Closed and Memory must be set.
+// Options are what a Journal is made of. All but Closed, Memory and Tried must be set.
 type Options struct {
 	Store   store.Store // Close closes it
 	Handler Handler
@@ -48,6 +48,9 @@ type Options struct {
 	Memory  *budget.Budget // counts what is not decided
 	Most    int64          // bytes that Room has
 	Closed  error          // what goroutines get that wait when the Journal is closed
+	// Tried is told of each call of Commit, also of one that failed: when it began, and with how many
+	// operations. The committer calls it.
+	Tried func(began time.Time, ops int)
 }
 
 // A Handler is told what becomes of batches. Its methods are called with no lock held.

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"hash/maphash"
+	"math"
 	"math/bits"
 	"math/rand/v2"
 	"runtime"
@@ -289,35 +290,65 @@ func (t *Tree) Get(sub uint32, group, filter string) (o Options, ok bool) {
 // yield returns false. Replacing a subscription does not change its place. yield may call the
 // tree.
 func (t *Tree) Each(sub uint32, yield func(group, filter string, o Options) bool) {
-	type subscription struct {
-		group, filter string
-		Options
-	}
-	var all []subscription
-	var buf []byte
-	mu := t.reader(sub)
-	mu.RLock()
-	if n := t.count(sub); n > 0 {
-		all = make([]subscription, 0, n)
-		i := t.subs.at(sub).newest
-		for range n {
-			i = t.entries.at(i).newer
-			e := t.entries.at(i)
-			s := subscription{Options: e.options()}
-			if g := t.ownerGroup(e.owner); g != nil {
-				s.group = g.Name
-			}
-			buf = t.appendFilter(buf[:0], t.ownerNode(e.owner))
-			s.filter = string(buf)
-			all = append(all, s)
-		}
-	}
-	mu.RUnlock()
-	for _, s := range all {
-		if !yield(s.group, s.filter, s.Options) {
+	for _, s := range t.Page(sub, nil, math.MaxInt) {
+		if !yield(s.Group, s.Filter, s.Options) {
 			return
 		}
 	}
+}
+
+// A Subscription is one subscription of a subscriber.
+type Subscription struct {
+	Group, Filter string
+	Options
+	Place int // how many older ones the subscriber had when this was read
+}
+
+// Page returns up to most of the subscriptions of sub, oldest first: those behind after, or, with
+// nil, the first. If after has ended meanwhile, it goes on at the same Place.
+func (t *Tree) Page(sub uint32, after *Subscription, most int) (page []Subscription) {
+	var key, buf []byte
+	if after != nil {
+		key = []byte(after.Filter)
+	}
+	mu := t.reader(sub)
+	mu.RLock()
+	defer mu.RUnlock()
+	n := t.count(sub)
+	if n == 0 {
+		return nil
+	}
+	i, place := t.subs.at(sub).newest, 0 // before the oldest: it is a ring
+	if after != nil {
+		_, at := t.lookup(sub, after.Group, key)
+		if place = min(after.Place, n); at != 0 {
+			i, place = at, place+1
+		} else {
+			for range place {
+				i = t.entries.at(i).newer
+			}
+		}
+	}
+	newest := t.subs.at(sub).newest
+	if i == newest && place > 0 {
+		return nil
+	}
+	page = make([]Subscription, 0, min(n, most))
+	for len(page) < most {
+		i = t.entries.at(i).newer
+		e := t.entries.at(i)
+		s := Subscription{Options: e.options(), Place: place}
+		if g := t.ownerGroup(e.owner); g != nil {
+			s.Group = g.Name
+		}
+		buf = t.appendFilter(buf[:0], t.ownerNode(e.owner))
+		s.Filter = string(buf)
+		page = append(page, s)
+		if place++; i == newest {
+			break
+		}
+	}
+	return page
 }
 
 // Count returns how many subscriptions sub has.

@@ -1,6 +1,7 @@
 package subs
 
 import (
+	"fmt"
 	"runtime"
 	"slices"
 	"strings"
@@ -521,4 +522,49 @@ func TestTreeNodeIsACacheLine(t *testing.T) {
 	require.EqualValues(t, 64, unsafe.Sizeof(node{}))
 	require.EqualValues(t, 32, unsafe.Sizeof(subEntry{}))
 	require.EqualValues(t, 8192, unsafe.Sizeof(segment{}))
+}
+
+// Pages show each subscription once that is there all the time, in the order of Each.
+func TestPagesOfSubscriptions(t *testing.T) {
+	tr := New(Limits{})
+	other, sub := tr.Join(), tr.Join()
+	require.Empty(t, tr.Page(sub, nil, 10))
+	var want []string
+	for i := range 100 {
+		filter, group := fmt.Sprint("f/", i), ""
+		if i%3 == 0 {
+			filter, group = filter+"/#", "g"
+		}
+		want = append(want, group+" "+filter)
+		tr.Restore(sub, group, filter, Options{QoS: 1, ID: uint32(i)})
+		tr.Restore(other, group, filter, Options{})
+	}
+	all := func(size int, between func(last *Subscription)) (got []string) {
+		var after *Subscription
+		for range 1000 {
+			page := tr.Page(sub, after, size)
+			require.LessOrEqual(t, len(page), size)
+			if len(page) == 0 {
+				return got
+			}
+			for i := range page {
+				require.Equal(t, len(got), page[i].Place)
+				got = append(got, page[i].Group+" "+page[i].Filter)
+				require.Equal(t, packets.QoS1, page[i].QoS)
+			}
+			after = &page[len(page)-1]
+			between(after)
+		}
+		return got
+	}
+	for _, size := range []int{1, 7, 50, 100, 1000} {
+		require.Equal(t, want, all(size, func(*Subscription) {}), "pages of %d", size)
+	}
+	// The last one of a page ends, and the reader goes on behind it.
+	tr.Remove(sub, "", "f/10")
+	page := tr.Page(sub, &Subscription{Filter: "f/10", Place: 10}, 2)
+	require.Equal(t, "f/11", page[0].Filter)
+	require.Empty(t, tr.Page(sub, &Subscription{Filter: "f/10", Place: 1000}, 2))
+	tr.Leave(sub)
+	require.Empty(t, tr.Page(sub, &Subscription{Filter: "f/11", Place: 11}, 2))
 }

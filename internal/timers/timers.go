@@ -27,6 +27,7 @@ type Timer struct {
 	indexed bool                // it is in lane.index
 	parked  bool                // it is in lane.parked
 	running bool                // a worker is in an earlier do of this Timer
+	overdue bool                // at was over when it was set
 }
 
 // Over says whether what the Timer was set to last has come. A call asks it whether it is still
@@ -40,6 +41,10 @@ func (leaf) Rank() lock.Rank { return lock.Rank{Order: lock.Leaf, Name: "timers.
 // Timers calls what is due. Its methods may be called concurrently; none of them waits, except
 // Close.
 type Timers struct {
+	// Late is told how long after its time each call begins, unless that time was over when it was
+	// set. Late is set before the first Set, or nil, and called with a lock held.
+	Late func(d time.Duration)
+
 	mu      lock.Mutex[leaf] // a leaf. Guards what follows, and the Timers
 	quick   lane
 	slow    lane
@@ -124,6 +129,7 @@ func (ts *Timers) set(
 		t.do = nil
 		return
 	}
+	t.overdue = !t.at.After(time.Now())
 	ts.seq++
 	if t.seq = ts.seq; !t.running { // otherwise its worker does it
 		ts.insert(t)
@@ -202,6 +208,9 @@ func (ts *Timers) take(l *lane) call {
 		}
 		if l.each > 0 {
 			l.busy[t.share]++
+		}
+		if ts.Late != nil && !t.overdue {
+			ts.Late(max(now.Sub(t.at), 0))
 		}
 		c := call{t, t.do, now, t.share}
 		t.do, t.running = nil, true

@@ -267,3 +267,18 @@ func TestTimersAgainstAModel(t *testing.T) {
 		require.Zero(t, ts.Len()+ts.quick.workers+ts.slow.workers)
 	})
 }
+
+func TestLateIsToldHowLongACallHadToWait(t *testing.T) {
+	bubble(t, func(t *testing.T, ts *Timers) {
+		var late []time.Duration
+		ts.Late = func(d time.Duration) { late = append(late, d) }
+		began := time.Now()
+		for range quickWorkers {
+			ts.Set(new(Timer), began.Add(time.Second), func(time.Time) { time.Sleep(3 * time.Second) })
+		}
+		ts.Set(new(Timer), began.Add(2*time.Second), func(time.Time) {})
+		ts.Set(new(Timer), time.Unix(0, 0), func(time.Time) {}) // says nothing about the Timers
+		time.Sleep(time.Minute)
+		require.Equal(t, append(make([]time.Duration, quickWorkers), 2*time.Second), late)
+	})
+}

@@ -1,25 +1,29 @@
-// Package traffic counts packets, messages and bytes. Each goroutine counts for itself and adds up
-// now and then, which costs less than an atomic addition to each counter.
+// Package traffic counts packets, messages and bytes, by what the connections have in common. Each
+// goroutine counts for itself and adds up now and then, which costs less than an atomic addition to
+// each counter.
 package traffic
 
 import (
+	"slices"
 	"sync/atomic"
 
 	"github.com/dunlin-mqtt/dunlin/internal/lock"
 )
 
-// Counts is traffic of which one goroutine knows.
+// Counts is traffic of one Class of connections.
 type Counts struct {
-	Received, Sent               uint64 // PUBLISH packets
-	ReceivedPayload, SentPayload uint64 // bytes of payload in them
-	ReceivedPackets, Answers     uint64 // all packets; sent ones other than PUBLISH
+	Received, Sent               [3]uint64 // PUBLISH packets, by QoS
+	ReceivedPayload, SentPayload uint64    // bytes of payload in them
+	ReceivedPackets, Answers     uint64    // all packets; sent ones other than PUBLISH
 	ReceivedBytes, SentBytes     uint64
 }
 
 // Add adds x to t.
 func (t *Counts) Add(x *Counts) {
-	t.Received += x.Received
-	t.Sent += x.Sent
+	for i := range t.Received {
+		t.Received[i] += x.Received[i]
+		t.Sent[i] += x.Sent[i]
+	}
 	t.ReceivedPayload += x.ReceivedPayload
 	t.SentPayload += x.SentPayload
 	t.ReceivedPackets += x.ReceivedPackets
@@ -30,42 +34,149 @@ func (t *Counts) Add(x *Counts) {
 
 type shardLock struct{}
 
-func (shardLock) Rank() lock.Rank { return lock.Rank{Order: lock.Leaf, Name: "traffic.Shard.mu"} }
+func (shardLock) Rank() lock.Rank { return lock.Rank{Order: lock.Leaf, Name: "traffic.shard.mu"} }
 
-// A Shard is what some goroutines have counted. Those that work at the same time rarely share one.
-type Shard struct {
+const (
+	shards = 8 // goroutines that work at the same time rarely share one
+	slots  = 4 // Classes that a Tally counts for at a time
+)
+
+// A shard is what some goroutines have counted for a Class.
+type shard struct {
 	mu  lock.Mutex[shardLock]
 	all Counts
 	_   [128]byte // no cache line is shared
 }
 
-// Take adds t, which begins anew.
-func (s *Shard) Take(t *Counts) {
-	if *t == (Counts{}) {
-		return
-	}
-	s.mu.Lock()
-	s.all.Add(t)
-	s.mu.Unlock()
-	*t = Counts{}
+// A Class is the traffic of the connections that have a Key in common.
+type Class struct {
+	Key
+	slot   uint8 // in a Tally. Immutable
+	_      [128]byte
+	shards [shards]shard
+
+	// Sent is for what a goroutine sends that has no Tally, as SentPayload, SentBytes and Answers
+	// are. Open is for the caller: how many connections there are.
+	Sent                            [3]atomic.Uint64
+	SentPayload, SentBytes, Answers atomic.Uint64
+	Open                            atomic.Int64
 }
 
-// Shards is all traffic. The zero value is none.
-type Shards struct {
-	shards [8]Shard
-	next   atomic.Uint32
-}
-
-// Shard returns the Shard for one more goroutine, or whatever counts for itself.
-func (x *Shards) Shard() *Shard { return &x.shards[int(x.next.Add(1))%len(x.shards)] }
-
-// Total is the sum of all Shards.
-func (x *Shards) Total() (t Counts) {
+// Total is all traffic of x.
+func (x *Class) Total() (t Counts) {
 	for i := range x.shards {
 		s := &x.shards[i]
 		s.mu.Lock()
 		t.Add(&s.all)
 		s.mu.Unlock()
 	}
+	for i := range x.Sent {
+		t.Sent[i] += x.Sent[i].Load()
+	}
+	t.SentPayload += x.SentPayload.Load()
+	t.SentBytes += x.SentBytes.Load()
+	t.Answers += x.Answers.Load()
 	return t
+}
+
+// A Tally is what one goroutine has counted, or whatever counts for itself. It is for one goroutine
+// at a time.
+type Tally struct {
+	slots [slots]struct {
+		of *Class // nil: nobody yet
+		Counts
+	}
+	used  uint8 // slots that have to be added up, one bit each
+	shard uint8
+}
+
+// Of returns the counts for a Class, until the next call of Of or AddUp.
+func (t *Tally) Of(c *Class) *Counts {
+	s := &t.slots[c.slot%slots]
+	if s.of != c {
+		t.addUp(c.slot % slots)
+		s.of = c
+	}
+	t.used |= 1 << (c.slot % slots)
+	return &s.Counts
+}
+
+// AddUp adds what was counted to the Classes. t begins anew.
+func (t *Tally) AddUp() {
+	if t.used == 0 {
+		return
+	}
+	for i := range uint8(slots) {
+		t.addUp(i)
+	}
+}
+
+func (t *Tally) addUp(i uint8) {
+	if t.used&(1<<i) == 0 {
+		return
+	}
+	t.used &^= 1 << i
+	x := &t.slots[i]
+	s := &x.of.shards[t.shard%shards]
+	s.mu.Lock()
+	s.all.Add(&x.Counts)
+	s.mu.Unlock()
+	x.Counts = Counts{}
+}
+
+// A Key is what the connections of a Class have in common.
+type Key struct {
+	Listener string // its name
+	Version  byte   // of the protocol; 0: not known yet
+}
+
+// maxNames bounds the names of listeners. What comes from further ones counts for the empty name.
+const maxNames = 100
+
+type classesLock struct{}
+
+func (classesLock) Rank() lock.Rank {
+	return lock.Rank{Order: lock.Leaf, Name: "traffic.Classes.mu"}
+}
+
+// Classes is all traffic. The zero value is none.
+type Classes struct {
+	next atomic.Uint32 // Tallies
+
+	mu    lock.Mutex[classesLock] // guards what follows
+	of    map[Key]*Class
+	names map[string]bool
+	all   []*Class // in the order in which they came
+}
+
+// Tally returns the Tally for one more goroutine.
+func (x *Classes) Tally() Tally { return Tally{shard: uint8(x.next.Add(1) % shards)} }
+
+// Of returns the Class of a Key.
+func (x *Classes) Of(k Key) *Class {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.of == nil {
+		x.of, x.names = make(map[Key]*Class), make(map[string]bool)
+	}
+	if !x.names[k.Listener] {
+		if len(x.names) >= maxNames {
+			k.Listener = ""
+		}
+		x.names[k.Listener] = true
+	}
+	c := x.of[k]
+	if c == nil {
+		c = &Class{Key: k, slot: uint8(len(x.all) % slots)}
+		x.of[k] = c
+		x.all = append(x.all, c)
+	}
+	return c
+}
+
+// All returns the Classes, in the order in which they came.
+func (x *Classes) All() []*Class {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return slices.Clone(x.all)
 }
