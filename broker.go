@@ -216,6 +216,8 @@ func New(cfg Config) (*Broker, error) {
 		sysChanged: make(chan struct{}, 1),
 		closing:    closing{quiet: make(chan struct{}), ended: make(chan struct{})},
 	}
+	b.stats.times = newTimes()
+	b.due.Late = func(d time.Duration) { b.stats.late.Add(int64(d)) }
 	b.config.Store(&settings{cfg, strict})
 	b.obs = b.safe(*cfg.Observer)
 	if cfg.Authorizer == hooks.Authorizer(hooks.AllowAll) {
@@ -407,6 +409,7 @@ func (b *Broker) adoptFrom(ctx context.Context, nc net.Conn, as *door) (*conn, e
 	if d := b.cfg().ConnectTimeout; d > 0 {
 		nc.SetReadDeadline(now.Add(d))
 	}
+	class := as.class(b, 0)
 	b.mu.Lock()
 	switch {
 	case b.closed:
@@ -415,6 +418,7 @@ func (b *Broker) adoptFrom(ctx context.Context, nc net.Conn, as *door) (*conn, e
 		if err = b.enterEarlyLocked(c); err == nil {
 			b.serving.Add(1)
 			b.stats.taken.Add(1)
+			c.opened(class)
 			c.count(0)
 		}
 	}
@@ -434,9 +438,10 @@ func (b *Broker) turnAway(nc net.Conn, as *door, err error) {
 	if err == ErrBrokerClosed {
 		return
 	}
-	b.stats.refused.Add(1)
+	code := packets.CodeOf(err)
+	b.stats.refused[code].Add(1)
 	if f := b.obs.Refused; f != nil {
-		f(hooks.Refused{Client: as.stranger(nc), Code: packets.CodeOf(err), Err: err})
+		f(hooks.Refused{Client: as.stranger(nc), Code: code, Err: err})
 	}
 	b.log.Debug("connection not taken up", "remote", nc.RemoteAddr(), "err", err)
 }
@@ -447,8 +452,10 @@ func (b *Broker) leave(c *conn, code packets.ReasonCode, err error) {
 		if err == errNormal {
 			err, code = nil, packets.NormalDisconnection
 		}
+		b.stats.ended[code].Add(1)
 		if f := b.obs.Disconnected; f != nil {
-			f(hooks.Disconnected{Client: c.client, Code: code, Err: err})
+			at := b.started.Add(c.at)
+			f(hooks.Disconnected{Client: c.client, Code: code, Err: err, ConnectedAt: at})
 		}
 		b.log.Debug("disconnected", "client", c.id(), "code", code, "err", err)
 	} else {
@@ -456,7 +463,7 @@ func (b *Broker) leave(c *conn, code packets.ReasonCode, err error) {
 			client := cmp.Or(c.client, c.via.stranger(c.nc))
 			f(hooks.Refused{Client: client, Code: code, Err: err})
 		}
-		b.stats.refused.Add(1)
+		b.stats.refused[code].Add(1)
 		b.log.Debug("connection refused", "client", c.id(), "remote", c.nc.RemoteAddr(), "code",
 			code, "err", err)
 	}
@@ -466,6 +473,7 @@ func (b *Broker) leave(c *conn, code packets.ReasonCode, err error) {
 	b.mu.Unlock()
 	b.memory.Recount(budget.Connections, &c.footprint, 0)
 	b.guard.Addresses.Dismiss(c.from, time.Now())
+	c.class.Open.Add(-1)
 	c.via.leave()
 	b.closing.left.Add(1)
 	b.serving.Done()
@@ -541,7 +549,7 @@ func (b *Broker) getTurn() *turn {
 	if t, ok := b.turns.Get().(*turn); ok {
 		return t
 	}
-	t := &turn{b: b, counted: b.stats.turns.Shard()}
+	t := &turn{b: b, traffic: b.stats.traffic.Tally()}
 	if b.journal != nil {
 		t.write.Write = journal.NewWrite(b.journal.Journal)
 	}

@@ -43,8 +43,12 @@ func (b *Broker) holding() (n [budget.Kinds]int64) {
 		sessions = append(sessions, sub.s)
 	}
 	b.mu.Unlock()
+	var places budget.Places
 	for _, s := range sessions {
 		s.mu.Lock()
+		places.Queued += int64(s.out.queue.Len())
+		places.QueuedBytes += int64(s.out.bytes)
+		places.InFlight += int64(s.out.live)
 		s.out.queue.All(func(d *delivery) bool { add(d, budget.Queued, deliveryCost); return true })
 		for i := range s.out.flight {
 			add(&s.out.flight[i], budget.InFlight, deliveryCost)
@@ -70,6 +74,9 @@ func (b *Broker) holding() (n [budget.Kinds]int64) {
 	for m := range b.Retained("#") {
 		add(&delivery{msg: b.retained.Get(m.Topic)}, budget.Retained, retainedCost)
 	}
+	if counted := b.memory.Places(); counted != places {
+		panic(fmt.Sprintf("there are %+v, and %+v are counted", places, counted))
+	}
 	for x, k := range kinds {
 		n[k] += sizes[x]
 	}
@@ -82,8 +89,8 @@ func (b *Broker) holding() (n [budget.Kinds]int64) {
 func (b *Broker) holdingRoutes() (n int64) {
 	for s := range b.allSessions() {
 		s.mu.Lock()
-		if s.reads != nil {
-			for topic := range s.reads.may {
+		if s.extra != nil && s.extra.reads != nil {
+			for topic := range s.extra.reads.may {
 				n += int64(len(topic) + readingCost)
 			}
 		}

@@ -39,7 +39,8 @@ var (
 
 // closing is what Close and Shutdown share.
 type closing struct {
-	once sync.Once
+	drain atomic.Pointer[draining] // nil: Drain was not called, or Undrain was
+	once  sync.Once
 	// Closed when only the Store is left to be closed. Immutable after New, as is the next
 	quiet chan struct{}
 	ended chan struct{} // closed when no goroutine of the Broker is left

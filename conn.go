@@ -67,6 +67,8 @@ type conn struct {
 	out      out
 	touched  *turn
 	stopping *packets.Error // why the broker ends the connection
+
+	meter // see there
 }
 
 func newConn(b *Broker, ctx context.Context, nc net.Conn) *conn {
@@ -464,8 +466,9 @@ func (c *conn) packets(t *turn) error {
 		if c.accepted {
 			c.lastPacket = t.now.Sub(c.b.started)
 		}
-		t.traffic.ReceivedPackets += uint64(whole)
-		t.traffic.ReceivedBytes += uint64(used)
+		x := t.traffic.Of(c.class)
+		x.ReceivedPackets += uint64(whole)
+		x.ReceivedBytes += uint64(used)
 		if used < readSize/4 {
 			c.readHint = 0
 		}
@@ -480,8 +483,10 @@ func (c *conn) packets(t *turn) error {
 func (c *conn) endTurn(t *turn, err error) error {
 	t.end()
 	c.easeOff(t)
-	if err == nil && c.accepted {
-		err = c.stopped()
+	if c.accepted {
+		if stop := c.settled(t); err == nil {
+			err = stop
+		}
 	}
 	if err == nil && (len(t.read.B) > 0 || c.partial > 0) {
 		err = c.expect(t)
@@ -704,19 +709,6 @@ func (c *conn) stop(err *packets.Error) {
 		c.append(&packets.Disconnect{Code: code, Properties: c.farewell(err, code, 2)})
 	}
 	c.unpause()
-}
-
-// stopped returns why the connection is being stopped, nil if it is not.
-func (c *conn) stopped() error {
-	c.sess.mu.Lock()
-	defer c.sess.mu.Unlock()
-	switch {
-	case c.stopping != nil:
-		return c.stopping
-	case c.out.dead:
-		return link.ErrWrite
-	}
-	return nil
 }
 
 // finish ends the connection: the client is told why where the protocol can, the session goes on or

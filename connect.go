@@ -58,6 +58,7 @@ func (c *conn) early(t *turn, h packets.Header, body []byte) error {
 	case err != nil:
 		return err // older clients are told nothing [v3.1.1 MQTT-3.1.4-1]
 	}
+	c.opened(c.via.class(c.b, c.version))
 	c.count(2 * len(body)) // what is kept of it until c is accepted
 	limits := packets.Limits{UserProperties: c.b.cfg().MaxUserProperties}
 	if err := limits.Check(p); err != nil {
@@ -84,6 +85,9 @@ func (c *conn) mayReplace(id string) bool {
 // acceptable checks what needs no hook. It gives the client an identifier if it sent none.
 func (c *conn) acceptable(p *packets.Connect) error {
 	cfg := c.b.cfg()
+	if d := c.b.closing.drain.Load(); d != nil {
+		return d.why
+	}
 	if _, ok := p.Properties.Bytes(packets.AuthenticationData); ok &&
 		!p.Properties.Has(packets.AuthenticationMethod) {
 		return packets.Errorf(packets.ProtocolError,
@@ -523,7 +527,9 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 		err = c.setReadDeadline(time.Time{})
 	}
 	if f := b.obs.Connected; f != nil {
-		f(hooks.Connected{Client: c.client, SessionPresent: a.SessionPresent})
+		f(hooks.Connected{
+			Client: c.client, SessionPresent: a.SessionPresent, At: b.started.Add(c.at),
+		})
 	}
 	b.log.Debug("connected", "client", c.client.ID, "remote", c.client.RemoteAddr, "version",
 		c.version, "resumed", a.SessionPresent)

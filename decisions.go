@@ -245,10 +245,11 @@ func (s *session) purge(revoked []listedSub) (orphans []delivery) {
 		return b && !a
 	}
 	for n := s.out.queue.Len(); n > 0; n-- {
+		at := s.out.queue.FrontAt()
 		d := s.out.pop()
 		switch {
 		case !lost(d.msg.Topic):
-			s.out.push(d)
+			s.out.push(d, at)
 		case d.group() != nil:
 			orphans = append(orphans, d) // which are in the store until another member has them
 		default:
@@ -379,9 +380,9 @@ func (r *readings) keepLocked(b *Broker, topic string, may bool) {
 
 // forgetReadingsLocked ends all decisions about deliveries to s.
 func (s *session) forgetReadingsLocked() {
-	if s.reads != nil {
-		s.b.memory.Recount(budget.Routes, &s.reads.size, 0)
-		s.reads = nil
+	if s.extra != nil && s.extra.reads != nil {
+		s.b.memory.Recount(budget.Routes, &s.extra.reads.size, 0)
+		s.extra.reads = nil
 	}
 }
 
@@ -391,11 +392,15 @@ func (s *session) reading(topic string) (may, known bool) {
 		return true, true
 	}
 	epoch := s.b.rules.epoch.Load()
-	if r := s.reads; r == nil || r.epoch != epoch || r.gen != s.gen {
-		s.forgetReadingsLocked()
-		s.reads = &readings{epoch: epoch, gen: s.gen, may: make(map[string]bool)}
+	if s.extra == nil {
+		s.extra = new(sessionExtra)
 	}
-	may, known = s.reads.may[topic]
+	extra := s.extra
+	if r := extra.reads; r == nil || r.epoch != epoch || r.gen != s.gen {
+		s.forgetReadingsLocked()
+		extra.reads = &readings{epoch: epoch, gen: s.gen, may: make(map[string]bool)}
+	}
+	may, known = extra.reads.may[topic]
 	return may, known
 }
 
@@ -416,7 +421,7 @@ func (s *session) permitNext() bool {
 		may, known := s.reading(d.msg.Topic)
 		switch {
 		case !known:
-			if r, topic := s.reads, d.msg.Topic; !r.asking {
+			if r, topic := s.extra.reads, d.msg.Topic; !r.asking {
 				r.asking = true
 				over := func() { r.asking = false }
 				s.b.writers.Go(func() { s.b.askAndFlush(s, over, topic) }) // Close waits for it
@@ -459,7 +464,7 @@ func (b *Broker) permits(s *session, topic string) bool {
 		s.mu.Unlock()
 		return may
 	}
-	reads, client, ctx := s.reads, s.who(), b.ctx
+	reads, client, ctx := s.extra.reads, s.who(), b.ctx
 	if s.conn != nil && s.conn.readExtra().ctx != nil {
 		ctx = s.conn.extra.ctx
 	}
@@ -472,7 +477,7 @@ func (b *Broker) permits(s *session, topic string) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, known := reads.may[topic]; !known && s.reads == reads && !s.ended {
+	if _, known := reads.may[topic]; !known && s.extra.reads == reads && !s.ended {
 		reads.keepLocked(b, topic, may)
 	}
 	return may

@@ -7,7 +7,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/timers"
 )
 
-// This file is the part of a connection that few connections need.
+// This file is what few connections and few Sessions need.
 
 // connExtra is what few connections need. The reader makes it when it is first needed.
 type connExtra struct {
@@ -34,6 +34,12 @@ type connExtra struct {
 	// Guarded by sess.mu.
 	outAliases *outAliases  // nil: the client accepts none
 	expires    timers.Timer // when its authentication ends
+}
+
+// sessionExtra is what few Sessions have. Guarded by the mu of the Session.
+type sessionExtra struct {
+	reads *readings // kept decisions about deliveries; nil: none
+	drops Drops     // since the Session began, or the Broker
 }
 
 var noExtra connExtra

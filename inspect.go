@@ -2,7 +2,11 @@ package dunlin
 
 import (
 	"context"
+	"fmt"
 	"iter"
+	"math"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
@@ -13,17 +17,47 @@ import (
 // This file is what the Broker tells of Sessions and retained messages, and what a program can do
 // to a Session.
 
-// SessionInfo is a copy of what the Broker knows of a Session.
+// SessionInfo is a copy of what the Broker knows of a Session. Fields are added in minor releases.
 type SessionInfo struct {
 	ClientID  string
 	Principal string // also one that its client has only claimed, see Unverified of hooks.Identity
-	// Client is nil while no Network Connection is open.
-	Client        *hooks.Client
-	Subscriptions []packets.Subscription
-	// Queued messages wait; Inflight ones are sent and not acknowledged.
-	Queued, QueuedBytes, Inflight int
-	// ExpiresAt is zero while connected, and for Sessions that never expire.
+	// Client is nil while no Network Connection is open. It has the addresses, the protocol
+	// version, the listener and the TLS state.
+	Client *hooks.Client
+	// Subscriptions is empty in what SessionsFrom yields: see SubscriptionsFrom.
+	Subscriptions     []packets.Subscription
+	SubscriptionCount int
+	// Expiry is the Session Expiry Interval in force, 0 if the Session ends with its connection. It
+	// is math.MaxUint32 seconds if the Session never expires. ExpiresAt is when the Session
+	// expires. It is zero while connected, and for Sessions that never expire.
+	Expiry    time.Duration
 	ExpiresAt time.Time
+	// WillTopic is the topic of the Will without the mount point. It is empty if there is no Will.
+	WillTopic string
+
+	// Queued messages wait; Inflight ones are sent and not acknowledged. AwaitingPubrel counts the
+	// QoS 2 messages that the client has sent and not released with PUBREL.
+	Queued, QueuedBytes, Inflight, AwaitingPubrel int
+	// OldestQueued is when the first of the queued messages came, to a tenth of a second, or when
+	// the Broker loaded it from the Store. It is zero if none waits.
+	OldestQueued time.Time
+	// Dropped is what did not reach the client, and what was not taken from it, since the Session
+	// began or the Broker started.
+	Dropped Drops
+
+	// The rest is about the Network Connection, and zero while none is open.
+
+	// ConnectedAt is when the CONNECT was accepted, LastPacket when the last packet came from the
+	// client, to a tenth of a second.
+	ConnectedAt, LastPacket time.Time
+	// KeepAlive is the Keep Alive in force, 0 for none.
+	KeepAlive time.Duration
+	// Received is what the client has published since it connected, Sent what was sent to it.
+	Received, Sent Traffic
+	// Unsent is how many bytes wait for the socket. BlockedSince is when the socket last took some
+	// of those. It is zero if the socket has taken everything.
+	Unsent       int
+	BlockedSince time.Time
 }
 
 // Sessions yields all Sessions in the order of their Client Identifiers, then of their principals.
@@ -51,37 +85,176 @@ func (b *Broker) Session(clientID string) (info SessionInfo, ok bool) {
 	return info, ok
 }
 
+// SessionsFrom yields the Sessions as Sessions does, from a place on: each with a cursor, which is
+// the place behind it. An empty cursor is the beginning. So a program can read a few Sessions at a
+// time, however many there are:
+//
+//	for cursor, s := range b.SessionsFrom(after) {
+//		page = append(page, s)
+//		if after = cursor; len(page) == 50 {
+//			break
+//		}
+//	}
+//
+// A cursor stays good when its Session ends. The Subscriptions are left out.
+func (b *Broker) SessionsFrom(after string) iter.Seq2[string, SessionInfo] {
+	return func(yield func(string, SessionInfo) bool) {
+		for s := range b.sessionsBehind(after) {
+			if info, ok := s.facts(); ok && !yield(s.place(), info) {
+				return
+			}
+		}
+	}
+}
+
+// info is facts with the Subscriptions.
 func (s *session) info() (info SessionInfo, ok bool) {
+	if info, ok = s.facts(); !ok {
+		return info, false
+	}
+	for _, sub := range s.subscriptionPage(nil, math.MaxInt) {
+		info.Subscriptions = append(info.Subscriptions, asWritten(sub.Group, sub.Filter, &sub.Options))
+	}
+	return info, true
+}
+
+// facts returns what is known of s. ok is false if it has ended.
+func (s *session) facts() (info SessionInfo, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended {
 		return info, false
 	}
-	info = SessionInfo{ClientID: s.id, Principal: s.principal, Queued: int(s.out.queue.Len()),
-		QueuedBytes: s.out.bytes, Inflight: int(s.out.live)}
-	if s.conn != nil {
-		info.Client = s.conn.client
-	} else {
-		info.ExpiresAt = s.expiresAt()
+	info = SessionInfo{
+		ClientID: s.id, Principal: s.principal, SubscriptionCount: int(s.subs),
+		Expiry: time.Duration(s.expiry) * time.Second, Queued: int(s.out.queue.Len()),
+		QueuedBytes: s.out.bytes, Inflight: int(s.out.live), AwaitingPubrel: len(s.in.ids),
 	}
-	if s.num != 0 {
-		s.b.tree.Each(s.num, func(group, filter string, o subs.Options) bool {
-			info.Subscriptions = append(info.Subscriptions, asWritten(group, filter, &o))
-			return true
-		})
+	started := s.b.started
+	if info.Queued > 0 {
+		info.OldestQueued = tickedAt(started, s.out.queue.FrontAt())
+	}
+	if s.will != nil {
+		info.WillTopic = strings.TrimPrefix(s.will.msg.Topic, s.will.mount)
+	}
+	if s.extra != nil {
+		info.Dropped = s.extra.drops
+	}
+	c := s.conn
+	if c == nil {
+		info.ExpiresAt = s.expiresAt()
+		return info, true
+	}
+	info.Client, info.KeepAlive = c.client, c.keepAlive/3*2
+	info.ConnectedAt, info.LastPacket = started.Add(c.at), tickedAt(started, c.heard)
+	info.Received, info.Sent, info.Unsent = c.inbound, c.outbound, c.out.Size()
+	if c.out.writing && info.Unsent > 0 {
+		info.BlockedSince = tickedAt(started, c.blocked)
 	}
 	return info, true
+}
+
+// subscriptionPage returns up to most subscriptions of s, those behind after. See subs.Tree.Page.
+func (s *session) subscriptionPage(after *subs.Subscription, most int) []subs.Subscription {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.num == 0 || s.ended { // then another Session may have its number
+		return nil
+	}
+	return s.b.tree.Page(s.num, after, most)
+}
+
+// SubscriptionInfo is a subscription and the Session that has it.
+type SubscriptionInfo struct {
+	ClientID, Principal string
+	packets.Subscription
+}
+
+// SubscriptionsFrom yields the subscriptions of the Sessions of a client, or, if clientID is empty,
+// of all Sessions: in the order of the Sessions, and those of one Session in the order in which
+// they were made. The cursors are as those of SessionsFrom.
+func (b *Broker) SubscriptionsFrom(clientID, after string) iter.Seq2[string, SubscriptionInfo] {
+	return func(yield func(string, SubscriptionInfo) bool) {
+		place, last := parseCursor(after)
+		if last == nil {
+			place = clientID
+		}
+		for s := b.sessionFrom(place); s != nil; s = b.sessionFrom(s.place() + "\x00") {
+			if clientID != "" && s.id != clientID {
+				return
+			}
+			if s.place() != place {
+				last = nil
+			}
+			for {
+				page := s.subscriptionPage(last, subscriptionPage)
+				if len(page) == 0 {
+					break
+				}
+				for i := range page {
+					sub := &page[i]
+					info := SubscriptionInfo{
+						s.id, s.principal, asWritten(sub.Group, sub.Filter, &sub.Options),
+					}
+					if !yield(cursorAt(s.place(), sub), info) {
+						return
+					}
+				}
+				last = &page[len(page)-1]
+			}
+		}
+	}
+}
+
+// subscriptionPage is how many subscriptions of a Session are copied at a time.
+const subscriptionPage = 64
+
+// cursorAt is the cursor behind a subscription of the Session with a place.
+func cursorAt(place string, sub *subs.Subscription) string {
+	return fmt.Sprintf("%d %d %d %s%s%s", len(place), sub.Place, len(sub.Group), place, sub.Group,
+		sub.Filter)
+}
+
+// parseCursor is the reverse of cursorAt. The subscription is nil if cursor is none.
+func parseCursor(cursor string) (place string, sub *subs.Subscription) {
+	var n [3]int
+	rest := cursor
+	for i := range n {
+		number, more, ok := strings.Cut(rest, " ")
+		k, err := strconv.Atoi(number)
+		if !ok || err != nil || k < 0 {
+			return "", nil
+		}
+		n[i], rest = k, more
+	}
+	if n[0] > len(rest) || n[2] > len(rest)-n[0] {
+		return "", nil
+	}
+	place, rest = rest[:n[0]], rest[n[0]:]
+	return place, &subs.Subscription{Group: rest[:n[2]], Filter: rest[n[2]:], Place: n[1]}
 }
 
 // Retained yields the retained messages whose topics match filter, in the order of their topics.
 // They are shared: nobody may modify them.
 func (b *Broker) Retained(filter string) iter.Seq[*Message] {
 	return func(yield func(*Message) bool) {
-		for from, more := "", true; more; {
+		for _, m := range b.RetainedFrom(filter, "") {
+			if !yield(m) {
+				return
+			}
+		}
+	}
+}
+
+// RetainedFrom is Retained from a place on. The cursors are as those of SessionsFrom.
+func (b *Broker) RetainedFrom(filter, after string) iter.Seq2[string, *Message] {
+	return func(yield func(string, *Message) bool) {
+		for from, more := after, true; more; {
 			f := b.retained.Scan(filter, from, 64, walkLook, nil)
 			now := time.Now().UnixNano()
 			for _, m := range f.Messages {
-				if (m.Expires == 0 || m.Expires > now) && !yield(&m.Message) {
+				behind := m.Topic + "\x00" // no topic is between the two
+				if (m.Expires == 0 || m.Expires > now) && !yield(behind, &m.Message) {
 					return
 				}
 			}

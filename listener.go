@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/traffic"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -73,6 +74,15 @@ func (d *door) described() *hooks.Listener {
 		return nil
 	}
 	return d.Listener
+}
+
+// class is what connections from d with a version of the protocol, 0 if it is not known, count for.
+func (d *door) class(b *Broker, v packets.Version) *traffic.Class {
+	k := traffic.Key{Version: byte(v)}
+	if d != nil {
+		k.Listener = d.Name
+	}
+	return b.stats.traffic.Of(k)
 }
 
 // stranger is the Client of a connection whose CONNECT is not known.

@@ -150,7 +150,7 @@ func (l *loader) putSession(op *store.PutSession) error {
 		if op.Session == 0 {
 			return errors.New("a Session without number")
 		}
-		x = &loaded{s: &session{holder: &nobody, b: l.b, out: sender{mem: l.b.memory},
+		x = &loaded{s: &session{holder: &nobody, b: l.b, out: newSender(l.b.memory),
 			stored: op.Session, quota: l.b.queueLimits(&hooks.Limits{})}}
 		l.sessions[op.Session] = x
 	}
@@ -424,7 +424,7 @@ func (l *loader) fill(x *loaded) (owes bool) {
 			if l.left(x, d) {
 				left = append(left, *d)
 			} else {
-				s.out.push(*d)
+				s.out.push(*d, 0)
 			}
 			continue
 		}
@@ -435,7 +435,7 @@ func (l *loader) fill(x *loaded) (owes bool) {
 			s.out.count(d, budget.InFlight)
 		}
 		s.out.setFlight(append(s.out.flight, *d))
-		s.out.live++
+		s.out.addLive(1)
 	}
 	for i := range s.out.flight {
 		if d := &s.out.flight[i]; d.id == 0 {

@@ -527,7 +527,7 @@ func (j *records) keepWill(w *will) {
 		if w.stored != 0 {
 			j.Add(&store.DeleteSession{Session: w.stored})
 		}
-		j.b.stats.dropped.Add(1)
+		j.b.stats.dropped[hooks.DropMemory].Add(1)
 		j.b.log.Warn("a Will is lost: the store is full, and too many Wills wait",
 			"client", w.msg.From, "topic", w.msg.Topic)
 	}

@@ -40,7 +40,7 @@ const maxRounds = 4
 // flush is flushed, with what was sent counted.
 func (c *conn) flush(now time.Time) {
 	n, _ := c.flushed(now)
-	c.b.stats.sentBytes.Add(uint64(n))
+	c.class.SentBytes.Add(uint64(n))
 }
 
 // flushed writes what is there, as far as the socket takes it at once. It may be called by any
@@ -60,6 +60,7 @@ func (c *conn) flushed(now time.Time) (sent int, congested bool) {
 		}
 		c.out.writing = true
 		if round == maxRounds || c.nc.Waits() {
+			c.blocked = ticks(c.b.started, now)
 			c.b.writers.Go(c.write) // Close waits for it
 			break
 		}
@@ -73,6 +74,7 @@ func (c *conn) flushed(now time.Time) (sent int, congested bool) {
 			break
 		}
 		if !x.Whole() {
+			c.blocked = ticks(c.b.started, now)
 			c.b.writers.Go(func() { c.writeRest(x) }) // Close waits for it
 			break
 		}
@@ -186,12 +188,12 @@ func (c *conn) writeRest(x *link.Buffer) {
 
 // wrote notes that the socket has taken n bytes, and more is there.
 func (c *conn) wrote(n int) {
-	c.b.stats.sentBytes.Add(uint64(n))
+	c.class.SentBytes.Add(uint64(n))
 	mu := &c.sess.mu
 	mu.Lock()
 	defer mu.Unlock()
 	c.b.memory.Recount(budget.Output, &c.out.Counted, c.out.Size())
-	c.out.stalled = false
+	c.out.stalled, c.blocked = false, ticks(c.b.started, time.Now())
 }
 
 const (

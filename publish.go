@@ -16,8 +16,7 @@ import (
 
 // onPublish handles a PUBLISH. raw is the whole packet.
 func (c *conn) onPublish(t *turn, p *packets.Publish, raw []byte) error {
-	t.traffic.Received++
-	t.traffic.ReceivedPayload += uint64(len(p.Payload))
+	t.countReceived(c, p, len(raw))
 	plain := !p.Retain && !p.Dup
 	if len(p.Properties) > 0 {
 		aliased, err := c.inboundProperties(t, p)
@@ -90,7 +89,7 @@ func (c *conn) shrinks(p *packets.Publish, topic []byte) bool {
 
 // excess refuses a PUBLISH beyond what the client may send or the broker can hold.
 func (c *conn) excess(t *turn, p *packets.Publish, err error) error {
-	c.b.stats.dropped.Add(1)
+	c.sess.countRefused(err)
 	if p.QoS == packets.QoS0 {
 		return nil
 	}

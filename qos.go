@@ -89,6 +89,7 @@ type sender struct {
 	qos0   int32 // how many of the queue are QoS 0
 	free   int32 // how many identifiers after lastID are known not to be in use
 	lastID uint16
+	stripe budget.Stripe // of mem, for the places of this sender
 }
 
 // count counts the place of d, which has its message, in the queue or in flight.
@@ -195,7 +196,7 @@ func (s *sender) open(d delivery) uint16 {
 		d.extra = nil // it is not sent again
 	}
 	s.setFlight(append(s.flight, d))
-	s.live++
+	s.addLive(1)
 	s.used++
 	s.resend = int32(len(s.flight))
 	return d.id
@@ -257,7 +258,7 @@ func (s *sender) finish(d *delivery) {
 	d.settleArrived()
 	s.empty(d)
 	*d = delivery{state: done}
-	s.live--
+	s.addLive(-1)
 	for int(s.head) < len(s.flight) && s.flight[s.head].state == done {
 		s.head++
 	}
@@ -299,7 +300,9 @@ func (s *sender) clear() {
 		return true
 	})
 	s.setFlight(nil)
-	*s = sender{mem: s.mem, owner: s.owner}
+	s.addQueued(-s.queue.Len(), -s.bytes)
+	s.addLive(-s.live)
+	*s = sender{mem: s.mem, owner: s.owner, stripe: s.stripe}
 }
 
 // compact moves the live deliveries to the front.
@@ -318,21 +321,21 @@ func (s *sender) compact() {
 	s.flight, s.head, s.resend = s.flight[:n], 0, int32(min(resend, n))
 }
 
-// push puts d at the end of the queue.
-func (s *sender) push(d delivery) {
-	s.bytes += d.size()
+// push puts d at the end of the queue. at says when it came, in ticks.
+func (s *sender) push(d delivery, at uint32) {
+	s.addQueued(1, d.size())
 	if d.qos == packets.QoS0 {
 		s.qos0++
 	}
 	s.count(&d, budget.Queued)
-	s.queue.Push(d)
+	s.queue.PushAt(d, at)
 }
 
 // pop takes the front of the queue, which must not be empty.
 func (s *sender) pop() delivery {
 	d := s.queue.Pop()
 	s.uncount(&d, budget.Queued)
-	s.bytes -= d.size()
+	s.addQueued(-1, -d.size())
 	if d.qos == packets.QoS0 {
 		s.qos0--
 	}
@@ -342,11 +345,12 @@ func (s *sender) pop() delivery {
 // remove takes those that match out of the queue.
 func (s *sender) remove(match func(*delivery) bool) {
 	old := s.queue
-	s.queue, s.bytes, s.qos0 = fifo.Queue[delivery]{}, 0, 0
-	old.All(func(d *delivery) bool {
+	s.addQueued(-old.Len(), -s.bytes)
+	s.queue, s.qos0 = fifo.Queue[delivery]{}, 0
+	old.AllAt(func(d *delivery, at uint32) bool {
 		s.uncount(d, budget.Queued)
 		if !match(d) {
-			s.push(*d)
+			s.push(*d, at)
 		}
 		return true
 	})

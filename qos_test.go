@@ -43,7 +43,7 @@ func (p *peer) publish(qos packets.QoS) {
 	m := &message{Message: packets.Message{Topic: "t", Payload: []byte{byte(qos)}},
 		Expires: int64(p.next[qos])}
 	p.next[qos]++
-	p.out.push(delivery{msg: m, qos: qos})
+	p.out.push(delivery{msg: m, qos: qos}, 0)
 	p.pump()
 }
 

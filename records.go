@@ -57,7 +57,7 @@ func newRecords(b *Broker, s store.Store) *records {
 	}
 	r.Journal = journal.New(journal.Options{
 		Store: s, Handler: r, Log: b.log, Now: time.Now, Memory: b.memory,
-		Most: int64(b.cfg().MaxUncommittedBytes), Closed: ErrBrokerClosed,
+		Most: int64(b.cfg().MaxUncommittedBytes), Closed: ErrBrokerClosed, Tried: b.stats.tried,
 	})
 	return r
 }

@@ -227,7 +227,7 @@ const (
 // begin makes a new Session for c. It returns errTaken if somebody else has just made it.
 func (b *Broker) begin(t *turn, c *conn, a attachment) error {
 	s := &session{
-		out:    sender{mem: b.memory},
+		out:    newSender(b.memory),
 		holder: b.holder(c.client.ID, c.client.Identity.Principal, c.named(), c.readExtra().mount),
 		b:      b, id: c.client.ID,
 		expiry: a.expiry, will: a.will, quota: a.quota,
@@ -276,9 +276,12 @@ var errTaken = errors.New("there is such a Session")
 func (b *Broker) enter(s *session, c *conn, a *attachment) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	d := b.closing.drain.Load()
 	switch {
 	case b.closed || b.early[c]:
 		return errDismissed
+	case d != nil:
+		return d.why
 	case b.sessions.get(s.place()) != nil:
 		return errTaken
 	case b.sessions.len() >= b.cfg().MaxSessions && !a.instead:
@@ -296,9 +299,12 @@ func (b *Broker) enter(s *session, c *conn, a *attachment) error {
 func (b *Broker) move(c *conn, a *attachment) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	d := b.closing.drain.Load()
 	switch {
 	case b.closed || b.early[c]:
 		return errDismissed
+	case d != nil:
+		return d.why
 	case b.crowdedLocked(a):
 		return errCrowded
 	}
@@ -311,6 +317,8 @@ func (b *Broker) moveLocked(c *conn) {
 	b.leaveEarlyLocked(c)
 	b.conns[c] = struct{}{}
 	b.stats.accepted.Add(1)
+	c.at = max(time.Since(b.started), b.stats.last+1)
+	b.stats.last = c.at
 	b.stats.most.Store(max(b.stats.most.Load(), uint64(len(b.conns)))) // b.mu is held
 }
 

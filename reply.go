@@ -37,7 +37,8 @@ func (c *conn) writeEarly(p packets.Packet) error {
 			c.nc.SetWriteDeadline(later(c.arrived().Add(d), time.Now().Add(lingering)))
 		}
 		_, err = c.nc.Write(b)
-		c.b.stats.answers.Add(1)
+		c.class.Answers.Add(1)
+		c.class.SentBytes.Add(uint64(len(b)))
 		c.nc.SetWriteDeadline(time.Time{})
 	}
 	return err
@@ -71,7 +72,7 @@ func (c *conn) append(p packets.Packet) bool {
 	if x.B, err = p.Append(x.B, c.version); err != nil {
 		panic("BUG: a packet of the broker that cannot be written: " + err.Error())
 	}
-	c.b.stats.answers.Add(1)
+	c.class.Answers.Add(1)
 	return true
 }
 
@@ -97,9 +98,9 @@ func (c *conn) ack(t *turn, kind packets.Type, id uint16, code packets.ReasonCod
 		return // nothing follows the DISCONNECT [MQTT-3.14.4-1]
 	}
 	if t != nil {
-		t.traffic.Answers++
+		t.traffic.Of(c.class).Answers++
 	} else {
-		c.b.stats.answers.Add(1)
+		c.class.Answers.Add(1)
 	}
 	x := c.room(5)
 	first := byte(kind) << 4

@@ -48,8 +48,8 @@ type turn struct {
 	found   int  // how many subscriptions the last message matched, whether or not anybody took it
 	write   write
 
-	traffic traffic.Counts // added to counted at the end
-	counted *traffic.Shard
+	traffic  traffic.Tally // added up at the end
+	received Traffic       // of the connection that is read
 }
 
 // touch notes that c has something to write. c.sess.mu is held.
@@ -64,13 +64,16 @@ func (t *turn) touch(c *conn) {
 func (t *turn) end() {
 	for i, c := range t.dirty {
 		n, congested := c.flushed(t.now)
-		if t.traffic.SentBytes += uint64(n); congested {
+		if n > 0 {
+			t.traffic.Of(c.class).SentBytes += uint64(n)
+		}
+		if congested {
 			t.congested = append(t.congested, c)
 		}
 		t.dirty[i] = nil
 	}
 	t.dirty, t.gathered, t.rounds = t.dirty[:0], 0, 0
-	t.counted.Take(&t.traffic)
+	t.traffic.AddUp()
 }
 
 // An outgoing is one Application Message while it is routed. The frame that goes out is built once
@@ -581,8 +584,7 @@ func (c *conn) send(t *turn, o *outgoing, to *target, qos packets.QoS, retain bo
 		if w.id != 0 {
 			binary.BigEndian.PutUint16(x.B[n+f.idAt:], w.id)
 		}
-		t.traffic.Sent++
-		t.traffic.SentPayload += uint64(len(o.pub.Payload))
+		t.countSent(c, qos, len(o.pub.Payload), len(f.b))
 		if c.b.obs.Delivered != nil {
 			s.delivered(o.observed(), w)
 		}
@@ -630,8 +632,7 @@ func (c *conn) appendMessage(m *message, w wire, now time.Time) bool {
 	if c.version == packets.V5 && m.Expires != 0 {
 		patchExpiry(x.B[at:], w, len(topic), m, now)
 	}
-	c.b.stats.sent.Add(1)
-	c.b.stats.sentPayload.Add(uint64(len(m.Payload)))
+	c.countSent(w.qos, len(m.Payload), len(x.B)-at)
 	if c.b.obs.Delivered != nil {
 		c.sess.delivered(&m.Message, w)
 	}

@@ -49,7 +49,7 @@ type session struct {
 	// When it expires, while the client is away, in Unix nanoseconds; 0: never
 	endsAt int64
 	client *hooks.Client // who has it, or had it last; nil in-process
-	reads  *readings     // kept decisions about deliveries; nil: none
+	extra  *sessionExtra // see there; nil: there is nothing of it
 	due    *timers.Timer // when it expires or its Will is due; nil until the client first leaves
 
 	footprint footprint
@@ -200,7 +200,7 @@ func (s *session) enqueue(t *turn, d delivery) bool {
 			s.local.doubt(t.write.Batch(), d.seq)
 		}
 	}
-	s.out.push(d)
+	s.out.push(d, ticks(s.b.started, t.now))
 	s.b.crowded()
 	if s.local != nil {
 		s.local.signal()
@@ -213,7 +213,7 @@ func (s *session) enqueue(t *turn, d delivery) bool {
 // dropped, with s.mu held, counts and reports a message that did not reach the client. m is nil if
 // it is not there any more.
 func (s *session) dropped(m *packets.Message, why hooks.DropReason) {
-	s.b.stats.dropped.Add(1)
+	s.countDropLocked(why)
 	if s.local != nil && why != hooks.DropSessionEnded {
 		s.local.lost()
 	}

@@ -69,10 +69,13 @@ func (b *Broker) sessionsAfter(place string, dst []sessionPlace) []sessionPlace 
 
 // allSessions yields the Sessions in the order of their places. No lock is held meanwhile. What
 // begins or ends while this goes on may be there or not.
-func (b *Broker) allSessions() iter.Seq[*session] {
+func (b *Broker) allSessions() iter.Seq[*session] { return b.sessionsBehind("") }
+
+// sessionsBehind is allSessions for those whose places come after a place.
+func (b *Broker) sessionsBehind(after string) iter.Seq[*session] {
 	return func(yield func(*session) bool) {
 		page := make([]sessionPlace, 0, sessionPage)
-		for after := ""; ; after = page[len(page)-1].place {
+		for after := after; ; after = page[len(page)-1].place {
 			page = b.sessionsAfter(after, page[:0])
 			if len(page) == 0 {
 				return
@@ -84,6 +87,17 @@ func (b *Broker) allSessions() iter.Seq[*session] {
 			}
 		}
 	}
+}
+
+// sessionFrom returns the first Session whose place is place or comes after it, nil if there is
+// none.
+func (b *Broker) sessionFrom(place string) *session {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for at := range b.sessions.from(place) {
+		return at.s
+	}
+	return nil
 }
 
 // sessionAt returns the Session with a place, nil if there is none.

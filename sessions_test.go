@@ -62,12 +62,11 @@ func TestWhoWaitsForASessionHoldsUpNobody(t *testing.T) {
 			b.memory.Recount(budget.Output, &counted, 1<<20)
 			b.crowded()
 		}},
-		{"Stats", "Stats", func(t *testing.T, b *Broker, _ func() *testClient) { b.Stats() }},
-		{"Sessions", "info", func(t *testing.T, b *Broker, _ func() *testClient) {
+		{"Sessions", "facts", func(t *testing.T, b *Broker, _ func() *testClient) {
 			for range b.Sessions() {
 			}
 		}},
-		{"Session", "info", func(t *testing.T, b *Broker,
+		{"Session", "facts", func(t *testing.T, b *Broker,
 			_ func() *testClient) {
 			b.Session("held")
 		}},

@@ -1,36 +1,28 @@
 package dunlin
 
 import (
+	"cmp"
+	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/internal/traffic"
+	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
 // This file is what the Broker counts, and Stats.
 
 // counters only grow. What can be derived from state is not among them.
 type counters struct {
-	turns traffic.Shards
-
-	// Traffic outside of turns.
-	sent, sentPayload, sentBytes, answers atomic.Uint64
-
-	dropped                  atomic.Uint64 // PUBLISH packets
-	taken, accepted, refused atomic.Uint64 // connections
-	expired                  atomic.Uint64 // Sessions
-	most                     atomic.Uint64 // connections at a time
-	panics                   atomic.Uint64
-}
-
-// total is all traffic.
-func (c *counters) total() traffic.Counts {
-	t := c.turns.Total()
-	t.Add(&traffic.Counts{
-		Sent: c.sent.Load(), SentPayload: c.sentPayload.Load(),
-		SentBytes: c.sentBytes.Load(), Answers: c.answers.Load(),
-	})
-	return t
+	traffic         traffic.Classes
+	dropped         dropCounts    // PUBLISH packets
+	taken, accepted atomic.Uint64 // connections
+	refused, ended  codeCounts    // connections that were not accepted, and those that were
+	expired         atomic.Uint64 // Sessions
+	most            atomic.Uint64 // connections at a time
+	panics          atomic.Uint64
+	last            time.Duration // conn.at of the last one that was accepted. Guarded by Broker.mu
+	times
 }
 
 // Stats is a snapshot. Fields are added in minor releases.
@@ -45,6 +37,9 @@ type Stats struct {
 	// Of the queued messages, in each queue that they wait in
 	QueuedBytes int64
 
+	// MemoryByKind is Memory by what it is held for.
+	MemoryByKind MemoryStats
+
 	// Since New.
 	// Network Connections; CONNECT packets accepted; either refused
 	Connected, Accepted, Refused                    uint64
@@ -56,9 +51,23 @@ type Stats struct {
 	SessionsExpired                                 uint64
 	Panics                                          uint64
 	Uptime                                          time.Duration
+	// Traffic is the traffic by listener and version of the protocol, in the order of these.
+	Traffic []TrafficStats
+	// Dropped is MessagesDropped by reason.
+	Dropped Drops
+	// Refusals are the connections that were refused, or ended before they were accepted, and
+	// Disconnects the accepted ones that ended, both by Reason Code. 0x80 is also a connection that
+	// broke.
+	Refusals, Disconnects map[ReasonCode]uint64
+	// CommitOperations is how many operations each Commit of the Store had, CommitLatency how long
+	// it took. HookLatency is how long the Authenticator, the Authorizer and the Interceptor took
+	// to decide. DeadlineLag is how much later than due the Broker did what is due at a time: a
+	// Will or the end of a Session, for instance. All but the first are in seconds.
+	CommitOperations, CommitLatency, HookLatency, DeadlineLag Histogram
 }
 
-// Stats returns what there is and what has been. It looks at every Session.
+// Stats returns what there is and what has been. It takes well under a millisecond, however many
+// Sessions there are, and nobody waits for it.
 func (b *Broker) Stats() Stats {
 	st := b.stats.snapshot()
 	st.Uptime = time.Since(b.started)
@@ -67,25 +76,50 @@ func (b *Broker) Stats() Stats {
 	b.mu.Unlock()
 	st.Subscriptions, st.SharedSubscriptions = b.tree.Len(), b.tree.Shared()
 	st.Retained, st.RetainedBytes = b.retained.Len(), b.retained.Bytes()
-	st.Memory = b.memory.Used()
-	for s := range b.allSessions() {
-		s.mu.Lock()
-		st.Queued += int(s.out.queue.Len())
-		st.QueuedBytes += int64(s.out.bytes)
-		st.Inflight += int(s.out.live)
-		s.mu.Unlock()
-	}
+	st.Memory, st.MemoryByKind = b.memory.Used(), memoryStats(b.memory)
+	p := b.memory.Places()
+	st.Queued, st.QueuedBytes, st.Inflight = int(p.Queued), p.QueuedBytes, int(p.InFlight)
 	return st
 }
 
 func (c *counters) snapshot() Stats {
-	t := c.total()
-	return Stats{
-		Connected: c.taken.Load(), Accepted: c.accepted.Load(), Refused: c.refused.Load(),
-		MessagesReceived: t.Received, MessagesSent: t.Sent, MessagesDropped: c.dropped.Load(),
-		PayloadReceived: t.ReceivedPayload, PayloadSent: t.SentPayload,
-		PacketsReceived: t.ReceivedPackets, PacketsSent: t.Sent + t.Answers,
-		BytesReceived: t.ReceivedBytes, BytesSent: t.SentBytes,
+	st := Stats{
+		Connected: c.taken.Load(), Accepted: c.accepted.Load(), Dropped: c.dropped.snapshot(),
 		MaxConnections: c.most.Load(), SessionsExpired: c.expired.Load(), Panics: c.panics.Load(),
+		CommitOperations: histogramOf(c.commits, 1), CommitLatency: secondsOf(c.committed),
+		HookLatency: secondsOf(c.hooks), DeadlineLag: secondsOf(c.late),
 	}
+	st.MessagesDropped = st.Dropped.Total()
+	st.Refusals, st.Refused = c.refused.snapshot()
+	st.Disconnects, _ = c.ended.snapshot()
+	for _, x := range c.traffic.All() {
+		st.add(x)
+	}
+	slices.SortFunc(st.Traffic, func(x, y TrafficStats) int {
+		return cmp.Or(cmp.Compare(x.Listener, y.Listener), cmp.Compare(x.Version, y.Version))
+	})
+	return st
+}
+
+// add adds the traffic of x to st.
+func (st *Stats) add(x *traffic.Class) {
+	t := x.Total()
+	for qos := range t.Received {
+		st.MessagesReceived += t.Received[qos]
+		st.MessagesSent += t.Sent[qos]
+	}
+	sent := t.Answers + t.Sent[0] + t.Sent[1] + t.Sent[2]
+	st.PayloadReceived += t.ReceivedPayload
+	st.PayloadSent += t.SentPayload
+	st.PacketsReceived += t.ReceivedPackets
+	st.PacketsSent += sent
+	st.BytesReceived += t.ReceivedBytes
+	st.BytesSent += t.SentBytes
+	st.Traffic = append(st.Traffic, TrafficStats{
+		Listener: x.Listener, Version: packets.Version(x.Version), Connections: int(x.Open.Load()),
+		MessagesReceived: t.Received, MessagesSent: t.Sent,
+		PayloadReceived: t.ReceivedPayload, PayloadSent: t.SentPayload,
+		PacketsReceived: t.ReceivedPackets, PacketsSent: sent,
+		BytesReceived: t.ReceivedBytes, BytesSent: t.SentBytes,
+	})
 }

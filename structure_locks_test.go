@@ -22,7 +22,7 @@ var lockHeld = regexp.MustCompile(`(\bmu|numbers|[Ll]ock of \w+|whose lock)( is)
 // others know the Session.
 var guardedFields = strings.Fields(
 	"conn local seq subs weight expiry gen walking ended most will out" +
-		" in cursors quota endsAt reads due")
+		" in cursors quota endsAt extra due")
 
 func TestFunctionsThatNeedALockSaySoFirst(t *testing.T) {
 	fset := token.NewFileSet()

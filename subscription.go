@@ -259,7 +259,7 @@ func (b *Broker) findLocal(name string) (s *session, fresh bool) {
 	if s != nil {
 		return s, false
 	}
-	return &session{holder: &nobody, b: b, id: localPrefix + name, out: sender{mem: b.memory}}, true
+	return &session{holder: &nobody, b: b, id: localPrefix + name, out: newSender(b.memory)}, true
 }
 
 // enterLocal, with session.mu held, makes sub one of the open Subscriptions and, if it has a Name,

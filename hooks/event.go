@@ -1,6 +1,10 @@
 package hooks
 
-import "github.com/dunlin-mqtt/dunlin/packets"
+import (
+	"time"
+
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
 
 // This file holds the events of an Observer.
 
@@ -9,6 +13,9 @@ type Connected struct {
 	Client *Client
 	// SessionPresent is true if the client resumed a Session.
 	SessionPresent bool
+	// At is when the broker accepted the CONNECT. No two connections of a broker have the same
+	// time, and the one that takes over a Session has a later time than the one that had it.
+	At time.Time
 }
 
 // Refused: the broker refused a CONNECT, or a connection ended before its CONNECT was accepted. The
@@ -26,6 +33,8 @@ type Disconnected struct {
 	Code   packets.ReasonCode
 	// Err is why the connection ended. Nil: the client sent a DISCONNECT.
 	Err error
+	// ConnectedAt is the At of the Connected event of this connection.
+	ConnectedAt time.Time
 }
 
 // SessionEnded: a Session expired, or was replaced or deleted.

@@ -20,10 +20,20 @@ const (
 	DropNotAuthorized
 	// DropMemory: the broker was at its memory limit.
 	DropMemory
+	// DropOverRate: its publisher exceeded PublishRate or PublishBytes. The broker refused it.
+	DropOverRate
 )
 
 var dropNames = [...]string{"", "queue full", "slow client", "too large", "expired",
-	"session ended", "refused", "not authorized", "out of memory"}
+	"session ended", "refused", "not authorized", "out of memory", "over the rate"}
+
+// DropReasons returns all reasons, in ascending order.
+func DropReasons() (all []DropReason) {
+	for r := range len(dropNames) - 1 {
+		all = append(all, DropReason(r+1))
+	}
+	return all
+}
 
 // String returns the reason in words.
 func (r DropReason) String() string {
