@@ -1,0 +1,370 @@
+// Package presence publishes when clients connect and disconnect, and why.
+//
+//	seen := presence.New(presence.Options{})
+//	config.Observer = seen.Observer() // or hooks.Join(seen.Observer(), another)
+//	b, err := dunlin.New(config)
+//	...
+//	go seen.Run(ctx, b.Publish)
+//
+// By default each event is a message: to $SYS/broker/clients/ID/connected and
+// $SYS/broker/clients/ID/disconnected. With Options.Retain there is one retained message for each
+// client instead, at $SYS/broker/clients/ID. The payload is a JSON object with the fields of Event.
+// Access rules should say who may read these topics.
+//
+// ID is the Client Identifier, in which "%", "/", "+" and "#" are written as "%25", "%2F", "%2B"
+// and "%23", and control characters likewise. The client field has the Client Identifier as it is.
+//
+// The events of a client are in order, also when one connection takes over from another: the first
+// one has disconnected before the second one has connected.
+package presence
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+const (
+	defaultPrefix  = "$SYS/broker/clients"
+	defaultKeep    = 24 * time.Hour
+	defaultWaiting = 65536
+	// patience is how long the event of a connection waits for the end of the one that it has taken
+	// over: the broker gives a client a second to read its DISCONNECT.
+	patience = 2 * time.Second
+)
+
+// Options are what New is given. The zero value is valid.
+type Options struct {
+	// Retain makes the broker keep the last event of each client, as the retained message of
+	// Prefix/ID. Without it, events are messages to Prefix/ID/connected and Prefix/ID/disconnected,
+	// and nothing is kept.
+	Retain bool
+	// Prefix is what the topics begin with. Empty: "$SYS/broker/clients". A Prefix that does not
+	// begin with "$SYS/" is possible. Then clients may be able to publish there, and a broker with
+	// a Store keeps what is retained over a restart.
+	Prefix string
+	// QoS is the QoS of the messages.
+	QoS packets.QoS
+	// Keep is how long the retained message of a client stays that has disconnected: it is the
+	// Message Expiry Interval. Zero: 24 hours. Negative: for ever.
+	Keep time.Duration
+	// PerPrincipal is for brokers with Config.SessionPerPrincipal, where several clients may have
+	// the same Client Identifier: the topics then have the user name behind ID, as a level of its
+	// own.
+	PerPrincipal bool
+	// MaxWaiting is how many messages may wait to be published. Further ones are lost. Zero:
+	// 65,536.
+	MaxWaiting int
+}
+
+// An Event is the payload of a message, as JSON.
+type Event struct {
+	// State is "connected" or "disconnected".
+	State string `json:"state"`
+	// Client is the Client Identifier. User is the verified name of the client, or else its User
+	// Name; empty if it has neither.
+	Client string `json:"client"`
+	User   string `json:"user,omitempty"`
+	// Address is the address of the client, Listener the name of the listener that accepted it.
+	Address  string `json:"address,omitempty"`
+	Listener string `json:"listener,omitempty"`
+	// Protocol is the version of MQTT. CleanStart and KeepAlive, in seconds, are what the client
+	// asked for. SessionPresent says that it resumed a Session.
+	Protocol       string `json:"protocol"`
+	CleanStart     bool   `json:"clean_start"`
+	KeepAlive      uint16 `json:"keep_alive"`
+	SessionPresent bool   `json:"session_present"`
+	// ConnectedAt is when the broker accepted the client.
+	ConnectedAt time.Time `json:"connected_at"`
+
+	// The rest is nil or empty in the event "connected". DisconnectedAt is when the connection
+	// ended.
+	DisconnectedAt *time.Time `json:"disconnected_at,omitempty"`
+	// ReasonCode says why, as in a DISCONNECT of MQTT 5.0, and Reason is its name. 128,
+	// "Unspecified error", is a connection that broke. Error has details.
+	ReasonCode *byte  `json:"reason_code,omitempty"`
+	Reason     string `json:"reason,omitempty"`
+	Error      string `json:"error,omitempty"`
+}
+
+// A Presence turns the events of a broker into messages.
+type Presence struct {
+	options Options
+
+	mu sync.Mutex
+	// Guarded by mu.
+	clients map[string]*client  // those that are connected, by key
+	held    []held              // connections that wait for the end of another one, oldest first
+	ready   []*message          // to be published
+	latest  map[string]*message // those of ready by topic, with Retain
+	lost    uint64              // messages
+
+	news chan struct{} // capacity 1: there is something in ready or held
+}
+
+// A client is who is connected with one Client Identifier.
+type client struct {
+	current *connection   // its event "connected" is published
+	waiting []*connection // that came later, oldest first
+}
+
+type connection struct {
+	Event
+	ended *Event // nil: it is open
+}
+
+// held is a connection whose event waits.
+type held struct {
+	key   string
+	of    *connection
+	until time.Time
+}
+
+type message struct {
+	topic string
+	Event
+}
+
+// New returns a Presence. Its events wait until Run is called.
+func New(o Options) *Presence {
+	o.Prefix = cmp.Or(o.Prefix, defaultPrefix)
+	o.Keep = cmp.Or(o.Keep, defaultKeep)
+	if o.MaxWaiting <= 0 {
+		o.MaxWaiting = defaultWaiting
+	}
+	return &Presence{
+		options: o, clients: make(map[string]*client), latest: make(map[string]*message),
+		news: make(chan struct{}, 1),
+	}
+}
+
+// Lost returns how many messages were not published: too many waited, or publish returned an error.
+func (p *Presence) Lost() uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.lost
+}
+
+// Observer returns the Observer for the Config of the broker.
+func (p *Presence) Observer() *hooks.Observer {
+	return &hooks.Observer{Connected: p.connected, Disconnected: p.disconnected}
+}
+
+func (p *Presence) connected(e hooks.Connected) {
+	x := &connection{Event: about(e.Client)}
+	x.State, x.ConnectedAt, x.SessionPresent = "connected", e.At, e.SessionPresent
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	key := p.key(&x.Event)
+	c := p.clients[key]
+	switch {
+	case c == nil:
+		p.clients[key] = &client{current: x}
+		p.sayLocked(&x.Event)
+	case x.ConnectedAt.Before(c.current.ConnectedAt): // it was taken over before it could be told of
+	default:
+		i, _ := slices.BinarySearchFunc(c.waiting, x, func(a, b *connection) int {
+			return a.ConnectedAt.Compare(b.ConnectedAt)
+		})
+		c.waiting = slices.Insert(c.waiting, i, x)
+		p.held = append(p.held, held{key, x, time.Now().Add(patience)})
+		p.signal()
+	}
+}
+
+func (p *Presence) disconnected(e hooks.Disconnected) {
+	now, code := time.Now(), byte(e.Code)
+	gone := about(e.Client)
+	gone.State, gone.ConnectedAt, gone.DisconnectedAt = "disconnected", e.ConnectedAt, &now
+	gone.ReasonCode, gone.Reason = &code, e.Code.String()
+	if code == 0 {
+		gone.Reason = "Normal disconnection"
+	}
+	if e.Err != nil {
+		gone.Error = e.Err.Error()
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	key := p.key(&gone)
+	c := p.clients[key]
+	if c == nil {
+		return
+	}
+	for _, x := range append([]*connection{c.current}, c.waiting...) {
+		if x.ConnectedAt.Equal(e.ConnectedAt) {
+			gone.SessionPresent = x.SessionPresent
+			x.ended = &gone
+		}
+	}
+	p.advanceLocked(key, c)
+}
+
+// advanceLocked publishes what no connection of c is in the way of. p.mu is held.
+func (p *Presence) advanceLocked(key string, c *client) {
+	for c.current.ended != nil {
+		p.sayLocked(c.current.ended)
+		if len(c.waiting) == 0 {
+			delete(p.clients, key)
+			return
+		}
+		c.current, c.waiting = c.waiting[0], c.waiting[1:]
+		p.sayLocked(&c.current.Event)
+	}
+}
+
+// release publishes the events that have waited long enough, and returns when the next one has;
+// zero: none waits.
+func (p *Presence) release(now time.Time) (next time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for ; len(p.held) > 0; p.held = p.held[1:] {
+		h := p.held[0]
+		c := p.clients[h.key]
+		if c == nil || !slices.Contains(c.waiting, h.of) {
+			continue
+		}
+		if h.until.After(now) {
+			return h.until
+		}
+		for slices.Contains(c.waiting, h.of) {
+			gone, code := c.current.Event, byte(packets.SessionTakenOver)
+			gone.State, gone.DisconnectedAt = "disconnected", &now
+			gone.ReasonCode, gone.Reason = &code, packets.SessionTakenOver.String()
+			c.current.ended = cmp.Or(c.current.ended, &gone)
+			p.advanceLocked(h.key, c)
+		}
+	}
+	return time.Time{}
+}
+
+// sayLocked has e published. p.mu is held.
+func (p *Presence) sayLocked(e *Event) {
+	topic := p.options.Prefix + "/" + level(e.Client)
+	if p.options.PerPrincipal {
+		topic += "/" + level(e.User)
+	}
+	if !p.options.Retain {
+		topic += "/" + e.State
+	} else if m := p.latest[topic]; m != nil { // nobody has seen it yet
+		m.Event = *e
+		return
+	}
+	if len(p.ready) >= p.options.MaxWaiting {
+		p.lost++
+		return
+	}
+	m := &message{topic, *e}
+	p.ready = append(p.ready, m)
+	if p.options.Retain {
+		p.latest[topic] = m
+	}
+	p.signal()
+}
+
+func (p *Presence) signal() {
+	select {
+	case p.news <- struct{}{}:
+	default:
+	}
+}
+
+// Run publishes until ctx ends, and returns its cause. publish is the method Publish of the broker.
+// It is called by this goroutine only.
+func (p *Presence) Run(
+	ctx context.Context, publish func(context.Context, *packets.Message) error,
+) error {
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	for {
+		for m := p.take(); m != nil; m = p.take() {
+			if publish(ctx, m) != nil {
+				p.mu.Lock()
+				p.lost++
+				p.mu.Unlock()
+			}
+		}
+		if next := p.release(time.Now()); !next.IsZero() {
+			timer.Reset(time.Until(next))
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-p.news:
+		case <-timer.C:
+		}
+	}
+}
+
+// take returns the next message, nil if there is none.
+func (p *Presence) take() *packets.Message {
+	p.mu.Lock()
+	if len(p.ready) == 0 {
+		p.mu.Unlock()
+		return nil
+	}
+	m := p.ready[0]
+	p.ready = p.ready[1:]
+	delete(p.latest, m.topic)
+	p.mu.Unlock()
+	out := &packets.Message{Topic: m.topic, QoS: p.options.QoS, Retain: p.options.Retain}
+	out.Payload, _ = json.Marshal(m.Event) // has only types that JSON knows
+	out.SetContentType("application/json")
+	if p.options.Retain && m.State == "disconnected" && p.options.Keep > 0 {
+		out.SetExpiry(p.options.Keep)
+	}
+	return out
+}
+
+// key is the key of the client of e in Presence.clients.
+func (p *Presence) key(e *Event) string {
+	if p.options.PerPrincipal {
+		return e.Client + "\x00" + e.User
+	}
+	return e.Client
+}
+
+// about returns an Event with what is known of a client.
+func about(c *hooks.Client) Event {
+	e := Event{
+		Client: c.ID, Protocol: c.Version.String(), CleanStart: c.CleanStart, KeepAlive: c.KeepAlive,
+	}
+	e.User, _ = c.User()
+	if strings.HasPrefix(e.User, "eyJ") && strings.Count(e.User, ".") >= 2 {
+		e.User = "(a token)" // the User Name is a token
+	}
+	if c.RemoteAddr != nil {
+		e.Address = c.RemoteAddr.String()
+	}
+	if c.Listener != nil {
+		e.Listener = c.Listener.Name
+	}
+	return e
+}
+
+// level makes a level of a Topic Name of a text.
+func level(s string) string {
+	const hex = "0123456789ABCDEF"
+	if !strings.ContainsFunc(s, reserved) {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		if r < 0x80 && reserved(r) {
+			b.WriteByte('%')
+			b.WriteByte(hex[r>>4])
+			b.WriteByte(hex[r&15])
+		} else {
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}
+
+func reserved(r rune) bool { return r < ' ' || r == 0x7f || strings.ContainsRune("%/+#", r) }
