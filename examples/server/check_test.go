@@ -97,7 +97,7 @@ func TestVersionAndHealth(t *testing.T) {
 	require.ErrorContains(t, command([]string{"health", addrs[0]}, nil, &out), "-addr "+addrs[0],
 		"an address without -addr is not left out in favour of the default one")
 	require.ErrorContains(t, command([]string{"healthy"}, nil, &out),
-		"the commands are check, health, passwd and version")
+		"the commands are check, health, passwd, top and version")
 }
 
 func TestSystemdIsTold(t *testing.T) {

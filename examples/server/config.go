@@ -61,7 +61,7 @@ func parseFlags(args []string, first func(*options, *flag.FlagSet)) (
 	}
 	if fs.NArg() > 0 {
 		return nil, nil, fmt.Errorf("unexpected argument %q; the commands are check, health, "+
-			"passwd and version", fs.Arg(0))
+			"passwd, top and version", fs.Arg(0))
 	}
 	return o, fs, nil
 }

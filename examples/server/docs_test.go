@@ -16,8 +16,9 @@ import (
 	"github.com/dunlin-mqtt/dunlin"
 )
 
-// elsewhere are flags that the pages name and that belong to other programs.
-var elsewhere = []string{"race", "storetest", "only", "from", "durable", "storecost", "curves"}
+// elsewhere are flags that the pages name and that belong to other programs and commands.
+var elsewhere = []string{"race", "storetest", "only", "from", "durable", "storecost", "curves",
+	"sort", "once"}
 
 // A page that names a flag names one that there is.
 func TestFlagsInThePages(t *testing.T) {

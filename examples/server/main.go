@@ -42,6 +42,8 @@ func command(args []string, in io.Reader, out io.Writer) error {
 		return check(args[1:], out)
 	case "health":
 		return health(args[1:])
+	case "top":
+		return top(args[1:], out)
 	case "version":
 		fmt.Fprintln(out, "dunlin server", dunlin.Version)
 		return nil
@@ -86,6 +88,7 @@ type options struct {
 	persistence
 	limits
 	logging
+	desk             desk
 	denySubscribe    list
 	payload          size
 	maxPayload       atomic.Int64 // the same, where it may change
@@ -109,6 +112,7 @@ func (o *options) flags() *flag.FlagSet {
 	o.persistence.flags(fs)
 	o.limits.flags(fs, c)
 	o.logging.flags(fs)
+	o.desk.flags(fs)
 	fs.IntVar(&c.ReceiveMaximum, "receive-maximum", 0,
 		"unacknowledged QoS 1 and 2 publishes per client (default 1024)")
 	fs.StringVar(&o.maxQoS, "max-qos", "2", "highest QoS that clients may use")
@@ -204,6 +208,9 @@ func (o *options) finish(fs *flag.FlagSet) error {
 	}
 	o.reloads = reloads{}
 	if err := o.openEntries(); err != nil {
+		return err
+	}
+	if err := o.desk.open(o.reloads); err != nil {
 		return err
 	}
 	if o.maxPayload.Store(int64(o.payload)); o.payload > 0 {

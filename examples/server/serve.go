@@ -44,7 +44,7 @@ func (o *options) serve(ctx context.Context) error {
 	defer end()
 	watcher := o.logging.watch(o.cfg.Logger)
 	defer watcher.end()
-	o.cfg.Observer = hooks.Join(o.cfg.Observer, watcher.observer())
+	o.cfg.Observer = hooks.Join(o.cfg.Observer, watcher.observer(), o.desk.observer())
 	st, err := o.persistence.open(o.cfg.Logger)
 	if err != nil {
 		return err
@@ -69,6 +69,11 @@ func (o *options) serve(ctx context.Context) error {
 		return err
 	}
 	defer endProfiles()
+	endDesk, err := o.desk.serve(b, o.cfg.Logger, &o.level)
+	if err != nil {
+		return err
+	}
+	defer endDesk()
 	manager := managed(os.Getenv)
 	defer manager.stopping()
 	// ends with ctx; waited for above

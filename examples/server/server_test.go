@@ -42,8 +42,15 @@ func (l *log) String() string {
 // -tls-listen should name port 0.
 func start(t *testing.T, args ...string) (addrs []string, printed *log) {
 	t.Helper()
+	return startAs(t, func(*options) {}, args...)
+}
+
+// startAs is start for a server that edit has changed.
+func startAs(t *testing.T, edit func(*options), args ...string) (addrs []string, printed *log) {
+	t.Helper()
 	o, err := parse(args)
 	require.NoError(t, err, "%q", args)
+	edit(o)
 	o.args = args
 	printed = new(log)
 	o.logTo(printed)
