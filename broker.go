@@ -71,9 +71,6 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/journal"
 	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/dunlin-mqtt/dunlin/internal/logins"
-	"github.com/dunlin-mqtt/dunlin/internal/owners"
-	"github.com/dunlin-mqtt/dunlin/internal/retained"
-	"github.com/dunlin-mqtt/dunlin/internal/room"
 	"github.com/dunlin-mqtt/dunlin/internal/subs"
 	"github.com/dunlin-mqtt/dunlin/internal/timers"
 	"github.com/dunlin-mqtt/dunlin/packets"
@@ -108,54 +105,28 @@ type Broker struct {
 	seed       maphash.Seed
 	started    time.Time
 
-	config        atomic.Pointer[settings] // see cfg and Reconfigure
-	reconfiguring lock.Mutex[reconfigureLock]
-	sysChanged    chan struct{} // SysInterval is another one
-
-	rules    rules
-	guard    *guard.Guard
-	logins   *logins.Table
-	memory   *budget.Budget
-	caches   routeCaches
-	reading  room.Room // for packets that have come in part
-	owners   *owners.Table
-	shedding atomic.Bool // shed is due or under way
-	mounts   atomic.Bool // a mount point was granted
-	renames  atomic.Bool // a Client Identifier was granted
-	shedDue  timers.Timer
-
-	tree     *subs.Tree
-	retained *retained.Store
-	due      *timers.Timers
-	journal  *records // nil: there is no Store
-	stats    counters
-	turns    sync.Pool
-	walkers  walkers
-	yielding atomic.Int32 // turns in yield
-
-	mu        lock.Mutex[brokerLock]
-	closed    bool // no new listeners and connections. Guarded by mu, as are the next five
-	sessions  sessionIndex
-	listeners map[net.Listener]struct{} // being served
-	doors     map[*hooks.Listener]*door // being served, and described
-	// Connections before they are accepted; true: see dismissLocked
-	early map[*conn]bool
-	conns map[*conn]struct{} // and after
-
-	serving sync.WaitGroup // readers, and Serve
-	writers sync.WaitGroup // writer goroutines and other short ones
-
-	locals     map[*Subscription]struct{} // those that are open; guarded by mu, as is the next
-	localCount uint64                     // for the names of those that have none
-	responders sync.WaitGroup             // the goroutines of Respond
-
-	topics      topicLocks
-	retainedDue timers.Timer // set with the lock of retained held
-
+	rules   rules
+	due     *timers.Timers
+	journal *records // nil: there is no Store
+	stats   counters
 	closing closing
 
-	numbers  lock.RWMutex[numbersLock]
-	byNumber []*session // by session.num; guarded by numbers
+	// Each of these parts is defined beside the code that works with it, and says what guards it.
+	configuration
+	registry
+	receivers
+	retention
+	defences
+	goroutines
+}
+
+// goroutines counts the goroutines of a Broker, and holds what they share.
+type goroutines struct {
+	turns      sync.Pool
+	yielding   atomic.Int32   // turns in yield
+	serving    sync.WaitGroup // readers, and Serve
+	writers    sync.WaitGroup // writer goroutines and other short ones
+	responders sync.WaitGroup // the goroutines of Respond
 }
 
 // The locks, in the order in which a goroutine takes them. It holds at most one of each kind, and
@@ -209,15 +180,13 @@ func New(cfg Config) (*Broker, error) {
 		log: slog.New(lock.Handler(cfg.Logger.Handler())), authorizer: cfg.Authorizer,
 		seed: maphash.MakeSeed(), started: time.Now(),
 		due:      timers.New(),
-		sessions: newSessionIndex(), listeners: make(map[net.Listener]struct{}),
-		early: make(map[*conn]bool), conns: make(map[*conn]struct{}),
-		locals:     make(map[*Subscription]struct{}),
-		byNumber:   make([]*session, 1), // 0 is nobody
-		sysChanged: make(chan struct{}, 1),
-		closing:    closing{quiet: make(chan struct{}), ended: make(chan struct{})},
+		registry: newRegistry(),
+		closing:  closing{quiet: make(chan struct{}), ended: make(chan struct{})},
 	}
 	b.stats.times = newTimes()
 	b.due.Late = func(d time.Duration) { b.stats.late.Add(int64(d)) }
+	b.byNumber = make([]*session, 1) // 0 is nobody
+	b.sysChanged = make(chan struct{}, 1)
 	b.config.Store(&settings{cfg, strict})
 	b.obs = b.safe(*cfg.Observer)
 	if cfg.Authorizer == hooks.Authorizer(hooks.AllowAll) {

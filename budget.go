@@ -3,11 +3,17 @@ package dunlin
 import (
 	"cmp"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/internal/budget"
+	"github.com/dunlin-mqtt/dunlin/internal/guard"
 	"github.com/dunlin-mqtt/dunlin/internal/holders"
+	"github.com/dunlin-mqtt/dunlin/internal/logins"
+	"github.com/dunlin-mqtt/dunlin/internal/owners"
+	"github.com/dunlin-mqtt/dunlin/internal/room"
+	"github.com/dunlin-mqtt/dunlin/internal/timers"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -15,6 +21,17 @@ import (
 // Config.MaxMemory. What is counted: messages in queues and in flight, each once however many
 // Sessions hold it, and their places there; retained ones; output that sockets have not taken; and
 // packets that have come in part.
+
+// defences bound what clients make a Broker do and keep.
+type defences struct {
+	guard    *guard.Guard
+	logins   *logins.Table
+	owners   *owners.Table
+	memory   *budget.Budget
+	reading  room.Room   // for packets that have come in part
+	shedding atomic.Bool // shed is due or under way
+	shedDue  timers.Timer
+}
 
 // What is held beside the bytes of topic, payload and properties.
 const (

@@ -3,9 +3,19 @@ package dunlin
 import (
 	"reflect"
 	"slices"
+	"sync/atomic"
+
+	"github.com/dunlin-mqtt/dunlin/internal/lock"
 )
 
 // This file is what changes of Config while the Broker runs.
+
+// A configuration is the Config of a Broker, which can change while it runs.
+type configuration struct {
+	config        atomic.Pointer[settings] // see cfg
+	reconfiguring lock.Mutex[reconfigureLock]
+	sysChanged    chan struct{} // SysInterval is another one
+}
 
 // Reconfigure gives a running Broker another Config, for instance because a file has changed. cfg
 // is a whole Config, as for New: a field that is zero gets its default. Nobody is disconnected, and

@@ -18,12 +18,21 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/owners"
 	"github.com/dunlin-mqtt/dunlin/internal/retained"
 	"github.com/dunlin-mqtt/dunlin/internal/subs"
+	"github.com/dunlin-mqtt/dunlin/internal/timers"
 	"github.com/dunlin-mqtt/dunlin/packets"
 	"github.com/dunlin-mqtt/dunlin/store"
 )
 
 // This file is how retained messages (3.3.1.3) change and expire, and how new subscriptions get
 // them. Where they are kept is in package internal/retained.
+
+// retention is the retained messages of a Broker, and who looks for them.
+type retention struct {
+	retained    *retained.Store
+	topics      topicLocks
+	retainedDue timers.Timer // set with the lock of retained held
+	walkers     walkers
+}
 
 // newRetained returns the Store for the retained messages, which counts them in b.memory.
 func (b *Broker) newRetained() *retained.Store {

@@ -16,6 +16,16 @@ import (
 // This file is the cache of routes that a connection has. A route is only kept as long as it is
 // small, there is memory, and the client publishes.
 
+// receivers is how a Broker finds out who gets a message.
+type receivers struct {
+	tree     *subs.Tree
+	caches   routeCaches
+	numbers  lock.RWMutex[numbersLock]
+	byNumber []*session  // by session.num; guarded by numbers
+	mounts   atomic.Bool // a mount point was granted
+	renames  atomic.Bool // a Client Identifier was granted
+}
+
 const (
 	routeSlots    = 256
 	maxRouteTopic = 1 << 10          // bytes of a topic whose route is kept

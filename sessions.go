@@ -2,9 +2,35 @@ package dunlin
 
 import (
 	"iter"
+	"net"
 
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/google/btree"
 )
+
+// A registry is who is there: all Sessions, connections and listeners.
+type registry struct {
+	mu        lock.Mutex[brokerLock] // guards what follows
+	closed    bool                   // no new listeners and connections
+	sessions  sessionIndex
+	listeners map[net.Listener]struct{} // being served
+	doors     map[*hooks.Listener]*door // being served, and described
+	// Connections before they are accepted; true: see dismissLocked
+	early map[*conn]bool
+	conns map[*conn]struct{} // and after
+
+	locals     map[*Subscription]struct{} // those that are open
+	localCount uint64                     // for the names of those that have none
+}
+
+func newRegistry() registry {
+	return registry{
+		sessions: newSessionIndex(), listeners: make(map[net.Listener]struct{}),
+		early: make(map[*conn]bool), conns: make(map[*conn]struct{}),
+		locals: make(map[*Subscription]struct{}),
+	}
+}
 
 // A sessionIndex holds Sessions in the order of their places: by Client Identifier, and then by
 // principal, because no Client Identifier holds the byte 0 that stands between the two. It has no
