@@ -11,6 +11,7 @@ import (
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/internal/guard"
+	"github.com/dunlin-mqtt/dunlin/internal/recent"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -123,7 +124,7 @@ func (b *Broker) endBanned(x Ban) {
 	b.mu.Unlock()
 	for _, c := range conns {
 		if c.isOf(x, network) {
-			b.endConn(c, packets.Errorf(packets.AdministrativeAction, "banned"))
+			b.endConn(c, errBanned)
 		}
 	}
 	if x.Kind == BanAddress {
@@ -187,6 +188,8 @@ func (c *conn) barredAs(now time.Time) error {
 	}
 	return c.barred(now)
 }
+
+var errBanned = recent.As(hooks.EndBanned, packets.Errorf(packets.AdministrativeAction, "banned"))
 
 var errBarred = &packets.Error{Code: packets.Banned,
 	Err: errors.New("the client or its user is banned")}

@@ -71,6 +71,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/journal"
 	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/dunlin-mqtt/dunlin/internal/logins"
+	"github.com/dunlin-mqtt/dunlin/internal/recent"
 	"github.com/dunlin-mqtt/dunlin/internal/subs"
 	"github.com/dunlin-mqtt/dunlin/internal/timers"
 	"github.com/dunlin-mqtt/dunlin/packets"
@@ -187,6 +188,8 @@ func New(cfg Config) (*Broker, error) {
 	b.due.Late = func(d time.Duration) { b.stats.late.Add(int64(d)) }
 	b.byNumber = make([]*session, 1) // 0 is nobody
 	b.sysChanged = make(chan struct{}, 1)
+	b.stats.endings = recent.NewEndings(recent.LimitsFor(cfg.MaxEnded))
+	b.stats.drops = recent.NewDrops(recent.LimitsFor(cfg.MaxDrops))
 	b.config.Store(&settings{cfg, strict})
 	b.obs = b.safe(*cfg.Observer)
 	if cfg.Authorizer == hooks.Authorizer(hooks.AllowAll) {
@@ -229,7 +232,10 @@ func (b *Broker) Serve(l net.Listener) error { return b.serve(l, nil) }
 // ServeListener is Serve for a listener that hooks are to recognize: the Client that they get has
 // as for its Listener. So a program can have several listeners with rules of their own:
 //
-//	public, inside := &hooks.Listener{Name: "public", MaxConnections: 1000}, &hooks.Listener{Name: "inside"}
+//	public, inside := &hooks.Listener{Name: "public", MaxConnections: 1000},
+//
+// &hooks.Listener{Name: "inside"}
+//
 //	go b.ServeListener(l1, public)
 //	go b.ServeListener(l2, inside)
 //
@@ -412,15 +418,17 @@ func (b *Broker) turnAway(nc net.Conn, as *door, err error) {
 	if f := b.obs.Refused; f != nil {
 		f(hooks.Refused{Client: as.stranger(nc), Code: code, Err: err})
 	}
+	b.noteEnding(endedConn{client: as.stranger(nc), code: code, err: err, at: time.Now()})
 	b.log.Debug("connection not taken up", "remote", nc.RemoteAddr(), "err", err)
 }
 
 // leave is the last thing that a reader does.
 func (b *Broker) leave(c *conn, code packets.ReasonCode, err error) {
+	if err == errNormal {
+		err, code = nil, packets.NormalDisconnection
+	}
+	b.noteEnd(c, code, err)
 	if c.accepted {
-		if err == errNormal {
-			err, code = nil, packets.NormalDisconnection
-		}
 		b.stats.ended[code].Add(1)
 		if f := b.obs.Disconnected; f != nil {
 			at := b.started.Add(c.at)

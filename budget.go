@@ -12,6 +12,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/holders"
 	"github.com/dunlin-mqtt/dunlin/internal/logins"
 	"github.com/dunlin-mqtt/dunlin/internal/owners"
+	"github.com/dunlin-mqtt/dunlin/internal/recent"
 	"github.com/dunlin-mqtt/dunlin/internal/room"
 	"github.com/dunlin-mqtt/dunlin/internal/timers"
 	"github.com/dunlin-mqtt/dunlin/packets"
@@ -63,7 +64,8 @@ const (
 	dropEnough = 85 // down to this
 )
 
-var errNoMemory = packets.Errorf(packets.QuotaExceeded, "the broker is at its limit of memory")
+var errNoMemory = recent.As(hooks.EndMemory,
+	packets.Errorf(packets.QuotaExceeded, "the broker is at its limit of memory"))
 
 // crowded is called where memory is taken, with any lock held: it starts shedding if that is due.
 func (b *Broker) crowded() {

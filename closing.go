@@ -230,6 +230,7 @@ func (b *Broker) closeAtOnce() {
 	for _, c := range conns {
 		c.abandon()
 	}
+	b.stats.taps.Close()
 	b.cancel() // only now: what a hook could not decide because of that must not be answered
 	closeAll(append(early, conns...))
 	if b.rules.stop != nil {

@@ -216,6 +216,10 @@ type Config struct {
 	// where the wildcards of a filter stand: of a/+ and b/+ no topic matches both, so they count
 	// as one, and so do all filters without wildcards. Default 256; none: MaxSubscriptions.
 	MaxOverlapping int
+	// MaxEnded is how many connections that ended the Broker remembers, and how many that it
+	// refused, MaxDrops how many messages that were lost: see Ended and LastDrops. Each stands for
+	// 512 bytes of memory, so fewer are remembered if their names are long. Default 1,024; none: 0.
+	MaxEnded, MaxDrops int
 	// MinWildcardLevel is how many levels of a Topic Filter must come before its first wildcard:
 	// with 1, # and +/x are refused with Not authorized (0x87), a/# is not. Default and negative:
 	// 0.
@@ -560,6 +564,7 @@ func (c *Config) fill() {
 	limit(&c.MaxQueuedBytes, 16<<20, math.MaxInt)
 	limit(&c.MaxOutboundBytes, 2<<20, math.MaxInt)
 	limit(&c.MaxUncommittedBytes, 8<<20, math.MaxInt)
+	c.MaxEnded, c.MaxDrops = cmp.Or(c.MaxEnded, 1024), cmp.Or(c.MaxDrops, 1024) // negative: none
 	limit(&c.MaxRetained, 1_000_000, math.MaxInt32)
 	limit(&c.MaxRetainedBytes, 1<<30, math.MaxInt)
 	limit(&c.MaxMemory, int(min(defaultMemory(), math.MaxInt)), math.MaxInt)

@@ -16,6 +16,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/guard"
 	"github.com/dunlin-mqtt/dunlin/internal/link"
 	"github.com/dunlin-mqtt/dunlin/internal/lock"
+	"github.com/dunlin-mqtt/dunlin/internal/recent"
+	"github.com/dunlin-mqtt/dunlin/internal/tap"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -245,7 +247,8 @@ func (c *conn) panicked(v any) error {
 		c.sess.in.abandon()
 		c.sess.mu.Unlock()
 	}
-	return &packets.Error{Code: packets.UnspecifiedError, Err: fmt.Errorf("panic: %v", v)}
+	return recent.As(hooks.EndPanic,
+		&packets.Error{Code: packets.UnspecifiedError, Err: fmt.Errorf("panic: %v", v)})
 }
 
 // errDry ends a look at a socket: all is read.
@@ -449,15 +452,19 @@ func (c *conn) input(t *turn) error { return c.endTurn(t, c.packets(t)) }
 func (c *conn) packets(t *turn) error {
 	t.now = time.Now()
 	b := t.read.B
-	used, whole := 0, 0
+	used, whole, shown := 0, 0, 0
 	var err error
 	for used < len(b) && err == nil {
 		var n int
+		early := !c.accepted
 		if n, err = c.packet(t, b[used:]); n == 0 {
 			break
 		}
 		used += n
 		whole++
+		if early { // which has shown it
+			shown = used
+		}
 		if len(t.blocked) > 0 && err == nil {
 			err = c.holdBack(t)
 		}
@@ -473,6 +480,7 @@ func (c *conn) packets(t *turn) error {
 			c.readHint = 0
 		}
 	}
+	c.show(tap.In, t.now, b[shown:used])
 	t.read.B = b[:copy(b, b[used:])]
 	t.gathered += used
 	return err
@@ -536,7 +544,8 @@ func (c *conn) packet(t *turn, b []byte) (int, error) {
 	if !c.accepted && c.readExtra().exchange == nil {
 		v = 0
 		if b[0] != byte(packets.TypeConnect)<<4 {
-			return 0, packets.Errorf(packets.ProtocolError, "the first packet is no CONNECT")
+			return 0, recent.As(hooks.EndNotMQTT,
+				packets.Errorf(packets.ProtocolError, "the first packet is no CONNECT"))
 		}
 	}
 	h, err := packets.ParseHeader(b, v)
@@ -561,7 +570,7 @@ func (c *conn) packet(t *turn, b []byte) (int, error) {
 	switch {
 	case !c.accepted:
 		t.last = n == len(b)
-		err = c.early(t, h, body)
+		err = c.early(t, h, b[:n:n])
 	case h.Type == packets.TypeDisconnect && len(body) == 0:
 		// as nearly all are: no need for a deep stack
 		err = errNormal
@@ -664,8 +673,8 @@ func (e *clientLeft) Error() string { return "the client disconnected: " + e.cod
 // its last whole packet [MQTT-3.1.2-22].
 func (c *conn) expired(now time.Time) error {
 	if !c.accepted {
-		return packets.Errorf(packets.ProtocolError, "no CONNECT within %v",
-			c.b.cfg().ConnectTimeout)
+		return recent.As(hooks.EndNoConnect, packets.Errorf(packets.ProtocolError,
+			"no CONNECT within %v", c.b.cfg().ConnectTimeout))
 	}
 	if err := c.stopped(); err != nil {
 		return err

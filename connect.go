@@ -4,9 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/rand"
-	"crypto/tls"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"math"
@@ -18,6 +15,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/internal/guard"
 	"github.com/dunlin-mqtt/dunlin/internal/lock"
+	"github.com/dunlin-mqtt/dunlin/internal/recent"
+	"github.com/dunlin-mqtt/dunlin/internal/tap"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -26,9 +25,11 @@ import (
 
 // early handles what comes before the connection is accepted: CONNECT, then AUTH if an exchange is
 // under way.
-func (c *conn) early(t *turn, h packets.Header, body []byte) error {
+func (c *conn) early(t *turn, h packets.Header, raw []byte) error {
 	c.deep = true
+	body := raw[h.Len:]
 	if c.readExtra().exchange != nil {
+		c.show(tap.In, t.now, raw)
 		var a packets.Auth
 		if h.Type != packets.TypeAuth {
 			return c.refuse(packets.Errorf(packets.ProtocolError, "%v during authentication",
@@ -42,6 +43,10 @@ func (c *conn) early(t *turn, h packets.Header, body []byte) error {
 	p := &t.connect
 	err := p.Decode(h, body, 0)
 	c.version = p.Version
+	if err == nil {
+		c.introduce(p)
+	}
+	c.show(tap.In, t.now, raw)
 	if n, ok := p.Properties.Uint(packets.MaximumPacketSize); ok {
 		c.maxPacket = int32(min(n, maxPacketSize))
 	}
@@ -82,7 +87,7 @@ func (c *conn) mayReplace(id string) bool {
 	return s != nil && s.connected()
 }
 
-// acceptable checks what needs no hook. It gives the client an identifier if it sent none.
+// acceptable checks what needs no hook.
 func (c *conn) acceptable(p *packets.Connect) error {
 	cfg := c.b.cfg()
 	if d := c.b.closing.drain.Load(); d != nil {
@@ -129,26 +134,10 @@ func errWillQoS(got, most packets.QoS) error {
 // authenticate asks the hooks: the one for the Authentication Method if there is one, else the
 // Authenticator.
 func (c *conn) authenticate(t *turn, p *packets.Connect) error {
-	client := &hooks.Client{
-		ID: p.ClientID, Username: p.Username, HasUsername: p.HasUsername, Version: p.Version,
-		Bridge:     p.Bridge,
-		CleanStart: p.CleanStart, KeepAlive: p.KeepAlive,
-		RemoteAddr: c.nc.RemoteAddr(), LocalAddr: c.nc.LocalAddr(), Listener: c.via.described(),
-	}
-	if len(p.Properties) > 0 {
-		client.Properties = append(packets.Properties(nil), p.Properties...)
-	}
-	if client.ID == "" {
-		client.ID = newClientID()
-	}
-	if x, ok := c.nc.NetConn().(interface{ ConnectionState() tls.ConnectionState }); ok {
-		st := x.ConnectionState()
-		client.TLS = &st
-	}
-	c.client = client
 	if err := c.barred(t.now); err != nil {
 		return c.refuse(err)
 	}
+	client := c.client
 	method, ok := p.Properties.Text(packets.AuthenticationMethod)
 	if !ok && c.b.cfg().Authenticator == hooks.Authenticator(hooks.AllowAll) {
 		return c.accept(t, p, &openGrant, nil)
@@ -246,7 +235,7 @@ func (b *Broker) refusal(err error, args ...any) error {
 }
 
 // errHookFailed is in the chain of every refusal that no hook has decided: one has failed instead.
-var errHookFailed = errors.New("a hook failed")
+var errHookFailed = recent.Mark(hooks.EndHookFailed, errors.New("a hook failed"))
 
 func cloneConnect(p *packets.Connect) *packets.Connect {
 	q := *p
@@ -259,12 +248,6 @@ func cloneConnect(p *packets.Connect) *packets.Connect {
 		q.Will = &w
 	}
 	return &q
-}
-
-func newClientID() string {
-	var b [12]byte
-	rand.Read(b[:])
-	return "dunlin-" + hex.EncodeToString(b[:])
 }
 
 // continueAuth handles AUTH during CONNECT.
@@ -516,7 +499,7 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 	// banned this moment, and missed then
 	if c.barredAs(t.now) != nil || b.guard.Bans.HasAddress(guard.RemoteIP(c.client.RemoteAddr),
 		t.now) {
-		b.endConn(c, packets.Errorf(packets.AdministrativeAction, "banned"))
+		b.endConn(c, errBanned)
 	}
 	c.lastPacket = t.now.Sub(b.started)
 	b.expireAuth(c, g.Expires)

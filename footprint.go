@@ -7,6 +7,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/internal/budget"
 	"github.com/dunlin-mqtt/dunlin/internal/owners"
+	"github.com/dunlin-mqtt/dunlin/internal/recent"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -73,7 +74,8 @@ func (s *session) admitLocked(c *conn, a *attachment) error {
 	case !s.b.memory.Fits(budget.Sessions, int64(n-int(had.counted))):
 		return errNoMemory
 	case others > 0 && !owner.Room(owners.Kept, grown) && !owner.Room(owners.Footprints, grown):
-		return packets.Errorf(packets.QuotaExceeded, "the principal is at its limit of memory")
+		return recent.As(hooks.EndPrincipalLimit,
+			packets.Errorf(packets.QuotaExceeded, "the principal is at its limit of memory"))
 	}
 	return nil
 }

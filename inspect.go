@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/recent"
 	"github.com/dunlin-mqtt/dunlin/internal/subs"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
@@ -315,8 +316,8 @@ func (b *Broker) DeleteSession(ctx context.Context, clientID string) (found bool
 				if sub != nil {
 					sub.end(ErrSubscriptionClosed, sessionEnds)
 				}
-				b.endSession(t, s, packets.Errorf(packets.AdministrativeAction,
-					"the session was deleted"))
+				b.endSession(t, s, recent.As(hooks.EndSessionDeleted,
+					packets.Errorf(packets.AdministrativeAction, "the session was deleted")))
 			}
 		})
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/link"
 	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/dunlin-mqtt/dunlin/internal/logins"
+	"github.com/dunlin-mqtt/dunlin/internal/recent"
 	"github.com/dunlin-mqtt/dunlin/internal/room"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
@@ -52,10 +53,12 @@ func (b *Broker) admit(a net.Addr, now time.Time) (*guard.Address, error) {
 	if b.guard.Bans.HasAddress(ip, now) {
 		return nil, errAddressBanned
 	}
-	return b.guard.Addresses.Admit(ip, now)
+	from, err := b.guard.Addresses.Admit(ip, now)
+	return from, recent.Mark(hooks.EndAddressLimit, err)
 }
 
-var errAddressBanned = packets.Errorf(packets.Banned, "the address is banned")
+var errAddressBanned = recent.As(hooks.EndAddressBanned,
+	packets.Errorf(packets.Banned, "the address is banned"))
 
 // Admits says whether the Broker would take up a connection from an address now: it returns nil if
 // so, and otherwise an error that says which Ban or which limit of Config for addresses is in the
@@ -251,9 +254,9 @@ const (
 	partialTime    = 10 * time.Second
 )
 
-var errNoMemoryToRead = packets.Errorf(packets.QuotaExceeded,
+var errNoMemoryToRead = recent.As(hooks.EndMemory, packets.Errorf(packets.QuotaExceeded,
 	"there is no memory to read the packet: too many large ones come at the same time, or too "+
-		"slowly")
+		"slowly"))
 
 // wants returns how much room the packet takes that b begins with, 0 if it needs none.
 func (c *conn) wants(b []byte) int {

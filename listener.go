@@ -1,10 +1,14 @@
 package dunlin
 
 import (
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/hex"
 	"net"
 	"sync/atomic"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/recent"
 	"github.com/dunlin-mqtt/dunlin/internal/traffic"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
@@ -56,8 +60,8 @@ func (d *door) enter() error {
 	}
 	if n := d.open.Add(1); d.MaxConnections > 0 && int(n) > d.MaxConnections {
 		d.open.Add(-1)
-		return packets.Errorf(packets.ServerBusy, "more than %d connections from the listener %q",
-			d.MaxConnections, d.Name)
+		return recent.As(hooks.EndListenerFull, packets.Errorf(packets.ServerBusy,
+			"more than %d connections from the listener %q", d.MaxConnections, d.Name))
 	}
 	return nil
 }
@@ -89,4 +93,32 @@ func (d *door) class(b *Broker, v packets.Version) *traffic.Class {
 func (d *door) stranger(nc net.Conn) *hooks.Client {
 	return &hooks.Client{RemoteAddr: nc.RemoteAddr(), LocalAddr: nc.LocalAddr(),
 		Listener: d.described()}
+}
+
+// introduce notes who the client says that it is. It gives the client an identifier if it sent
+// none.
+func (c *conn) introduce(p *packets.Connect) {
+	client := &hooks.Client{
+		ID: p.ClientID, Username: p.Username, HasUsername: p.HasUsername, Version: p.Version,
+		Bridge:     p.Bridge,
+		CleanStart: p.CleanStart, KeepAlive: p.KeepAlive,
+		RemoteAddr: c.nc.RemoteAddr(), LocalAddr: c.nc.LocalAddr(), Listener: c.via.described(),
+	}
+	if len(p.Properties) > 0 {
+		client.Properties = append(packets.Properties(nil), p.Properties...)
+	}
+	if client.ID == "" {
+		client.ID = newClientID()
+	}
+	if x, ok := c.nc.NetConn().(interface{ ConnectionState() tls.ConnectionState }); ok {
+		st := x.ConnectionState()
+		client.TLS = &st
+	}
+	c.client = client
+}
+
+func newClientID() string {
+	var b [12]byte
+	rand.Read(b[:])
+	return "dunlin-" + hex.EncodeToString(b[:])
 }

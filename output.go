@@ -6,6 +6,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/budget"
 	"github.com/dunlin-mqtt/dunlin/internal/link"
 	"github.com/dunlin-mqtt/dunlin/internal/lock"
+	"github.com/dunlin-mqtt/dunlin/internal/tap"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -64,7 +65,7 @@ func (c *conn) flushed(now time.Time) (sent int, congested bool) {
 			c.b.writers.Go(c.write) // Close waits for it
 			break
 		}
-		x := c.out.Take()
+		x := c.take()
 		mu.Unlock()
 		err := c.nc.TryWrite(x, max(c.b.cfg().MaxOutboundBytes/8, 16<<10))
 		mu.Lock()
@@ -107,6 +108,15 @@ func (c *conn) mustRouse() bool {
 	return true
 }
 
+// take is Take of the output. c.sess.mu is held.
+func (c *conn) take() *link.Buffer {
+	x := c.out.Take()
+	if c.b.stats.taps.On() != nil {
+		c.show(tap.Out, time.Now(), x.B)
+	}
+	return x
+}
+
 // fail ends all writing after an error. c.sess.mu is held; the caller rouses the reader.
 func (c *conn) fail(x *link.Buffer) {
 	c.out.Wrote(x)
@@ -145,7 +155,7 @@ func (c *conn) write() {
 		mu.Unlock()
 		return
 	}
-	x := c.out.Take()
+	x := c.take()
 	mu.Unlock()
 	c.writeRest(x)
 }
@@ -181,7 +191,7 @@ func (c *conn) writeRest(x *link.Buffer) {
 			mu.Unlock()
 			return
 		}
-		x = c.out.Take()
+		x = c.take()
 		mu.Unlock()
 	}
 }

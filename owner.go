@@ -9,6 +9,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/internal/budget"
 	"github.com/dunlin-mqtt/dunlin/internal/owners"
+	"github.com/dunlin-mqtt/dunlin/internal/recent"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -196,7 +197,8 @@ func (s *session) ownNew(c *conn, a *attachment) error {
 	case a.instead:
 		owner.Add(owners.Sessions, 1)
 	case !owner.Take(owners.Sessions, 1):
-		err = packets.Errorf(packets.QuotaExceeded, "too many sessions of one principal")
+		err = recent.As(hooks.EndPrincipalLimit,
+			packets.Errorf(packets.QuotaExceeded, "too many sessions of one principal"))
 	}
 	if err != nil {
 		s.out.owner = nil

@@ -38,9 +38,9 @@ type configuration struct {
 // last.
 //
 // With another Broker only: DisableRetain, DisableShared, DisableSubscriptionIDs, DisableWildcards,
-// MaxMemory, MaxOverlapping, MaxUncommittedBytes, ResponseInformation, SessionPerPrincipal. Where
-// nobody is verified and no limit of a principal was set, these need one, too. Those of these
-// fields that differ stay as they are, and kept has their names.
+// MaxDrops, MaxEnded, MaxMemory, MaxOverlapping, MaxUncommittedBytes, ResponseInformation,
+// SessionPerPrincipal. Where nobody is verified and no limit of a principal was set, these need
+// one, too. Those of these fields that differ stay as they are, and kept has their names.
 //
 // Not looked at, since functions cannot be compared: Authenticator, Authorizer, ConnContext,
 // EnhancedAuth, Interceptor, Logger, Observer, Store. They stay, and may be nil in cfg.
@@ -91,8 +91,9 @@ var (
 		"Observer", "Store",
 	}
 	fixed = []string{
-		"DisableRetain", "DisableShared", "DisableSubscriptionIDs", "DisableWildcards", "MaxMemory",
-		"MaxOverlapping", "MaxUncommittedBytes", "ResponseInformation", "SessionPerPrincipal",
+		"DisableRetain", "DisableShared", "DisableSubscriptionIDs", "DisableWildcards", "MaxDrops",
+		"MaxEnded", "MaxMemory", "MaxOverlapping", "MaxUncommittedBytes", "ResponseInformation",
+		"SessionPerPrincipal",
 	}
 	ofPrincipals = []string{
 		"MaxDelayedPerPrincipal",

@@ -11,6 +11,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/journal"
 	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/dunlin-mqtt/dunlin/internal/owners"
+	"github.com/dunlin-mqtt/dunlin/internal/recent"
 	"github.com/dunlin-mqtt/dunlin/internal/timers"
 	"github.com/dunlin-mqtt/dunlin/packets"
 	"github.com/dunlin-mqtt/dunlin/store"
@@ -108,8 +109,8 @@ func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error
 			continue
 		}
 		if !old.belongsTo(principal, named) && !b.cfg().open() && !old.claims() {
-			return false, packets.Errorf(packets.ClientIdentifierNotValid,
-				"the Client Identifier belongs to somebody else")
+			return false, recent.As(hooks.EndOtherPrincipal, packets.Errorf(
+				packets.ClientIdentifierNotValid, "the Client Identifier belongs to somebody else"))
 		}
 		old.awaitReader()
 		a.had.atLeast(old)
@@ -285,7 +286,8 @@ func (b *Broker) enter(s *session, c *conn, a *attachment) error {
 	case b.sessions.get(s.place()) != nil:
 		return errTaken
 	case b.sessions.len() >= b.cfg().MaxSessions && !a.instead:
-		return packets.Errorf(packets.QuotaExceeded, "too many sessions")
+		return recent.As(hooks.EndTooManySessions,
+			packets.Errorf(packets.QuotaExceeded, "too many sessions"))
 	case b.crowdedLocked(a): // others have come since acceptable looked
 		return errCrowded
 	}
@@ -394,7 +396,8 @@ func (s *session) abandon(old *conn, now time.Time) (w *will) {
 	return w
 }
 
-var errGone = packets.Errorf(packets.UnspecifiedError, "the client is gone, and has connected anew")
+var errGone = recent.As(hooks.EndConnectionLost,
+	packets.Errorf(packets.UnspecifiedError, "the client is gone, and has connected anew"))
 
 // resumeLocked gives c the Session s, which waits for its client. s.mu is held; resumeLocked
 // unlocks it.

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/internal/link"
+	"github.com/dunlin-mqtt/dunlin/internal/tap"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -36,6 +37,7 @@ func (c *conn) writeEarly(p packets.Packet) error {
 			// a refusal may come when the time is over
 			c.nc.SetWriteDeadline(later(c.arrived().Add(d), time.Now().Add(lingering)))
 		}
+		c.show(tap.Out, time.Now(), b)
 		_, err = c.nc.Write(b)
 		c.class.Answers.Add(1)
 		c.class.SentBytes.Add(uint64(len(b)))

@@ -407,6 +407,7 @@ func (t *turn) deliverShared(o *outgoing, g *subs.Group, members []target) bool 
 				g.Next.Store(uint32((start + i) % n))
 			}
 			o.trying = false
+			g.Last.Store(to.s.num)
 			t.noteServed(o, to)
 			return true
 		}
@@ -418,6 +419,7 @@ func (t *turn) deliverShared(o *outgoing, g *subs.Group, members []target) bool 
 			continue
 		}
 		if t.deliverOrKeep(o, to, takesAny) {
+			g.Last.Store(to.s.num)
 			t.noteServed(o, to)
 			return true
 		}

@@ -9,6 +9,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/link"
 	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/dunlin-mqtt/dunlin/internal/owners"
+	"github.com/dunlin-mqtt/dunlin/internal/recent"
 	"github.com/dunlin-mqtt/dunlin/internal/retained"
 	"github.com/dunlin-mqtt/dunlin/internal/subs"
 	"github.com/dunlin-mqtt/dunlin/internal/timers"
@@ -184,8 +185,8 @@ func (s *session) enqueue(t *turn, d delivery) bool {
 		if policy != OverflowDropOldest || s.out.queue.Len() == 0 || d.size() > s.quota.bytes {
 			s.discardLocked(&d, hooks.DropQueueFull)
 			if policy == OverflowDisconnect && s.conn != nil {
-				s.conn.stop(packets.Errorf(packets.QuotaExceeded,
-					"the queue of the client is full"))
+				s.conn.stop(recent.As(hooks.EndQueueFull,
+					packets.Errorf(packets.QuotaExceeded, "the queue of the client is full")))
 				t.touch(s.conn)
 			}
 			return false
@@ -214,6 +215,11 @@ func (s *session) enqueue(t *turn, d delivery) bool {
 // it is not there any more.
 func (s *session) dropped(m *packets.Message, why hooks.DropReason) {
 	s.countDropLocked(why)
+	topic := ""
+	if m != nil {
+		topic = m.Topic
+	}
+	s.b.stats.drops.Add(s.id, topic, why, time.Now())
 	if s.local != nil && why != hooks.DropSessionEnded {
 		s.local.lost()
 	}
@@ -363,6 +369,12 @@ func (s *session) acked(t *turn, c *conn, a *packets.Ack) error {
 	if s.conn != c {
 		return nil
 	}
+	var refused *packets.Message // nil: it was not, or the message is not there any more
+	if a.Code.Failed() {
+		if d := s.out.find(a.PacketID); d != nil && d.msg != nil {
+			refused = &d.msg.Message
+		}
+	}
 	v, seq := s.out.ack(a.Kind, a.PacketID, a.Code)
 	if a.Kind == packets.TypePubrec || s.pending() {
 		t.touch(c)
@@ -385,7 +397,7 @@ func (s *session) acked(t *turn, c *conn, a *packets.Ack) error {
 			s.b.journal.Done(store.Done{Session: s.stored, Seq: seq})
 		}
 		if a.Code.Failed() {
-			s.dropped(nil, hooks.DropRefused)
+			s.dropped(refused, hooks.DropRefused)
 		} else if f := s.b.obs.Acknowledged; f != nil {
 			f(hooks.Acknowledged{Client: s.observed(), PacketID: a.PacketID})
 		}

@@ -6,6 +6,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/dunlin-mqtt/dunlin/internal/recent"
+	"github.com/dunlin-mqtt/dunlin/internal/tap"
 	"github.com/dunlin-mqtt/dunlin/internal/traffic"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
@@ -23,6 +25,11 @@ type counters struct {
 	panics          atomic.Uint64
 	last            time.Duration // conn.at of the last one that was accepted. Guarded by Broker.mu
 	times
+
+	// Besides numbers.
+	endings *recent.Endings
+	drops   *recent.Drops
+	taps    tap.Taps
 }
 
 // Stats is a snapshot. Fields are added in minor releases.

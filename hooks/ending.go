@@ -115,12 +115,14 @@ const (
 
 var endNames = [endCauses]string{
 	"unknown", "client disconnected", "client disconnected, with Will", "client reported a failure",
-	"connection lost", "write failed", "keep alive timeout", "taken over", "broker closed", "kicked",
+	"connection lost", "write failed", "keep alive timeout", "taken over", "broker closed",
+	"kicked",
 	"moved to another server", "session deleted", "banned", "authentication expired", "queue full",
 	"out of memory", "malformed packet", "protocol error", "packet too large",
 	"receive maximum exceeded", "topic alias invalid", "topic not accepted", "not supported",
 	"not authorized", "quota exceeded", "store failed", "panic",
-	"address banned", "address at a limit", "listener full", "server busy", "no CONNECT", "not MQTT",
+	"address banned", "address at a limit", "listener full", "server busy", "no CONNECT",
+	"not MQTT",
 	"TLS handshake failed", "protocol version not accepted", "client identifier not valid",
 	"client identifier of another principal", "client banned", "bad user name or password",
 	"authentication method not known", "slowed down after failures", "hook failed",
@@ -159,8 +161,11 @@ type Ending struct {
 	// Address is the remote address. Listener is the name of the listener, see ServeListener.
 	Address, Listener string
 	Version           packets.Version
-	// ConnectedAt is when the connection came, EndedAt when it ended: of the last one. First is when
+	// ConnectedAt is when the connection came, EndedAt when it ended: of the last one. First is
+	// when
 	// the first one ended.
 	ConnectedAt, EndedAt, First time.Time
-	Count                       uint64
+	// SessionExpiry is how long the Session was to stay. Zero: it ended with the connection.
+	SessionExpiry time.Duration
+	Count         uint64
 }

@@ -193,7 +193,8 @@ type Explanation struct {
 
 // A Subscriber is one subscription that matches a topic.
 type Subscriber struct {
-	// ClientID is the Client Identifier, or "$local/" and the name of a Subscription of the program.
+	// ClientID is the Client Identifier, or "$local/" and the name of a Subscription of the
+	// program.
 	ClientID, Principal string
 	// Filter is the Topic Filter as the client wrote it, without mount point, "$share/" and
 	// ShareName. Group is the ShareName, empty for most.

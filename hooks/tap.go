@@ -12,11 +12,13 @@ import (
 type TapOptions struct {
 	// ClientID is the Client Identifier of the client whose packets are shown.
 	ClientID string
-	// Address is an IP address or a network, such as "10.0.0.0/8". The packets of clients from there
+	// Address is an IP address or a network, such as "10.0.0.0/8". The packets of clients from
+	// there
 	// are shown, also before the broker knows who they are.
 	Address string
 	// Filter is a Topic Filter. Only PUBLISH packets are shown, and only those whose topic matches,
-	// with the mount point of the client in front. A PUBLISH that has only a Topic Alias is shown if
+	// with the mount point of the client in front. A PUBLISH that has only a Topic Alias is shown
+	// if
 	// the Tap has seen what the alias stands for.
 	Filter string
 

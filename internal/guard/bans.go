@@ -203,6 +203,14 @@ func ParseNetwork(s string) (netip.Prefix, error) {
 	return p.Masked(), nil
 }
 
+// Within says whether the host of an address, HOST:PORT, is in a network as FormatNetwork
+// writes it.
+func Within(address, network string) bool {
+	at, err := netip.ParseAddrPort(address)
+	p, bad := ParseNetwork(network)
+	return err == nil && bad == nil && p.Contains(at.Addr().Unmap().WithZone(""))
+}
+
 // FormatNetwork is the canonical form of a network: a whole address is written without its length.
 func FormatNetwork(p netip.Prefix) string {
 	if p.IsSingleIP() {

@@ -133,6 +133,19 @@ func (o *Output) Wrote(x *Buffer) {
 // Held says whether anything is held.
 func (o *Output) Held() bool { return o.held != nil }
 
+// HoldsMessage says whether a PUBLISH with that identifier is held.
+func (o *Output) HoldsMessage(id uint16) bool {
+	if o.held == nil {
+		return false
+	}
+	for i := range o.held.marks {
+		if m := &o.held.marks[i]; m.ID == id && m.Kind == Message && m.n > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // LastTicket is what the packet waits for that is held last; 0: none is.
 func (o *Output) LastTicket() uint64 {
 	if h := o.held; h != nil && len(h.marks) > 0 {

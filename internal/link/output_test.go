@@ -57,6 +57,7 @@ func TestAnOutputKeepsItsOrder(t *testing.T) {
 				require.Zero(t, left)
 			case 4:
 				id := uint16(rnd.IntN(5))
+				holds := o.HoldsMessage(id)
 				got := o.Withdraw(id, func(m *Mark, first byte) bool { return m.Kind == Message })
 				found := false
 				for i := range held {
@@ -65,6 +66,7 @@ func TestAnOutputKeepsItsOrder(t *testing.T) {
 					}
 				}
 				require.Equal(t, found, got)
+				require.Equal(t, found, holds)
 			case 5:
 				if !o.Held() {
 					break

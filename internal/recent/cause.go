@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"syscall"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
@@ -30,10 +31,19 @@ func (m marked) Error() string {
 
 func (m marked) Unwrap() error { return m.err }
 
-// As marks err with a cause, and returns it. Its text stays as it is.
+// Mark returns err with a cause, nil if err is nil.
+func Mark(cause hooks.EndCause, err error) error {
+	if err == nil {
+		return nil
+	}
+	return marked{cause, err}
+}
+
+// As returns a copy of err with a cause. Its text stays as it is.
 func As(cause hooks.EndCause, err *packets.Error) *packets.Error {
-	err.Err = marked{cause, err.Err}
-	return err
+	x := *err
+	x.Err = marked{cause, err.Err}
+	return &x
 }
 
 // CauseOf returns why a connection ended with err; refused says that its CONNECT was not accepted.
@@ -58,11 +68,13 @@ func ofNetwork(err error, refused bool) hooks.EndCause {
 	_, record := errors.AsType[tls.RecordHeaderError](err)
 	_, alert := errors.AsType[tls.AlertError](err)
 	_, certificate := errors.AsType[*tls.CertificateVerificationError](err)
+	op, sent := errors.AsType[*net.OpError](err)
+	alert = alert || sent && (op.Op == "remote error" || op.Op == "local error") // of package tls
 	_, network := errors.AsType[net.Error](err)
 	switch {
 	case err == nil:
 		return hooks.EndClient
-	case record, alert, certificate:
+	case record, alert, certificate, strings.HasPrefix(err.Error(), "tls: "):
 		return hooks.EndTLS
 	case refused && errors.Is(err, os.ErrDeadlineExceeded):
 		return hooks.EndNoConnect

@@ -49,10 +49,13 @@ func TestCausesThatTheErrorTellsByItself(t *testing.T) {
 			hooks.EndBadPassword},
 		"a re-authentication": {code(packets.BadUserNameOrPassword), false,
 			hooks.EndNotAuthorized},
-		"a code without a cause":          {code(packets.UnspecifiedError), false, hooks.EndUnknown},
-		"the Will of a CONNECT":           {code(packets.QoSNotSupported), true, hooks.EndWill},
-		"a PUBLISH with too high a QoS":   {code(packets.QoSNotSupported), false, hooks.EndNotSupported},
-		"a code that both have in common": {code(packets.MalformedPacket), true, hooks.EndMalformed},
+		"a code without a cause": {code(packets.UnspecifiedError), false,
+			hooks.EndUnknown},
+		"the Will of a CONNECT": {code(packets.QoSNotSupported), true, hooks.EndWill},
+		"a PUBLISH with too high a QoS": {code(packets.QoSNotSupported), false,
+			hooks.EndNotSupported},
+		"a code that both have in common": {code(packets.MalformedPacket), true,
+			hooks.EndMalformed},
 	} {
 		require.Equal(t, x.want, CauseOf(x.err, x.refused), name)
 	}

@@ -43,7 +43,8 @@ func (e *Endings) Add(x hooks.Ending) {
 		list = &e.lists[1]
 	}
 	size := endingSize
-	for _, s := range []*string{&x.ClientID, &x.Principal, &x.User, &x.Address, &x.Listener, &x.Err} {
+	for _, s := range []*string{&x.ClientID, &x.Principal, &x.User, &x.Address, &x.Listener,
+		&x.Err} {
 		*s = strings.Clone(Cut(*s))
 		size += len(*s)
 	}

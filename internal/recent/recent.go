@@ -13,6 +13,15 @@ import (
 // Limits bound one list. Most is how many entries it has, Bytes how much they take together.
 type Limits struct{ Most, Bytes int }
 
+// bytesOfOne is how many bytes an entry stands for.
+const bytesOfOne = 512
+
+// LimitsFor returns the limits for most entries.
+func LimitsFor(most int) Limits {
+	most = min(most, 1<<20)
+	return Limits{Most: most, Bytes: most * bytesOfOne}
+}
+
 // Longest is how many bytes of a string are kept.
 const Longest = 256
 

@@ -23,9 +23,11 @@ func TestTheSameDropAgainIsCountedAndTheNewest(t *testing.T) {
 	d.Add("a", "t", hooks.DropExpired, at(3))
 	d.Add("a", "t", hooks.DropQueueFull, at(4))
 	require.Equal(t, []hooks.Drop{
-		{Time: at(4), First: at(1), Count: 2, ClientID: "a", Topic: "t", Reason: hooks.DropQueueFull},
+		{Time: at(4), First: at(1), Count: 2, ClientID: "a", Topic: "t",
+			Reason: hooks.DropQueueFull},
 		{Time: at(3), First: at(3), Count: 1, ClientID: "a", Topic: "t", Reason: hooks.DropExpired},
-		{Time: at(2), First: at(2), Count: 1, ClientID: "b", Topic: "t", Reason: hooks.DropQueueFull},
+		{Time: at(2), First: at(2), Count: 1, ClientID: "b", Topic: "t",
+			Reason: hooks.DropQueueFull},
 	}, d.All())
 	last, ok := d.Last("a", "t")
 	require.True(t, ok)

@@ -76,6 +76,46 @@ func (t *Tree) Match(topic []byte, from uint32, m *Matches) {
 	mu.RUnlock()
 }
 
+// A Found is one subscription that matches a topic.
+type Found struct {
+	Sub    uint32
+	Group  *Group // nil: it is not shared
+	Filter string // without the Share Name
+	Options
+}
+
+// Find returns all subscriptions that match topic, a valid Topic Name. It allocates, and is for
+// people who ask; Match is for messages.
+func (t *Tree) Find(topic []byte) (all []Found) {
+	var m Matches
+	mu := t.reader(0)
+	mu.RLock()
+	defer mu.RUnlock()
+	t.reach(topic, &m)
+	for _, i := range m.nodes {
+		n := t.nodes.at(i)
+		filter := string(t.appendFilter(nil, i))
+		for k := n.list.first; k != 0; k = t.entries.at(k).next {
+			e := t.entries.at(k)
+			all = append(all, Found{e.sub, nil, filter, e.options()})
+		}
+		for g := t.groupAt(n.groups); g != nil; g = g.after {
+			for _, x := range t.members(g) {
+				all = append(all, Found{x.Sub, g, filter, x.Options})
+			}
+		}
+	}
+	return all
+}
+
+// Members returns how many members g has.
+func (t *Tree) Members(g *Group) int {
+	mu := t.reader(0)
+	mu.RLock()
+	defer mu.RUnlock()
+	return int(g.list.n)
+}
+
 // reach finds the nodes with subscribers that topic matches.
 func (t *Tree) reach(topic []byte, m *Matches) {
 	if i := t.path(exactRoot, topic, t.pieceHash(topic)); i != 0 {

@@ -452,6 +452,7 @@ type Group struct {
 	Name     string
 	Filter   string                   // as a client writes it
 	Next     atomic.Uint32            // for who chooses the members in turn
+	Last     atomic.Uint32            // for who notes the member that got a message; 0: nobody has
 	snapshot atomic.Pointer[[]Member] // nil: to be made again
 
 	// Guarded by the locks of the tree.

@@ -568,3 +568,32 @@ func TestPagesOfSubscriptions(t *testing.T) {
 	tr.Leave(sub)
 	require.Empty(t, tr.Page(sub, &Subscription{Filter: "f/11", Place: 11}, 2))
 }
+
+func TestFindNamesEachSubscriptionThatMatches(t *testing.T) {
+	tree := New(Limits{})
+	a, b := tree.Join(), tree.Join()
+	add := func(sub uint32, group, filter string, o Options) {
+		_, _, err := tree.Add(sub, group, filter, o)
+		require.NoError(t, err)
+	}
+	add(a, "", "x/y", Options{QoS: 1})
+	add(a, "", "x/#", Options{QoS: 2, NoLocal: true})
+	add(b, "g", "x/+", Options{})
+	add(a, "g", "x/+", Options{QoS: 1})
+	add(b, "", "y", Options{})
+	var found []string
+	for _, f := range tree.Find([]byte("x/y")) {
+		name := ""
+		if f.Group != nil {
+			name = f.Group.Name
+			require.Equal(t, 2, tree.Members(f.Group))
+		}
+		found = append(found, fmt.Sprint(f.Sub, name, f.Filter, f.QoS, f.NoLocal))
+	}
+	slices.Sort(found)
+	require.Equal(t, []string{
+		fmt.Sprint(a, "g", "x/+", 1, false), fmt.Sprint(a, "", "x/#", 2, true),
+		fmt.Sprint(a, "", "x/y", 1, false), fmt.Sprint(b, "g", "x/+", 0, false),
+	}, found)
+	require.Empty(t, tree.Find([]byte("z")))
+}

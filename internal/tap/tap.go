@@ -5,6 +5,7 @@ package tap
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"net/netip"
@@ -43,9 +44,13 @@ func (leaf) Rank() lock.Rank { return lock.Rank{Order: lock.Leaf, Name: "a lock 
 
 // Taps are those that watch. The zero value is ready to use.
 type Taps struct {
-	on atomic.Pointer[Set] // nil: nobody watches
-	mu lock.Mutex[leaf]    // for changes of on
+	on     atomic.Pointer[Set] // nil: nobody watches
+	mu     lock.Mutex[leaf]    // for changes of on
+	closed bool                // guarded by mu
 }
+
+// ErrClosed says that nobody can watch any more.
+var ErrClosed = errors.New("the broker is closed")
 
 // A Set is the Taps at a moment. It is never modified.
 type Set []*Tap
@@ -53,8 +58,21 @@ type Set []*Tap
 // On returns those that watch, nil if nobody does.
 func (t *Taps) On() *Set { return t.on.Load() }
 
-// Start begins to watch, until ctx ends or broker does.
-func (t *Taps) Start(ctx, broker context.Context, o hooks.TapOptions) (*Tap, error) {
+// Close stops all Taps, and lets nobody watch any more.
+func (t *Taps) Close() {
+	t.mu.Lock()
+	t.closed = true
+	set := t.on.Load()
+	t.mu.Unlock()
+	if set != nil {
+		for _, x := range *set {
+			x.Stop()
+		}
+	}
+}
+
+// Start begins to watch, until ctx ends.
+func (t *Taps) Start(ctx context.Context, o hooks.TapOptions) (*Tap, error) {
 	x, err := newTap(t, o)
 	if err != nil {
 		return nil, err
@@ -63,7 +81,7 @@ func (t *Taps) Start(ctx, broker context.Context, o hooks.TapOptions) (*Tap, err
 		return nil, err
 	}
 	x.mu.Lock()
-	x.stops = append(x.stops, context.AfterFunc(ctx, x.Stop), context.AfterFunc(broker, x.Stop))
+	x.stops = append(x.stops, context.AfterFunc(ctx, x.Stop))
 	if o.For > 0 {
 		x.stops = append(x.stops, time.AfterFunc(o.For, x.Stop).Stop)
 	}
@@ -78,6 +96,9 @@ func (t *Taps) Start(ctx, broker context.Context, o hooks.TapOptions) (*Tap, err
 func (t *Taps) add(x *Tap) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.closed {
+		return ErrClosed
+	}
 	var set Set
 	if old := t.on.Load(); old != nil {
 		set = slices.Clone(*old)
@@ -149,7 +170,8 @@ func newTap(of *Taps, o hooks.TapOptions) (*Tap, error) {
 	if o.Address != "" {
 		var err error
 		if x.network, err = network(o.Address); err != nil {
-			return nil, fmt.Errorf("expected an IP address or a network as Address, got %q", o.Address)
+			return nil, fmt.Errorf("expected an IP address or a network as Address, got %q",
+				o.Address)
 		}
 	}
 	if o.Filter != "" && !packets.ValidTopicFilter(o.Filter) {

@@ -51,7 +51,7 @@ func shown(x *Tap) (all []string) {
 }
 
 func start(t *testing.T, taps *Taps, o hooks.TapOptions) *Tap {
-	x, err := taps.Start(t.Context(), t.Context(), o)
+	x, err := taps.Start(t.Context(), o)
 	require.NoError(t, err)
 	return x
 }
@@ -188,25 +188,30 @@ func TestATapEndsAtItsBounds(t *testing.T) {
 
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		_, err := taps.Start(ctx, t.Context(), hooks.TapOptions{})
-		require.NoError(t, err)
-		_, err = taps.Start(t.Context(), ctx, hooks.TapOptions{})
+		_, err := taps.Start(ctx, hooks.TapOptions{})
 		require.NoError(t, err)
 		synctest.Wait()
 		require.Nil(t, taps.On())
+		x = start(t, &taps, hooks.TapOptions{})
+		start(t, &taps, hooks.TapOptions{})
+		taps.Close()
+		require.Nil(t, taps.On())
+		require.Empty(t, shown(x))
+		_, err = taps.Start(t.Context(), hooks.TapOptions{})
+		require.ErrorIs(t, err, ErrClosed)
 	})
 }
 
 func TestOptionsAreChecked(t *testing.T) {
 	var taps Taps
 	for _, o := range []hooks.TapOptions{{Address: "nowhere"}, {Filter: "a/#/b"}} {
-		_, err := taps.Start(t.Context(), t.Context(), o)
+		_, err := taps.Start(t.Context(), o)
 		require.ErrorContains(t, err, "expected")
 	}
 	for range Most {
 		start(t, &taps, hooks.TapOptions{})
 	}
-	_, err := taps.Start(t.Context(), t.Context(), hooks.TapOptions{})
+	_, err := taps.Start(t.Context(), hooks.TapOptions{})
 	require.ErrorContains(t, err, "at most 16")
 }
 
@@ -230,7 +235,7 @@ func TestTapsComeAndGoWhilePacketsPass(t *testing.T) {
 		})
 	}
 	for range 40 {
-		x, err := taps.Start(t.Context(), t.Context(), hooks.TapOptions{MaxPackets: 50})
+		x, err := taps.Start(t.Context(), hooks.TapOptions{MaxPackets: 50})
 		require.NoError(t, err)
 		n := 0
 		for range x.Packets() {
@@ -254,7 +259,7 @@ func BenchmarkNobodyWatches(b *testing.B) {
 
 func BenchmarkAnotherClientIsWatched(b *testing.B) {
 	var taps Taps
-	x, err := taps.Start(b.Context(), b.Context(), hooks.TapOptions{ClientID: "somebody"})
+	x, err := taps.Start(b.Context(), hooks.TapOptions{ClientID: "somebody"})
 	if err != nil {
 		b.Fatal(err)
 	}

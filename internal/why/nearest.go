@@ -50,20 +50,24 @@ func differ(filter, topic string) (cost int, how string) {
 		case f[i] == "#":
 			return cost, how
 		case i >= len(t):
-			note(otherLevel*(len(f)-i), "the filter has %d levels, the topic has %d", len(f), len(t))
+			note(otherLevel*(len(f)-i), "the filter has %d levels, the topic has %d", len(f),
+				len(t))
 			return cost, how
 		case f[i] == "+", f[i] == t[i]:
 		case strings.EqualFold(f[i], t[i]):
-			note(likeMistake, "level %d is %q, the topic has %q: upper and lower case differ", i+1, f[i],
+			note(likeMistake, "level %d is %q, the topic has %q: upper and lower case differ", i+1,
+				f[i],
 				t[i])
 		case strings.TrimSpace(f[i]) == strings.TrimSpace(t[i]):
-			note(likeMistake, "level %d is %q, the topic has %q: they differ in spaces", i+1, f[i], t[i])
+			note(likeMistake, "level %d is %q, the topic has %q: they differ in spaces", i+1, f[i],
+				t[i])
 		default: // the earlier, the less they have to do with each other
 			note(otherLevel+max(0, len(f)-i-1), "level %d is %q, the topic has %q", i+1, f[i], t[i])
 		}
 	}
 	if len(t) > len(f) {
-		note(otherLevel*(len(t)-len(f)), "the topic has %d levels, the filter has %d", len(t), len(f))
+		note(otherLevel*(len(t)-len(f)), "the topic has %d levels, the filter has %d", len(t),
+			len(f))
 	}
 	return cost, how
 }

@@ -108,7 +108,6 @@ type Facts struct {
 
 	Session  bool
 	Last     *hooks.Ending // the last end or refusal of the client, nil if none is known
-	Expired  bool          // the Session of the client has expired, as far as that is known
 	Ban      string        // why the client is banned, empty if it is not
 	Mount    string
 	Filters  []Filter
@@ -167,15 +166,18 @@ func (x *explainer) absent() {
 	case e == nil && x.Ban != "":
 	case e == nil:
 		x.add(hooks.CauseUnknownClient,
-			"No client %q is connected or has a Session, and no connection of it is remembered.", x.ClientID)
+			"No client %q is connected or has a Session, and no connection of it is remembered.",
+			x.ClientID)
 	case e.Refused:
 		x.add(hooks.CauseRefused, "%q has no Session. Its last CONNECT, at %s, was refused: %s.",
 			x.ClientID, stamp(e.EndedAt), reason(e)).Ending = e
-	case x.Expired:
-		x.add(hooks.CauseSessionExpired, "The Session of %q expired after the connection ended at %s.",
+	case e.SessionExpiry > 0 && !x.Now.Before(e.EndedAt.Add(e.SessionExpiry)):
+		x.add(hooks.CauseSessionExpired, "The Session of %q expired after the connection ended "+
+			"at %s.",
 			x.ClientID, stamp(e.EndedAt)).Ending = e
-	case e.Cause == hooks.EndSessionDeleted:
-		x.add(hooks.CauseSessionDeleted, "The Session of %q was deleted at %s.",
+	case e.Cause == hooks.EndSessionDeleted, e.SessionExpiry > 0:
+		x.add(hooks.CauseSessionDeleted, "The Session of %q was deleted. Its last connection "+
+			"ended at %s.",
 			x.ClientID, stamp(e.EndedAt)).Ending = e
 	default:
 		x.add(hooks.CauseSessionEnded,
@@ -201,7 +203,8 @@ func (x *explainer) present() {
 		x.add(hooks.CauseBanned, "%s", x.Ban)
 	}
 	if e := x.Last; e != nil && e.Refused && e.Cause == hooks.EndOtherPrincipal {
-		x.add(hooks.CauseOtherPrincipal, "The Session with the Client Identifier %q belongs to another "+
+		x.add(hooks.CauseOtherPrincipal, "The Session with the Client Identifier %q belongs to "+
+			"another "+
 			"principal. The client that connected with it at %s was refused for that.",
 			x.ClientID, stamp(e.EndedAt)).Ending = e
 	}
@@ -223,7 +226,8 @@ func (x *explainer) present() {
 	x.shared()
 	x.dropped()
 	if x.Of.Expired > 0 {
-		x.add(hooks.CauseExpired, "%d messages of the topic in the queue have expired.", x.Of.Expired)
+		x.add(hooks.CauseExpired, "%d messages of the topic in the queue have expired.",
+			x.Of.Expired)
 	}
 	if n := x.Of.Unacknowledged; n > 0 {
 		x.add(hooks.CauseUnacknowledged, "%d messages of the topic were sent. The client has not "+
@@ -264,7 +268,8 @@ func (x *explainer) match() bool {
 
 // outside is about a topic outside of the mount point.
 func (x *explainer) outside() {
-	d := x.add(hooks.CauseMountPoint, "The client has the mount point %q: it gets only topics that "+
+	d := x.add(hooks.CauseMountPoint, "The client has the mount point %q: it gets only topics "+
+		"that "+
 		"begin "+
 		"with it. Its %q would be %q.", x.Mount, x.Topic, x.Mount+x.Topic)
 	for i := range x.Filters {
@@ -280,8 +285,10 @@ func (x *explainer) near(topic string) {
 	for i := range x.Filters {
 		f := &x.Filters[i]
 		names[i], filters[i] = f.written(), f.Filter
-		if strings.HasPrefix(topic, "$") && x.Mount == "" && packets.MatchTopic(f.Filter, "x"+topic[1:]) {
-			x.add(hooks.CauseDollarTopic, "The filter %q does not match %q: a wildcard at the beginning "+
+		if strings.HasPrefix(topic, "$") && x.Mount == "" && packets.MatchTopic(f.Filter,
+			"x"+topic[1:]) {
+			x.add(hooks.CauseDollarTopic, "The filter %q does not match %q: a wildcard at the "+
+				"beginning "+
 				"does not match topics that begin with \"$\".", names[i], topic).Nearest = names[i]
 			return
 		}
@@ -293,7 +300,8 @@ func (x *explainer) near(topic string) {
 			break
 		}
 	}
-	x.add(hooks.CauseNoMatch, "None of the %d subscriptions of %q matches %q. The nearest is %q: %s.",
+	x.add(hooks.CauseNoMatch, "None of the %d subscriptions of %q matches %q. The nearest is %q: "+
+		"%s.",
 		len(x.Filters), x.ClientID, topic, nearest, how).Nearest = nearest
 }
 
@@ -302,9 +310,11 @@ func (x *explainer) stateText(c hooks.Cause) string {
 	s := &x.State
 	switch c {
 	case hooks.CauseStoreFails:
-		return fmt.Sprintf("The Store fails, and messages for this Session are refused: %v.", s.StoreErr)
+		return fmt.Sprintf("The Store fails, and messages for this Session are refused: %v.",
+			s.StoreErr)
 	case hooks.CauseOfflineQoS0:
-		return "The client is away, and messages of QoS 0 are not kept for it. It subscribes with QoS " +
+		return "The client is away, and messages of QoS 0 are not kept for it. It subscribes " +
+			"with QoS " +
 			"0, " +
 			"or they are published with it."
 	case hooks.CauseOffline:
@@ -327,7 +337,8 @@ func (x *explainer) stateText(c hooks.Cause) string {
 	case hooks.CauseSlowClient:
 		return fmt.Sprintf("The client does not read: %d bytes wait for its socket.", s.Unsent)
 	case hooks.CauseWindowFull:
-		return fmt.Sprintf("The client has not acknowledged %d messages, as many as may be in flight. "+
+		return fmt.Sprintf("The client has not acknowledged %d messages, as many as may be in "+
+			"flight. "+
 			"%d wait behind them, %d of them of the topic.", s.Inflight, s.Queued, x.Of.Queued)
 	}
 	return c.String()
@@ -375,7 +386,8 @@ func (x *explainer) dropped() {
 	if d.Count > 1 {
 		many = fmt.Sprintf(" It was one of %d since %s.", d.Count, stamp(d.First))
 	}
-	x.add(ofDrops[d.Reason], "The last message of the topic that did not arrive was dropped at %s: "+
+	x.add(ofDrops[d.Reason], "The last message of the topic that did not arrive was dropped at "+
+		"%s: "+
 		"%v.%s",
 		stamp(d.Time), d.Reason, many).Drop = d
 }
@@ -387,7 +399,8 @@ func (x *explainer) noLocal() {
 			return
 		}
 	}
-	x.add(hooks.CauseNoLocal, "The subscription has No Local: %q gets no messages that it publishes "+
+	x.add(hooks.CauseNoLocal, "The subscription has No Local: %q gets no messages that it "+
+		"publishes "+
 		"itself.",
 		x.ClientID)
 }
@@ -401,7 +414,8 @@ func (x *explainer) retained() {
 	case r.TooLarge:
 		x.add(hooks.CauseTooLarge, "The retained message is larger than the client accepts.")
 	case r.Waiting:
-		x.add(hooks.CauseRetainedWaiting, "The retained messages for the subscription are still being "+
+		x.add(hooks.CauseRetainedWaiting, "The retained messages for the subscription are still "+
+			"being "+
 			"sent.")
 	}
 	shared, never := true, true
@@ -413,10 +427,12 @@ func (x *explainer) retained() {
 	}
 	switch {
 	case shared:
-		x.add(hooks.CauseRetainedNotSent, "The topic has a retained message. Shared subscriptions do "+
+		x.add(hooks.CauseRetainedNotSent, "The topic has a retained message. Shared "+
+			"subscriptions do "+
 			"not get those.")
 	case never:
-		x.add(hooks.CauseRetainedNotSent, "The topic has a retained message. The subscription does not "+
+		x.add(hooks.CauseRetainedNotSent, "The topic has a retained message. The subscription "+
+			"does not "+
 			"ask "+
 			"for those: its Retain Handling is 2.")
 	}
