@@ -107,7 +107,7 @@ func (s *session) countDropLocked(why hooks.DropReason) {
 }
 
 // countRefused counts a PUBLISH that was refused with err.
-func (s *session) countRefused(err error) {
+func (s *session) countRefused(topic string, err error) {
 	why := hooks.DropMemory
 	if err == errTooFast {
 		why = hooks.DropOverRate
@@ -115,6 +115,7 @@ func (s *session) countRefused(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.countDropLocked(why)
+	s.b.stats.drops.Add(s.id, topic, why, time.Now())
 }
 
 // newSender returns the sender of one more Session.

@@ -89,7 +89,7 @@ func (c *conn) shrinks(p *packets.Publish, topic []byte) bool {
 
 // excess refuses a PUBLISH beyond what the client may send or the broker can hold.
 func (c *conn) excess(t *turn, p *packets.Publish, err error) error {
-	c.sess.countRefused(err)
+	c.sess.countRefused(c.readExtra().mount+string(p.Topic), err)
 	if p.QoS == packets.QoS0 {
 		return nil
 	}
