@@ -176,6 +176,7 @@ func (c *conn) decideConnect(r *hooks.ConnectRequest) error {
 	ctx, cancel := c.decisionContext()
 	defer cancel()
 	lock.NoneHeld("a decision of a hook")
+	defer c.b.stats.hooks.Since(time.Now())
 	return c.b.cfg().Authenticator.Authenticate(ctx, r)
 }
 
@@ -286,6 +287,7 @@ func (c *conn) begin(auth hooks.EnhancedAuthenticator, r *hooks.ConnectRequest) 
 	err := c.asks(func(known bool) (decided bool, err error) {
 		r.Known = known
 		lock.NoneHeld("a decision of a hook")
+		defer c.b.stats.hooks.Since(time.Now())
 		x.Exchange, err = auth.Start(x.ctx, r)
 		return false, err
 	})
@@ -303,6 +305,7 @@ func (c *conn) next(data []byte) (reply []byte, done bool, err error) {
 	x := c.makeExtra().exchange
 	err = c.asks(func(bool) (decided bool, err error) {
 		lock.NoneHeld("a decision of a hook")
+		defer c.b.stats.hooks.Since(time.Now())
 		reply, done, err = x.Next(x.ctx, data)
 		if err == nil && len(reply) > math.MaxUint16 {
 			err = fmt.Errorf(
@@ -635,6 +638,7 @@ func (c *conn) newWill(t *turn, p *packets.Connect) (*will, error) {
 // the mount point of the client.
 func (b *Broker) authorize(ctx context.Context, r *hooks.AccessRequest, mount string) error {
 	lock.NoneHeld("a decision of a hook")
+	defer b.stats.hooks.Since(time.Now())
 	return b.judge(r, mount, b.authorizer.Authorize(ctx, r))
 }
 
@@ -663,7 +667,9 @@ func (b *Broker) denied(r *hooks.AccessRequest, mount string, err error) {
 func (b *Broker) intercept(ctx context.Context, r *hooks.AccessRequest, c *hooks.Client,
 	mount string, m *message) (*message, error) {
 	lock.NoneHeld("a decision of a hook")
+	began := time.Now()
 	pm, err := b.cfg().Interceptor.Intercept(ctx, c, &m.Message)
+	b.stats.hooks.Since(began)
 	switch {
 	case errors.Is(err, hooks.ErrDrop):
 		return nil, err

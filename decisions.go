@@ -313,7 +313,9 @@ func (c *conn) mayPublish(t *turn, p *packets.Publish, topic []byte, r *route) e
 	t.access = hooks.AccessRequest{Client: c.client, Action: hooks.ActionPublish,
 		Topic: string(p.Topic), QoS: p.QoS, Retain: p.Retain}
 	lock.NoneHeld("a decision of a hook")
+	began := time.Now()
 	said := b.authorizer.Authorize(c.context(), &t.access)
+	b.stats.hooks.Since(began)
 	err := b.judge(&t.access, c.readExtra().mount, said)
 	// any other error but ErrAbstain is a failure, and may be over the next time
 	var pe *packets.Error
@@ -488,6 +490,7 @@ func (b *Broker) authorizeDelivery(ctx context.Context, r *hooks.AccessRequest,
 	mount string) (err error) {
 	defer b.survive(r.Client, &err)
 	lock.NoneHeld("a decision of a hook")
+	defer b.stats.hooks.Since(time.Now())
 	if err = b.rules.deliveries.AuthorizeDelivery(ctx, r); err != nil {
 		err = b.refusal(err, "client", r.Client.ID, "action", r.Action, "topic", r.Topic)
 		b.denied(r, mount, err)
