@@ -89,6 +89,7 @@ type options struct {
 	limits
 	logging
 	desk             desk
+	comings          comings
 	denySubscribe    list
 	payload          size
 	maxPayload       atomic.Int64 // the same, where it may change
@@ -113,6 +114,7 @@ func (o *options) flags() *flag.FlagSet {
 	o.limits.flags(fs, c)
 	o.logging.flags(fs)
 	o.desk.flags(fs)
+	o.comings.flags(fs)
 	fs.IntVar(&c.ReceiveMaximum, "receive-maximum", 0,
 		"unacknowledged QoS 1 and 2 publishes per client (default 1024)")
 	fs.StringVar(&o.maxQoS, "max-qos", "2", "highest QoS that clients may use")
@@ -176,6 +178,9 @@ func (o *options) finish(fs *flag.FlagSet) error {
 		return err
 	}
 	if err := o.persistence.finish(); err != nil {
+		return err
+	}
+	if err := o.comings.open(); err != nil {
 		return err
 	}
 	if err := o.limits.set(&o.cfg); err != nil {

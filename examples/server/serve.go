@@ -44,7 +44,8 @@ func (o *options) serve(ctx context.Context) error {
 	defer end()
 	watcher := o.logging.watch(o.cfg.Logger)
 	defer watcher.end()
-	o.cfg.Observer = hooks.Join(o.cfg.Observer, watcher.observer(), o.desk.observer())
+	o.cfg.Observer = hooks.Join(o.cfg.Observer, watcher.observer(), o.desk.observer(),
+		o.comings.observer())
 	st, err := o.persistence.open(o.cfg.Logger)
 	if err != nil {
 		return err
@@ -74,6 +75,7 @@ func (o *options) serve(ctx context.Context) error {
 		return err
 	}
 	defer endDesk()
+	watching.Go(func() { o.comings.run(ctx, b, o.cfg.Logger) }) // ends with ctx; waited for above
 	manager := managed(os.Getenv)
 	defer manager.stopping()
 	// ends with ctx; waited for above
