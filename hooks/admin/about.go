@@ -39,30 +39,25 @@ type brokerView struct {
 	// is well.
 	Health    string `json:"health,omitempty"`
 	Readiness string `json:"readiness,omitempty"`
+	// Drain is the last drain that was begun here.
+	Drain *drainView `json:"drain,omitempty"`
 }
 
 // list lists the brokers, and whether each is well.
 func (c *call) list() error {
 	page := page[brokerView]{Items: []brokerView{}}
 	for _, name := range c.h.names {
-		x, b := brokerView{Name: name}, c.h.brokers[name].b
+		b := c.h.brokers[name].b
+		x := brokerView{Name: name, Drain: c.h.brokers[name].drain.view()}
 		if err := b.Healthy(); err != nil {
 			x.Health = err.Error()
 		}
-		if err := ready(b); err != nil {
+		if err := b.Ready(); err != nil {
 			x.Readiness = err.Error()
 		}
 		page.Items = append(page.Items, x)
 	}
 	return c.answer(page)
-}
-
-// ready returns why a broker should get no new clients, nil if it should.
-func ready(b *dunlin.Broker) error {
-	if err := b.Admits(nil); err == dunlin.ErrBrokerClosed {
-		return err
-	}
-	return b.Healthy()
 }
 
 // A probeView is the answer of /livez and /readyz.
@@ -79,7 +74,7 @@ func (c *call) livez() error { return c.answer(probeView{OK: true}) }
 func (c *call) readyz() error {
 	p := probeView{OK: true}
 	for _, name := range c.h.names {
-		if err := ready(c.h.brokers[name].b); err != nil {
+		if err := c.h.brokers[name].b.Ready(); err != nil {
 			p.OK = false
 			if c.who.Role >= RoleRead {
 				if p.Reasons == nil {

@@ -25,6 +25,8 @@ func actionRoutes() []route {
 		act("unban", (*call).unban, unbanBody{}),
 		act("clear-retained", (*call).clearRetained, clearBody{}),
 		act("publish", (*call).publish, publishBody{}),
+		act("drain", (*call).startDrain, drainBody{}),
+		act("undrain", (*call).undrain, undrainBody{}),
 	}
 }
 

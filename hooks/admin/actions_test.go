@@ -3,6 +3,8 @@ package admin
 import (
 	"fmt"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -90,4 +92,34 @@ func TestPublish(t *testing.T) {
 	b.actRefused(400, "publish", `{"topic":"a","base64":"?"}`)
 	b.broker.Broker().Close()
 	b.actRefused(503, "publish", `{"topic":"a"}`)
+}
+
+func TestDrain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		c := b.broker.Client(t, "c")
+		b.actRefused(400, "drain", `{"per_second":-1}`)
+		b.act(1, "drain", `{"server_reference":"b.example"}`)
+		require.Equal(t, packets.UseAnotherServer, c.WantClosed("it is moved").Code)
+		time.Sleep(time.Minute)
+		require.Contains(t, b.do(b.request("GET", "/readyz", ""), 503), "draining")
+		list := b.do(b.request("GET", api+"/brokers", ""), 200)
+		require.Contains(t, list, `"running":false,"moved":1`)
+		b.act(1, "undrain", `{}`)
+		b.do(b.request("GET", "/readyz", ""), 200)
+		b.connect("c")
+	})
+}
+
+func TestADrainEndsWithTheHandler(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		b.connect("a", "b", "c")
+		b.act(3, "drain", `{"per_second":1}`)
+		require.Equal(t, "drain", b.actRefused(409, "drain", `{}`).Code)
+		require.NoError(t, b.h.Close())
+		require.False(t, b.h.brokers["main"].drain.view().Running)
+		require.NotEmpty(t, b.h.brokers["main"].drain.view().Err)
+		b.actRefused(409, "drain", `{}`)
+	})
 }

@@ -135,6 +135,7 @@ type desk struct {
 	events  *Events
 	history history
 	hub     hub
+	drain   drain
 	sorting sync.Mutex // held while all Sessions are looked at for one request
 }
 

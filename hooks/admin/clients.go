@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/tls"
 	"maps"
+	"math"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -12,7 +13,6 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin"
-	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
 // This file is the clients: their list, and one of them.
@@ -42,13 +42,40 @@ type clientView struct {
 	Protocol string `json:"protocol,omitempty"` // "3.1", "3.1.1" or "5.0"
 	TLS      string `json:"tls,omitempty"`      // the version of TLS
 	Bridge   bool   `json:"bridge,omitempty"`
+	// ConnectedAt is when the CONNECT was accepted, LastPacket when the client last sent something.
+	ConnectedAt time.Time `json:"connected_at,omitzero"`
+	LastPacket  time.Time `json:"last_packet,omitzero"`
 	// KeepAlive is in seconds.
-	KeepAlive     int       `json:"keep_alive,omitempty"`
-	Subscriptions int       `json:"subscriptions"`
-	Queued        int       `json:"queued"`
-	QueuedBytes   int       `json:"queued_bytes"`
-	Inflight      int       `json:"inflight"`
-	ExpiresAt     time.Time `json:"expires_at,omitzero"`
+	KeepAlive float64 `json:"keep_alive,omitempty"`
+	// Received and Sent are PUBLISH packets from and to the client, since it connected.
+	Received trafficView `json:"received"`
+	Sent     trafficView `json:"sent"`
+	// Unsent is how many bytes its socket has not taken, BlockedSince how long it takes none.
+	Unsent       int       `json:"unsent"`
+	BlockedSince time.Time `json:"blocked_since,omitzero"`
+
+	Subscriptions int `json:"subscriptions"`
+	Queued        int `json:"queued"`
+	QueuedBytes   int `json:"queued_bytes"`
+	// OldestQueued is since when the first of the queued messages waits.
+	OldestQueued time.Time `json:"oldest_queued,omitzero"`
+	Inflight     int       `json:"inflight"`
+	// AwaitingPubrel is how many QoS 2 messages of the client wait for its PUBREL.
+	AwaitingPubrel int `json:"awaiting_pubrel"`
+	// Dropped is how many messages did not reach the client, or were not taken from it, DroppedBy
+	// how many for which reason.
+	Dropped   uint64            `json:"dropped"`
+	DroppedBy map[string]uint64 `json:"dropped_by,omitempty"`
+	WillTopic string            `json:"will_topic,omitempty"`
+	// Expiry is how many seconds the Session outlives its connection, -1 for ever.
+	Expiry    float64   `json:"expiry"`
+	ExpiresAt time.Time `json:"expires_at,omitzero"`
+}
+
+// A trafficView is PUBLISH packets in one direction.
+type trafficView struct {
+	Messages uint64 `json:"messages"`
+	Bytes    uint64 `json:"bytes"`
 }
 
 // A subscriptionView is one of a client.
@@ -72,14 +99,24 @@ type clientPage struct {
 var looks = 20_000
 
 func asClient(s *dunlin.SessionInfo) clientView {
-	c := clientView{ID: s.ClientID, Principal: s.Principal, User: s.Principal,
-		Subscriptions: len(s.Subscriptions), Queued: s.Queued, QueuedBytes: s.QueuedBytes,
-		Inflight: s.Inflight, ExpiresAt: s.ExpiresAt}
+	c := clientView{
+		ID: s.ClientID, Principal: s.Principal, User: s.Principal,
+		Subscriptions: s.SubscriptionCount, Queued: s.Queued, QueuedBytes: s.QueuedBytes,
+		OldestQueued: s.OldestQueued, Inflight: s.Inflight, AwaitingPubrel: s.AwaitingPubrel,
+		Dropped: s.Dropped.Total(), DroppedBy: drops(s.Dropped), WillTopic: s.WillTopic,
+		Expiry: s.Expiry.Seconds(), ExpiresAt: s.ExpiresAt,
+		ConnectedAt: s.ConnectedAt, LastPacket: s.LastPacket, KeepAlive: s.KeepAlive.Seconds(),
+		Received: trafficView(s.Received), Sent: trafficView(s.Sent), Unsent: s.Unsent,
+		BlockedSince: s.BlockedSince,
+	}
+	if s.Expiry == math.MaxUint32*time.Second {
+		c.Expiry = -1
+	}
 	x := s.Client
 	if x == nil {
 		return c
 	}
-	c.Connected, c.Bridge, c.KeepAlive = true, x.Bridge, int(x.KeepAlive)
+	c.Connected, c.Bridge = true, x.Bridge
 	if name, ok := x.User(); ok {
 		c.User = name
 	}
@@ -94,6 +131,15 @@ func asClient(s *dunlin.SessionInfo) clientView {
 		c.TLS = tls.VersionName(x.TLS.Version)
 	}
 	return c
+}
+
+// drops are counts by the names of their reasons.
+func drops(d dunlin.Drops) map[string]uint64 {
+	by := map[string]uint64{}
+	for why, n := range d.All() {
+		by[why.String()] = n
+	}
+	return by
 }
 
 // A clientFilter says which clients are wanted.
@@ -161,7 +207,7 @@ func (c *call) clients() error {
 	if f.prefix > after {
 		after = beforeAll(f.prefix)
 	}
-	for place, s := range sessionsFrom(c.desk.b, after) {
+	for place, s := range c.desk.b.SessionsFrom(after) {
 		if !strings.HasPrefix(s.ClientID, f.prefix) {
 			if s.ClientID > f.prefix {
 				break
@@ -180,12 +226,29 @@ func (c *call) clients() error {
 	return c.answer(page)
 }
 
+// beforeAll returns a text that comes before all that begin with prefix, and behind all others that
+// come before them. No UTF-8 has the byte 0xFF.
+func beforeAll(prefix string) string {
+	if prefix == "" {
+		return ""
+	}
+	last := len(prefix) - 1
+	if prefix[last] == 0 {
+		return prefix[:last]
+	}
+	return prefix[:last] + string([]byte{prefix[last] - 1, 0xFF})
+}
+
 // figures are what clients can be sorted by, the largest first.
 var figures = map[string]func(*clientView) int64{
 	"queued":        func(c *clientView) int64 { return int64(c.Queued) },
 	"queued_bytes":  func(c *clientView) int64 { return int64(c.QueuedBytes) },
 	"inflight":      func(c *clientView) int64 { return int64(c.Inflight) },
 	"subscriptions": func(c *clientView) int64 { return int64(c.Subscriptions) },
+	"received":      func(c *clientView) int64 { return int64(c.Received.Messages) },
+	"sent":          func(c *clientView) int64 { return int64(c.Sent.Messages) },
+	"dropped":       func(c *clientView) int64 { return int64(c.Dropped) },
+	"unsent":        func(c *clientView) int64 { return int64(c.Unsent) },
 }
 
 // A ranked is a client with what it is sorted by.
@@ -210,7 +273,7 @@ func (c *call) clientsBy(by, after string, limit int, f *clientFilter) error {
 	c.desk.sorting.Lock()
 	defer c.desk.sorting.Unlock()
 	page, best := clientPage{Items: []clientView{}}, []ranked{}
-	for place, s := range sessionsFrom(c.desk.b, "") {
+	for place, s := range c.desk.b.SessionsFrom("") {
 		page.Looked++
 		if page.Looked%1024 == 0 && c.r.Context().Err() != nil {
 			return c.r.Context().Err()
@@ -283,7 +346,7 @@ func (c *call) client() error {
 	return c.answer(asClient(&s))
 }
 
-// subscriptions lists the subscriptions of a client, in the order of their filters.
+// subscriptions lists the subscriptions of a client, in the order in which they were made.
 func (c *call) subscriptions() error {
 	limit, err := c.limit()
 	if err != nil {
@@ -297,18 +360,13 @@ func (c *call) subscriptions() error {
 	if err != nil {
 		return err
 	}
-	slices.SortFunc(s.Subscriptions, func(a, b packets.Subscription) int {
-		return cmp.Compare(a.Filter, b.Filter)
-	})
 	page := page[subscriptionView]{Items: []subscriptionView{}}
-	for _, x := range s.Subscriptions {
-		if x.Filter <= after {
-			continue
-		}
+	for cursor, x := range c.desk.b.SubscriptionsFrom(s.ClientID, after) {
 		if len(page.Items) == limit {
-			page.Next = encodeCursor(page.Items[limit-1].Filter)
+			page.Next = encodeCursor(after)
 			break
 		}
+		after = cursor
 		page.Items = append(page.Items, subscriptionView{Filter: x.Filter, QoS: int(x.QoS),
 			NoLocal: x.NoLocal, RetainAsPublished: x.RetainAsPublished})
 	}

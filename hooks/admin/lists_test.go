@@ -167,10 +167,10 @@ func TestSubscriptionsComeInPages(t *testing.T) {
 	var first, second page[subscriptionView]
 	b.get(&first, "subscriptions", "id", "c", "limit", "2")
 	require.Equal(t, []subscriptionView{
-		{Filter: "$share/g/x"}, {Filter: "a", QoS: 2, NoLocal: true},
+		{Filter: "b/#", QoS: 1}, {Filter: "a", QoS: 2, NoLocal: true},
 	}, first.Items)
 	b.get(&second, "subscriptions", "id", "c", "limit", "2", "after", first.Next)
-	require.Equal(t, []subscriptionView{{Filter: "b/#", QoS: 1}}, second.Items)
+	require.Equal(t, []subscriptionView{{Filter: "$share/g/x"}}, second.Items)
 	require.Empty(t, second.Next)
 	b.refused(404, "subscriptions", "id", "nobody")
 }
@@ -275,3 +275,37 @@ func TestTopicsAreATree(t *testing.T) {
 	}
 	b.refused(400, "topics", "below", "\xff")
 }
+
+func TestAClientHasItsFacts(t *testing.T) {
+	b := newBench(t)
+	c := b.broker.Client(t, "c", asAnn, func(p *packets.Connect) {
+		p.KeepAlive = 60
+		p.Will = &packets.Will{Topic: "gone"}
+	})
+	c.Send(&packets.Publish{Topic: []byte("t"), QoS: 2, PacketID: 1, Payload: []byte("hello")})
+	c.WantType("an answer", packets.TypePubrec)
+	var v clientView
+	b.get(&v, "client", "id", "c")
+	require.Equal(t, "ann", v.User)
+	require.Equal(t, "5.0", v.Protocol)
+	require.Equal(t, 60.0, v.KeepAlive)
+	require.Equal(t, "gone", v.WillTopic)
+	require.EqualValues(t, 1, v.Received.Messages)
+	require.Positive(t, v.Received.Bytes)
+	require.Equal(t, 1, v.AwaitingPubrel)
+	require.False(t, v.ConnectedAt.IsZero())
+	got, _ := b.pages("sort", "received", "limit", "1")
+	require.Equal(t, []string{"c"}, got)
+	var s statsView
+	b.get(&s, "stats")
+	require.EqualValues(t, 1, s.MessagesReceived)
+	require.EqualValues(t, 1, s.Listeners[len(s.Listeners)-1].MessagesReceived)
+	sum := int64(0)
+	for _, n := range s.MemoryBy {
+		sum += n
+	}
+	require.Equal(t, s.Memory, sum)
+}
+
+// asAnn gives a CONNECT the User Name "ann".
+func asAnn(p *packets.Connect) { p.Username = "ann" }

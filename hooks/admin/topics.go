@@ -81,11 +81,12 @@ func (c *call) retained() error {
 		return err
 	}
 	page := page[messageView]{Items: []messageView{}}
-	for m := range retainedFrom(c.desk.b, filter, after) {
+	for cursor, m := range c.desk.b.RetainedFrom(filter, after) {
 		if len(page.Items) == limit {
-			page.Next = encodeCursor(page.Items[limit-1].Topic)
+			page.Next = encodeCursor(after)
 			break
 		}
+		after = cursor
 		page.Items = append(page.Items, asMessage(m))
 	}
 	return c.answer(page)
@@ -155,9 +156,9 @@ func (c *call) topics() error {
 		root, _, _ := strings.Cut(below, "/")
 		t.filter = root + "/#"
 	}
-	at := max(after, beforeAll(below))
+	at := max(after, below)
 	for c.r.Context().Err() == nil {
-		m := t.next(at)
+		m, behind := t.next(at)
 		if m == nil || !strings.HasPrefix(m.Topic, below) {
 			if below == "" {
 				page.addSys(t.b, at, limit)
@@ -170,14 +171,14 @@ func (c *call) topics() error {
 		}
 		name, _, deeper := strings.Cut(m.Topic[len(below):], "/")
 		x := topicLevel{Name: name, Topic: below + name, More: deeper}
-		if at = m.Topic; deeper {
+		if at = behind; deeper {
 			at = x.Topic + "/\xff" // behind all that is below
 			if retainedAt(t.b, x.Topic) != nil {
 				continue // it was listed: "a" stands before "a!", and that before "a/b"
 			}
 		} else {
 			x.Message = new(asMessage(m))
-			first := t.next(beforeAll(x.Topic + "/"))
+			first, _ := t.next(x.Topic + "/")
 			x.More = first != nil && strings.HasPrefix(first.Topic, x.Topic+"/")
 		}
 		page.Items = append(page.Items, x)
@@ -193,7 +194,7 @@ type levelPage struct {
 
 // addSys adds the topics of the broker itself, which "#" does not match, behind all others.
 func (p *levelPage) addSys(b *dunlin.Broker, at string, limit int) {
-	if (tree{b, "$SYS/#"}).next("") == nil {
+	if m, _ := (tree{b, "$SYS/#"}).next(""); m == nil {
 		return
 	}
 	if len(p.Items) == limit {
@@ -203,31 +204,19 @@ func (p *levelPage) addSys(b *dunlin.Broker, at string, limit int) {
 	p.Items = append(p.Items, topicLevel{Name: "$SYS", Topic: "$SYS", More: true})
 }
 
-// beforeAll returns a text that comes before all that begin with prefix, and behind all others that
-// come before them. No UTF-8 has the byte 0xFF.
-func beforeAll(prefix string) string {
-	if prefix == "" {
-		return ""
-	}
-	last := len(prefix) - 1
-	if prefix[last] == 0 {
-		return prefix[:last]
-	}
-	return prefix[:last] + string([]byte{prefix[last] - 1, 0xFF})
-}
-
 // A tree is the retained messages of a broker that match a filter.
 type tree struct {
 	b      *dunlin.Broker
 	filter string
 }
 
-// next returns the message whose topic comes next after one; nil if there is none.
-func (t tree) next(after string) *dunlin.Message {
-	for m := range retainedFrom(t.b, t.filter, after) {
-		return m
+// next returns the first message whose topic does not come before a text, and the cursor behind it;
+// nil if there is none.
+func (t tree) next(from string) (m *dunlin.Message, behind string) {
+	for behind, m := range t.b.RetainedFrom(t.filter, from) {
+		return m, behind
 	}
-	return nil
+	return nil, ""
 }
 
 // retainedAt returns the retained message of a topic; nil if there is none.

@@ -72,4 +72,11 @@ export const rate = name => h => h.columns[name].map((v, i, all) => {
 	return dt > 0 && grown >= 0 ? grown / dt : null;
 });
 
+/** mean returns what a sum has grown for each one that its count has grown. */
+export const mean = (sum, count) => h => h.columns[sum].map((v, i, all) => {
+	if (i === 0) return null;
+	const n = h.columns[count][i] - h.columns[count][i - 1];
+	return n > 0 ? (v - all[i - 1]) / n : null;
+});
+
 export const level = name => h => h.columns[name];

@@ -1,8 +1,9 @@
 // The clients: their list, and one of them.
 
-import {age, ask, bytes, el, get, id, input, number, post, say, select, span, table, time} from "./lib.js";
+import {age, ask, bytes, el, get, id, input, number, post, say, select, short, span, table, time} from "./lib.js";
 
 const sorts = [["", "by Client Identifier"], ["queued", "most queued"], ["queued_bytes", "most bytes queued"],
+	["dropped", "most dropped"], ["received", "most published"], ["sent", "most received"], ["unsent", "most unsent bytes"],
 	["inflight", "most in flight"], ["subscriptions", "most subscriptions"]];
 
 const state = c => c.connected ? el("span.badge.good", "connected") : el("span.badge", "away");
@@ -61,10 +62,11 @@ function rows(app, items) {
 		["State", state],
 		["User", c => c.user && id(c.user)],
 		["Address", c => c.remote],
-		["Protocol", c => c.protocol && [c.protocol, c.tls && ", " + c.tls]],
-		["Subscriptions", c => number(c.subscriptions), "num"],
-		["Queued", c => number(c.queued), "num"],
-		["In flight", c => number(c.inflight), "num"],
+		["Since", c => age(c.connected_at), "when"],
+		["Published", c => short(c.received.messages), "num"],
+		["Received", c => short(c.sent.messages), "num"],
+		["Queued", c => short(c.queued), "num"],
+		["Dropped", c => short(c.dropped), "num"],
 	], items, "No client is like that.");
 }
 
@@ -73,28 +75,56 @@ const host = remote => remote.replace(/:\d+$/, "").replace(/^\[(.*)\]$/, "$1");
 
 export async function client(app, q) {
 	const c = await get(app.of("client", {id: q.id}));
-	const fact = (name, value) => !value && value !== 0 ? null : [el("dt", name), el("dd", value)];
+	const facts = el("div.grid", cards(c));
+	let before = c;
+	app.onSample = async () => { // the figures are read again with each sample of the broker
+		try {
+			const now = await get(app.of("client", {id: q.id}));
+			facts.replaceChildren(...cards(now, before));
+			before = now;
+		} catch { /* the Session has ended: the page stays as it was */ }
+	};
 	const done = (text, then) => async () => { await then(); say(text); app.reload(); };
 	const disconnect = () => ask({title: "Disconnect this client?", text: ["Its Session stays, and it may come back at once."], button: "Disconnect", bad: true,
 		act: done("It was disconnected.", () => post(app.of("disconnect"), {id: c.id}))});
 	const remove = () => ask({title: "Delete this Session?", text: "Its subscriptions, and all that waits for it, are lost. The client is disconnected.", button: "Delete", bad: true,
 		act: async () => { await post(app.of("delete-session"), {id: c.id}); say("The Session was deleted."); location.hash = app.link("clients"); }});
 	return el("div",
-		el("div.top", el("h1", id(c.id)), state(c), app.acts && [
+		el("div.top", el("h1", {title: c.id}, id(c.id)), state(c), app.acts && [
 			el("button", {onclick: disconnect, disabled: !c.connected}, "Disconnect"),
 			el("button.bad", {onclick: () => ban(app, c)}, "Ban"),
 			el("button.bad", {onclick: remove}, "Delete Session")]),
-		el("div.grid",
-			el("section.card", el("h2", "Client"), el("dl",
-				fact("User", c.user && id(c.user)), fact("Principal", c.principal && c.principal !== c.user && id(c.principal)),
-				fact("Address", c.remote), fact("Listener", c.listener),
-				fact("Protocol", c.protocol && "MQTT " + c.protocol), fact("TLS", c.tls),
-				fact("Keep Alive", c.keep_alive && span(c.keep_alive)),
-				fact("Session expires", c.expires_at && [time(c.expires_at), " (", age(c.expires_at), ")"]))),
-			el("section.card", el("h2", "Queue"), el("dl",
-				fact("Queued", `${number(c.queued)} messages, ${bytes(c.queued_bytes)}`),
-				fact("In flight", `${number(c.inflight)} messages`)))),
+		facts,
 		await subscriptions(app, c));
+}
+
+/** cards are the facts of a client, with rates if it is known what they were before. */
+function cards(c, before) {
+	const fact = (name, ...value) => !value[0] && value[0] !== 0 ? null : [el("dt", name), el("dd", value)];
+	const took = before ? (Date.now() - before.at) / 1000 : 0;
+	c.at = Date.now();
+	const traffic = way => {
+		const grown = took > 0 && c.connected_at === before.connected_at ? (c[way].messages - before[way].messages) / took : null;
+		return c.connected && [`${number(c[way].messages)} messages, ${bytes(c[way].bytes)}`, grown !== null && el("strong", ` ${short(grown)}/s`)];
+	};
+	return [
+		el("section.card", el("h2", "Client"), el("dl",
+			fact("User", c.user && id(c.user)), fact("Principal", c.principal !== c.user && c.principal && id(c.principal)),
+			fact("Address", c.remote), fact("Listener", c.listener),
+			fact("Protocol", c.protocol && "MQTT " + c.protocol), fact("TLS", c.tls),
+			fact("Connected", c.connected_at && time(c.connected_at), c.connected_at && [" (", age(c.connected_at), ")"]),
+			fact("Last packet", c.last_packet && age(c.last_packet), " ago"),
+			fact("Keep Alive", c.keep_alive && span(c.keep_alive)),
+			fact("Will", c.will_topic && id(c.will_topic)),
+			fact("Session", c.expires_at ? ["expires ", time(c.expires_at)] : c.expiry < 0 ? "never expires" : c.expiry ? `outlives the connection by ${span(c.expiry)}` : "ends with the connection"))),
+		el("section.card", el("h2", "Traffic and queue"), el("dl",
+			fact("Published", traffic("received")), fact("Received", traffic("sent")),
+			fact("Queued", `${number(c.queued)} messages, ${bytes(c.queued_bytes)}`, c.oldest_queued && [", the oldest for ", age(c.oldest_queued)]),
+			fact("In flight", `${number(c.inflight)} messages`),
+			fact("To be released", c.awaiting_pubrel > 0 && `${number(c.awaiting_pubrel)} messages of QoS 2`),
+			fact("Unsent", c.unsent > 0 && bytes(c.unsent), c.blocked_since && [", its socket takes nothing for ", age(c.blocked_since)]),
+			fact("Dropped", `${number(c.dropped)} messages`, Object.entries(c.dropped_by ?? {}).map(([why, n]) => [el("br"), `${why}: ${number(n)}`])))),
+	];
 }
 
 async function subscriptions(app, c) {

@@ -1,9 +1,9 @@
 // The desk itself: who has done what here, and what concerns the whole broker.
 
-import {el, get, id, post, say, select, table, time, zone} from "./lib.js";
+import {ask, el, get, id, input, number, post, say, select, table, time, zone} from "./lib.js";
 
 export async function desk(app) {
-	const {items} = await get("api/v1/audit?limit=200");
+	const [{items}, list] = await Promise.all([get("api/v1/audit?limit=200"), get("api/v1/brokers")]);
 	const level = app.me.log_level && select(["DEBUG", "INFO", "WARN", "ERROR"].map(l => [l, l]), app.me.log_level);
 	level?.addEventListener("change", async () => {
 		try {
@@ -18,10 +18,39 @@ export async function desk(app) {
 			el("dt", "Times"), el("dd", zone),
 			level && app.acts && [el("dt", "Log level"), el("dd", level)],
 			el("dt", "API"), el("dd", el("a", {href: "api/v1/openapi.json"}, "OpenAPI description"), ", ", el("a", {href: "metrics"}, "metrics")))),
+		drain(app, list.items.find(b => b.name === app.broker)),
 		el("h2", "What was done here"),
 		table([
 			["When", x => time(x.at), "when"], ["Who", x => x.user], ["From", x => x.remote],
 			["Action", x => x.action], ["Broker", x => x.broker], ["About", x => x.about && id(x.about)],
 			["Result", x => x.err ? el("span.badge.bad", x.err) : el("span.badge.good", "done")],
 		], items, "Nothing yet."));
+}
+
+/** drain is a card from which all clients are moved to another server. */
+function drain(app, b) {
+	const d = b.drain, draining = b.readiness?.includes("draining");
+	const begin = () => {
+		const server = input({placeholder: "b.example:1883"}), rate = input({inputMode: "numeric", value: "1000"});
+		const moved = el("input", {type: "checkbox"});
+		ask({title: "Move all clients away?", button: "Move them", bad: true,
+			text: "New clients are refused from now on. Those that are connected are disconnected bit by bit; their Sessions stay.",
+			fields: [["server", "To which server (clients of MQTT 5.0 are told)", server], ["rate", "How many in a second", rate], ["moved", "For ever", moved]],
+			act: async () => {
+				await post(app.of("drain"), {server_reference: server.value, per_second: Number(rate.value) || 0, moved: moved.checked});
+				say("The clients are being moved.");
+				app.reload();
+			}});
+	};
+	const end = async () => {
+		try { await post(app.of("undrain"), {}); } catch (err) { return say(err.message, true); }
+		say("Clients are welcome again.");
+		app.reload();
+	};
+	const left = el("strong", number(app.sample?.connections));
+	app.onSample = s => { left.textContent = number(s.connections); };
+	return el("section.card", el("h2", "Move all clients away"), el("p",
+		draining ? ["This broker accepts no clients. ", left, " are connected."] : "Before this broker is stopped, its clients can be sent to another one, so many in a second.",
+		d && !d.running && ` The last time ${number(d.moved)} were moved.`, d?.err && ` It ended: ${d.err}.`),
+	app.acts && el("div.row", draining ? el("button", {onclick: end}, "Let clients in again") : el("button.bad", {onclick: begin}, "Move them ...")));
 }
