@@ -177,6 +177,19 @@ func TestLinesAboutClientsAreNotMoreThanCanBeRead(t *testing.T) {
 	w.client(&r, "quiet", &hooks.Client{})
 }
 
+// A CONNECT that is refused is printed as well as one that is not.
+func TestARefusedConnectIsTwoLines(t *testing.T) {
+	w := &watcher{log: (&logging{}).logger(&bytes.Buffer{}), lines: make(chan line, 2)}
+	w.packets.Store(true)
+	refused := w.observer().Refused
+	c := &hooks.Client{ID: "c", Version: packets.V5, CleanStart: true, KeepAlive: 60}
+	refused(hooks.Refused{Client: c, Code: packets.NotAuthorized})
+	require.Contains(t, (<-w.lines).text, "Received CONNECT from <nil> as c (p5, c1, k60)")
+	require.Equal(t, "Refused CONNECT from c: Not authorized", (<-w.lines).text)
+	refused(hooks.Refused{Client: &hooks.Client{}, Code: packets.ProtocolError})
+	require.Empty(t, w.lines, "there was no CONNECT")
+}
+
 // Lines wait, so what clients name themselves and their topics is cut.
 func TestLinesAboutClientsAreShort(t *testing.T) {
 	w := &watcher{log: (&logging{}).logger(&bytes.Buffer{}), lines: make(chan line, 2)}

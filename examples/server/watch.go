@@ -103,16 +103,16 @@ func (w *watcher) observer() *hooks.Observer {
 	o := &hooks.Observer{
 		Connected: func(e hooks.Connected) {
 			c := e.Client
-			w.packet("Received CONNECT from %v as %s (p%d, c%d, k%d%s)", c.RemoteAddr, c.ID,
-				c.Version,
-				digit(c.CleanStart), c.KeepAlive, user(c))
+			w.received(c)
 			w.packet("Sending CONNACK to %s (%d, 0)", c.ID, digit(e.SessionPresent))
 			w.client(&w.come, "client connected", c)
 		},
 		Refused: func(e hooks.Refused) {
-			what := "client refused"
-			if e.Client.Version == 0 { // there was no CONNECT
-				what = "connection refused"
+			what := "connection refused"
+			if e.Client.Version != 0 { // there was a CONNECT
+				what = "client refused"
+				w.received(e.Client)
+				w.packet("Refused CONNECT from %s: %v", e.Client.ID, e.Code)
 			}
 			w.client(&w.refused, what, e.Client, "code", e.Code, "err", e.Err)
 		},
@@ -162,6 +162,12 @@ func (w *watcher) observer() *hooks.Observer {
 		}
 	}
 	return o
+}
+
+// received has a line about the CONNECT of c written, with -v.
+func (w *watcher) received(c *hooks.Client) {
+	w.packet("Received CONNECT from %v as %s (p%d, c%d, k%d%s)", c.RemoteAddr, c.ID, c.Version,
+		digit(c.CleanStart), c.KeepAlive, user(c))
 }
 
 // client has a line about a client written, unless there were too many of its kind.
