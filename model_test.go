@@ -459,7 +459,7 @@ func TestTheModelFindsPlantedFaults(t *testing.T) {
 		t.Run(fault, func(t *testing.T) {
 			t.Parallel()
 			cmd := exec.Command(os.Args[0], "-test.run=^TestModel$", "-test.count=1",
-				"-model.seeds=40", "-model.fault="+fault)
+				"-test.failfast", "-model.seeds=400", "-model.fault="+fault)
 			out, err := cmd.CombinedOutput()
 			require.Error(t, err, "nothing was found:\n%s", out)
 			require.Regexp(t, "never got| times", string(out), "it failed for another reason")

@@ -125,7 +125,7 @@ func unnameable(t types.Type) (found []string) {
 			tuple(t.Results())
 		case *types.Struct:
 			for f := range t.Fields() {
-				if f.Exported() || f.Embedded() {
+				if f.Exported() || f.Embedded() && shows(f.Type()) {
 					walk(f.Type())
 				}
 			}
@@ -146,6 +146,26 @@ func unnameable(t types.Type) (found []string) {
 	}
 	walk(t)
 	return found
+}
+
+// shows says whether a struct that embeds t has exported fields or methods by that.
+func shows(t types.Type) bool {
+	all := types.NewMethodSet(types.NewPointer(t))
+	for i := range all.Len() {
+		if all.At(i).Obj().Exported() {
+			return true
+		}
+	}
+	s, is := t.Underlying().(*types.Struct)
+	if !is {
+		return true
+	}
+	for f := range s.Fields() {
+		if f.Exported() || f.Embedded() && shows(f.Type()) {
+			return true
+		}
+	}
+	return false
 }
 
 func TestEachTypeInTheAPIHasANameThatProgramsCanWrite(t *testing.T) {
