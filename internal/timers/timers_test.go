@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -270,8 +271,13 @@ func TestTimersAgainstAModel(t *testing.T) {
 
 func TestLateIsToldHowLongACallHadToWait(t *testing.T) {
 	bubble(t, func(t *testing.T, ts *Timers) {
+		var mu sync.Mutex
 		var late []time.Duration
-		ts.Late = func(d time.Duration) { late = append(late, d) }
+		ts.Late = func(d time.Duration) { // the workers call it
+			mu.Lock()
+			defer mu.Unlock()
+			late = append(late, d)
+		}
 		began := time.Now()
 		for range quickWorkers {
 			ts.Set(new(Timer), began.Add(time.Second), func(time.Time) { time.Sleep(3 * time.Second) })
@@ -279,6 +285,8 @@ func TestLateIsToldHowLongACallHadToWait(t *testing.T) {
 		ts.Set(new(Timer), began.Add(2*time.Second), func(time.Time) {})
 		ts.Set(new(Timer), time.Unix(0, 0), func(time.Time) {}) // says nothing about the Timers
 		time.Sleep(time.Minute)
+		mu.Lock()
+		defer mu.Unlock()
 		require.Equal(t, append(make([]time.Duration, quickWorkers), 2*time.Second), late)
 	})
 }
