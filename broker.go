@@ -232,10 +232,8 @@ func (b *Broker) Serve(l net.Listener) error { return b.serve(l, nil) }
 // ServeListener is Serve for a listener that hooks are to recognize: the Client that they get has
 // as for its Listener. So a program can have several listeners with rules of their own:
 //
-//	public, inside := &hooks.Listener{Name: "public", MaxConnections: 1000},
-//
-// &hooks.Listener{Name: "inside"}
-//
+//	public := &hooks.Listener{Name: "public", MaxConnections: 1000}
+//	inside := &hooks.Listener{Name: "inside"}
 //	go b.ServeListener(l1, public)
 //	go b.ServeListener(l2, inside)
 //
