@@ -561,7 +561,7 @@ func TestConnectionsAndSessionsAreSmall(t *testing.T) {
 
 // million is a Broker with a million Sessions, each with a subscription, and retained messages.
 func million(b *testing.B, n int) *Broker {
-	br := newTestBroker(b, func(c *Config) { c.MaxMemory = 1 << 40 })
+	br := newTestBroker(b, func(c *Config) { c.MaxMemory = -1 })
 	b.Cleanup(func() { br.Close() })
 	for i := range n {
 		id := fmt.Sprintf("client-%07d", i)

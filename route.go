@@ -582,7 +582,8 @@ func (c *conn) send(t *turn, o *outgoing, to *target, qos packets.QoS, retain bo
 	if plain {
 		n := len(x.B)
 		x.B = append(x.B, f.b...)
-		x.B[n] = w.first()
+		p := w.packet(nil, nil)
+		x.B[n] = p.FirstByte()
 		if w.id != 0 {
 			binary.BigEndian.PutUint16(x.B[n+f.idAt:], w.id)
 		}
@@ -607,8 +608,7 @@ func (c *conn) tooLarge(m *message, w wire) bool {
 		return false
 	}
 	w.version = c.version
-	n, _ := publishSize(w, len(m.Topic)-len(c.readExtra().mount), len(m.Properties), len(m.Payload))
-	return 1+uvarintLen(n)+n > int(c.maxPacket)
+	return publishSize(w, len(m.Topic)-len(c.readExtra().mount), m) > int(c.maxPacket)
 }
 
 // appendMessage, with c.sess.mu held, appends m to the output of c, which has room for it, and says
@@ -617,15 +617,15 @@ func (c *conn) appendMessage(m *message, w wire, now time.Time) bool {
 	name := m.Topic[len(c.readExtra().mount):]
 	topic, alias := c.readExtra().outAliases.send(c.sess, name)
 	w.version, w.alias = c.version, alias
-	n, _ := publishSize(w, len(topic), len(m.Properties), len(m.Payload))
-	if alias != 0 && 1+uvarintLen(n)+n > int(c.maxPacket) { // without it the packet has room
+	n := publishSize(w, len(topic), m)
+	if alias != 0 && n > int(c.maxPacket) { // without it the packet has room
 		if topic != "" {
 			c.readExtra().outAliases.unsent(c.b, name)
 		}
 		topic, w.alias = name, 0
-		n, _ = publishSize(w, len(topic), len(m.Properties), len(m.Payload))
+		n = publishSize(w, len(topic), m)
 	}
-	x := c.room(1 + uvarintLen(n) + n)
+	x := c.room(n)
 	if x == nil {
 		return false
 	}

@@ -1,7 +1,6 @@
 package dunlin
 
 import (
-	"encoding/binary"
 	"strings"
 	"time"
 
@@ -522,69 +521,39 @@ type wire struct {
 	ids         []uint32 // Subscription Identifiers
 }
 
-func (w *wire) first() byte {
-	f := byte(packets.TypePublish)<<4 | byte(w.qos)<<1
-	if w.dup {
-		f |= 8
+// packet is the PUBLISH without its topic, and without more.
+func (w *wire) packet(props packets.Properties, payload []byte) packets.Publish {
+	return packets.Publish{
+		Dup: w.dup, Retain: w.retain, QoS: w.qos, PacketID: w.id, Properties: props, Payload: payload,
 	}
-	if w.retain {
-		f |= 1
-	}
-	return f
 }
+
+// more appends the properties that do not travel with the message.
+func (w *wire) more(dst packets.Properties) packets.Properties {
+	for _, id := range w.ids {
+		dst = dst.AppendUint(packets.SubscriptionIdentifier, id)
+	}
+	if w.alias != 0 {
+		dst = dst.AppendUint(packets.TopicAlias, uint32(w.alias))
+	}
+	return dst
+}
+
+// moreRoom is what more takes for most.
+const moreRoom = 32
 
 // appendPublish appends a whole PUBLISH. props are those that travel with the message.
 func appendPublish[T string | []byte](
 	dst []byte, w wire, topic T, props packets.Properties, payload []byte,
 ) []byte {
-	n, np := publishSize(w, len(topic), len(props), len(payload))
-	dst = append(dst, w.first())
-	dst = binary.AppendUvarint(dst, uint64(n))
-	dst = binary.BigEndian.AppendUint16(dst, uint16(len(topic)))
-	dst = append(dst, topic...)
-	if w.qos > packets.QoS0 {
-		dst = binary.BigEndian.AppendUint16(dst, w.id)
-	}
-	if w.version == packets.V5 {
-		dst = binary.AppendUvarint(dst, uint64(np))
-		dst = append(dst, props...)
-		for _, id := range w.ids {
-			dst = packets.Properties(dst).AppendUint(packets.SubscriptionIdentifier, id)
-		}
-		if w.alias != 0 {
-			dst = packets.Properties(dst).AppendUint(packets.TopicAlias, uint32(w.alias))
-		}
-	}
-	return append(dst, payload...)
+	p := w.packet(props, payload)
+	var room [moreRoom]byte
+	return packets.AppendPublish(dst, w.version, &p, topic, w.more(room[:0]))
 }
 
-// publishSize returns the Remaining Length of that PUBLISH, and the length of its properties.
-func publishSize(w wire, topic, props, payload int) (n, np int) {
-	n = 2 + topic + payload
-	if w.qos > packets.QoS0 {
-		n += 2
-	}
-	if w.version == packets.V5 {
-		np = props
-		for _, id := range w.ids {
-			np += 1 + uvarintLen(int(id))
-		}
-		if w.alias != 0 {
-			np += 3
-		}
-		n += uvarintLen(np) + np
-	}
-	return n, np
-}
-
-func uvarintLen(n int) int {
-	switch {
-	case n < 1<<7:
-		return 1
-	case n < 1<<14:
-		return 2
-	case n < 1<<21:
-		return 3
-	}
-	return 4
+// publishSize returns the length of the PUBLISH of m, with a topic of that length.
+func publishSize(w wire, topic int, m *message) int {
+	p := w.packet(m.Properties, m.Payload)
+	var room [moreRoom]byte
+	return packets.PublishSize(w.version, &p, topic, len(w.more(room[:0])))
 }

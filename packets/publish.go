@@ -28,15 +28,17 @@ type Publish struct {
 func (p *Publish) Type() Type { return TypePublish }
 
 // Size returns the length of the whole packet.
-func (p *Publish) Size(v Version) int { return packetLen(p.remaining(v)) }
+func (p *Publish) Size(v Version) int { return packetLen(p.remaining(v, len(p.Topic), 0)) }
 
-func (p *Publish) remaining(v Version) int {
-	n := 2 + len(p.Topic) + len(p.Payload)
+// remaining is the Remaining Length with a topic, and more properties, of these lengths.
+func (p *Publish) remaining(v Version, topic, more int) int {
+	n := 2 + topic + len(p.Payload)
 	if p.QoS > QoS0 {
 		n += 2
 	}
 	if v >= V5 {
-		n += propertiesLen(p.Properties)
+		props := len(p.Properties) + more
+		n += varintLen(props) + props
 	}
 	return n
 }
@@ -62,12 +64,40 @@ func (p *Publish) check(n int, v Version) error {
 
 // Append appends the whole packet: see Packet.
 func (p *Publish) Append(dst []byte, v Version) ([]byte, error) {
-	n := p.remaining(v)
+	n := p.remaining(v, len(p.Topic), 0)
 	if p.QoS > 3 || len(p.Topic) > maxString || n > maxRemaining || p.Properties.unencodable() {
 		if err := p.check(n, v); err != nil {
 			return dst, err
 		}
 	}
+	return AppendPublish(dst, v, p, p.Topic, nil), nil
+}
+
+// AppendPublish is Append for who sends one message to many clients: the topic is given beside p,
+// as a string or as bytes, and more stands behind the Properties of p. Topic of p is not looked at.
+// Nothing is checked: what does not fit the wire makes a packet that is malformed.
+func AppendPublish[T ~string | ~[]byte](
+	dst []byte, v Version, p *Publish, topic T, more Properties,
+) []byte {
+	b := appendHeader(dst, p.FirstByte(), p.remaining(v, len(topic), len(more)))
+	b = appendField(b, topic)
+	if p.QoS > QoS0 {
+		b = binary.BigEndian.AppendUint16(b, p.PacketID)
+	}
+	if v >= V5 {
+		b = append(appendVarint(b, len(p.Properties)+len(more)), p.Properties...)
+		b = append(b, more...)
+	}
+	return append(b, p.Payload...)
+}
+
+// PublishSize returns the length of the packet that AppendPublish appends.
+func PublishSize(v Version, p *Publish, topic, more int) int {
+	return packetLen(p.remaining(v, topic, more))
+}
+
+// FirstByte returns the first byte of the packet: its type with DUP, QoS and RETAIN.
+func (p *Publish) FirstByte() byte {
 	first := byte(TypePublish)<<4 | byte(p.QoS)<<1
 	if p.Dup {
 		first |= flagDup
@@ -75,15 +105,7 @@ func (p *Publish) Append(dst []byte, v Version) ([]byte, error) {
 	if p.Retain {
 		first |= flagRetain
 	}
-	b := appendHeader(dst, first, n)
-	b = appendField(b, p.Topic)
-	if p.QoS > QoS0 {
-		b = binary.BigEndian.AppendUint16(b, p.PacketID)
-	}
-	if v >= V5 {
-		b = appendProperties(b, p.Properties)
-	}
-	return append(b, p.Payload...), nil
+	return first
 }
 
 // Decode decodes the body: see Packet. It does not allocate unless it fails. The Reason Code of the

@@ -101,7 +101,7 @@ type banBody struct {
 }
 
 // longestBan is longer than any broker runs.
-const longestBan = 100 * 365 * 24 * 3600
+const longestBan int64 = 100 * 365 * 24 * 3600
 
 func banKind(name string) (hooks.BanKind, error) {
 	for k := hooks.BanAddress; k <= hooks.BanSession; k++ {
