@@ -430,7 +430,7 @@ var tasks = []struct {
 		w.fill("", "home/kitchen")
 		w.click("Show")
 		w.sees("reader")
-		w.sees("1 subscriptions match")
+		w.sees("1 subscription matches")
 	}},
 	{"which messages were lost", func(b *bench, w *browser) {
 		c := b.broker.Client(b.t, "small", func(p *packets.Connect) {

@@ -51,6 +51,7 @@ async function show() {
 		if (a.dataset.page === page || page === "client" && a.dataset.page === "clients") a.setAttribute("aria-current", "page");
 		else a.removeAttribute("aria-current");
 	}
+	nav.querySelector("[aria-current]")?.scrollIntoView({inline: "nearest", block: "nearest"});
 	document.title = (found?.[1] ?? "Client") + " – Dunlin";
 	const signal = newPage();
 	app.signal = signal;

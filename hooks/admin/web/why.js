@@ -50,7 +50,7 @@ export function live(app, client) {
 			packet: p => {
 				state.textContent = `${number(++n)} packets` + (p.lost ? `, ${number(p.lost)} not shown` : "");
 				rows.prepend(el(p.incoming ? "div.packet.in" : "div.packet", time(p.at), el("span", {title: p.incoming ? "from the client" : "to the client"}, p.incoming ? "→" : "←"), el("span.line", id(p.line)),
-					p.message?.bytes > 0 && el("div.payload", payload(p.message))));
+					p.message?.bytes > 80 && el("div.payload", payload(p.message))));
 				while (rows.childElementCount > kept) rows.lastChild.remove();
 			},
 			open: () => { state.textContent = "waiting for packets ..."; },
@@ -117,7 +117,7 @@ export async function who(app, q) {
 	return el("div", el("div.top", el("h1", "Who gets it?"),
 		el("form.row", {onsubmit: e => { e.preventDefault(); location.hash = app.link("who", {topic: topic.value}); }}, topic, el("button", "Show"))),
 	!page ? el("p.empty", "Type a topic: this page shows who would get a message, and what would keep it from them.") : [
-		el("p.quiet", page.more ? "More than 500 subscriptions match. Some of them:" : `${number(page.items.length)} subscriptions match.`),
+		el("p.quiet", page.more ? "More than 500 subscriptions match. Some of them:" : page.items.length === 1 ? "1 subscription matches." : `${number(page.items.length)} subscriptions match.`),
 		table([
 			["Client", x => x.client.startsWith("$local/") ? id(x.client) : clientLink(app, x.client)],
 			["Subscription", x => [x.group && el("span.badge", "group ", id(x.group)), " ", id(x.filter)]],
