@@ -67,6 +67,7 @@ import (
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/internal/budget"
+	"github.com/dunlin-mqtt/dunlin/internal/given"
 	"github.com/dunlin-mqtt/dunlin/internal/guard"
 	"github.com/dunlin-mqtt/dunlin/internal/journal"
 	"github.com/dunlin-mqtt/dunlin/internal/lock"
@@ -140,8 +141,8 @@ type (
 	topicLock   struct{} // Broker.topics, see topicLocks
 	sessionLock struct{} // session.mu
 
-	// Of these one at a time, and only a leaf after it, such as that of the timers. The lock of
-	// retained.Store belongs here as well.
+	// Of these one at a time, and only a leaf after it, such as that of the timers. The locks of
+	// retained.Store and given.Table belong here as well.
 	routesLock  struct{} // routeCaches.mu
 	numbersLock struct{} // Broker.numbers
 
@@ -206,6 +207,7 @@ func New(cfg Config) (*Broker, error) {
 	b.owners = b.cfg().newOwners()
 	b.retained = b.newRetained()
 	b.walkers.most = 1 + runtime.GOMAXPROCS(0)/4
+	b.given = given.New(giver{b})
 	b.learnRules()
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	if cfg.Store != nil {

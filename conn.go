@@ -44,14 +44,14 @@ type conn struct {
 
 	// Owned by the reader.
 	accepted    bool
-	answered    bool         // a CONNACK has been written
-	deep        bool         // the stack has grown; the next wait is left to a fresh goroutine
-	aliasesIn   uint16       // the highest Topic Alias of the client; immutable then
-	number      uint32       // of the session in the tree; 0 until it subscribes
-	open        atomic.Int32 // exchanges of this connection that count against receiveMaximum
-	readHint    int32        // the read buffer that the last large packet needed
-	restCounted int32        // how much of rest the count of memory knows of
-	footprint   int32        // what the count of memory knows of c itself
+	answered    bool          // a CONNACK has been written
+	deep        bool          // the stack has grown; the next wait is left to a fresh goroutine
+	aliasesIn   uint16        // the highest Topic Alias of the client; immutable then
+	number      atomic.Uint32 // of the session in the tree; 0 until it subscribes
+	open        atomic.Int32  // exchanges of this connection that count against receiveMaximum
+	readHint    int32         // the read buffer that the last large packet needed
+	restCounted int32         // how much of rest the count of memory knows of
+	footprint   int32         // what the count of memory knows of c itself
 	// The room that the packet which has come in part has taken, see expect
 	partial int32
 	// When partial was taken, in seconds since Broker.started, and 1; 0: none is, or endSlowest has

@@ -494,7 +494,7 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 	c.count(0) // the Session counts what is kept of the CONNECT
 	a.SessionPresent, err = b.attach(t, c, attachment{clean: p.CleanStart, expiry: expiry, will: w,
 		quota:  b.queueLimits(&g.Limits),
-		limits: b.ownerLimits(&g.Limits), connack: &a})
+		limits: b.ownerLimits(&g.Limits), connack: &a, given: g.Subscriptions})
 	if err != nil {
 		return c.refuse(err)
 	}
@@ -517,6 +517,7 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 			Client: c.client, SessionPresent: a.SessionPresent, At: b.started.Add(c.at),
 		})
 	}
+	b.given.Announce(c.sess, a.SessionPresent, g.Subscriptions)
 	b.log.Debug("connected", "client", c.client.ID, "remote", c.client.RemoteAddr, "version",
 		c.version, "resumed", a.SessionPresent)
 	return err

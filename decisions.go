@@ -93,6 +93,7 @@ func (b *Broker) review() {
 type listedSub struct {
 	group, filter string // as in the tree
 	qos           packets.QoS
+	by            subs.Maker
 	err           error // why it is revoked
 }
 
@@ -119,7 +120,7 @@ func (s *session) observed() *hooks.Client {
 func (s *session) subscriptionList() (all []listedSub) {
 	if s.num != 0 && !s.ended { // then another Session may have its number
 		s.b.tree.Each(s.num, func(group, filter string, o subs.Options) bool {
-			all = append(all, listedSub{group: group, filter: filter, qos: o.QoS})
+			all = append(all, listedSub{group: group, filter: filter, qos: o.QoS, by: o.By})
 			return true
 		})
 	}
@@ -144,12 +145,15 @@ func (b *Broker) reviewSession(s *session) int {
 	return b.revoke(s, gen, refused)
 }
 
-// refused asks the Authorizer about subs and returns those that it refuses. The error says that ctx
-// has ended before all were decided: a hook that gives up for that has refused nothing.
+// refused asks the Authorizer about subscriptions and returns those that it refuses. The error says
+// that ctx has ended before all were decided: a hook that gives up for that has refused nothing.
 func (b *Broker) refused(ctx context.Context, client *hooks.Client, mount string,
-	subs []listedSub) ([]listedSub, error) {
-	out := subs[:0]
-	for _, sub := range subs {
+	list []listedSub) ([]listedSub, error) {
+	out := list[:0]
+	for _, sub := range list {
+		if sub.by == subs.ByServer {
+			continue // nobody asks about these
+		}
 		r := hooks.AccessRequest{Client: client, Action: hooks.ActionSubscribe,
 			Topic: sub.filter[len(mount):], Group: sub.group, QoS: sub.qos}
 		sub.err = b.authorizeSafely(ctx, &r, mount)

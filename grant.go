@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/given"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -30,6 +31,9 @@ func (b *Broker) checkGrant(g *hooks.Grant) error {
 		return fmt.Errorf("the Authenticator granted the Client Identifier %q, which no client "+
 			"can have", cut(id, maxName))
 	}
+	if err := b.givenLimits().Check(g.Subscriptions); err != nil {
+		return fmt.Errorf("the Authenticator granted a subscription that is not possible: %v", err)
+	}
 	m := g.MountPoint
 	if m != "" && (!packets.ValidTopicName(m) || m[0] == '$' || len(m) > b.cfg().MaxTopicLength/2) {
 		return fmt.Errorf(
@@ -37,6 +41,13 @@ func (b *Broker) checkGrant(g *hooks.Grant) error {
 				"begin with", cut(m, maxName))
 	}
 	return nil
+}
+
+// givenLimits bound the filters of subscriptions that the server makes.
+func (b *Broker) givenLimits() given.Limits {
+	c := b.cfg()
+	return given.Limits{Length: c.MaxTopicLength, Levels: c.MaxTopicLevels,
+		WildcardLevels: c.MaxWildcardLevels}
 }
 
 // maxSaid is the highest Maximum Packet Size that every client library takes: the largest Remaining

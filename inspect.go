@@ -25,9 +25,11 @@ type SessionInfo struct {
 	// Client is nil while no Network Connection is open. It has the addresses, the protocol
 	// version, the listener and the TLS state.
 	Client *hooks.Client
-	// Subscriptions is empty in what SessionsFrom yields: see SubscriptionsFrom.
-	Subscriptions     []packets.Subscription
-	SubscriptionCount int
+	// Subscriptions are those that the client made, Given those that the server made for it. Both
+	// are empty in what SessionsFrom yields: see SubscriptionsFrom. SubscriptionCount is that of
+	// Subscriptions.
+	Subscriptions, Given []packets.Subscription
+	SubscriptionCount    int
 	// Expiry is the Session Expiry Interval in force, 0 if the Session ends with its connection. It
 	// is math.MaxUint32 seconds if the Session never expires. ExpiresAt is when the Session
 	// expires. It is zero while connected, and for Sessions that never expire.
@@ -114,7 +116,11 @@ func (s *session) info() (info SessionInfo, ok bool) {
 		return info, false
 	}
 	for _, sub := range s.subscriptionPage(nil, math.MaxInt) {
-		info.Subscriptions = append(info.Subscriptions, asWritten(sub.Group, sub.Filter, &sub.Options))
+		list := &info.Subscriptions
+		if sub.By == subs.ByServer {
+			list = &info.Given
+		}
+		*list = append(*list, asWritten(sub.Group, sub.Filter, &sub.Options))
 	}
 	return info, true
 }
@@ -169,6 +175,7 @@ func (s *session) subscriptionPage(after *subs.Subscription, most int) []subs.Su
 type SubscriptionInfo struct {
 	ClientID, Principal string
 	packets.Subscription
+	ByServer bool // the server made it, see SubscribeClient
 }
 
 // SubscriptionsFrom yields the subscriptions of the Sessions of a client, or, if clientID is empty,
@@ -196,6 +203,7 @@ func (b *Broker) SubscriptionsFrom(clientID, after string) iter.Seq2[string, Sub
 					sub := &page[i]
 					info := SubscriptionInfo{
 						s.id, s.principal, asWritten(sub.Group, sub.Filter, &sub.Options),
+						sub.By == subs.ByServer,
 					}
 					if !yield(cursorAt(s.place(), sub), info) {
 						return
@@ -212,13 +220,13 @@ const subscriptionPage = 64
 
 // cursorAt is the cursor behind a subscription of the Session with a place.
 func cursorAt(place string, sub *subs.Subscription) string {
-	return fmt.Sprintf("%d %d %d %s%s%s", len(place), sub.Place, len(sub.Group), place, sub.Group,
-		sub.Filter)
+	return fmt.Sprintf("%d %d %d %d %s%s%s", len(place), sub.Place, len(sub.Group), sub.By, place,
+		sub.Group, sub.Filter)
 }
 
 // parseCursor is the reverse of cursorAt. The subscription is nil if cursor is none.
 func parseCursor(cursor string) (place string, sub *subs.Subscription) {
-	var n [3]int
+	var n [4]int
 	rest := cursor
 	for i := range n {
 		number, more, ok := strings.Cut(rest, " ")
@@ -232,7 +240,8 @@ func parseCursor(cursor string) (place string, sub *subs.Subscription) {
 		return "", nil
 	}
 	place, rest = rest[:n[0]], rest[n[0]:]
-	return place, &subs.Subscription{Group: rest[:n[2]], Filter: rest[n[2]:], Place: n[1]}
+	return place, &subs.Subscription{Group: rest[:n[2]], Filter: rest[n[2]:], Place: n[1],
+		Options: subs.Options{By: subs.Maker(n[3])}}
 }
 
 // Retained yields the retained messages whose topics match filter, in the order of their topics.

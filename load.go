@@ -11,6 +11,7 @@ import (
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/internal/budget"
+	"github.com/dunlin-mqtt/dunlin/internal/given"
 	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/dunlin-mqtt/dunlin/internal/subs"
 	"github.com/dunlin-mqtt/dunlin/packets"
@@ -78,6 +79,9 @@ func (b *Broker) load() error {
 func (l *loader) apply(op store.Op) error {
 	if q := highestQoS(op); q > packets.QoS2 {
 		return fmt.Errorf("QoS %d, expected at most 2: the store is damaged", q)
+	}
+	if l.b.given.Load(op) {
+		return nil
 	}
 	switch op := op.(type) {
 	case *store.PutSession:
@@ -311,6 +315,7 @@ func (l *loader) finish() {
 	for _, x := range byKey {
 		b.sessions.put(x.s.place(), x.s)
 	}
+	stale := l.giveLoaded(byKey)
 	for _, e := range l.groups { // what still names a stand-in has no group to go to
 		if group, filter, err := packets.SplitShared(e.group.Filter); err == nil {
 			if g := b.tree.Group(group, filter); g != nil {
@@ -330,6 +335,9 @@ func (l *loader) finish() {
 	l.sessions = nil
 	due := giveWills(wills, byKey)
 	b.journal.Start()
+	for _, op := range stale {
+		b.journal.Add(op)
+	}
 	for _, x := range over {
 		x.s.will = nil // the Session goes on, in its successor
 		b.work(func(t *turn) { b.endSession(t, x.s, nil) })
@@ -347,6 +355,25 @@ func (l *loader) finish() {
 	for _, s := range owing {
 		b.journal.begin(s)
 	}
+}
+
+// giveLoaded gives the Sessions what the server subscribed them to. It returns the operations that
+// end records of Sessions that are not there any more.
+func (l *loader) giveLoaded(byKey map[string]*loaded) (stale []store.Op) {
+	last, principals, stale := l.b.given.Loaded(func(k given.Key, number uint64) bool {
+		x := byKey[k.Name]
+		return k.Scope != given.ToSession || x != nil && x.s.stored < number
+	})
+	l.b.journal.lastKey.Store(max(l.b.journal.lastKey.Load(), last))
+	if principals {
+		l.b.given.Follow()
+	}
+	for _, x := range byKey {
+		x.s.mu.Lock()
+		l.b.given.Reload(x.s)
+		x.s.mu.Unlock()
+	}
+	return stale
 }
 
 // isWill says whether x is the record of a Will.

@@ -92,7 +92,7 @@ func noLocalOfAnother(t *testing.T, cached bool) {
 	next := newFeed(t, b, connect("next"))
 	next.packet(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "t",
 		NoLocal: true}}}, packets.V5)
-	require.Equal(t, old.c.number, next.c.number, "the number is given out again")
+	require.Equal(t, old.c.number.Load(), next.c.number.Load(), "the number is given out again")
 	before := next.sink.n
 	m, err := (&packets.Publish{Topic: []byte("t")}).Append(nil, packets.V5)
 	require.NoError(t, err)

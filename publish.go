@@ -247,7 +247,7 @@ func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (match
 }
 
 // origin is where the messages of c come from.
-func (c *conn) origin() origin { return origin{c.sess, c.number} }
+func (c *conn) origin() origin { return origin{c.sess, c.number.Load()} }
 
 // saysText says whether the Payload Format Indicator promises UTF-8 (3.3.2.3.2).
 func saysText(p packets.Properties) bool {

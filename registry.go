@@ -34,6 +34,8 @@ type attachment struct {
 	had     footprint  // of the Session that was in that place, or is, when the client came
 	// A connection with the same Client Identifier was ended for it, and is in nobody's way
 	replaces bool
+	given    []hooks.Subscription // what the Authenticator granted
+	granted  *journal.Batch       // that makes these durable; nil: they need not be
 }
 
 // put is about what the store is going to be told of a Session of c.
@@ -258,7 +260,7 @@ func (b *Broker) begin(t *turn, c *conn, a attachment) error {
 		// the client forgets what it had of the old one, which must not come back [MQTT-3.1.2-4]
 		x = b.journal.All()
 	}
-	if x != nil {
+	if a.granted = b.given.Begin(s, a.given); x != nil {
 		c.out.opening = true
 		s.mu.Unlock()
 		return b.confirm(t, c, &a, x)
@@ -422,7 +424,8 @@ func (b *Broker) resumeLocked(t *turn, s *session, c *conn, a attachment) (takeo
 	before := &before{s.expiry, s.will, s.quota}
 	s.expiry, s.will, s.quota = a.expiry, a.will, a.quota
 	s.resume(c)
-	c.number = s.num
+	a.granted = b.given.Resume(s, a.given)
+	c.number.Store(s.num)
 	a.connack.SessionPresent = true
 	if s.stored != 0 {
 		c.out.opening = true
@@ -476,6 +479,9 @@ func (b *Broker) confirm(t *turn, c *conn, a *attachment, x *journal.Batch) erro
 		wait = b.journal.WaitFollowing
 	}
 	err := wait(b.ctx, x)
+	if err == nil && a.granted != nil {
+		err = b.journal.WaitAdded(b.ctx, a.granted)
+	}
 	refused := !resumes && err != nil
 	if s.stored == 0 && errors.Is(err, journal.ErrNotStored) {
 		// nothing of s has to be stored, and the end of the Session before it is tried until it is
@@ -643,6 +649,7 @@ func (b *Broker) endSession(t *turn, s *session, why *packets.Error) {
 		client = s.observed()
 	}
 	b.due.Cancel(s.due)
+	b.given.End(s)
 	s.mu.Unlock()
 	if num != 0 {
 		b.freeNumber(num)

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/internal/budget"
+	"github.com/dunlin-mqtt/dunlin/internal/given"
+	"github.com/dunlin-mqtt/dunlin/internal/journal"
 	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/dunlin-mqtt/dunlin/internal/subs"
 	"github.com/dunlin-mqtt/dunlin/internal/timers"
@@ -24,6 +26,7 @@ type receivers struct {
 	byNumber []*session  // by session.num; guarded by numbers
 	mounts   atomic.Bool // a mount point was granted
 	renames  atomic.Bool // a Client Identifier was granted
+	given    *given.Table[*session, *journal.Batch]
 }
 
 const (

@@ -154,7 +154,7 @@ func (c *conn) subscribe(sub *packets.Subscription, id uint32) (g grant, err err
 	if err != nil {
 		return g, err
 	}
-	c.number = c.sess.num
+	c.number.Store(c.sess.num)
 	// the review of the change may have come too early for this one
 	if c.b.rules.epoch.Load() != epoch {
 		if err := c.decideAgain(listedSub{group: group, filter: filter,
@@ -332,7 +332,7 @@ func (s *session) drop(group, filter string) bool {
 		return false
 	}
 	s.weighLocked(group, filter, -1)
-	if group == "" {
+	if _, given := s.b.tree.GetBy(subs.ByServer, s.num, group, filter); group == "" && !given {
 		s.dropCursorLocked(filter)
 	}
 	if s.stored != 0 {
@@ -365,7 +365,7 @@ func (c *conn) onUnsubscribe(t *turn, p *packets.Unsubscribe) error {
 		case err != nil:
 			ack.Codes[i] = packets.TopicFilterInvalid
 		case !c.sess.unsubscribe(group, c.readExtra().mount+filter):
-			ack.Codes[i] = packets.NoSubscriptionExisted
+			ack.Codes[i] = c.b.given.Unsubscribe(c.sess, f)
 		default:
 			if fn := c.b.obs.Unsubscribed; fn != nil {
 				mounted := packets.JoinShared(group, c.readExtra().mount+filter)

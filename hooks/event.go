@@ -44,7 +44,7 @@ type SessionEnded struct {
 	Client *Client
 }
 
-// Subscribed: a client made or replaced a subscription.
+// Subscribed: a client made or replaced a subscription, or the server did so for it.
 type Subscribed struct {
 	Client *Client
 	// Filter is the Topic Filter as the client wrote it, with "$share/" and ShareName.
@@ -52,14 +52,17 @@ type Subscribed struct {
 	Filter, MountedFilter string
 	// QoS is the QoS that was granted.
 	QoS packets.QoS
+	// ByServer is true for a subscription that the server made. See [Subscription].
+	ByServer bool
 }
 
-// Unsubscribed: a client removed a subscription. The end of a Session is one SessionEnded; it is
+// Unsubscribed: a client removed a subscription, or the server removed one of its own. The end of a Session is one SessionEnded; it is
 // not an Unsubscribed for each of its subscriptions.
 type Unsubscribed struct {
 	Client *Client
-	// Filter and MountedFilter are as in Subscribed.
+	// Filter, MountedFilter and ByServer are as in Subscribed.
 	Filter, MountedFilter string
+	ByServer              bool
 }
 
 // Denied: the Authorizer refused a request of a client.

@@ -131,6 +131,11 @@ type Grant struct {
 	// bytes, and must not begin with "$local/"; otherwise the client is refused. Empty: as the
 	// client asks.
 	ClientID string
+	// Subscriptions are made for the Session by the server. Nil leaves those that an earlier CONNECT
+	// has brought; otherwise they take the place of these. They last as long as the Session, and do
+	// not count for the limits of the client. See also SubscribeClient of the broker. A Topic Filter
+	// that is not valid, or too long for the Config, refuses the client.
+	Subscriptions []Subscription
 	// Expires is when the client has to authenticate anew (5.0, where an Authentication Method is
 	// in use) or else is disconnected with Maximum connect time (0xA0). Zero: never.
 	Expires time.Time

@@ -98,8 +98,10 @@ type Op interface{ op() }
 // PutSession creates a Session, or replaces the fields of an existing one. Its subscriptions, queue
 // and identifiers stay. The Broker keeps each Will as a Session of its own, with Expiry 0 and
 // nothing else, and each delayed message in the same way, with a ClientID that begins with
-// "$local/delayed/". It also keeps a Session that has ended, with Expiry 0, until all messages that
-// other members of a shared subscription get from it have moved.
+// "$local/delayed/". It keeps what the server has subscribed clients to as the subscriptions of
+// Sessions with a ClientID that begins with "$local/" and U+0000; there, ID is 1 if the client may
+// end the subscription. It also keeps a Session that has ended, with Expiry 0, until all messages
+// that other members of a shared subscription get from it have moved.
 type PutSession struct {
 	Session   uint64
 	ClientID  string

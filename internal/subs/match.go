@@ -185,7 +185,8 @@ func (t *Tree) collect(from uint32, m *Matches) {
 	if most > cap(m.Subs) {
 		m.Subs = slices.Grow(m.Subs, most)
 	}
-	if lists > 1 {
+	overlap := lists > 1 || t.twins > 0
+	if overlap {
 		m.newTable(most)
 	}
 	for _, i := range m.nodes {
@@ -196,7 +197,7 @@ func (t *Tree) collect(from uint32, m *Matches) {
 				continue
 			}
 			at := len(m.Subs)
-			if lists > 1 {
+			if overlap {
 				at = m.place(e.sub)
 			}
 			if at == len(m.Subs) {
@@ -228,8 +229,31 @@ func (t *Tree) members(g *Group) []Member {
 		s[k] = Member{e.sub, e.options()}
 		i = e.next
 	}
+	if t.twins > 0 {
+		s = mergeTwins(s)
+	}
 	g.snapshot.Store(&s) // if two readers do this at once, they store the same
 	return s
+}
+
+// mergeTwins makes one member of two of the same subscriber: the one of the client, with the higher
+// QoS.
+func mergeTwins(s []Member) []Member {
+	at, out := make(map[uint32]int, len(s)), s[:0]
+	for _, m := range s {
+		i, twin := at[m.Sub]
+		if !twin {
+			at[m.Sub] = len(out)
+			out = append(out, m)
+			continue
+		}
+		qos := max(out[i].QoS, m.QoS)
+		if m.By == ByClient {
+			out[i] = m
+		}
+		out[i].QoS = qos
+	}
+	return out
 }
 
 // newTable makes an empty hash table for up to n subscribers.

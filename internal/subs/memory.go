@@ -133,8 +133,8 @@ func (t *Tree) ensure(filter []byte) uint32 {
 	return i
 }
 
-// lookup returns where the subscription of sub to filter belongs, and its entry or 0.
-func (t *Tree) lookup(sub uint32, group string, filter []byte) (owner, uint32) {
+// lookup returns where the subscriptions to filter belong, 0 if there is no such place.
+func (t *Tree) lookup(group string, filter []byte) owner {
 	i := uint32(wildRoot)
 	if isExact(filter) {
 		i = t.path(exactRoot, filter, t.pieceHash(filter))
@@ -152,18 +152,13 @@ func (t *Tree) lookup(sub uint32, group string, filter []byte) (owner, uint32) {
 			}
 		}
 	}
-	if i == 0 {
-		return 0, 0
+	if i == 0 || group == "" {
+		return nodeOwner(i)
 	}
-	ow := nodeOwner(i)
-	if group != "" {
-		g := t.named(i, group)
-		if g == nil {
-			return 0, 0
-		}
-		ow = g.owner()
+	if g := t.named(i, group); g != nil {
+		return g.owner()
 	}
-	return ow, t.find(ow, sub)
+	return 0
 }
 
 // appendFilter appends the filter of node i.
@@ -273,17 +268,26 @@ const (
 	optQoS               = 3
 	optNoLocal           = 1 << 2
 	optRetainAsPublished = 1 << 3
-	optRetainHandling    = 4 // shift
+	optRetainHandling    = 4 // shift, of two bits
+	optServer            = 1 << 6
 )
 
 func (e *subEntry) qos() packets.QoS { return packets.QoS(e.opts & optQoS) }
+
+func (e *subEntry) by() Maker {
+	if e.opts&optServer != 0 {
+		return ByServer
+	}
+	return ByClient
+}
 
 func (e *subEntry) options() Options {
 	return Options{
 		QoS:               e.qos(),
 		NoLocal:           e.opts&optNoLocal != 0,
 		RetainAsPublished: e.opts&optRetainAsPublished != 0,
-		RetainHandling:    byte(e.opts >> optRetainHandling),
+		RetainHandling:    byte(e.opts>>optRetainHandling) & 3,
+		By:                e.by(),
 		ID:                e.id,
 	}
 }
@@ -296,26 +300,47 @@ func (e *subEntry) set(o Options) {
 	if o.RetainAsPublished {
 		e.opts |= optRetainAsPublished
 	}
+	if o.By == ByServer {
+		e.opts |= optServer
+	}
 	e.id = o.ID
 }
 
 // A subscriber is the ring of its entries.
 type subscriber struct{ newest, n uint32 }
 
-// find returns the entry of sub in the list of ow, or 0.
-func (t *Tree) find(ow owner, sub uint32) uint32 {
+// find returns the entry of sub, made by by, in the list of ow, or 0. ow may be 0.
+func (t *Tree) find(ow owner, sub uint32, by Maker) uint32 {
+	if ow == 0 {
+		return 0
+	}
 	l := t.ownerList(ow)
 	if l.n > listWalk {
 		return t.index.find(t.indexHash(ow, sub), func(i uint32) bool {
 			e := t.entries.at(i)
-			return e.sub == sub && e.owner == ow
+			return e.sub == sub && e.owner == ow && e.by() == by
 		})
 	}
 	i := l.first
-	for i != 0 && t.entries.at(i).sub != sub {
+	for i != 0 && (t.entries.at(i).sub != sub || t.entries.at(i).by() != by) {
 		i = t.entries.at(i).next
 	}
 	return i
+}
+
+// countServed counts entry i, if the server made it or another one beside it. sign is positive for a
+// new entry, and negative for one that goes.
+func (t *Tree) countServed(i uint32, sign int) {
+	e := t.entries.at(i)
+	by := e.by()
+	if by == ByServer {
+		t.served += sign
+	} else if t.served == 0 {
+		return
+	}
+	if t.find(e.owner, e.sub, ByServer-by) != 0 {
+		t.twins += sign
+	}
 }
 
 // insert makes an entry and returns its number.
@@ -324,6 +349,7 @@ func (t *Tree) insert(ow owner, sub uint32, o Options) uint32 {
 	e := t.entries.at(i)
 	e.sub, e.owner = sub, ow
 	e.set(o)
+	t.countServed(i, 1)
 
 	if t.ownerGroup(ow) != nil {
 		t.other += memberCost
@@ -359,6 +385,7 @@ func (t *Tree) insert(ow owner, sub uint32, o Options) uint32 {
 
 // delete removes entry i, with the group and the nodes that nothing else needs.
 func (t *Tree) delete(i uint32) {
+	t.countServed(i, -1)
 	e := t.entries.at(i)
 	ow, sub := e.owner, e.sub
 	if t.ownerGroup(ow) != nil {

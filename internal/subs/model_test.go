@@ -61,6 +61,8 @@ func (t *Tree) check(tb testing.TB) {
 	for i := range t.nodes.all() {
 		r.Equal(kids[i], t.nodes.at(i).kids, "how many children node %d has", i)
 	}
+	served, twins := t.countAllServed()
+	r.Equal([]int{served, twins}, []int{t.served, t.twins}, "made by the server; and beside another")
 	r.Equal(t.entries.n, entries, "entries in the lists")
 	r.Equal(groups, t.groups.n)
 	r.Equal(groups, t.names.len())
@@ -84,6 +86,19 @@ func (t *Tree) check(tb testing.TB) {
 		r.Equal(s.newest, i, "the ring of subscriber %d closes", sub)
 	}
 	r.Equal(t.entries.n, inRings, "entries in the rings")
+}
+
+// countAllServed counts what the server made, and of it what is beside one of the client.
+func (t *Tree) countAllServed() (served, twins int) {
+	for i := range t.entries.all() {
+		if e := t.entries.at(i); e.by() == ByServer {
+			served++
+			if t.find(e.owner, e.sub, ByClient) != 0 {
+				twins++
+			}
+		}
+	}
+	return served, twins
 }
 
 // checkBytes fails the test if what is counted of groups and patterns is not what there is.
@@ -118,7 +133,7 @@ func (t *Tree) checkList(tb testing.TB, ow owner) int {
 		e := t.entries.at(i)
 		require.Equal(tb, ow, e.owner)
 		require.Equal(tb, prev, e.prev)
-		require.Equal(tb, i, t.find(ow, e.sub), "the entry of subscriber %d is not found", e.sub)
+		require.Equal(tb, i, t.find(ow, e.sub, e.by()), "the entry of subscriber %d is not found", e.sub)
 		prev = i
 		n++
 	}
@@ -130,6 +145,7 @@ func (t *Tree) checkList(tb testing.TB, ow owner) int {
 type subscriptionKey struct {
 	sub           uint32
 	group, filter string
+	by            Maker
 }
 
 // A treeModel does what a tree does, slowly.
@@ -156,6 +172,13 @@ func (m treeModel) match(topic string, from uint32) modelResult {
 			g := k.group + " " + k.filter
 			if r.Groups[g] == nil {
 				r.Groups[g] = map[uint32]Options{}
+			}
+			if twin, ok := r.Groups[g][k.sub]; ok {
+				qos := max(twin.QoS, o.QoS)
+				if k.by == ByServer {
+					o = twin
+				}
+				o.QoS = qos
 			}
 			r.Groups[g][k.sub] = o
 			continue
@@ -188,6 +211,7 @@ func (m *Matches) result(tb testing.TB, t *Tree) modelResult {
 		require.NotContains(tb, r.Groups, name, "a group is there twice")
 		r.Groups[name] = map[uint32]Options{}
 		for _, x := range g.Members {
+			require.NotContains(tb, r.Groups[name], x.Sub, "a member is there twice")
 			r.Groups[name][x.Sub] = x.Options
 		}
 	}
@@ -311,15 +335,15 @@ func runTree(tb testing.TB, steps []byte) {
 	for ; len(steps) >= 4; steps = steps[4:] {
 		op, who, a, b := steps[0], steps[1], steps[2], steps[3]
 		sub := uint32(who%16) + 1
-		k := subscriptionKey{sub, []string{"", "", "g", "h"}[who>>4&3], fuzzName(a, b, true)}
+		k := subscriptionKey{sub, []string{"", "", "g", "h"}[who>>4&3], fuzzName(a, b, true), Maker(a >> 7)}
 		old, existed := model[k]
-		if got, ok := tr.Get(k.sub, k.group, k.filter); got != old || ok != existed {
+		if got, ok := tr.GetBy(k.by, k.sub, k.group, k.filter); got != old || ok != existed {
 			tb.Fatalf("get of %v: %v %v, want %v %v", k, got, ok, old, existed)
 		}
 		switch op % 16 {
 		case 0, 1, 2, 3, 4, 5, 6, 7:
 			o := Options{packets.QoS(op >> 4 % 3), k.group == "" && op&64 != 0, op&128 != 0,
-				who >> 6 % 3, uint32(who >> 5)}
+				who >> 6 % 3, k.by, uint32(who >> 5)}
 			gotOld, got, err := tr.Add(k.sub, k.group, k.filter, o)
 			if gotOld != old || got != existed {
 				tb.Fatalf("add of %v: %v %v, want %v %v", k, gotOld, got, old, existed)
@@ -333,7 +357,7 @@ func runTree(tb testing.TB, steps []byte) {
 				tb.Fatalf("%d has %d patterns", k.sub, n)
 			}
 		case 8, 9, 10, 11, 12:
-			if got := tr.Remove(k.sub, k.group, k.filter); got != existed {
+			if got := tr.RemoveBy(k.by, k.sub, k.group, k.filter); got != existed {
 				tb.Fatalf("remove of %v: %v, want %v", k, got, existed)
 			}
 			delete(model, k)
@@ -349,7 +373,7 @@ func runTree(tb testing.TB, steps []byte) {
 			maps.DeleteFunc(want, func(k subscriptionKey, _ Options) bool { return k.sub != sub })
 			got := treeModel{}
 			tr.Each(sub, func(group, filter string, o Options) bool {
-				got[subscriptionKey{sub, group, filter}] = o
+				got[subscriptionKey{sub, group, filter, o.By}] = o
 				return true
 			})
 			if !maps.Equal(want, got) || tr.Count(sub) != len(want) {

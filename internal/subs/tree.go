@@ -28,8 +28,19 @@ type Options struct {
 	NoLocal           bool
 	RetainAsPublished bool
 	RetainHandling    byte
+	By                Maker
 	ID                uint32 // Subscription Identifier, 0: none
 }
+
+// A Maker says who made a subscription. A subscriber can have two subscriptions to one filter, one
+// of each Maker. They then count as overlapping ones: a message comes once.
+type Maker byte
+
+// The Makers.
+const (
+	ByClient Maker = iota
+	ByServer
+)
 
 // Limits are what New is given. The zero value is no limits.
 type Limits struct {
@@ -69,6 +80,8 @@ type Tree struct {
 	many    map[uint32]*patterns // of subscribers with many subscriptions
 	other   int64                // bytes of groups and patterns
 	shared  int                  // how many subscriptions are shared
+	served  int                  // how many subscriptions the server made
+	twins   int                  // of how many of them the client has one, too, to the same filter
 	base    int64                // bytes of the empty tree
 	counted int64                // bytes that Count knows of, base included
 
@@ -171,9 +184,9 @@ func (t *Tree) Leave(sub uint32) {
 	}
 }
 
-// Add makes or replaces the subscription of sub to filter, which is valid; with a group it is a
-// shared subscription to that filter. It returns the options that were replaced, if the
-// subscription existed. The error is ErrOverlapping or ErrMemory: then nothing has changed. What
+// Add makes or replaces the subscription of sub to filter, which is valid, by the Maker of o; with a
+// group it is a shared subscription to that filter. It returns the options that were replaced, if
+// the subscription existed. The error is ErrOverlapping or ErrMemory: then nothing has changed. What
 // replaces a subscription is always taken.
 func (t *Tree) Add(
 	sub uint32, group, filter string, o Options,
@@ -202,7 +215,7 @@ func (t *Tree) put(
 	if group != "" {
 		ow = t.ensureGroup(n, group).owner()
 	}
-	if i := t.find(ow, sub); i != 0 {
+	if i := t.find(ow, sub, o.By); i != 0 {
 		e := t.entries.at(i)
 		if old = e.options(); old != o {
 			e.set(o)
@@ -227,13 +240,19 @@ func (t *Tree) put(
 	return old, false, nil
 }
 
-// Remove ends one subscription and says whether there was one.
+// Remove ends one subscription that the client made, and says whether there was one.
 func (t *Tree) Remove(sub uint32, group, filter string) (existed bool) {
+	return t.RemoveBy(ByClient, sub, group, filter)
+}
+
+// RemoveBy is Remove for one that by made.
+func (t *Tree) RemoveBy(by Maker, sub uint32, group, filter string) (existed bool) {
 	var buf [256]byte
 	b := append(buf[:0], filter...)
 	t.lock()
 	defer t.unlock()
-	ow, i := t.lookup(sub, group, b)
+	ow := t.lookup(group, b)
+	i := t.find(ow, sub, by)
 	if i == 0 {
 		return false
 	}
@@ -273,14 +292,19 @@ func (t *Tree) RemoveAll(sub uint32) (n int) {
 	return n
 }
 
-// Get returns the options of one subscription.
+// Get returns the options of one subscription that the client made.
 func (t *Tree) Get(sub uint32, group, filter string) (o Options, ok bool) {
+	return t.GetBy(ByClient, sub, group, filter)
+}
+
+// GetBy is Get for one that by made.
+func (t *Tree) GetBy(by Maker, sub uint32, group, filter string) (o Options, ok bool) {
 	var buf [256]byte
 	b := append(buf[:0], filter...)
 	mu := t.reader(sub)
 	mu.RLock()
 	defer mu.RUnlock()
-	if _, i := t.lookup(sub, group, b); i != 0 {
+	if i := t.find(t.lookup(group, b), sub, by); i != 0 {
 		return t.entries.at(i).options(), true
 	}
 	return o, false
@@ -320,7 +344,7 @@ func (t *Tree) Page(sub uint32, after *Subscription, most int) (page []Subscript
 	}
 	i, place := t.subs.at(sub).newest, 0 // before the oldest: it is a ring
 	if after != nil {
-		_, at := t.lookup(sub, after.Group, key)
+		at := t.find(t.lookup(after.Group, key), sub, after.By)
 		if place = min(after.Place, n); at != 0 {
 			i, place = at, place+1
 		} else {
@@ -466,7 +490,7 @@ type Group struct {
 // entry.
 const (
 	groupCost  = 112
-	memberCost = 12
+	memberCost = 16
 )
 
 // bytes is what g takes.
@@ -519,8 +543,7 @@ func (t *Tree) Group(name, filter string) *Group {
 	mu := t.reader(0)
 	mu.RLock()
 	defer mu.RUnlock()
-	ow, _ := t.lookup(0, name, []byte(filter))
-	return t.ownerGroup(ow)
+	return t.ownerGroup(t.lookup(name, []byte(filter)))
 }
 
 // drop removes the group and the nodes of ow if nothing needs them.

@@ -264,12 +264,13 @@ func TestTreeSubscriptions(t *testing.T) {
 	require.True(t, ok)
 	require.Equal(t, want[1].o, o)
 	for _, k := range []subscriptionKey{
-		{3, "h", "a"}, {4, "g", "a"}, {3, "", "b"}, {3, "", "a/+"}, {3, "", "a/+/b/#"},
-		{9, "", "a"}, {0, "", "a"},
+		{3, "h", "a", ByClient}, {4, "g", "a", ByClient}, {3, "", "b", ByClient},
+		{3, "", "a/+", ByClient}, {3, "", "a/+/b/#", ByClient}, {9, "", "a", ByClient},
+		{0, "", "a", ByClient}, {3, "g", "a", ByServer},
 	} {
-		_, ok = tr.Get(k.sub, k.group, k.filter)
+		_, ok = tr.GetBy(k.by, k.sub, k.group, k.filter)
 		require.False(t, ok, "%v is not there", k)
-		require.False(t, tr.Remove(k.sub, k.group, k.filter))
+		require.False(t, tr.RemoveBy(k.by, k.sub, k.group, k.filter))
 	}
 	n := 0
 	tr.Each(3, func(string, string, Options) bool { n++; return n < 2 })
