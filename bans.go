@@ -167,8 +167,10 @@ func (b *Broker) banned(kind BanKind, value string, now time.Time) bool {
 }
 
 // barred says why the client must not connect, if it must not, whoever it may be.
-func (c *conn) barred(now time.Time) error {
-	b, x := c.b, c.client
+func (c *conn) barred(now time.Time) error { return c.b.bars(c.client, now) }
+
+// bars is barred for a client.
+func (b *Broker) bars(x *hooks.Client, now time.Time) error {
 	if !b.guard.Bans.Any() {
 		return nil
 	}

@@ -39,6 +39,7 @@ type local struct {
 	from    string        // Client Identifier of the Subscription that publishes
 	origin  origin        // and as what it publishes
 	client  *hooks.Client // and what the Observer knows of it
+	mount   string        // its mount point
 	receipt *receipt      // of PublishWait
 }
 
@@ -64,7 +65,7 @@ func (b *Broker) publishLocal(ctx context.Context, m *Message, l local) (matched
 		}
 		t.receipt, t.write.ctx = l.receipt, ctx
 		if matched, err = t.publishMessage(sm, l.origin); err == nil {
-			b.published(cmp.Or(l.client, program), "", &sm.Message, matched)
+			b.published(cmp.Or(l.client, program), l.mount, &sm.Message, matched)
 		}
 		x = t.write.Want()
 	})
@@ -133,8 +134,14 @@ type Outcome struct {
 // If ctx ends first the error is its cause, and the Outcome is that of the moment; the message
 // stays where it is. Other errors are those of Publish.
 func (b *Broker) PublishWait(ctx context.Context, m *Message) (Outcome, error) {
+	return b.publishWait(ctx, m, local{})
+}
+
+// publishWait is PublishWait as l has it.
+func (b *Broker) publishWait(ctx context.Context, m *Message, l local) (Outcome, error) {
 	r := &receipt{pending: 1, done: make(chan struct{})}
-	_, err := b.publishLocal(ctx, m, local{receipt: r})
+	l.receipt = r
+	_, err := b.publishLocal(ctx, m, l)
 	if err != nil {
 		return Outcome{}, err
 	}

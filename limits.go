@@ -156,6 +156,18 @@ func (b *Broker) tookOver(c *conn, now time.Time) {
 // paceOf returns the limits of a connection that is being accepted, nil if there are none.
 // paces.Leave must follow.
 func (b *Broker) paceOf(c *conn, p *packets.Connect, l *hooks.Limits) *guard.Pace {
+	owner := "client " + c.client.ID
+	switch {
+	case c.named() && !b.cfg().open():
+		owner = "principal " + c.client.Identity.Principal
+	case p.ClientID == "": // it gets another one each time
+		owner = "address " + guard.Network(guard.RemoteIP(c.client.RemoteAddr)).String()
+	}
+	return b.joinPace(owner, l)
+}
+
+// joinPace returns the limits of an owner, as paceOf does.
+func (b *Broker) joinPace(owner string, l *hooks.Limits) *guard.Pace {
 	lower := func(general, own float64) float64 {
 		switch {
 		case own <= 0:
@@ -169,13 +181,6 @@ func (b *Broker) paceOf(c *conn, p *packets.Connect, l *hooks.Limits) *guard.Pac
 		lower(b.cfg().PublishBytes, l.PublishBytes)
 	if rate == 0 && bytes == 0 {
 		return nil
-	}
-	owner := "client " + c.client.ID
-	switch {
-	case c.named() && !b.cfg().open():
-		owner = "principal " + c.client.Identity.Principal
-	case p.ClientID == "": // it gets another one each time
-		owner = "address " + guard.Network(guard.RemoteIP(c.client.RemoteAddr)).String()
 	}
 	return b.guard.Paces.Join(shortKey(owner), rate, bytes)
 }

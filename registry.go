@@ -80,9 +80,12 @@ func (h *holder) belongsTo(principal string, named bool) bool {
 
 // named says whether c belongs to somebody with a name, be it an empty one, and not to one that c
 // only claims. Where nobody is verified, see Config.open, each claim counts.
-func (c *conn) named() bool {
-	id := &c.client.Identity
-	return (id.Principal != "" || c.client.HasUsername) && (!id.Unverified || c.b.cfg().open())
+func (c *conn) named() bool { return c.b.names(c.client) }
+
+// names is named for a client.
+func (b *Broker) names(c *hooks.Client) bool {
+	id := &c.Identity
+	return (id.Principal != "" || c.HasUsername) && (!id.Unverified || b.cfg().open())
 }
 
 // attach gives c its Session, a new one or the one that is kept for its Client Identifier, and puts
