@@ -79,7 +79,8 @@ func (b *Broker) takes(p *Publisher, g *hooks.Grant, m *Message) error {
 	case b.guard.Bans.HasAddress(ip, now), b.bars(c, now) != nil, b.banned(BanSession, key, now):
 		return errBarred
 	case m.QoS > most:
-		return packets.Errorf(packets.QoSNotSupported, "QoS %d, at most %d is accepted", m.QoS, most)
+		return packets.Errorf(packets.QoSNotSupported, "QoS %d, at most %d is accepted", m.QoS,
+			most)
 	case m.Retain && cfg.DisableRetain:
 		return packets.Errorf(packets.RetainNotSupported, "retained messages are not accepted")
 	case n > size:

@@ -111,7 +111,8 @@ func TestPublishAs(t *testing.T) {
 
 		go func() {
 			time.Sleep(time.Second)
-			s.send(ack(packets.TypePuback, s.want(packets.TypePublish)[0].(*packets.Publish).PacketID))
+			m := s.want(packets.TypePublish)[0].(*packets.Publish)
+			s.send(ack(packets.TypePuback, m.PacketID))
 		}()
 		out, err = st.b.PublishAs(st.t.Context(), Publisher{Client: u, Wait: true},
 			&Message{Topic: "t", QoS: 1})

@@ -23,9 +23,10 @@ import (
 // same filter replaces its options. The Authorizer is not asked, and the client needs no SUBSCRIBE.
 // The end of a Session does not end them: UnsubscribeClient does.
 //
-// With a Store they survive the end of the process, and SubscribeClient waits until they are durable
-// or ctx ends. The error is the cause of ctx, ErrBrokerClosed, a *packets.Error about the name or
-// a filter, or that of a Store which fails: then nothing has changed, except after the end of ctx.
+// With a Store they survive the end of the process, and SubscribeClient waits until they are
+// durable or ctx ends. The error is the cause of ctx, ErrBrokerClosed, a *packets.Error about the
+// name or a filter, or that of a Store which fails: then nothing has changed, except after the end
+// of ctx.
 func (b *Broker) SubscribeClient(
 	ctx context.Context, clientID string, list ...hooks.Subscription,
 ) error {
@@ -43,9 +44,9 @@ func (b *Broker) SubscribePrincipal(
 
 // UnsubscribeClient ends subscriptions that SubscribeClient has made, and says how many of the
 // filters there were. What they have put into the queues stays (3.10.4). What the client, its Grant
-// or SubscribePrincipal has subscribed it to stays as well. With a Store it waits until that is durable
-// or ctx ends. The error is the cause of ctx, ErrBrokerClosed, or that of a Store which fails: then
-// they have ended, but may be there again after a crash.
+// or SubscribePrincipal has subscribed it to stays as well. With a Store it waits until that is
+// durable or ctx ends. The error is the cause of ctx, ErrBrokerClosed, or that of a Store which
+// fails: then they have ended, but may be there again after a crash.
 func (b *Broker) UnsubscribeClient(
 	ctx context.Context, clientID string, filters ...string,
 ) (ended int, err error) {
@@ -59,8 +60,9 @@ func (b *Broker) UnsubscribePrincipal(
 	return b.takeGiven(ctx, given.Key{Scope: given.ToPrincipal, Name: principal}, filters)
 }
 
-// ClientSubscriptions returns what SubscribeClient has made for a Client Identifier, in the order of
-// the filters, whether or not there is such a Session. What a Session has is in SessionInfo.Given.
+// ClientSubscriptions returns what SubscribeClient has made for a Client Identifier, in the order
+// of the filters, whether or not there is such a Session. What a Session has is in
+// SessionInfo.Given.
 func (b *Broker) ClientSubscriptions(clientID string) []hooks.Subscription {
 	return b.given.Get(given.Key{Scope: given.ToClient, Name: clientID})
 }
@@ -253,7 +255,8 @@ func (g giver) tell(s *session, filter string) {
 	}
 	if f := g.b.obs.Unsubscribed; f != nil {
 		client, mounted := g.who(s, filter)
-		f(hooks.Unsubscribed{Client: client, Filter: filter, MountedFilter: mounted, ByServer: true})
+		f(hooks.Unsubscribed{Client: client, Filter: filter, MountedFilter: mounted,
+			ByServer: true})
 	}
 }
 

@@ -11,7 +11,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// Two subscriptions to one filter, one by each side, are read page by page without one coming twice.
+// Two subscriptions to one filter, one by each side, are read page by page without one coming
+// twice.
 func TestPagesTellWhoMadeASubscription(t *testing.T) {
 	onStage(t, func(st *stage) {
 		p, _ := st.comes("s", "u", packets.V5)
@@ -33,8 +34,8 @@ func TestPagesTellWhoMadeASubscription(t *testing.T) {
 	})
 }
 
-// Clients come and go while the server subscribes them and takes that back: in the end each has what
-// the last call made.
+// Clients come and go while the server subscribes them and takes that back: in the end each has
+// what the last call made.
 func TestTheServerSubscribesWhileClientsComeAndGo(t *testing.T) {
 	onStage(t, func(st *stage) {
 		st.cfg.Authenticator = users(map[string][]hooks.Subscription{"s1": {served("t", 0)}})

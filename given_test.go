@@ -77,7 +77,7 @@ func (p *peerConn) goes() {
 
 // stored returns how many operations the store would load.
 func (st *stage) stored() (n int) {
-	time.Sleep(time.Second)
+	require.NoError(st.t, st.b.journal.Sync(st.t.Context()))
 	for _, err := range st.store.Load(st.t.Context()) {
 		require.NoError(st.t, err)
 		n++
@@ -100,7 +100,9 @@ func TestTheServerSubscribesAClient(t *testing.T) {
 		func(b *Broker, f ...string) (int, error) { return b.UnsubscribeClient(ctx, "s", f...) },
 		func(b *Broker) []hooks.Subscription { return b.ClientSubscriptions("s") },
 	}, {"SubscribePrincipal",
-		func(b *Broker, l ...hooks.Subscription) error { return b.SubscribePrincipal(ctx, "u", l...) },
+		func(b *Broker, l ...hooks.Subscription) error {
+			return b.SubscribePrincipal(ctx, "u", l...)
+		},
 		func(b *Broker, f ...string) (int, error) { return b.UnsubscribePrincipal(ctx, "u", f...) },
 		func(b *Broker) []hooks.Subscription { return b.PrincipalSubscriptions("u") },
 	}}
@@ -200,7 +202,8 @@ func TestAllSessionsOfAPrincipalAreSubscribed(t *testing.T) {
 	})
 }
 
-// What a Grant brings holds until the next Grant that brings anything, as long as the Session lasts.
+// What a Grant brings holds until the next Grant that brings anything, as long as the Session
+// lasts.
 func TestAGrantSubscribes(t *testing.T) {
 	for _, v := range allVersions {
 		for _, crash := range []string{"", "crash"} {
@@ -519,7 +522,8 @@ func TestSubscriptionsOfTheServerAreChecked(t *testing.T) {
 		}
 		ctx := st.t.Context()
 		for _, x := range bad {
-			require.Error(t, st.b.SubscribeClient(ctx, "s", served("good", 1), x), "%.40q", x.Filter)
+			err := st.b.SubscribeClient(ctx, "s", served("good", 1), x)
+			require.Error(t, err, "%.40q", x.Filter)
 		}
 		require.Empty(t, st.b.ClientSubscriptions("s"))
 		for _, name := range []string{"", "$local/x", "\xff", "a\x00b"} {

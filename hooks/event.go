@@ -56,8 +56,8 @@ type Subscribed struct {
 	ByServer bool
 }
 
-// Unsubscribed: a client removed a subscription, or the server removed one of its own. The end of a Session is one SessionEnded; it is
-// not an Unsubscribed for each of its subscriptions.
+// Unsubscribed: a client removed a subscription, or the server removed one of its own. The end of a
+// Session is one SessionEnded; it is not an Unsubscribed for each of its subscriptions.
 type Unsubscribed struct {
 	Client *Client
 	// Filter, MountedFilter and ByServer are as in Subscribed.

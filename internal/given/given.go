@@ -29,8 +29,8 @@ type Key struct {
 }
 
 // Prefix begins the Client Identifiers of the records in the store. There, a record is a Session
-// with the name of its Key as the principal, and the subscriptions of the Key. No Session of a client
-// or of the program can have such a Client Identifier.
+// with the name of its Key as the principal, and the subscriptions of the Key. No Session of a
+// client or of the program can have such a Client Identifier.
 const Prefix = "$local/\x00given/"
 
 // removable is the Subscription Identifier, in the store, of what the client may remove.
@@ -153,7 +153,8 @@ func (t *Table[M, B]) putLocked(k Key, l Lifetime, list []hooks.Subscription) (o
 func (r *record) put(k Key) *store.PutSession {
 	const never = 1<<32 - 1
 	return &store.PutSession{
-		Session: r.number, ClientID: Prefix + string(rune(k.Scope)), Principal: k.Name, Expiry: never,
+		Session: r.number, ClientID: Prefix + string(rune(k.Scope)), Principal: k.Name,
+		Expiry: never,
 	}
 }
 

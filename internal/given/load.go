@@ -36,7 +36,8 @@ func (t *Table[M, B]) Load(op store.Op) bool {
 		if x == nil {
 			return false
 		}
-		s := hooks.Subscription{Subscription: op.Subscription, ClientMayRemove: op.ID&removable != 0}
+		s := hooks.Subscription{Subscription: op.Subscription}
+		s.ClientMayRemove = op.ID&removable != 0
 		s.Filter = strings.Clone(s.Filter)
 		x.set(s)
 		return true

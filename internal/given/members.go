@@ -40,8 +40,8 @@ type Handler[M, B any] interface {
 	Tell(m M, s *hooks.Subscription)
 }
 
-// Begin gives m, a Session that begins, its subscriptions: those of its CONNECT, and those that were
-// there for it. It returns what to wait for. The lock of m is held.
+// Begin gives m, a Session that begins, its subscriptions: those of its CONNECT, and those that
+// were there for it. It returns what to wait for. The lock of m is held.
 func (t *Table[M, B]) Begin(m M, list []hooks.Subscription) (wait B) {
 	if len(list) == 0 && t.idle() {
 		return wait

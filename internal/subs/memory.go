@@ -328,8 +328,8 @@ func (t *Tree) find(ow owner, sub uint32, by Maker) uint32 {
 	return i
 }
 
-// countServed counts entry i, if the server made it or another one beside it. sign is positive for a
-// new entry, and negative for one that goes.
+// countServed counts entry i, if the server made it or another one beside it. sign is positive for
+// a new entry, and negative for one that goes.
 func (t *Tree) countServed(i uint32, sign int) {
 	e := t.entries.at(i)
 	by := e.by()

@@ -184,10 +184,10 @@ func (t *Tree) Leave(sub uint32) {
 	}
 }
 
-// Add makes or replaces the subscription of sub to filter, which is valid, by the Maker of o; with a
-// group it is a shared subscription to that filter. It returns the options that were replaced, if
-// the subscription existed. The error is ErrOverlapping or ErrMemory: then nothing has changed. What
-// replaces a subscription is always taken.
+// Add makes or replaces the subscription of sub to filter, which is valid, by the Maker of o; with
+// a group it is a shared subscription to that filter. It returns the options that were replaced, if
+// the subscription existed. The error is ErrOverlapping or ErrMemory: then nothing has changed.
+// What replaces a subscription is always taken.
 func (t *Tree) Add(
 	sub uint32, group, filter string, o Options,
 ) (old Options, existed bool, err error) {
