@@ -71,7 +71,7 @@ func (b *Broker) takes(p *Publisher, g *hooks.Grant, m *Message) error {
 		size = min(size, l)
 	}
 	w := wire{qos: m.QoS, version: packets.V5}
-	n, _ := publishSize(w, len(m.Topic), len(m.Properties), len(m.Payload))
+	n := publishSize(w, len(m.Topic), &message{Message: *m})
 	c := p.Client
 	key := signature(c.ID, c.Identity.Principal, b.names(c))
 	ip := guard.RemoteIP(c.RemoteAddr)
