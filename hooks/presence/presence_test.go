@@ -75,7 +75,7 @@ func client(id string, n int) *hooks.Client {
 }
 
 func (r *rig) connect(c *hooks.Client) time.Time {
-	time.Sleep(1) // so that the next one is later
+	time.Sleep(time.Nanosecond) // so that the next one is later
 	at := time.Now()
 	r.Connected(hooks.Connected{Client: c, At: at})
 	return at
