@@ -277,7 +277,7 @@ func TestDrainRefusesThoseWhoseConnectIsBeingDecided(t *testing.T) {
 	})
 }
 
-// A mover is a client that goes where it is told to, publishes or takes messages, and keeps account.
+// A movingClient is a client that goes where it is told to, publishes or takes messages, and keeps account.
 type movingClient struct {
 	id       string
 	dial     []func() net.Conn // by server
@@ -288,9 +288,9 @@ type movingClient struct {
 	moves    int
 }
 
-// run serves connections until done is closed and everything is acknowledged. publish sends messages
+// travel serves connections until done is closed and everything is acknowledged. publish sends messages
 // of its own, at QoS 1.
-func (m *movingClient) run(t *testing.T, publish int, interval time.Duration) {
+func (m *movingClient) travel(t *testing.T, publish int, interval time.Duration) {
 	next, open := 0, map[uint16]string{}
 	for {
 		here := m.at
@@ -399,13 +399,13 @@ func TestDrainLosesNoMessageThatWasAcknowledged(t *testing.T) {
 		for i := range 5 {
 			s := newClient(fmt.Sprint("s", i))
 			subscribers = append(subscribers, s)
-			subscribing.Go(func() { s.run(t, 0, time.Hour) })
+			subscribing.Go(func() { s.travel(t, 0, time.Hour) })
 		}
 		synctest.Wait()
 		for i := range 5 {
 			p := newClient(fmt.Sprint("p", i))
 			publishers = append(publishers, p)
-			publishing.Go(func() { p.run(t, 200, 10*time.Millisecond) })
+			publishing.Go(func() { p.travel(t, 200, 10*time.Millisecond) })
 		}
 		time.Sleep(time.Second)
 		got := <-st.drain(context.Background(), DrainOptions{PerSecond: 10})

@@ -7,6 +7,7 @@ import (
 	"iter"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -180,11 +181,17 @@ func TestSessionInfoOfAClientThatDoesNotRead(t *testing.T) {
 // The time of a connection is that of its events, and no two have the same.
 func TestEventsHaveTheTimeOfTheirConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var connected, disconnected []time.Time
+		var mu sync.Mutex
+		var connected, disconnected []time.Time // guarded by mu
+		note := func(times *[]time.Time, at time.Time) {
+			mu.Lock()
+			defer mu.Unlock()
+			*times = append(*times, at)
+		}
 		b := newTestBroker(t, func(c *Config) {
 			c.Observer = &hooks.Observer{
-				Connected:    func(e hooks.Connected) { connected = append(connected, e.At) },
-				Disconnected: func(e hooks.Disconnected) { disconnected = append(disconnected, e.ConnectedAt) },
+				Connected:    func(e hooks.Connected) { note(&connected, e.At) },
+				Disconnected: func(e hooks.Disconnected) { note(&disconnected, e.ConnectedAt) },
 			}
 		})
 		l, stop := serveMemory(t, b)
@@ -195,12 +202,16 @@ func TestEventsHaveTheTimeOfTheirConnection(t *testing.T) {
 			synctest.Wait()
 			info, ok := b.Session("c")
 			require.True(t, ok)
+			mu.Lock()
 			last := connected[len(connected)-1]
+			mu.Unlock()
 			require.True(t, info.ConnectedAt.Equal(last), "%v, %v", info.ConnectedAt, last)
 		}
+		time.Sleep(time.Minute) // until the closed connections are let go
+		mu.Lock()
+		defer mu.Unlock()
 		require.Len(t, connected, 3)
 		require.True(t, connected[0].Before(connected[1]) && connected[1].Before(connected[2]))
-		time.Sleep(time.Minute) // until the closed connections are let go
 		require.Len(t, disconnected, 2)
 		slices.SortFunc(disconnected, time.Time.Compare) // they have ended at the same moment
 		for i, at := range disconnected {
@@ -633,8 +644,7 @@ func TestAPageReadsOnlyWhatItShows(t *testing.T) {
 		s := &session{holder: &nobody, b: b, id: id, out: newSender(b.memory)}
 		b.sessions.put(id, s)
 		if i < 5*sessionPage || i > 7*sessionPage {
-			s.mu.Lock() // whoever looks at it waits
-			defer s.mu.Unlock()
+			defer s.hold()() // whoever looks at it waits
 		}
 	}
 	var page []string
