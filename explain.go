@@ -76,6 +76,9 @@ func (b *Broker) subscriber(f *subs.Found, topic string, failure error) (x Subsc
 	return x, !ended
 }
 
+// smallest is about the size of the smallest delivery.
+const smallest = 64
+
 // stateLocked is what decides whether s gets the next message. failure is that of the Store. The
 // lock of s is held.
 func (s *session) stateLocked(failure error) why.State {
@@ -84,8 +87,9 @@ func (s *session) stateLocked(failure error) why.State {
 		Connected: s.local != nil, Program: s.inProcess(),
 		Blocking: s.local != nil && s.quota.overflow == OverflowBlock,
 		Queued:   int(s.out.queue.Len()), QueueMost: int(s.quota.messages),
-		QueuedBytes: s.out.bytes, QueueMostBytes: s.quota.bytes, PrincipalFull: s.overdrawn(1),
-		Inflight: int(s.out.used), Window: int(s.out.quota), UnsentMost: cfg.MaxOutboundBytes,
+		QueuedBytes: s.out.bytes, QueueMostBytes: s.quota.bytes,
+		PrincipalFull: s.overdrawn(smallest),
+		Inflight:      int(s.out.used), Window: int(s.out.quota), UnsentMost: cfg.MaxOutboundBytes,
 		KeepsQoS0: cfg.QueueQoS0 || s.inProcess(), Memory: s.b.memory.Over(leaveQoS0),
 		Stored: s.stored != 0, StoreErr: failure,
 	}

@@ -103,7 +103,7 @@ func asClient(s *dunlin.SessionInfo) clientView {
 		ID: s.ClientID, Principal: s.Principal, User: s.Principal,
 		Subscriptions: s.SubscriptionCount, Queued: s.Queued, QueuedBytes: s.QueuedBytes,
 		OldestQueued: s.OldestQueued, Inflight: s.Inflight, AwaitingPubrel: s.AwaitingPubrel,
-		Dropped: s.Dropped.Total(), DroppedBy: dropsBy(s.Dropped), WillTopic: s.WillTopic,
+		Dropped: s.Dropped.Total(), DroppedBy: drops(s.Dropped), WillTopic: s.WillTopic,
 		Expiry: s.Expiry.Seconds(), ExpiresAt: s.ExpiresAt,
 		ConnectedAt: s.ConnectedAt, LastPacket: s.LastPacket, KeepAlive: s.KeepAlive.Seconds(),
 		Received: trafficView(s.Received), Sent: trafficView(s.Sent), Unsent: s.Unsent,
@@ -133,8 +133,8 @@ func asClient(s *dunlin.SessionInfo) clientView {
 	return c
 }
 
-// dropsBy are counts by the names of their reasons.
-func dropsBy(d dunlin.Drops) map[string]uint64 {
+// drops are counts by the names of their reasons.
+func drops(d dunlin.Drops) map[string]uint64 {
 	by := map[string]uint64{}
 	for why, n := range d.All() {
 		by[why.String()] = n

@@ -16,7 +16,14 @@ type Endings struct {
 	seed maphash.Seed
 
 	mu    lock.Mutex[leaf]
-	lists [2]list[hooks.Ending] // those that were refused are in the second one
+	lists [2]list[numbered] // those that were refused are in the second one
+	n     uint64            // of the last one
+}
+
+// numbered is an Ending with its number, because two may have the same time.
+type numbered struct {
+	hooks.Ending
+	n uint64
 }
 
 // NewEndings returns an empty list. The limits hold for those that ended and for those that were
@@ -24,7 +31,7 @@ type Endings struct {
 func NewEndings(l Limits) *Endings {
 	return &Endings{
 		seed:  maphash.MakeSeed(),
-		lists: [2]list[hooks.Ending]{newList[hooks.Ending](l), newList[hooks.Ending](l)},
+		lists: [2]list[numbered]{newList[numbered](l), newList[numbered](l)},
 	}
 }
 
@@ -55,7 +62,8 @@ func (e *Endings) Add(x hooks.Ending) {
 		x.First, x.Count = old.First, old.Count+1
 		list.remove(list.newest) // its strings are others
 	}
-	list.add(key, x, size)
+	e.n++
+	list.add(key, numbered{x, e.n}, size)
 }
 
 // All returns the Endings of a client, or of all if clientID is empty, the last one first.
@@ -63,7 +71,7 @@ func (e *Endings) All(clientID string) []hooks.Ending {
 	clientID = Cut(clientID)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	var of [2][]hooks.Ending
+	var of [2][]numbered
 	for i := range e.lists {
 		for x := range e.lists[i].each {
 			if clientID == "" || x.ClientID == clientID {
@@ -75,15 +83,15 @@ func (e *Endings) All(clientID string) []hooks.Ending {
 }
 
 // merge returns what is in both, the last one first, as they are.
-func merge(a, b []hooks.Ending) []hooks.Ending {
+func merge(a, b []numbered) []hooks.Ending {
 	all := make([]hooks.Ending, 0, len(a)+len(b))
-	for len(a) > 0 && len(b) > 0 {
+	for len(a)+len(b) > 0 {
 		from := &a
-		if b[0].EndedAt.After(a[0].EndedAt) {
+		if len(a) == 0 || len(b) > 0 && b[0].n > a[0].n {
 			from = &b
 		}
-		all = append(all, (*from)[0])
+		all = append(all, (*from)[0].Ending)
 		*from = (*from)[1:]
 	}
-	return append(append(all, a...), b...)
+	return all
 }

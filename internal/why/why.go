@@ -38,8 +38,10 @@ func (s *State) InTheWay(qos packets.QoS) hooks.Cause {
 	switch {
 	case waits && s.Stored && s.StoreErr != nil:
 		return hooks.CauseStoreFails
-	case away && !waits && (!s.KeepsQoS0 || s.Memory):
+	case away && !waits && !s.KeepsQoS0:
 		return s.orAway(hooks.CauseOfflineQoS0)
+	case away && !waits && s.Memory:
+		return hooks.CauseMemory
 	case full && s.Blocking:
 		return hooks.CauseBlocked
 	case full && (waits || away || s.Program):

@@ -58,6 +58,10 @@ func TestWhatIsInTheWayOfTheNextMessage(t *testing.T) {
 			set(func(s *State) { s.Connected = false; s.KeepsQoS0 = true }), hooks.CauseOffline,
 			hooks.CauseOffline,
 		},
+		"and there is no memory": {
+			set(func(s *State) { s.Connected, s.KeepsQoS0, s.Memory = false, true, true }),
+			hooks.CauseMemory, hooks.CauseOffline,
+		},
 		"the window": {set(func(s *State) { s.Inflight = 10 }), hooks.CauseNone,
 			hooks.CauseWindowFull},
 		"the queue": {set(func(s *State) { s.Queued = 10 }), hooks.CauseNone,

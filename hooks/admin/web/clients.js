@@ -2,8 +2,6 @@
 
 import {age, ask, bytes, el, get, id, input, number, post, say, select, short, span, table, time} from "./lib.js";
 
-import {explain, lastOf, live} from "./why.js";
-
 const sorts = [["", "by Client Identifier"], ["queued", "most queued"], ["queued_bytes", "most bytes queued"],
 	["dropped", "most dropped"], ["received", "most published"], ["sent", "most received"], ["unsent", "most unsent bytes"],
 	["inflight", "most in flight"], ["subscriptions", "most subscriptions"]];
@@ -76,14 +74,7 @@ function rows(app, items) {
 const host = remote => remote.replace(/:\d+$/, "").replace(/^\[(.*)\]$/, "$1");
 
 export async function client(app, q) {
-	let c;
-	try {
-		c = await get(app.of("client", {id: q.id}));
-	} catch (err) {
-		if (err.status !== 404) throw err;
-		return el("div", el("div.top", el("h1", {title: q.id}, id(q.id)), el("span.badge", "no Session")),
-			explain(app, q.id), await lastOf(app, q.id));
-	}
+	const c = await get(app.of("client", {id: q.id}));
 	const facts = el("div.grid", cards(c));
 	let before = c;
 	app.onSample = async () => { // the figures are read again with each sample of the broker
@@ -104,10 +95,7 @@ export async function client(app, q) {
 			el("button.bad", {onclick: () => ban(app, c)}, "Ban"),
 			el("button.bad", {onclick: remove}, "Delete Session")]),
 		facts,
-		explain(app, c.id),
-		await subscriptions(app, c),
-		app.acts && live(app, c.id),
-		await lastOf(app, c.id));
+		await subscriptions(app, c));
 }
 
 /** cards are the facts of a client, with rates if it is known what they were before. */
