@@ -12,6 +12,7 @@ import (
 
 	"github.com/dunlin-mqtt/dunlin"
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/hooks/trace"
 	"github.com/dunlin-mqtt/dunlin/mqtttest"
 	"github.com/dunlin-mqtt/dunlin/packets"
 	"github.com/dunlin-mqtt/dunlin/store"
@@ -129,6 +130,17 @@ func TestLostAcknowledgement(t *testing.T) {
 		c.Send(p)
 		c.WantType("the second one comes", packets.TypePuback)
 		require.Equal(t, 1, lost.Hits())
+	})
+}
+
+func TestReport(t *testing.T) {
+	f, err := os.Open(report(t, trace.FormatPCAPNG))
+	require.NoError(t, err)
+	defer f.Close()
+	synctest.Test(t, func(t *testing.T) {
+		b := mqtttest.NewBroker(t)
+		played := b.Replay(t, trace.Read(f)) // JSON lines or pcapng
+		require.Empty(t, played.Differences(), "the broker answers as the one in the field did")
 	})
 }
 
