@@ -18,6 +18,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/hooks/admin"
 	"github.com/dunlin-mqtt/dunlin/hooks/auth"
 	"github.com/dunlin-mqtt/dunlin/hooks/auth/crypt"
+	"github.com/dunlin-mqtt/dunlin/hooks/trace"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -26,6 +27,7 @@ import (
 // A desk is the flags, and what they open.
 type desk struct {
 	addr, users string
+	traceDir    string
 	act, hosts  list
 	file        *auth.PasswordFile
 	events      *admin.Events
@@ -40,16 +42,18 @@ func (d *desk) flags(fs *flag.FlagSet) {
 	fs.Var(&d.act, "http-act", "`user` of -http who may also act, repeatable; * for all")
 	fs.Var(&d.hosts, "http-host", "`name` by which browsers reach -http, repeatable (default only "+
 		"addresses, and localhost)")
+	fs.StringVar(&d.traceDir, "http-traces", "", "`folder` for traces that users of -http start "+
+		"(default none: there are no traces)")
 }
 
 // open checks the flags and opens the file.
 func (d *desk) open(r reloads) (err error) {
 	d.file, d.events = nil, nil
 	switch {
-	case d.addr == "" && d.users == "" && len(d.act)+len(d.hosts) == 0:
+	case d.addr == "" && d.users == "" && d.traceDir == "" && len(d.act)+len(d.hosts) == 0:
 		return nil
 	case d.addr == "":
-		return errors.New("-http-users, -http-act and -http-host need -http")
+		return errors.New("-http-users, -http-act, -http-host and -http-traces need -http")
 	case d.users == "":
 		return errors.New("-http needs -http-users: a file of those who may look, as the command " +
 			"passwd makes it")
@@ -109,10 +113,16 @@ func (d *desk) serve(b *dunlin.Broker, log *slog.Logger, level *slog.LevelVar) (
 	if err != nil {
 		return nil, fmt.Errorf("-http: %w", err)
 	}
-	h := admin.New(map[string]*dunlin.Broker{"main": b}, admin.Options{
+	o := admin.Options{
 		Authorize: admin.Basic(d.role), Hosts: d.hosts, OpenProbes: true, Logger: log,
 		LogLevel: level, Events: map[string]*admin.Events{"main": d.events},
-	})
+	}
+	endTraces := func() {}
+	if d.traceDir != "" {
+		r := trace.New(b, trace.Options{Dir: d.traceDir})
+		o.Traces, endTraces = map[string]*trace.Recorder{"main": r}, r.Close
+	}
+	h := admin.New(map[string]*dunlin.Broker{"main": b}, o)
 	srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute,
 		IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 256 << 10,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
@@ -129,5 +139,6 @@ func (d *desk) serve(b *dunlin.Broker, log *slog.Logger, level *slog.LevelVar) (
 	return func() {
 		h.Close()
 		srv.Close()
+		endTraces()
 	}, nil
 }

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -77,6 +78,18 @@ func TestTheDesk(t *testing.T) {
 	require.Equal(t, 421, answer.StatusCode, "a name that is pointed here")
 }
 
+func TestTracesOfTheDesk(t *testing.T) {
+	dir := t.TempDir()
+	_, web, _ := startDesk(t, "-http-act", "*", "-http-traces", dir)
+	path := "http://" + web + "/api/v1/brokers/main/"
+	status, text := ask(t, "POST", path+"start-trace", "joe", "pencil",
+		`{"name":"x","format":"json","id":"c"}`)
+	require.Equal(t, 200, status, text)
+	status, text = ask(t, "POST", path+"stop-trace", "joe", "pencil", `{"name":"x"}`)
+	require.Equal(t, 200, status, text)
+	require.FileExists(t, filepath.Join(dir, "x.jsonl"))
+}
+
 func TestFlagsOfTheDesk(t *testing.T) {
 	users := write(t, "users", "ann:"+auth.Hash("secret", 1000))
 	for want, args := range map[string][]string{
@@ -84,7 +97,8 @@ func TestFlagsOfTheDesk(t *testing.T) {
 		"need -http":                {"-http-users", users},
 		"-http-users: ":             {"-http", ":0", "-http-users", "/nowhere"},
 		"-http: ":                   {"-http", "8080", "-http-users", users},
-		"-http-act and -http-host ": {"-http-act", "ann"},
+		"-http-act, -http-host and": {"-http-act", "ann"},
+		"-http-traces need -http":   {"-http-traces", "."},
 	} {
 		_, err := parse(args)
 		require.ErrorContains(t, err, want)

@@ -41,6 +41,7 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin"
+	"github.com/dunlin-mqtt/dunlin/hooks/trace"
 )
 
 // A Role is what somebody may do.
@@ -97,6 +98,10 @@ type Options struct {
 	LogLevel *slog.LevelVar
 	// Events has, by name of the broker, the security events to show. See NewEvents.
 	Events map[string]*Events
+	// Traces has, by name of the broker, what writes packets to files. A Handler starts and stops
+	// traces, and gives their files to those who may act. Each Recorder needs a folder of its own.
+	// Nil: there are no traces.
+	Traces map[string]*trace.Recorder
 	// Interval is how often the Handler takes a sample of each broker, for the charts of the last
 	// hour and those who look. Zero: 5 s. It is at least one second.
 	Interval time.Duration
@@ -136,6 +141,7 @@ type desk struct {
 	history history
 	hub     hub
 	drain   drain
+	traces  traces
 	sorting sync.Mutex // held while all Sessions are looked at for one request
 }
 
@@ -161,6 +167,7 @@ func New(brokers map[string]*dunlin.Broker, o Options) *Handler {
 	}
 	for name, b := range brokers {
 		d := &desk{name: name, b: b, events: o.Events[name]}
+		d.traces.recorder = o.Traces[name]
 		d.history.most = int(kept / o.Interval)
 		h.brokers[name] = d
 	}

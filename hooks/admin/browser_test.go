@@ -15,6 +15,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/dunlin-mqtt/dunlin"
+	"github.com/dunlin-mqtt/dunlin/hooks/trace"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -197,10 +199,12 @@ func (w *browser) click(text string) {
 // fill types a text into the field with a label, or the search box if label is empty.
 func (w *browser) fill(label, text string) {
 	w.t.Helper()
-	find := `document.querySelector("main input[type=search]")`
+	find := `document.querySelector("main input[type=search], " +
+		"main input[aria-label=Topic]")`
 	if label != "" {
 		find = `[...document.querySelectorAll("dialog[open]:last-of-type label, main label")]
-			.find(e => e.textContent.startsWith(` + quote(label) + `))?.querySelector("input, textarea, select")`
+			.find(e => e.textContent.startsWith(` + quote(label) + `))
+			?.querySelector("input, textarea, select")`
 	}
 	w.wait(find)
 	w.eval(`(e => { e.focus(); e.value = ` + quote(text) + `;
@@ -312,7 +316,8 @@ func everyPage(t *testing.T, w *browser) {
 			require.LessOrEqual(t, is, width, "%s at %d", what, width)
 		}
 		for page, title := range map[string]string{"": "Overview", "clients": "Clients",
-			"topics": "Retained", "bans": "Bans", "security": "Security", "desk": "Desk",
+			"topics": "Retained", "bans": "Bans", "who?topic=home": "Who", "ended": "Ended", "drops": "Drops",
+			"security": "Security", "desk": "Desk",
 			"nowhere": "Overview"} {
 			w.open("#/main/"+page, title)
 			fits(title)
@@ -324,7 +329,8 @@ func everyPage(t *testing.T, w *browser) {
 			fits(id)
 		}
 	}
-	require.Zero(t, w.eval("document.querySelectorAll('main script, main b, main i, main img').length"))
+	require.Zero(t, w.eval(`document.querySelectorAll(
+		"main script, main b, main img").length`))
 	w.well()
 }
 
@@ -402,6 +408,75 @@ var tasks = []struct {
 		w.click("kitchen")
 		w.click("temperature")
 		w.sees("QoS 0, 24 B")
+	}},
+	{"why does it get nothing", func(b *bench, w *browser) {
+		w.click("Clients")
+		w.click("victim")
+		w.sees("Why does it get nothing?")
+		w.fill("", "home/kitchen")
+		w.click("Explain")
+		w.sees("no subscription")
+	}},
+	{"who was refused", func(b *bench, w *browser) {
+		b.broker.Broker().Ban(dunlin.Ban{Kind: dunlin.BanClient, Value: "intruder"})
+		c := b.broker.Open(b.t)
+		c.Send(&packets.Connect{Version: packets.V5, ClientID: "intruder"})
+		c.WantType("a refusal", packets.TypeConnack)
+		c.WantClosed("and no more")
+		w.click("Ended")
+		w.sees("intruder")
+		w.sees("client banned")
+	}},
+	{"who gets a topic", func(b *bench, w *browser) {
+		b.subscribe("reader", "home/#")
+		w.click("Who gets it")
+		w.wait("document.querySelector('main input[type=search]')")
+		w.fill("", "home/kitchen")
+		w.click("Show")
+		w.sees("reader")
+		w.sees("1 subscription matches")
+	}},
+	{"which messages were lost", func(b *bench, w *browser) {
+		c := b.broker.Client(b.t, "small", func(p *packets.Connect) {
+			p.Properties = p.Properties.AppendUint(packets.MaximumPacketSize, 64)
+		})
+		c.Send(&packets.Subscribe{PacketID: 1,
+			Subscriptions: []packets.Subscription{{Filter: "#"}}})
+		c.WantType("an answer", packets.TypeSuback)
+		b.act(1, "publish", `{"topic":"big/one","text":"`+strings.Repeat("x", 100)+`"}`)
+		w.click("Drops")
+		w.sees("big/one")
+		w.sees("too large")
+	}},
+	{"watch a device", func(b *bench, w *browser) {
+		w.click("Clients")
+		w.click("victim")
+		w.click("Show live packets")
+		w.sees("waiting for packets")
+		b.act(1, "disconnect", `{"id":"victim"}`)
+		w.sees("DISCONNECT")
+	}},
+	{"trace a device", func(b *bench, w *browser) {
+		r := trace.New(b.broker.Broker(), trace.Options{Dir: b.t.TempDir()})
+		b.t.Cleanup(r.Close)
+		b.h.brokers["main"].traces.recorder = r
+		w.click("Desk")
+		w.click("Start a trace")
+		w.fill("Which", "victim")
+		w.click("Start")
+		w.sees("The trace is running.")
+		b.act(1, "disconnect", `{"id":"victim"}`)
+		w.click("Stop")
+		w.sees("Download")
+	}},
+	{"move everybody away", func(b *bench, w *browser) {
+		w.click("Desk")
+		w.click("Move them ...")
+		w.fill("To which", "b.example")
+		w.click("Move them")
+		w.sees("This broker accepts no clients.")
+		w.click("Let clients in again")
+		w.sees("Clients are welcome again.")
 	}},
 	{"who has the longest queue", func(b *bench, w *browser) {
 		w.click("Clients")

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 	"time"
@@ -103,7 +104,7 @@ func asClient(s *dunlin.SessionInfo) clientView {
 		ID: s.ClientID, Principal: s.Principal, User: s.Principal,
 		Subscriptions: s.SubscriptionCount, Queued: s.Queued, QueuedBytes: s.QueuedBytes,
 		OldestQueued: s.OldestQueued, Inflight: s.Inflight, AwaitingPubrel: s.AwaitingPubrel,
-		Dropped: s.Dropped.Total(), DroppedBy: drops(s.Dropped), WillTopic: s.WillTopic,
+		Dropped: s.Dropped.Total(), DroppedBy: dropsBy(s.Dropped), WillTopic: s.WillTopic,
 		Expiry: s.Expiry.Seconds(), ExpiresAt: s.ExpiresAt,
 		ConnectedAt: s.ConnectedAt, LastPacket: s.LastPacket, KeepAlive: s.KeepAlive.Seconds(),
 		Received: trafficView(s.Received), Sent: trafficView(s.Sent), Unsent: s.Unsent,
@@ -133,8 +134,8 @@ func asClient(s *dunlin.SessionInfo) clientView {
 	return c
 }
 
-// drops are counts by the names of their reasons.
-func drops(d dunlin.Drops) map[string]uint64 {
+// dropsBy are counts by the names of their reasons.
+func dropsBy(d dunlin.Drops) map[string]uint64 {
 	by := map[string]uint64{}
 	for why, n := range d.All() {
 		by[why.String()] = n
@@ -240,15 +241,15 @@ func beforeAll(prefix string) string {
 }
 
 // figures are what clients can be sorted by, the largest first.
-var figures = map[string]func(*clientView) int64{
-	"queued":        func(c *clientView) int64 { return int64(c.Queued) },
-	"queued_bytes":  func(c *clientView) int64 { return int64(c.QueuedBytes) },
-	"inflight":      func(c *clientView) int64 { return int64(c.Inflight) },
-	"subscriptions": func(c *clientView) int64 { return int64(c.Subscriptions) },
-	"received":      func(c *clientView) int64 { return int64(c.Received.Messages) },
-	"sent":          func(c *clientView) int64 { return int64(c.Sent.Messages) },
-	"dropped":       func(c *clientView) int64 { return int64(c.Dropped) },
-	"unsent":        func(c *clientView) int64 { return int64(c.Unsent) },
+var figures = map[string]func(*dunlin.SessionInfo) int64{
+	"queued":        func(s *dunlin.SessionInfo) int64 { return int64(s.Queued) },
+	"queued_bytes":  func(s *dunlin.SessionInfo) int64 { return int64(s.QueuedBytes) },
+	"inflight":      func(s *dunlin.SessionInfo) int64 { return int64(s.Inflight) },
+	"subscriptions": func(s *dunlin.SessionInfo) int64 { return int64(s.SubscriptionCount) },
+	"received":      func(s *dunlin.SessionInfo) int64 { return int64(s.Received.Messages) },
+	"sent":          func(s *dunlin.SessionInfo) int64 { return int64(s.Sent.Messages) },
+	"dropped":       func(s *dunlin.SessionInfo) int64 { return int64(s.Dropped.Total()) },
+	"unsent":        func(s *dunlin.SessionInfo) int64 { return int64(s.Unsent) },
 }
 
 // A ranked is a client with what it is sorted by.
@@ -281,15 +282,15 @@ func (c *call) clientsBy(by, after string, limit int, f *clientFilter) error {
 		if !strings.HasPrefix(s.ClientID, f.prefix) {
 			continue
 		}
-		x := ranked{clientView: asClient(&s), place: place}
-		x.figure = figure(&x.clientView)
-		if !f.wants(&x.clientView) || last != nil && compareRanked(x, *last) <= 0 {
+		x := ranked{figure: figure(&s), place: place}
+		if last != nil && compareRanked(&x, last) <= 0 ||
+			len(best) > limit && compareRanked(&x, &best[limit]) >= 0 {
+			continue // most are not looked at any further
+		}
+		if x.clientView = asClient(&s); !f.wants(&x.clientView) {
 			continue
 		}
-		if len(best) > limit && compareRanked(x, best[limit]) >= 0 {
-			continue
-		}
-		at, _ := slices.BinarySearchFunc(best, x, compareRanked)
+		at := sort.Search(len(best), func(i int) bool { return compareRanked(&best[i], &x) >= 0 })
 		best = slices.Insert(best, at, x)
 		best = best[:min(len(best), limit+1)] // one more, to know whether there is a next page
 	}
@@ -303,7 +304,7 @@ func (c *call) clientsBy(by, after string, limit int, f *clientFilter) error {
 }
 
 // compareRanked orders the largest figure first, and equal ones by place.
-func compareRanked(a, b ranked) int {
+func compareRanked(a, b *ranked) int {
 	return cmp.Or(cmp.Compare(b.figure, a.figure), cmp.Compare(a.place, b.place))
 }
 

@@ -195,6 +195,9 @@ func (c *call) open() (*outlet, func(), error) {
 	}
 	c.w.Header().Set("Content-Type", "text/event-stream")
 	c.w.Header().Set("X-Accel-Buffering", "no") // of proxies
+	if c.r.ProtoMajor == 1 {
+		c.w.Header().Set("Connection", "close") // its deadline must not be that of other answers
+	}
 	o := &outlet{c.w, http.NewResponseController(c.w)}
 	return o, func() { <-c.h.streams }, nil
 }

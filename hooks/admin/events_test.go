@@ -41,8 +41,11 @@ func (b *bench) open(c net.Conn) {
 }
 
 // read opens the stream, and returns what is read of it.
-func (b *bench) read(c net.Conn) *bufio.Reader {
-	b.open(c)
+func (b *bench) read(c net.Conn) *bufio.Reader { return b.readAt(c, "events") }
+
+// readAt opens the stream at a path, and returns what is read of it.
+func (b *bench) readAt(c net.Conn, path string, query ...string) *bufio.Reader {
+	require.NoError(b.t, b.request("GET", at(path, query...), "").Write(c))
 	answer, err := http.ReadResponse(bufio.NewReader(c), nil)
 	require.NoError(b.t, err)
 	require.Equal(b.t, "text/event-stream", answer.Header.Get("Content-Type"))

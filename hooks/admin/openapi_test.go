@@ -36,6 +36,10 @@ var paramTexts = map[string]string{
 	"listener":  "The name of a listener.",
 	"connected": "Whether the client is connected: true or false.",
 	"filter":    "A Topic Filter. Default #.",
+	"name":      "The name of a trace.",
+	"file":      "The number of a file, 0 or none for the newest.",
+	"topic":     "A Topic Name, with the mount point of its publisher.",
+	"refused":   "true: only refused connections; false: only those that were accepted.",
 	"below":     "A topic. Without it, the levels at the top.",
 }
 

@@ -21,6 +21,7 @@ type Record struct {
 
 // record keeps, logs and tells an action.
 func (c *call) record(err error) {
+	c.recorded = true
 	x := Record{At: time.Now(), User: c.who.User, Remote: c.r.RemoteAddr, About: cut(c.about),
 		Action: c.route.name()}
 	if c.desk != nil {

@@ -33,8 +33,10 @@ type call struct {
 	who   Identity
 	query url.Values
 	route *route
-	about string // what an action was about, for the audit
-	desk  *desk  // the broker in the path, nil if there is none
+	// what an action was about, for the audit, and whether it is there already
+	about    string
+	recorded bool
+	desk     *desk // the broker in the path, nil if there is none
 }
 
 const (
@@ -44,8 +46,8 @@ const (
 
 // route fills the mux.
 func (h *Handler) route() {
-	h.routes = slices.Concat(h.plainRoutes(), clientRoutes(), topicRoutes(), eventRoutes(),
-		actionRoutes())
+	h.routes = slices.Concat(h.plainRoutes(), clientRoutes(), topicRoutes(), whyRoutes(),
+		eventRoutes(), liveRoutes(), traceRoutes(), actionRoutes())
 	h.mux = http.NewServeMux()
 	for i := range h.routes {
 		x := &h.routes[i]
@@ -78,7 +80,7 @@ type whoKey struct{}
 func (x *route) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := &call{h: x.h, w: w, r: r, route: x, who: r.Context().Value(whoKey{}).(Identity)}
 	err := c.follow()
-	if c.route.role == RoleAct {
+	if c.route.role == RoleAct && !c.recorded {
 		c.record(err)
 	}
 	if err != nil {

@@ -128,7 +128,7 @@ func asStats(b *dunlin.Broker, now time.Time) statsView {
 		BytesReceived: s.BytesReceived, BytesSent: s.BytesSent,
 		PacketsReceived: s.PacketsReceived, PacketsSent: s.PacketsSent,
 		MaxConnections: s.MaxConnections, SessionsExpired: s.SessionsExpired, Panics: s.Panics,
-		MemoryBy: memoryBy(&s.MemoryByKind), DroppedBy: drops(s.Dropped),
+		MemoryBy: memoryBy(&s.MemoryByKind), DroppedBy: dropsBy(s.Dropped),
 		RefusedBy: byCode(s.Refusals), EndedBy: byCode(s.Disconnects),
 		Commits: asTimes(s.CommitLatency), Hooks: asTimes(s.HookLatency),
 		Lag: asTimes(s.DeadlineLag), Listeners: []listenerView{},

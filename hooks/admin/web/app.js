@@ -6,12 +6,16 @@ import {clients, client} from "./clients.js";
 import {topics} from "./topics.js";
 import {bans, security} from "./security.js";
 import {desk} from "./desk.js";
+import {drops, ended, who} from "./why.js";
 
 // name in the address, name in the navigation, key, page
 const pages = [
 	["", "Overview", "o", overview],
 	["clients", "Clients", "c", clients],
 	["topics", "Topics", "t", topics],
+	["who", "Who gets it", "w", who],
+	["ended", "Ended", "e", ended],
+	["drops", "Drops", "r", drops],
 	["bans", "Bans", "b", bans],
 	["security", "Security", "s", security],
 	["desk", "Desk", "d", desk],
@@ -47,6 +51,7 @@ async function show() {
 		if (a.dataset.page === page || page === "client" && a.dataset.page === "clients") a.setAttribute("aria-current", "page");
 		else a.removeAttribute("aria-current");
 	}
+	nav.querySelector("[aria-current]")?.scrollIntoView({inline: "nearest", block: "nearest"});
 	document.title = (found?.[1] ?? "Client") + " – Dunlin";
 	const signal = newPage();
 	app.signal = signal;

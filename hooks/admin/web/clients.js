@@ -2,6 +2,8 @@
 
 import {age, ask, bytes, el, get, id, input, number, post, say, select, short, span, table, time} from "./lib.js";
 
+import {explain, lastOf, live} from "./why.js";
+
 const sorts = [["", "by Client Identifier"], ["queued", "most queued"], ["queued_bytes", "most bytes queued"],
 	["dropped", "most dropped"], ["received", "most published"], ["sent", "most received"], ["unsent", "most unsent bytes"],
 	["inflight", "most in flight"], ["subscriptions", "most subscriptions"]];
@@ -74,7 +76,14 @@ function rows(app, items) {
 const host = remote => remote.replace(/:\d+$/, "").replace(/^\[(.*)\]$/, "$1");
 
 export async function client(app, q) {
-	const c = await get(app.of("client", {id: q.id}));
+	let c;
+	try {
+		c = await get(app.of("client", {id: q.id}));
+	} catch (err) {
+		if (err.status !== 404) throw err;
+		return el("div", el("div.top", el("h1", {title: q.id}, id(q.id)), el("span.badge", "no Session")),
+			explain(app, q.id), await lastOf(app, q.id));
+	}
 	const facts = el("div.grid", cards(c));
 	let before = c;
 	app.onSample = async () => { // the figures are read again with each sample of the broker
@@ -95,7 +104,10 @@ export async function client(app, q) {
 			el("button.bad", {onclick: () => ban(app, c)}, "Ban"),
 			el("button.bad", {onclick: remove}, "Delete Session")]),
 		facts,
-		await subscriptions(app, c));
+		explain(app, c.id),
+		await subscriptions(app, c),
+		app.acts && live(app, c.id),
+		await lastOf(app, c.id));
 }
 
 /** cards are the facts of a client, with rates if it is known what they were before. */

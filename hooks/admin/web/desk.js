@@ -1,6 +1,6 @@
 // The desk itself: who has done what here, and what concerns the whole broker.
 
-import {ask, el, get, id, input, number, post, say, select, table, time, zone} from "./lib.js";
+import {age, ask, bytes, el, get, id, input, number, post, say, select, table, time, zone} from "./lib.js";
 
 export async function desk(app) {
 	const [{items}, list] = await Promise.all([get("api/v1/audit?limit=200"), get("api/v1/brokers")]);
@@ -19,6 +19,7 @@ export async function desk(app) {
 			level && app.acts && [el("dt", "Log level"), el("dd", level)],
 			el("dt", "API"), el("dd", el("a", {href: "api/v1/openapi.json"}, "OpenAPI description"), ", ", el("a", {href: "metrics"}, "metrics")))),
 		drain(app, list.items.find(b => b.name === app.broker)),
+		await traces(app),
 		el("h2", "What was done here"),
 		table([
 			["When", x => time(x.at), "when"], ["Who", x => x.user], ["From", x => x.remote],
@@ -53,4 +54,36 @@ function drain(app, b) {
 		draining ? ["This broker accepts no clients. ", left, " are connected."] : "Before this broker is stopped, its clients can be sent to another one, so many in a second.",
 		d && !d.running && ` The last time ${number(d.moved)} were moved.`, d?.err && ` It ended: ${d.err}.`),
 	app.acts && el("div.row", draining ? el("button", {onclick: end}, "Let clients in again") : el("button.bad", {onclick: begin}, "Move them ...")));
+}
+
+/** traces is a card with the traces that were started here. */
+async function traces(app) {
+	const {items} = await get(app.of("traces"));
+	const stop = x => async () => {
+		try { await post(app.of("stop-trace"), {name: x.name}); } catch (err) { return say(err.message, true); }
+		app.reload();
+	};
+	return el("section.card", el("div.row", el("h2", "Traces to files"), app.acts && el("button", {onclick: () => start(app)}, "Start a trace")),
+		el("p.quiet.small", "Packets are written to files, without passwords, as lines, as JSON, or for Wireshark."),
+		items.length > 0 && table([
+			["Name", x => x.name], ["Of", x => id(x.id ?? x.address ?? x.filter ?? "everybody")], ["Format", x => x.format],
+			["Since", x => age(x.started), "when"], ["State", x => x.running ? el("span.badge.good", "running") : el(x.err ? "span.badge.bad" : "span.badge", x.err || "ended")],
+			["Packets", x => [number(x.packets), x.lost > 0 && el("span.quiet", `, ${number(x.lost)} lost`)], "num"], ["Size", x => bytes(x.bytes), "num"],
+			["", x => app.acts && el("div.row", x.running && el("button", {onclick: stop(x)}, "Stop"),
+				Array.from({length: x.files}, (_, i) => el("a.button", {href: app.of("trace-file", i ? {name: x.name, file: i} : {name: x.name}), download: ""}, i ? `File ${i + 1}` : "Download")))],
+		], items, ""));
+}
+
+/** start asks whose packets are to be written. */
+export function start(app, client) {
+	const name = input({required: true, value: client ? client.replace(/[^A-Za-z0-9._-]+/g, "-").replace(/^[^A-Za-z0-9]+/, "").slice(0, 50) || "trace" : "trace"});
+	const kind = select([["id", "a Client Identifier"], ["address", "an address or network"], ["filter", "topics that match a filter"]]);
+	const value = input({required: true, value: client ?? ""}), format = select([["pcapng", "pcapng, for Wireshark"], ["json", "JSON lines"], ["text", "text"]]);
+	const seconds = select([["600", "10 minutes"], ["3600", "an hour"], ["86400", "a day"]]);
+	ask({title: "Trace to a file", button: "Start", fields: [["name", "Name of the file", name], ["kind", "Packets of", kind], ["value", "Which", value], ["format", "Format", format], ["seconds", "For", seconds]],
+		act: async () => {
+			await post(app.of("start-trace"), {name: name.value, [kind.value]: value.value, format: format.value, seconds: Number(seconds.value)});
+			say("The trace is running.");
+			app.reload();
+		}});
 }

@@ -204,8 +204,8 @@ func memory(m *dunlin.MemoryStats) []Family {
 
 // dropped has a sample for each reason, so that a rate is known from the first one on.
 func dropped(s *dunlin.Stats) Family {
-	f := Family{Name: "dunlin_messages_dropped_total", Help: "Messages that did not reach a Session, " +
-		"by reason.", Kind: Counter, Labels: []string{"reason"}}
+	f := Family{Name: "dunlin_messages_dropped_total", Kind: Counter, Labels: []string{"reason"},
+		Help: "Messages that did not reach a Session, by reason."}
 	for why := hooks.DropReason(1); why.String() != hooks.DropReason(0xFF).String(); why++ {
 		f.Samples = append(f.Samples, Sample{Labels: []string{why.String()},
 			Value: float64(s.Dropped.Of(why))})
