@@ -74,7 +74,7 @@ func (b *Broker) Drain(ctx context.Context, o DrainOptions) (moved int, err erro
 		return 0, err
 	}
 	defer close(d.over)
-	x := &mover{b: b, ctx: ctx, d: d, began: time.Now()}
+	x := &mover{b: b, ctx: ctx, d: d, next: time.Now()}
 	x.perSecond = cmp.Or(o.PerSecond, defaultDrainRate)
 	x.patience = cmp.Or(o.Patience, defaultPatience)
 	err = x.run()
@@ -128,7 +128,7 @@ type mover struct {
 	d         *draining
 	perSecond int
 	patience  time.Duration
-	began     time.Time
+	next      time.Time // when one more may be moved
 	moved     int
 	waiting   []stayer
 }
@@ -184,11 +184,23 @@ func (x *mover) pace() error {
 	if x.perSecond <= 0 {
 		return x.stopped()
 	}
-	due := x.began.Add(time.Duration(float64(x.moved) / float64(x.perSecond) * float64(time.Second)))
-	if d := time.Until(due); d > drainPause || d > 0 && x.perSecond <= int(time.Second/drainPause) {
+	if d := time.Until(x.next); d > drainPause || d > 0 &&
+		x.perSecond <= int(time.Second/drainPause) {
 		return x.pause(d)
 	}
 	return x.stopped()
+}
+
+// count notes that a client was moved. Time in which none was is not made up for: those that come
+// to another server at once may be too many for it.
+func (x *mover) count() {
+	x.moved++
+	if x.perSecond > 0 {
+		if least := time.Now().Add(-drainPause); x.next.Before(least) {
+			x.next = least
+		}
+		x.next = x.next.Add(time.Second / time.Duration(x.perSecond))
+	}
 }
 
 // moveLater moves the client of w now, or keeps w for another time.
@@ -209,7 +221,7 @@ func (x *mover) moveLater(w stayer) error {
 	case stays:
 		x.waiting = append(x.waiting, w)
 	default:
-		x.moved++
+		x.count()
 		w.c.flush(time.Now())
 	}
 	return nil

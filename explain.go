@@ -63,11 +63,15 @@ func (b *Broker) subscriber(f *subs.Found, topic string, failure error) (x Subsc
 	if s == nil || !strings.HasPrefix(topic, s.mount) || len(topic) == len(s.mount) {
 		return x, false
 	}
+	filter, inside := strings.CutPrefix(f.Filter, s.mount)
+	if !inside { // the Session of f has ended meanwhile, and s has its number
+		return x, false
+	}
 	s.mu.Lock()
 	st, ended := s.stateLocked(failure), s.ended
 	s.mu.Unlock()
 	x = Subscriber{
-		ClientID: s.id, Principal: s.principal, Filter: f.Filter[len(s.mount):], QoS: f.QoS,
+		ClientID: s.id, Principal: s.principal, Filter: filter, QoS: f.QoS,
 		NoLocal: f.NoLocal, Connected: st.Connected, Cause: st.InTheWay(f.QoS),
 	}
 	if f.Group != nil {

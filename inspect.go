@@ -155,8 +155,8 @@ func (s *session) facts() (info SessionInfo, ok bool) {
 	info.Client, info.KeepAlive = c.client, c.keepAlive/3*2
 	info.ConnectedAt, info.LastPacket = started.Add(c.at), tickedAt(started, c.heard)
 	info.Received, info.Sent, info.Unsent = c.inbound, c.outbound, c.out.Size()
-	if c.out.writing && info.Unsent > 0 {
-		info.BlockedSince = tickedAt(started, c.blocked)
+	if c.blocked > 0 && info.Unsent > 0 { // not while somebody else tries to write
+		info.BlockedSince = tickedAt(started, c.blocked-1)
 	}
 	return info, true
 }

@@ -23,7 +23,9 @@ type meter struct {
 	inbound  Traffic
 	outbound Traffic
 	heard    uint32 // when the last packet came, in ticks
-	blocked  uint32 // when the socket last took something while it took not all, in ticks
+	// When the socket last took something while it took not all, in ticks, and 1; 0: no writer
+	// waits for it
+	blocked uint32
 }
 
 // opened counts a connection that has come, or whose version is known now, for class.

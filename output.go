@@ -61,7 +61,7 @@ func (c *conn) flushed(now time.Time) (sent int, congested bool) {
 		}
 		c.out.writing = true
 		if round == maxRounds || c.nc.Waits() {
-			c.blocked = ticks(c.b.started, now)
+			c.block(now)
 			c.b.writers.Go(c.write) // Close waits for it
 			break
 		}
@@ -75,7 +75,7 @@ func (c *conn) flushed(now time.Time) (sent int, congested bool) {
 			break
 		}
 		if !x.Whole() {
-			c.blocked = ticks(c.b.started, now)
+			c.block(now)
 			c.b.writers.Go(func() { c.writeRest(x) }) // Close waits for it
 			break
 		}
@@ -150,7 +150,7 @@ func (c *conn) write() {
 	mu := &c.sess.mu
 	mu.Lock()
 	if c.out.Empty() {
-		c.out.writing = false
+		c.out.writing, c.blocked = false, 0
 		c.wake()
 		mu.Unlock()
 		return
@@ -185,7 +185,7 @@ func (c *conn) writeRest(x *link.Buffer) {
 			c.wake()
 		}
 		if c.out.Empty() || c.out.dead {
-			c.out.writing = false
+			c.out.writing, c.blocked = false, 0
 			c.wake()
 			c.discard()
 			mu.Unlock()
@@ -203,8 +203,12 @@ func (c *conn) wrote(n int) {
 	mu.Lock()
 	defer mu.Unlock()
 	c.b.memory.Recount(budget.Output, &c.out.Counted, c.out.Size())
-	c.out.stalled, c.blocked = false, ticks(c.b.started, time.Now())
+	c.out.stalled = false
+	c.block(time.Now())
 }
+
+// block notes that the socket takes something now, and has not taken all. c.sess.mu is held.
+func (c *conn) block(now time.Time) { c.blocked = ticks(c.b.started, now) + 1 }
 
 const (
 	// a client that takes nothing for so long while it is waited for counts as stalled
