@@ -77,7 +77,8 @@ type Identity struct {
 // Options configure a Handler.
 type Options struct {
 	// Authorize says who sends a request. An error refuses the request with 401, RoleNone with 403.
-	// It is called for each request, on its goroutine. Nil: everything is refused. See Basic.
+	// It is called for each request, on its goroutine, and every 20 seconds for a stream, which ends
+	// when its reader may no longer read it. Nil: everything is refused. See Basic.
 	Authorize func(r *http.Request) (Identity, error)
 	// Challenge is the WWW-Authenticate header of a 401. Empty: that of Basic. "-": no header, as
 	// for cookies.

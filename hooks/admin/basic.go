@@ -5,6 +5,7 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/binary"
 	"net"
 	"net/http"
 	"net/netip"
@@ -26,7 +27,9 @@ const (
 // to check, which returns the role; RoleNone and an error refuse. A right password is not checked
 // again for a minute, because a check should be slow, and each request has a password. So somebody
 // whose password was changed is out after a minute. After 20 failures in a minute from one network
-// Basic refuses all requests from there with 429 for the rest of the minute.
+// Basic refuses all requests from there with 429 for the rest of the minute, but for those with a
+// password that was right before: behind a proxy all come from one address. A request that is given
+// up while it is checked has failed.
 func Basic(check func(ctx context.Context, user, password string) (Role, error)) func(
 	*http.Request) (Identity, error) {
 	b := &basic{check: check, right: map[[32]byte]rightPassword{}, wrong: map[netip.Addr]failures{},
@@ -47,7 +50,7 @@ type basic struct {
 
 type rightPassword struct {
 	role  Role
-	until time.Time
+	until time.Time // then it is checked again
 }
 
 type failures struct {
@@ -61,22 +64,10 @@ func (b *basic) authorize(r *http.Request) (Identity, error) {
 		return Identity{}, fail(http.StatusUnauthorized, "unauthenticated",
 			"this takes a name and a password")
 	}
-	who, from := Identity{User: user}, network(r.RemoteAddr)
-	mac := hmac.New(sha256.New, b.key[:])
-	mac.Write([]byte(user + "\x00" + password))
-	key := [32]byte(mac.Sum(nil))
-	now := time.Now()
-	b.mu.Lock()
-	known := b.right[key]
-	limited := b.wrong[from].n >= basicFailures && now.Before(b.wrong[from].until)
-	b.mu.Unlock()
-	switch {
-	case now.Before(known.until):
-		who.Role = known.role
-		return who, nil
-	case limited:
-		return who, fail(http.StatusTooManyRequests, "slow_down",
-			"too many wrong passwords have come from your network: wait a minute")
+	who, from, key := Identity{User: user}, network(r.RemoteAddr), b.keyOf(user, password)
+	var err error
+	if who.Role, err = b.known(key, from); err != nil || who.Role != RoleNone {
+		return who, err
 	}
 	select {
 	case b.checks <- struct{}{}:
@@ -84,25 +75,80 @@ func (b *basic) authorize(r *http.Request) (Identity, error) {
 	case <-r.Context().Done():
 		return who, r.Context().Err()
 	}
-	role, err := b.check(r.Context(), user, password)
-	if r.Context().Err() != nil {
-		return who, r.Context().Err()
+	// others have been checked meanwhile: the same password, or wrong ones from the same network
+	if who.Role, err = b.known(key, from); err != nil || who.Role != RoleNone {
+		return who, err
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	b.failed(from) // until it is found right
+	role, err := b.check(r.Context(), user, password)
 	if err != nil || role == RoleNone {
-		x := b.wrong[from]
-		if now.After(x.until) {
-			x = failures{until: now.Add(basicWindow)}
+		b.forget(key)
+		if r.Context().Err() != nil {
+			return who, r.Context().Err()
 		}
-		x.n++
-		put(b.wrong, from, x)
 		return who, fail(http.StatusUnauthorized, "unauthenticated",
 			"the name or the password is wrong")
 	}
-	put(b.right, key, rightPassword{role, now.Add(basicKept)})
+	b.remember(key, from, role)
 	who.Role = role
 	return who, nil
+}
+
+// keyOf is what a name and a password are known by.
+func (b *basic) keyOf(user, password string) [32]byte {
+	mac := hmac.New(sha256.New, b.key[:])
+	mac.Write(binary.BigEndian.AppendUint64(nil, uint64(len(user)))) // where one ends
+	mac.Write([]byte(user))
+	mac.Write([]byte(password))
+	return [32]byte(mac.Sum(nil))
+}
+
+// known returns the role of a password that needs no check, RoleNone if it needs one. The error
+// says that too many have failed.
+func (b *basic) known(key [32]byte, from netip.Addr) (Role, error) {
+	now := time.Now()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	x, before := b.right[key]
+	if before && now.Before(x.until) {
+		return x.role, nil
+	}
+	if w := b.wrong[from]; !before && w.n >= basicFailures && now.Before(w.until) {
+		return RoleNone, fail(http.StatusTooManyRequests, "slow_down",
+			"too many wrong passwords have come from your network: wait a minute")
+	}
+	return RoleNone, nil
+}
+
+// failed counts a failure.
+func (b *basic) failed(from netip.Addr) {
+	now := time.Now()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	x := b.wrong[from]
+	if !now.Before(x.until) {
+		x = failures{until: now.Add(basicWindow)}
+	}
+	x.n++
+	put(b.wrong, from, x)
+}
+
+// forget notes that a password is wrong, or is so now.
+func (b *basic) forget(key [32]byte) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.right, key)
+}
+
+// remember notes that a password is right, and has not failed.
+func (b *basic) remember(key [32]byte, from netip.Addr, role Role) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if x, ok := b.wrong[from]; ok {
+		x.n = max(x.n-1, 0)
+		b.wrong[from] = x
+	}
+	put(b.right, key, rightPassword{role, time.Now().Add(basicKept)})
 }
 
 // put adds to a table. If it is full, any other entry makes room.

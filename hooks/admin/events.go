@@ -175,7 +175,7 @@ func event(name string, data []byte) []byte {
 const (
 	// patience is how long one write to a stream may take.
 	patience = 10 * time.Second
-	// heartbeat is how often a stream says that it is alive.
+	// heartbeat is how often a stream says that it is alive, and asks whether its reader may read on.
 	heartbeat = 20 * time.Second
 )
 
@@ -199,6 +199,8 @@ func (c *call) open() (*outlet, func(), error) {
 		c.w.Header().Set("Connection", "close") // its deadline must not be that of other answers
 	}
 	o := &outlet{c.w, http.NewResponseController(c.w)}
+	// that of the server is for a request; it would end the stream. Not every writer has one
+	_ = o.control.SetReadDeadline(time.Time{})
 	return o, func() { <-c.h.streams }, nil
 }
 
@@ -209,6 +211,13 @@ func (o *outlet) write(b []byte) error {
 		return err
 	}
 	return o.control.Flush()
+}
+
+// mayStill says whether who sent the request may still have what it asks for, which has taken a
+// while.
+func (c *call) mayStill() bool {
+	who, err := c.h.opts.Authorize(c.r)
+	return err == nil && who.User == c.who.User && who.Role >= c.route.role && who.Role <= RoleAct
 }
 
 // stream sends the samples of a broker as they are taken, beginning with the last one.
@@ -232,6 +241,9 @@ func (c *call) stream() error {
 		select {
 		case next = <-events:
 		case <-beat.C:
+			if !c.mayStill() {
+				return nil
+			}
 			next = []byte(": alive\n\n")
 		case <-c.r.Context().Done():
 			return nil

@@ -96,7 +96,13 @@ func (c *call) packets() error {
 	if out.write([]byte(": here are the packets\n\n")) != nil {
 		return nil
 	}
+	asked := time.Now()
 	for p := range tap.Packets() {
+		if time.Since(asked) >= heartbeat {
+			if asked = time.Now(); !c.mayStill() {
+				return nil
+			}
+		}
 		text, err := json.Marshal(asPacket(&p))
 		if err == nil && out.write(event("packet", text)) != nil {
 			return nil // whoever reads is gone, or does not read

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/base64"
+	"errors"
 	"net/http"
 	"net/url"
 	"slices"
@@ -79,14 +80,26 @@ type whoKey struct{}
 // ServeHTTP serves a request that was admitted.
 func (x *route) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := &call{h: x.h, w: w, r: r, route: x, who: r.Context().Value(whoKey{}).(Identity)}
-	err := c.follow()
-	if c.route.role == RoleAct && !c.recorded {
-		c.record(err)
-	}
-	if err != nil {
+	if err := c.done(); err != nil {
 		answerProblem(w, err)
 	}
 }
+
+// done is follow, with an action recorded, also one that panics halfway.
+func (c *call) done() (err error) {
+	if c.route.role == RoleAct {
+		err = errPanic
+		defer func() {
+			if !c.recorded {
+				c.record(err)
+			}
+		}()
+	}
+	err = c.follow()
+	return err
+}
+
+var errPanic = errors.New("a panic has ended it, maybe after all or a part was done")
 
 // serve finds the route of a request that was admitted, and follows it.
 func (h *Handler) serve(w http.ResponseWriter, r *http.Request, who Identity) {
