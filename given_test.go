@@ -109,8 +109,8 @@ func TestTheServerSubscribesAClient(t *testing.T) {
 	for _, c := range calls {
 		for _, v := range allVersions {
 			for _, when := range []string{"connected", "absent", "not there yet"} {
-				for _, crash := range []string{"", "crash"} {
-					name := fmt.Sprint(c.name, " ", v, " ", when, " ", crash)
+				for _, died := range []string{"", "crash"} {
+					name := fmt.Sprint(c.name, " ", v, " ", when, " ", died)
 					t.Run(name, func(t *testing.T) {
 						onStage(t, func(st *stage) {
 							st.cfg.Authenticator = users(nil)
@@ -130,7 +130,7 @@ func TestTheServerSubscribesAClient(t *testing.T) {
 								require.Equal(t, []string{"there"}, p.payloads())
 								p.goes()
 							}
-							if crash != "" {
+							if died != "" {
 								time.Sleep(time.Second) // the acknowledgement is written
 								st.crash()
 							}
@@ -149,7 +149,7 @@ func TestTheServerSubscribesAClient(t *testing.T) {
 							n, err := c.take(st.b, "a/#", "no such")
 							require.NoError(t, err)
 							require.Equal(t, 1, n)
-							if crash != "" {
+							if died != "" {
 								st.crash()
 								p, _ = st.comes("s", "u", v)
 							}
@@ -206,14 +206,14 @@ func TestAllSessionsOfAPrincipalAreSubscribed(t *testing.T) {
 // lasts.
 func TestAGrantSubscribes(t *testing.T) {
 	for _, v := range allVersions {
-		for _, crash := range []string{"", "crash"} {
-			t.Run(fmt.Sprint(v, " ", crash), func(t *testing.T) {
+		for _, died := range []string{"", "crash"} {
+			t.Run(fmt.Sprint(v, " ", died), func(t *testing.T) {
 				onStage(t, func(st *stage) {
 					grants := map[string][]hooks.Subscription{"s": {served("a", 1), served("b", 1)}}
 					st.cfg.Authenticator = users(grants)
 					st.restart(func(*Config) {})
 					again := func() {
-						if crash != "" {
+						if died != "" {
 							st.crash()
 						}
 					}
