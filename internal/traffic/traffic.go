@@ -4,6 +4,7 @@
 package traffic
 
 import (
+	"math/bits"
 	"slices"
 	"sync/atomic"
 
@@ -82,7 +83,9 @@ func (x *Class) Total() (t Counts) {
 // A Tally is what one goroutine has counted, or whatever counts for itself. It is for one goroutine
 // at a time.
 type Tally struct {
-	slots [slots]struct {
+	last   *Class  // whose counts are, since the last call of Of; nil: nobody's
+	counts *Counts // in slots
+	slots  [slots]struct {
 		of *Class // nil: nobody yet
 		Counts
 	}
@@ -90,25 +93,33 @@ type Tally struct {
 	shard uint8
 }
 
-// Of returns the counts for a Class, until the next call of Of or AddUp.
+// Of returns the counts for a Class, until the next call of Of or AddUp. It is small enough to be
+// inlined: mostly the Class is the one of the last call.
 func (t *Tally) Of(c *Class) *Counts {
-	s := &t.slots[c.slot%slots]
+	if t.last != c {
+		t.turnTo(c)
+	}
+	return t.counts
+}
+
+// turnTo makes c the Class of counts.
+func (t *Tally) turnTo(c *Class) {
+	i := c.slot % slots
+	s := &t.slots[i]
 	if s.of != c {
-		t.addUp(c.slot % slots)
+		t.addUp(i)
 		s.of = c
 	}
-	t.used |= 1 << (c.slot % slots)
-	return &s.Counts
+	t.used |= 1 << i
+	t.last, t.counts = c, &s.Counts
 }
 
 // AddUp adds what was counted to the Classes. t begins anew.
 func (t *Tally) AddUp() {
-	if t.used == 0 {
-		return
+	for t.used != 0 {
+		t.addUp(uint8(bits.TrailingZeros8(t.used)))
 	}
-	for i := range uint8(slots) {
-		t.addUp(i)
-	}
+	t.last = nil
 }
 
 func (t *Tally) addUp(i uint8) {
