@@ -37,8 +37,6 @@ var inBubbles = map[string]string{
 	"bypasses":   "a table, whose functions TestBypasses runs in bubbles",
 	"situations": "a table, whose functions TestExplainNamesTheCause runs in bubbles",
 	"ends":       "a table, whose functions run in bubbles (onStage)",
-	"setPace": "of the model, whose steps TestModel runs in a bubble; the tables above call " +
-		"methods of the same names",
 	"hooks/audit/Handle": "a slog.Handler, which the audit trail calls in the bubble of " +
 		"TestSlowHandler",
 	"hooks/webhook/RoundTrip": "an http.RoundTripper, which an http.Client calls; those tests " +
