@@ -32,6 +32,7 @@ var allowedImports = []struct {
 	{"listeners", []string{"listeners"}}, // what they share below listeners/internal
 	// adapters of the whole broker stand above the root, which imports nothing of them
 	{"hooks/admin", []string{"", "packets", "hooks"}},
+	{"hooks/httpgw", []string{"", "packets", "hooks"}},
 	{"hooks/internal/metrics", []string{"", "packets", "hooks"}},
 	{"hooks", []string{"packets", "hooks"}},
 	{"store", []string{"packets", "store", "internal"}},
