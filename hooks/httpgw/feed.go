@@ -5,11 +5,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin"
@@ -40,22 +42,28 @@ type feeds struct {
 	tasks  sync.WaitGroup // goroutines of feeds, which Close waits for
 
 	mu      sync.Mutex
-	of      map[string]*feed // guarded by mu, as is the next
+	of      map[string]*feed // guarded by mu, as are the next two
+	users   map[string]int   // how many of them each user has
 	readers int
+
+	bytes atomic.Int64 // of all events that are kept
 }
 
 // A feed is what one principal gets by one filter. It keeps the last events, so that no reader
 // holds up another one, and each can go on where it was.
 type feed struct {
 	name    string // in its event IDs
+	all     *feeds
+	user    string // in feeds.users
 	sub     *dunlin.Subscription
 	mount   string
 	readers int         // guarded by feeds.mu
 	idle    *time.Timer // guarded by feeds.mu; ends the feed
 
 	mu   sync.Mutex
-	ring []event       // guarded by mu, as are the next two; event number n is at n % len
+	ring []event       // guarded by mu, as are the next; event number n is at n % len
 	next uint64        // the number of the next event
+	old  uint64        // the number of the oldest that is kept; next: none is
 	news chan struct{} // closed when there is one
 }
 
@@ -71,15 +79,23 @@ func (f *feeds) enter(v *visitor, filter string) (*feed, error) {
 	}
 	x := f.of[key]
 	if x == nil {
+		user := "user " + id.Principal
+		if id.Principal == "" {
+			user = "address " + hostOf(v.client.RemoteAddr)
+		}
+		if f.users[user] >= f.o.MaxFilters || len(f.of) >= f.o.MaxReaders && !f.endIdleLocked() {
+			return nil, packets.Errorf(packets.QuotaExceeded, "too many filters")
+		}
 		sub, err := f.b.Subscribe(f.ctx, v.grant.MountPoint+filter,
 			&dunlin.SubscribeOptions{QoS: packets.QoS1,
 				RetainHandling: dunlin.RetainHandlingSkip})
 		if err != nil {
 			return nil, err
 		}
-		x = &feed{name: fmt.Sprintf("%016x", rand.Uint64()), sub: sub, mount: v.grant.MountPoint,
-			ring: make([]event, f.o.Keep), news: make(chan struct{})}
+		x = &feed{name: fmt.Sprintf("%016x", rand.Uint64()), all: f, user: user, sub: sub,
+			mount: v.grant.MountPoint, ring: make([]event, f.o.Keep), news: make(chan struct{})}
 		f.of[key] = x
+		f.users[user]++
 		x.idle = time.AfterFunc(f.o.KeepFor, func() { f.end(key, x) })
 		f.tasks.Go(x.fill) // until the Subscription ends
 	}
@@ -104,9 +120,37 @@ func (f *feeds) end(key string, x *feed) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if x.readers == 0 && f.of[key] == x {
-		delete(f.of, key)
-		x.sub.Close()
+		f.endLocked(key, x)
 	}
+}
+
+func (f *feeds) endLocked(key string, x *feed) {
+	delete(f.of, key)
+	if f.users[x.user]--; f.users[x.user] == 0 {
+		delete(f.users, x.user)
+	}
+	x.sub.Close()
+}
+
+// endIdleLocked ends one feed that nobody reads, and says whether there was one.
+func (f *feeds) endIdleLocked() bool {
+	for key, x := range f.of {
+		if x.readers == 0 {
+			x.idle.Stop()
+			f.endLocked(key, x)
+			return true
+		}
+	}
+	return false
+}
+
+// hostOf is an address without its port.
+func hostOf(a net.Addr) string {
+	if a == nil {
+		return ""
+	}
+	host, _, _ := net.SplitHostPort(a.String())
+	return host
 }
 
 // fill takes what comes.
@@ -115,12 +159,46 @@ func (x *feed) fill() {
 		e := newEvent(&m.Message, x.mount)
 		x.mu.Lock()
 		e.ID = x.id(x.next + 1)
-		x.ring[x.next%uint64(len(x.ring))] = e
-		x.next++
+		x.keepLocked(e)
 		close(x.news)
 		x.news = make(chan struct{})
 		x.mu.Unlock()
 	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for x.old < x.next {
+		x.dropLocked()
+	}
+}
+
+// eventBytes is what an event takes besides topic and payload.
+const eventBytes = 128
+
+func (e *event) size() int64 { return int64(len(e.Topic)+len(e.Payload)) + eventBytes }
+
+// keepLocked makes e the next event. Older ones make room for it; if that is not enough, it is lost.
+func (x *feed) keepLocked(e event) {
+	n := e.size()
+	for x.old < x.next && (x.next-x.old == uint64(len(x.ring)) || !x.fitsLocked(n)) {
+		x.dropLocked()
+	}
+	x.next++
+	if !x.fitsLocked(n) {
+		x.old = x.next
+		return
+	}
+	x.ring[(x.next-1)%uint64(len(x.ring))] = e
+	x.all.bytes.Add(n)
+}
+
+func (x *feed) fitsLocked(n int64) bool { return x.all.bytes.Load()+n <= x.all.o.KeepBytes }
+
+// dropLocked drops the oldest event.
+func (x *feed) dropLocked() {
+	e := &x.ring[x.old%uint64(len(x.ring))]
+	x.all.bytes.Add(-e.size())
+	*e = event{}
+	x.old++
 }
 
 // id is the ID of the event before number n.
@@ -144,9 +222,8 @@ func (x *feed) start(id string) (from uint64, gap bool) {
 func (x *feed) from(n uint64) (all []event, lost uint64, next uint64, news <-chan struct{}) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	oldest := max(x.next, uint64(len(x.ring))) - uint64(len(x.ring))
-	if n < oldest {
-		n, lost = oldest, oldest-n
+	if n < x.old {
+		n, lost = x.old, x.old-n
 	}
 	for ; n < x.next; n++ {
 		all = append(all, x.ring[n%uint64(len(x.ring))])

@@ -21,6 +21,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -44,12 +45,17 @@ type Options struct {
 	Origins []string
 	// MaxBody is the largest payload. Zero: 1 MiB.
 	MaxBody int64
-	// MaxReaders is how many may read events at a time. Zero: 10,000.
-	MaxReaders int
+	// MaxReaders is how many may read events at a time, and how many filters are kept for readers
+	// that may come back. Zero: 10,000. MaxFilters is how many of these filters one user has, or,
+	// without a user, one address. Zero: 100.
+	MaxReaders, MaxFilters int
 	// Keep is how many events are kept for a reader that is behind or comes back. Zero: 256.
 	// KeepFor is how long they are kept when nobody reads them. Zero: a minute.
 	Keep    int
 	KeepFor time.Duration
+	// KeepBytes is how much all events that are kept take together. Zero: 64 MiB. Beyond that a
+	// reader that is behind loses events, and is told how many.
+	KeepBytes int64
 }
 
 // A Handler is the door. Close it before the broker.
@@ -71,10 +77,12 @@ func New(b *dunlin.Broker, o Options) (*Handler, error) {
 	}
 	o.MaxBody = cmp.Or(o.MaxBody, 1<<20)
 	o.MaxReaders = cmp.Or(o.MaxReaders, 10_000)
+	o.MaxFilters = cmp.Or(o.MaxFilters, 100)
 	o.Keep = cmp.Or(o.Keep, 256)
+	o.KeepBytes = cmp.Or(o.KeepBytes, 64<<20)
 	o.KeepFor = cmp.Or(o.KeepFor, time.Minute)
 	h := &Handler{b: b, o: o, mux: http.NewServeMux()}
-	h.feeds.of = make(map[string]*feed)
+	h.feeds.of, h.feeds.users = make(map[string]*feed), make(map[string]int)
 	h.feeds.b, h.feeds.o = b, &h.o
 	h.feeds.ctx, h.feeds.cancel = context.WithCancel(context.Background())
 	for pattern, f := range h.routes() {
@@ -133,7 +141,8 @@ type visitor struct {
 // enter authenticates a request. If that fails it has answered.
 func (h *Handler) enter(w http.ResponseWriter, r *http.Request) *visitor {
 	v := &visitor{client: &hooks.Client{Version: packets.V5, CleanStart: true, TLS: r.TLS}}
-	if ap, err := net.ResolveTCPAddr("tcp", r.RemoteAddr); err == nil {
+	if at, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
+		ap := net.TCPAddrFromAddrPort(at)
 		v.client.RemoteAddr = ap
 		if err := h.b.Admits(ap); err != nil {
 			fail(w, err)
@@ -297,8 +306,12 @@ func (h *Handler) retained(w http.ResponseWriter, r *http.Request) {
 	http.Error(w, "no retained message", http.StatusNotFound)
 }
 
-// maxSubtree is how many retained messages one answer has at most.
-const maxSubtree = 10_000
+// What one answer with retained messages has at most: so many, and so many bytes of topics and
+// payloads, but always the first.
+const (
+	maxSubtree      = 10_000
+	maxSubtreeBytes = 8 << 20
+)
 
 // subtree is GET /retained.
 func (h *Handler) subtree(w http.ResponseWriter, r *http.Request) {
@@ -307,12 +320,13 @@ func (h *Handler) subtree(w http.ResponseWriter, r *http.Request) {
 	if v == nil || !h.mayRead(w, r, v, filter) {
 		return
 	}
-	all := []event{}
+	all, size := []event{}, int64(0)
 	for m := range h.b.Retained(v.grant.MountPoint + filter) {
-		all = append(all, newEvent(m, v.grant.MountPoint))
-		if len(all) == maxSubtree {
+		e := newEvent(m, v.grant.MountPoint)
+		if size += e.size(); len(all) > 0 && (len(all) == maxSubtree || size > maxSubtreeBytes) {
 			break
 		}
+		all = append(all, e)
 	}
 	answer(w, all)
 }

@@ -278,3 +278,44 @@ func TestOrigins(t *testing.T) {
 		require.Equal(t, want, a.Header.Get("Access-Control-Allow-Origin"))
 	}
 }
+
+// What somebody makes the door keep has bounds: filters, and the bytes of events.
+func TestWhatIsKeptForReadersHasBounds(t *testing.T) {
+	x := open(t, func(o *Options) { o.MaxFilters, o.KeepBytes = 2, 1000 })
+	f := &x.h.feeds
+	v := &visitor{client: &hooks.Client{}}
+	v.client.Identity.Principal = "ann"
+	var all []*feed
+	for _, filter := range []string{"ann/1", "ann/2"} {
+		one, err := f.enter(v, filter)
+		require.NoError(t, err)
+		all = append(all, one)
+	}
+	_, err := f.enter(v, "ann/3")
+	require.Equal(t, packets.QuotaExceeded, packets.CodeOf(err))
+
+	one := all[0]
+	one.mu.Lock()
+	for range 5 {
+		one.keepLocked(event{Topic: "a", Payload: make([]byte, 300)})
+	}
+	one.keepLocked(event{Topic: "a", Payload: make([]byte, 2000)})
+	one.keepLocked(event{Topic: "b", Payload: make([]byte, 400)})
+	one.mu.Unlock()
+	require.LessOrEqual(t, f.bytes.Load(), int64(1000))
+	events, lost, next, _ := one.from(0)
+	require.EqualValues(t, 6, lost)
+	require.Len(t, events, 1)
+	require.EqualValues(t, 7, next)
+
+	for i, one := range all {
+		f.leave(one)
+		f.mu.Lock()
+		require.Equal(t, len(all)-i, len(f.of))
+		require.True(t, f.endIdleLocked())
+		f.mu.Unlock()
+	}
+	require.Empty(t, f.users)
+	f.tasks.Wait()
+	require.Zero(t, f.bytes.Load())
+}
