@@ -176,7 +176,8 @@ const eventBytes = 128
 
 func (e *event) size() int64 { return int64(len(e.Topic)+len(e.Payload)) + eventBytes }
 
-// keepLocked makes e the next event. Older ones make room for it; if that is not enough, it is lost.
+// keepLocked makes e the next event. Older ones make room for it; if that is not enough, it is
+// lost.
 func (x *feed) keepLocked(e event) {
 	n := e.size()
 	for x.old < x.next && (x.next-x.old == uint64(len(x.ring)) || !x.fitsLocked(n)) {
