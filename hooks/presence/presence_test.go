@@ -27,7 +27,6 @@ type rig struct {
 	*hooks.Observer
 	mu  sync.Mutex
 	got []*packets.Message // guarded by mu
-	err error              // of publish
 }
 
 func withPresence(t *testing.T, o presence.Options, f func(r *rig)) {
@@ -42,7 +41,7 @@ func withPresence(t *testing.T, o presence.Options, f func(r *rig)) {
 				r.mu.Lock()
 				defer r.mu.Unlock()
 				r.got = append(r.got, m)
-				return r.err
+				return nil
 			})
 		}()
 		f(r)
@@ -235,16 +234,25 @@ func TestClientsOfSeveralPrincipalsDoNotTakeOver(t *testing.T) {
 }
 
 func TestLostMessagesAreCounted(t *testing.T) {
-	withPresence(t, presence.Options{MaxWaiting: 10}, func(r *rig) {
-		for i := range 15 { // without a pause
-			r.Connected(hooks.Connected{Client: client(fmt.Sprint(i), i), At: time.Now()})
+	synctest.Test(t, func(t *testing.T) {
+		p := presence.New(presence.Options{MaxWaiting: 10})
+		o := p.Observer()
+		for i := range 15 { // before anybody publishes
+			o.Connected(hooks.Connected{Client: client(fmt.Sprint(i), i), At: time.Now()})
 		}
-		require.Len(r.t, r.story(), 10)
-		require.EqualValues(r.t, 5, r.Lost())
-		r.err = errors.New("no")
-		r.connect(client("c", 1))
-		synctest.Wait()
-		require.EqualValues(r.t, 6, r.Lost())
+		require.EqualValues(t, 5, p.Lost())
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		published := 0
+		err := p.Run(ctx, func(context.Context, *packets.Message) error {
+			if published++; published > 7 {
+				return errors.New("no")
+			}
+			return nil
+		})
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.Equal(t, 10, published)
+		require.EqualValues(t, 5+3, p.Lost())
 	})
 }
 
