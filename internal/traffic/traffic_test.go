@@ -6,6 +6,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/stretchr/testify/require"
 )
 
@@ -77,10 +78,12 @@ func TestWhatATallyHasNotAddedUpIsNotThereYet(t *testing.T) {
 	tally.AddUp()
 	require.EqualValues(t, 2, a.Total().ReceivedPackets)
 	require.EqualValues(t, 1, b.Total().ReceivedPackets)
-	require.Zero(t, testing.AllocsPerRun(100, func() {
-		tally.Of(a).Answers++
-		tally.AddUp()
-	}))
+	if !lock.Checked { // whose locks allocate
+		require.Zero(t, testing.AllocsPerRun(100, func() {
+			tally.Of(a).Answers++
+			tally.AddUp()
+		}))
+	}
 }
 
 func TestTheNamesOfListenersAreBounded(t *testing.T) {
