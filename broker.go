@@ -52,7 +52,6 @@
 package dunlin
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"hash/maphash"
@@ -437,7 +436,7 @@ func (b *Broker) leave(c *conn, code packets.ReasonCode, err error) {
 		b.log.Debug("disconnected", "client", c.id(), "code", code, "err", err)
 	} else {
 		if f := b.obs.Refused; f != nil {
-			client := cmp.Or(c.client, c.via.stranger(c.nc))
+			client := c.clientOrStranger()
 			f(hooks.Refused{Client: client, Code: code, Err: err})
 		}
 		b.stats.refused[code].Add(1)

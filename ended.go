@@ -1,7 +1,6 @@
 package dunlin
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -56,7 +55,7 @@ type endedConn struct {
 func (b *Broker) noteEnd(c *conn, code packets.ReasonCode, err error) {
 	x := endedConn{client: c.client, accepted: c.accepted, code: code, err: err, at: time.Now()}
 	if !c.accepted {
-		x.client, x.came = cmp.Or(c.client, c.via.stranger(c.nc)), b.started.Add(c.lastPacket)
+		x.client, x.came = c.clientOrStranger(), b.started.Add(c.lastPacket)
 	} else {
 		x.came = b.started.Add(c.at)
 		c.sess.mu.Lock()
@@ -125,7 +124,7 @@ func (c *conn) show(way tap.Way, now time.Time, data []byte) {
 	}
 	on.See(tap.Who{
 		Conn:   uint64(reflect.ValueOf(c).Pointer()),
-		Client: cmp.Or(c.client, c.via.stranger(c.nc)),
+		Client: c.clientOrStranger(),
 		Mount:  c.readExtra().mount, Version: c.version,
 	}, now, way, data)
 }

@@ -95,6 +95,14 @@ func (d *door) stranger(nc net.Conn) *hooks.Client {
 		Listener: d.described()}
 }
 
+// clientOrStranger is the client of c, or what is known of it before its CONNECT.
+func (c *conn) clientOrStranger() *hooks.Client {
+	if c.client != nil {
+		return c.client
+	}
+	return c.via.stranger(c.nc)
+}
+
 // introduce notes who the client says that it is. It gives the client an identifier if it sent
 // none.
 func (c *conn) introduce(p *packets.Connect) {
