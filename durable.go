@@ -339,6 +339,7 @@ func (s *session) dropMessage(d *delivery) {
 		s.b.journal.Add(&store.Released{Session: s.stored, Seq: d.seq})
 	}
 	s.out.dropMessage(d)
+	s.out.countLive()
 }
 
 // storeDone, with s.mu held, tells the store that d, which the Session no longer has, is over.
@@ -383,6 +384,7 @@ func (s *session) withdrawQueued(seq uint64) {
 			}
 			d.settleLost()
 			s.out.finish(d)
+			s.out.countLive()
 		}
 		return
 	}

@@ -245,7 +245,7 @@ func BenchmarkQoS(b *testing.B) {
 			n := 0
 			for b.Loop() {
 				for i := range ids {
-					ids[i] = s.open(delivery{qos: tt.qos})
+					ids[i] = s.open(&delivery{qos: tt.qos})
 				}
 				for _, kind := range tt.acks {
 					for _, id := range ids {
@@ -263,14 +263,14 @@ func BenchmarkQoS(b *testing.B) {
 		s.begin(window)
 		var ids [window]uint16
 		for i := range ids {
-			ids[i] = s.open(delivery{qos: packets.QoS2})
+			ids[i] = s.open(&delivery{qos: packets.QoS2})
 		}
 		for b.Loop() {
 			for i := range ids {
 				s.ack(packets.TypePubrec, ids[(i+window/2)%window], packets.Success)
 				s.ack(packets.TypePubrec, ids[i], packets.Success)
 				s.ack(packets.TypePubcomp, ids[i], packets.Success)
-				ids[i] = s.open(delivery{qos: packets.QoS2})
+				ids[i] = s.open(&delivery{qos: packets.QoS2})
 			}
 		}
 		b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(window*b.N), "ns/message")

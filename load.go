@@ -462,7 +462,7 @@ func (l *loader) fill(x *loaded) (owes bool) {
 			s.out.count(d, budget.InFlight)
 		}
 		s.out.setFlight(append(s.out.flight, *d))
-		s.out.addLive(1)
+		s.out.live++
 	}
 	for i := range s.out.flight {
 		if d := &s.out.flight[i]; d.id == 0 {
@@ -470,6 +470,7 @@ func (l *loader) fill(x *loaded) (owes bool) {
 			x.sent = append(x.sent, store.Sent{Session: s.stored, Seq: d.seq, ID: d.id})
 		}
 	}
+	s.out.countLive()
 	s.noteArrivalsLocked()
 	s.countLocked()
 	l.queued += int(s.out.queue.Len() + s.out.live)

@@ -69,6 +69,7 @@ func (c *conn) settled(t *turn) error {
 	c.sess.mu.Lock()
 	defer c.sess.mu.Unlock()
 	c.settle(t, c.lastPacket)
+	c.sess.out.countLive()
 	return c.stoppedLocked()
 }
 
@@ -123,10 +124,14 @@ func (s *session) countRefused(topic string, err error) {
 // newSender returns the sender of one more Session.
 func newSender(mem *budget.Budget) sender { return sender{mem: mem, stripe: mem.NextStripe()} }
 
-// addLive counts n more, or less, deliveries in flight.
-func (s *sender) addLive(n int32) {
-	s.live += n
-	s.mem.AddInFlight(s.stripe, int(n))
+// countLive counts the deliveries that have come in flight, or have left, since the last call. It
+// is called before the Session's lock is let go, or at the end of the turn: to count each for
+// itself costs more than all else that is done for it.
+func (s *sender) countLive() {
+	if n := s.live - s.counted; n != 0 {
+		s.mem.AddInFlight(s.stripe, int(n))
+		s.counted = s.live
+	}
 }
 
 // addQueued counts n more, or less, deliveries in the queue, of so many bytes.

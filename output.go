@@ -56,6 +56,7 @@ func (c *conn) flushed(now time.Time) (sent int, congested bool) {
 			break
 		}
 		c.sess.pump(c, now)
+		c.sess.out.countLive()
 		if c.out.Empty() || c.out.writing || c.out.dead {
 			break
 		}
@@ -82,6 +83,7 @@ func (c *conn) flushed(now time.Time) (sent int, congested bool) {
 		c.out.Wrote(x)
 		c.out.writing, c.out.stalled = false, false
 	}
+	c.sess.out.countLive()
 	n := c.out.Size()
 	if !c.out.writing { // no writer will
 		if n <= c.b.cfg().MaxOutboundBytes/4 {
@@ -179,6 +181,7 @@ func (c *conn) writeRest(x *link.Buffer) {
 		}
 		c.out.Wrote(x)
 		c.sess.pump(c, time.Now())
+		c.sess.out.countLive()
 		c.b.memory.Recount(budget.Output, &c.out.Counted, c.out.Size())
 		if c.out.Size() <= c.b.cfg().MaxOutboundBytes/4 {
 			c.out.congest = 0

@@ -83,13 +83,15 @@ type sender struct {
 	flight []delivery // flight[:head] is done
 	head   int32
 	live   int32 // how many of flight[head:] are not
-	used   int32 // places of the send quota taken on this connection (4.9)
-	quota  int32 // the quota: the lower of the client's Receive Maximum and MaxInflight
-	resend int32 // flight[resend:] has not been sent on this connection; len(flight): all has
-	qos0   int32 // how many of the queue are QoS 0
-	free   int32 // how many identifiers after lastID are known not to be in use
-	lastID uint16
-	stripe budget.Stripe // of mem, for the places of this sender
+	// live, as it was counted last
+	counted int32
+	used    int32 // places of the send quota taken on this connection (4.9)
+	quota   int32 // the quota: the lower of the client's Receive Maximum and MaxInflight
+	resend  int32 // flight[resend:] has not been sent on this connection; len(flight): all has
+	qos0    int32 // how many of the queue are QoS 0
+	free    int32 // how many identifiers after lastID are known not to be in use
+	lastID  uint16
+	stripe  budget.Stripe // of mem, for the places of this sender
 }
 
 // count counts the place of d, which has its message, in the queue or in flight.
@@ -138,6 +140,7 @@ func (s *sender) begin(quota int) {
 			d.state = pubrelDue
 		}
 	}
+	s.countLive()
 }
 
 // room says whether one more QoS 1 or 2 PUBLISH may go out: the quota allows it, and there is an
@@ -184,22 +187,29 @@ func (s *sender) again() *delivery {
 	return nil
 }
 
-// open puts d in flight and gives it its Packet Identifier. There must be room.
-func (s *sender) open(d delivery) uint16 {
+// open puts a copy of d in flight and gives it its Packet Identifier. There must be room.
+func (s *sender) open(d *delivery) uint16 {
 	if len(s.flight) == cap(s.flight) && len(s.flight) > 2*int(s.live)+8 {
 		s.compact()
 	}
-	d.id, d.state, d.used = s.nextID(), sent, true
 	if d.msg != nil {
-		s.count(&d, budget.InFlight)
+		s.count(d, budget.InFlight)
 	} else if d.receipt() == nil {
 		d.extra = nil // it is not sent again
 	}
-	s.setFlight(append(s.flight, d))
-	s.addLive(1)
+	id, n := s.nextID(), len(s.flight)
+	if n < cap(s.flight) {
+		s.flight = s.flight[:n+1]
+		s.flight[n] = *d
+	} else {
+		s.setFlight(append(s.flight, *d))
+	}
+	o := &s.flight[n]
+	o.id, o.state, o.used = id, sent, true
+	s.live++
 	s.used++
 	s.resend = int32(len(s.flight))
-	return d.id
+	return id
 }
 
 // maxID is the number of Packet Identifiers, which begin with 1.
@@ -258,7 +268,7 @@ func (s *sender) finish(d *delivery) {
 	d.settleArrived()
 	s.empty(d)
 	*d = delivery{state: done}
-	s.addLive(-1)
+	s.live--
 	for int(s.head) < len(s.flight) && s.flight[s.head].state == done {
 		s.head++
 	}
@@ -301,7 +311,8 @@ func (s *sender) clear() {
 	})
 	s.setFlight(nil)
 	s.addQueued(-s.queue.Len(), -s.bytes)
-	s.addLive(-s.live)
+	s.live = 0
+	s.countLive()
 	*s = sender{mem: s.mem, owner: s.owner, stripe: s.stripe}
 }
 

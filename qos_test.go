@@ -63,7 +63,7 @@ func (p *peer) pump() {
 			return
 		}
 		d := p.out.pop()
-		id := p.out.open(d)
+		id := p.out.open(&d)
 		p.wire = append(p.wire, simPacket{kind: packets.TypePublish, id: id, qos: d.qos,
 			n: int(d.msg.Expires)})
 	}
@@ -260,7 +260,7 @@ func BenchmarkQoSSimulation(b *testing.B) {
 	b.ReportAllocs()
 	m := &message{}
 	for b.Loop() {
-		id := a.out.open(delivery{msg: m, qos: packets.QoS2})
+		id := a.out.open(&delivery{msg: m, qos: packets.QoS2})
 		a.wire = append(a.wire, simPacket{kind: packets.TypePublish, id: id, qos: packets.QoS2})
 		z.seen[2] = z.seen[2][:0]
 		for len(a.wire)+len(z.wire) > 0 {
@@ -275,9 +275,9 @@ func BenchmarkQoSSimulation(b *testing.B) {
 func TestIdentifiersInUseAreSkippedAfterTheCounterWraps(t *testing.T) {
 	var s sender
 	s.begin(10)
-	stuck := s.open(delivery{qos: packets.QoS1})
+	stuck := s.open(&delivery{qos: packets.QoS1})
 	for i := range 200_000 {
-		id := s.open(delivery{qos: packets.QoS1})
+		id := s.open(&delivery{qos: packets.QoS1})
 		if id == stuck || id == 0 {
 			t.Fatalf("identifier %d given out after %d others while %d is in use", id, i, stuck)
 		}
@@ -322,7 +322,7 @@ func TestTheNextIdentifierIsTheNextFreeOne(t *testing.T) { // [5.0 MQTT-2.2.1-4]
 					break
 				}
 			}
-			id := s.open(delivery{qos: packets.QoS1})
+			id := s.open(&delivery{qos: packets.QoS1})
 			if id != want {
 				t.Fatalf("identifier %d, not %d, with %d in use", id, want, len(ids))
 			}
@@ -335,22 +335,22 @@ func TestAllIdentifiersInUse(t *testing.T) { // [5.0 MQTT-2.2.1-4]
 	var s sender
 	s.begin(maxID)
 	for range maxID {
-		s.open(delivery{qos: packets.QoS1})
+		s.open(&delivery{qos: packets.QoS1})
 	}
 	require.False(t, s.room())
 	for id := uint16(1); id < 10; id++ {
 		s.finish(s.find(id))
-		require.Equal(t, id, s.open(delivery{qos: packets.QoS1}))
+		require.Equal(t, id, s.open(&delivery{qos: packets.QoS1}))
 	}
 	s.finish(s.find(12))
-	require.EqualValues(t, 12, s.open(delivery{qos: packets.QoS1}))
+	require.EqualValues(t, 12, s.open(&delivery{qos: packets.QoS1}))
 }
 
 func TestAllIdentifiersInUseAreSentAgain(t *testing.T) { // [5.0 MQTT-4.4.0-1]
 	var s sender
 	s.begin(maxID)
 	for range maxID {
-		s.open(delivery{msg: new(message), qos: packets.QoS1})
+		s.open(&delivery{msg: new(message), qos: packets.QoS1})
 	}
 	s.begin(maxID)
 	for range maxID {

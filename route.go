@@ -550,7 +550,8 @@ func (c *conn) send(t *turn, o *outgoing, to *target, qos packets.QoS, retain bo
 	r := c.readExtra()
 	plain := r.mount == "" && !o.waited &&
 		(c.version < packets.V5 || len(to.ids) == 0 && r.outAliases == nil)
-	w := wire{qos: qos, retain: retain, ids: to.ids}
+	var w wire // a literal would be made elsewhere and copied, which the processor waits for
+	w.qos, w.retain, w.ids = qos, retain, to.ids
 	var f *frame
 	var x *link.Buffer
 	if plain {
@@ -573,7 +574,7 @@ func (c *conn) send(t *turn, o *outgoing, to *target, qos packets.QoS, retain bo
 			t.record(s, &d)
 			seq = d.seq
 		}
-		w.id = s.out.open(d)
+		w.id = s.out.open(&d)
 	} else if o.receipt != nil {
 		o.receipt.enter()
 		o.receipt.leave(1, 0)
@@ -582,8 +583,7 @@ func (c *conn) send(t *turn, o *outgoing, to *target, qos packets.QoS, retain bo
 	if plain {
 		n := len(x.B)
 		x.B = append(x.B, f.b...)
-		p := w.packet(nil, nil)
-		x.B[n] = p.FirstByte()
+		x.B[n] = packets.FirstByte(qos, retain)
 		if w.id != 0 {
 			binary.BigEndian.PutUint16(x.B[n+f.idAt:], w.id)
 		}

@@ -342,7 +342,7 @@ func (s *session) sendQueued(c *conn, d delivery, now time.Time) {
 		if !s.lasting(d.group()) {
 			d.msg = nil
 		}
-		w.id = s.out.open(d)
+		w.id = s.out.open(&d)
 		d.msg = m
 	} else {
 		d.settleArrived()

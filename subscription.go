@@ -68,6 +68,7 @@ func (m *Incoming) Ack() {
 	if d := s.out.find(m.id); d != nil {
 		s.storeDone(d)
 		s.out.finish(d)
+		s.out.countLive()
 		m.sub.signal()
 	}
 	m.id = 0
@@ -482,6 +483,7 @@ func (sub *Subscription) take(now time.Time) (m *Incoming, more bool) {
 	case d.id != 0:
 		s.storeDone(&d)
 		s.out.finish(s.out.find(d.id))
+		s.out.countLive()
 	default:
 		s.storeDone(&d)
 		d.settleArrived()
@@ -494,15 +496,16 @@ func (sub *Subscription) take(now time.Time) (m *Incoming, more bool) {
 
 // openLocal, with s.mu held, puts d in flight until it is acknowledged.
 func (s *session) openLocal(d delivery) uint16 {
+	defer s.out.countLive()
 	if s.stored == 0 {
-		return s.out.open(d)
+		return s.out.open(&d)
 	}
 	if d.seq == 0 { // a retained one
 		s.seq++
 		d.seq = s.seq
 		s.b.journal.Enqueue(d.msg, d.forStore(s.stored))
 	}
-	id := s.out.open(d)
+	id := s.out.open(&d)
 	s.b.journal.Sent(nil, journal.Waiting{}, store.Sent{Session: s.stored, Seq: d.seq, ID: id})
 	return id
 }

@@ -79,7 +79,11 @@ func (p *Publish) Append(dst []byte, v Version) ([]byte, error) {
 func AppendPublish[T ~string | ~[]byte](
 	dst []byte, v Version, p *Publish, topic T, more Properties,
 ) []byte {
-	b := appendHeader(dst, p.FirstByte(), p.remaining(v, len(topic), len(more)))
+	first := FirstByte(p.QoS, p.Retain)
+	if p.Dup {
+		first |= flagDup
+	}
+	b := appendHeader(dst, first, p.remaining(v, len(topic), len(more)))
 	b = appendField(b, topic)
 	if p.QoS > QoS0 {
 		b = binary.BigEndian.AppendUint16(b, p.PacketID)
@@ -96,13 +100,11 @@ func PublishSize(v Version, p *Publish, topic, more int) int {
 	return packetLen(p.remaining(v, topic, more))
 }
 
-// FirstByte returns the first byte of the packet: its type with DUP, QoS and RETAIN.
-func (p *Publish) FirstByte() byte {
-	first := byte(TypePublish)<<4 | byte(p.QoS)<<1
-	if p.Dup {
-		first |= flagDup
-	}
-	if p.Retain {
+// FirstByte returns the first byte of a PUBLISH that is sent for the first time: its type with QoS
+// and RETAIN.
+func FirstByte(qos QoS, retain bool) byte {
+	first := byte(TypePublish)<<4 | byte(qos)<<1
+	if retain {
 		first |= flagRetain
 	}
 	return first
