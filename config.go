@@ -234,9 +234,12 @@ type Config struct {
 	// beyond is disconnected with Quota exceeded (0x97); towards clients, topics beyond get no
 	// alias. Default 32; none: 65,535. See DisableTopicAlias.
 	TopicAliasMaximum int
-	// MaxInflight is how many QoS 1 and 2 deliveries to one client are on their way at a time, if
-	// the client's own Receive Maximum is not lower. A bridge gets at most 20: Mosquitto's loses
-	// QoS 2 messages beyond its own limit, which it cannot tell. Default 256; none: 65,535.
+	// MaxInflight is how many QoS 1 and 2 deliveries to one client may be on their way at a time,
+	// if the client's own Receive Maximum is not lower. A connection begins with at most 256. While
+	// messages wait in the queue, and the client acknowledges as many of QoS 1 as may be on their
+	// way within half a second, that number doubles, so that an able client is never waited for. A
+	// bridge gets at most 20: Mosquitto's loses QoS 2 messages beyond its own limit, which it
+	// cannot tell. Default 8,192; none: 65,535.
 	MaxInflight int
 	// MaxQueuedMessages and MaxQueuedBytes bound the queue of one Session: what waits for the
 	// client to come back, or for room in its window. Overflow decides what happens beyond.
@@ -559,7 +562,7 @@ func (c *Config) fill() {
 	limit(&c.MaxOverlapping, 256, math.MaxInt32)
 	limit(&c.ReceiveMaximum, 1024, math.MaxUint16)
 	limit(&c.TopicAliasMaximum, 32, math.MaxUint16)
-	limit(&c.MaxInflight, 256, math.MaxUint16)
+	limit(&c.MaxInflight, 8192, math.MaxUint16)
 	limit(&c.MaxQueuedMessages, 16_384, math.MaxInt32)
 	limit(&c.MaxQueuedBytes, 16<<20, math.MaxInt)
 	limit(&c.MaxOutboundBytes, 2<<20, math.MaxInt)

@@ -398,10 +398,7 @@ func (s *session) reading(topic string) (may, known bool) {
 		return true, true
 	}
 	epoch := s.b.rules.epoch.Load()
-	if s.extra == nil {
-		s.extra = new(sessionExtra)
-	}
-	extra := s.extra
+	extra := s.makeExtraLocked()
 	if r := extra.reads; r == nil || r.epoch != epoch || r.gen != s.gen {
 		s.forgetReadingsLocked()
 		extra.reads = &readings{epoch: epoch, gen: s.gen, may: make(map[string]bool)}

@@ -40,6 +40,15 @@ type connExtra struct {
 type sessionExtra struct {
 	reads *readings // kept decisions about deliveries; nil: none
 	drops Drops     // since the Session began, or the Broker
+	round round     // of a client for which messages wait
+}
+
+// makeExtraLocked returns the sessionExtra of s for writing. s.mu is held.
+func (s *session) makeExtraLocked() *sessionExtra {
+	if s.extra == nil {
+		s.extra = new(sessionExtra)
+	}
+	return s.extra
 }
 
 var noExtra connExtra

@@ -103,10 +103,7 @@ func (m *meter) countSent(qos packets.QoS, payload, size int) {
 // held.
 func (s *session) countDropLocked(why hooks.DropReason) {
 	s.b.stats.dropped[why].Add(1)
-	if s.extra == nil {
-		s.extra = new(sessionExtra)
-	}
-	s.extra.drops.by[why]++
+	s.makeExtraLocked().drops.by[why]++
 }
 
 // countRefused counts a PUBLISH that was refused with err.

@@ -147,7 +147,8 @@ func (o *options) flags() *flag.FlagSet {
 	fs.Var(&o.denySubscribe, "deny-subscribe",
 		"Topic `filter` that may not be subscribed to, repeatable")
 	fs.IntVar(&c.MaxInflight, "max-inflight", 0,
-		"QoS 1 and 2 deliveries on their way to one client (default 256)")
+		"most QoS 1 and 2 deliveries on their way to one client, which begins with 256 "+
+			"(default 8192)")
 	fs.IntVar(&c.MaxQueuedMessages, "max-queued-messages", 0,
 		"messages queued per session (default 16384)")
 	fs.Var((*size)(&c.MaxQueuedBytes), "max-queued-bytes", "bytes queued per session (default 16 "+
