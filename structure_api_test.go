@@ -25,7 +25,8 @@ import (
 func apiPackages(t *testing.T) []*types.Package {
 	list := exec.Command("go", "list", "-deps", "-export", "-f",
 		`{{.ImportPath}} {{.Export}} {{with .Module}}{{if .Main}}main{{end}}{{end}}`,
-		".", "./mqtttest", "./hooks/...", "./store/...", "./packets", "./listeners/...")
+		".", "./mqtttest", "./hooks/...", "./store/...", "./cluster/...", "./packets",
+		"./listeners/...")
 	out, err := list.Output()
 	require.NoError(t, err)
 	files := map[string]string{}

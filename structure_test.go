@@ -36,6 +36,8 @@ var allowedImports = []struct {
 	{"hooks/internal/metrics", []string{"", "packets", "hooks"}},
 	{"hooks", []string{"packets", "hooks"}},
 	{"store", []string{"packets", "store", "internal"}},
+	// the seam for several nodes: neither internal rooms nor the root
+	{"cluster", []string{"packets", "store", "cluster"}},
 	{"internal", []string{"packets", "hooks", "store", "internal"}},
 	{"examples", []string{"", "packets", "hooks", "store", "listeners", "mqtttest", "examples"}},
 	{"mqtttest", []string{"", "packets", "hooks", "store", "listeners", "internal", "mqtttest"}},
