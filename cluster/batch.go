@@ -33,8 +33,8 @@ type Record struct {
 	Pos uint64
 	// Repeated is set by Commit: Once was known, so nothing was added.
 	Repeated bool
-	// Err is set by Commit: nil, ErrTooLarge, ErrFull or ErrFenced. With an error nothing was added. ErrFull
-	// refuses all Records of the Batch in this partition that are not too large.
+	// Err is set by Commit: nil, ErrTooLarge, ErrFull or ErrFenced. With an error nothing was
+	// added. ErrFull refuses all Records of the Batch in this partition that are not too large.
 	Err error
 }
 

@@ -20,9 +20,9 @@ type Backend interface {
 	// Start joins the cluster as node n, and calls the functions of h from then on, perhaps before
 	// Start returns. Start returns when this node is in the list of live nodes, knows the Interest
 	// of the others, and follows the log. Retained then covers everything before the first record
-	// that Handler.Records gets. Start waits for a majority until ctx ends. Call Start once, before any other method
-	// except Close. If it returns an error, close the Backend. [ErrNameTaken] means that a live
-	// node has this name.
+	// that Handler.Records gets. Start waits for a majority until ctx ends. Call Start once, before
+	// any other method except Close. If it returns an error, close the Backend. [ErrNameTaken]
+	// means that a live node has this name.
 	Start(ctx context.Context, n Node, h Handler) (Limits, error)
 
 	// Commit makes b durable. It returns nil when everything in b is decided, and tells in Err of

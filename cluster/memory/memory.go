@@ -1,6 +1,6 @@
 // Package memory is an engine for package cluster that runs several nodes in one process, for
-// tests. It has a log, a register, a bus and leases, and faults that a test can cause: cuts, pauses,
-// kills, lost leaders, slow messages, and no space.
+// tests. It has a log, a register, a bus and leases, and faults that a test can cause: cuts,
+// pauses, kills, lost leaders, slow messages, and no space.
 //
 //	e, err := memory.New(memory.Options{Nodes: 3, Seed: seed})
 //	a, err := e.Open(0) // a cluster.Backend
