@@ -28,6 +28,9 @@ type pipe struct {
 	out     map[uint16]exchange // guarded by mu; what the remote broker has to acknowledge
 	swept   [2]map[uint16]bool  // guarded by mu; PUBCOMPs to come that are for nobody: here, there
 	waiting int                 // guarded by mu; SUBACKs to come
+
+	told sync.Mutex // held while notifications are published
+	over bool       // guarded by told: the last ones are those of the end
 }
 
 // An exchange is a QoS 1 or 2 message on its way to the remote broker.
@@ -90,7 +93,10 @@ func (p *pipe) run(ctx context.Context) error {
 func (p *pipe) farewell() {
 	p.remote.closing.Store(true)
 	p.remote.nc.SetWriteDeadline(p.remote.until())
+	p.told.Lock()
+	p.over = true
 	p.notify("0")
+	p.told.Unlock()
 	p.remote.bye()
 	p.local.bye()
 	p.l.inform("0")
@@ -163,6 +169,11 @@ func (p *pipe) ready() error {
 	l.counters.connects.Add(1)
 	l.set(StateUp, nil)
 	l.n.cfg.Logger.Info("a bridge link is up", "link", l.cfg.Name)
+	p.told.Lock()
+	defer p.told.Unlock()
+	if p.over {
+		return nil
+	}
 	if err := p.notify("1"); err != nil {
 		return err
 	}
