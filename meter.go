@@ -125,9 +125,9 @@ func newSender(mem *budget.Budget) sender { return sender{mem: mem, stripe: mem.
 // is called before the Session's lock is let go, or at the end of the turn: to count each for
 // itself costs more than all else that is done for it.
 func (s *sender) countLive() {
-	if n := s.live - s.counted; n != 0 {
-		s.mem.AddInFlight(s.stripe, int(n))
-		s.counted = s.live
+	if n := int(s.live) - int(s.counted); n != 0 {
+		s.mem.AddInFlight(s.stripe, n)
+		s.counted = uint16(s.live)
 	}
 }
 

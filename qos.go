@@ -83,14 +83,14 @@ type sender struct {
 	flight []delivery // flight[:head] is done
 	head   int32
 	live   int32 // how many of flight[head:] are not
-	// live, as it was counted last
-	counted int32
-	used    int32 // places of the send quota taken on this connection (4.9)
-	quota   int32 // the quota: the lower of the client's Receive Maximum and MaxInflight
-	resend  int32 // flight[resend:] has not been sent on this connection; len(flight): all has
-	qos0    int32 // how many of the queue are QoS 0
-	free    int32 // how many identifiers after lastID are known not to be in use
+	used   int32 // places of the send quota taken on this connection (4.9)
+	// How many places there are: at most the client's Receive Maximum and MaxInflight
+	quota   int32
+	resend  int32  // flight[resend:] has not been sent on this connection; len(flight): all has
+	qos0    int32  // how many of the queue are QoS 0
+	free    uint16 // how many identifiers after lastID are known not to be in use
 	lastID  uint16
+	counted uint16        // live, as it was counted last
 	stripe  budget.Stripe // of mem, for the places of this sender
 }
 
@@ -222,7 +222,7 @@ func (s *sender) nextID() uint16 {
 		s.free = maxID
 		for i := int(s.head); i < len(s.flight); i++ {
 			if d := &s.flight[i]; d.state != done {
-				s.free = min(s.free, int32(behind(d.id, id)))
+				s.free = min(s.free, uint16(behind(d.id, id)))
 			}
 		}
 		if s.free == 0 {
