@@ -353,7 +353,7 @@ func TestCursorsOutliveWhatTheyPointAt(t *testing.T) {
 func TestCursorsOfSubscriptionsAreReadBack(t *testing.T) {
 	for _, place := range []string{"", "id", "a b", "id\x00user 1"} {
 		for _, sub := range []subs.Subscription{
-			{Filter: "a/b", Place: 3}, {Group: "g h", Filter: "+/#", Place: 70_000}, {Filter: " "},
+			{Filter: "a/b", Number: 3}, {Group: "g h", Filter: "+/#", Number: 70_000}, {Filter: " "},
 		} {
 			gotPlace, got := parseCursor(cursorAt(place, &sub))
 			require.Equal(t, place, gotPlace)

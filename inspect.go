@@ -220,7 +220,7 @@ const subscriptionPage = 64
 
 // cursorAt is the cursor behind a subscription of the Session with a place.
 func cursorAt(place string, sub *subs.Subscription) string {
-	return fmt.Sprintf("%d %d %d %d %s%s%s", len(place), sub.Place, len(sub.Group), sub.By, place,
+	return fmt.Sprintf("%d %d %d %d %s%s%s", len(place), sub.Number, len(sub.Group), sub.By, place,
 		sub.Group, sub.Filter)
 }
 
@@ -240,7 +240,7 @@ func parseCursor(cursor string) (place string, sub *subs.Subscription) {
 		return "", nil
 	}
 	place, rest = rest[:n[0]], rest[n[0]:]
-	return place, &subs.Subscription{Group: rest[:n[2]], Filter: rest[n[2]:], Place: n[1],
+	return place, &subs.Subscription{Group: rest[:n[2]], Filter: rest[n[2]:], Number: uint32(n[1]),
 		Options: subs.Options{By: subs.Maker(n[3])}}
 }
 

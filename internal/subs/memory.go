@@ -2,6 +2,7 @@ package subs
 
 import (
 	"bytes"
+	"cmp"
 	"hash/maphash"
 
 	"github.com/dunlin-mqtt/dunlin/packets"
@@ -260,7 +261,7 @@ type subEntry struct {
 	next, prev   uint32 // of the same list
 	newer, older uint32 // of the same subscriber, as a ring
 	id           uint32 // Subscription Identifier
-	opts         uint32
+	opts         uint32 // the bits below, and its number
 }
 
 // The bits of subEntry.opts.
@@ -270,7 +271,15 @@ const (
 	optRetainAsPublished = 1 << 3
 	optRetainHandling    = 4 // shift, of two bits
 	optServer            = 1 << 6
+	optNumber            = 7 // shift, of all other bits
 )
+
+// number is larger than those of the older entries of the same subscriber: see compareNumbers.
+func (e *subEntry) number() uint32 { return e.opts >> optNumber }
+
+// compareNumbers orders the numbers of two entries. They have 25 bits and go round, so that it is
+// wrong about two with 16 million others between them.
+func compareNumbers(a, b uint32) int { return cmp.Compare(int32((a-b)<<optNumber), 0) }
 
 func (e *subEntry) qos() packets.QoS { return packets.QoS(e.opts & optQoS) }
 
@@ -293,7 +302,7 @@ func (e *subEntry) options() Options {
 }
 
 func (e *subEntry) set(o Options) {
-	e.opts = uint32(o.QoS) | uint32(o.RetainHandling)<<optRetainHandling
+	e.opts = e.number()<<optNumber | uint32(o.QoS) | uint32(o.RetainHandling)<<optRetainHandling
 	if o.NoLocal {
 		e.opts |= optNoLocal
 	}
@@ -375,6 +384,7 @@ func (t *Tree) insert(ow owner, sub uint32, o Options) uint32 {
 	} else {
 		last := t.entries.at(s.newest)
 		e.older, e.newer = s.newest, last.newer
+		e.opts |= (last.number() + 1) << optNumber
 		t.entries.at(last.newer).older = i
 		last.newer = i
 	}

@@ -325,11 +325,11 @@ func (t *Tree) Each(sub uint32, yield func(group, filter string, o Options) bool
 type Subscription struct {
 	Group, Filter string
 	Options
-	Place int // how many older ones the subscriber had when this was read
+	Number uint32 // orders the subscriptions of one subscriber
 }
 
 // Page returns up to most of the subscriptions of sub, oldest first: those behind after, or, with
-// nil, the first. If after has ended meanwhile, it goes on at the same Place.
+// nil, the first. after may have ended meanwhile, and may have been made anew.
 func (t *Tree) Page(sub uint32, after *Subscription, most int) (page []Subscription) {
 	var key, buf []byte
 	if after != nil {
@@ -342,37 +342,48 @@ func (t *Tree) Page(sub uint32, after *Subscription, most int) (page []Subscript
 	if n == 0 {
 		return nil
 	}
-	i, place := t.subs.at(sub).newest, 0 // before the oldest: it is a ring
-	if after != nil {
-		at := t.find(t.lookup(after.Group, key), sub, after.By)
-		if place = min(after.Place, n); at != 0 {
-			i, place = at, place+1
-		} else {
-			for range place {
-				i = t.entries.at(i).newer
-			}
-		}
-	}
 	newest := t.subs.at(sub).newest
-	if i == newest && place > 0 {
-		return nil
+	i := newest // before the oldest: it is a ring
+	if after != nil {
+		if i = t.before(sub, after, key); i == newest {
+			return nil
+		} else if i == 0 {
+			i = newest
+		}
 	}
 	page = make([]Subscription, 0, min(n, most))
 	for len(page) < most {
 		i = t.entries.at(i).newer
 		e := t.entries.at(i)
-		s := Subscription{Options: e.options(), Place: place}
+		s := Subscription{Options: e.options(), Number: e.number()}
 		if g := t.ownerGroup(e.owner); g != nil {
 			s.Group = g.Name
 		}
 		buf = t.appendFilter(buf[:0], t.ownerNode(e.owner))
 		s.Filter = string(buf)
 		page = append(page, s)
-		if place++; i == newest {
+		if i == newest {
 			break
 		}
 	}
 	return page
+}
+
+// before returns the entry of after, or, if it has ended, the newest one of sub that is older; 0 if
+// there is none. sub has entries, and key is the filter.
+func (t *Tree) before(sub uint32, after *Subscription, key []byte) uint32 {
+	i := t.find(t.lookup(after.Group, key), sub, after.By)
+	if i != 0 && t.entries.at(i).number() == after.Number {
+		return i
+	}
+	i = t.subs.at(sub).newest
+	for range t.count(sub) {
+		if compareNumbers(t.entries.at(i).number(), after.Number) <= 0 {
+			return i
+		}
+		i = t.entries.at(i).older
+	}
+	return 0
 }
 
 // Count returns how many subscriptions sub has.

@@ -549,7 +549,7 @@ func TestPagesOfSubscriptions(t *testing.T) {
 				return got
 			}
 			for i := range page {
-				require.Equal(t, len(got), page[i].Place)
+				require.EqualValues(t, len(got), page[i].Number)
 				got = append(got, page[i].Group+" "+page[i].Filter)
 				require.Equal(t, packets.QoS1, page[i].QoS)
 			}
@@ -563,11 +563,78 @@ func TestPagesOfSubscriptions(t *testing.T) {
 	}
 	// The last one of a page ends, and the reader goes on behind it.
 	tr.Remove(sub, "", "f/10")
-	page := tr.Page(sub, &Subscription{Filter: "f/10", Place: 10}, 2)
+	page := tr.Page(sub, &Subscription{Filter: "f/10", Number: 10}, 2)
 	require.Equal(t, "f/11", page[0].Filter)
-	require.Empty(t, tr.Page(sub, &Subscription{Filter: "f/10", Place: 1000}, 2))
+	require.Empty(t, tr.Page(sub, &Subscription{Filter: "f/10", Number: 1000}, 2))
 	tr.Leave(sub)
-	require.Empty(t, tr.Page(sub, &Subscription{Filter: "f/11", Place: 11}, 2))
+	require.Empty(t, tr.Page(sub, &Subscription{Filter: "f/11", Number: 11}, 2))
+}
+
+// What is there all the time is in some page, whatever else ends and begins between two pages.
+func TestPagesMissNothingThatStays(t *testing.T) {
+	for name, between := range map[string]func(tr *Tree, sub uint32, last *Subscription){
+		"the last one of the page is made anew": func(tr *Tree, sub uint32, last *Subscription) {
+			tr.Remove(sub, "", last.Filter)
+			tr.Restore(sub, "", last.Filter, Options{})
+		},
+		"all of the page end": func(tr *Tree, sub uint32, last *Subscription) {
+			for _, s := range tr.Page(sub, nil, 1000) {
+				if s.Number <= last.Number {
+					tr.Remove(sub, "", s.Filter)
+				}
+			}
+		},
+		"all of the page are made anew, the last one first": func(tr *Tree, sub uint32,
+			last *Subscription) {
+			for _, s := range slices.Backward(tr.Page(sub, nil, 1000)) {
+				if s.Number <= last.Number {
+					tr.Remove(sub, "", s.Filter)
+					tr.Restore(sub, "", s.Filter, Options{})
+				}
+			}
+		},
+		"the options of the last one change": func(tr *Tree, sub uint32, last *Subscription) {
+			tr.Restore(sub, "", last.Filter, Options{QoS: 2})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tr := New(Limits{})
+			sub := tr.Join()
+			for i := range 20 {
+				tr.Restore(sub, "", fmt.Sprint("f/", i), Options{QoS: 1})
+			}
+			first := tr.Page(sub, nil, 5)
+			between(tr, sub, &first[4])
+			var got []string
+			for _, s := range tr.Page(sub, &first[4], 1000) {
+				got = append(got, s.Filter)
+			}
+			for i := 5; i < 20; i++ {
+				require.Contains(t, got, fmt.Sprint("f/", i))
+			}
+			require.Equal(t, "f/5", got[0])
+		})
+	}
+}
+
+// The numbers of entries go round: then the order stays.
+func TestNumbersOfEntriesGoRound(t *testing.T) {
+	tr := New(Limits{})
+	sub := tr.Join()
+	tr.Restore(sub, "", "a", Options{})
+	e := tr.entries.at(tr.subs.at(sub).newest)
+	e.opts = (1<<25-2)<<optNumber | e.opts
+	for _, filter := range []string{"b", "c", "d"} {
+		tr.Restore(sub, "", filter, Options{QoS: 1, RetainHandling: 2, By: ByServer})
+	}
+	page := tr.Page(sub, nil, 2)
+	require.Equal(t, []string{"a", "b"}, []string{page[0].Filter, page[1].Filter})
+	require.Equal(t, Options{QoS: 1, RetainHandling: 2, By: ByServer}, page[1].Options)
+	tr.RemoveBy(ByServer, sub, "", "b")
+	tr.Restore(sub, "", "b", Options{})
+	rest := tr.Page(sub, &page[1], 10)
+	require.Equal(t, []string{"c", "d", "b"},
+		[]string{rest[0].Filter, rest[1].Filter, rest[2].Filter})
 }
 
 func TestFindNamesEachSubscriptionThatMatches(t *testing.T) {
