@@ -391,7 +391,7 @@ func (b *Broker) adoptFrom(ctx context.Context, nc net.Conn, as *door) (*conn, e
 	default:
 		if err = b.enterEarlyLocked(c); err == nil {
 			b.serving.Add(1)
-			b.stats.taken.Add(1)
+			c.serial = b.stats.taken.Add(1)
 			c.opened(class)
 			c.count(0)
 		}

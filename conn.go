@@ -29,6 +29,8 @@ type conn struct {
 	nc   link.Socket
 	from *guard.Address // what it counts for; nil: it has no IP address. Immutable after adopt
 	via  *door          // the listener that accepted it; nil: one without a description
+	// How many connections there were with it, for Taps. Immutable after adopt
+	serial uint64
 
 	// Set when the CONNECT is accepted, immutable then.
 	sess           *session

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"reflect"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
@@ -123,7 +122,7 @@ func (c *conn) show(way tap.Way, now time.Time, data []byte) {
 		return
 	}
 	on.See(tap.Who{
-		Conn:   uint64(reflect.ValueOf(c).Pointer()),
+		Conn:   c.serial,
 		Client: c.clientOrStranger(),
 		Mount:  c.readExtra().mount, Version: c.version,
 	}, now, way, data)

@@ -419,6 +419,7 @@ func TestATapOfABroker(t *testing.T) {
 		for p := range tap.Packets() {
 			require.NotContains(t, string(p.Data), "secret")
 			require.Equal(t, "c", p.Client.ID)
+			require.EqualValues(t, 2, p.Conn, "it is the second connection")
 			q, err := p.Packet()
 			require.NoError(t, err)
 			way := "<"

@@ -13,13 +13,11 @@ type TapOptions struct {
 	// ClientID is the Client Identifier of the client whose packets are shown.
 	ClientID string
 	// Address is an IP address or a network, such as "10.0.0.0/8". The packets of clients from
-	// there
-	// are shown, also before the broker knows who they are.
+	// there are shown, also before the broker knows who they are.
 	Address string
 	// Filter is a Topic Filter. Only PUBLISH packets are shown, and only those whose topic matches,
 	// with the mount point of the client in front. A PUBLISH that has only a Topic Alias is shown
-	// if
-	// the Tap has seen what the alias stands for.
+	// if the Tap has seen what the alias stands for.
 	Filter string
 
 	// MaxPackets and MaxBytes are how much is shown in all, For how long. Zero: 100,000 packets,
@@ -46,8 +44,7 @@ type Tap interface {
 // A TapPacket is one packet that a Tap shows.
 type TapPacket struct {
 	Time time.Time
-	// Conn is a number for the connection. Another connection may have it when this one is over: a
-	// CONNECT begins a connection.
+	// Conn is the number of the connection: the first one of a Broker has 1.
 	Conn uint64
 	// Client is what the broker knew of the client at this time. It is never nil, and must not be
 	// modified. Its ID is empty while no valid CONNECT has come.
