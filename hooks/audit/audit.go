@@ -39,6 +39,7 @@ import (
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/hooks/auth"
+	"github.com/dunlin-mqtt/dunlin/hooks/internal/names"
 	"github.com/dunlin-mqtt/dunlin/hooks/internal/queue"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
@@ -193,10 +194,7 @@ func of(c *hooks.Client) (attrs []slog.Attr) {
 	}
 	attrs = append(attrs, text("client_id", c.ID))
 	if user, ok := c.User(); ok {
-		if strings.HasPrefix(user, "eyJ") && strings.Count(user, ".") >= 2 {
-			user = "(a token)" // the User Name is a token
-		}
-		attrs = append(attrs, text("user", user))
+		attrs = append(attrs, text("user", names.Shown(user)))
 	}
 	if c.RemoteAddr != nil {
 		attrs = append(attrs, slog.String("remote", c.RemoteAddr.String()))

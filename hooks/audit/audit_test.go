@@ -99,7 +99,7 @@ func TestRecords(t *testing.T) {
 		{"level":"ERROR","msg":"panic",`+client+`,"err":"oh"},
 		{"level":"INFO","msg":"reloaded","what":"acl file"},
 		{"level":"ERROR","msg":"reload failed","what":"acl file","err":"acl:1: nonsense"},
-		{"level":"WARN","msg":"connect refused","client_id":"`+strings.Repeat("ä", 256)+`...","user":"(a token)","code":135,"reason":"Not authorized"}
+		{"level":"WARN","msg":"connect refused","client_id":"`+strings.Repeat("ä", 256)+`...","user":"(a token, 7b6f9a38fba2b410)","code":135,"reason":"Not authorized"}
 	]`), &want))
 	require.Equal(t, want, records(t, &b))
 }

@@ -9,7 +9,8 @@
 // By default each event is a message: to $SYS/broker/clients/ID/connected and
 // $SYS/broker/clients/ID/disconnected. With Options.Retain there is one retained message for each
 // client instead, at $SYS/broker/clients/ID. The payload is a JSON object with the fields of Event.
-// Access rules should say who may read these topics.
+// Access rules should say who may read these topics. An empty retained message says that the broker
+// has forgotten a client that has disconnected, see Options.MaxKept.
 //
 // ID is the Client Identifier, in which "%", "/", "+" and "#" are written as "%25", "%2F", "%2B"
 // and "%23", and control characters likewise. The client field has the Client Identifier as it is.
@@ -20,14 +21,17 @@ package presence
 
 import (
 	"cmp"
+	"container/list"
 	"context"
 	"encoding/json"
+	"math"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/hooks/internal/names"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -35,6 +39,8 @@ const (
 	defaultPrefix  = "$SYS/broker/clients"
 	defaultKeep    = 24 * time.Hour
 	defaultWaiting = 65536
+	defaultKept    = 65536
+	defaultBytes   = 64 << 20
 	// patience is how long the event of a connection waits for the end of the one that it has taken
 	// over: the broker gives a client a second to read its DISCONNECT.
 	patience = 2 * time.Second
@@ -57,11 +63,16 @@ type Options struct {
 	Keep time.Duration
 	// PerPrincipal is for brokers with Config.SessionPerPrincipal, where several clients may have
 	// the same Client Identifier: the topics then have the user name behind ID, as a level of its
-	// own.
+	// own. The place of a token takes a text that is the same for the same token.
 	PerPrincipal bool
-	// MaxWaiting is how many messages may wait to be published. Further ones are lost. Zero:
-	// 65,536.
-	MaxWaiting int
+	// MaxWaiting is how many messages may wait to be published, and MaxWaitingBytes how much memory
+	// they may take. Further ones are lost. Zero: 65,536, and 64 MiB. Negative: no such limit.
+	MaxWaiting, MaxWaitingBytes int
+	// MaxKept is how many retained messages there are of clients that have disconnected, and
+	// MaxKeptBytes how much memory they take. Beyond that the broker forgets the client that
+	// disconnected first: its retained message is cleared. Zero: 65,536, and 64 MiB. Negative: no
+	// such limit. They matter only with Retain.
+	MaxKept, MaxKeptBytes int
 }
 
 // An Event is the payload of a message, as JSON.
@@ -104,9 +115,14 @@ type Presence struct {
 	held    []held              // connections that wait for the end of another one, oldest first
 	ready   []*message          // to be published
 	latest  map[string]*message // those of ready by topic, with Retain
-	lost    uint64              // messages
+	bytes   int                 // of ready
+	// Bytes of held
+	heldBytes int
+	lost      uint64 // messages
 
 	news chan struct{} // capacity 1: there is something in ready or held
+
+	kept kept // owned by Run
 }
 
 // A client is who is connected with one Client Identifier.
@@ -136,13 +152,22 @@ type message struct {
 func New(o Options) *Presence {
 	o.Prefix = cmp.Or(o.Prefix, defaultPrefix)
 	o.Keep = cmp.Or(o.Keep, defaultKeep)
-	if o.MaxWaiting <= 0 {
-		o.MaxWaiting = defaultWaiting
-	}
+	o.MaxWaiting = bound(o.MaxWaiting, defaultWaiting)
+	o.MaxWaitingBytes = bound(o.MaxWaitingBytes, defaultBytes)
 	return &Presence{
 		options: o, clients: make(map[string]*client), latest: make(map[string]*message),
 		news: make(chan struct{}, 1),
+		kept: kept{most: bound(o.MaxKept, defaultKept),
+			mostBytes: bound(o.MaxKeptBytes, defaultBytes), topics: make(map[string]*list.Element)},
 	}
+}
+
+// bound is what a limit stands for.
+func bound(limit, otherwise int) int {
+	if limit < 0 {
+		return math.MaxInt
+	}
+	return cmp.Or(limit, otherwise)
 }
 
 // Lost returns how many messages were not published: too many waited, or publish returned an error.
@@ -175,6 +200,10 @@ func (p *Presence) connected(e hooks.Connected) {
 		})
 		c.waiting = slices.Insert(c.waiting, i, x)
 		p.held = append(p.held, held{key, x, time.Now().Add(patience)})
+		p.heldBytes += x.size()
+		for len(p.held) > p.options.MaxWaiting || p.heldBytes > p.options.MaxWaitingBytes {
+			p.releaseLocked(time.Now()) // before its time
+		}
 		p.signal()
 	}
 }
@@ -188,7 +217,7 @@ func (p *Presence) disconnected(e hooks.Disconnected) {
 		gone.Reason = "Normal disconnection"
 	}
 	if e.Err != nil {
-		gone.Error = e.Err.Error()
+		gone.Error = cut(e.Err.Error())
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -224,24 +253,35 @@ func (p *Presence) advanceLocked(key string, c *client) {
 func (p *Presence) release(now time.Time) (next time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for ; len(p.held) > 0; p.held = p.held[1:] {
-		h := p.held[0]
-		c := p.clients[h.key]
-		if c == nil || !slices.Contains(c.waiting, h.of) {
-			continue
-		}
-		if h.until.After(now) {
+	for len(p.held) > 0 {
+		if h := &p.held[0]; h.until.After(now) && p.waitsLocked(h) {
 			return h.until
 		}
-		for slices.Contains(c.waiting, h.of) {
-			gone, code := c.current.Event, byte(packets.SessionTakenOver)
-			gone.State, gone.DisconnectedAt = "disconnected", &now
-			gone.ReasonCode, gone.Reason = &code, packets.SessionTakenOver.String()
-			c.current.ended = cmp.Or(c.current.ended, &gone)
-			p.advanceLocked(h.key, c)
-		}
+		p.releaseLocked(now)
 	}
 	return time.Time{}
+}
+
+// waitsLocked says whether the event of h waits still. p.mu is held.
+func (p *Presence) waitsLocked(h *held) bool {
+	c := p.clients[h.key]
+	return c != nil && slices.Contains(c.waiting, h.of)
+}
+
+// releaseLocked publishes the event that has waited longest, and what has to come before it. p.mu
+// is held.
+func (p *Presence) releaseLocked(now time.Time) {
+	h := p.held[0]
+	p.held = p.held[1:]
+	p.heldBytes -= h.of.size()
+	for p.waitsLocked(&h) {
+		c := p.clients[h.key]
+		gone, code := c.current.Event, byte(packets.SessionTakenOver)
+		gone.State, gone.DisconnectedAt = "disconnected", &now
+		gone.ReasonCode, gone.Reason = &code, packets.SessionTakenOver.String()
+		c.current.ended = cmp.Or(c.current.ended, &gone)
+		p.advanceLocked(h.key, c)
+	}
 }
 
 // sayLocked has e published. p.mu is held.
@@ -252,15 +292,24 @@ func (p *Presence) sayLocked(e *Event) {
 	}
 	if !p.options.Retain {
 		topic += "/" + e.State
-	} else if m := p.latest[topic]; m != nil { // nobody has seen it yet
-		m.Event = *e
-		return
 	}
-	if len(p.ready) >= p.options.MaxWaiting {
+	m, grown := p.latest[topic], 0 // not nil with Retain, if nobody has seen it yet
+	if m != nil {
+		grown = e.size() - m.size()
+	} else {
+		grown = len(topic) + e.size()
+	}
+	if m == nil && len(p.ready) >= p.options.MaxWaiting ||
+		grown > 0 && grown > p.options.MaxWaitingBytes-p.bytes {
 		p.lost++
 		return
 	}
-	m := &message{topic, *e}
+	p.bytes += grown
+	if m != nil {
+		m.Event = *e
+		return
+	}
+	m = &message{topic, *e}
 	p.ready = append(p.ready, m)
 	if p.options.Retain {
 		p.latest[topic] = m
@@ -284,7 +333,7 @@ func (p *Presence) Run(
 	defer timer.Stop()
 	for {
 		for m := p.take(); m != nil; m = p.take() {
-			if publish(ctx, m) != nil {
+			if p.publish(ctx, publish, m) != nil {
 				p.mu.Lock()
 				p.lost++
 				p.mu.Unlock()
@@ -302,24 +351,47 @@ func (p *Presence) Run(
 	}
 }
 
+// publish publishes m with send, and clears the retained messages that there is no room for then.
+func (p *Presence) publish(
+	ctx context.Context, send func(context.Context, *packets.Message) error, m *message,
+) error {
+	out := &packets.Message{Topic: m.topic, QoS: p.options.QoS, Retain: p.options.Retain}
+	out.Payload, _ = json.Marshal(m.Event) // has only types that JSON knows
+	out.SetContentType("application/json")
+	gone := p.options.Retain && m.State == "disconnected"
+	if gone && p.options.Keep > 0 {
+		out.SetExpiry(p.options.Keep)
+	}
+	if err := send(ctx, out); err != nil || !p.options.Retain {
+		return err
+	}
+	now := time.Now()
+	if p.kept.forget(m.topic); gone {
+		p.kept.add(out, now)
+	}
+	for topic := p.kept.surplus(now, p.options.Keep); topic != ""; {
+		empty := &packets.Message{Topic: topic, QoS: p.options.QoS, Retain: true}
+		if err := send(ctx, empty); err != nil {
+			return err // it is tried again behind the next message
+		}
+		p.kept.forget(topic)
+		topic = p.kept.surplus(now, p.options.Keep)
+	}
+	return nil
+}
+
 // take returns the next message, nil if there is none.
-func (p *Presence) take() *packets.Message {
+func (p *Presence) take() *message {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	if len(p.ready) == 0 {
-		p.mu.Unlock()
 		return nil
 	}
 	m := p.ready[0]
 	p.ready = p.ready[1:]
+	p.bytes -= len(m.topic) + m.size()
 	delete(p.latest, m.topic)
-	p.mu.Unlock()
-	out := &packets.Message{Topic: m.topic, QoS: p.options.QoS, Retain: p.options.Retain}
-	out.Payload, _ = json.Marshal(m.Event) // has only types that JSON knows
-	out.SetContentType("application/json")
-	if p.options.Retain && m.State == "disconnected" && p.options.Keep > 0 {
-		out.SetExpiry(p.options.Keep)
-	}
-	return out
+	return m
 }
 
 // key is the key of the client of e in Presence.clients.
@@ -336,9 +408,7 @@ func about(c *hooks.Client) Event {
 		Client: c.ID, Protocol: c.Version.String(), CleanStart: c.CleanStart, KeepAlive: c.KeepAlive,
 	}
 	e.User, _ = c.User()
-	if strings.HasPrefix(e.User, "eyJ") && strings.Count(e.User, ".") >= 2 {
-		e.User = "(a token)" // the User Name is a token
-	}
+	e.User = names.Shown(e.User)
 	if c.RemoteAddr != nil {
 		e.Address = c.RemoteAddr.String()
 	}
@@ -347,6 +417,14 @@ func about(c *hooks.Client) Event {
 	}
 	return e
 }
+
+// size is about how much memory e takes.
+func (e *Event) size() int {
+	return 512 + len(e.Client) + len(e.User) + len(e.Address) + len(e.Listener) + len(e.Error)
+}
+
+// cut returns at most 256 bytes of the text of an error.
+func cut(s string) string { return strings.ToValidUTF8(s[:min(len(s), 256)], "") }
 
 // level makes a level of a Topic Name of a text.
 func level(s string) string {
