@@ -34,9 +34,12 @@ var waits = map[string][]string{
 
 // What is in a bubble although the source of its tests does not show it, and why.
 var inBubbles = map[string]string{
-	"bypasses":   "a table, whose functions TestBypasses runs in bubbles",
-	"situations": "a table, whose functions TestExplainNamesTheCause runs in bubbles",
-	"ends":       "a table, whose functions run in bubbles (onStage)",
+	"bypasses":                      "a table, whose functions TestBypasses runs in bubbles",
+	"situations":                    "a table, whose functions TestExplainNamesTheCause runs in bubbles",
+	"ends":                          "a table, whose functions run in bubbles (onStage)",
+	"cluster/clustertest/logFaults": "a table, whose functions TestEachFaultIsFound runs in bubbles",
+	"cluster/clustertest/nodeFaults": "a table, whose functions TestEachFaultIsFound runs in " +
+		"bubbles",
 	"hooks/audit/Handle": "a slog.Handler, which the audit trail calls in the bubble of " +
 		"TestSlowHandler",
 	"hooks/webhook/RoundTrip": "an http.RoundTripper, which an http.Client calls; those tests " +

@@ -43,7 +43,7 @@ func checkRead(e *env) error {
 		}
 		for _, limit := range []int{1, 2, 100} {
 			if err := e.pages(filters, limit, match, end); err != nil {
-				return fmt.Errorf("Read of %q with limit %d: %w", filters, limit, err)
+				return fmt.Errorf("a Read of %q with limit %d: %w", filters, limit, err)
 			}
 		}
 	}
@@ -137,11 +137,11 @@ func checkBatch(e *env) error {
 	if err := e.settled(e.nodes[1], was); err != nil {
 		return err
 	}
-	return e.batchesThatAreRefused(n)
+	return e.batchesThatAreRefused(n, len(log))
 }
 
-// batchesThatAreRefused makes Commits that are no good as a whole.
-func (e *env) batchesThatAreRefused(n *node) error {
+// batchesThatAreRefused makes Commits that are no good as a whole. The partition has some records.
+func (e *env) batchesThatAreRefused(n *node, some int) error {
 	many := &cluster.Batch{}
 	for range n.limits.Batch + 1 {
 		many.Records = append(many.Records, e.record(0, "many"))
@@ -151,18 +151,18 @@ func (e *env) batchesThatAreRefused(n *node) error {
 	for what, b := range map[string]*cluster.Batch{"too many Records": many,
 		"a Record of no partition": bad} {
 		if err := n.Commit(e.ctx, b); err == nil || errors.Is(err, cluster.ErrClosed) {
-			return fmt.Errorf("Commit of %s returns %v", what, err)
+			return fmt.Errorf("a Commit of %s returns %v", what, err)
 		}
 	}
 	many.Records = many.Records[1:]
 	if err := n.put(e.ctx, many.Records...); err != nil {
-		return fmt.Errorf("Commit of as many Records as allowed: %w", err)
+		return fmt.Errorf("a Commit of as many Records as allowed: %w", err)
 	}
 	log, err := e.read(n, 0, many.Records[len(many.Records)-1].Pos)
 	if err != nil {
 		return err
 	}
-	return equal(log[len(log)-len(many.Records):], many.Records)
+	return equal(log[some:], many.Records)
 }
 
 func checkFull(e *env) error {
@@ -220,12 +220,12 @@ func checkLife(e *env) error {
 	ctx, stop := context.WithTimeout(e.ctx, patience)
 	defer stop()
 	if _, err := b.Start(ctx, cluster.Node{Name: "no name"}, n.handler()); err == nil {
-		return errors.New("Start takes a name with a blank")
+		return errors.New("a Start takes a name with a blank")
 	}
 	err = b.Close()
 	e.nodes[0] = nil
 	if err != nil {
-		return fmt.Errorf("Close before Start: %w", err)
+		return fmt.Errorf("a Close before Start: %w", err)
 	}
 	if err := e.startAll(); err != nil {
 		return err
@@ -233,7 +233,7 @@ func checkLife(e *env) error {
 	l := e.nodes[0].limits
 	if l.Partitions < 1 || l.Record < 1 || l.Value < 1 || l.Batch < 1 || l.Replicas < 1 ||
 		l.Incarnation == 0 {
-		return fmt.Errorf("Limits are %+v", l)
+		return fmt.Errorf("the Limits are %+v", l)
 	}
 	if err := e.takenName(ctx); err != nil {
 		return err
@@ -248,8 +248,13 @@ func checkLife(e *env) error {
 	err = n.Close()
 	e.nodes[0] = nil
 	if err != nil {
-		return fmt.Errorf("Close: %w", err)
+		return fmt.Errorf("a Close: %w", err)
 	}
+	return e.closed(ctx, n)
+}
+
+// closed makes all calls to a Backend that is closed.
+func (e *env) closed(ctx context.Context, n *node) error {
 	_, read := n.Read(ctx, 0, 0, nil, 1)
 	_, get := n.Get(ctx, "k")
 	_, call := n.Call(ctx, name(1), nil)
@@ -280,7 +285,7 @@ func (e *env) takenName(ctx context.Context) error {
 	err := e.nodes[2].Close()
 	e.nodes[2] = nil
 	if err != nil {
-		return fmt.Errorf("Close: %w", err)
+		return fmt.Errorf("a Close: %w", err)
 	}
 	b, err := e.Open(2)
 	if err != nil {
@@ -290,7 +295,7 @@ func (e *env) takenName(ctx context.Context) error {
 	e.nodes[2] = thief
 	_, err = b.Start(ctx, cluster.Node{Name: name(1)}, thief.handler())
 	if !errors.Is(err, cluster.ErrNameTaken) {
-		return fmt.Errorf("Start under the name of a live node returns %v, want %v", err,
+		return fmt.Errorf("a Start under the name of a live node returns %v, want %v", err,
 			cluster.ErrNameTaken)
 	}
 	if err := e.nodes[1].put(ctx, e.record(0, "t")); err != nil {

@@ -18,7 +18,7 @@ func (e *env) synced(n *node, add, drop []string) error {
 	ctx, stop := context.WithTimeout(e.ctx, patience)
 	defer stop()
 	if err := n.Synced(ctx); err != nil {
-		return fmt.Errorf("Synced on node %d: %w", n.at, err)
+		return fmt.Errorf("a Synced on node %d: %w", n.at, err)
 	}
 	return nil
 }
@@ -92,10 +92,10 @@ func checkCalls(e *env) error {
 	}
 	got, err := a.Call(e.ctx, name(1), []byte("hello"))
 	if err != nil {
-		return fmt.Errorf("Call: %w", err)
+		return fmt.Errorf("a Call: %w", err)
 	}
 	if string(got) != name(0)+":hello" {
-		return fmt.Errorf("Call returns %q", got)
+		return fmt.Errorf("a Call returns %q", got)
 	}
 	release, second := make(chan struct{}), make(chan struct{})
 	var once sync.Once
@@ -134,7 +134,7 @@ func checkCalls(e *env) error {
 	_, err = a.Call(e.ctx, name(1), []byte("fail"))
 	if failed := new(cluster.CallError); !errors.As(err, &failed) || failed.Node != name(1) ||
 		!strings.Contains(failed.Text, "this fails") {
-		return fmt.Errorf("Call returns %v, want the error of Handler.Called", err)
+		return fmt.Errorf("a Call returns %v, want the error of Handler.Called", err)
 	}
 	return e.callsThatFail(a, b)
 }
@@ -143,14 +143,14 @@ func checkCalls(e *env) error {
 func (e *env) callsThatFail(a, b *node) error {
 	began := time.Now()
 	if _, err := a.Call(e.ctx, "nobody", nil); !errors.Is(err, cluster.ErrNoNode) {
-		return fmt.Errorf("Call of an unknown node returns %v, want %v", err, cluster.ErrNoNode)
+		return fmt.Errorf("a Call of an unknown node returns %v, want %v", err, cluster.ErrNoNode)
 	}
 	if took := time.Since(began); took > time.Second {
-		return fmt.Errorf("Call of an unknown node takes %v", took)
+		return fmt.Errorf("a Call of an unknown node takes %v", took)
 	}
 	large := make([]byte, a.limits.Value+1)
 	if _, err := a.Call(e.ctx, name(1), large); !errors.Is(err, cluster.ErrTooLarge) {
-		return fmt.Errorf("Call with %d bytes returns %v, want %v", len(large), err,
+		return fmt.Errorf("a Call with %d bytes returns %v, want %v", len(large), err,
 			cluster.ErrTooLarge)
 	}
 	b.locked(func() {
@@ -162,7 +162,7 @@ func (e *env) callsThatFail(a, b *node) error {
 	ctx, stop := context.WithTimeout(e.ctx, 200*time.Millisecond)
 	defer stop()
 	if _, err := a.Call(ctx, name(1), nil); !errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Errorf("Call returns %v when its context has ended", err)
+		return fmt.Errorf("a Call returns %v when its context has ended", err)
 	}
 	done := make(chan error, 1)
 	go func() { // this function waits for it
@@ -176,11 +176,11 @@ func (e *env) callsThatFail(a, b *node) error {
 	select {
 	case err := <-done:
 		if !errors.Is(err, cluster.ErrNoNode) {
-			return fmt.Errorf("Call of a node that dies returns %v, want %v", err,
+			return fmt.Errorf("a Call of a node that dies returns %v, want %v", err,
 				cluster.ErrNoNode)
 		}
 	case <-limit.C:
-		return errors.New("Call of a node that has died does not return")
+		return errors.New("a Call of a node that has died does not return")
 	}
 	return e.start(1)
 }

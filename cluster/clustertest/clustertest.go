@@ -197,11 +197,11 @@ func (e *env) close() (err error) {
 			continue
 		}
 		if failed := n.Close(); failed != nil && err == nil {
-			err = fmt.Errorf("Close of node %d: %w", i, failed)
+			err = fmt.Errorf("a Close of node %d: %w", i, failed)
 		}
 	}
 	if failed := e.Engine.Close(); failed != nil && err == nil {
-		err = fmt.Errorf("Close of the engine: %w", failed)
+		err = fmt.Errorf("a Close of the engine: %w", failed)
 	}
 	return err
 }
@@ -225,7 +225,7 @@ func (e *env) startAll() error {
 func (e *env) start(i int) error {
 	b, err := e.Open(i)
 	if err != nil {
-		return fmt.Errorf("Open of node %d: %w", i, err)
+		return fmt.Errorf("an Open of node %d: %w", i, err)
 	}
 	n := newNode(b, i)
 	e.nodes[i] = n
@@ -236,7 +236,7 @@ func (e *env) start(i int) error {
 	defer stop()
 	n.limits, err = b.Start(ctx, cluster.Node{Name: name(i), Info: []byte(name(i))}, n.handler())
 	if err != nil {
-		return fmt.Errorf("Start of node %d: %w", i, err)
+		return fmt.Errorf("a Start of node %d: %w", i, err)
 	}
 	return nil
 }

@@ -11,13 +11,18 @@ import (
 	"github.com/dunlin-mqtt/dunlin/cluster"
 )
 
-// write commits batches of one to five records on a node, and returns them by partition in the
-// order in which they must be in the log.
-func (e *env) write(n *node, seed uint64, batches int) ([][]*cluster.Record, error) {
+// write commits batches of one to five records on a node until stop is closed, and returns them by
+// partition in the order in which they must be in the log.
+func (e *env) write(n *node, seed uint64, stop <-chan struct{}) ([][]*cluster.Record, error) {
 	random := rand.New(rand.NewPCG(seed, uint64(n.at)))
 	parts := n.limits.Partitions
 	written := make([][]*cluster.Record, parts)
-	for range batches {
+	for {
+		select {
+		case <-stop:
+			return written, nil
+		default:
+		}
 		var b []*cluster.Record
 		for range 1 + random.IntN(5) {
 			r := e.record(random.IntN(parts), fmt.Sprintf("%s/%d", name(n.at), random.IntN(3)))
@@ -29,9 +34,8 @@ func (e *env) write(n *node, seed uint64, batches int) ([][]*cluster.Record, err
 		for _, r := range b {
 			written[r.Part] = append(written[r.Part], r)
 		}
-		e.sleep(time.Duration(random.IntN(5)) * time.Millisecond)
+		e.sleep(time.Duration(random.IntN(40)) * time.Millisecond)
 	}
-	return written, nil
 }
 
 // verifyWritten compares the log with what the three nodes wrote.
@@ -117,11 +121,12 @@ func checkOrder(e *env) error {
 		e.isolate(2)
 		e.sleep(time.Second)
 		e.Heal()
+		e.sleep(100 * time.Millisecond)
 	}()
 	var written [3][][]*cluster.Record
 	seed := e.rand.Uint64()
 	err := e.together(func(i int) (err error) {
-		written[i], err = e.write(e.nodes[i], seed, 120)
+		written[i], err = e.write(e.nodes[i], seed, faults)
 		return err
 	})
 	<-faults
@@ -146,19 +151,17 @@ func checkFeeds(e *env) error {
 	if err := e.startAll(); err != nil {
 		return err
 	}
-	seed := e.rand.Uint64()
+	seed, stop := e.rand.Uint64(), make(chan struct{})
 	writing := make(chan error, 2)
-	for i := range 2 {
+	for _, n := range e.nodes[:2] {
 		go func() { // this function waits for it
-			_, err := e.write(e.nodes[i], seed, 250)
+			_, err := e.write(n, seed, stop)
 			writing <- err
 		}()
 	}
-	behind, err := e.beginnings(e.nodes[2])
-	if err != nil {
-		return err
-	}
-	faults := func() error {
+	var behind []uint64
+	faults := func() (err error) {
+		defer close(stop)
 		e.nodes[2].slow.Store(int64(30 * time.Millisecond))
 		e.sleep(300 * time.Millisecond)
 		e.nodes[2].slow.Store(0)
@@ -176,9 +179,10 @@ func checkFeeds(e *env) error {
 			return err
 		}
 		behind, err = e.beginnings(e.nodes[2])
+		e.sleep(500 * time.Millisecond)
 		return err
 	}
-	err = errors.Join(faults(), <-writing, <-writing)
+	err := errors.Join(faults(), <-writing, <-writing)
 	if err != nil {
 		return err
 	}
@@ -220,7 +224,7 @@ func checkCommitted(e *env) error {
 				return err
 			}
 			if page.UpTo >= r.Pos && (len(page.Records) == 0 || page.Records[0].Pos != r.Pos) {
-				return fmt.Errorf("Read on node %d up to %d has not the record at %d, which was "+
+				return fmt.Errorf("a Read on node %d up to %d has not the record at %d, which was "+
 					"committed", j, page.UpTo, r.Pos)
 			}
 		}
@@ -309,23 +313,31 @@ func checkOnce(e *env) error {
 				return err
 			}
 		}
-		end := e.record(key.Part, "end")
-		if err := e.nodes[0].put(e.ctx, end); err != nil {
+		if err := e.verifyOnce(key, 5); err != nil {
 			return err
 		}
-		log, err := e.read(e.nodes[1], key.Part, end.Pos)
-		if err != nil {
-			return err
+	}
+	return nil
+}
+
+// verifyOnce counts the records of race in the log.
+func (e *env) verifyOnce(key cluster.Key, want int) error {
+	end := e.record(key.Part, "end")
+	if err := e.nodes[0].put(e.ctx, end); err != nil {
+		return err
+	}
+	log, err := e.read(e.nodes[1], key.Part, end.Pos)
+	if err != nil {
+		return err
+	}
+	n := 0
+	for _, r := range log {
+		if r.Message.Topic == "once/"+key.Name {
+			n++
 		}
-		n := 0
-		for _, r := range log {
-			if r.Message.Topic == "once/"+key.Name {
-				n++
-			}
-		}
-		if n != 5 {
-			return fmt.Errorf("%d records with one Once are in the log, want 5", n)
-		}
+	}
+	if n != want {
+		return fmt.Errorf("%d records with one Once are in the log, want %d", n, want)
 	}
 	return nil
 }
@@ -334,7 +346,7 @@ func checkOnce(e *env) error {
 func (e *env) retained(n *node, part int, at *uint64) (all []*cluster.Record, err error) {
 	for r, err := range n.Retained(e.ctx, part, at) {
 		if err != nil {
-			return nil, fmt.Errorf("Retained on node %d: %w", n.at, err)
+			return nil, fmt.Errorf("a Retained on node %d: %w", n.at, err)
 		}
 		all = append(all, r)
 	}
@@ -367,15 +379,15 @@ type shot struct {
 func (s *shot) verify(log []*cluster.Record) error {
 	want := fold(log, s.at)
 	if len(want) != len(s.all) {
-		return fmt.Errorf("Retained at %d has %d messages, want %d", s.at, len(s.all), len(want))
+		return fmt.Errorf("a Retained at %d has %d messages, want %d", s.at, len(s.all), len(want))
 	}
 	for _, r := range s.all {
 		w := want[r.Message.Topic]
 		if w == nil {
-			return fmt.Errorf("Retained at %d has the topic %s", s.at, r.Message.Topic)
+			return fmt.Errorf("a Retained at %d has the topic %s", s.at, r.Message.Topic)
 		}
 		if err := same(r, w); err != nil {
-			return fmt.Errorf("Retained at %d: %w", s.at, err)
+			return fmt.Errorf("a Retained at %d: %w", s.at, err)
 		}
 	}
 	return nil
@@ -409,7 +421,7 @@ func checkRetained(e *env) error {
 				return err
 			}
 			if s.at < before {
-				return fmt.Errorf("Retained is at %d, and Records was at %d before", s.at, before)
+				return fmt.Errorf("a Retained is at %d, and Records was at %d before", s.at, before)
 			}
 			shots[i] = append(shots[i], s)
 		}

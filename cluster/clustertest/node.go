@@ -201,7 +201,7 @@ func (n *node) commit(ctx context.Context, b *cluster.Batch) error {
 	ctx, stop := context.WithTimeout(ctx, patience)
 	defer stop()
 	if err := n.Commit(ctx, b); err != nil {
-		return fmt.Errorf("Commit on node %d: %w", n.at, err)
+		return fmt.Errorf("a Commit on node %d: %w", n.at, err)
 	}
 	last := map[int]uint64{}
 	for _, r := range b.Records {
@@ -265,17 +265,17 @@ func (e *env) read(n *node, part int, upTo uint64) (all []*cluster.Record, err e
 	for {
 		page, err := n.Read(e.ctx, part, after, []string{"#", "$x/#"}, 17)
 		if err != nil {
-			return nil, fmt.Errorf("Read on node %d: %w", n.at, err)
+			return nil, fmt.Errorf("a Read on node %d: %w", n.at, err)
 		}
 		if page.UpTo < after {
-			return nil, fmt.Errorf("Read after %d has UpTo %d", after, page.UpTo)
+			return nil, fmt.Errorf("a Read after %d has UpTo %d", after, page.UpTo)
 		}
 		if page.Lost != 0 {
-			return nil, fmt.Errorf("Read has Lost %d, although nobody removed anything", page.Lost)
+			return nil, fmt.Errorf("a Read has Lost %d, although nobody removed anything", page.Lost)
 		}
 		for _, r := range page.Records {
 			if r.Pos <= after || r.Pos > page.UpTo {
-				return nil, fmt.Errorf("Read after %d has position %d and UpTo %d", after, r.Pos,
+				return nil, fmt.Errorf("a Read after %d has position %d and UpTo %d", after, r.Pos,
 					page.UpTo)
 			}
 			after = r.Pos
@@ -287,7 +287,7 @@ func (e *env) read(n *node, part int, upTo uint64) (all []*cluster.Record, err e
 		case page.UpTo >= upTo:
 			return all, nil
 		case time.Since(began) > patience:
-			return nil, fmt.Errorf("Read on node %d reaches position %d of %d only", n.at,
+			return nil, fmt.Errorf("a Read on node %d reaches position %d of %d only", n.at,
 				page.UpTo, upTo)
 		default:
 			e.sleep(5 * time.Millisecond)

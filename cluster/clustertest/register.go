@@ -151,7 +151,7 @@ func checkStale(e *env) error {
 	err = errors.Join(err, refused(b, first, "a value before the key was freed"),
 		refused(b, second, "a value before the key was freed"))
 	if err == nil && (third == first || third == second) {
-		err = fmt.Errorf("Rev %d comes again", third)
+		err = fmt.Errorf("the Rev %d comes again", third)
 	}
 	if err != nil {
 		return err
@@ -268,7 +268,7 @@ func (e *env) verifyList(want map[string]bool) error {
 					return true
 				}
 				if v.Rev == 0 {
-					failed = fmt.Errorf("List has the key %q with Rev 0", v.Key)
+					failed = fmt.Errorf("a List has the key %q with Rev 0", v.Key)
 				}
 				got[v.Key] = true
 			}
