@@ -146,7 +146,7 @@ type Config struct {
 	// MaxSessions bounds the Sessions, connected or not. A new one is refused with Quota exceeded
 	// (0x97). Default 1,000,000.
 	MaxSessions int
-	// The next seven bound what one principal makes the broker keep, over all its Sessions, so that
+	// The next eight bound what one principal makes the broker keep, over all its Sessions, so that
 	// one user cannot fill what all share. An Authenticator can lower them (hooks.Limits). Where
 	// all clients log in with one account, they are one principal, and these bounds, not the larger
 	// ones for all, are theirs: set them to none (negative) there. All clients without Principal
@@ -157,6 +157,10 @@ type Config struct {
 	// MaxSessionsPerPrincipal bounds its Sessions, connected or not. A new one is refused with
 	// Quota exceeded (0x97). Default: three quarters of MaxSessions.
 	MaxSessionsPerPrincipal int
+	// MaxConnectionsPerPrincipal bounds its accepted connections. Another one is refused with Quota
+	// exceeded (0x97), unless it takes over from one of them. Default: three quarters of
+	// MaxConnections.
+	MaxConnectionsPerPrincipal int
 	// MaxSubscriptionsPerPrincipal bounds its subscriptions. A subscription counts once more for
 	// each 128 bytes of its filter, and for each 8 levels if the filter has wildcards. Another one
 	// is refused in the SUBACK with Quota exceeded (0x97). Default: one for each 2 KiB of
@@ -586,6 +590,7 @@ func (c *Config) fillShares() {
 		limit(n, max(def, 1), math.MaxInt)
 	}
 	share(&c.MaxSessionsPerPrincipal, c.MaxSessions-c.MaxSessions/4)
+	share(&c.MaxConnectionsPerPrincipal, c.MaxConnections-c.MaxConnections/4)
 	share(&c.MaxSubscriptionsPerPrincipal, c.MaxMemory/2048)
 	share(&c.MaxRetainedPerPrincipal, c.MaxRetained-c.MaxRetained/4)
 	share(&c.MaxRetainedBytesPerPrincipal, c.MaxRetainedBytes-c.MaxRetainedBytes/4)

@@ -76,6 +76,9 @@ func (s *session) admitLocked(c *conn, a *attachment) error {
 	case others > 0 && !owner.Room(owners.Kept, grown) && !owner.Room(owners.Footprints, grown):
 		return recent.As(hooks.EndPrincipalLimit,
 			packets.Errorf(packets.QuotaExceeded, "the principal is at its limit of memory"))
+	case !s.out.linked && !owner.Room(owners.Connections, 1):
+		return recent.As(hooks.EndPrincipalLimit,
+			packets.Errorf(packets.QuotaExceeded, "too many connections of one principal"))
 	}
 	return nil
 }
@@ -84,8 +87,13 @@ func (s *session) admitLocked(c *conn, a *attachment) error {
 func (s *session) countLocked() {
 	n := s.bytesLocked(s.client, s.will)
 	s.b.memory.Recount(budget.Sessions, &s.footprint.counted, n)
-	if s.conn != nil && !s.ended {
-		n += s.conn.cost()
+	linked, more := s.conn != nil && !s.ended, int64(-1)
+	if linked {
+		n, more = n+s.conn.cost(), 1
+	}
+	if linked != s.out.linked {
+		s.out.owner.Add(owners.Connections, more)
+		s.out.linked = linked
 	}
 	n = min(n, math.MaxInt32)
 	if grown := int64(n) - int64(s.footprint.kept); grown != 0 {

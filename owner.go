@@ -80,6 +80,7 @@ func (b *Broker) ownerOf(m *message) (name string, ok bool) {
 func (c *Config) defaultLimits() owners.Limits {
 	return owners.Limits{
 		owners.Sessions:      int64(c.MaxSessionsPerPrincipal),
+		owners.Connections:   int64(c.MaxConnectionsPerPrincipal),
 		owners.Subscriptions: int64(c.MaxSubscriptionsPerPrincipal),
 		owners.Retained:      int64(c.MaxRetainedPerPrincipal),
 		owners.RetainedBytes: int64(c.MaxRetainedBytesPerPrincipal),
@@ -104,8 +105,9 @@ func ownFootprints(kept int64) int64 {
 func (b *Broker) ownerLimits(l *hooks.Limits) owners.Limits {
 	limits := b.cfg().defaultLimits()
 	for k, n := range [owners.Kinds]int{
-		owners.Sessions: l.Sessions, owners.Subscriptions: l.Subscriptions,
-		owners.Retained: l.Retained, owners.RetainedBytes: l.RetainedBytes,
+		owners.Sessions: l.Sessions, owners.Connections: l.Connections,
+		owners.Subscriptions: l.Subscriptions,
+		owners.Retained:      l.Retained, owners.RetainedBytes: l.RetainedBytes,
 		owners.QueuedBytes: l.AllQueuedBytes, owners.Kept: l.KeptBytes,
 	} {
 		if n > 0 {

@@ -20,6 +20,7 @@ import (
 // oneForAll lets one principal have all that there is: for tests of what all share.
 func oneForAll(c *Config) {
 	c.MaxSessionsPerPrincipal, c.MaxSubscriptionsPerPrincipal = -1, -1
+	c.MaxConnectionsPerPrincipal = -1
 	c.MaxRetainedPerPrincipal, c.MaxRetainedBytesPerPrincipal, c.MaxQueuedBytesPerPrincipal = -1,
 		-1, -1
 	c.MaxKeptBytesPerPrincipal = -1
@@ -45,6 +46,7 @@ func (b *Broker) owned() map[string]owners.Limits {
 		add(name, owners.Kept, placesCost(cap(s.out.flight))+int64(s.cursors.Bytes()))
 		if s.conn != nil {
 			n += int64(s.conn.cost())
+			add(name, owners.Connections, 1)
 			add(name, owners.Kept, int64(s.conn.readExtra().holdingAliases()))
 		}
 		add(name, owners.Kept, n)
@@ -151,6 +153,29 @@ var boundsOfPrincipals = map[string]func(r *principalRig){
 		c = r.connect(r.by("e", "u"))
 		r.refused(r.by("f", "u"), full)
 		for _, x := range []*testClient{a, b, a2, b2, c} {
+			x.close()
+		}
+	},
+	"connections": func(r *principalRig) {
+		_, err := r.b.Reconfigure(Config{MaxSessionsPerPrincipal: -1,
+			MaxConnectionsPerPrincipal: 2})
+		require.NoError(r.t, err)
+		a, b := r.connect(r.by("a", "u")), r.connect(r.by("b", "u"))
+		full := r.says(packets.QuotaExceeded, packets.ServerUnavailable)
+		r.refused(r.by("c", "u"), full)
+		r.connect(r.by("x", "v")).close()
+		a2 := r.connect(r.by("a", "u")) // takes its own over
+		fresh := r.by("b", "u")
+		fresh.CleanStart = true
+		b2 := r.connect(fresh) // and begins its own anew
+		r.refused(r.by("c", "u"), full)
+		a2.close() // the Session stays, the connection is free
+		c := r.connect(r.by("d", "u"))
+		r.refused(r.by("a", "u"), full)
+		require.True(r.t, deletes(r.t, r.b, "d"))
+		a3 := r.connect(r.by("a", "u"))
+		r.refused(r.by("d", "u"), full)
+		for _, x := range []*testClient{a, b, a2, b2, c, a3} {
 			x.close()
 		}
 	},

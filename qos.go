@@ -92,6 +92,7 @@ type sender struct {
 	lastID  uint16
 	counted uint16        // live, as it was counted last
 	stripe  budget.Stripe // of mem, for the places of this sender
+	linked  bool          // owner counts the connection that it sends to
 }
 
 // count counts the place of d, which has its message, in the queue or in flight.
@@ -313,7 +314,7 @@ func (s *sender) clear() {
 	s.addQueued(-s.queue.Len(), -s.bytes)
 	s.live = 0
 	s.countLive()
-	*s = sender{mem: s.mem, owner: s.owner, stripe: s.stripe}
+	*s = sender{mem: s.mem, owner: s.owner, stripe: s.stripe, linked: s.linked}
 }
 
 // compact moves the live deliveries to the front.

@@ -29,9 +29,9 @@ type configuration struct {
 // MinWildcardLevel, OverRate, QueueQoS0, Shared, SlowLinkRate, SysInterval, SystemTopics,
 // WriteTimeout.
 //
-// For new connections and their Sessions: ConnectTimeout, DisableTopicAlias, MaxConnectSize,
-// MaxDelayedPerPrincipal, MaxInflight, MaxKeepAlive, MaxKeptBytesPerPrincipal, MaxPacketSize,
-// MaxQoS, MaxQueuedBytes, MaxQueuedBytesPerPrincipal, MaxQueuedMessages,
+// For new connections and their Sessions: ConnectTimeout, DisableTopicAlias,
+// MaxConnectionsPerPrincipal, MaxConnectSize, MaxDelayedPerPrincipal, MaxInflight, MaxKeepAlive,
+// MaxKeptBytesPerPrincipal, MaxPacketSize, MaxQoS, MaxQueuedBytes, MaxQueuedBytesPerPrincipal, MaxQueuedMessages,
 // MaxRetainedBytesPerPrincipal, MaxRetainedPerPrincipal, MaxSessionExpiry, MaxSessionsPerPrincipal,
 // MaxSubscriptionsPerPrincipal, Overflow, PublishBytes, PublishRate, ReceiveMaximum,
 // TopicAliasMaximum, Versions. A principal has the limits and rates of its connection that came
@@ -96,7 +96,7 @@ var (
 		"SessionPerPrincipal",
 	}
 	ofPrincipals = []string{
-		"MaxDelayedPerPrincipal",
+		"MaxConnectionsPerPrincipal", "MaxDelayedPerPrincipal",
 		"MaxKeptBytesPerPrincipal",
 		"MaxQueuedBytesPerPrincipal", "MaxRetainedBytesPerPrincipal", "MaxRetainedPerPrincipal",
 		"MaxSessionsPerPrincipal", "MaxSubscriptionsPerPrincipal",

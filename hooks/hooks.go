@@ -168,11 +168,13 @@ type Limits struct {
 	TopicAliasMaximum uint16
 	DisableTopicAlias bool
 
-	// The next six bound the principal, over all its Sessions. They lower the fields of Config
+	// The next seven bound the principal, over all its Sessions. They lower the fields of Config
 	// whose names end in PerPrincipal. The grant of the most recent connection holds for all.
 
 	// Sessions is how many Sessions the principal may have, connected or not.
 	Sessions int
+	// Connections is how many accepted connections the principal may have.
+	Connections int
 	// Subscriptions is how many subscriptions the principal may have. A subscription counts once
 	// more for each 128 bytes of its filter, and for each 8 levels if the filter has wildcards.
 	Subscriptions int

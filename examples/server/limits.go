@@ -51,6 +51,8 @@ func (l *limits) flags(fs *flag.FlagSet, c *dunlin.Config) {
 		"bytes of retained messages (default 1 GiB)")
 	fs.IntVar(&c.MaxSessionsPerPrincipal, "max-sessions-user", 0,
 		"sessions of one user (default three quarters of 1000000, negative: no limit)")
+	fs.IntVar(&c.MaxConnectionsPerPrincipal, "max-connections-user", 0,
+		"connections of one user (default three quarters of 100000, negative: no limit)")
 	fs.IntVar(&c.MaxSubscriptionsPerPrincipal, "max-subscriptions-user", 0,
 		"subscriptions of one user (default one for each 2 KiB of -max-memory, negative: no limit)")
 	fs.IntVar(&c.MaxRetainedPerPrincipal, "max-retained-user", 0,

@@ -125,7 +125,8 @@ func TestFlagsOfLimits(t *testing.T) {
 		"-max-connecting", "9", "-max-retained-bytes", "5",
 		"-max-sessions-user", "1", "-max-subscriptions-user", "2", "-max-retained-user", "3",
 		"-max-retained-bytes-user", "4", "-max-queued-bytes-user", "-1",
-		"-max-kept-bytes-user", "6", "-max-delay", "1h", "-max-delayed-user", "7"})
+		"-max-kept-bytes-user", "6", "-max-delay", "1h", "-max-delayed-user", "7",
+		"-max-connections-user", "8"})
 	require.NoError(t, err)
 	require.Equal(t, 7.0, o.cfg.ConnectRate)
 	require.Equal(t, 3, o.cfg.MaxTakeovers)
@@ -133,8 +134,9 @@ func TestFlagsOfLimits(t *testing.T) {
 	require.Equal(t, 9, o.cfg.MaxConnecting)
 	require.Equal(t, 5, o.cfg.MaxRetainedBytes)
 	require.Equal(t, time.Hour, o.cfg.MaxDelay)
-	require.Equal(t, []int{1, 2, 3, 4, -1, 6, 7}, []int{o.cfg.MaxSessionsPerPrincipal,
+	require.Equal(t, []int{1, 2, 3, 4, -1, 6, 7, 8}, []int{o.cfg.MaxSessionsPerPrincipal,
 		o.cfg.MaxSubscriptionsPerPrincipal, o.cfg.MaxRetainedPerPrincipal,
 		o.cfg.MaxRetainedBytesPerPrincipal, o.cfg.MaxQueuedBytesPerPrincipal,
-		o.cfg.MaxKeptBytesPerPrincipal, o.cfg.MaxDelayedPerPrincipal})
+		o.cfg.MaxKeptBytesPerPrincipal, o.cfg.MaxDelayedPerPrincipal,
+		o.cfg.MaxConnectionsPerPrincipal})
 }

@@ -16,6 +16,7 @@ type Kind uint8
 // What is counted.
 const (
 	Sessions      Kind = iota
+	Connections        // that have a Session
 	Subscriptions      // by weight, see Weight
 	Retained           // retained messages
 	RetainedBytes
