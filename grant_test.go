@@ -30,6 +30,7 @@ type granted struct {
 	PublishRate    float64
 	PublishBytes   float64
 	Sessions       int // of the principal, as those that follow
+	Connections    int
 	Subscriptions  int
 	Retained       int
 	RetainedBytes  int
@@ -125,6 +126,7 @@ func TestWhatIsGrantedAtItsEdges(t *testing.T) {
 	}
 	for name, edit := range map[string]func(x *granted){
 		"Sessions":       func(x *granted) { x.Sessions = 1 },
+		"Connections":    func(x *granted) { x.Connections = 1 },
 		"Subscriptions":  func(x *granted) { x.Subscriptions = 1 },
 		"Retained":       func(x *granted) { x.Retained = 1 },
 		"RetainedBytes":  func(x *granted) { x.RetainedBytes = 1 },
@@ -181,7 +183,8 @@ func (r *guardRig) ask() (x granted) {
 	require.Equal(r.t, time.Duration(x.KeepAlive)*time.Second*3/2, s.conn.keepAlive)
 	x.QueuedMessages, x.QueuedBytes = int(s.quota.messages), s.quota.bytes
 	for k, n := range map[owners.Kind]*int{
-		owners.Sessions: &x.Sessions, owners.Subscriptions: &x.Subscriptions,
+		owners.Sessions: &x.Sessions, owners.Connections: &x.Connections,
+		owners.Subscriptions: &x.Subscriptions,
 		owners.Retained:      &x.Retained,
 		owners.RetainedBytes: &x.RetainedBytes, owners.QueuedBytes: &x.AllQueuedBytes,
 		owners.Kept: &x.KeptBytes,

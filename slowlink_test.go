@@ -16,8 +16,8 @@ import (
 func TestAtMaxConnectionsAClientMayReplaceItself(t *testing.T) {
 	for _, perPrincipal := range []bool{false, true} {
 		withRules(t, everything, func(c *Config) {
-			c.MaxConnections, c.SessionPerPrincipal = 1,
-				perPrincipal
+			c.MaxConnections, c.SessionPerPrincipal = 1, perPrincipal
+			c.MaxConnectionsPerPrincipal = -1
 		}, func(r *guardRig) {
 			away := r.connect(as("away", "u"))
 			away.close()
