@@ -43,6 +43,7 @@ func TestSessionsCountWithAllThatTheyHold(t *testing.T) {
 				c.send(&packets.Disconnect{Code: packets.DisconnectWithWill})
 				synctest.Wait()
 				c.close()
+				synctest.Wait()
 				require.Equal(r.t, r.b.holding(), r.b.counted())
 			}
 			most := r.b.memory.Limit() / 2
@@ -107,6 +108,7 @@ func TestConnectionsCount(t *testing.T) {
 			synctest.Wait()
 			require.LessOrEqual(r.t, r.b.memory.Of(budget.Connections), r.b.memory.Limit()/2,
 				"those that say nothing")
+			synctest.Wait()
 			require.NotPanics(r.t, func() { require.Equal(r.t, r.b.holding(), r.b.counted()) })
 			time.Sleep(time.Minute)
 			synctest.Wait()
@@ -151,6 +153,7 @@ func TestPlacesOfDeliveriesInFlightCount(t *testing.T) {
 					require.Equal(r.t, packets.TypePubrel, c.recv().(*packets.Ack).Kind)
 					got++
 				}
+				synctest.Wait()
 				require.Equal(r.t, r.b.holding(), r.b.counted())
 				c.close()
 				if sent += got; got < 256 {

@@ -46,7 +46,7 @@ func TestWhatIsGrantedAtItsEdges(t *testing.T) {
 	nan, inf := math.NaN(), math.Inf(1)
 	is := granted{ // as Config has it
 		0, 1024, 1 << 20, 60_000, 604_800, 16_384, 16 << 20, 0, 0,
-		750_000, 1 << 19, 750_000, 3 << 28, 1 << 29, (1 << 30) / 100 * 37, 2, 32,
+		750_000, 75_000, 1 << 19, 750_000, 3 << 28, 1 << 29, (1 << 30) / 100 * 37, 2, 32,
 	}
 	with := func(edit func(x *granted)) granted {
 		x := is

@@ -450,6 +450,7 @@ func TestSessionsWithLargeWillsOfOneUserLeaveRoomForOthers(t *testing.T) {
 		defer r.b.owners.Close(u)
 		require.Greater(t, n, 100)
 		require.LessOrEqual(t, u.Used(owners.Kept), int64(4<<20)/100*37)
+		synctest.Wait()
 		require.Equal(t, r.b.owned(), r.owned())
 		for i := range 20 {
 			anew := withWill(id(i), "u", 7000)

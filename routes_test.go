@@ -173,6 +173,7 @@ func TestTheTopicsOfAliasesAreBounded(t *testing.T) {
 		}
 		c.send(&packets.Publish{Topic: long(0), Properties: alias(2)})
 		c.nothing("two of them fit")
+		synctest.Wait()
 		require.Equal(t, r.b.holding(), r.b.counted())
 		require.Greater(t, r.b.memory.Of(budget.Sessions), int64(60_000))
 		c.send(&packets.Publish{Topic: long(0), Properties: alias(3)})
