@@ -31,11 +31,11 @@ type configuration struct {
 //
 // For new connections and their Sessions: ConnectTimeout, DisableTopicAlias,
 // MaxConnectionsPerPrincipal, MaxConnectSize, MaxDelayedPerPrincipal, MaxInflight, MaxKeepAlive,
-// MaxKeptBytesPerPrincipal, MaxPacketSize, MaxQoS, MaxQueuedBytes, MaxQueuedBytesPerPrincipal, MaxQueuedMessages,
-// MaxRetainedBytesPerPrincipal, MaxRetainedPerPrincipal, MaxSessionExpiry, MaxSessionsPerPrincipal,
-// MaxSubscriptionsPerPrincipal, Overflow, PublishBytes, PublishRate, ReceiveMaximum,
-// TopicAliasMaximum, Versions. A principal has the limits and rates of its connection that came
-// last.
+// MaxKeptBytesPerPrincipal, MaxPacketSize, MaxQoS, MaxQueuedBytes, MaxQueuedBytesPerPrincipal,
+// MaxQueuedMessages, MaxRetainedBytesPerPrincipal, MaxRetainedPerPrincipal, MaxSessionExpiry,
+// MaxSessionsPerPrincipal, MaxSubscriptionsPerPrincipal, Overflow, PublishBytes, PublishRate,
+// ReceiveMaximum, TopicAliasMaximum, Versions. A principal has the limits and rates of its
+// connection that came last.
 //
 // With another Broker only: DisableRetain, DisableShared, DisableSubscriptionIDs, DisableWildcards,
 // MaxDrops, MaxEnded, MaxMemory, MaxOverlapping, MaxUncommittedBytes, ResponseInformation,
