@@ -24,6 +24,7 @@ package memory
 import (
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"time"
 
@@ -115,8 +116,8 @@ func New(o Options) (*Engine, error) {
 	}{
 		{"Nodes", &o.Nodes, 3, 1, 9},
 		{"Partitions", &o.Partitions, 1, 1, 64},
-		{"MaxBytes", &o.MaxBytes, 64 << 20, 1024, 1 << 40},
-		{"Keep", &o.Keep, 1 << 40, 1, 1 << 40},
+		{"MaxBytes", &o.MaxBytes, 64 << 20, 1024, math.MaxInt32},
+		{"Keep", &o.Keep, math.MaxInt32, 1, math.MaxInt32},
 	} {
 		if *f.value == 0 {
 			*f.value = f.zero
