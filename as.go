@@ -22,8 +22,10 @@ type Publisher struct {
 	// Grant is what the Authenticator granted. Its MountPoint and the limits PublishRate,
 	// PublishBytes, PacketSize and MaxQoS hold. Nil: those of the Config.
 	Grant *hooks.Grant
-	// Wait waits as PublishWait does. Otherwise only Matched of the Outcome is filled in.
-	Wait bool
+	// Wait is how long PublishAs waits as PublishWait does, once the message is published. If that
+	// is over first the Outcome is that of the moment, and it is no error. Negative: no limit but
+	// that of the context. Zero: it does not wait, and of the Outcome only Matched is filled in.
+	Wait time.Duration
 }
 
 // PublishAs publishes m as p could as a client: past the Bans, the rates, the Authorizer and the
@@ -47,8 +49,8 @@ func (b *Broker) PublishAs(ctx context.Context, p Publisher, m *Message) (Outcom
 		return Outcome{}, err
 	}
 	l := local{from: out.From, client: p.Client, mount: g.MountPoint}
-	if p.Wait {
-		return b.publishWait(ctx, &out.Message, l)
+	if p.Wait != 0 {
+		return b.publishWait(ctx, &out.Message, l, p.Wait)
 	}
 	matched, err := b.publishLocal(ctx, &out.Message, l)
 	return Outcome{Matched: matched}, err
@@ -73,11 +75,15 @@ func (b *Broker) takes(p *Publisher, g *hooks.Grant, m *Message) error {
 	w := wire{qos: m.QoS, version: packets.V5}
 	n := publishSize(w, len(m.Topic), &message{Message: *m})
 	c := p.Client
-	key := signature(c.ID, c.Identity.Principal, b.names(c))
 	ip := guard.RemoteIP(c.RemoteAddr)
+	if err := b.barredVisitor(c, now); err != nil {
+		return err
+	}
+	limits := packets.Limits{UserProperties: cfg.MaxUserProperties}
+	if err := limits.Check(&packets.Publish{Properties: m.Properties}); err != nil {
+		return err
+	}
 	switch {
-	case b.guard.Bans.HasAddress(ip, now), b.bars(c, now) != nil, b.banned(BanSession, key, now):
-		return errBarred
 	case m.QoS > most:
 		return packets.Errorf(packets.QoSNotSupported, "QoS %d, at most %d is accepted", m.QoS,
 			most)

@@ -114,7 +114,7 @@ func TestPublishAs(t *testing.T) {
 			m := s.want(packets.TypePublish)[0].(*packets.Publish)
 			s.send(ack(packets.TypePuback, m.PacketID))
 		}()
-		out, err = st.b.PublishAs(st.t.Context(), Publisher{Client: u, Wait: true},
+		out, err = st.b.PublishAs(st.t.Context(), Publisher{Client: u, Wait: -1},
 			&Message{Topic: "t", QoS: 1})
 		require.NoError(t, err)
 		require.Equal(t, Outcome{Matched: 1, Acknowledged: 1}, out)

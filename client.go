@@ -134,11 +134,13 @@ type Outcome struct {
 // If ctx ends first the error is its cause, and the Outcome is that of the moment; the message
 // stays where it is. Other errors are those of Publish.
 func (b *Broker) PublishWait(ctx context.Context, m *Message) (Outcome, error) {
-	return b.publishWait(ctx, m, local{})
+	return b.publishWait(ctx, m, local{}, -1)
 }
 
-// publishWait is PublishWait as l has it.
-func (b *Broker) publishWait(ctx context.Context, m *Message, l local) (Outcome, error) {
+// publishWait is PublishWait as l has it. If limit is not negative it waits so long at most.
+func (b *Broker) publishWait(
+	ctx context.Context, m *Message, l local, limit time.Duration,
+) (Outcome, error) {
 	r := &receipt{pending: 1, done: make(chan struct{})}
 	l.receipt = r
 	_, err := b.publishLocal(ctx, m, l)
@@ -146,9 +148,16 @@ func (b *Broker) publishWait(ctx context.Context, m *Message, l local) (Outcome,
 		return Outcome{}, err
 	}
 	r.leave(0, 0)
+	var over <-chan time.Time
+	if limit >= 0 {
+		t := time.NewTimer(limit)
+		defer t.Stop()
+		over = t.C
+	}
 	lock.NoneHeld("a wait")
 	select {
 	case <-r.done:
+	case <-over:
 	case <-ctx.Done():
 		err = context.Cause(ctx)
 	case <-b.ctx.Done():

@@ -106,7 +106,7 @@ func (b *Broker) give(ctx context.Context, k given.Key, list []hooks.Subscriptio
 	x := b.given.Put(k, given.Lasting, list...)
 	giver{b}.Changed(k, filters)
 	if x == nil {
-		return nil
+		return b.settled(ctx)
 	}
 	err := b.journal.WaitAdded(ctx, x)
 	if err != nil && ctx.Err() == nil && !errors.Is(err, ErrBrokerClosed) {
@@ -129,9 +129,18 @@ func (b *Broker) takeGiven(ctx context.Context, k given.Key, filters []string) (
 	removed, x := b.given.Remove(k, filters...)
 	giver{b}.Changed(k, removed)
 	if x == nil {
-		return len(removed), nil
+		return len(removed), b.settled(ctx)
 	}
 	return len(removed), b.journal.WaitFollowing(ctx, x)
+}
+
+// settled waits for what others have just changed: nothing is left to do for who calls, but it may
+// not be durable yet.
+func (b *Broker) settled(ctx context.Context) error {
+	if b.journal == nil {
+		return nil
+	}
+	return b.journal.Sync(ctx)
 }
 
 // findMembers makes the Sessions that there are members of their principals.

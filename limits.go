@@ -84,16 +84,29 @@ var errSlowed = packets.Errorf(packets.ConnectionRateExceeded,
 // whether a nil error accepts the client, or the hook wants to hear more. The error is a
 // *packets.Error.
 func (c *conn) asks(hook func(known bool) (decided bool, err error)) error {
-	b, table, client := c.b, c.b.logins, c.client
+	who := c.b.whoIs(c.client)
+	who.Again = c.accepted
+	return c.b.asks(c.client, who, hook)
+}
+
+// whoIs says what the failed authentications of a client count for.
+func (b *Broker) whoIs(client *hooks.Client) logins.Who {
 	ip := guard.RemoteIP(client.RemoteAddr)
 	who := logins.Who{
 		Addr: guard.Network(ip), Name: client.Username, Named: client.HasUsername,
-		Again:  c.accepted,
 		Exempt: !ip.IsValid() || !b.cfg().strict.failures && guard.Local(ip),
 	}
 	if !who.Named {
 		who.Name = client.ID
 	}
+	return who
+}
+
+// asks is that of conn.
+func (b *Broker) asks(
+	client *hooks.Client, who logins.Who, hook func(known bool) (decided bool, err error),
+) error {
+	table := b.logins
 	x, ok := table.Begin(who, time.Now())
 	if !ok {
 		b.log.Debug("authentication is slowed down", "address", who.Addr, "client", client.ID)

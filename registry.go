@@ -485,6 +485,9 @@ func (b *Broker) confirm(t *turn, c *conn, a *attachment, x *journal.Batch) erro
 	if err == nil && a.granted != nil {
 		err = b.journal.WaitAdded(b.ctx, a.granted)
 	}
+	if err != nil && a.granted != nil {
+		b.given.Doubt(s)
+	}
 	refused := !resumes && err != nil
 	if s.stored == 0 && errors.Is(err, journal.ErrNotStored) {
 		// nothing of s has to be stored, and the end of the Session before it is tried until it is

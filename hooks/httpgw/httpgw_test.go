@@ -1,82 +1,17 @@
 package httpgw
 
 import (
-	"bufio"
-	"context"
 	"encoding/json"
 	"fmt"
-	"io"
-	"log/slog"
-	"maps"
 	"net/http"
-	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/dunlin-mqtt/dunlin"
-	"github.com/dunlin-mqtt/dunlin/hooks"
-	"github.com/dunlin-mqtt/dunlin/packets"
 )
-
-// An opened is a door over a broker where users have their name as the password, and each the
-// topics below the name.
-type opened struct {
-	t   *testing.T
-	b   *dunlin.Broker
-	h   *Handler
-	url string
-}
-
-func open(t *testing.T, edit func(o *Options)) *opened {
-	users := hooks.AuthenticatorFunc(func(_ context.Context, r *hooks.ConnectRequest) error {
-		if r.Connect.Username == "" || string(r.Connect.Password) != r.Connect.Username {
-			return packets.Errorf(packets.BadUserNameOrPassword, "no")
-		}
-		return nil
-	})
-	rules := hooks.AuthorizerFunc(func(_ context.Context, r *hooks.AccessRequest) error {
-		if strings.HasPrefix(r.Topic, r.Client.Identity.Principal+"/") {
-			return nil
-		}
-		return packets.Errorf(packets.NotAuthorized, "no")
-	})
-	b, err := dunlin.New(dunlin.Config{Authenticator: users, Authorizer: rules,
-		Logger: slog.New(slog.DiscardHandler)})
-	require.NoError(t, err)
-	o := Options{Authenticator: users, Authorizer: rules, Origins: []string{"https://page.example"}}
-	if edit != nil {
-		edit(&o)
-	}
-	h, err := New(b, o)
-	require.NoError(t, err)
-	s := httptest.NewServer(h)
-	t.Cleanup(func() {
-		h.Close()
-		s.Close()
-		b.Close()
-	})
-	return &opened{t, b, h, s.URL}
-}
-
-// do sends a request of a user and returns the status and the body.
-func (d *opened) do(user, method, path, body string) (int, string) {
-	d.t.Helper()
-	r, err := http.NewRequest(method, d.url+path, strings.NewReader(body))
-	require.NoError(d.t, err)
-	if user != "" {
-		r.SetBasicAuth(user, user)
-	}
-	a, err := http.DefaultClient.Do(r)
-	require.NoError(d.t, err)
-	defer a.Body.Close()
-	text, err := io.ReadAll(a.Body)
-	require.NoError(d.t, err)
-	return a.StatusCode, string(text)
-}
 
 func TestPublishAndReadRetained(t *testing.T) {
 	d := open(t, func(o *Options) { o.MaxBody = 10 })
@@ -88,7 +23,8 @@ func TestPublishAndReadRetained(t *testing.T) {
 	require.Equal(t, "one", text)
 	code, text = d.do("ann", "GET", "/retained?filter=ann/%23", "")
 	require.Equal(t, 200, code)
-	require.JSONEq(t, `[{"topic":"ann/a","payload":"b25l","qos":1,"retain":true}]`, text)
+	require.JSONEq(t, `{"messages":[{"topic":"ann/a","payload":"b25l","qos":1,"retain":true,
+		"contentType":"text/x"}],"after":""}`, text)
 	sub, err := d.b.Subscribe(t.Context(), "ann/#", &dunlin.SubscribeOptions{QoS: 1,
 		RetainHandling: dunlin.RetainHandlingSkip})
 	require.NoError(t, err)
@@ -97,225 +33,230 @@ func TestPublishAndReadRetained(t *testing.T) {
 	}()
 	_, text = d.do("ann", "POST", "/topics/ann/b?qos=1&wait=60", "two")
 	require.JSONEq(t, `{"matched":1,"acknowledged":1,"lost":0}`, text)
-
-	for _, x := range []struct {
-		user, method, path, body string
-		want                     int
-	}{
-		{"", "POST", "/topics/ann/a", "x", 401},
-		{"bob", "POST", "/topics/ann/a", "x", 403},
-		{"bob", "GET", "/topics/ann/a", "", 403},
-		{"bob", "GET", "/retained?filter=%23", "", 403},
-		{"bob", "GET", "/events?filter=ann/%23", "", 403},
-		{"bob", "GET", "/poll?filter=ann/%23", "", 403},
-		{"bob", "GET", "/events?filter=$share/g/bob/x", "", 400},
-		{"ann", "GET", "/topics/ann/none", "", 404},
-		{"ann", "POST", "/topics/ann/%23", "x", 400},
-		{"ann", "POST", "/topics/ann/a?qos=3", "x", 400},
-		{"ann", "POST", "/topics/ann/a", "more than ten bytes", 413},
-		{"ann", "POST", "/topics/$SYS/a", "x", 403},
-		{"ann", "DELETE", "/topics/ann/a", "", 405},
-	} {
-		code, text := d.do(x.user, x.method, x.path, x.body)
-		require.Equal(t, x.want, code, "%s %s: %s", x.method, x.path, text)
-	}
+	a, _ := d.ask(call{method: "POST", path: "/topics/ann/b", body: "three",
+		head: [][2]string{{"Authorization", "Bearer token of ann"}}})
+	require.Equal(t, 200, a.StatusCode, "a token is a password")
+	code, _ = d.do("ann", "POST", "/topics/ann/b", "more than ten bytes")
+	require.Equal(t, 413, code)
 	require.NoError(t, d.b.Ban(dunlin.Ban{Kind: dunlin.BanUser, Value: "ann"}))
 	code, _ = d.do("ann", "GET", "/topics/ann/a", "")
 	require.Equal(t, 403, code)
 }
 
-// A stream reads events.
-type stream struct {
-	lines *bufio.Scanner
-	last  string
-	close func()
-}
-
-func (d *opened) stream(filter, last string) *stream {
-	d.t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	r, err := http.NewRequestWithContext(ctx, "GET", d.url+"/events?filter="+filter, nil)
-	require.NoError(d.t, err)
-	r.SetBasicAuth("ann", "ann")
-	r.Header.Set("Last-Event-ID", last)
-	a, err := http.DefaultClient.Do(r)
-	require.NoError(d.t, err)
-	require.Equal(d.t, 200, a.StatusCode)
-	end := func() { cancel(); a.Body.Close() }
-	d.t.Cleanup(end)
-	return &stream{lines: bufio.NewScanner(a.Body), close: end}
-}
-
-// next returns the payload of the next event.
-func (s *stream) next(t *testing.T) string {
-	t.Helper()
-	for s.lines.Scan() {
-		if id, ok := strings.CutPrefix(s.lines.Text(), "id: "); ok {
-			s.last = id
-		}
-		if data, ok := strings.CutPrefix(s.lines.Text(), "data: "); ok {
-			var e event
-			if json.Unmarshal([]byte(data), &e) != nil {
-				return "lost " + data
-			}
-			return string(e.Payload)
-		}
+// The properties of a message go in as headers, and come out with events.
+func TestPropertiesTravel(t *testing.T) {
+	d := open(t, nil)
+	a, text := d.ask(call{"ann", "POST", "/topics/ann/a?retain=1", "x", [][2]string{
+		{contentType, "text/plain"}, {responseTopic, "ann/r"}, {correlation, "AP8="},
+		{userProperty, "a=1"}, {userProperty, "a=b=c"}, {payloadFormat, "1"},
+	}})
+	require.Equal(t, 200, a.StatusCode, text)
+	_, text = d.do("ann", "GET", "/retained?filter=ann/%2B", "")
+	require.JSONEq(t, `{"messages":[{"topic":"ann/a","payload":"eA==","qos":0,"retain":true,
+		"contentType":"text/plain","responseTopic":"ann/r","correlation":"AP8=",
+		"user":[["a","1"],["a","b=c"]]}],"after":""}`, text)
+	for _, h := range [][2]string{{contentType, "\xff"}, {responseTopic, "a/#"},
+		{correlation, "?"}, {userProperty, "none"}, {userProperty, "\xff=1"},
+		{payloadFormat, "2"}, {userProperty, "a=" + strings.Repeat("x", 65_536)},
+		{correlation, strings.Repeat("AAAA", 30_000)}} {
+		a, _ := d.ask(call{"ann", "POST", "/topics/ann/a", "x", [][2]string{h}})
+		require.Equal(t, 400, a.StatusCode, "%.50q", h)
 	}
-	return "the end"
+	many := slices.Repeat([][2]string{{userProperty, "a=b"}}, 1001)
+	a, _ = d.ask(call{"ann", "POST", "/topics/ann/a", "x", many})
+	require.Equal(t, 429, a.StatusCode, "MaxUserProperties holds")
 }
 
-func (d *opened) publish(payload string) {
-	d.t.Helper()
-	code, text := d.do("ann", "POST", "/topics/ann/a?qos=1", payload)
-	require.Equal(d.t, 200, code, text)
-}
-
-func TestEventsResumeWhereTheyWere(t *testing.T) {
-	d := open(t, func(o *Options) { o.Keep = 3 })
-	s := d.stream("ann/a", "")
-	d.publish("one")
-	require.Equal(t, "one", s.next(t))
-	first := s.last
-	d.publish("two")
-	require.Equal(t, "two", s.next(t))
-	s.close()
-	d.publish("three")
-	s = d.stream("ann/a", s.last)
-	require.Equal(t, "three", s.next(t))
-	d.publish("four")
-	require.Equal(t, "four", s.next(t))
-	s = d.stream("ann/a", first)
-	for _, want := range []string{"two", "three", "four"} {
-		require.Equal(t, want, s.next(t))
-	}
-	d.publish("five")
-	require.Equal(t, "five", s.next(t))
-	s = d.stream("ann/a", first)
-	require.Equal(t, "lost 1", s.next(t), "only three are kept")
-	require.Equal(t, "three", s.next(t))
-	s = d.stream("ann/a", "another-7")
-	require.Equal(t, "lost 0", s.next(t))
-
-	poll := func(after string, wait int) (events []event, next string) {
-		path := fmt.Sprintf("/poll?filter=ann/a&after=%s&wait=%d", after, wait)
-		code, text := d.do("ann", "GET", path, "")
-		require.Equal(t, 200, code, text)
-		var got struct {
-			Events []event
-			After  string
-		}
-		require.NoError(t, json.Unmarshal([]byte(text), &got))
-		return got.Events, got.After
-	}
-	none, after := poll("", 0)
-	require.Empty(t, none)
-	d.publish("six")
-	events, after := poll(after, 60)
-	require.Equal(t, "six", string(events[0].Payload))
-	none, _ = poll(after, 0)
-	require.Empty(t, none)
-	require.Equal(t, "six", s.next(t))
-	d.h.Close()
-	require.Equal(t, "the end", s.next(t))
-}
-
-// A reader that takes nothing holds up nobody.
-func TestAFrozenReaderCostsTheOthersNothing(t *testing.T) {
-	d := open(t, func(o *Options) { o.Keep = 2000 })
-	frozen := d.stream("ann/a", "")
-	var all []*stream
-	for range 20 {
-		all = append(all, d.stream("ann/a", ""))
-	}
-	payload := strings.Repeat("x", 20_000)
-	began := time.Now()
-	for i := range 100 {
-		m := &dunlin.Message{Topic: "ann/a", Payload: []byte(fmt.Sprint(i, " ", payload))}
+// An answer with retained messages says where to go on.
+func TestASubtreeComesInParts(t *testing.T) {
+	d := open(t, nil)
+	d.h.subtreeBytes = 1000
+	d.grant.MountPoint = "m/"
+	want := map[string]bool{}
+	for i := range 25 {
+		m := &dunlin.Message{Topic: fmt.Sprintf("m/ann/%02d", i), Payload: make([]byte, 60),
+			Retain: true}
+		want[m.Topic[2:]] = true
 		require.NoError(t, d.b.Publish(t.Context(), m))
 	}
-	for _, s := range all {
-		s.lines.Buffer(nil, 1<<20)
-		for i := range 100 {
-			text, _, _ := strings.Cut(s.next(t), " ")
-			require.Equal(t, fmt.Sprint(i), text)
+	require.NoError(t, d.b.Publish(t.Context(),
+		&dunlin.Message{Topic: "m/ann/secret", Payload: []byte("x"), Retain: true}))
+	parts := 0
+	for after, more := "", true; more; parts++ {
+		code, text := d.do("ann", "GET", "/retained?filter=ann/%23&after="+after, "")
+		require.Equal(t, 200, code)
+		require.Less(t, len(text), 1200)
+		var a struct {
+			Messages []event
+			After    string
 		}
+		require.NoError(t, json.Unmarshal([]byte(text), &a))
+		for _, m := range a.Messages {
+			require.True(t, want[m.Topic], "each comes once: %s", m.Topic)
+			delete(want, m.Topic)
+		}
+		after, more = a.After, a.After != ""
 	}
-	require.Less(t, time.Since(began), streamWrite, "nobody waited for the frozen one")
-	frozen.close()
+	require.Empty(t, want)
+	require.Greater(t, parts, 1)
 }
 
-// The file describes the paths that there are.
-func TestTheOpenAPIFileHasAllRoutes(t *testing.T) {
-	d := open(t, nil)
-	var file struct{ Paths map[string]map[string]any }
+// A document is what openapi.json says, as far as it is looked at.
+type document struct {
+	Paths map[string]map[string]struct {
+		Parameters []struct{ Name string }
+		Responses  map[string]struct {
+			Content map[string]struct{ Schema map[string]any }
+		}
+	}
+	Components struct {
+		Schemas map[string]struct {
+			Required   []string
+			Properties map[string]map[string]any
+		}
+	}
+}
+
+// Each route gives the answers that the file describes, and no others, and takes the parameters
+// that it describes.
+func TestEachRouteIsAsItsOpenAPIFileSays(t *testing.T) {
+	d := open(t, func(o *Options) { o.MaxBody, o.MaxPerUser = 10, 1 })
+	var file document
 	_, text := d.do("", "GET", "/openapi.json", "")
 	require.NoError(t, json.Unmarshal([]byte(text), &file))
-	var described []string
+	var described, routes []string
 	for path, methods := range file.Paths {
 		for method := range methods {
 			described = append(described, strings.ToUpper(method)+" "+path)
 		}
 	}
-	var routes []string
-	for pattern := range maps.Keys(d.h.routes()) {
-		routes = append(routes, strings.ReplaceAll(pattern, "...", ""))
+	for _, r := range d.h.routes {
+		routes = append(routes, r.method+" "+r.path)
 	}
-	slices.Sort(routes)
-	slices.Sort(described)
-	require.Equal(t, routes, described)
+	require.ElementsMatch(t, routes, described)
+	d.do("ann", "POST", "/topics/ann/a?retain=1", "kept")
+
+	// What makes each route answer with a status. 429 and 503 are the same for all.
+	valid := map[string]string{"/topics/{topic}": "/topics/ann/a", "/topics": "/topics?topic=ann/a",
+		"/retained": "/retained?filter=ann/%23", "/poll": "/poll?filter=ann/%23",
+		"/events": "/events?filter=ann/%23"}
+	wrong := map[string]string{"/topics/{topic}": "/topics/ann/%23", "/topics": "/topics?topic=",
+		"/retained": "/retained?filter=$share/g/ann/%23", "/poll": "/poll?filter=ann/%23&wait=x",
+		"/events": "/events?filter=ann/%23/x"}
+	for path, methods := range file.Paths {
+		for method, op := range methods {
+			method = strings.ToUpper(method)
+			for status, response := range op.Responses {
+				c := call{"ann", method, valid[path], "", nil}
+				switch status {
+				case "200":
+					if path == "/openapi.json" {
+						c.path = path
+					}
+				case "400":
+					c.path = wrong[path]
+				case "401":
+					c.user = ""
+				case "403":
+					c.user = "bob"
+				case "404":
+					c.path = strings.ReplaceAll(c.path, "ann/a", "ann/none")
+				case "413":
+					c.body = "more than ten bytes"
+				case "429":
+					require.NoError(t, d.h.users.begin("user ann"))
+				case "503":
+					continue // below
+				}
+				if path == "/events" && status == "200" {
+					s := d.stream("ann/%23", "")
+					s.close()
+					d.gone("ann")
+					continue
+				}
+				a, text := d.ask(c)
+				at := fmt.Sprint(method, " ", path, " ", status, ": ", text)
+				require.Equal(t, status, fmt.Sprint(a.StatusCode), at)
+				if status == "429" {
+					d.h.users.end("user ann")
+				}
+				media, _, _ := strings.Cut(a.Header.Get("Content-Type"), ";")
+				require.Contains(t, response.Content, media, at)
+				file.check(t, at, response.Content[media].Schema, text)
+			}
+			require.True(t, path == "/openapi.json" || len(op.Responses) >= 6)
+		}
+	}
+	d.b.Close()
+	for path := range valid {
+		code, _ := d.do("ann", "GET", valid[path], "")
+		require.Equal(t, 503, code, path)
+	}
 }
 
-// Pages of other sites may come in if they are named.
+// check compares an answer with its schema, two levels deep.
+func (f *document) check(t *testing.T, at string, schema map[string]any, text string) {
+	t.Helper()
+	ref, _ := schema["$ref"].(string)
+	if ref == "" {
+		return
+	}
+	of, ok := f.Components.Schemas[strings.TrimPrefix(ref, "#/components/schemas/")]
+	require.True(t, ok, at)
+	var got map[string]json.RawMessage
+	require.NoError(t, json.Unmarshal([]byte(text), &got), at)
+	for name := range got {
+		require.Contains(t, of.Properties, name, at)
+	}
+	for _, name := range of.Required {
+		require.Contains(t, got, name, at)
+	}
+	for name, value := range got {
+		var items []json.RawMessage
+		if inner, ok := of.Properties[name]["items"].(map[string]any); ok &&
+			json.Unmarshal(value, &items) == nil {
+			for _, item := range items {
+				f.check(t, at+" "+name, inner, string(item))
+			}
+		}
+	}
+}
+
+// Pages of other sites may come in if they are named, and only then.
 func TestOrigins(t *testing.T) {
 	d := open(t, nil)
 	for origin, want := range map[string]string{"https://page.example": "https://page.example",
 		"https://evil.example": ""} {
-		r, _ := http.NewRequest("OPTIONS", d.url+"/topics/ann/a", nil)
-		r.Header.Set("Origin", origin)
-		a, err := http.DefaultClient.Do(r)
-		require.NoError(t, err)
-		a.Body.Close()
+		a, _ := d.ask(call{"", "OPTIONS", "/topics/ann/a", "", [][2]string{{"Origin", origin}}})
 		require.Equal(t, want, a.Header.Get("Access-Control-Allow-Origin"))
+		require.Empty(t, a.Header.Get("Access-Control-Allow-Credentials"))
 	}
-}
-
-// What somebody makes the door keep has bounds: filters, and the bytes of events.
-func TestWhatIsKeptForReadersHasBounds(t *testing.T) {
-	x := open(t, func(o *Options) { o.MaxFilters, o.KeepBytes = 2, 1000 })
-	f := &x.h.feeds
-	v := &visitor{client: &hooks.Client{}}
-	v.client.Identity.Principal = "ann"
-	var all []*feed
-	for _, filter := range []string{"ann/1", "ann/2"} {
-		one, err := f.enter(v, filter)
-		require.NoError(t, err)
-		all = append(all, one)
+	host := strings.TrimPrefix(d.s.URL, "http://")
+	for _, x := range []struct {
+		head [2]string
+		want int
+	}{
+		{[2]string{"Origin", "https://page.example"}, 200},
+		{[2]string{"Origin", "http://" + host}, 200},
+		{[2]string{"Origin", "https://evil.example"}, 403},
+		{[2]string{"Origin", "https://page.example.evil.example"}, 403},
+		{[2]string{"Origin", "null"}, 403},
+		{[2]string{"Sec-Fetch-Site", "cross-site"}, 403},
+		{[2]string{"Sec-Fetch-Site", "same-site"}, 403},
+		{[2]string{"Sec-Fetch-Site", "same-origin"}, 200},
+	} {
+		for _, media := range []string{"text/plain", "application/x-www-form-urlencoded"} {
+			a, _ := d.ask(call{"ann", http.MethodPost, "/topics/ann/a", "x",
+				[][2]string{x.head, {"Content-Type", media}}})
+			require.Equal(t, x.want, a.StatusCode, "%v", x.head)
+		}
+		a, _ := d.ask(call{"ann", http.MethodGet, "/poll?filter=ann/a", "", [][2]string{x.head}})
+		require.Equal(t, x.want, a.StatusCode, "%v", x.head)
 	}
-	_, err := f.enter(v, "ann/3")
-	require.Equal(t, packets.QuotaExceeded, packets.CodeOf(err))
-
-	one := all[0]
-	one.mu.Lock()
-	for range 5 {
-		one.keepLocked(event{Topic: "a", Payload: make([]byte, 300)})
+	for _, bad := range []string{"page.example", "https://page.example/", "*", ""} {
+		_, err := New(d.b, Options{Origins: []string{bad}})
+		require.ErrorContains(t, err, "Origins", bad)
 	}
-	one.keepLocked(event{Topic: "a", Payload: make([]byte, 2000)})
-	one.keepLocked(event{Topic: "b", Payload: make([]byte, 400)})
-	one.mu.Unlock()
-	require.LessOrEqual(t, f.bytes.Load(), int64(1000))
-	events, lost, next, _ := one.from(0)
-	require.EqualValues(t, 6, lost)
-	require.Len(t, events, 1)
-	require.EqualValues(t, 7, next)
-
-	for i, one := range all {
-		f.leave(one)
-		f.mu.Lock()
-		require.Equal(t, len(all)-i, len(f.of))
-		require.True(t, f.endIdleLocked())
-		f.mu.Unlock()
-	}
-	require.Empty(t, f.users)
-	f.tasks.Wait()
-	require.Zero(t, f.bytes.Load())
+	_, err := New(d.b, Options{Keep: -1})
+	require.Error(t, err)
 }

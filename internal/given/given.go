@@ -49,6 +49,8 @@ const (
 type record struct {
 	number uint64               // in the store; 0: it is not there
 	subs   []hooks.Subscription // in the order of their filters
+	// The store may not have all of it: what is put next is written as if it were new
+	doubtful bool
 }
 
 // find returns the place of the subscription to filter. r may be nil.
@@ -129,12 +131,13 @@ func (t *Table[M, B]) putLocked(k Key, l Lifetime, list []hooks.Subscription) (o
 		if l == Lasting {
 			r.number = t.handler.Next()
 		}
-		if r.number != 0 {
-			ops = append(ops, r.put(k))
-		}
+		r.doubtful = true
+	}
+	if r.doubtful && r.number != 0 {
+		ops = append(ops, r.put(k))
 	}
 	for _, s := range list {
-		if at, found := r.find(s.Filter); found && r.subs[at] == s {
+		if at, found := r.find(s.Filter); found && r.subs[at] == s && !r.doubtful {
 			continue
 		}
 		r.set(s)
@@ -146,7 +149,19 @@ func (t *Table[M, B]) putLocked(k Key, l Lifetime, list []hooks.Subscription) (o
 			ops = append(ops, op)
 		}
 	}
+	r.doubtful = false
 	return ops
+}
+
+// Doubt notes that the store may not have taken what Resume has put for m: a Resume that follows
+// writes it all.
+func (t *Table[M, B]) Doubt(m M) {
+	k := t.handler.Keys(m)[0]
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if r := t.of[k]; r != nil {
+		r.doubtful = true
+	}
 }
 
 // put is what the store keeps of r beside its subscriptions.

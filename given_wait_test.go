@@ -1,0 +1,136 @@
+package dunlin
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/given"
+	"github.com/dunlin-mqtt/dunlin/internal/journal"
+	"github.com/dunlin-mqtt/dunlin/packets"
+	"github.com/dunlin-mqtt/dunlin/store"
+)
+
+// This file is what waits until a subscription that the server makes is durable.
+
+// givenIn says whether operations put a subscription of the server to filter.
+func givenIn(ops []store.Op, filter string) bool {
+	for _, op := range ops {
+		if s, ok := op.(*store.PutSubscription); ok && s.Filter == filter {
+			return true
+		}
+	}
+	return false
+}
+
+// fillBatch has the next operation complete the batch that is pending.
+func (st *stage) fillBatch() {
+	const batchBytes = 16 << 20 // of package journal
+	op := &store.Publish{Message: &store.Message{Message: packets.Message{Topic: "t"}}}
+	op.Message.Payload = make([]byte, batchBytes-journal.Weigh(op))
+	st.b.journal.Add(op)
+}
+
+// A CONNACK waits for the record of its Grant, also where that is not in the batch of the Session.
+func TestAConnackWaitsForItsGrant(t *testing.T) {
+	onStage(t, func(st *stage) {
+		st.cfg.Authenticator = users(map[string][]hooks.Subscription{"s": {served("granted", 1)}})
+		st.restart(func(c *Config) { c.MaxUncommittedBytes = 64 << 20 })
+		gate, apart := make(chan struct{}), atomic.Bool{}
+		st.store.mu.Lock()
+		st.store.before = func(ops []store.Op) error {
+			if givenIn(ops, "granted") {
+				<-gate
+				return nil
+			}
+			for _, op := range ops {
+				s, ok := op.(*store.PutSession)
+				if ok && !strings.HasPrefix(s.ClientID, given.Prefix) {
+					apart.Store(true)
+				}
+			}
+			return nil
+		}
+		st.store.mu.Unlock()
+		st.fillBatch()
+		p := st.dial("s", packets.V5, false, 3600, named("u"))
+		synctest.Wait()
+		early := p.got()
+		close(gate)
+		require.True(t, apart.Load(), "the Session was durable")
+		require.Empty(t, early, "the Grant was not")
+		synctest.Wait()
+		p.want(packets.TypeConnack)
+	})
+}
+
+// The store had no room for a Grant, and refused the client. The same Grant is written when the
+// client comes again.
+func TestAGrantThatWasNotStoredIsWrittenAgain(t *testing.T) {
+	onStage(t, func(st *stage) {
+		grants := map[string][]hooks.Subscription{}
+		st.cfg.Authenticator = users(grants)
+		st.restart(func(*Config) {})
+		p, _ := st.comes("s", "u", packets.V5)
+		p.goes()
+		grants["s"] = []hooks.Subscription{served("a", 1), served("b", 1)}
+		st.store.refuse(func(op store.Op) bool { return givenIn([]store.Op{op}, "a") })
+		p = st.dial("s", packets.V5, false, 3600, named("u"))
+		for _, x := range p.got() {
+			a, ok := x.(*packets.Connack)
+			require.False(t, ok && a.Code == packets.Success, "nothing is durable")
+		}
+		p.goes()
+		st.roomAgain()
+		p, _ = st.comes("s", "u", packets.V5)
+		p.goes()
+		st.crash()
+		st.publish("a", "1")
+		st.publish("b", "2")
+		_, got := st.comes("s", "u", packets.V5)
+		require.Equal(t, []string{"1", "2"}, got)
+	})
+}
+
+// Somebody who asks for what another call is just making, or ending, waits for that as well.
+func TestASecondCallWaitsForTheFirst(t *testing.T) {
+	onStage(t, func(st *stage) {
+		ctx := st.t.Context()
+		calls := map[string]func() error{
+			"subscribe": func() error { return st.b.SubscribeClient(ctx, "s", served("a", 1)) },
+			"unsubscribe": func() error {
+				_, err := st.b.UnsubscribeClient(ctx, "s", "a")
+				return err
+			},
+		}
+		for _, name := range []string{"subscribe", "unsubscribe"} {
+			release := st.store.hold()
+			var done atomic.Int32
+			for range 2 {
+				go func() { // until the store is released
+					if calls[name]() == nil {
+						done.Add(1)
+					}
+				}()
+				synctest.Wait()
+			}
+			require.Zero(t, done.Load(), name)
+			release()
+			synctest.Wait()
+			require.EqualValues(t, 2, done.Load(), name)
+		}
+		gone, cancel := context.WithCancelCause(ctx)
+		release := st.store.hold()
+		cause := errors.New("no patience")
+		time.AfterFunc(time.Second, func() { cancel(cause) })
+		require.ErrorIs(t, st.b.SubscribeClient(gone, "s", served("a", 1)), cause)
+		release()
+	})
+}

@@ -1,0 +1,140 @@
+package httpgw
+
+import (
+	"encoding/json"
+	"io"
+	"net/http"
+	"strings"
+
+	"github.com/dunlin-mqtt/dunlin"
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// This file is the retained messages: GET /topics and GET /retained.
+
+// An event is a message as readers get it.
+type event struct {
+	Topic         string      `json:"topic"`
+	Payload       []byte      `json:"payload"` // base64
+	QoS           byte        `json:"qos"`
+	Retain        bool        `json:"retain"`
+	ContentType   string      `json:"contentType,omitempty"`
+	ResponseTopic string      `json:"responseTopic,omitempty"`
+	Correlation   []byte      `json:"correlation,omitempty"` // base64
+	User          [][2]string `json:"user,omitempty"`
+}
+
+func newEvent(m *dunlin.Message, mount string) event {
+	e := event{Topic: strings.TrimPrefix(m.Topic, mount), Payload: m.Payload, QoS: byte(m.QoS),
+		Retain: m.Retain}
+	if e.Payload == nil {
+		e.Payload = []byte{}
+	}
+	if len(m.Properties) == 0 {
+		return e
+	}
+	e.ContentType, _ = m.Properties.Text(packets.ContentType)
+	e.ResponseTopic, _ = m.Properties.Text(packets.ResponseTopic)
+	e.Correlation, _ = m.Properties.Bytes(packets.CorrelationData)
+	for name, value := range m.Properties.User() {
+		e.User = append(e.User, [2]string{name, value})
+	}
+	return e
+}
+
+// encode returns the JSON of an event.
+func (e *event) encode() []byte {
+	b, err := json.Marshal(e)
+	if err != nil {
+		panic("BUG: " + err.Error()) // nothing in it can fail
+	}
+	return b
+}
+
+// retained is GET /topics/TOPIC.
+func (h *Handler) retained(w http.ResponseWriter, r *http.Request, v *visitor) {
+	topic := topicOf(r)
+	group, _, err := packets.SplitShared(topic)
+	if err != nil || group != "" || !packets.ValidTopicName(topic) {
+		fail(w, packets.Errorf(packets.TopicNameInvalid, "%.100q is not a Topic Name; use "+
+			"/retained for a filter", topic))
+		return
+	}
+	if err = h.b.MayRead(r.Context(), v.client, &v.grant, topic); err == nil {
+		err = h.b.MayReceive(r.Context(), v.client, &v.grant, topic)
+	}
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	for m := range h.b.Retained(v.grant.MountPoint + topic) {
+		// never one that a browser would run
+		w.Header().Set("Content-Type", "application/octet-stream")
+		patiently(w).Write(m.Payload)
+		return
+	}
+	http.Error(w, "no retained message", http.StatusNotFound)
+}
+
+// filterOf is the Topic Filter of a request. A group is an error: what one member reads the others
+// would not get.
+func filterOf(r *http.Request) (string, error) {
+	filter := r.URL.Query().Get("filter")
+	group, _, err := packets.SplitShared(filter)
+	if err == nil && group != "" {
+		err = packets.Errorf(packets.TopicFilterInvalid, "a shared subscription is not possible")
+	}
+	return filter, err
+}
+
+// What one answer with retained messages has at most: so many, and so many bytes of JSON, but
+// always the first.
+const (
+	maxSubtree      = 10_000
+	maxSubtreeBytes = 8 << 20
+)
+
+// subtree is GET /retained.
+func (h *Handler) subtree(w http.ResponseWriter, r *http.Request, v *visitor) {
+	filter, err := filterOf(r)
+	if err == nil {
+		err = h.b.MayRead(r.Context(), v.client, &v.grant, filter)
+	}
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	mount := v.grant.MountPoint
+	after := r.URL.Query().Get("after")
+	if after != "" {
+		after = mount + after + "\x00" // no topic is between the two
+	}
+	w.Header().Set("Content-Type", "application/json")
+	out := patiently(w)
+	io.WriteString(out, `{"messages":[`)
+	n, size, last, more := 0, 0, "", false
+	for _, m := range h.b.RetainedFrom(mount+filter, after) {
+		topic := strings.TrimPrefix(m.Topic, mount)
+		if h.b.MayReceive(r.Context(), v.client, &v.grant, topic) != nil {
+			continue
+		}
+		e := newEvent(m, mount)
+		text := e.encode()
+		if size += len(text); n > 0 && (n == maxSubtree || size > h.subtreeBytes) {
+			more = true
+			break
+		}
+		if n++; n > 1 {
+			text = append([]byte{','}, text...)
+		}
+		if _, err := out.Write(text); err != nil {
+			return // the client has gone
+		}
+		last = topic
+	}
+	if !more {
+		last = ""
+	}
+	end, _ := json.Marshal(last) // a string
+	io.WriteString(out, `],"after":`+string(end)+"}\n")
+}
