@@ -25,6 +25,8 @@ func actionRoutes() []route {
 		act("unban", (*call).unban, unbanBody{}),
 		act("clear-retained", (*call).clearRetained, clearBody{}),
 		act("publish", (*call).publish, publishBody{}),
+		act("subscribe", (*call).subscribe, subscribeBody{}),
+		act("unsubscribe", (*call).unsubscribe, unsubscribeBody{}),
 		act("drain", (*call).startDrain, drainBody{}),
 		act("undrain", (*call).undrain, undrainBody{}),
 	}

@@ -22,7 +22,7 @@
 // # Against other pages
 //
 // A page of another site can make the browser of an operator send requests. A Handler refuses those
-// that change something and come from another origin, and all whose Host is not one of
+// that come from another origin, except links to the dashboard, and all whose Host is not one of
 // Options.Hosts, so that a name that an attacker points at this address (DNS rebinding) is of no
 // use. Client Identifiers, topics and payloads are texts that clients choose: no page shows them as
 // HTML, and the Content-Security-Policy lets no script run but the one that is embedded here.
@@ -90,7 +90,8 @@ type Options struct {
 	// is well, not why.
 	OpenProbes bool
 	// Audit is told of each action after it. It may be called by several goroutines. Nil: actions
-	// only go to the Logger. The Handler keeps the last 500 either way.
+	// only go to the Logger. The Handler keeps the last 500 either way, and the last 500 kinds of
+	// requests that were refused because their user may not act.
 	Audit func(Record)
 	// Logger gets the actions at Info, and refused requests at Debug. Nil: slog.Default.
 	Logger *slog.Logger
@@ -127,6 +128,8 @@ type Handler struct {
 	routes  []route
 	cross   *http.CrossOriginProtection
 	audit   ring[Record]
+	refused ring[Record]  // of users who may not act
+	looks   *places       // for requests that look at many things
 	streams chan struct{} // a place for each open stream
 
 	ctx    context.Context // ends with Close
@@ -143,7 +146,7 @@ type desk struct {
 	hub     hub
 	drain   drain
 	traces  traces
-	sorting sync.Mutex // held while all Sessions are looked at for one request
+	whole   *places // for requests that look at all Sessions or retained messages
 }
 
 // New returns a Handler for the brokers, by their names. A name is shown, and stands in paths of
@@ -164,10 +167,12 @@ func New(brokers map[string]*dunlin.Broker, o Options) *Handler {
 		names:   slices.Sorted(maps.Keys(brokers)),
 		cross:   http.NewCrossOriginProtection(),
 		audit:   ring[Record]{most: keptRecords},
+		refused: ring[Record]{most: keptRecords},
+		looks:   newPlaces(looksAtOnce),
 		streams: make(chan struct{}, o.MaxStreams),
 	}
 	for name, b := range brokers {
-		d := &desk{name: name, b: b, events: o.Events[name]}
+		d := &desk{name: name, b: b, events: o.Events[name], whole: newPlaces(sortsAtOnce)}
 		d.traces.recorder = o.Traces[name]
 		d.history.most = int(kept / o.Interval)
 		h.brokers[name] = d

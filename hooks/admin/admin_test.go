@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -193,13 +194,29 @@ func TestActionsAreAudited(t *testing.T) {
 }
 
 func TestARingKeepsTheNewest(t *testing.T) {
+	values := func(all []counted[int]) (out []int) {
+		for _, x := range all {
+			out = append(out, x.value)
+		}
+		return out
+	}
 	r := ring[int]{most: 3}
 	require.Empty(t, r.newest(5))
 	for i := range 8 {
-		r.add(i)
+		r.add("", i)
 	}
-	require.Equal(t, []int{7, 6, 5}, r.newest(5))
-	require.Equal(t, []int{7, 6}, r.newest(2))
+	require.Equal(t, []int{7, 6, 5}, values(r.newest(5)))
+	require.Equal(t, []int{7, 6}, values(r.newest(2)))
+	for i := range 100 {
+		r.add("flood", i)
+	}
+	require.Equal(t, []int{99, 7, 6}, values(r.newest(5)), "a flood is one value")
+	require.EqualValues(t, 100, r.newest(1)[0].count)
+	for i := range 3 {
+		r.add(strconv.Itoa(i), i)
+	}
+	require.Equal(t, []int{2, 1, 0}, values(r.newest(5)))
+	require.Len(t, r.by, 3, "keys go with their values")
 }
 
 func TestBasic(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"mime"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/dunlin-mqtt/dunlin"
 	"github.com/dunlin-mqtt/dunlin/packets"
@@ -20,7 +21,8 @@ import (
 type problem struct {
 	status        int
 	code, message string
-	count         *int // the count to confirm, if code is "count"
+	count         *int          // the count to confirm, if code is "count"
+	retryAfter    time.Duration // when it may work; 0: nobody knows
 }
 
 func (p *problem) Error() string { return p.message }
@@ -76,6 +78,9 @@ type errorText struct {
 
 func answerProblem(w http.ResponseWriter, err error) {
 	p := asProblem(err)
+	if p.retryAfter > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(int(p.retryAfter/time.Second)))
+	}
 	answerJSON(w, p.status, errorAnswer{errorText{p.code, p.message, p.count}})
 }
 

@@ -114,8 +114,9 @@ func (b *basic) known(key [32]byte, from netip.Addr) (Role, error) {
 		return x.role, nil
 	}
 	if w := b.wrong[from]; !before && w.n >= basicFailures && now.Before(w.until) {
-		return RoleNone, fail(http.StatusTooManyRequests, "slow_down",
-			"too many wrong passwords have come from your network: wait a minute")
+		return RoleNone, &problem{status: http.StatusTooManyRequests, code: "slow_down",
+			retryAfter: basicWindow,
+			message:    "too many wrong passwords have come from your network: wait a minute"}
 	}
 	return RoleNone, nil
 }

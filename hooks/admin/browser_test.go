@@ -304,7 +304,7 @@ func everyPage(t *testing.T, w *browser) {
 	b.connect(odd...)
 	b.retain("home/kitchen/temperature", "home", "<b>x</b>/<script>alert(1)</script>", "\u202e/x")
 	for _, id := range odd {
-		events.ring.add(securityEvent{What: "refused", Client: id, User: id, About: id, Reason: id})
+		events.refused.add("", securityEvent{What: "refused", Client: id, User: id, About: id, Reason: id})
 	}
 	b.act(1, "ban", `{"kind":"client","value":"<i>x</i>","reason":"<b>why</b>"}`)
 	w.visit(b)

@@ -14,19 +14,20 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin"
+	"github.com/dunlin-mqtt/dunlin/hooks/internal/names"
 )
 
 // This file is the clients: their list, and one of them.
 
 func clientRoutes() []route {
 	return []route{
-		{method: "GET", path: ofBroker + "/clients", role: RoleRead, serve: (*call).clients,
+		{method: "GET", path: ofBroker + "/clients", role: RoleRead, serve: (*call).clients, looks: true,
 			params: []string{"after", "limit", "sort", "id", "prefix", "user", "address", "listener",
 				"connected"}, answer: clientPage{}},
-		{method: "GET", path: ofBroker + "/client", role: RoleRead, serve: (*call).client,
+		{method: "GET", path: ofBroker + "/client", role: RoleRead, serve: (*call).client, looks: true,
 			params: []string{"id"}, answer: clientView{}},
 		{method: "GET", path: ofBroker + "/subscriptions", role: RoleRead,
-			serve: (*call).subscriptions, params: []string{"id", "after", "limit"},
+			serve: (*call).subscriptions, looks: true, params: []string{"id", "after", "limit"},
 			answer: page[subscriptionView]{}},
 	}
 }
@@ -85,6 +86,8 @@ type subscriptionView struct {
 	QoS               int    `json:"qos"`
 	NoLocal           bool   `json:"no_local,omitempty"`
 	RetainAsPublished bool   `json:"retain_as_published,omitempty"`
+	// ByServer says that the server made it: the action subscribe, or the program.
+	ByServer bool `json:"by_server,omitempty"`
 }
 
 // A clientPage is a page of clients.
@@ -101,7 +104,7 @@ var looks = 20_000
 
 func asClient(s *dunlin.SessionInfo) clientView {
 	c := clientView{
-		ID: s.ClientID, Principal: s.Principal, User: s.Principal,
+		ID: s.ClientID, Principal: names.Shown(s.Principal), User: names.Shown(s.Principal),
 		Subscriptions: s.SubscriptionCount, Queued: s.Queued, QueuedBytes: s.QueuedBytes,
 		OldestQueued: s.OldestQueued, Inflight: s.Inflight, AwaitingPubrel: s.AwaitingPubrel,
 		Dropped: s.Dropped.Total(), DroppedBy: dropsBy(s.Dropped), WillTopic: s.WillTopic,
@@ -119,7 +122,7 @@ func asClient(s *dunlin.SessionInfo) clientView {
 	}
 	c.Connected, c.Bridge = true, x.Bridge
 	if name, ok := x.User(); ok {
-		c.User = name
+		c.User = names.Shown(name)
 	}
 	if x.RemoteAddr != nil {
 		c.Remote = x.RemoteAddr.String()
@@ -132,6 +135,11 @@ func asClient(s *dunlin.SessionInfo) clientView {
 		c.TLS = tls.VersionName(x.TLS.Version)
 	}
 	return c
+}
+
+// size is about how many bytes of text c has.
+func (c *clientView) size() int {
+	return 1024 + len(c.ID) + len(c.Principal) + len(c.User) + len(c.WillTopic)
 }
 
 // dropsBy are counts by the names of their reasons.
@@ -204,7 +212,7 @@ func (c *call) clients() error {
 	if by := c.text("sort"); by != "" && by != "id" {
 		return c.clientsBy(by, after, limit, &f)
 	}
-	page := clientPage{Items: []clientView{}}
+	page, room, last := clientPage{Items: []clientView{}}, newPager(limit), after
 	if f.prefix > after {
 		after = beforeAll(f.prefix)
 	}
@@ -217,8 +225,13 @@ func (c *call) clients() error {
 		}
 		page.Looked++
 		if x := asClient(&s); f.wants(&x) {
+			if !room.takes(x.size()) {
+				page.Next = encodeCursor(last)
+				break
+			}
 			page.Items = append(page.Items, x)
 		}
+		last = place
 		if len(page.Items) == limit || page.Looked == looks || c.r.Context().Err() != nil {
 			page.Next = encodeCursor(place)
 			break
@@ -259,8 +272,7 @@ type ranked struct {
 	place  string
 }
 
-// clientsBy lists those with the largest figures. It looks at all of them, one request at a time
-// for each broker.
+// clientsBy lists those with the largest figures. It looks at all of them.
 func (c *call) clientsBy(by, after string, limit int, f *clientFilter) error {
 	figure := figures[by]
 	if figure == nil {
@@ -271,8 +283,11 @@ func (c *call) clientsBy(by, after string, limit int, f *clientFilter) error {
 	if err != nil {
 		return err
 	}
-	c.desk.sorting.Lock()
-	defer c.desk.sorting.Unlock()
+	give, err := c.takeWhole()
+	if err != nil {
+		return err
+	}
+	defer give()
 	page, best := clientPage{Items: []clientView{}}, []ranked{}
 	for place, s := range c.desk.b.SessionsFrom("") {
 		page.Looked++
@@ -294,11 +309,14 @@ func (c *call) clientsBy(by, after string, limit int, f *clientFilter) error {
 		best = slices.Insert(best, at, x)
 		best = best[:min(len(best), limit+1)] // one more, to know whether there is a next page
 	}
-	for i, x := range best[:min(len(best), limit)] {
-		page.Items = append(page.Items, x.clientView)
-		if i == limit-1 && len(best) > limit {
+	room := newPager(limit)
+	for i := range best {
+		if !room.takes(best[i].size()) {
+			x := &best[i-1]
 			page.Next = encodeCursor(strconv.FormatInt(x.figure, 10) + " " + x.place)
+			break
 		}
+		page.Items = append(page.Items, best[i].clientView)
 	}
 	return c.answer(page)
 }
@@ -361,15 +379,16 @@ func (c *call) subscriptions() error {
 	if err != nil {
 		return err
 	}
-	page := page[subscriptionView]{Items: []subscriptionView{}}
+	page, room := page[subscriptionView]{Items: []subscriptionView{}}, newPager(limit)
 	for cursor, x := range c.desk.b.SubscriptionsFrom(s.ClientID, after) {
-		if len(page.Items) == limit {
+		if !room.takes(128 + len(x.Filter)) {
 			page.Next = encodeCursor(after)
 			break
 		}
 		after = cursor
 		page.Items = append(page.Items, subscriptionView{Filter: x.Filter, QoS: int(x.QoS),
-			NoLocal: x.NoLocal, RetainAsPublished: x.RetainAsPublished})
+			NoLocal: x.NoLocal, RetainAsPublished: x.RetainAsPublished,
+			ByServer: x.ByServer})
 	}
 	return c.answer(page)
 }

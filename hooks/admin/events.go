@@ -2,27 +2,32 @@ package admin
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
+	"fmt"
+	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/hooks/internal/names"
 )
 
 // This file is what happens, as it happens: security events, and the stream of events.
 
 func eventRoutes() []route {
 	return []route{
-		{method: "GET", path: ofBroker + "/stats", role: RoleRead, serve: (*call).stats,
+		{method: "GET", path: ofBroker + "/stats", role: RoleRead, serve: (*call).stats, looks: true,
 			answer: statsView{}},
 		{method: "GET", path: ofBroker + "/history", role: RoleRead, serve: (*call).past,
 			answer: historyView{}},
 		{method: "GET", path: ofBroker + "/events", role: RoleRead, serve: (*call).stream},
-		{method: "GET", path: ofBroker + "/security", role: RoleRead, serve: (*call).security,
+		{method: "GET", path: ofBroker + "/security", role: RoleRead, serve: (*call).security, looks: true,
 			params: []string{"limit"}, answer: page[securityEvent]{}},
-		{method: "GET", path: ofBroker + "/bans", role: RoleRead, serve: (*call).bans,
-			answer: page[banView]{}},
+		{method: "GET", path: ofBroker + "/bans", role: RoleRead, serve: (*call).bans, looks: true,
+			params: []string{"after", "limit"}, answer: page[banView]{}},
 	}
 }
 
@@ -32,8 +37,8 @@ func (c *call) stats() error { return c.answer(asStats(c.desk.b, time.Now())) }
 // past has the samples of the last hour.
 func (c *call) past() error { return c.answer(c.desk.history.all()) }
 
-// keptEvents is how many security events are kept of each broker.
-const keptEvents = 1000
+// keptEvents is how many security events of each kind are kept of each broker.
+const keptEvents = 500
 
 // A securityEvent is something that the operator of a broker should know of.
 type securityEvent struct {
@@ -46,42 +51,70 @@ type securityEvent struct {
 	// About is the topic or filter, or what was banned.
 	About  string `json:"about,omitempty"`
 	Reason string `json:"reason,omitempty"`
+	// Count is how many there were like this one: refusals from one address with one Reason Code,
+	// denials of one client. First is when the first one was.
+	Count uint64    `json:"count"`
+	First time.Time `json:"first"`
 }
 
-// Events keeps the last 1,000 security events of a broker, so that a Handler can show them. Its
-// Observer belongs into the Config of the broker, and Events itself into the Options of the
-// Handler.
-type Events struct{ ring ring[securityEvent] }
+// Events keeps the last 500 security events of each kind of a broker, so that a Handler can show
+// them: a flood of one kind pushes no other one out. Refusals from the same address with the same
+// Reason Code are one event with a count, and so are denials of the same client. The Observer of
+// Events belongs into the Config of the broker, and Events itself into the Options of the Handler.
+type Events struct {
+	refused, denied, revoked, banned, panics, store *ring[securityEvent]
+}
 
 // NewEvents returns Events without any.
-func NewEvents() *Events { return &Events{ring[securityEvent]{most: keptEvents}} }
+func NewEvents() *Events {
+	one := func() *ring[securityEvent] { return &ring[securityEvent]{most: keptEvents} }
+	return &Events{one(), one(), one(), one(), one(), one()}
+}
 
 // Observer returns the functions that learn of events. None of them is called for a message.
 func (e *Events) Observer() *hooks.Observer {
 	return &hooks.Observer{
 		Refused: func(x hooks.Refused) {
-			e.add("refused", x.Client, x.Code.String(), x.Err)
+			v := asSecurity("refused", x.Client, x.Code.String(), x.Err)
+			e.refused.add(hostOf(v.Remote)+" "+v.About, v)
 		},
 		Denied: func(x hooks.Denied) {
-			e.add("denied", x.Client, x.Action.String()+" "+x.Topic, x.Err)
+			v := asSecurity("denied", x.Client, x.Action.String()+" "+x.Topic, x.Err)
+			e.denied.add(v.User+" "+v.Client, v)
 		},
-		Revoked: func(x hooks.Revoked) { e.add("revoked", x.Client, x.Filter, x.Err) },
+		Revoked: func(x hooks.Revoked) {
+			v := asSecurity("revoked", x.Client, x.Filter, x.Err)
+			e.revoked.add(v.User+" "+v.Client, v)
+		},
 		Banned: func(x hooks.Banned) {
-			e.ring.add(securityEvent{At: time.Now(), What: "banned",
-				About: cut(x.Kind.String() + " " + x.Value), Reason: cut(x.Reason)})
+			e.banned.add("", securityEvent{What: "banned",
+				About: cut(x.Kind.String() + " " + names.Shown(x.Value)), Reason: cut(x.Reason)})
 		},
-		Panicked:       func(x hooks.Panicked) { e.add("panic", x.Client, "", nil) },
-		StoreFailed:    func(x hooks.StoreFailed) { e.add("store failed", nil, "", x.Err) },
-		StoreRecovered: func(hooks.StoreRecovered) { e.add("store works", nil, "", nil) },
+		Panicked: func(x hooks.Panicked) { e.panics.add("", asSecurity("panic", x.Client, "", nil)) },
+		StoreFailed: func(x hooks.StoreFailed) {
+			e.store.add("", asSecurity("store failed", nil, "", x.Err))
+		},
+		StoreRecovered: func(hooks.StoreRecovered) {
+			e.store.add("", asSecurity("store works", nil, "", nil))
+		},
 	}
 }
 
-func (e *Events) add(what string, client *hooks.Client, about string, err error) {
-	x := securityEvent{At: time.Now(), What: what, About: cut(about)}
+// hostOf is an address without its port.
+func hostOf(remote string) string {
+	host, _, err := net.SplitHostPort(remote)
+	if err != nil {
+		return remote
+	}
+	return host
+}
+
+func asSecurity(what string, client *hooks.Client, about string, err error) securityEvent {
+	x := securityEvent{What: what, About: cut(about)}
 	if client != nil {
 		x.Client = cut(client.ID)
 		name, _ := client.User()
-		x.User = cut(name)
+		x.User = cut(names.Shown(name))
 		if client.RemoteAddr != nil {
 			x.Remote = client.RemoteAddr.String()
 		}
@@ -89,7 +122,7 @@ func (e *Events) add(what string, client *hooks.Client, about string, err error)
 	if err != nil {
 		x.Reason = cut(err.Error())
 	}
-	e.ring.add(x)
+	return x
 }
 
 // security lists the last security events, the newest first.
@@ -99,8 +132,11 @@ func (c *call) security() error {
 		return err
 	}
 	page := page[securityEvent]{Items: []securityEvent{}}
-	if c.desk.events != nil {
-		page.Items = c.desk.events.ring.newest(n)
+	if e := c.desk.events; e != nil {
+		for _, x := range newestOf(n, e.refused, e.denied, e.revoked, e.banned, e.panics, e.store) {
+			x.value.At, x.value.First, x.value.Count = x.at, x.first, x.count
+			page.Items = append(page.Items, x.value)
+		}
 	}
 	return c.answer(page)
 }
@@ -113,10 +149,35 @@ type banView struct {
 	Reason string    `json:"reason,omitempty"`
 }
 
-// bans lists the bans in force.
+// bans lists the bans in force, by kind and value.
 func (c *call) bans() error {
-	page := page[banView]{Items: []banView{}}
+	limit, err := c.limit()
+	if err != nil {
+		return err
+	}
+	after, err := decodeCursor(c.text("after"))
+	if err != nil {
+		return err
+	}
+	last, kind, value := 0, "", ""
+	if after != "" {
+		kind, value, _ = strings.Cut(after, " ")
+		k, err := banKind(kind)
+		if err != nil {
+			return err
+		}
+		last = int(k)
+	}
+	page, room := page[banView]{Items: []banView{}}, newPager(limit)
 	for _, x := range c.desk.b.Bans() {
+		if after != "" && cmp.Or(cmp.Compare(int(x.Kind), last), cmp.Compare(x.Value, value)) <= 0 {
+			continue
+		}
+		if !room.takes(len(x.Value) + len(x.Reason)) {
+			end := page.Items[len(page.Items)-1]
+			page.Next = encodeCursor(end.Kind + " " + end.Value)
+			break
+		}
 		page.Items = append(page.Items, banView{x.Kind.String(), x.Value, x.Until, x.Reason})
 	}
 	return c.answer(page)
@@ -190,8 +251,9 @@ func (c *call) open() (*outlet, func(), error) {
 	select {
 	case c.h.streams <- struct{}{}:
 	default:
-		return nil, nil, fail(http.StatusServiceUnavailable, "streams",
-			"%d streams are open, which is the most", cap(c.h.streams))
+		return nil, nil, &problem{status: http.StatusServiceUnavailable, code: "streams",
+			retryAfter: heartbeat, message: fmt.Sprintf("%d streams are open, which is the most",
+				cap(c.h.streams))}
 	}
 	c.w.Header().Set("Content-Type", "text/event-stream")
 	c.w.Header().Set("X-Accel-Buffering", "no") // of proxies

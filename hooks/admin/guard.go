@@ -60,7 +60,7 @@ func (h *Handler) admit(r *http.Request) (who Identity, err error) {
 		return who, fail(http.StatusMisdirectedRequest, "host", "the Host of the request is not "+
 			"one that this page is known by: add it to Options.Hosts")
 	}
-	if err := h.cross.Check(r); err != nil {
+	if err := h.sameSite(r); err != nil {
 		return who, fail(http.StatusForbidden, "cross_site", "the request comes from another site")
 	}
 	if h.opts.OpenProbes && (r.URL.Path == "/livez" || r.URL.Path == "/readyz") {
@@ -80,6 +80,19 @@ func (h *Handler) admit(r *http.Request) (who Identity, err error) {
 		return who, fail(http.StatusForbidden, "forbidden", "you have no role here")
 	}
 	return who, nil
+}
+
+// sameSite returns an error for a request that a page of another site has made. A link to the
+// dashboard, which shows nothing to that page, may be on any page.
+func (h *Handler) sameSite(r *http.Request) error {
+	if r.Method == http.MethodGet && r.URL.Path == "/" &&
+		r.Header.Get("Sec-Fetch-Mode") == "navigate" &&
+		r.Header.Get("Sec-Fetch-Dest") == "document" {
+		return nil
+	}
+	strict := *r
+	strict.Method = http.MethodPost // all others are safe for Check, and GET shows packets here
+	return h.cross.Check(&strict)
 }
 
 // allowedHost says whether the Host of a request, which may have a port, is one of names, of this

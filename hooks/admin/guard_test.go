@@ -71,7 +71,7 @@ func TestAnActionThatPanicsIsAudited(t *testing.T) {
 	})
 	all := b.h.audit.newest(10)
 	require.Len(t, all, 1)
-	require.Equal(t, "break", all[0].Action)
-	require.Equal(t, "it", all[0].About)
-	require.Contains(t, all[0].Err, "panic")
+	require.Equal(t, "break", all[0].value.Action)
+	require.Equal(t, "it", all[0].value.About)
+	require.Contains(t, all[0].value.Err, "panic")
 }

@@ -1,10 +1,12 @@
 package admin
 
 import (
+	"strings"
 	"time"
 )
 
-// keptRecords is how many Records a Handler keeps.
+// keptRecords is how many Records a Handler keeps: of actions, and of requests of users who may not
+// act.
 const keptRecords = 500
 
 // A Record is one action, for the audit.
@@ -17,6 +19,10 @@ type Record struct {
 	About  string    `json:"about,omitempty"` // for instance a Client Identifier
 	// Err is why nothing, or not all, was done. Empty: it was done.
 	Err string `json:"err,omitempty"`
+	// Count is how many requests like this one were refused because their user may not act. First
+	// is when the first one was. They are 0 for other actions, and for Options.Audit.
+	Count uint64    `json:"count,omitempty"`
+	First time.Time `json:"first,omitzero"`
 }
 
 // record keeps, logs and tells an action.
@@ -30,7 +36,11 @@ func (c *call) record(err error) {
 	if err != nil {
 		x.Err = cut(asProblem(err).message)
 	}
-	c.h.audit.add(x)
+	if c.who.Role < c.route.role {
+		c.h.refused.add(strings.Join([]string{x.User, hostOf(x.Remote), x.Broker, x.Action}, " "), x)
+	} else {
+		c.h.audit.add("", x)
+	}
 	c.h.log.Info("admin action", "action", x.Action, "broker", x.Broker, "about", x.About,
 		"user", x.User, "remote", x.Remote, "err", x.Err)
 	if f := c.h.opts.Audit; f != nil {
@@ -53,5 +63,12 @@ func (c *call) audited() error {
 	if err != nil {
 		return err
 	}
-	return c.answer(page[Record]{Items: c.h.audit.newest(n)})
+	page := page[Record]{Items: []Record{}}
+	for _, x := range newestOf(n, &c.h.audit, &c.h.refused) {
+		if x.key != "" {
+			x.value.First, x.value.Count = x.first, x.count
+		}
+		page.Items = append(page.Items, x.value)
+	}
+	return c.answer(page)
 }

@@ -22,6 +22,7 @@ type route struct {
 	role         Role
 	serve        func(*call) error
 	params       []string // names that may stand in the query
+	looks        bool     // it looks at many things, and needs a place
 	body         any      // of what type the body is; nil: there is none
 	answer       any      // of what type the answer is; nil: no JSON
 }
@@ -62,7 +63,7 @@ func (h *Handler) plainRoutes() []route {
 	return append([]route{
 		{method: "GET", path: "/livez", role: RoleNone, serve: (*call).livez},
 		{method: "GET", path: "/readyz", role: RoleNone, serve: (*call).readyz},
-		{method: "GET", path: "/metrics", role: RoleRead, serve: (*call).metrics},
+		{method: "GET", path: "/metrics", role: RoleRead, serve: (*call).metrics, looks: true},
 		{method: "GET", path: api + "/openapi.json", role: RoleRead, serve: (*call).openAPI},
 		{method: "GET", path: api + "/me", role: RoleRead, serve: (*call).me, answer: meView{}},
 		{method: "GET", path: api + "/brokers", role: RoleRead, serve: (*call).list,
@@ -159,8 +160,18 @@ func (c *call) follow() error {
 			return fail(http.StatusNotFound, "no_broker", "there is no broker of that name")
 		}
 	}
+	if c.route.looks {
+		give, err := c.h.looks.take(c.r.Context())
+		if err != nil {
+			return err
+		}
+		defer give()
+	}
 	return c.route.serve(c)
 }
+
+// takeWhole is a place for a request that looks at everything of a broker.
+func (c *call) takeWhole() (give func(), err error) { return c.desk.whole.take(c.r.Context()) }
 
 // answer answers with v.
 func (c *call) answer(v any) error {

@@ -13,11 +13,11 @@ import (
 
 func topicRoutes() []route {
 	return []route{
-		{method: "GET", path: ofBroker + "/retained", role: RoleRead, serve: (*call).retained,
+		{method: "GET", path: ofBroker + "/retained", role: RoleRead, serve: (*call).retained, looks: true,
 			params: []string{"filter", "after", "limit"}, answer: page[messageView]{}},
 		{method: "GET", path: ofBroker + "/retained/count", role: RoleRead,
-			serve: (*call).countRetained, params: []string{"filter"}, answer: countView{}},
-		{method: "GET", path: ofBroker + "/topics", role: RoleRead, serve: (*call).topics,
+			serve: (*call).countRetained, looks: true, params: []string{"filter"}, answer: countView{}},
+		{method: "GET", path: ofBroker + "/topics", role: RoleRead, serve: (*call).topics, looks: true,
 			params: []string{"below", "after", "limit"}, answer: levelPage{}},
 	}
 }
@@ -54,6 +54,11 @@ func asMessage(m *packets.Message) messageView {
 	return x
 }
 
+// sizeOf is about how many bytes a view of m has.
+func sizeOf(m *packets.Message) int {
+	return 128 + len(m.Topic) + min(len(m.Payload), maxShown) + len(m.ContentType())
+}
+
 // filter returns the parameter of that name, "#" if there is none.
 func (c *call) filter() (string, error) {
 	s := c.text("filter")
@@ -80,9 +85,9 @@ func (c *call) retained() error {
 	if err != nil {
 		return err
 	}
-	page := page[messageView]{Items: []messageView{}}
+	page, room := page[messageView]{Items: []messageView{}}, newPager(limit)
 	for cursor, m := range c.desk.b.RetainedFrom(filter, after) {
-		if len(page.Items) == limit {
+		if !room.takes(sizeOf(m)) {
 			page.Next = encodeCursor(after)
 			break
 		}
@@ -112,6 +117,11 @@ func (c *call) countRetained() error {
 
 // count counts the retained messages that match a filter.
 func (c *call) count(filter string) (n int, err error) {
+	give, err := c.takeWhole()
+	if err != nil {
+		return 0, err
+	}
+	defer give()
 	for range c.desk.b.Retained(filter) {
 		if n++; n%1024 == 0 && c.r.Context().Err() != nil {
 			return n, c.r.Context().Err()
@@ -150,7 +160,7 @@ func (c *call) topics() error {
 	if len(below) > 65535 || !utf8.ValidString(below) {
 		return fail(http.StatusBadRequest, "query", "the parameter \"below\" is no topic")
 	}
-	page := levelPage{Items: []topicLevel{}}
+	page, room := levelPage{Items: []topicLevel{}}, newPager(limit)
 	t := tree{c.desk.b, "#"}
 	if strings.HasPrefix(below, "$") { // which "#" does not match
 		root, _, _ := strings.Cut(below, "/")
@@ -161,11 +171,11 @@ func (c *call) topics() error {
 		m, behind := t.next(at)
 		if m == nil || !strings.HasPrefix(m.Topic, below) {
 			if below == "" {
-				page.addSys(t.b, at, limit)
+				page.addSys(t.b, at, room)
 			}
 			break
 		}
-		if len(page.Items) == limit {
+		if !room.takes(sizeOf(m) + len(m.Topic)) {
 			page.Next = encodeCursor(at)
 			break
 		}
@@ -193,11 +203,11 @@ type levelPage struct {
 }
 
 // addSys adds the topics of the broker itself, which "#" does not match, behind all others.
-func (p *levelPage) addSys(b *dunlin.Broker, at string, limit int) {
+func (p *levelPage) addSys(b *dunlin.Broker, at string, room *pager) {
 	if m, _ := (tree{b, "$SYS/#"}).next(""); m == nil {
 		return
 	}
-	if len(p.Items) == limit {
+	if !room.takes(0) {
 		p.Next = encodeCursor(at)
 		return
 	}

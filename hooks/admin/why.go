@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin"
+	"github.com/dunlin-mqtt/dunlin/hooks/internal/names"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -15,14 +16,14 @@ import (
 
 func whyRoutes() []route {
 	return []route{
-		{method: "GET", path: ofBroker + "/explain", role: RoleRead, serve: (*call).explain,
+		{method: "GET", path: ofBroker + "/explain", role: RoleRead, serve: (*call).explain, looks: true,
 			params: []string{"id", "topic"}, answer: explanationView{}},
-		{method: "GET", path: ofBroker + "/subscribers", role: RoleRead, serve: (*call).subscribers,
+		{method: "GET", path: ofBroker + "/subscribers", role: RoleRead, serve: (*call).subscribers, looks: true,
 			params: []string{"topic", "limit"}, answer: subscribersView{}},
-		{method: "GET", path: ofBroker + "/ended", role: RoleRead, serve: (*call).ended,
+		{method: "GET", path: ofBroker + "/ended", role: RoleRead, serve: (*call).ended, looks: true,
 			params: []string{"id", "user", "address", "refused", "after", "limit"},
 			answer: page[endingView]{}},
-		{method: "GET", path: ofBroker + "/drops", role: RoleRead, serve: (*call).drops,
+		{method: "GET", path: ofBroker + "/drops", role: RoleRead, serve: (*call).drops, looks: true,
 			params: []string{"id", "limit"}, answer: page[dropView]{}},
 	}
 }
@@ -119,12 +120,12 @@ func (c *call) subscribers() error {
 		return fail(http.StatusBadRequest, "query", "the topic is no Topic Name: it is empty, or has "+
 			"a wildcard")
 	}
-	v := subscribersView{Items: []subscriberView{}}
+	v, room := subscribersView{Items: []subscriberView{}}, newPager(limit)
 	for x := range c.desk.b.Subscribers(topic) {
-		if v.More = len(v.Items) == limit; v.More {
+		if v.More = !room.takes(128 + len(x.ClientID) + len(x.Principal) + len(x.Filter)); v.More {
 			break
 		}
-		s := subscriberView{Client: x.ClientID, Principal: x.Principal, Filter: x.Filter,
+		s := subscriberView{Client: x.ClientID, Principal: names.Shown(x.Principal), Filter: x.Filter,
 			Group: x.Group, QoS: int(x.QoS), NoLocal: x.NoLocal, Connected: x.Connected}
 		if x.Cause != 0 {
 			s.Cause = x.Cause.String()
@@ -154,10 +155,10 @@ type endingView struct {
 
 func asEnding(e *dunlin.Ending) endingView {
 	v := endingView{Refused: e.Refused, Cause: e.Cause.String(), Code: int(e.Code), Err: e.Err,
-		Client: e.ClientID, User: e.User, Address: e.Address, Listener: e.Listener,
+		Client: e.ClientID, User: names.Shown(e.User), Address: e.Address, Listener: e.Listener,
 		ConnectedAt: e.ConnectedAt, EndedAt: e.EndedAt, First: e.First, Count: e.Count}
 	if v.User == "" {
-		v.User = e.Principal
+		v.User = names.Shown(e.Principal)
 	}
 	if e.Version != 0 {
 		v.Protocol = e.Version.String()
@@ -183,7 +184,7 @@ func (c *call) ended() error {
 	if err != nil {
 		return err
 	}
-	page := page[endingView]{Items: []endingView{}}
+	page, room := page[endingView]{Items: []endingView{}}, newPager(limit)
 	for _, e := range c.desk.b.Ended(c.text("id")) {
 		v := asEnding(&e)
 		seen := before != 0 && e.EndedAt.UnixNano() >= before
@@ -191,8 +192,8 @@ func (c *call) ended() error {
 			User: v.User, Remote: v.Address}) {
 			continue
 		}
-		if len(page.Items) == limit {
-			last := page.Items[limit-1].EndedAt.UnixNano()
+		if !room.takes(512 + len(v.Client) + len(v.User) + len(v.Err)) {
+			last := page.Items[len(page.Items)-1].EndedAt.UnixNano()
 			page.Next = encodeCursor(strconv.FormatInt(last, 10))
 			break
 		}
@@ -234,11 +235,15 @@ func (c *call) drops() error {
 	if err != nil {
 		return err
 	}
-	page, id := page[dropView]{Items: []dropView{}}, c.text("id")
+	page, room, id := page[dropView]{Items: []dropView{}}, newPager(limit), c.text("id")
 	for _, d := range c.desk.b.LastDrops() {
-		if len(page.Items) < limit && (id == "" || id == d.ClientID) {
-			page.Items = append(page.Items, asDrop(&d))
+		if id != "" && id != d.ClientID {
+			continue
 		}
+		if !room.takes(256 + len(d.ClientID) + len(d.Topic)) {
+			break
+		}
+		page.Items = append(page.Items, asDrop(&d))
 	}
 	page.Items = slices.Clip(page.Items)
 	return c.answer(page)

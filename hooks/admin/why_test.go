@@ -164,6 +164,6 @@ func TestAudit(t *testing.T) {
 		b := newBench(t)
 		b.readAt(b.serve()(), "packets", "id", "c")
 		synctest.Wait()
-		require.Equal(t, "packets", b.h.audit.newest(1)[0].Action, "it is audited when it begins")
+		require.Equal(t, "packets", b.h.audit.newest(1)[0].value.Action, "it is audited when it begins")
 	})
 }
