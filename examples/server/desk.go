@@ -27,6 +27,7 @@ import (
 // A desk is the flags, and what they open.
 type desk struct {
 	addr, users string
+	most        int // connections
 	traceDir    string
 	act, hosts  list
 	file        *auth.PasswordFile
@@ -42,6 +43,8 @@ func (d *desk) flags(fs *flag.FlagSet) {
 	fs.Var(&d.act, "http-act", "`user` of -http who may also act, repeatable; * for all")
 	fs.Var(&d.hosts, "http-host", "`name` by which browsers reach -http, repeatable (default only "+
 		"addresses, and localhost)")
+	fs.IntVar(&d.most, "http-connections", 256, "how many connections -http has at most; one "+
+		"address has at most a quarter of them")
 	fs.StringVar(&d.traceDir, "http-traces", "", "`folder` for traces that users of -http start "+
 		"(default none: there are no traces)")
 }
@@ -58,6 +61,9 @@ func (d *desk) open(r reloads) (err error) {
 		return errors.New("-http needs -http-users: a file of those who may look, as the command " +
 			"passwd makes it")
 	}
+	if d.most < 4 {
+		return fmt.Errorf("-http-connections: expected at least 4, got %d", d.most)
+	}
 	if d.addr, err = onLoopback(d.addr); err != nil {
 		return fmt.Errorf("-http: %w", err)
 	}
@@ -67,6 +73,16 @@ func (d *desk) open(r reloads) (err error) {
 	r.add("users of -http", d.users, d.file)
 	d.events = admin.NewEvents()
 	return nil
+}
+
+// serverOf returns what serves h on l, to bounded numbers of clients that send and read slowly.
+// Streams have deadlines of their own.
+func serverOf(h http.Handler, l net.Listener, most int, log *slog.Logger) (*http.Server,
+	net.Listener) {
+	g := newEntrance(l, most, most/4)
+	return &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute,
+		WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		ConnState: g.state, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}, g
 }
 
 // onLoopback completes an address that has no host.
@@ -123,9 +139,7 @@ func (d *desk) serve(b *dunlin.Broker, log *slog.Logger, level *slog.LevelVar) (
 		o.Traces, endTraces = map[string]*trace.Recorder{"main": r}, r.Close
 	}
 	h := admin.New(map[string]*dunlin.Broker{"main": b}, o)
-	srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute,
-		IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 256 << 10,
-		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
+	srv, l := serverOf(h, l, d.most, log)
 	log.Info("desk", "addr", "http://"+l.Addr().String()+"/", "users", d.users,
 		"may act", strings.Join(d.act, ", "))
 	if at, err := netip.ParseAddrPort(l.Addr().String()); err == nil && !at.Addr().IsLoopback() {

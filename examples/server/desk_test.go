@@ -99,6 +99,7 @@ func TestFlagsOfTheDesk(t *testing.T) {
 		"-http: ":                   {"-http", "8080", "-http-users", users},
 		"-http-act, -http-host and": {"-http-act", "ann"},
 		"-http-traces need -http":   {"-http-traces", "."},
+		"-http-connections: ":       {"-http", ":0", "-http-users", users, "-http-connections", "3"},
 	} {
 		_, err := parse(args)
 		require.ErrorContains(t, err, want)

@@ -95,6 +95,9 @@ func (o *options) serve(ctx context.Context) error {
 	return nil
 }
 
+// profileConns is how many connections -pprof has at most.
+const profileConns = 16
+
 // profile serves -pprof.
 func (o *options) profile() (end func(), err error) {
 	if o.pprof == "" {
@@ -105,8 +108,10 @@ func (o *options) profile() (end func(), err error) {
 		return nil, fmt.Errorf("-pprof: %w", err)
 	}
 	// the handler is http.DefaultServeMux
-	srv := &http.Server{ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute}
-	go srv.Serve(profiles) // ends with srv
+	g := newEntrance(profiles, profileConns, profileConns)
+	srv := &http.Server{ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute,
+		IdleTimeout: time.Minute, ConnState: g.state}
+	go srv.Serve(g) // ends with srv
 	return func() { srv.Close() }, nil
 }
 

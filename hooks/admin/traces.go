@@ -146,6 +146,8 @@ type startTraceBody struct {
 const (
 	longestTrace  = 24 * time.Hour
 	shortestTrace = 10 * time.Minute // if nothing else is said
+	// longestDownload is how long the download of a file may take.
+	longestDownload = 10 * time.Minute
 )
 
 // startTrace begins to write packets to files.
@@ -229,6 +231,8 @@ func (c *call) traceFile() error {
 	if err != nil {
 		return err
 	}
+	// a file may be large, and that of the server is for a page. Not every writer has one
+	_ = http.NewResponseController(c.w).SetWriteDeadline(time.Now().Add(longestDownload))
 	base := filepath.Base(files[n])
 	c.w.Header().Set("Content-Type", "application/octet-stream")
 	c.w.Header().Set("Content-Disposition",

@@ -142,6 +142,14 @@ function cards(c, before) {
 async function subscriptions(app, c) {
 	const list = el("div"), more = el("button", "More"), all = [];
 	let after;
+	const end = s => ask({title: "End this subscription?", text: ["An operator or the program has made it: ", id(s.filter)], button: "Unsubscribe", bad: true,
+		act: async () => { await post(app.of("unsubscribe"), {id: c.id, filter: s.filter}); say("The subscription was ended."); app.reload(); }});
+	const add = () => {
+		const filter = input({required: true, placeholder: "home/+/temperature"}), qos = select([["0", "0"], ["1", "1"], ["2", "2"]]);
+		ask({title: "Subscribe this client", fields: [["filter", "Topic Filter", filter], ["qos", "QoS", qos]], button: "Subscribe",
+			text: "The client gets these messages without a SUBSCRIBE, and also when it comes back. No access rule is asked.",
+			act: async () => { await post(app.of("subscribe"), {id: c.id, filter: filter.value, qos: Number(qos.value)}); say("The client was subscribed."); app.reload(); }});
+	};
 	const load = async () => {
 		const page = await get(app.of("subscriptions", {id: c.id, after, limit: 100}));
 		all.push(...page.items);
@@ -149,18 +157,19 @@ async function subscriptions(app, c) {
 		more.hidden = !after;
 		list.replaceChildren(table([
 			["Filter", s => id(s.filter)], ["QoS", s => s.qos, "num"],
-			["Options", s => [s.no_local && el("span.badge", "No Local"), " ", s.retain_as_published && el("span.badge", "Retain As Published")]],
+			["Options", s => [s.no_local && el("span.badge", "No Local"), " ", s.retain_as_published && el("span.badge", "Retain As Published"), " ", s.by_server && el("span.badge", "by the server")]],
+			["", s => app.acts && s.by_server && el("button", {onclick: () => end(s)}, "Unsubscribe")],
 		], all, "It subscribes to nothing."));
 	};
 	more.addEventListener("click", load);
 	await load();
-	return el("section.card", el("h2", "Subscriptions ", el("span.quiet", number(c.subscriptions))), list, more);
+	return el("section.card", el("h2", "Subscriptions ", el("span.quiet", number(c.subscriptions))), list, more, app.acts && el("button", {onclick: add}, "Subscribe ..."));
 }
 
 /** ban asks which of a client is to be kept out, and for how long. */
 export function ban(app, c) {
 	const kinds = [["client", "this Client Identifier"]];
-	if (c.user) kinds.push(["user", `the user ${c.user}`]);
+	if (c.user && !c.user.startsWith("(a token, ")) kinds.push(["user", `the user ${c.user}`]);
 	if (c.remote) kinds.push(["address", `the address ${host(c.remote)}`]);
 	const kind = select(kinds), seconds = select([["3600", "an hour"], ["86400", "a day"], ["604800", "a week"], ["0", "until it is lifted"]]);
 	const reason = input({maxLength: 500});

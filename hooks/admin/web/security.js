@@ -1,9 +1,14 @@
 // Bans and security events.
 
-import {age, ask, el, get, id, input, number, post, say, select, table, time} from "./lib.js";
+import {age, ask, el, get, id, input, number, post, say, select, span, table, time} from "./lib.js";
 
 export async function bans(app) {
-	const {items} = await get(app.of("bans"));
+	const items = [];
+	for (let after; items.length < 5000;) {
+		const page = await get(app.of("bans", {limit: 500, after}));
+		items.push(...page.items);
+		if (!(after = page.next)) break;
+	}
 	const lift = x => ask({title: "Lift this ban?", text: [x.kind, " ", id(x.value)], button: "Lift it",
 		act: async () => { await post(app.of("unban"), {kind: x.kind, value: x.value}); say("The ban was lifted."); app.reload(); }});
 	return el("div", el("div.top", el("h1", "Bans"), app.acts && el("button.bad", {onclick: () => add(app)}, "Ban ...")),
@@ -35,6 +40,7 @@ export async function security(app) {
 		table([
 			["When", x => time(x.at), "when"],
 			["What", x => el("span.badge.bad", x.what)],
+			["Times", x => x.count > 1 && [number(x.count), " in ", span((new Date(x.at) - new Date(x.first)) / 1000)], "num"],
 			["Client", x => x.client && el("a", {href: app.link("client", {id: x.client})}, id(x.client))],
 			["User", x => x.user && id(x.user)],
 			["Address", x => x.remote],
