@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what the tests use beside Go, where it is missing: Mosquitto and its tools, Python's paho-mqtt, Node, a browser. For Debian and its kin.
+# Installs what the tests use beside Go, where it is missing: Mosquitto and its tools, tshark, Python's paho-mqtt, Node, a browser. For Debian and its kin.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -8,6 +8,7 @@ has() { command -v "$1" >/dev/null 2>&1; }
 PATH=$PATH:/usr/sbin
 has mosquitto || missing="$missing mosquitto"
 has chromium || missing="$missing chromium"
+has tshark || missing="$missing tshark"
 if [ -n "$missing" ]; then
 	has apt-get || { echo "setup.sh: no apt-get here; please install:$missing" >&2; exit 1; }
 	root=
