@@ -9,8 +9,8 @@ import (
 
 // This file bounds the connections of -http and -pprof.
 
-// An entrance is a listener with a bounded number of connections, in all and from one address. When it
-// is full, a new connection takes the place of the one that has waited longest for a request. If
+// An entrance is a listener with a bounded number of connections, in all and from one address. When
+// it is full, a new connection takes the place of the one that has waited longest for a request. If
 // all others are busy, the new one is closed.
 type entrance struct {
 	net.Listener

@@ -21,11 +21,11 @@ import (
 
 func clientRoutes() []route {
 	return []route{
-		{method: "GET", path: ofBroker + "/clients", role: RoleRead, serve: (*call).clients, looks: true,
-			params: []string{"after", "limit", "sort", "id", "prefix", "user", "address", "listener",
-				"connected"}, answer: clientPage{}},
-		{method: "GET", path: ofBroker + "/client", role: RoleRead, serve: (*call).client, looks: true,
-			params: []string{"id"}, answer: clientView{}},
+		{method: "GET", path: ofBroker + "/clients", role: RoleRead, serve: (*call).clients,
+			looks: true, params: []string{"after", "limit", "sort", "id", "prefix", "user", "address",
+				"listener", "connected"}, answer: clientPage{}},
+		{method: "GET", path: ofBroker + "/client", role: RoleRead, serve: (*call).client,
+			looks: true, params: []string{"id"}, answer: clientView{}},
 		{method: "GET", path: ofBroker + "/subscriptions", role: RoleRead,
 			serve: (*call).subscriptions, looks: true, params: []string{"id", "after", "limit"},
 			answer: page[subscriptionView]{}},

@@ -19,13 +19,13 @@ import (
 
 func eventRoutes() []route {
 	return []route{
-		{method: "GET", path: ofBroker + "/stats", role: RoleRead, serve: (*call).stats, looks: true,
-			answer: statsView{}},
+		{method: "GET", path: ofBroker + "/stats", role: RoleRead, serve: (*call).stats,
+			looks: true, answer: statsView{}},
 		{method: "GET", path: ofBroker + "/history", role: RoleRead, serve: (*call).past,
 			answer: historyView{}},
 		{method: "GET", path: ofBroker + "/events", role: RoleRead, serve: (*call).stream},
-		{method: "GET", path: ofBroker + "/security", role: RoleRead, serve: (*call).security, looks: true,
-			params: []string{"limit"}, answer: page[securityEvent]{}},
+		{method: "GET", path: ofBroker + "/security", role: RoleRead, serve: (*call).security,
+			looks: true, params: []string{"limit"}, answer: page[securityEvent]{}},
 		{method: "GET", path: ofBroker + "/bans", role: RoleRead, serve: (*call).bans, looks: true,
 			params: []string{"after", "limit"}, answer: page[banView]{}},
 	}

@@ -62,6 +62,30 @@ func TestAnswersAreWhatTheDescriptionSays(t *testing.T) {
 	doc.check(t, "an error", object{"$ref": "#/components/schemas/errorAnswer"}, v)
 }
 
+// Each route of the description is refused without a user, without a role, and with a role that is
+// not enough.
+func TestTheDescriptionNamesTheRoles(t *testing.T) {
+	var doc document
+	require.NoError(t, json.Unmarshal(openAPI, &doc))
+	b := newBench(t)
+	routes := 0
+	for path, operations := range doc.Paths {
+		for method, op := range operations {
+			for role, want := range map[string]int{"": 401, "nobody": 403, "reader": 403} {
+				if role == "reader" && op.Role != "act" {
+					continue
+				}
+				b.role = role
+				b.do(b.request(strings.ToUpper(method),
+					strings.ReplaceAll(path, "{broker}", "main"), "{}"), want)
+			}
+			routes++
+		}
+	}
+	t.Logf("%d routes", routes)
+	require.Greater(t, routes, 35)
+}
+
 // check compares a value with its schema.
 func (doc *document) check(t *testing.T, at string, schema object, v any) {
 	t.Helper()

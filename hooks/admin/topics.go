@@ -13,12 +13,12 @@ import (
 
 func topicRoutes() []route {
 	return []route{
-		{method: "GET", path: ofBroker + "/retained", role: RoleRead, serve: (*call).retained, looks: true,
-			params: []string{"filter", "after", "limit"}, answer: page[messageView]{}},
+		{method: "GET", path: ofBroker + "/retained", role: RoleRead, serve: (*call).retained,
+			looks: true, params: []string{"filter", "after", "limit"}, answer: page[messageView]{}},
 		{method: "GET", path: ofBroker + "/retained/count", role: RoleRead,
 			serve: (*call).countRetained, looks: true, params: []string{"filter"}, answer: countView{}},
-		{method: "GET", path: ofBroker + "/topics", role: RoleRead, serve: (*call).topics, looks: true,
-			params: []string{"below", "after", "limit"}, answer: levelPage{}},
+		{method: "GET", path: ofBroker + "/topics", role: RoleRead, serve: (*call).topics,
+			looks: true, params: []string{"below", "after", "limit"}, answer: levelPage{}},
 	}
 }
 

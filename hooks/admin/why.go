@@ -16,15 +16,15 @@ import (
 
 func whyRoutes() []route {
 	return []route{
-		{method: "GET", path: ofBroker + "/explain", role: RoleRead, serve: (*call).explain, looks: true,
-			params: []string{"id", "topic"}, answer: explanationView{}},
-		{method: "GET", path: ofBroker + "/subscribers", role: RoleRead, serve: (*call).subscribers, looks: true,
-			params: []string{"topic", "limit"}, answer: subscribersView{}},
-		{method: "GET", path: ofBroker + "/ended", role: RoleRead, serve: (*call).ended, looks: true,
-			params: []string{"id", "user", "address", "refused", "after", "limit"},
+		{method: "GET", path: ofBroker + "/explain", role: RoleRead, serve: (*call).explain,
+			looks: true, params: []string{"id", "topic"}, answer: explanationView{}},
+		{method: "GET", path: ofBroker + "/subscribers", role: RoleRead, serve: (*call).subscribers,
+			looks: true, params: []string{"topic", "limit"}, answer: subscribersView{}},
+		{method: "GET", path: ofBroker + "/ended", role: RoleRead, serve: (*call).ended,
+			looks: true, params: []string{"id", "user", "address", "refused", "after", "limit"},
 			answer: page[endingView]{}},
-		{method: "GET", path: ofBroker + "/drops", role: RoleRead, serve: (*call).drops, looks: true,
-			params: []string{"id", "limit"}, answer: page[dropView]{}},
+		{method: "GET", path: ofBroker + "/drops", role: RoleRead, serve: (*call).drops,
+			looks: true, params: []string{"id", "limit"}, answer: page[dropView]{}},
 	}
 }
 
