@@ -59,7 +59,7 @@ func (p *pipe) inward(context.Context) error {
 // other handles what is neither a message nor an acknowledgement.
 func other(from *side, x packets.Packet) error {
 	switch x := x.(type) {
-	case *packets.Pingresp:
+	case *packets.Pingresp, *packets.Unsuback:
 		return nil
 	case *packets.Disconnect:
 		reason, _ := x.Properties.Text(packets.ReasonString)
@@ -83,6 +83,7 @@ func (p *pipe) publishThere(m *packets.Publish) error {
 		return p.settle(p.local, m)
 	}
 	m.Topic = []byte(topic)
+	m.Retain = m.Retain && p.retainThere
 	c.sent.Add(1)
 	c.sentBytes.Add(uint64(len(m.Payload)))
 	if m.QoS > packets.QoS0 {
@@ -103,6 +104,7 @@ func (p *pipe) publishHere(m *packets.Publish) error {
 		return fmt.Errorf("the remote broker used a Topic Alias, which the link does not allow")
 	}
 	m.Topic = []byte(topic)
+	m.Retain = m.Retain && p.retainHere
 	m.Properties = m.Properties.Without(nil, packets.SubscriptionIdentifier)
 	c.received.Add(1)
 	c.receivedBytes.Add(uint64(len(m.Payload)))

@@ -39,6 +39,9 @@ type Config struct {
 	// Remember is how many messages the Node knows again at least when they come by a second way.
 	// Each takes about 40 bytes. Zero: 131,072.
 	Remember int
+	// DisableMarks gives no marks, whatever Mark says. It suits a broker with links of 3.1.1 only,
+	// over which marks do not go. Marks that messages of peers have stay.
+	DisableMarks bool
 	// MaxHops is how many brokers a message may have passed. Zero: 16.
 	MaxHops int
 	// Logger receives what happens to the links. Nil: slog.Default().
@@ -54,6 +57,9 @@ const (
 	// StartOnce connects until it has succeeded once. When that connection ends the link stays
 	// down.
 	StartOnce
+	// StartLazy connects when Threshold messages wait here, and disconnects when nothing was to be
+	// carried for IdleTimeout. QoS 0 messages wait only with QueueQoS0 of the Config of the broker.
+	StartLazy
 )
 
 // A Direction says which way the messages of a Topic go.
@@ -79,8 +85,8 @@ type Topic struct {
 
 // A Link is a connection to a remote broker, like a "connection" of mosquitto.conf.
 type Link struct {
-	// Name tells the link from the others of the Node. Its form is that of Config.Name. The Session
-	// that is its queue belongs to the name.
+	// Name tells the link from the others of the Node: 1 to 200 bytes of UTF-8. The Session that is
+	// its queue belongs to the name.
 	Name string
 	// Addresses are those of the remote broker: mqtt://host:port, mqtts://host:port for TLS, or
 	// unix:///path. The first one is used while it can be reached; the others stand in for it.
@@ -100,11 +106,15 @@ type Link struct {
 	// TLS is for mqtts. Nil: the system's certificates. ServerName is set to the host if it is
 	// empty.
 	TLS *tls.Config
+	// LocalAddress is the address of this machine that TCP connections come from, without a port.
+	// Empty: the system chooses.
+	LocalAddress string
 	// Dial, if not nil, makes the connections in place of the network. TLS is not added to them.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
 
-	// CleanStart keeps nothing, on either side, between two connections.
-	CleanStart bool
+	// CleanStart keeps nothing at the remote broker between two connections, CleanStartHere nothing
+	// at the broker here.
+	CleanStart, CleanStartHere bool
 	// SessionExpiry is how long the remote broker (5.0) keeps the Session of an absent link. Zero:
 	// as long as it will.
 	SessionExpiry time.Duration
@@ -115,12 +125,27 @@ type Link struct {
 	// this broker or another one, is not sent on over another link. Transit of the link by which it
 	// would leave permits it. Set it only where the graph has no circle.
 	Transit bool
+	// DisableBridgeBit connects over 3.1.1 as any client does. Otherwise the link leaves the bridge
+	// bit out only for a remote broker that does not know it. Without it, that broker sends back
+	// what it gets, if a Topic of DirectionBoth matches, and does not say of new messages that they
+	// are retained.
+	DisableBridgeBit bool
+	// DisableRetain clears RETAIN of what goes to the remote broker. One of 5.0 that says that it
+	// keeps no retained messages needs no such setting.
+	DisableRetain bool
+	// Unsubscribe ends subscriptions that the remote broker may have of an earlier setting, when
+	// topics that now go out came in.
+	Unsubscribe bool
 
 	Start StartType
-	// DisableNotifications publishes no state. Otherwise $SYS/broker/connection/ID/state is 1 while
-	// the link is up and 0 when it is not, retained, at both brokers, where ID is the ClientID.
-	// LocalNotifications publishes it here only.
+	// Threshold and IdleTimeout are for StartLazy. Zero: 10 messages and 60 s.
+	Threshold   int
+	IdleTimeout time.Duration
+	// DisableNotifications publishes no state. Otherwise StateTopic is 1 while the link is up and 0
+	// when it is not, retained, at both brokers. LocalNotifications publishes it here only.
 	DisableNotifications, LocalNotifications bool
+	// StateTopic is $SYS/broker/connection/ID/state if it is empty, where ID is the ClientID.
+	StateTopic string
 
 	// Window is how many QoS 1 and 2 messages may be under way at a time, each way. The throughput
 	// is at most Window for each round trip. The limits of both brokers hold as well: here
@@ -129,6 +154,9 @@ type Link struct {
 	// MaxPacketSize is the largest packet taken from the remote broker. With what the prefixes add
 	// it must not be larger than MaxPacketSize of the broker here. Zero: 1 MiB with it.
 	MaxPacketSize int
+	// MaxSentSize is the largest packet sent to the remote broker. A message that needs a larger
+	// one is dropped. Zero: only the limit that the remote broker tells (5.0).
+	MaxSentSize int
 	// KeepAlive is in whole seconds, at least 4 s. Zero: 60 s.
 	KeepAlive time.Duration
 	// Timeout is how long it may take to connect, and how long the remote broker may take nothing.
@@ -179,8 +207,8 @@ func (c *Config) complete() error {
 }
 
 func (l *Link) complete(node string) error {
-	if !validName.MatchString(l.Name) {
-		return errors.New("expected a Name of letters, digits, dots, underscores and hyphens")
+	if l.Name == "" || len(l.Name) > 200 || !packets.ValidUTF8(l.Name) {
+		return errors.New("expected a Name of 1 to 200 bytes in UTF-8")
 	}
 	if len(l.Addresses) == 0 {
 		return errors.New("expected at least one of Addresses")
@@ -198,10 +226,17 @@ func (l *Link) complete(node string) error {
 		return fmt.Errorf("expected Remote in the form of a Name, got %q", l.Remote)
 	}
 	l.ClientID = cmp.Or(l.ClientID, node+"."+l.Name)
-	if !packets.ValidUTF8(l.ClientID) || strings.ContainsAny(l.ClientID, "/+#") &&
-		!l.DisableNotifications || len(l.ClientID) > 1000 {
-		return fmt.Errorf("ClientID %.100q is too long, or cannot be a level of a topic",
+	if !packets.ValidUTF8(l.ClientID) || len(l.ClientID) > 1000 {
+		return fmt.Errorf("expected a ClientID of at most 1000 bytes in UTF-8, got %.100q",
 			l.ClientID)
+	}
+	l.StateTopic = cmp.Or(l.StateTopic, "$SYS/broker/connection/"+l.ClientID+"/state")
+	if !l.DisableNotifications && !packets.ValidTopicName(l.StateTopic) {
+		return fmt.Errorf("the state cannot be published to %.100q, which is not a valid Topic "+
+			"Name: set StateTopic or DisableNotifications", l.StateTopic)
+	}
+	if l.LocalAddress != "" && net.ParseIP(l.LocalAddress) == nil {
+		return fmt.Errorf("expected an IP address as LocalAddress, got %q", l.LocalAddress)
 	}
 	if len(l.Username) > 65535 || len(l.Password) > 65535 || !packets.ValidUTF8(l.Username) {
 		return errors.New(
@@ -221,7 +256,7 @@ func (l *Link) complete(node string) error {
 // limits fills in the defaults of what is a number.
 func (l *Link) limits() error {
 	for _, d := range []time.Duration{l.PrimaryCheck, l.SessionExpiry, l.KeepAlive, l.Timeout,
-		l.AckTimeout, l.MinBackoff, l.MaxBackoff} {
+		l.AckTimeout, l.MinBackoff, l.MaxBackoff, l.IdleTimeout} {
 		if d < 0 {
 			return fmt.Errorf("%v is negative", d)
 		}
@@ -230,6 +265,8 @@ func (l *Link) limits() error {
 	l.Window = cmp.Or(l.Window, 20)
 	l.MaxPacketSize = cmp.Or(l.MaxPacketSize, 1<<20-l.growth(true))
 	l.PrimaryCheck = cmp.Or(l.PrimaryCheck, 30*time.Second)
+	l.Threshold = cmp.Or(l.Threshold, 10)
+	l.IdleTimeout = cmp.Or(l.IdleTimeout, time.Minute)
 	l.Timeout = cmp.Or(l.Timeout, 20*time.Second)
 	l.AckTimeout = cmp.Or(l.AckTimeout, time.Minute)
 	l.MinBackoff = cmp.Or(l.MinBackoff, time.Second)
@@ -241,8 +278,14 @@ func (l *Link) limits() error {
 		return fmt.Errorf("expected a MaxPacketSize of 128 to 256 MiB, got %d", l.MaxPacketSize)
 	case l.KeepAlive < 4*time.Second || l.KeepAlive > 65535*time.Second:
 		return fmt.Errorf("expected a KeepAlive of 4 to 65,535 s, got %v", l.KeepAlive)
-	case l.Start > StartOnce:
+	case l.Start > StartLazy:
 		return fmt.Errorf("%d is not a StartType", l.Start)
+	case l.Start == StartLazy && (l.CleanStartHere || len(l.filters(false, 0)) == 0):
+		return errors.New("StartLazy needs a Topic that goes out, and a queue: no CleanStartHere")
+	case l.Threshold < 1:
+		return fmt.Errorf("expected a Threshold of at least 1, got %d", l.Threshold)
+	case l.MaxSentSize != 0 && l.MaxSentSize < 128:
+		return fmt.Errorf("expected a MaxSentSize of at least 128, got %d", l.MaxSentSize)
 	}
 	l.KeepAlive = l.KeepAlive.Truncate(time.Second)
 	return nil

@@ -20,7 +20,12 @@ type link struct {
 	n    *Node
 	cfg  *Link // immutable
 	id   string
-	over chan struct{} // closed when run has returned
+	stop context.CancelFunc // ends run; guarded by Node.mu, nil before Start
+
+	before *link // guarded by Node.mu; run begins when it has ended, nil: at once
+
+	retired chan struct{} // closed when run is to end with its connection
+	over    chan struct{} // closed when run has returned
 
 	counters counters
 
@@ -31,6 +36,9 @@ type link struct {
 	granted  int    // the Receive Maximum of the broker here, as the last connection told
 	previous time.Duration
 	informed string // the last notification here
+	reserved bool   // a lazy link has subscribed here
+	// what the remote broker does not know: the bridge bit, or retained messages
+	plain, unretained bool
 
 	mu        sync.Mutex
 	state     State     // guarded by mu
@@ -41,7 +49,7 @@ type link struct {
 
 func newLink(n *Node, cfg *Link) *link {
 	return &link{n: n, cfg: cfg, id: localID + cfg.Name, over: make(chan struct{}),
-		state: StateDown, since: time.Now(), granted: 65535}
+		retired: make(chan struct{}), state: StateDown, since: time.Now(), granted: 65535}
 }
 
 // set notes what the link is doing.
@@ -57,6 +65,8 @@ func (l *link) set(s State, why error) {
 var (
 	errPrimary  = errors.New("bridge: the first address can be reached again")
 	errNarrower = errors.New("bridge: the broker takes fewer messages at a time")
+	errLesser   = errors.New("bridge: the remote broker does not know all that was asked for")
+	errIdle     = errors.New("bridge: there was nothing to carry")
 	errStopped  = errors.New("bridge: the Node was closed")
 )
 
@@ -64,7 +74,7 @@ var (
 func (l *link) run(ctx context.Context) {
 	defer close(l.over)
 	defer l.set(StateStopped, nil)
-	for ctx.Err() == nil {
+	for l.due(ctx) {
 		at := l.next
 		up, err := l.attempt(ctx, l.cfg.Addresses[at])
 		if ctx.Err() != nil {
@@ -72,8 +82,11 @@ func (l *link) run(ctx context.Context) {
 		}
 		l.inform("0")
 		switch {
-		case errors.Is(err, errNarrower):
+		case errors.Is(err, errNarrower), errors.Is(err, errLesser):
 			continue // at the same address, at once
+		case errors.Is(err, errIdle):
+			l.set(StateDown, nil)
+			continue
 		case errors.Is(err, errPrimary):
 			l.next = 0
 			continue
@@ -114,14 +127,20 @@ func (l *link) pause(ctx context.Context) bool {
 		d += rand.N(most - least)
 	}
 	l.previous = d
+	return l.sleep(ctx, d)
+}
+
+// sleep waits. It is false if the link is to end.
+func (l *link) sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-t.C:
 		return true
 	case <-ctx.Done():
-		return false
+	case <-l.retired:
 	}
+	return false
 }
 
 // attempt connects to an address, and returns when the connection has ended.
@@ -140,9 +159,10 @@ func (l *link) attempt(ctx context.Context, to string) (up bool, err error) {
 	stop := context.AfterFunc(ctx, func() { nc.Close() })
 	remote := newSide("the remote broker", nc, l.cfg.Version, l.cfg.MaxPacketSize, l.cfg.Timeout)
 	window := min(l.cfg.Window, l.granted)
-	there, err := remote.connect(l.connectThere(window))
+	ask := l.connectThere(window)
+	there, err := remote.connect(ask)
 	if err != nil {
-		return false, err
+		return false, l.lesser(ask, err)
 	}
 	here, local, err := l.connectHere(ctx, there)
 	if err != nil {
@@ -167,6 +187,23 @@ func (l *link) attempt(ctx context.Context, to string) (up bool, err error) {
 	l.last = to
 	err = p.run(ctx)
 	return p.up.Load(), err
+}
+
+// lesser notes what the remote broker does not know, if err says so: the bridge bit, or retained
+// messages. The link then connects without it.
+func (l *link) lesser(ask *packets.Connect, err error) error {
+	refused, ok := errors.AsType[*packets.Error](err)
+	switch {
+	case !ok:
+	case refused.Code == packets.UnsupportedProtocolVersion && ask.Bridge &&
+		ask.Version == packets.V311:
+		l.plain = true
+		return errLesser
+	case refused.Code == packets.RetainNotSupported && ask.Will != nil && ask.Will.Retain:
+		l.unretained = true
+		return errLesser
+	}
+	return err
 }
 
 // number returns a property of a CONNACK, or what counts without it.
@@ -199,7 +236,7 @@ func (l *link) possible(here, there *packets.Connack) error {
 func (l *link) connectThere(window int) *packets.Connect {
 	c := l.cfg
 	p := &packets.Connect{
-		Version: c.Version, Bridge: true, CleanStart: c.CleanStart, ClientID: c.ClientID,
+		Version: c.Version, Bridge: !c.DisableBridgeBit && !l.plain, CleanStart: c.CleanStart, ClientID: c.ClientID,
 		KeepAlive: uint16(c.KeepAlive / time.Second), HasUsername: c.Username != "",
 		Username: c.Username, HasPassword: c.Password != "", Password: []byte(c.Password),
 	}
@@ -213,8 +250,8 @@ func (l *link) connectThere(window int) *packets.Connect {
 		}
 	}
 	if !c.DisableNotifications && !c.LocalNotifications {
-		p.Will = &packets.Will{Topic: l.stateTopic(), Payload: []byte("0"), QoS: packets.QoS1,
-			Retain: true}
+		p.Will = &packets.Will{Topic: c.StateTopic, Payload: []byte("0"), QoS: packets.QoS1,
+			Retain: !c.DisableRetain && !l.unretained}
 	}
 	return p
 }
@@ -238,14 +275,15 @@ func (l *link) connectHere(
 		return nil, nil, fmt.Errorf("the broker here: %w", err)
 	}
 	window := min(l.cfg.Window, number(there, packets.ReceiveMaximum, 65535))
-	size := number(there, packets.MaximumPacketSize, 256<<20) - l.cfg.growth(false)
+	size := number(there, packets.MaximumPacketSize, 256<<20)
+	size = min(size, cmp.Or(l.cfg.MaxSentSize, size)) - l.cfg.growth(false)
 	p := &packets.Connect{
-		Version: packets.V5, CleanStart: l.cfg.CleanStart, ClientID: l.id,
+		Version: packets.V5, CleanStart: l.cfg.CleanStartHere, ClientID: l.id,
 		HasUsername: true, Username: localUser, HasPassword: true, Password: []byte(l.n.secret),
 	}
 	p.Properties = p.Properties.AppendUint(packets.ReceiveMaximum, uint32(max(window, 1))).
 		AppendUint(packets.MaximumPacketSize, uint32(max(size, 64)))
-	if !l.cfg.CleanStart {
+	if !l.cfg.CleanStartHere {
 		p.Properties = p.Properties.AppendUint(packets.SessionExpiryInterval, seconds(0))
 	}
 	s = newSide("the broker here", nc, packets.V5, 0, l.cfg.Timeout)
@@ -266,6 +304,9 @@ func (l *link) dial(ctx context.Context, to string) (net.Conn, error) {
 		return nil, err
 	}
 	d := &net.Dialer{Timeout: l.cfg.Timeout}
+	if ip := net.ParseIP(l.cfg.LocalAddress); ip != nil && a.network == "tcp" {
+		d.LocalAddr = &net.TCPAddr{IP: ip}
+	}
 	if !a.tls {
 		return d.DialContext(ctx, a.network, a.host)
 	}
@@ -277,21 +318,16 @@ func (l *link) dial(ctx context.Context, to string) (net.Conn, error) {
 	return (&tls.Dialer{NetDialer: d, Config: cfg}).DialContext(ctx, a.network, a.host)
 }
 
-// stateTopic is where the notifications go.
-func (l *link) stateTopic() string { return "$SYS/broker/connection/" + l.cfg.ClientID + "/state" }
-
 // inform publishes the state of the link here.
 func (l *link) inform(state string) {
 	if l.cfg.DisableNotifications || l.informed == state {
 		return
 	}
 	l.informed = state
-	l.n.mu.Lock()
-	b := l.n.broker
-	l.n.mu.Unlock()
+	b := l.n.at()
 	ctx, cancel := context.WithTimeout(context.Background(), l.cfg.Timeout)
 	defer cancel()
-	m := &dunlin.Message{Topic: l.stateTopic(), Payload: []byte(state), Retain: true}
+	m := &dunlin.Message{Topic: l.cfg.StateTopic, Payload: []byte(state), Retain: true}
 	if err := b.Publish(ctx, m); err != nil {
 		l.n.cfg.Logger.Debug("no notification of a bridge link", "link", l.cfg.Name, "err", err)
 	}

@@ -5,8 +5,11 @@ import (
 	"crypto/rand"
 	"crypto/subtle"
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/dunlin-mqtt/dunlin"
 	"github.com/dunlin-mqtt/dunlin/hooks"
@@ -24,19 +27,21 @@ const (
 // A Node is what one broker needs to be bridged with others. Its methods may be called
 // concurrently.
 type Node struct {
-	cfg    Config // immutable
-	links  []*link
-	byID   map[string]*link // by the Client Identifier here
-	secret string           // the password of the links here
+	cfg    Config                           // immutable, except that Links are those of New
+	byID   atomic.Pointer[map[string]*link] // by the Client Identifier here
+	secret string                           // the password of the links here
 	marks  interceptor
 	seen   recall
 	door   *listeners.Memory // how the links connect to the broker here
 
 	mu        sync.Mutex
+	links     []*link            // guarded by mu
 	installed bool               // guarded by mu
 	broker    *dunlin.Broker     // guarded by mu; nil before Start
-	stop      context.CancelFunc // guarded by mu
-	tasks     sync.WaitGroup     // the links and the listener, which Close waits for
+	running   context.Context    // guarded by mu; of the links, nil before Start
+	stop      context.CancelFunc // guarded by mu; nil before Start and after Close
+	tasks     sync.WaitGroup     // the links, which Close waits for
+	serving   sync.WaitGroup     // the listener, which Close waits for
 }
 
 // New makes a Node. Call Install, then dunlin.New, then Start.
@@ -44,15 +49,33 @@ func New(cfg Config) (*Node, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	n := &Node{cfg: cfg, secret: rand.Text(), byID: map[string]*link{}, door: listeners.NewMemory()}
+	n := &Node{cfg: cfg, secret: rand.Text(), door: listeners.NewMemory()}
 	n.seen.size = cfg.Remember
 	n.marks.n = n
 	for i := range cfg.Links {
-		l := newLink(n, &n.cfg.Links[i])
-		n.links = append(n.links, l)
-		n.byID[l.id] = l
+		n.links = append(n.links, newLink(n, &n.cfg.Links[i]))
 	}
+	n.indexLocked()
 	return n, nil
+}
+
+// indexLocked makes byID anew. n.mu is held, or nobody else knows n.
+func (n *Node) indexLocked() {
+	byID := make(map[string]*link, len(n.links))
+	for _, l := range n.links {
+		byID[l.id] = l
+	}
+	n.byID.Store(&byID)
+}
+
+// linkOf returns the link with a Client Identifier here, nil if there is none.
+func (n *Node) linkOf(clientID string) *link { return (*n.byID.Load())[clientID] }
+
+// at returns the broker, nil before Start.
+func (n *Node) at() *dunlin.Broker {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.broker
 }
 
 // Install puts the Node into the Config of the broker: before its Interceptor and its Authorizer,
@@ -96,14 +119,101 @@ func (n *Node) Start(b *dunlin.Broker) error {
 	case n.broker != nil:
 		return errors.New("bridge: Start was called before")
 	}
-	ctx, stop := context.WithCancel(context.Background())
-	n.broker, n.stop = b, stop
-	n.tasks.Go(func() { b.Serve(n.door) }) // until Close
+	n.running, n.stop = context.WithCancel(context.Background())
+	n.broker = b
+	n.serving.Go(func() { b.Serve(n.door) }) // until Close
 	for _, l := range n.links {
-		n.tasks.Go(func() { l.run(ctx) }) // until Close
+		n.beginLocked(l, nil)
 	}
 	return nil
 }
+
+// beginLocked runs a link when the one before it has ended. n.mu is held.
+func (n *Node) beginLocked(l, before *link) {
+	ctx, stop := context.WithCancel(n.running)
+	l.stop, l.before = stop, before
+	n.tasks.Go(func() { // until Close
+		defer stop()
+		if before != nil {
+			<-before.over
+			n.mu.Lock()
+			l.before = nil
+			n.mu.Unlock()
+		}
+		l.run(ctx)
+	})
+}
+
+// endLocked ends a link and those that it waits for. n.mu is held.
+func (l *link) endLocked() {
+	for ; l != nil; l = l.before {
+		l.stop()
+	}
+}
+
+// SetLink gives the Node a link while it runs, in place of the one of that name if there is one. The
+// queue stays: it belongs to the name. A connection that is up is cut if now is true. Otherwise it
+// lasts until it ends by itself.
+func (n *Node) SetLink(cfg Link, now bool) error {
+	cfg.Topics, cfg.Addresses = slices.Clone(cfg.Topics), slices.Clone(cfg.Addresses)
+	if err := cfg.complete(n.cfg.Name); err != nil {
+		return fmt.Errorf("bridge: link %q: %w", cfg.Name, err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.stop == nil {
+		return errNotRunning
+	}
+	l := newLink(n, &cfg)
+	i := n.findLocked(cfg.Name)
+	if i < 0 {
+		n.links = append(n.links, l)
+		n.indexLocked()
+		n.beginLocked(l, nil)
+		return nil
+	}
+	old := n.links[i]
+	n.links[i] = l
+	n.indexLocked()
+	n.beginLocked(l, old)
+	close(old.retired)
+	if now {
+		old.endLocked()
+	}
+	return nil
+}
+
+// RemoveLink ends a link, and its queue with what waits there. It waits until that is done, or ctx
+// ends.
+func (n *Node) RemoveLink(ctx context.Context, name string) error {
+	n.mu.Lock()
+	i := n.findLocked(name)
+	if n.stop == nil || i < 0 {
+		n.mu.Unlock()
+		return errNotRunning
+	}
+	l := n.links[i]
+	n.links = slices.Delete(n.links, i, i+1)
+	n.indexLocked()
+	b := n.broker
+	l.endLocked()
+	n.mu.Unlock()
+	select {
+	case <-l.over:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	_, err := b.DeleteSession(ctx, l.id)
+	return err
+}
+
+// findLocked returns the place of a link, -1 if there is none. n.mu is held.
+func (n *Node) findLocked(name string) int {
+	return slices.IndexFunc(n.links, func(l *link) bool { return l.cfg.Name == name })
+}
+
+// errNotRunning is the error of changes to a Node that has no such link at work.
+var errNotRunning = errors.New("bridge: there is no such link, or the Node does not run")
 
 // Close ends the links, and waits until they have ended. What they have not carried waits in the
 // Sessions at both ends. Call it before Close or Shutdown of the broker.
@@ -116,20 +226,16 @@ func (n *Node) Close() error {
 		return nil
 	}
 	stop()
-	for _, l := range n.links {
-		<-l.over
-	}
-	n.door.Close()
 	n.tasks.Wait()
+	n.door.Close()
+	n.serving.Wait()
 	return nil
 }
 
 // Publish publishes at the broker, like its own Publish, a message that can be told apart from
 // others in a graph with circles. Messages of clients need no such call.
 func (n *Node) Publish(ctx context.Context, m *dunlin.Message) error {
-	n.mu.Lock()
-	b := n.broker
-	n.mu.Unlock()
+	b := n.at()
 	if b == nil {
 		return errors.New("bridge: Publish before Start")
 	}
@@ -163,7 +269,7 @@ type linkRules struct{ n *Node }
 
 // Authorize is that of hooks.Authorizer.
 func (x linkRules) Authorize(_ context.Context, r *hooks.AccessRequest) error {
-	if x.n.byID[r.Client.ID] != nil && r.Client.Username == localUser {
+	if x.n.linkOf(r.Client.ID) != nil && r.Client.Username == localUser {
 		return nil
 	}
 	return hooks.ErrAbstain

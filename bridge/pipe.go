@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,6 +21,8 @@ type pipe struct {
 	window        int
 	askThere      bool // a SUBSCRIBE has to go there
 	up            atomic.Bool
+
+	retainHere, retainThere bool // that broker keeps retained messages
 
 	// Identifiers to release first, because the other Session has forgotten what they stand for.
 	sweepLocal, sweepRemote bool
@@ -55,6 +58,8 @@ func newPipe(l *link, local, remote *side) *pipe {
 // stand for nothing any more: a new message with one of them would be taken for an old one.
 func (p *pipe) prepare(here, there *packets.Connack, to string) {
 	l := p.l
+	p.retainHere = number(here, packets.RetainAvailable, 1) == 1
+	p.retainThere = number(there, packets.RetainAvailable, 1) == 1 && !l.cfg.DisableRetain
 	moved := l.last != to && len(l.cfg.Addresses) > 1
 	p.sweepLocal = here.SessionPresent && (!there.SessionPresent || moved) &&
 		l.cfg.highest(true) == packets.QoS2
@@ -70,7 +75,8 @@ func (p *pipe) run(ctx context.Context) error {
 	work, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var tasks sync.WaitGroup
-	for _, f := range []func(context.Context) error{p.outward, p.inward, p.watch, p.primary} {
+	for _, f := range []func(context.Context) error{p.outward, p.inward, p.watch, p.primary,
+		p.idle} {
 		tasks.Go(func() {
 			if err := f(work); err != nil {
 				cancel(err)
@@ -79,7 +85,7 @@ func (p *pipe) run(ctx context.Context) error {
 	}
 	<-work.Done()
 	err := context.Cause(work)
-	if ctx.Err() != nil || errors.Is(err, errPrimary) {
+	if ctx.Err() != nil || errors.Is(err, errPrimary) || errors.Is(err, errIdle) {
 		p.farewell()
 	}
 	p.remote.nc.Close()
@@ -107,13 +113,20 @@ func (p *pipe) notify(state string) error {
 	if c := p.l.cfg; c.DisableNotifications || c.LocalNotifications {
 		return nil
 	}
-	m := &packets.Publish{Topic: []byte(p.l.stateTopic()), Payload: []byte(state), Retain: true}
+	m := &packets.Publish{Topic: []byte(p.l.cfg.StateTopic), Payload: []byte(state),
+		Retain: p.retainThere}
 	return p.remote.send(m)
 }
 
 // subscribe asks both brokers for what the link carries.
 func (p *pipe) subscribe() error {
 	here, there := p.l.cfg.filters(false, packets.QoS2), p.l.cfg.filters(true, packets.QoS2)
+	if err := p.unsubscribe(); err != nil {
+		return err
+	}
+	if len(here) == 0 && (len(there) == 0 || !p.askThere) {
+		return p.ready()
+	}
 	for _, x := range []struct {
 		at   *side
 		subs []packets.Subscription
@@ -136,8 +149,47 @@ func (p *pipe) subscribe() error {
 	return nil
 }
 
-// subscribeID is the Packet Identifier of both SUBSCRIBE packets.
-const subscribeID = 65535
+// unsubscribe ends subscriptions of an earlier setting: here those that the Session still has, there
+// those to what now only goes out.
+func (p *pipe) unsubscribe() error {
+	c := p.l.cfg
+	info, _ := p.l.n.at().Session(p.l.id)
+	if err := p.drop(p.local, info.Subscriptions, c.filters(false, 0)); err != nil {
+		return err
+	}
+	if !c.Unsubscribe || !p.askThere {
+		return nil
+	}
+	var out []packets.Subscription
+	for i := range c.Topics {
+		if t := &c.Topics[i]; !t.in() {
+			out = append(out, packets.Subscription{Filter: t.RemotePrefix + t.Filter})
+		}
+	}
+	return p.drop(p.remote, out, c.filters(true, 0))
+}
+
+// drop ends the subscriptions among old that are not among kept.
+func (p *pipe) drop(at *side, old, kept []packets.Subscription) error {
+	ask := &packets.Unsubscribe{PacketID: unsubscribeID}
+	for _, s := range old {
+		if !slices.ContainsFunc(kept, func(k packets.Subscription) bool {
+			return k.Filter == s.Filter
+		}) {
+			ask.Filters = append(ask.Filters, s.Filter)
+		}
+	}
+	if len(ask.Filters) == 0 {
+		return nil
+	}
+	return errors.Join(at.send(ask), at.flush())
+}
+
+// These are the Packet Identifiers of the SUBSCRIBE and UNSUBSCRIBE packets at both brokers.
+const (
+	subscribeID   = 65535
+	unsubscribeID = 65534
+)
 
 // granted handles a SUBACK.
 func (p *pipe) granted(from *side, a *packets.Suback, subs []packets.Subscription) error {

@@ -94,7 +94,7 @@ func (x *interceptor) Intercept(
 ) (*packets.Message, error) {
 	came := readMark(m.Properties)
 	had := came != mark{}
-	link := x.n.byID[c.ID]
+	link := x.n.linkOf(c.ID)
 	if link == nil && !x.n.peer(c) {
 		came = mark{}
 	}
@@ -181,6 +181,9 @@ func (n *Node) peer(c *hooks.Client) bool {
 
 // marked says whether messages of topic get a mark.
 func (n *Node) marked(topic string) bool {
+	if n.cfg.DisableMarks {
+		return false
+	}
 	if len(n.cfg.Mark) == 0 {
 		return topic[0] != '$'
 	}

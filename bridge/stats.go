@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"slices"
 	"sync/atomic"
 	"time"
 )
@@ -67,11 +68,11 @@ type counters struct {
 // Stats returns the counters.
 func (n *Node) Stats() Stats {
 	n.mu.Lock()
-	b := n.broker
+	b, links := n.broker, slices.Clone(n.links)
 	n.mu.Unlock()
 	s := Stats{Node: n.cfg.Name, Loops: n.marks.dropped.loops.Load(),
 		Duplicates: n.marks.dropped.duplicates.Load()}
-	for _, l := range n.links {
+	for _, l := range links {
 		x := l.stats()
 		if b != nil {
 			if info, ok := b.Session(l.id); ok {
