@@ -246,7 +246,7 @@ func (l *Link) complete(node string) error {
 		return errors.New("expected at least one of Topics")
 	}
 	for i := range l.Topics {
-		if err := l.Topics[i].check(); err != nil {
+		if err := l.Topics[i].Check(); err != nil {
 			return err
 		}
 	}

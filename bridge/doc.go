@@ -28,7 +28,8 @@
 // more than it has in flight when it stops, but to less than 32,768: 1000, for instance.
 //
 // The queue for the remote broker is the Session "$bridge/NAME" of the broker here, where NAME is
-// that of the Link. The limits of Config for a Session bound it: MaxQueuedMessages, MaxQueuedBytes
+// that of the Link. Start makes it, so that messages wait before the link connects for the first
+// time. The limits of Config for a Session bound it: MaxQueuedMessages, MaxQueuedBytes
 // and Overflow. QoS 0 messages wait only with QueueQoS0. A link itself holds a packet each way, and
 // four buffers of 16 KiB.
 //
@@ -60,6 +61,6 @@
 //
 // The package uses the packets of this project, and not a client library. A client library
 // acknowledges on its own, chooses the Packet Identifiers itself, and needs a Session in memory or
-// in a file of its own; a link must do none of the three. A link has four goroutines while it is
+// in a file of its own; a link must do none of the three. A link has five goroutines while it is
 // connected, all of which Close waits for.
 package bridge

@@ -35,8 +35,8 @@ type link struct {
 	asked    bool   // whether the subscriptions were granted there
 	granted  int    // the Receive Maximum of the broker here, as the last connection told
 	previous time.Duration
-	informed string // the last notification here
-	reserved bool   // a lazy link has subscribed here
+	informed string          // the last notification here
+	fresh    map[string]bool // filters whose retained messages here are still to come
 	// what the remote broker does not know: the bridge bit, or retained messages
 	plain, unretained bool
 
@@ -49,7 +49,7 @@ type link struct {
 
 func newLink(n *Node, cfg *Link) *link {
 	return &link{n: n, cfg: cfg, id: localID + cfg.Name, over: make(chan struct{}),
-		retired: make(chan struct{}), state: StateDown, since: time.Now(), granted: 65535}
+		retired: make(chan struct{}), fresh: map[string]bool{}, state: StateDown, since: time.Now(), granted: 65535}
 }
 
 // set notes what the link is doing.

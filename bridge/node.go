@@ -39,6 +39,7 @@ type Node struct {
 	installed bool               // guarded by mu
 	broker    *dunlin.Broker     // guarded by mu; nil before Start
 	running   context.Context    // guarded by mu; of the links, nil before Start
+	begun     bool               // guarded by mu; the links run
 	stop      context.CancelFunc // guarded by mu; nil before Start and after Close
 	tasks     sync.WaitGroup     // the links, which Close waits for
 	serving   sync.WaitGroup     // the listener, which Close waits for
@@ -108,34 +109,62 @@ func (n *Node) Install(cfg *dunlin.Config) {
 	cfg.Observer = accepted
 }
 
-// Start connects the links. b is the broker whose Config was given to Install. It must be called
-// once.
+// Start makes the queues of the links here, as far as they are not there yet, and connects the
+// links. b is the broker whose Config was given to Install. It must be called once. What is
+// published when it has returned waits for the links. It waits for the Store of the broker, and for
+// no remote broker.
 func (n *Node) Start(b *dunlin.Broker) error {
+	links, ctx, err := n.serve(b)
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		if err := l.reserve(ctx); err != nil { // run tries again
+			n.cfg.Logger.Warn("a bridge link has no queue", "link", l.cfg.Name, "err", err)
+		}
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	switch {
-	case !n.installed:
-		return errors.New("bridge: Start: call Install with the Config of the broker before")
-	case n.broker != nil:
-		return errors.New("bridge: Start was called before")
+	if n.begun = n.stop != nil; !n.begun { // Close was called
+		return nil
 	}
-	n.running, n.stop = context.WithCancel(context.Background())
-	n.broker = b
-	n.serving.Go(func() { b.Serve(n.door) }) // until Close
-	for _, l := range n.links {
+	for _, l := range links {
 		n.beginLocked(l, nil)
 	}
 	return nil
 }
 
+// serve lets the links connect to the broker here.
+func (n *Node) serve(b *dunlin.Broker) (links []*link, ctx context.Context, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	switch {
+	case !n.installed:
+		return nil, nil, errors.New("bridge: Start: call Install with the Config of the broker " +
+			"before")
+	case n.broker != nil:
+		return nil, nil, errors.New("bridge: Start was called before")
+	}
+	n.broker = b
+	n.running, n.stop = context.WithCancel(context.Background())
+	n.serving.Go(func() { b.Serve(n.door) }) // until Close
+	return slices.Clone(n.links), n.running, nil
+}
+
 // beginLocked runs a link when the one before it has ended. n.mu is held.
 func (n *Node) beginLocked(l, before *link) {
 	ctx, stop := context.WithCancel(n.running)
+	if before != nil && before.before != nil {
+		before = before.before // the one between them never begins
+	}
 	l.stop, l.before = stop, before
 	n.tasks.Go(func() { // until Close
 		defer stop()
 		if before != nil {
-			<-before.over
+			select {
+			case <-before.over:
+			case <-l.retired:
+			}
 			n.mu.Lock()
 			l.before = nil
 			n.mu.Unlock()
@@ -161,7 +190,7 @@ func (n *Node) SetLink(cfg Link, now bool) error {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.stop == nil {
+	if n.stop == nil || !n.begun {
 		return errNotRunning
 	}
 	l := newLink(n, &cfg)
@@ -188,7 +217,7 @@ func (n *Node) SetLink(cfg Link, now bool) error {
 func (n *Node) RemoveLink(ctx context.Context, name string) error {
 	n.mu.Lock()
 	i := n.findLocked(name)
-	if n.stop == nil || i < 0 {
+	if n.stop == nil || !n.begun || i < 0 {
 		n.mu.Unlock()
 		return errNotRunning
 	}

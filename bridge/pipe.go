@@ -121,6 +121,11 @@ func (p *pipe) notify(state string) error {
 // subscribe asks both brokers for what the link carries.
 func (p *pipe) subscribe() error {
 	here, there := p.l.cfg.filters(false, packets.QoS2), p.l.cfg.filters(true, packets.QoS2)
+	for i := range here {
+		if p.l.fresh[here[i].Filter] {
+			here[i].RetainHandling = 0
+		}
+	}
 	if err := p.unsubscribe(); err != nil {
 		return err
 	}
@@ -196,11 +201,8 @@ func (p *pipe) granted(from *side, a *packets.Suback, subs []packets.Subscriptio
 	if len(a.Codes) != len(subs) || a.PacketID != subscribeID {
 		return fmt.Errorf("%s: a SUBACK that answers no SUBSCRIBE", from.name)
 	}
-	for i, code := range a.Codes {
-		if code.Failed() {
-			return fmt.Errorf("%s refuses the subscription to %q: %w", from.name, subs[i].Filter,
-				&packets.Error{Code: code})
-		}
+	if err := from.refusal(a, subs); err != nil {
+		return err
 	}
 	p.mu.Lock()
 	p.waiting--
@@ -212,12 +214,24 @@ func (p *pipe) granted(from *side, a *packets.Suback, subs []packets.Subscriptio
 	return nil
 }
 
+// refusal is the error of a SUBACK that does not grant everything.
+func (s *side) refusal(a *packets.Suback, subs []packets.Subscription) error {
+	for i, code := range a.Codes {
+		if code.Failed() && i < len(subs) {
+			return fmt.Errorf("%s refuses the subscription to %q: %w", s.name, subs[i].Filter,
+				&packets.Error{Code: code})
+		}
+	}
+	return nil
+}
+
 // ready notes that both brokers have granted the subscriptions.
 func (p *pipe) ready() error {
 	if p.up.Swap(true) {
 		return nil
 	}
 	l := p.l
+	clear(l.fresh)
 	l.counters.connects.Add(1)
 	l.set(StateUp, nil)
 	l.n.cfg.Logger.Info("a bridge link is up", "link", l.cfg.Name)

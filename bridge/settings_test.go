@@ -78,7 +78,7 @@ func TestALazyLinkConnectsWhenEnoughWaits(t *testing.T) {
 		w.sever("a.b", true)
 		a := w.add("a", l)
 		time.Sleep(time.Minute)
-		if s := a.link(); s.Connects+s.Failures != 0 {
+		if s := a.link(); s.Connects+s.Failures != 0 || s.State != StateDown {
 			t.Fatalf("nothing waits, and the link connects: %+v", s)
 		}
 		a.put(&dunlin.Message{Topic: "t/1", Payload: []byte("1"), QoS: 1})
@@ -261,4 +261,41 @@ func TestALinkThatOnlyFetchesComesBack(t *testing.T) {
 			t.Errorf("the connection did not last: %+v", s)
 		}
 	})
+}
+
+// What is published before a link has ever connected waits for it, and retained messages from
+// before that come as well.
+func TestMessagesWaitForTheFirstConnection(t *testing.T) {
+	for _, start := range []StartType{StartAutomatic, StartLazy} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			defer w.close()
+			b := w.add("b")
+			l := one("b", DirectionOut, 1)
+			l.Start, l.Threshold = start, 2
+			w.sever("a.b", true)
+			a := w.add("a")
+			a.put(&dunlin.Message{Topic: "t/kept", Payload: []byte("kept"), Retain: true})
+			l.Dial = func(ctx context.Context, to string) (net.Conn, error) {
+				return w.dial(ctx, "a.b", to)
+			}
+			if err := a.node.SetLink(l, true); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Minute)
+			for _, payload := range []string{"1", "2"} {
+				a.put(&dunlin.Message{Topic: "t/1", Payload: []byte(payload), QoS: 1})
+			}
+			w.sever("a.b", false)
+			w.until("all have come", func() bool {
+				return b.has("1") == 1 && b.has("2") == 1 && retained(b, "t/kept")
+			})
+			w.sever("a.b", true)
+			w.sever("a.b", false)
+			time.Sleep(time.Minute)
+			if n := b.has("kept"); n != 1 {
+				t.Errorf("the retained message has come %d times", n)
+			}
+		})
+	}
 }

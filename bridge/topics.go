@@ -7,8 +7,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// check says what is wrong with t.
-func (t *Topic) check() error {
+// Check says what is wrong with t.
+func (t *Topic) Check() error {
 	if t.QoS > packets.QoS2 {
 		return fmt.Errorf("topic %q: QoS %d, at most 2 is possible", t.Filter, t.QoS)
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/examples/server/mosquittoconf"
@@ -47,6 +48,11 @@ func check(args []string, out io.Writer) error {
 		}
 		fmt.Fprintf(out, "listens on %s (%s), admits %s\n", x.addr, x.name(), admits)
 	}
+	for _, c := range o.links {
+		l := &c.Link
+		fmt.Fprintf(out, "connects to %s as %s, bridge %s (MQTT %v)\n",
+			strings.Join(l.Addresses, ", then "), l.ClientID, l.Name, l.Version)
+	}
 	if conf != nil {
 		o.notes(out)
 	}
@@ -65,6 +71,7 @@ func (o *options) notes(out io.Writer) {
 		fmt.Fprintln(out, "note: packets of more than 1 MiB are refused; in Mosquitto they are "+
 			"not, unless max_packet_size says otherwise")
 	}
+	o.noteLinks(out)
 	hasRules := o.aclFile != "" || slices.ContainsFunc(o.all, func(l *listening) bool {
 		return l.entry != nil && l.entry.gate != nil && l.entry.gate.aclFile != ""
 	})
@@ -72,6 +79,14 @@ func (o *options) notes(out io.Writer) {
 		fmt.Fprintln(out, "note: a subscription is refused if the client may not read all that it "+
 			"matches; Mosquitto grants it and leaves messages out, as this server does with the "+
 			"line acl-at-delivery")
+	}
+}
+
+// noteLinks prints what to know about bridges.
+func (o *options) noteLinks(out io.Writer) {
+	if len(o.links) > 0 {
+		fmt.Fprintln(out, "note: a bridge carries on what another one brought, as in Mosquitto: "+
+			"do not bridge brokers in a circle")
 	}
 }
 

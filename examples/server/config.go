@@ -109,6 +109,11 @@ func (o *options) take(conf *mosquittoconf.Config, fs *flag.FlagSet) (errs []err
 		fail(l.Line, err)
 		o.more = append(o.more, xs...)
 	}
+	for _, l := range conf.Connections {
+		if len(conf.Errors) == 0 { // otherwise it may lack what the file says wrongly
+			fail(l.Line, o.takeConnection(l))
+		}
+	}
 	return errs
 }
 

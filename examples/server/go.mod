@@ -5,6 +5,7 @@ go 1.26.0
 require (
 	github.com/coder/websocket v1.8.15
 	github.com/dunlin-mqtt/dunlin v0.0.0
+	github.com/dunlin-mqtt/dunlin/bridge v0.0.0
 	github.com/dunlin-mqtt/dunlin/hooks/auth/crypt v0.0.0
 	github.com/dunlin-mqtt/dunlin/listeners/quic v0.0.0
 	github.com/dunlin-mqtt/dunlin/listeners/websocket v0.0.0
@@ -26,6 +27,8 @@ require (
 )
 
 replace github.com/dunlin-mqtt/dunlin => ../..
+
+replace github.com/dunlin-mqtt/dunlin/bridge => ../../bridge
 
 replace github.com/dunlin-mqtt/dunlin/hooks/auth/crypt => ../../hooks/auth/crypt
 

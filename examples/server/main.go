@@ -86,6 +86,7 @@ type options struct {
 	access
 	transport
 	persistence
+	connections
 	limits
 	logging
 	desk             desk
@@ -193,12 +194,8 @@ func (o *options) finish(fs *flag.FlagSet) error {
 	}
 	qos := packets.QoS(q)
 	o.cfg.MaxQoS = &qos
-	for _, s := range strings.Split(o.versions, ",") {
-		v, err := strconv.ParseUint(strings.TrimSpace(s), 10, 8)
-		if err != nil || v < 3 || v > 5 {
-			return fmt.Errorf("-versions %q: %q is not 3, 4 or 5", o.versions, s)
-		}
-		o.cfg.Versions = append(o.cfg.Versions, packets.Version(v))
+	if err := o.setVersions(); err != nil {
+		return err
 	}
 	fs.Visit(func(f *flag.Flag) {
 		if f.Name == "topic-alias-maximum" && o.cfg.TopicAliasMaximum == 0 {
@@ -226,12 +223,28 @@ func (o *options) finish(fs *flag.FlagSet) error {
 	return nil
 }
 
+// setVersions reads -versions.
+func (o *options) setVersions() error {
+	for _, s := range strings.Split(o.versions, ",") {
+		v, err := strconv.ParseUint(strings.TrimSpace(s), 10, 8)
+		if err != nil || v < 3 || v > 5 {
+			return fmt.Errorf("-versions %q: %q is not 3, 4 or 5", o.versions, s)
+		}
+		o.cfg.Versions = append(o.cfg.Versions, packets.Version(v))
+	}
+	return o.checkConnections()
+}
+
 func (o *options) logTo(standard io.Writer) { o.cfg.Logger = o.logger(standard) }
 
-// intercept refuses what is larger than -max-payload.
-func (o *options) intercept(_ context.Context, _ *hooks.Client,
+// intercept refuses what is larger than -max-payload. What comes over a bridge is dropped instead:
+// the bridge would send it again and again.
+func (o *options) intercept(_ context.Context, c *hooks.Client,
 	m *packets.Message) (*packets.Message, error) {
 	if most := o.maxPayload.Load(); most > 0 && int64(len(m.Payload)) > most {
+		if isLink(c) {
+			return nil, hooks.ErrDrop
+		}
 		return nil, packets.Errorf(packets.QuotaExceeded, "a payload of %d bytes, at most %d are "+
 			"accepted", len(m.Payload), most)
 	}

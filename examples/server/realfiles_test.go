@@ -18,8 +18,8 @@ import (
 )
 
 // The files in mosquittoconf/testdata are such as people have. Here both brokers run them, and
-// clients find out who may connect where, and what they may do there. What cannot be compared: a
-// bridge, which needs another broker, and which this program refuses.
+// clients find out who may connect where, and what they may do there. Bridges are
+// compared in TestConnectionsAsMosquitto.
 
 // A placed file is one of them, with ports, paths and files of this test.
 type placed struct {

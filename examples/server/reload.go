@@ -119,6 +119,7 @@ func (r *reloader) configuration() {
 		log.Error("the configuration was not applied, what was in force stays", "err", err)
 		return
 	}
+	r.changeLinks(o)
 	was, is := r.settings, o.settings
 	for _, name := range changed(was, is) {
 		apply, field := running[name], fieldOf(name)

@@ -46,19 +46,12 @@ func (o *options) serve(ctx context.Context) error {
 	defer watcher.end()
 	o.cfg.Observer = hooks.Join(o.cfg.Observer, watcher.observer(), o.desk.observer(),
 		o.comings.observer())
-	st, err := o.persistence.open(o.cfg.Logger)
+	b, err := o.open()
 	if err != nil {
-		return err
-	}
-	o.cfg.Store = st
-	b, err := dunlin.New(o.cfg)
-	if err != nil {
-		if st != nil {
-			st.Close()
-		}
 		return err
 	}
 	defer b.Close() // it closes the store, too
+	defer o.endLinks()
 	errs, err := o.start(b)
 	if err != nil {
 		return err
@@ -86,13 +79,36 @@ func (o *options) serve(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	manager.stopping()
+	o.shutDown(b)
+	return nil
+}
+
+// open makes the broker, with its store and its bridges.
+func (o *options) open() (*dunlin.Broker, error) {
+	st, err := o.persistence.open(o.cfg.Logger)
+	if err != nil {
+		return nil, err
+	}
+	o.cfg.Store = st
+	b, err := (*dunlin.Broker)(nil), o.install()
+	if err == nil {
+		b, err = dunlin.New(o.cfg)
+	}
+	if err != nil && st != nil {
+		st.Close()
+	}
+	return b, err
+}
+
+// shutDown ends the bridges, then the broker.
+func (o *options) shutDown(b *dunlin.Broker) {
 	o.cfg.Logger.Info("shutting down")
+	o.endLinks()
 	patient, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	if err := b.Shutdown(patient); err != nil {
 		o.cfg.Logger.Warn("clients were cut off", "err", err)
 	}
-	return nil
 }
 
 // profileConns is how many connections -pprof has at most.
@@ -122,6 +138,9 @@ func (o *options) start(b *dunlin.Broker) (errs chan error, err error) {
 	}
 	doors := &opener{transport: &o.transport, local: o.localOnly, log: o.cfg.Logger,
 		admit: b.Admits, reloads: o.reloads}
+	if err := o.startLinks(b); err != nil { // whose queues are there before any client is
+		return nil, err
+	}
 	listeners, err := doors.open()
 	if err != nil {
 		return nil, err

@@ -48,6 +48,15 @@ func start(t *testing.T, args ...string) (addrs []string, printed *log) {
 // startAs is start for a server that edit has changed.
 func startAs(t *testing.T, edit func(*options), args ...string) (addrs []string, printed *log) {
 	t.Helper()
+	addrs, printed, _ = launch(t, edit, args...)
+	return addrs, printed
+}
+
+// launch is startAs for a server that may end before the test does.
+func launch(
+	t *testing.T, edit func(*options), args ...string,
+) (addrs []string, printed *log, end func()) {
+	t.Helper()
 	o, err := parse(args)
 	require.NoError(t, err, "%q", args)
 	edit(o)
@@ -59,9 +68,12 @@ func startAs(t *testing.T, edit func(*options), args ...string) (addrs []string,
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- o.serve(ctx) }() // the cleanup waits for it
-	t.Cleanup(func() {
+	end = sync.OnceFunc(func() {
 		stop()
 		require.NoError(t, <-ended)
+	})
+	t.Cleanup(func() {
+		end()
 		if t.Failed() {
 			t.Logf("the server printed:\n%s", printed)
 		}
@@ -75,7 +87,7 @@ func startAs(t *testing.T, edit func(*options), args ...string) (addrs []string,
 			t.Fatalf("the server has not started: %v", err)
 		}
 	}
-	return addrs, printed
+	return addrs, printed, end
 }
 
 // write makes a file and returns its name.
@@ -166,6 +178,9 @@ func (c *client) want(typ packets.Type) packets.Packet {
 		require.NoError(c.t, err, "waiting for %v", typ)
 		if m, ok := p.(*packets.Publish); ok {
 			c.got[string(m.Topic)] = string(m.Payload)
+			if m.QoS == packets.QoS1 {
+				c.send(&packets.Ack{Kind: packets.TypePuback, PacketID: m.PacketID})
+			}
 		}
 		if p.Type() == typ {
 			return p

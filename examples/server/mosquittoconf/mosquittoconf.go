@@ -94,6 +94,7 @@ type Config struct {
 	PerListener bool     // per_listener_settings
 	Shared      Security // for all listeners, unless PerListener
 	Listeners   []*Listener
+	Connections []*Connection
 	// ClientIDPrefix is what every Client Identifier has to begin with (clientid_prefixes).
 	ClientIDPrefix string
 	// Flags are in the order of the file. Of several with one name the last counts, unless the
@@ -128,11 +129,11 @@ type parser struct {
 	*Config
 	known   Known
 	names   []string
-	current *Listener // the last of Listeners, nil before the first
-	before  *Listener // the default listener: what was set before the first; nil: nothing
-	own     Security  // of before, where PerListener
-	secured *Line     // the first setting of Security
-	bridge  *Line     // the last "connection"
+	current *Listener   // the last of Listeners, nil before the first
+	before  *Listener   // the default listener: what was set before the first; nil: nothing
+	own     Security    // of before, where PerListener
+	secured *Line       // the first setting of Security
+	bridge  *Connection // the last; nil before the first
 	persist *persistence
 }
 
@@ -246,6 +247,9 @@ func (p *parser) end() {
 			p.fail(x.Line, "the listener at %s is at the same address", other.Line.At())
 		}
 		at[where] = x
+	}
+	for _, c := range p.Connections {
+		p.checkConnection(c)
 	}
 	if on := p.persist.on; on != nil {
 		dir := strings.TrimSuffix(cmp.Or(p.persist.location, "."), "/") + "/dunlin"

@@ -70,6 +70,11 @@ func flat(c *Config) (lines []string) {
 	if s := security(&c.Shared); s != "" {
 		lines = append(lines, "all"+s)
 	}
+	for _, x := range c.Connections {
+		l := x.Link
+		lines = append(lines, fmt.Sprint("connection ", l.Name, " to ", l.Addresses, ", ", l.Version,
+			", as ", l.Username, ", topics ", len(l.Topics), ", TLS ", x.TLS()))
+	}
 	if c.ClientIDPrefix != "" {
 		lines = append(lines, "prefix "+c.ClientIDPrefix)
 	}
@@ -215,7 +220,7 @@ var options = []struct{ name, value, want, said string }{
 		""},
 	{"use_identity_as_username", "true", "error", "certfile and keyfile are missing"},
 	{"use_subject_as_username", "true", "error", "certfile and keyfile are missing"},
-	{"connection", "b", "error", "examples/bridge"},
+	{"connection", "b", "error", "there is no address line"},
 	{"include_dir", "/nowhere/at all", "error", "no such file"},
 }
 
@@ -239,7 +244,7 @@ func TestEachOption(t *testing.T) {
 			require.Contains(t, c.Said[0].What, tt.said)
 		})
 	}
-	for _, o := range bridges {
+	for _, o := range bridges { // TestEachOptionOfAConnection
 		tested[o.name] = true
 	}
 	for _, o := range table {
@@ -364,9 +369,8 @@ func TestAllErrorsAtOnce(t *testing.T) {
 		all = append(all, err.Error()[strings.LastIndex(err.Error()[:strings.Index(err.Error(),
 			": ")], "c:"):])
 	}
-	require.Len(t, all, 5, "%q", all)
-	for i, want := range []string{"c:1: allow_anonymous", "c:5: colour", "c:7: connection",
-		"c:10: topic: the value is missing", "c:3: listener: the listener at"} {
+	require.Len(t, all, 4, "%q", all)
+	for i, want := range []string{"c:1: allow_anonymous", "c:5: colour", "c:10: topic: the value is missing", "c:3: listener: the listener at"} {
 		require.True(t, strings.HasPrefix(all[i], want), "%q", all)
 	}
 	c = read(t, "allow_anonymous true\nper_listener_settings true\n")

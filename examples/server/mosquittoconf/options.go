@@ -110,23 +110,12 @@ func (p *parser) whose(l Line) string {
 		"otherwise"
 }
 
-// bridging makes an option of a bridge: its connection is refused, and says so once.
-func bridging(p *parser, v value) (string, error) {
-	if p.bridge == nil {
-		return "", errors.New("it belongs to a bridge, and there is no connection line before it")
-	}
-	return "part of the connection at " + p.bridge.At(), nil
-}
-
 const (
 	noPlugins = "plugins of Mosquitto cannot be loaded: use password_file and acl_file, or write " +
 		"a " +
 		"program with this broker and a hook of package hooks"
-	noPSK     = "package crypto/tls has no pre-shared keys: use certfile and keyfile"
-	noEngine  = "keys in an engine cannot be used: put the key into a PEM file, keyfile"
-	noBridges = "this server makes no bridges: take the connection out of this file, and run " +
-		"examples/bridge beside the broker, or let the other broker connect to " +
-		"this one, as a mosquitto does with its default settings"
+	noPSK         = "package crypto/tls has no pre-shared keys: use certfile and keyfile"
+	noEngine      = "keys in an engine cannot be used: put the key into a PEM file, keyfile"
 	durableAtOnce = "what is acknowledged is on disk at once, there is nothing to save later"
 	textLog       = "a log line has the form time=... level=... msg=..., with the time of RFC 3339"
 	mosquitto1    = "it is of an old version, and Mosquitto 2 ignores it as well"
@@ -185,11 +174,6 @@ func (p *parser) persistenceLocation(v value) (string, error) {
 func (p *parser) clientIDPrefixes(v value) (string, error) {
 	p.ClientIDPrefix = v.Rest
 	return "for all listeners", nil
-}
-
-func (p *parser) connection(v value) (string, error) {
-	p.bridge = &v.Line
-	return "", errors.New(noBridges)
 }
 
 func (p *parser) includeDir(v value) (string, error) { return "its files follow", nil }
