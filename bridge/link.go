@@ -39,6 +39,7 @@ type link struct {
 	fresh    map[string]bool // filters whose retained messages here are still to come
 	// what the remote broker does not know: the bridge bit, or retained messages
 	plain, unretained bool
+	made              bool // the Session here is new: no Packet Identifier stands for anything
 
 	mu        sync.Mutex
 	state     State     // guarded by mu

@@ -61,9 +61,11 @@ func (p *pipe) prepare(here, there *packets.Connack, to string) {
 	p.retainHere = number(here, packets.RetainAvailable, 1) == 1
 	p.retainThere = number(there, packets.RetainAvailable, 1) == 1 && !l.cfg.DisableRetain
 	moved := l.last != to && len(l.cfg.Addresses) > 1
-	p.sweepLocal = here.SessionPresent && (!there.SessionPresent || moved) &&
+	known := here.SessionPresent && !l.made
+	l.made = false
+	p.sweepLocal = known && (!there.SessionPresent || moved) &&
 		l.cfg.highest(true) == packets.QoS2
-	p.sweepRemote = there.SessionPresent && (!here.SessionPresent || moved) &&
+	p.sweepRemote = there.SessionPresent && (!known || moved) &&
 		l.cfg.highest(false) == packets.QoS2
 	// Before 5.0 each SUBSCRIBE brings the retained messages once more.
 	p.askThere = !there.SessionPresent || moved || !l.asked || l.cfg.Version == packets.V5

@@ -72,10 +72,11 @@ func (l *link) reserve(ctx context.Context) error {
 
 // subscribeHere subscribes over a connection of its own.
 func (l *link) subscribeHere(ctx context.Context, subs []packets.Subscription) error {
-	_, s, err := l.connectHere(ctx, new(packets.Connack))
+	ack, s, err := l.connectHere(ctx, new(packets.Connack))
 	if err != nil {
 		return err
 	}
+	l.made = l.made || !ack.SessionPresent
 	defer s.bye()
 	defer context.AfterFunc(ctx, func() { s.nc.Close() })()
 	_ = s.nc.SetReadDeadline(time.Now().Add(l.cfg.Timeout))
