@@ -50,7 +50,8 @@ type link struct {
 
 func newLink(n *Node, cfg *Link) *link {
 	return &link{n: n, cfg: cfg, id: localID + cfg.Name, over: make(chan struct{}),
-		retired: make(chan struct{}), fresh: map[string]bool{}, state: StateDown, since: time.Now(), granted: 65535}
+		retired: make(chan struct{}), fresh: map[string]bool{},
+		state: StateDown, since: time.Now(), granted: 65535}
 }
 
 // set notes what the link is doing.
@@ -237,7 +238,8 @@ func (l *link) possible(here, there *packets.Connack) error {
 func (l *link) connectThere(window int) *packets.Connect {
 	c := l.cfg
 	p := &packets.Connect{
-		Version: c.Version, Bridge: !c.DisableBridgeBit && !l.plain, CleanStart: c.CleanStart, ClientID: c.ClientID,
+		Version: c.Version, Bridge: !c.DisableBridgeBit && !l.plain,
+		CleanStart: c.CleanStart, ClientID: c.ClientID,
 		KeepAlive: uint16(c.KeepAlive / time.Second), HasUsername: c.Username != "",
 		Username: c.Username, HasPassword: c.Password != "", Password: []byte(c.Password),
 	}

@@ -156,8 +156,8 @@ func (p *pipe) subscribe() error {
 	return nil
 }
 
-// unsubscribe ends subscriptions of an earlier setting: here those that the Session still has, there
-// those to what now only goes out.
+// unsubscribe ends subscriptions of an earlier setting: here those that the Session still has,
+// there those to what now only goes out.
 func (p *pipe) unsubscribe() error {
 	c := p.l.cfg
 	info, _ := p.l.n.at().Session(p.l.id)

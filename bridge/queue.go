@@ -50,11 +50,12 @@ func (l *link) reserve(ctx context.Context) error {
 		return nil
 	}
 	info, _ := l.n.at().Session(l.id)
-	lacking := slices.DeleteFunc(l.cfg.filters(false, packets.QoS2), func(s packets.Subscription) bool {
+	has := func(s packets.Subscription) bool {
 		return slices.ContainsFunc(info.Subscriptions, func(had packets.Subscription) bool {
 			return had.Filter == s.Filter
 		})
-	})
+	}
+	lacking := slices.DeleteFunc(l.cfg.filters(false, packets.QoS2), has)
 	if len(lacking) == 0 {
 		return nil
 	}
