@@ -181,8 +181,8 @@ func (l *link) endLocked() {
 }
 
 // SetLink gives the Node a link while it runs, in place of the one of that name if there is one.
-// The queue stays: it belongs to the name. A connection that is up is cut if now is true. Otherwise it
-// lasts until it ends by itself.
+// The queue stays: it belongs to the name. A connection that is up is cut if now is true. Otherwise
+// it lasts until it ends by itself.
 func (n *Node) SetLink(cfg Link, now bool) error {
 	cfg.Topics, cfg.Addresses = slices.Clone(cfg.Topics), slices.Clone(cfg.Addresses)
 	if err := cfg.complete(n.cfg.Name); err != nil {
