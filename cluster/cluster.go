@@ -38,9 +38,9 @@ type Backend interface {
 	// and none between Records and Changes. Changes of one Batch take effect in its order.
 	//
 	// Before another node sees that this node has left the list of live nodes, or has a new
-	// Incarnation, the engine shuts out what this node has begun to commit: it takes effect never,
-	// and is refused with [ErrFenced] if the Backend still runs. Otherwise a late record could
-	// follow what clients have done elsewhere since.
+	// Incarnation, the engine shuts out everything that this node has begun to commit. It never
+	// takes effect, and a Backend that still runs refuses it with [ErrFenced]. Otherwise a record
+	// could come after its Session has moved to another node, and reach subscribers twice.
 	Commit(ctx context.Context, b *Batch) error
 
 	// Read returns records of a partition that match one of the Topic Filters, in order, from the

@@ -65,7 +65,8 @@ func (e *Engine) led(u int) bool { return e.eligible(e.units[u].leader) }
 // register is the unit of the register and of the members.
 func (e *Engine) registerUnit() int { return len(e.units) - 1 }
 
-// settle looks what follows from a change of who runs, who reaches whom, or who leads.
+// settle begins what follows from a change of which nodes run, reach each other, or lead:
+// elections, leases that end, replicas that catch up.
 func (e *Engine) settle() {
 	for u, x := range e.units {
 		if x.electing {

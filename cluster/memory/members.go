@@ -103,8 +103,8 @@ func (e *Engine) tellList() {
 	}
 }
 
-// renew looks which members renew their leases. It stands for a message twice a second from each:
-// as long as nothing changes, nothing needs to happen.
+// renew notes which members can renew their leases now. It stands for a message twice a second
+// from each member. While nothing changes, no message is needed.
 func (e *Engine) renew() {
 	u := e.registerUnit()
 	led := e.led(u)
@@ -132,8 +132,8 @@ func (e *Engine) renew() {
 	e.tellList()
 }
 
-// lapse ends the lease of a member that cannot renew it, unless it does in time. What the register
-// has no leader for does not count: the next leader waits a second before it ends any lease.
+// lapse ends the lease of a member that cannot renew it, unless it can again in time. Time without a
+// leader does not count: a new leader waits for a second before it ends a lease.
 func (e *Engine) lapse(m *member) {
 	m.check++
 	check := m.check

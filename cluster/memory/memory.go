@@ -104,7 +104,6 @@ type node struct {
 	frozen  []event
 	resumed chan struct{} // closed while the node is not paused
 	dropped uint64
-	opened  bool // some time
 }
 
 // New returns an Engine whose nodes have replicas, and no processes yet: call Open for each.
@@ -171,7 +170,7 @@ func (e *Engine) Open(at int) (cluster.Backend, error) {
 		return nil, fmt.Errorf("cluster/memory: node %d has a Backend that is not closed", at)
 	}
 	n.process = newBackend(e, n)
-	n.up, n.drained, n.opened = true, false, true
+	n.up, n.drained = true, false
 	e.settle()
 	return n.process, nil
 }
