@@ -32,6 +32,14 @@ func TestHistories(t *testing.T) {
 	Histories(t, n, inMemory)
 }
 
+// Seeds that have found errors of package memory. 13265476448255103580: a lease ended again before
+// the answer to a node that joined again had come, and the node stayed out.
+func TestHistoriesThatFoundErrors(t *testing.T) {
+	for _, seed := range []uint64{13265476448255103580} {
+		inMemory(t, seed, func(e Engine) { require.NoError(t, play(e, seed)) })
+	}
+}
+
 // Faults that histories find within the number of seeds that the test plays.
 var foundByHistories = []string{
 	"a batch comes twice", "the order of a batch", "a hole in the log", "a hole", "a record twice",

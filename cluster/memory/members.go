@@ -132,8 +132,8 @@ func (e *Engine) renew() {
 	e.tellList()
 }
 
-// lapse ends the lease of a member that cannot renew it, unless it can again in time. Time without a
-// leader does not count: a new leader waits for a second before it ends a lease.
+// lapse ends the lease of a member that cannot renew it, unless it can again in time. Time without
+// a leader does not count: a new leader waits for a second before it ends a lease.
 func (e *Engine) lapse(m *member) {
 	m.check++
 	check := m.check
@@ -162,7 +162,10 @@ func (e *Engine) rejoin(b *Backend) {
 	e.ask(&question{
 		b: b, unit: e.registerUnit(), kind: kindLead,
 		decide: func() bool { return e.join(b) },
-		answer: func() { b.joining = false },
+		answer: func() {
+			b.joining = false
+			e.renew() // the lease may have ended again before the answer came
+		},
 	})
 }
 
