@@ -412,6 +412,7 @@ func TestCheckSaysWhereBridgesConnect(t *testing.T) {
 		"local_username v: ignored: a bridge needs no account here",
 		"connects to mqtt://h:1883, then mqtt://h2:1884 as me, bridge x (MQTT 3.1.1)\n",
 		"note: a bridge carries on what another one brought",
+		"note: while Mosquitto still runs with the same connection",
 	} {
 		require.Contains(t, out, want)
 	}

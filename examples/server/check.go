@@ -85,6 +85,8 @@ func (o *options) notes(out io.Writer) {
 // noteLinks prints what to know about bridges.
 func (o *options) noteLinks(out io.Writer) {
 	if len(o.links) > 0 {
+		fmt.Fprintln(out, "note: while Mosquitto still runs with the same connection, both throw "+
+			"each other out at the remote broker: leave it out of a copy of this file")
 		fmt.Fprintln(out, "note: a bridge carries on what another one brought, as in Mosquitto: "+
 			"do not bridge brokers in a circle")
 	}
