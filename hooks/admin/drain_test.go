@@ -34,6 +34,8 @@ type traveller struct {
 	next int             // the number of the next message
 	kept map[string]bool // acknowledged messages; whether they have come
 	told int             // how often it was sent to the second broker
+	// How long it waits from one message to the next
+	pause time.Duration
 }
 
 // live is what a traveller does at a broker, until it is sent away or stop says so and all its
@@ -73,7 +75,7 @@ func (x *traveller) live(b *mqtttest.Broker, stop func() bool) (away bool) {
 			if stop() && x.missing() == 0 {
 				return false
 			}
-			time.Sleep(100 * time.Millisecond)
+			time.Sleep(x.pause)
 		}
 		if _, is := p.(*packets.Publish); is {
 			continue
@@ -106,7 +108,8 @@ func TestADrainLosesNothing(t *testing.T) {
 		var all sync.WaitGroup
 		clients := make([]*traveller, n)
 		for i := range clients {
-			x := &traveller{t: t, id: fmt.Sprint("c", i), kept: map[string]bool{}}
+			x := &traveller{t: t, id: fmt.Sprint("c", i), kept: map[string]bool{},
+				pause: max(100*time.Millisecond, time.Duration(n)*100*time.Microsecond)}
 			clients[i] = x
 			all.Go(func() {
 				if !x.live(b.broker, home.Load) {
@@ -146,7 +149,7 @@ func TestADrainLosesNothing(t *testing.T) {
 		}
 		t.Logf("%d clients moved in %v; %d messages acknowledged, %d lost", n, took, acknowledged,
 			lost)
-		require.Greater(t, acknowledged, 10*n)
+		require.Greater(t, acknowledged, 5*n)
 		require.Zero(t, lost)
 	})
 }
