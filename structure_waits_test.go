@@ -60,7 +60,7 @@ func TestEveryLockHasAPlaceInTheOrder(t *testing.T) {
 	ranked := 0
 	for _, dir := range []string{
 		".", "internal/budget", "internal/fifo", "internal/guard", "internal/holders",
-		"internal/journal", "internal/link", "internal/logins", "internal/owners",
+		"internal/journal", "internal/link", "internal/logins", "internal/loop", "internal/owners",
 		"internal/retained", "internal/room", "internal/subs", "internal/timers",
 		"internal/traffic",
 	} {

@@ -24,24 +24,24 @@ func (n conn) Write(b []byte) (int, error) {
 
 // Close is that of the net.Conn.
 func (n conn) Close() error {
-	lock.NoneHeld("Close of a net.Conn")
+	lock.Brief("Close of a net.Conn")
 	return n.Conn.Close()
 }
 
 // SetDeadline is that of the net.Conn.
 func (n conn) SetDeadline(at time.Time) error {
-	lock.NoneHeld("SetDeadline of a net.Conn")
+	lock.Brief("SetDeadline of a net.Conn")
 	return n.Conn.SetDeadline(at)
 }
 
 // SetReadDeadline is that of the net.Conn.
 func (n conn) SetReadDeadline(at time.Time) error {
-	lock.NoneHeld("SetReadDeadline of a net.Conn")
+	lock.Brief("SetReadDeadline of a net.Conn")
 	return n.Conn.SetReadDeadline(at)
 }
 
 // SetWriteDeadline is that of the net.Conn.
 func (n conn) SetWriteDeadline(at time.Time) error {
-	lock.NoneHeld("SetWriteDeadline of a net.Conn")
+	lock.Brief("SetWriteDeadline of a net.Conn")
 	return n.Conn.SetWriteDeadline(at)
 }

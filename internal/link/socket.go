@@ -52,11 +52,53 @@ func (s *Socket) Waits() bool { return s.write == nil }
 // Peek returns how much is there to read, 0 or 1, and takes nothing. The error is syscall.EAGAIN if
 // nothing is there. The socket has a Raw.
 func (s *Socket) Peek() (n int, err error) {
-	lock.NoneHeld("a call of a net.Conn")
+	lock.Brief("a call of a net.Conn")
 	if cerr := s.Raw.Control(func(fd uintptr) { n, err = PeekFD(fd) }); cerr != nil {
 		return n, cerr
 	}
 	return n, err
+}
+
+// A Reader reads from sockets without waiting, one after the other.
+type Reader struct {
+	into *Buffer
+	n    int
+	err  error
+	read func(fd uintptr) // made once
+}
+
+// Read appends to x what there is to read, as far as x has room, and returns how much that was. The
+// error is syscall.EAGAIN if there is nothing, io.EOF at the end.
+func (r *Reader) Read(raw syscall.RawConn, x *Buffer) (n int, err error) {
+	lock.Brief("Read of a net.Conn")
+	if r.read == nil {
+		r.read = r.readFD
+	}
+	r.into = x
+	err = raw.Control(r.read)
+	if r.into = nil; err != nil {
+		return 0, err
+	}
+	return r.n, r.err
+}
+
+func (r *Reader) readFD(fd uintptr) {
+	defer lock.Inside[descriptorLock]()()
+	x := r.into
+	for {
+		r.n, r.err = ReadFD(fd, x.B[len(x.B):cap(x.B)])
+		switch {
+		case r.err == syscall.EINTR:
+			continue
+		case r.err != nil:
+			r.n = 0
+		case r.n <= 0:
+			r.n, r.err = 0, io.EOF
+		default:
+			x.B = x.B[:len(x.B)+r.n]
+		}
+		return
+	}
 }
 
 // ErrWrite says that nothing more can be written.
@@ -65,7 +107,7 @@ var ErrWrite = errors.New("a write to the client failed or took longer than Writ
 // TryWrite writes what the socket takes of x without waiting, in pieces of the given size. One
 // goroutine at a time calls it.
 func (s *Socket) TryWrite(x *Buffer, piece int) error {
-	lock.NoneHeld("Write of a net.Conn")
+	lock.Brief("Write of a net.Conn")
 	x.piece = int32(min(piece, largestPiece))
 	s.writing = x
 	var err error

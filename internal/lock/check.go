@@ -75,6 +75,15 @@ func NoneHeld(what string) {
 	}
 }
 
+// Brief marks a place at which the goroutine must hold no lock, and which does not wait: a
+// goroutine that serves many may come there.
+func Brief(what string) {
+	held := holding(current())
+	if n := len(held); n > 0 && held[n-1].Order != First {
+		violated(fmt.Sprintf("%s while %s is held", what, held[n-1].Name), &held[n-1])
+	}
+}
+
 // Inside says that the goroutine holds a lock of somebody else's, with the Rank of R, until it
 // calls leave.
 func Inside[R Ranked]() (leave func()) {

@@ -10,18 +10,18 @@ import (
 // handler is a slog.Handler that is called with no lock held.
 type handler struct{ slog.Handler }
 
-// Handler returns h, whose Handle is a place that NoneHeld marks.
+// Handler returns h, whose Handle is a place that Brief marks.
 func Handler(h slog.Handler) slog.Handler { return handler{h} }
 
 // Enabled is that of the Handler. It is asked about lines that nobody wants as well.
 func (h handler) Enabled(ctx context.Context, l slog.Level) bool {
-	NoneHeld("a line of the log")
+	Brief("a line of the log")
 	return h.Handler.Enabled(ctx, l)
 }
 
 // Handle passes r on.
 func (h handler) Handle(ctx context.Context, r slog.Record) error {
-	NoneHeld("a line of the log")
+	Brief("a line of the log")
 	return h.Handler.Handle(ctx, r)
 }
 

@@ -28,6 +28,9 @@ type Rank struct {
 const (
 	Leaf       = math.MaxInt // no lock is taken while one of these is held
 	BeforeLeaf = Leaf - 1    // only leaves are
+	// What a goroutine that serves many has besides locks: it may do what is Brief, but it waits for
+	// nobody
+	First = math.MinInt
 )
 
 // A Ranked type stands for the locks of one Rank. It has no other use, and no size:

@@ -19,6 +19,10 @@ const Checked = false
 // NoneHeld marks a place at which the goroutine must hold no lock. what says what happens there.
 func NoneHeld(what string) {}
 
+// Brief marks a place at which the goroutine must hold no lock, and which does not wait: a
+// goroutine that serves many may come there.
+func Brief(what string) {}
+
 // Inside says that the goroutine holds a lock of somebody else's, with the Rank of R, until it
 // calls leave.
 func Inside[R Ranked]() (leave func()) { return nothing }
