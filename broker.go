@@ -57,6 +57,7 @@ import (
 	"hash/maphash"
 	"log/slog"
 	"net"
+	"reflect"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -71,6 +72,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/journal"
 	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/dunlin-mqtt/dunlin/internal/logins"
+	"github.com/dunlin-mqtt/dunlin/internal/loop"
 	"github.com/dunlin-mqtt/dunlin/internal/recent"
 	"github.com/dunlin-mqtt/dunlin/internal/subs"
 	"github.com/dunlin-mqtt/dunlin/internal/timers"
@@ -128,6 +130,10 @@ type goroutines struct {
 	serving    sync.WaitGroup // readers, and Serve
 	writers    sync.WaitGroup // writer goroutines and other short ones
 	responders sync.WaitGroup // the goroutines of Respond
+	startLoops sync.Once
+	loops      *loop.Loops // nil: none were started. Written by startLoops
+	// Hooks, an Observer or a Store take part when clients come, subscribe and go. Immutable
+	callsOut bool
 }
 
 // The locks, in the order in which a goroutine takes them. It holds at most one of each kind, and
@@ -195,6 +201,8 @@ func New(cfg Config) (*Broker, error) {
 	if cfg.Authorizer == hooks.Authorizer(hooks.AllowAll) {
 		b.authorizer = nil
 	}
+	b.callsOut = !b.cfg().open() || b.authorizer != nil || cfg.Interceptor != nil ||
+		cfg.Store != nil || !reflect.ValueOf(*cfg.Observer).IsZero()
 	b.logins, b.guard = logins.New(b.cfg().loginLimits()), guard.New(b.cfg().addressLimits())
 	b.memory = budget.New(int64(cfg.MaxMemory))
 	b.reading.Most = b.memory.Limit() / 100 * partialPercent
@@ -228,7 +236,7 @@ func New(cfg Config) (*Broker, error) {
 // that learns the address from the first bytes has to read those before Accept returns.
 //
 // See ServeListener for listeners with rules of their own.
-func (b *Broker) Serve(l net.Listener) error { return b.serve(l, nil) }
+func (b *Broker) Serve(l net.Listener) error { return b.serve(l, nil, plain(l)) }
 
 // ServeListener is Serve for a listener that hooks are to recognize: the Client that they get has
 // as for its Listener. So a program can have several listeners with rules of their own:
@@ -242,11 +250,12 @@ func (b *Broker) Serve(l net.Listener) error { return b.serve(l, nil) }
 // with its Grant. Several net.Listeners may share one description; its MaxConnections holds for all
 // of them together. With nil for as it is Serve.
 func (b *Broker) ServeListener(l net.Listener, as *hooks.Listener) error {
-	return b.serve(l, b.openDoor(as))
+	return b.serve(l, b.openDoor(as), plain(l))
 }
 
-// serve is Serve. as, nil if l has no description, is closed in the end.
-func (b *Broker) serve(l net.Listener, as *door) error {
+// serve is Serve. as, nil if l has no description, is closed in the end. plain is about l, see
+// there.
+func (b *Broker) serve(l net.Listener, as *door, plain bool) error {
 	b.mu.Lock()
 	if b.closed {
 		b.mu.Unlock()
@@ -267,13 +276,14 @@ func (b *Broker) serve(l net.Listener, as *door) error {
 		lock.NoneHeld("Close of a net.Listener")
 		l.Close()
 	}()
+	loops := b.loopsFor(plain)
 	var pause time.Duration
 	for {
 		lock.NoneHeld("Accept")
 		nc, err := l.Accept()
 		if err == nil {
 			pause = 0
-			b.take(nc, as)
+			b.take(nc, as, loops)
 			continue
 		}
 		if b.isClosed() {
@@ -296,9 +306,14 @@ func (b *Broker) serve(l net.Listener, as *door) error {
 	}
 }
 
-// take serves a connection that a listener has accepted, or turns it away.
-func (b *Broker) take(nc net.Conn, as *door) {
-	c, err := b.adoptFrom(b.ctx, nc, as)
+// take serves a connection that a listener has accepted, or turns it away. Without loops it gets a
+// goroutine.
+func (b *Broker) take(nc net.Conn, as *door, loops *loop.Loops) {
+	c, err := b.adoptFrom(b.ctx, nc, as, loops)
+	if err == nil && loops != nil {
+		c.sit(loops)
+		return
+	}
 	if err == nil {
 		go c.serve() // Shutdown and Close wait for it
 		return
@@ -310,6 +325,18 @@ func (b *Broker) take(nc net.Conn, as *door) {
 		// its Close may take time, as that of a WebSocket does: others are to be accepted meanwhile
 		b.serving.Go(func() { b.turnAway(nc, as, err) })
 	}
+}
+
+// sit has loops serve c, which was just taken up.
+func (c *conn) sit(loops *loop.Loops) {
+	err := loops.Add(&c.seat.Seat, c.nc.Raw, c.seat, c.dueAt())
+	if err == nil {
+		return
+	}
+	if !errors.Is(err, net.ErrClosed) {
+		c.b.log.Warn("no place on an event loop", "remote", c.nc.RemoteAddr(), "err", err)
+	}
+	go c.finish(err) // Shutdown and Close wait for it
 }
 
 // serve runs the connection, and continues on a fresh goroutine each time that it is about to wait
@@ -364,11 +391,14 @@ func (b *Broker) ServeConn(ctx context.Context, nc net.Conn) error {
 
 // adopt makes a conn of nc. The error says why nc is not taken up; the caller then turns it away.
 func (b *Broker) adopt(ctx context.Context, nc net.Conn) (*conn, error) {
-	return b.adoptFrom(ctx, nc, nil)
+	return b.adoptFrom(ctx, nc, nil, nil)
 }
 
-// adoptFrom is adopt for a connection that the listener as has accepted.
-func (b *Broker) adoptFrom(ctx context.Context, nc net.Conn, as *door) (*conn, error) {
+// adoptFrom is adopt for a connection that the listener as has accepted, and that loops, unless
+// they are nil, are to serve.
+func (b *Broker) adoptFrom(
+	ctx context.Context, nc net.Conn, as *door, loops *loop.Loops,
+) (*conn, error) {
 	now := time.Now()
 	if err := as.enter(); err != nil {
 		return nil, err
@@ -380,7 +410,9 @@ func (b *Broker) adoptFrom(ctx context.Context, nc net.Conn, as *door) (*conn, e
 	}
 	c := newConn(b, ctx, nc)
 	c.from, c.via, c.lastPacket = from, as, now.Sub(b.started)
-	if d := b.cfg().ConnectTimeout; d > 0 {
+	if loops != nil {
+		c.seat = newSeat(c)
+	} else if d := b.cfg().ConnectTimeout; d > 0 {
 		nc.SetReadDeadline(now.Add(d))
 	}
 	class := as.class(b, 0)
@@ -515,7 +547,13 @@ func closeAll(conns []*conn) {
 	var g errgroup.Group
 	g.SetLimit(maxClosing)
 	for _, c := range conns {
-		g.Go(c.nc.Close)
+		g.Go(func() error {
+			err := c.nc.Close()
+			if c.seat != nil { // nothing else tells an event loop
+				c.seat.Rouse()
+			}
+			return err
+		})
 	}
 	g.Wait() // the errors do not matter: all connections are over
 }

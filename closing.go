@@ -238,6 +238,9 @@ func (b *Broker) closeAtOnce() {
 	}
 	lock.NoneHeld("a wait")
 	b.serving.Wait()
+	if b.loops != nil {
+		b.loops.Close()
+	}
 	b.writers.Wait()
 	b.due.Close()
 	b.closeLocal()

@@ -52,6 +52,8 @@ type Config struct {
 	Logger *slog.Logger
 	// ConnContext, if not nil, derives the context that hooks get for a connection.
 	ConnContext func(ctx context.Context, c net.Conn) context.Context
+	// EventLoops says whether idle connections have goroutines. Zero: each has one. See the type.
+	EventLoops EventLoops
 
 	// Store keeps Sessions, their queues, and retained messages; see "Delivery guarantees" of the
 	// package. New reads it, and Shutdown and Close close it; if New fails it is still the
@@ -473,6 +475,10 @@ func (c *Config) check() error {
 		return fmt.Errorf(
 			"dunlin: Config.OverRate is %d, use OverRatePauseReading or OverRateRefusePublish",
 			c.OverRate)
+	case c.EventLoops > EventLoopsOff:
+		return fmt.Errorf(
+			"dunlin: Config.EventLoops is %d, use EventLoopsAuto, EventLoopsOn or EventLoopsOff",
+			c.EventLoops)
 	case c.MaxKeepAlive > 65535*time.Second:
 		return fmt.Errorf(
 			"dunlin: Config.MaxKeepAlive is %v, the most that a Keep Alive can say is 65535 s",

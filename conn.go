@@ -27,6 +27,7 @@ type conn struct {
 	// Immutable after newConn.
 	b    *Broker
 	nc   link.Socket
+	seat *seat          // on an event loop; nil: it has a goroutine
 	from *guard.Address // what it counts for; nil: it has no IP address. Immutable after adopt
 	via  *door          // the listener that accepted it; nil: one without a description
 	// How many connections there were with it, for Taps. Immutable after adopt
@@ -36,10 +37,10 @@ type conn struct {
 	sess           *session
 	client         *hooks.Client
 	keepAlive      time.Duration // one and a half times; 0: none
-	window         int32         // how many deliveries may be in flight
 	maxPacket      int32         // the largest that the client accepts
 	packetSize     int32         // the largest that is accepted from the client
-	receiveMaximum int32
+	window         uint16        // how many deliveries may be in flight
+	receiveMaximum uint16
 	version        packets.Version
 	noReasons      bool // Request Problem Information was 0
 	maxQoS         packets.QoS
@@ -51,7 +52,8 @@ type conn struct {
 	aliasesIn   uint16        // the highest Topic Alias of the client; immutable then
 	number      atomic.Uint32 // of the session in the tree; 0 until it subscribes
 	open        atomic.Int32  // exchanges of this connection that count against receiveMaximum
-	readHint    int32         // the read buffer that the last large packet needed
+	readHint    uint16        // the read buffer that the last large packet needed, in readSize
+	routing     bool          // the reader has routes for itself
 	restCounted int32         // how much of rest the count of memory knows of
 	footprint   int32         // what the count of memory knows of c itself
 	// The room that the packet which has come in part has taken, see expect
@@ -59,7 +61,6 @@ type conn struct {
 	// When partial was taken, in seconds since Broker.started, and 1; 0: none is, or endSlowest has
 	// it.
 	partialSince atomic.Int32
-	routing      bool // the reader has routes for itself
 	// When the last whole packet came, since Broker.started; until c is accepted: when c came
 	lastPacket time.Duration
 	// The beginning of an incomplete packet, while the reader waits for more
@@ -95,41 +96,6 @@ func (c *conn) id() string {
 		return c.client.ID
 	}
 	return ""
-}
-
-// context returns the context for hooks: it ends with the connection. It is made when the first
-// hook needs it.
-func (c *conn) context() context.Context {
-	r := c.makeExtra()
-	if r.ctx == nil {
-		base := r.base
-		if base == nil {
-			base = c.b.ctx
-		}
-		if f := c.b.cfg().ConnContext; f != nil {
-			lock.NoneHeld("a call of a hook")
-			base = f(base, c.nc.NetConn())
-		}
-		ctx, cancel := context.WithCancel(base)
-		if base != c.b.ctx { // which need not end with the Broker
-			end, release := cancel, context.AfterFunc(c.b.ctx, cancel)
-			cancel = func() { release(); end() }
-		}
-		if c.sess == nil { // shut looks for it
-			c.b.mu.Lock()
-			if r.ctx, r.cancel = ctx, cancel; c.b.closed || c.b.early[c] {
-				cancel() // dismissLocked came too early to do it
-			}
-			c.b.mu.Unlock()
-		} else { // others look for it as well
-			c.sess.mu.Lock()
-			if r.ctx, r.cancel = ctx, cancel; c.stopping != nil {
-				cancel() // stop came too early to do it
-			}
-			c.sess.mu.Unlock()
-		}
-	}
-	return r.ctx
 }
 
 // errAgain ends serve so that a fresh goroutine, with a small stack, does the waiting.
@@ -367,7 +333,7 @@ const (
 func (c *conn) unpark(t *turn) {
 	t.read, c.rest = c.rest, nil
 	if x := t.read; x == nil || cap(x.B) <= keepSize {
-		t.read = link.NewBuffer(max(readSize, int(c.readHint)))
+		t.read = link.NewBuffer(max(1, int(c.readHint)) * readSize)
 		if x != nil {
 			t.read.B = append(t.read.B, x.B...)
 		}
@@ -386,7 +352,7 @@ func (c *conn) widen(t *turn) {
 		t.read = link.NewBuffer(n)
 		t.read.B = append(t.read.B, x.B...)
 		x.Free()
-		c.readHint = int32(cap(t.read.B))
+		c.readHint = uint16(cap(t.read.B) / readSize)
 	}
 }
 
@@ -403,7 +369,7 @@ func (c *conn) park(t *turn) {
 		}
 		x.Free()
 	}
-	t.read = nil
+	t.read, t.worker = nil, nil
 	c.countRest()
 	c.parkRoutes()
 	c.b.putTurn(t)
@@ -531,6 +497,7 @@ func (c *conn) gather(t *turn) bool {
 func (c *conn) holdBack(t *turn) error {
 	t.end()
 	t.trim()
+	c.handOver()
 	for i, sub := range t.blocked {
 		sub.await(c.context().Done())
 		t.blocked[i] = nil
@@ -588,6 +555,9 @@ func (c *conn) packet(t *turn, b []byte) (int, error) {
 		}
 	default:
 		c.deep = true
+		if c.b.callsOut && h.Type != packets.TypePingreq {
+			c.handOver()
+		}
 		err = c.other(t, h, body)
 	}
 	return n, err
@@ -696,7 +666,13 @@ func (c *conn) expired(now time.Time) error {
 // setReadDeadline sets the deadline of the reader, and then says why the connection is being
 // stopped, if it is: the deadline that rouse has set may be the one that this replaces.
 func (c *conn) setReadDeadline(at time.Time) error {
-	if err := c.nc.SetReadDeadline(at); err != nil || c.sess == nil {
+	var err error
+	if c.seat != nil {
+		c.seat.SetAlarm(at)
+	} else {
+		err = c.nc.SetReadDeadline(at)
+	}
+	if err != nil || c.sess == nil {
 		return err
 	}
 	return c.stopped()
@@ -727,6 +703,9 @@ func (c *conn) stop(err *packets.Error) {
 func (c *conn) finish(err error) {
 	code := packets.CodeOf(err)
 	gentle := false
+	if c.b.callsOut {
+		c.handOver()
+	}
 	if c.accepted {
 		if pe, ok := errors.AsType[*packets.Error](err); ok {
 			c.sess.mu.Lock()
@@ -748,6 +727,7 @@ func (c *conn) finish(err error) {
 		gentle = c.answered
 	}
 	if gentle {
+		c.handOver()
 		c.closeGently()
 	}
 	c.nc.Close()

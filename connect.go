@@ -27,6 +27,9 @@ import (
 // under way.
 func (c *conn) early(t *turn, h packets.Header, raw []byte) error {
 	c.deep = true
+	if c.b.callsOut {
+		c.handOver()
+	}
 	body := raw[h.Len:]
 	if c.readExtra().exchange != nil {
 		c.show(tap.In, t.now, raw)
@@ -525,12 +528,12 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 
 // limitOutput takes over what the client accepts: how many messages in flight, and Topic Aliases.
 func (c *conn) limitOutput(p *packets.Connect) {
-	c.window = int32(c.b.cfg().MaxInflight)
+	c.window = uint16(c.b.cfg().MaxInflight)
 	if p.Bridge {
 		c.window = min(c.window, bridgeInflight)
 	}
 	if n, ok := p.Properties.Uint(packets.ReceiveMaximum); ok {
-		c.window = min(c.window, int32(n))
+		c.window = uint16(min(uint32(c.window), n))
 	}
 	if n, ok := p.Properties.Uint(packets.TopicAliasMaximum); ok && n > 0 && c.aliasesIn > 0 {
 		most := min(int(n), int(c.aliasesIn))

@@ -316,6 +316,7 @@ func (c *conn) mayPublish(t *turn, p *packets.Publish, topic []byte, r *route) e
 	}
 	t.access = hooks.AccessRequest{Client: c.client, Action: hooks.ActionPublish,
 		Topic: string(p.Topic), QoS: p.QoS, Retain: p.Retain}
+	c.handOver()
 	lock.NoneHeld("a decision of a hook")
 	began := time.Now()
 	said := b.authorizer.Authorize(c.context(), &t.access)

@@ -113,6 +113,7 @@ func (t *turn) awaitRoom(n int64) error {
 	if err := t.b.journal.Refusing(); err != nil {
 		return err
 	}
+	t.worker.HandOver()
 	ctx := w.ctx
 	if c := w.conn; c != nil {
 		ctx = c.context()
@@ -131,6 +132,7 @@ func (t *turn) awaitRoom(n int64) error {
 // batch is pinned, which would keep everybody else's from the store meanwhile, or the topic is
 // locked.
 func (t *turn) ask(r *sharedRoute, topic string) {
+	t.worker.HandOver()
 	for k := range r.members {
 		t.b.permits(r.members[k].s, topic)
 	}
@@ -152,6 +154,7 @@ func (t *turn) askMembers(o *outgoing, r *route) {
 // into its queue, and it is asked when that is sent.
 func (t *turn) permits(s *session, topic string) bool {
 	if !t.asked {
+		t.worker.HandOver()
 		return t.b.permits(s, topic)
 	}
 	s.mu.Lock()

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/dunlin-mqtt/dunlin/internal/guard"
+	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/dunlin-mqtt/dunlin/internal/timers"
 )
 
@@ -76,4 +77,39 @@ func (c *conn) makeExtra() *connExtra {
 		c.sess.mu.Unlock()
 	}
 	return c.extra
+}
+
+// context returns the context for hooks: it ends with the connection. It is made when the first
+// hook needs it.
+func (c *conn) context() context.Context {
+	r := c.makeExtra()
+	if r.ctx == nil {
+		base := r.base
+		if base == nil {
+			base = c.b.ctx
+		}
+		if f := c.b.cfg().ConnContext; f != nil {
+			lock.NoneHeld("a call of a hook")
+			base = f(base, c.nc.NetConn())
+		}
+		ctx, cancel := context.WithCancel(base)
+		if base != c.b.ctx { // which need not end with the Broker
+			end, release := cancel, context.AfterFunc(c.b.ctx, cancel)
+			cancel = func() { release(); end() }
+		}
+		if c.sess == nil { // shut looks for it
+			c.b.mu.Lock()
+			if r.ctx, r.cancel = ctx, cancel; c.b.closed || c.b.early[c] {
+				cancel() // dismissLocked came too early to do it
+			}
+			c.b.mu.Unlock()
+		} else { // others look for it as well
+			c.sess.mu.Lock()
+			if r.ctx, r.cancel = ctx, cancel; c.stopping != nil {
+				cancel() // stop came too early to do it
+			}
+			c.sess.mu.Unlock()
+		}
+	}
+	return r.ctx
 }

@@ -56,7 +56,8 @@ const maxSaid = 268_435_455
 
 // lower applies the limits that the Authenticator set.
 func (c *conn) lower(l *hooks.Limits) {
-	c.packetSize, c.receiveMaximum = int32(c.b.cfg().MaxPacketSize), int32(c.b.cfg().ReceiveMaximum)
+	cfg := c.b.cfg()
+	c.packetSize, c.receiveMaximum = int32(cfg.MaxPacketSize), uint16(cfg.ReceiveMaximum)
 	if l.PacketSize > 0 {
 		c.packetSize = min(c.packetSize, int32(min(l.PacketSize, maxPacketSize)))
 	}
@@ -64,9 +65,9 @@ func (c *conn) lower(l *hooks.Limits) {
 		c.packetSize = maxPacketSize
 	}
 	if l.ReceiveMaximum > 0 {
-		c.receiveMaximum = min(c.receiveMaximum, int32(l.ReceiveMaximum))
+		c.receiveMaximum = min(c.receiveMaximum, l.ReceiveMaximum)
 	}
-	c.maxQoS, c.aliasesIn = c.b.cfg().maxQoS(), uint16(c.b.cfg().TopicAliasMaximum)
+	c.maxQoS, c.aliasesIn = cfg.maxQoS(), uint16(cfg.TopicAliasMaximum)
 	if l.MaxQoS != nil {
 		c.maxQoS = min(c.maxQoS, *l.MaxQoS)
 	}

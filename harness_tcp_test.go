@@ -72,7 +72,7 @@ func newTCPHarness(cfg Config) (*tcpHarness, error) {
 	h := &tcpHarness{b: b, l: &takenListener{Listener: l, taken: map[string]bool{}},
 		served: make(chan error, 1)}
 	h.l.changed.L = &h.l.mu
-	go func() { h.served <- b.Serve(h.l) }()
+	go func() { h.served <- b.serve(h.l, nil, plain(l)) }()
 	return h, nil
 }
 

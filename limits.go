@@ -212,6 +212,7 @@ func (c *conn) paced(t *turn, n int) bool {
 
 // pause waits until the client may publish again, or the connection is to end.
 func (c *conn) pause() error {
+	c.handOver()
 	r := c.readExtra()
 	t := time.NewTimer(r.pace.Delay(time.Now().UnixNano()))
 	defer t.Stop()
@@ -328,6 +329,7 @@ func (c *conn) awaitPartial(t *turn, n int) error {
 	if b.memory.Of(budget.Partial) > b.memory.Limit()/100*partialMost {
 		return errNoMemoryToRead
 	}
+	c.handOver()
 	evict := time.AfterFunc(partialTime, b.endSlowest)
 	defer evict.Stop()
 	err := b.reading.Await(c.context(), int64(n), nil)

@@ -95,13 +95,30 @@ func (c *conn) flushed(now time.Time) (sent int, congested bool) {
 	rouse := c.mustRouse()
 	mu.Unlock()
 	if rouse {
-		c.nc.SetReadDeadline(aLongTimeAgo)
+		c.rouse()
 	}
 	return sent, n > c.b.cfg().MaxOutboundBytes/2
 }
 
-// mustRouse, with c.sess.mu held, says whether the caller has to wake the reader, by a deadline in
-// the past, because the connection ends: once. The caller unlocks before it sets the deadline.
+// rouse has the reader look what has come, and whether the connection ends.
+func (c *conn) rouse() {
+	if c.seat != nil {
+		c.seat.Rouse()
+	} else {
+		c.nc.SetReadDeadline(aLongTimeAgo)
+	}
+}
+
+// handOver is called by the reader before it waits, or does much: whoever has run the turn for an
+// event loop then runs it as a goroutine of its own.
+func (c *conn) handOver() {
+	if c.seat != nil {
+		c.seat.worker.HandOver()
+	}
+}
+
+// mustRouse, with c.sess.mu held, says whether the caller has to rouse the reader because the
+// connection ends: once. The caller unlocks before it does.
 func (c *conn) mustRouse() bool {
 	if c.out.roused || c.stopping == nil && !c.out.dead {
 		return false
@@ -174,7 +191,7 @@ func (c *conn) writeRest(x *link.Buffer) {
 			rouse := c.mustRouse()
 			mu.Unlock()
 			if rouse {
-				c.nc.SetReadDeadline(aLongTimeAgo)
+				c.rouse()
 			}
 			c.b.log.Debug("write failed", "client", c.id(), "err", err)
 			return
@@ -323,6 +340,9 @@ var aLongTimeAgo = time.Unix(1, 0)
 // easeOff waits a moment for those that this turn has congested, and does not read on while the
 // client leaves our answers unread.
 func (c *conn) easeOff(t *turn) {
+	if len(t.congested) > 0 {
+		c.handOver()
+	}
 	for i, d := range t.congested {
 		if d != c {
 			t.trim()

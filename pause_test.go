@@ -44,7 +44,7 @@ func TestWhatHasComeIsReadBeforeKeepAliveIsJudged(t *testing.T) {
 					nc := s.conn
 					s.mu.Unlock()
 					nc.keepAlive = time.Nanosecond // this is the goroutine of its reader
-					nc.nc.SetReadDeadline(aLongTimeAgo)
+					nc.rouse()
 					return nil
 				})
 				c.Observer = &hooks.Observer{Disconnected: func(e hooks.Disconnected) { ended <- e.Code }}

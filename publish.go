@@ -51,7 +51,7 @@ func (c *conn) onPublish(t *turn, p *packets.Publish, raw []byte) error {
 		if err != nil || !fresh {
 			return err
 		}
-	} else if p.QoS == packets.QoS1 && c.open.Load() >= c.receiveMaximum &&
+	} else if p.QoS == packets.QoS1 && c.open.Load() >= int32(c.receiveMaximum) &&
 		c.version == packets.V5 {
 		return c.tooManyOpen()
 	}
@@ -147,7 +147,7 @@ func (c *conn) received(t *turn, id uint16) (fresh bool, err error) {
 	fresh, counts := s.in.publish(id)
 	s.noteArrivalsLocked()
 	if counts {
-		if c.open.Add(1) > c.receiveMaximum && c.version == packets.V5 {
+		if c.open.Add(1) > int32(c.receiveMaximum) && c.version == packets.V5 {
 			if fresh { // it was not delivered
 				c.forgetReceived(id)
 			}
@@ -235,7 +235,9 @@ func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (match
 	if plain {
 		o.raw, o.rawV5 = raw, c.version == packets.V5
 	}
-	r = t.resolve(r, topic, c.origin())
+	if r = t.resolve(r, topic, c.origin()); len(r.targets) >= manyTargets {
+		c.handOver()
+	}
 	observed := b.observesMessages()
 	if observed {
 		o.lend(r.name(b))
@@ -245,6 +247,10 @@ func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (match
 	}
 	return matched, err
 }
+
+// manyTargets is how many receivers of a message take so long that no other connection of the event
+// loop must wait for it.
+const manyTargets = 64
 
 // origin is where the messages of c come from.
 func (c *conn) origin() origin { return origin{c.sess, c.number.Load()} }
@@ -261,6 +267,7 @@ func saysText(p packets.Properties) bool {
 // intercept asks the Interceptor, checks what it returns, and asks the Authorizer again if the
 // topic is another one.
 func (c *conn) intercept(t *turn, p *packets.Publish) (*message, error) {
+	c.handOver()
 	o := &t.out
 	o.reset(p, c.sess.signature(), t.now, c.b.cfg().MaxMessageExpiry)
 	return c.b.intercept(c.context(), &t.access, c.client, c.readExtra().mount, o.message())

@@ -38,9 +38,10 @@ type configuration struct {
 // connection that came last.
 //
 // With another Broker only: DisableRetain, DisableShared, DisableSubscriptionIDs, DisableWildcards,
-// MaxDrops, MaxEnded, MaxMemory, MaxOverlapping, MaxUncommittedBytes, ResponseInformation,
-// SessionPerPrincipal. Where nobody is verified and no limit of a principal was set, these need
-// one, too. Those of these fields that differ stay as they are, and kept has their names.
+// EventLoops, MaxDrops, MaxEnded, MaxMemory, MaxOverlapping, MaxUncommittedBytes,
+// ResponseInformation, SessionPerPrincipal. Where nobody is verified and no limit of a principal
+// was set, these need one, too. Those of these fields that differ stay as they are, and kept has
+// their names.
 //
 // Not looked at, since functions cannot be compared: Authenticator, Authorizer, ConnContext,
 // EnhancedAuth, Interceptor, Logger, Observer, Store. They stay, and may be nil in cfg.
@@ -91,8 +92,9 @@ var (
 		"Observer", "Store",
 	}
 	fixed = []string{
-		"DisableRetain", "DisableShared", "DisableSubscriptionIDs", "DisableWildcards", "MaxDrops",
-		"MaxEnded", "MaxMemory", "MaxOverlapping", "MaxUncommittedBytes", "ResponseInformation",
+		"DisableRetain", "DisableShared", "DisableSubscriptionIDs", "DisableWildcards",
+		"EventLoops", "MaxDrops", "MaxEnded", "MaxMemory", "MaxOverlapping",
+		"MaxUncommittedBytes", "ResponseInformation",
 		"SessionPerPrincipal",
 	}
 	ofPrincipals = []string{

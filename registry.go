@@ -117,6 +117,7 @@ func (b *Broker) attach(t *turn, c *conn, a attachment) (present bool, err error
 			return false, recent.As(hooks.EndOtherPrincipal, packets.Errorf(
 				packets.ClientIdentifierNotValid, "the Client Identifier belongs to somebody else"))
 		}
+		c.handOver()
 		old.awaitReader()
 		a.had.atLeast(old)
 		result, err := b.takeOver(t, old, c, a)
@@ -179,7 +180,7 @@ func (s *session) awaitReader() {
 	}
 	done := w.readerDone
 	s.mu.Unlock()
-	c.nc.SetReadDeadline(aLongTimeAgo)
+	c.rouse()
 	t := time.NewTimer(readerPatience)
 	defer t.Stop()
 	lock.NoneHeld("a wait")

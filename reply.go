@@ -25,6 +25,7 @@ func (c *conn) fits(p packets.Packet) error {
 // writeEarly writes a packet before the connection has its session. It may wait until the deadline
 // of the CONNECT. A connection that was dismissed is told nothing.
 func (c *conn) writeEarly(p packets.Packet) error {
+	c.handOver()
 	if err := c.fits(p); err != nil {
 		return err
 	}

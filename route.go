@@ -8,6 +8,7 @@ import (
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/internal/link"
+	"github.com/dunlin-mqtt/dunlin/internal/loop"
 	"github.com/dunlin-mqtt/dunlin/internal/subs"
 	"github.com/dunlin-mqtt/dunlin/internal/traffic"
 	"github.com/dunlin-mqtt/dunlin/packets"
@@ -29,6 +30,8 @@ type turn struct {
 	gathered int             // bytes of packets handled since the last flush
 	rounds   int             // and how often gather said yes
 	read     *link.Buffer    // what was read; nil for turns that do not read
+	reader   link.Reader     // for connections on an event loop
+	worker   *loop.Worker    // that runs the turn for an event loop; nil: a goroutine of its own does
 	// Until c is accepted: nothing has been read behind the packet that is handled
 	last      bool
 	congested []*conn // those that the flush left congested

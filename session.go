@@ -400,7 +400,7 @@ func (s *session) acked(t *turn, c *conn, a *packets.Ack) error {
 		} else if f := s.b.obs.Acknowledged; f != nil {
 			f(hooks.Acknowledged{Client: s.observed(), PacketID: a.PacketID})
 		}
-		if s.out.queue.Len() > 0 && s.out.quota < c.window && a.Kind == packets.TypePuback {
+		if s.out.queue.Len() > 0 && s.out.quota < int32(c.window) && a.Kind == packets.TypePuback {
 			s.widenLocked(c, t.now)
 		}
 	}
@@ -428,7 +428,7 @@ func (s *session) widenLocked(c *conn, now time.Time) {
 		return
 	}
 	if now.Sub(r.since) < ableTime {
-		s.out.quota = min(2*s.out.quota, c.window)
+		s.out.quota = min(2*s.out.quota, int32(c.window))
 	}
 	*r = round{since: now}
 }
