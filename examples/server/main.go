@@ -161,6 +161,14 @@ func (o *options) flags() *flag.FlagSet {
 	fs.BoolVar(&c.QueueQoS0, "queue-qos0", false, "queue QoS 0 messages, too, for absent clients")
 	fs.BoolVar(&c.CheckPayloadFormat, "check-payload-format", false,
 		"refuse payloads that are said to be UTF-8 and are not")
+	fs.BoolFunc("event-loops", "serve plain TCP and unix connections with event loops instead of "+
+		"a goroutine each (Linux; see dunlin.EventLoopsOn)", func(s string) error {
+		on, err := strconv.ParseBool(s)
+		if c.EventLoops = dunlin.EventLoopsOff; on {
+			c.EventLoops = dunlin.EventLoopsOn
+		}
+		return err
+	})
 	fs.StringVar(&o.config, "config", "", "`file` of the form of mosquitto.conf; flags may stand "+
 		"in it, too, as name value or name=value; flags given directly win")
 	fs.StringVar(&o.config, "c", "", "`file`, the same as -config")
