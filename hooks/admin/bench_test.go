@@ -40,6 +40,7 @@ func manySessions(b *testing.B, n int) *dunlin.Broker {
 			b.Fatal(err)
 		}
 		r := packets.NewReader(nc, packets.Limits{})
+		r.SetVersion(packets.V5)
 		if p, err := r.ReadPacket(); err != nil || p.(*packets.Connack).Code != 0 {
 			b.Fatal(p, err)
 		}
