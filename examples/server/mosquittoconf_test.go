@@ -142,12 +142,15 @@ func (c *client) finds() (what string) {
 	return what + fmt.Sprint(", gets ", c.sees())
 }
 
-// settle waits for what is delivered a moment later, when rules are asked about it.
+// settle waits for what is delivered a moment later, when rules are asked about it: until nothing
+// has come for a while. On a machine that is busy the answers to pings take longer, too.
 func (c *client) settle() {
-	for end := time.Now().Add(25 * time.Millisecond); time.Now().Before(end); {
-		n := len(c.got)
-		if c.ping(); len(c.got) > n {
-			end = time.Now().Add(25 * time.Millisecond)
+	const while, pings = 25 * time.Millisecond, 20
+	n, since, answered := len(c.got), time.Now(), 0
+	for time.Since(since) < while || answered < pings {
+		c.ping()
+		if answered++; len(c.got) > n {
+			n, since, answered = len(c.got), time.Now(), 0
 		}
 	}
 }
