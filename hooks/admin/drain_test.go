@@ -71,7 +71,9 @@ func (x *traveller) live(b *mqtttest.Broker, stop func() bool) (away bool) {
 			}
 		case *packets.Ack:
 			require.Less(x.t, p.Code, packets.ReasonCode(0x80))
-			x.kept[sent] = x.kept[sent] // acknowledged, and maybe here already
+			if !x.kept[sent] { // it is not here already
+				x.kept[sent] = false // and has to come
+			}
 			if stop() && x.missing() == 0 {
 				return false
 			}
