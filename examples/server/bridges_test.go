@@ -187,7 +187,7 @@ func TestNothingIsLostWhenASideOfAConnectionRestarts(t *testing.T) {
 		for _, version := range []string{"mqttv311", "mqttv50"} {
 			t.Run(version+" "+k.name, func(t *testing.T) {
 				if !k.a && version == "mqttv50" {
-					t.Skip("a mosquitto 2.0.11 as the bridge keeps no Session of 5.0")
+					t.Skip("not tried: a mosquitto 2.0.11 as the bridge over 5.0 may keep no Session")
 				}
 				b := newBridged(t, k.b)
 				a := newBridged(t, k.a, sameConnection(version, b)...)
