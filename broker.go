@@ -558,11 +558,17 @@ func closeAll(conns []*conn) {
 	g.Wait() // the errors do not matter: all connections are over
 }
 
-// getTurn takes a turn from the pool.
+// getTurn takes a turn from the pool. A reader asks for one before it waits, on a stack of 2 KiB
+// that must not grow, so a new turn is made elsewhere.
 func (b *Broker) getTurn() *turn {
 	if t, ok := b.turns.Get().(*turn); ok {
 		return t
 	}
+	return b.newTurn()
+}
+
+//go:noinline
+func (b *Broker) newTurn() *turn {
 	t := &turn{b: b, traffic: b.stats.traffic.Tally()}
 	if b.journal != nil {
 		t.write.Write = journal.NewWrite(b.journal.Journal)
