@@ -3,6 +3,7 @@ package dunlin
 import (
 	"github.com/dunlin-mqtt/dunlin/internal/budget"
 	"github.com/dunlin-mqtt/dunlin/internal/fifo"
+	"github.com/dunlin-mqtt/dunlin/internal/link"
 	"github.com/dunlin-mqtt/dunlin/internal/owners"
 	"github.com/dunlin-mqtt/dunlin/internal/subs"
 	"github.com/dunlin-mqtt/dunlin/packets"
@@ -219,32 +220,67 @@ const maxID = 65535
 // nextID takes the identifiers in turn and leaves out those in use [MQTT-2.2.1-4].
 func (s *sender) nextID() uint16 {
 	id := s.lastID%maxID + 1
-	for s.free == 0 {
-		s.free = maxID
-		for i := int(s.head); i < len(s.flight); i++ {
-			if d := &s.flight[i]; d.state != done {
-				s.free = min(s.free, uint16(behind(d.id, id)))
-			}
-		}
-		if s.free == 0 {
-			id = id%maxID + 1
-		}
+	if s.free == 0 {
+		id, s.free = s.freeFrom(id)
 	}
 	s.free--
 	s.lastID = id
 	return id
 }
 
+// freeFrom returns the first identifier from id on that is not in use, and how many in a row are
+// not. There must be one.
+func (s *sender) freeFrom(id uint16) (first, n uint16) {
+	if s.live > fewPlaces {
+		return s.freeAmongMany(id)
+	}
+	for ; ; id = id%maxID + 1 {
+		n = maxID
+		for i := int(s.head); i < len(s.flight); i++ {
+			if d := &s.flight[i]; d.state != done {
+				n = min(n, uint16(behind(d.id, id)))
+			}
+		}
+		if n > 0 {
+			return id, n
+		}
+	}
+}
+
+// freeAmongMany is freeFrom which looks only once at what is in flight, however many identifiers in
+// a row are in use.
+func (s *sender) freeAmongMany(id uint16) (first, n uint16) {
+	x := link.NewBuffer(maxID/8 + 1)
+	defer x.Free()
+	used := x.B[:maxID/8+1]
+	clear(used)
+	for i := int(s.head); i < len(s.flight); i++ {
+		if d := &s.flight[i]; d.state != done {
+			used[d.id/8] |= 1 << (d.id % 8)
+		}
+	}
+	inUse := func(id uint16) bool { return used[id/8]&(1<<(id%8)) != 0 }
+	for first = id; inUse(first); {
+		first = first%maxID + 1
+	}
+	for id = first; n < maxID && !inUse(id); n++ {
+		id = id%maxID + 1
+	}
+	return first, n
+}
+
 // find returns the live delivery with that identifier. Identifiers are given out in turn, and
 // acknowledgements come in order [MQTT-4.6.0-2]: it is nearly always as far from the end as its
-// identifier is from the last one, or else near the head.
+// identifier is from the last one. Where compact has closed gaps behind it, it is nearer to the
+// end. Only one that is in flight since before the identifiers began anew is farther away.
 func (s *sender) find(id uint16) *delivery {
-	if i := len(s.flight) - 1 - behind(s.lastID, id); i >= int(s.head) {
+	guess := max(len(s.flight)-1-behind(s.lastID, id), int(s.head))
+	for i := guess; i < len(s.flight); i++ {
 		if d := &s.flight[i]; d.id == id && d.state != done {
 			return d
 		}
 	}
-	for i := int(s.head); i < len(s.flight); i++ {
+	for i := int(s.head); i < guess; i++ {
 		if d := &s.flight[i]; d.id == id && d.state != done {
 			return d
 		}

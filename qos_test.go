@@ -331,6 +331,23 @@ func TestTheNextIdentifierIsTheNextFreeOne(t *testing.T) { // [5.0 MQTT-2.2.1-4]
 	}
 }
 
+// However many identifiers a client keeps in use, the next one is found at once: whoever publishes
+// to the client waits for that.
+func TestTheNextIdentifierIsFoundBehindManyInUse(t *testing.T) {
+	s := sender{}
+	s.begin(maxID)
+	for range 60_000 {
+		s.open(&delivery{qos: packets.QoS2})
+	}
+	for range maxID - 60_000 {
+		s.ack(packets.TypePuback, s.open(&delivery{qos: packets.QoS1}), packets.Success)
+	}
+	began := time.Now()
+	require.Equal(t, uint16(60_001), s.open(&delivery{qos: packets.QoS1}))
+	// well below 1 ms; several seconds where each one that is in use costs a look at all
+	require.Less(t, time.Since(began), time.Second)
+}
+
 func TestAllIdentifiersInUse(t *testing.T) { // [5.0 MQTT-2.2.1-4]
 	var s sender
 	s.begin(maxID)
