@@ -92,8 +92,8 @@ func (b *Broker) give(ctx context.Context, k given.Key, list []hooks.Subscriptio
 			return err
 		}
 	}
-	if k.Scope == given.ToPrincipal && b.given.Follow() {
-		b.findMembers()
+	if k.Scope == given.ToPrincipal {
+		b.findMembers.Do(b.followPrincipals) // another call may be at it: wait for that
 	}
 	was := make(map[string]*hooks.Subscription)
 	for _, s := range b.given.Get(k) {
@@ -143,8 +143,12 @@ func (b *Broker) settled(ctx context.Context) error {
 	return b.journal.Sync(ctx)
 }
 
-// findMembers makes the Sessions that there are members of their principals.
-func (b *Broker) findMembers() {
+// followPrincipals makes the Sessions that there are members of their principals, unless they were
+// loaded as such.
+func (b *Broker) followPrincipals() {
+	if !b.given.Follow() {
+		return
+	}
 	for s := range b.allSessions() {
 		s.mu.Lock()
 		if !s.ended {

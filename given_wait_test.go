@@ -3,6 +3,7 @@ package dunlin
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -132,5 +133,30 @@ func TestASecondCallWaitsForTheFirst(t *testing.T) {
 		time.AfterFunc(time.Second, func() { cancel(cause) })
 		require.ErrorIs(t, st.b.SubscribeClient(gone, "s", served("a", 1)), cause)
 		release()
+	})
+}
+
+// Two first calls for principals come at once. Neither returns before all Sessions are known as
+// those of their principals.
+func TestFirstSubscriptionsOfPrincipalsAtOnce(t *testing.T) {
+	onStage(t, func(st *stage) {
+		st.cfg.Authenticator = users(nil)
+		st.restart(func(*Config) {})
+		for i := range 1000 {
+			p := st.dial(fmt.Sprint(i), packets.V5, false, 3600, named("u"))
+			p.want(packets.TypeConnack)
+		}
+		filters := []string{"a", "b", "c", "d"}
+		errs := make(chan error)
+		for _, f := range filters {
+			go func() { errs <- st.b.SubscribePrincipal(st.t.Context(), "u", served(f, 1)) }()
+		}
+		for range filters {
+			require.NoError(t, <-errs)
+		}
+		for s := range st.b.allSessions() {
+			info, _ := st.b.Session(s.id)
+			require.Len(t, info.Given, len(filters), "%v of Session %s", info.Given, s.id)
+		}
 	})
 }

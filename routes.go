@@ -4,6 +4,7 @@ import (
 	"hash/maphash"
 	"math"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -20,13 +21,14 @@ import (
 
 // receivers is how a Broker finds out who gets a message.
 type receivers struct {
-	tree     *subs.Tree
-	caches   routeCaches
-	numbers  lock.RWMutex[numbersLock]
-	byNumber []*session  // by session.num; guarded by numbers
-	mounts   atomic.Bool // a mount point was granted
-	renames  atomic.Bool // a Client Identifier was granted
-	given    *given.Table[*session, *journal.Batch]
+	tree        *subs.Tree
+	caches      routeCaches
+	numbers     lock.RWMutex[numbersLock]
+	byNumber    []*session  // by session.num; guarded by numbers
+	mounts      atomic.Bool // a mount point was granted
+	renames     atomic.Bool // a Client Identifier was granted
+	given       *given.Table[*session, *journal.Batch]
+	findMembers sync.Once // runs followPrincipals
 }
 
 const (
