@@ -14,6 +14,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/owners"
 	"github.com/dunlin-mqtt/dunlin/internal/subs"
 	"github.com/dunlin-mqtt/dunlin/packets"
+	"github.com/dunlin-mqtt/dunlin/store"
 	"github.com/dunlin-mqtt/dunlin/store/memory"
 )
 
@@ -610,5 +611,27 @@ func TestWithAllowAllAllClientsAreOnePrincipal(t *testing.T) {
 			c.close()
 		}
 		done()
+	})
+}
+
+// A client that resumed its Session was refused, because the store had no room. Its connection is
+// not counted any more.
+func TestARefusedConnectionIsNotCounted(t *testing.T) {
+	onStage(t, func(st *stage) {
+		st.cfg.Authenticator = users(nil)
+		st.restart(func(c *Config) { c.MaxConnectionsPerPrincipal = 1 })
+		p, _ := st.comes("a", "u", packets.V5)
+		p.goes()
+		st.store.refuse(func(op store.Op) bool { _, is := op.(*store.PutSession); return is })
+		p = st.dial("a", packets.V5, false, 7200, named("u"))
+		for _, x := range p.got() {
+			a, ok := x.(*packets.Connack)
+			require.False(t, ok && a.Code == packets.Success)
+		}
+		p.goes()
+		st.roomAgain()
+		a := st.b.owners.Open("=u")
+		require.Zero(t, a.Used(owners.Connections))
+		st.b.owners.Close(a)
 	})
 }

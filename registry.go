@@ -526,6 +526,7 @@ func (b *Broker) confirm(t *turn, c *conn, a *attachment, x *journal.Batch) erro
 		return err
 	}
 	s.conn = nil
+	s.countLocked()
 	s.wait()
 	b.journal.Add(s.put())
 	s.mu.Unlock()
