@@ -75,7 +75,7 @@ func (b *Broker) crowded() {
 }
 
 // shed drops the oldest messages of absent clients, an eighth of a queue at a time, those first
-// whose queues hold the most, until enough is free or nothing is left. What else takes memory goes
+// which hold the most, until enough is free or nothing is left. What else takes memory goes
 // away by itself, or is refused.
 func (b *Broker) shed(time.Time) {
 	defer b.shedding.Store(false)
@@ -89,8 +89,8 @@ func (b *Broker) shed(time.Time) {
 		var victims []victim
 		for s := range b.allSessions() {
 			s.mu.Lock()
-			if s.conn == nil && s.local == nil && (s.out.queue.Len() > 0 || s.cursors != nil) {
-				victims = append(victims, victim{s, s.out.bytes})
+			if n := s.out.heldBytes(); s.conn == nil && s.local == nil && (n > 0 || s.cursors != nil) {
+				victims = append(victims, victim{s, n})
 			}
 			s.mu.Unlock()
 		}
@@ -125,19 +125,48 @@ func (b *Broker) forgetCaches() {
 	}
 }
 
-// shorten drops the oldest eighth of the queue, at least one message, and what retained messages
-// are still to be sent, if the client is away. It returns how many.
+// shorten drops the oldest eighth of what is in flight, or, if that is nothing, of the queue, at
+// least one message, and what retained messages are still to be sent, if the client is away. It
+// returns how many.
 func (s *session) shorten() (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.conn != nil || s.local != nil || s.ended {
 		return 0
 	}
+	if n = s.shortenFlightLocked(); n > 0 {
+		return n + s.shedCursorsLocked()
+	}
 	for most := (int(s.out.queue.Len()) + 7) / 8; n < most; n++ {
 		d := s.out.pop()
 		s.discardLocked(&d, hooks.DropMemory)
 	}
 	return n + s.shedCursorsLocked()
+}
+
+// shortenFlightLocked drops the oldest eighth, at least one, of the messages of s that are in
+// flight. s has no connection. s.mu is held.
+func (s *session) shortenFlightLocked() (n int) {
+	most := (int(s.out.live) + 7) / 8
+	for i := int(s.out.head); i < len(s.out.flight) && n < most; i++ {
+		if d := &s.out.flight[i]; d.state != done && d.msg != nil {
+			s.dropped(&d.msg.Message, hooks.DropMemory)
+			s.dropMessage(d)
+			n++
+		}
+	}
+	return n
+}
+
+// heldBytes is the size of the messages that are queued or in flight.
+func (s *sender) heldBytes() int {
+	n := s.bytes
+	for i := int(s.head); i < len(s.flight); i++ {
+		if d := &s.flight[i]; d.msg != nil {
+			n += d.size()
+		}
+	}
+	return n
 }
 
 // refuseMemory says whether a PUBLISH cannot be taken because there is no memory.

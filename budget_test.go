@@ -299,6 +299,45 @@ func TestOfAbsentClientsTheOldestMessagesGoFirst(t *testing.T) {
 		})
 }
 
+// A client has a large window, acknowledges nothing, and leaves. What it was sent goes as well.
+func TestOfAbsentClientsWhatIsInFlightGoes(t *testing.T) {
+	for _, q := range []packets.QoS{packets.QoS1, packets.QoS2} {
+		withRules(t, everything, func(c *Config) {
+			oneForAll(c)
+			c.MaxMemory = 1 << 20
+		}, func(r *guardRig) {
+			c := r.connect(as("c", "u"))
+			c.subscribe("#", q)
+			send := func(n int) error {
+				return r.b.Publish(context.Background(), &Message{Topic: fmt.Sprint("t/", n),
+					QoS: q, Payload: make([]byte, 10_000)})
+			}
+			n := 0
+			for ; n < 90; n++ {
+				require.NoError(t, send(n))
+				require.IsType(t, &packets.Publish{}, c.recv())
+			}
+			c.close()
+			for ; n < 500; n++ {
+				require.NoError(t, send(n), "it gives way before it refuses")
+				synctest.Wait()
+			}
+			r.told("dropped c t/0: out of memory")
+			info, _ := r.b.Session("c")
+			c = r.connect(as("c", "u"))
+			for i := range info.Queued {
+				p := c.recv()
+				for p.Type() == packets.TypePubrel { // for what is gone
+					p = c.recv()
+				}
+				// the youngest, in their order
+				require.Equal(t, fmt.Sprint("t/", n-info.Queued+i), string(p.(*packets.Publish).Topic))
+			}
+			c.close()
+		})
+	}
+}
+
 func TestAtTheLimitPublishesAreRefused(t *testing.T) {
 	const most = 1 << 20
 	withRules(t, everything, func(c *Config) {
