@@ -160,3 +160,21 @@ func TestFirstSubscriptionsOfPrincipalsAtOnce(t *testing.T) {
 		}
 	})
 }
+
+// A client whose Session is not stored ends a subscription that is. Its UNSUBACK waits for that.
+func TestAnUnsubackWaitsForTheSubscriptionOfTheServer(t *testing.T) {
+	onStage(t, func(st *stage) {
+		st.cfg.Authenticator = users(nil)
+		st.restart(func(*Config) {})
+		p := st.dial("s", packets.V5, true, 0, named("u"))
+		p.want(packets.TypeConnack)
+		require.NoError(t, st.b.SubscribeClient(st.t.Context(), "s", served("a", 1, mayRemove)))
+		release := st.store.hold()
+		p.send(&packets.Unsubscribe{PacketID: 1, Filters: []string{"a"}})
+		synctest.Wait()
+		early := p.got()
+		release()
+		require.Empty(t, early, "it would be back after a crash")
+		p.want(packets.TypeUnsuback)
+	})
+}

@@ -359,6 +359,7 @@ func (c *conn) onUnsubscribe(t *turn, p *packets.Unsubscribe) error {
 		}
 		return c.reply(t, &ack)
 	}
+	stored := c.sess.stored != 0
 	for i, f := range p.Filters {
 		group, filter, err := packets.SplitShared(f)
 		switch {
@@ -366,6 +367,8 @@ func (c *conn) onUnsubscribe(t *turn, p *packets.Unsubscribe) error {
 			ack.Codes[i] = packets.TopicFilterInvalid
 		case !c.sess.unsubscribe(group, c.readExtra().mount+filter):
 			ack.Codes[i] = c.b.given.Unsubscribe(c.sess, f)
+			// one of the server is stored even if the Session is not
+			stored = stored || c.b.journal != nil && ack.Codes[i] != packets.NoSubscriptionExisted
 		default:
 			if fn := c.b.obs.Unsubscribed; fn != nil {
 				mounted := packets.JoinShared(group, c.readExtra().mount+filter)
@@ -373,7 +376,7 @@ func (c *conn) onUnsubscribe(t *turn, p *packets.Unsubscribe) error {
 			}
 		}
 	}
-	if s := c.sess; s.stored != 0 {
+	if stored {
 		t.end() // the others need not wait
 		if err := c.b.journal.Sync(c.b.ctx); err != nil {
 			if c.version < packets.V5 {
