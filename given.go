@@ -9,6 +9,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/internal/given"
 	"github.com/dunlin-mqtt/dunlin/internal/journal"
+	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/dunlin-mqtt/dunlin/internal/subs"
 	"github.com/dunlin-mqtt/dunlin/packets"
 	"github.com/dunlin-mqtt/dunlin/store"
@@ -93,7 +94,8 @@ func (b *Broker) give(ctx context.Context, k given.Key, list []hooks.Subscriptio
 		}
 	}
 	if k.Scope == given.ToPrincipal {
-		b.findMembers.Do(b.followPrincipals) // another call may be at it: wait for that
+		lock.NoneHeld("a wait for another call")
+		b.findMembers.Do(b.followPrincipals)
 	}
 	was := make(map[string]*hooks.Subscription)
 	for _, s := range b.given.Get(k) {
