@@ -1,116 +1,91 @@
 package main
 
 import (
-	"encoding/json"
-	"net/http"
-	"strings"
 	"testing"
 
 	"github.com/dunlin-mqtt/dunlin/examples/internal/try"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-type backend struct {
-	t        *testing.T
-	url, key string
+// The way of a message through the service, in eight steps, for clients that connect with a
+// password and for clients that publish their token.
+func TestEightSteps(t *testing.T) {
+	dial := map[string]func(*bench, string) (*try.Client, *packets.Connack){
+		"by password": func(b *bench, token string) (*try.Client, *packets.Connack) {
+			return try.Dial(b.t, b.devices, connect("phone", "", token))
+		},
+		"in-band": func(b *bench, token string) (*try.Client, *packets.Connack) {
+			return b.inbandPhone("phone", token)
+		},
+	}
+	for name, dial := range dial {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			eightSteps(start(t), dial)
+		})
+	}
 }
 
-// do calls the service and returns the status and what it said.
-func (b backend) do(method, path, body string) (status int, answer map[string]any) {
-	b.t.Helper()
-	r, err := http.NewRequestWithContext(b.t.Context(), method, b.url+path, strings.NewReader(body))
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	r.Header.Set("Authorization", "Bearer "+b.key)
-	resp, err := http.DefaultClient.Do(r)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	json.NewDecoder(resp.Body).Decode(&answer) // a refusal is no JSON
-	return resp.StatusCode, answer
-}
+func eightSteps(b *bench, dial func(*bench, string) (*try.Client, *packets.Connack)) {
+	t := b.t
+	// 1. The API issues a session for a user.
+	token := b.account("users/ann")
+	other := b.phone("phone", "bob", b.account("users/bob"))
 
-func device(t *testing.T, addr, id, user, token string) (*try.Client, *packets.Connack) {
-	t.Helper()
-	return try.Dial(t, addr, &packets.Connect{Version: packets.V5, ClientID: id, HasUsername: true,
-		Username: user, HasPassword: true, Password: []byte(token),
-		Properties: packets.Properties(nil).AppendUint(packets.SessionExpiryInterval, 3600)})
-}
+	// 2. The user's phone connects, 3. and shows the session, which the service checks.
+	phone, ack := dial(b, token)
+	if ack.Code.Failed() || ack.SessionPresent {
+		t.Fatalf("the first CONNACK is %v, Session Present %v", ack.Code, ack.SessionPresent)
+	}
 
-func TestRun(t *testing.T) {
-	p := try.Start(t, run, "-listen", "127.0.0.1:0", "-http", "127.0.0.1:0", "-key", "k", "-wait",
-		"100ms")
-	addr := p.Line("devices at ")
-	b := backend{t, p.Line("backend at "), "k"}
-	if status, _ := (backend{t, b.url, "guessed"}).do("PUT", "/users/eve",
-		`{}`); status != http.StatusUnauthorized {
-		t.Fatalf("a backend with the wrong key was answered with %d", status)
-	}
-	if status, _ := b.do("PUT", "/users/a+b", `{}`); status != http.StatusBadRequest {
-		t.Fatalf("a user whose name is a filter was answered with %d", status)
-	}
-	_, a := b.do("PUT", "/users/ann", `{"groups":["birds"]}`)
-	ann := a["token"].(string)
-	b.do("PUT", "/users/bob", `{}`)
-
-	if _, ack := device(t, addr, "x", "bob", ann); ack.Code != packets.BadUserNameOrPassword {
-		t.Fatalf("the token of another user was answered with %v", ack.Code)
-	}
-	phone, ack := device(t, addr, "phone", "ann", ann)
-	if ack.Code.Failed() {
-		t.Fatalf("ann's telephone may not come in: %v", ack.Code)
-	}
+	// 4. The phone has its private topic, and no other one.
 	for filter, want := range map[string]packets.ReasonCode{
-		"users/ann": 1, "groups/birds": 1, "users/bob": packets.NotAuthorized,
-		"groups/fish": packets.NotAuthorized, "#": packets.NotAuthorized,
-		"groups/+": packets.NotAuthorized,
+		"users/ann": 1, "users/bob": packets.NotAuthorized, "groups/birds": packets.NotAuthorized,
+		"#": packets.NotAuthorized, "users/+": packets.NotAuthorized,
 	} {
 		if code := phone.Subscribe(filter, 1); code != want {
 			t.Fatalf("the subscription to %s was answered with %v", filter, code)
 		}
 	}
-	if code := phone.Publish("users/bob", "spoofed"); code != packets.NotAuthorized {
-		t.Fatalf("a device could publish: %v", code)
-	}
 
-	done := make(chan map[string]any, 1)
-	go func() {
-		_, a := b.do("POST", "/users/ann/messages", "one")
-		done <- a
-	}()
+	// 5. HTTP comes in, MQTT goes out.
+	b.push("users/ann", "one")
 	phone.Want("users/ann", "one")
-	if a := <-done; a["sessions"] != 1.0 {
-		t.Fatalf("the backend heard %v", a)
+	b.push("users/bob", "for bob")
+	other.Want("users/bob", "for bob")
+
+	// 6. The user joins a group, and gets its messages without another SUBSCRIBE.
+	b.must("PUT", "/v1/groups/birds/members/ann", nil)
+	b.must("PUT", "/v1/groups/birds/members/bob", nil)
+	b.push("groups/birds", "two")
+	phone.Want("groups/birds", "two")
+	other.Want("groups/birds", "two")
+
+	// 7. A device publishes, and its owner gets it; a member of the group writes to another one.
+	door, _ := try.Dial(t, b.devices, connect("esp32", "door", b.account("devices/door")))
+	b.must("PUT", "/v1/devices/door/owners/ann", nil)
+	if code := door.Publish("devices/door/events", "opened"); code.Failed() {
+		t.Fatalf("the event of the device was refused: %v", code)
 	}
-	if _, a := b.do("POST", "/users/bob/messages", "nobody there"); a["sessions"] != 0.0 {
-		t.Fatalf("the backend heard %v", a)
+	phone.Want("devices/door/events", "opened")
+	other.Send(&packets.Publish{Topic: []byte("users/ann"), Payload: []byte("hi")})
+	p := phone.Message()
+	if string(p.Payload) != "hi" || property(p, "from") != "users/bob" {
+		t.Fatalf("%q came from %q", p.Payload, property(p, "from"))
 	}
 
-	// What comes while the telephone is off waits.
+	// 8. What comes while the phone is away waits for it. The user leaves, and gets no more.
 	phone.Send(&packets.Disconnect{})
 	phone.Gone()
-	b.do("POST", "/groups/birds/messages", "two")
-	phone, ack = device(t, addr, "phone", "ann", ann)
+	b.push("groups/birds", "three")
+	b.must("DELETE", "/v1/groups/birds/members/ann", nil)
+	b.push("groups/birds", "four")
+	b.push("users/ann", "five")
+	b.restart()
+	phone, ack = dial(b, token)
 	if !ack.SessionPresent {
-		t.Fatal("the Session of the telephone is gone")
+		t.Fatal("the Session of the phone is gone")
 	}
-	phone.Want("groups/birds", "two")
-
-	// A user who leaves a group hears nothing of it any more.
-	b.do("PUT", "/users/ann", `{"groups":[]}`)
-	for { // the rules change everywhere in a moment
-		if _, a := b.do("POST", "/groups/birds/messages", "three"); a["sessions"] == 0.0 {
-			break
-		}
-	}
-	b.do("DELETE", "/users/ann", "")
-	last := phone.Receive()
-	for last.Type() == packets.TypePublish { // from before the rules had changed everywhere
-		last = phone.Receive()
-	}
-	if d, ok := last.(*packets.Disconnect); !ok || d.Code != packets.AdministrativeAction {
-		t.Fatal("a device of a deleted user stays")
-	}
+	phone.Want("groups/birds", "three")
+	phone.Want("users/ann", "five")
 }

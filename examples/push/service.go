@@ -5,162 +5,363 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
-	"encoding/json"
 	"errors"
-	"io"
-	"net/http"
-	"slices"
+	"hash/maphash"
+	"log/slog"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/dunlin-mqtt/dunlin"
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/hooks/presence"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// A user may connect with a token and listen to groups.
-type user struct {
-	token  [sha256.Size]byte // the hash of it
-	groups []string
-}
+const (
+	peer         = "service"         // the principal of the other instance of the service
+	changedTopic = "service/changed" // instances tell each other which account has changed
+	sweepEvery   = 10 * time.Second
+)
 
-// A service knows the users, decides what their devices may do, and pushes. A real one would keep
-// them in its database.
+// A service knows the accounts, decides what their clients may do, and pushes. An account gets what
+// is published to its own name, users/ann, and what is published to the topics that it is a member
+// of. The database says which these are; the subscriptions at the broker follow it.
 type service struct {
-	hooks.Reloads // tells the broker that decisions have changed
+	hooks.Reloads // tells the broker when somebody has lost a right
 
-	key    [sha256.Size]byte
-	wait   time.Duration // for acknowledgements
+	db     *database
 	broker *dunlin.Broker
+	key    [sha256.Size]byte // of the backend
 
-	mu    sync.Mutex
-	users map[string]user
+	seed     maphash.Seed
+	syncing  [64]sync.Mutex // one of them is held while the subscriptions of an account change
+	presence *presence.Presence
+	online   presences
 }
 
-func newService(key string, wait time.Duration) *service {
-	return &service{key: sha256.Sum256([]byte(key)), wait: wait, users: make(map[string]user)}
+func newService(db *database, key string) *service {
+	return &service{db: db, key: sha256.Sum256([]byte(key)), seed: maphash.MakeSeed(),
+		presence: presence.New(presence.Options{})}
 }
 
-// Authenticate lets a device in whose user name and password are a user and the token of that. All
-// devices of a user have one owner, so no other user can take their Sessions over.
-func (s *service) Authenticate(_ context.Context, r *hooks.ConnectRequest) error {
-	s.mu.Lock()
-	u, ok := s.users[r.Client.Username]
-	s.mu.Unlock()
-	token := sha256.Sum256(r.Connect.Password)
-	if subtle.ConstantTimeCompare(token[:], u.token[:]) != 1 || !ok {
-		return packets.Errorf(packets.BadUserNameOrPassword, "unknown user or token")
+func (s *service) isKey(text string) bool {
+	sum := sha256.Sum256([]byte(text))
+	return subtle.ConstantTimeCompare(sum[:], s.key[:]) == 1
+}
+
+// Authenticate lets in whoever has a token. The password is the token. The User Name may be left
+// out; otherwise it is the name of the account. Sessions belong to the account, and Client
+// Identifiers do too: two users may both have a client that is called phone.
+func (s *service) Authenticate(ctx context.Context, r *hooks.ConnectRequest) error {
+	token := string(r.Connect.Password)
+	if r.Client.Username == peer && s.isKey(token) {
+		r.Grant.Identity.Principal = peer
+		return nil
 	}
-	r.Grant.Identity.Principal = r.Client.Username
+	x, err := s.db.session(ctx, token)
+	switch {
+	case errors.Is(err, errNoTicket):
+		return packets.Errorf(packets.BadUserNameOrPassword, "%v", err)
+	case err != nil:
+		return packets.Errorf(packets.ServerUnavailable, "%v", err)
+	}
+	_, name, _ := strings.Cut(x.Account, "/")
+	if u := r.Client.Username; u != "" && u != name && u != x.Account {
+		return packets.Errorf(packets.BadUserNameOrPassword, "the token is not one of %q", u)
+	}
+	r.Grant.Identity = hooks.Identity{Principal: x.Account,
+		Attributes: map[string]string{"session": x.ID}}
+	r.Grant.Expires = x.Expires
+	r.Grant.Subscriptions = []hooks.Subscription{subscription(x.Account)}
+	r.Grant.Limits = limits
+	if id := r.Connect.ClientID; ctx.Value(inbandKey{}) != nil {
+		r.Grant.ClientID = inbandPrefix + id
+	} else if id != "" {
+		r.Grant.ClientID = x.Account + "/" + id
+	}
 	return nil
 }
 
-// Authorize lets devices subscribe to the topic of their user and to those of the user's groups,
-// and to nothing else.
-func (s *service) Authorize(_ context.Context, r *hooks.AccessRequest) error {
-	name, _ := r.Client.User()
-	s.mu.Lock()
-	u := s.users[name]
-	s.mu.Unlock()
-	group, isGroup := strings.CutPrefix(r.Topic, "groups/")
-	if r.Action == hooks.ActionSubscribe &&
-		(r.Topic == "users/"+name || isGroup && slices.Contains(u.groups, group)) {
+// limits are what one account may have and do.
+var limits = hooks.Limits{Sessions: 10, Connections: 10, Subscriptions: 100, PublishRate: 50,
+	PublishBytes: 1 << 20}
+
+// clientID is the Client Identifier that a client of an account has given, out of the one that it
+// has at the broker.
+func clientID(account, id string) string {
+	id = strings.TrimPrefix(id, account+"/")
+	return strings.TrimPrefix(id, inbandPrefix)
+}
+
+// subscription is what the server makes for an account that gets a topic. Pushes with a collapse
+// key come on topics below.
+func subscription(topic string) hooks.Subscription {
+	return hooks.Subscription{Subscription: packets.Subscription{Filter: topic + "/#",
+		QoS: packets.QoS2, RetainHandling: 2}}
+}
+
+// Authorize lets an account subscribe to its own topic and to the groups that it is in. It need
+// not, since the server has subscribed it to all of them. A user may publish to these groups, to
+// users with whom he or she shares a group, and to devices that he or she owns. A device may
+// publish its events, which its owners get.
+func (s *service) Authorize(ctx context.Context, r *hooks.AccessRequest) error {
+	who, _ := r.Client.User()
+	if who == peer {
 		return nil
 	}
-	return packets.Errorf(packets.NotAuthorized, "not for %s", name)
+	allowed, err := false, error(nil)
+	switch r.Action {
+	case hooks.ActionSubscribe:
+		allowed, err = s.maySubscribe(ctx, r)
+	case hooks.ActionPublish:
+		allowed, err = s.mayPublish(ctx, who, r.Topic)
+	}
+	switch {
+	case err != nil:
+		return packets.Errorf(packets.UnspecifiedError, "%v", err)
+	case !allowed:
+		return packets.Errorf(packets.NotAuthorized, "not for %s", who)
+	}
+	return nil
 }
 
-// Stable says that an answer holds until the next Reloaded.
-func (s *service) Stable() bool { return true }
+func (s *service) maySubscribe(ctx context.Context, r *hooks.AccessRequest) (bool, error) {
+	who, _ := r.Client.User()
+	topic := strings.TrimSuffix(r.Topic, "/#")
+	live, err := s.db.isLive(ctx, r.Client.Identity.Attributes["session"])
+	if err != nil || !live || r.Group != "" {
+		return false, err
+	}
+	if kind, name, _ := strings.Cut(topic, "/"); kind == "groups" && validName(name) {
+		return s.db.isMember(ctx, who, topic)
+	}
+	return topic == who, nil
+}
 
-// handler serves the backend.
-func (s *service) handler() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("PUT /users/{name}", s.putUser)
-	mux.HandleFunc("DELETE /users/{name}", s.deleteUser)
-	mux.HandleFunc("POST /users/{name}/messages", s.push("users/"))
-	mux.HandleFunc("POST /groups/{name}/messages", s.push("groups/"))
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		given, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-		if sum := sha256.Sum256([]byte(given)); subtle.ConstantTimeCompare(sum[:], s.key[:]) != 1 {
-			http.Error(w, "who are you?", http.StatusUnauthorized)
-			return
+func (s *service) mayPublish(ctx context.Context, who, topic string) (bool, error) {
+	kind, name, _ := strings.Cut(topic, "/")
+	if topic == who+"/events" {
+		return strings.HasPrefix(who, "devices/"), nil
+	}
+	if !strings.HasPrefix(who, "users/") || !validName(name) {
+		return false, nil
+	}
+	switch kind {
+	case "users":
+		if topic == who {
+			return true, nil
 		}
-		mux.ServeHTTP(w, r)
-	})
+		return s.db.share(ctx, who, topic)
+	case "groups":
+		return s.db.isMember(ctx, who, topic)
+	case "devices":
+		return s.db.isMember(ctx, who, topic+"/events")
+	}
+	return false, nil
 }
 
-// putUser makes a user, or changes the groups of one. The answer has a token for the devices, a new
-// one each time.
-func (s *service) putUser(w http.ResponseWriter, r *http.Request) {
-	name := r.PathValue("name")
-	var body struct {
-		Groups []string `json:"groups"`
+// AuthorizeDelivery keeps a push from a client if a later one has the same collapse key. Such a
+// push has a topic of its own, TOPIC/KEY/NUMBER. The broker asks when it is about to send it.
+func (s *service) AuthorizeDelivery(ctx context.Context, r *hooks.AccessRequest) error {
+	if strings.Count(r.Topic, "/") != 3 {
+		return nil
 	}
-	if err := json.NewDecoder(io.LimitReader(r.Body, 1<<16)).Decode(&body); err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
+	i := strings.LastIndexByte(r.Topic, '/')
+	number, err := strconv.ParseInt(r.Topic[i+1:], 10, 64)
+	if err != nil {
+		return nil
 	}
-	for _, n := range append([]string{name}, body.Groups...) {
-		if n == "" || strings.ContainsAny(n, "/+#") || !packets.ValidTopicName(n) {
-			http.Error(w, "a name must be one level of a topic", http.StatusBadRequest)
-			return
+	if latest, err := s.db.latest(ctx, r.Topic[:i]); err == nil && number < latest {
+		return packets.Errorf(packets.NotAuthorized, "number %d has taken its place", latest)
+	}
+	return nil // after an error of the database rather one push too many
+}
+
+// reserved are the User Properties that only the service sets.
+var reserved = []string{"id", "from", "priority", "collapse"}
+
+// Intercept names the sender in each message.
+func (s *service) Intercept(
+	_ context.Context, c *hooks.Client, m *packets.Message,
+) (*packets.Message, error) {
+	who, _ := c.User()
+	if who == peer {
+		return m, nil
+	}
+	out := *m
+	out.Properties = m.Properties.Without(nil, packets.UserProperty)
+	for name, value := range m.Properties.User() {
+		if !isReserved(name) {
+			out.AddUser(name, value)
 		}
 	}
-	token := rand.Text()
-	s.mu.Lock()
-	s.users[name] = user{sha256.Sum256([]byte(token)), body.Groups}
-	s.mu.Unlock()
-	s.Reloaded() // subscriptions to groups that the user has left end now
-	writeJSON(w, map[string]string{"token": token})
+	out.AddUser("id", rand.Text()[:16])
+	out.AddUser("from", who)
+	if _, ok := m.Expiry(); !ok {
+		out.SetExpiry(defaultTTL)
+	}
+	return &out, nil
 }
 
-// deleteUser forgets a user and ends the Sessions of the user's devices.
-func (s *service) deleteUser(w http.ResponseWriter, r *http.Request) {
-	name := r.PathValue("name")
-	s.mu.Lock()
-	delete(s.users, name)
-	s.mu.Unlock()
-	s.Reloaded()
-	for info := range s.broker.Sessions() {
-		if info.Principal == name {
-			if _, err := s.broker.DeleteSession(r.Context(), info.ClientID); err != nil {
-				http.Error(w, err.Error(), http.StatusServiceUnavailable)
-				return
-			}
+func isReserved(name string) bool {
+	for _, r := range reserved {
+		if name == r {
+			return true
 		}
 	}
-	w.WriteHeader(http.StatusNoContent)
+	return false
 }
 
-// push publishes the body to a topic that begins with prefix. The answer says how many Sessions it
-// was for, and how many have it by now.
-func (s *service) push(prefix string) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 64<<10))
+// changed makes the subscriptions of an account those that the database has, here and at the other
+// instances. Without an account it ends the connections of sessions that are no more.
+func (s *service) changed(ctx context.Context, account string) error {
+	if err := s.obey(ctx, account); err != nil {
+		return err
+	}
+	return s.broker.Publish(ctx, &dunlin.Message{Topic: changedTopic, Payload: []byte(account),
+		QoS: packets.QoS1})
+}
+
+func (s *service) obey(ctx context.Context, account string) error {
+	if account == "" {
+		s.Reloaded()
+		return s.expel(ctx)
+	}
+	return s.sync(ctx, account)
+}
+
+func (s *service) sync(ctx context.Context, account string) error {
+	mu := &s.syncing[maphash.String(s.seed, account)%uint64(len(s.syncing))]
+	mu.Lock()
+	defer mu.Unlock()
+	topics, err := s.db.topics(ctx, account)
+	if err != nil {
+		return err
+	}
+	surplus := make(map[string]bool)
+	for _, x := range s.broker.PrincipalSubscriptions(account) {
+		surplus[x.Filter] = true
+	}
+	var missing []hooks.Subscription
+	for _, topic := range topics {
+		x := subscription(topic)
+		if !surplus[x.Filter] {
+			missing = append(missing, x)
+		}
+		delete(surplus, x.Filter)
+	}
+	for filter := range surplus {
+		if _, err := s.broker.UnsubscribePrincipal(ctx, account, filter); err != nil {
+			return err
+		}
+		s.Reloaded() // the account may have subscribed to it as well
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	return s.broker.SubscribePrincipal(ctx, account, missing...)
+}
+
+// restore makes the broker what the database has said since it stopped.
+func (s *service) restore(ctx context.Context) error {
+	accounts, err := s.db.accounts(ctx)
+	if err != nil {
+		return err
+	}
+	g, all := errgroup.WithContext(ctx)
+	g.SetLimit(16)
+	for _, account := range accounts {
+		g.Go(func() error { return s.sync(all, account) })
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return s.expel(ctx)
+}
+
+// follow does what other instances have changed, until ctx ends.
+func (s *service) follow(ctx context.Context) error {
+	sub, err := s.broker.Subscribe(ctx, changedTopic, &dunlin.SubscribeOptions{QoS: packets.QoS1})
+	if err != nil {
+		return err
+	}
+	defer sub.Close()
+	for {
+		m, err := sub.Next(ctx)
 		if err != nil {
-			http.Error(w, err.Error(), http.StatusRequestEntityTooLarge)
-			return
+			return err
 		}
-		m := &dunlin.Message{
-			Topic: prefix + r.PathValue("name"), Payload: body, QoS: packets.QoS1,
+		if m.Publisher == "" { // this instance
+			continue
 		}
-		m.SetExpiry(7 * 24 * time.Hour)
-		m.SetContentType(r.Header.Get("Content-Type"))
-		ctx, cancel := context.WithTimeout(r.Context(), s.wait)
-		defer cancel()
-		outcome, err := s.broker.PublishWait(ctx, m)
-		if err != nil && !errors.Is(err, context.DeadlineExceeded) { // the others get it later
-			http.Error(w, err.Error(), http.StatusBadRequest)
-			return
+		if err := s.obey(ctx, string(m.Payload)); err != nil {
+			s.report("a change of "+string(m.Payload), err)
 		}
-		writeJSON(w, map[string]int{"sessions": outcome.Matched,
-			"acknowledged": outcome.Acknowledged})
 	}
 }
 
-func writeJSON(w http.ResponseWriter, v any) {
-	w.Header().Set("Content-Type", "application/json")
-	json.NewEncoder(w).Encode(v)
+// sweep forgets what has expired, and disconnects whoever has lost the right to be there, until ctx
+// ends. It is there for a client that was let in at the moment when its session was revoked.
+func (s *service) sweep(ctx context.Context) error {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		if err := errors.Join(s.db.sweep(ctx), s.expel(ctx)); err != nil && ctx.Err() == nil {
+			s.report("the sweep", err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// expel disconnects the clients whose session is not in the database, and ends what the broker
+// keeps for accounts that are not.
+func (s *service) expel(ctx context.Context) error {
+	accounts, sessions, err := s.db.known(ctx)
+	if err != nil {
+		return err
+	}
+	for _, x := range s.broker.SessionsFrom("") {
+		kind, _, _ := strings.Cut(x.Principal, "/")
+		token := ""
+		if x.Client != nil {
+			token = x.Client.Identity.Attributes["session"]
+		}
+		if kind != "users" && kind != "devices" ||
+			accounts[x.Principal] && (x.Client == nil || sessions[token]) {
+			continue
+		}
+		if err := s.expelOne(ctx, x, token); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// expelOne looks again: the account or session may be new.
+func (s *service) expelOne(ctx context.Context, x dunlin.SessionInfo, token string) error {
+	known, err := s.db.hasAccount(ctx, x.Principal)
+	if err == nil && !known {
+		_, err = s.broker.DeleteSession(ctx, x.ClientID)
+		return err
+	}
+	if err != nil || x.Client == nil {
+		return err
+	}
+	live, err := s.db.isLive(ctx, token)
+	if err == nil && !live {
+		s.broker.Disconnect(x.ClientID, packets.NotAuthorized)
+	}
+	return err
+}
+
+func (s *service) report(what string, err error) {
+	slog.Warn("the service could not do what it should", "what", what, "err", err)
 }
