@@ -24,6 +24,10 @@ import (
 // same filter replaces its options. The Authorizer is not asked, and the client needs no SUBSCRIBE.
 // The end of a Session does not end them: UnsubscribeClient does.
 //
+// Whoever comes with the Client Identifier gets what is subscribed. Where clients choose it
+// themselves, or with Config.SessionPerPrincipal, that may be anybody: use SubscribePrincipal for
+// what others must not read.
+//
 // With a Store they survive the end of the process, and SubscribeClient waits until they are
 // durable or ctx ends. The error is the cause of ctx, ErrBrokerClosed, a *packets.Error about the
 // name or a filter, or that of a Store which fails: then nothing has changed, except after the end
@@ -97,13 +101,13 @@ func (b *Broker) give(ctx context.Context, k given.Key, list []hooks.Subscriptio
 		lock.NoneHeld("a wait for another call")
 		b.findMembers.Do(b.followPrincipals)
 	}
-	was := make(map[string]*hooks.Subscription)
-	for _, s := range b.given.Get(k) {
-		was[s.Filter] = &s
-	}
+	was := make([]*hooks.Subscription, len(list))
 	filters := make([]string, len(list))
 	for i := range list {
 		filters[i] = list[i].Filter
+		if s, ok := b.given.Find(filters[i], k); ok {
+			was[i] = &s
+		}
 	}
 	x := b.given.Put(k, given.Lasting, list...)
 	giver{b}.Changed(k, filters)
@@ -113,7 +117,7 @@ func (b *Broker) give(ctx context.Context, k given.Key, list []hooks.Subscriptio
 	err := b.journal.WaitAdded(ctx, x)
 	if err != nil && ctx.Err() == nil && !errors.Is(err, ErrBrokerClosed) {
 		for i := range list {
-			b.given.Restore(k, list[i], was[list[i].Filter])
+			b.given.Restore(k, list[i], was[i])
 		}
 		giver{b}.Changed(k, filters)
 	}

@@ -136,6 +136,10 @@ func (t *Table[M, B]) putLocked(k Key, l Lifetime, list []hooks.Subscription) (o
 	if r.doubtful && r.number != 0 {
 		ops = append(ops, r.put(k))
 	}
+	// in the order of the record: each is then put at its end, and moves nothing
+	list = slices.SortedStableFunc(slices.Values(list), func(a, b hooks.Subscription) int {
+		return strings.Compare(a.Filter, b.Filter)
+	})
 	for _, s := range list {
 		if at, found := r.find(s.Filter); found && r.subs[at] == s && !r.doubtful {
 			continue

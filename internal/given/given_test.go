@@ -1,7 +1,9 @@
 package given
 
 import (
+	"fmt"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -118,6 +120,24 @@ func TestWhatWasStoredIsLoaded(t *testing.T) {
 	require.Equal(t, []store.Op{&store.DeleteSession{Session: 2}}, stale)
 	require.Equal(t, []hooks.Subscription{sub("a", 2), free}, y.Get(Key{ToClient, "m"}))
 	require.Equal(t, x.Get(Key{ToClient, "m"}), y.Get(Key{ToClient, "m"}))
+}
+
+// A long list is put quickly, in whatever order it is. Of two with the same filter the later one
+// counts.
+func TestALongList(t *testing.T) {
+	const n = 100_000
+	x, list := New(&sessions{}), []hooks.Subscription(nil)
+	for i := range n {
+		list = append(list, sub(fmt.Sprint(2*n-i), 1))
+	}
+	list = append(list, sub(fmt.Sprint(n+1), 2))
+	began := time.Now()
+	x.Put(Key{ToClient, "m"}, Lasting, list...)
+	// well below 0.2 s; 5 s where each moves all others
+	require.Less(t, time.Since(began), 2*time.Second)
+	got := x.Get(Key{ToClient, "m"})
+	require.Len(t, got, n)
+	require.Equal(t, sub(fmt.Sprint(n+1), 2), got[0])
 }
 
 // What the store did not take is as it was, unless somebody has changed it meanwhile.
