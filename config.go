@@ -286,11 +286,12 @@ type Config struct {
 	// Retained messages, subscriptions, Sessions and connections stay until somebody gives them up,
 	// so they must leave room for other messages: each of the four gets half of it, and all
 	// together three quarters. Sessions and connections get 6 % each whatever the others take, so
-	// that clients can still come. A retained message beyond is refused as by MaxRetainedBytes, a
-	// subscription, a Session and a QoS 2 message whose identifier finds no room with Quota
-	// exceeded (0x97), a connection with Server busy (0x89). Connections that are not accepted yet
-	// may take an eighth. At the limit a removal of a retained message is still taken, and a
-	// smaller one in the place of another.
+	// that clients can still come. Sessions that end with their connection get 2 % more, so that
+	// what absent clients have left does not keep them out. A retained message beyond is refused
+	// as by MaxRetainedBytes, a subscription, a Session and a QoS 2 message whose identifier finds
+	// no room with Quota exceeded (0x97), a connection with Server busy (0x89). Connections that
+	// are not accepted yet may take an eighth. At the limit a removal of a retained message is
+	// still taken, and a smaller one in the place of another.
 	//
 	// Packets of more than 4 KiB that have come in part may take a quarter of it. A client whose
 	// packet finds no room is not read meanwhile, and is disconnected with 0x97 after 30 s. While

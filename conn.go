@@ -436,6 +436,9 @@ func (c *conn) packets(t *turn) error {
 		if len(t.blocked) > 0 && err == nil {
 			err = c.holdBack(t)
 		}
+		if t.full() {
+			t.end()
+		}
 	}
 	if used > 0 {
 		if c.accepted {

@@ -70,8 +70,12 @@ func (s *session) admitLocked(c *conn, a *attachment) error {
 		others--
 	}
 	grown := int64(n + c.cost() - int(had.kept))
+	fits := s.b.memory.Fits
+	if a.expiry == 0 {
+		fits = s.b.memory.FitsBriefly
+	}
 	switch {
-	case !s.b.memory.Fits(budget.Sessions, int64(n-int(had.counted))):
+	case !fits(budget.Sessions, int64(n-int(had.counted))):
 		return errNoMemory
 	case others > 0 && !owner.Room(owners.Kept, grown) && !owner.Room(owners.Footprints, grown):
 		return recent.As(hooks.EndPrincipalLimit,

@@ -190,3 +190,27 @@ func TestLongNamesTakeLittleRoomInTables(t *testing.T) {
 	}
 	require.False(t, b.guard.Bans.Any())
 }
+
+// Any number of users who leave Sessions behind do not keep out those who leave nothing.
+func TestSessionsThatStayLeaveRoomForThoseThatDoNot(t *testing.T) {
+	withRules(t, everything, func(c *Config) { c.MaxMemory = 2 << 20 }, func(r *guardRig) {
+		left := 0
+		for ; ; left++ {
+			name := fmt.Sprint("user", left)
+			c, ack := newTestClient(r.t, dial(r.t, r.l), as(name, name))
+			c.nc.Close()
+			synctest.Wait()
+			if ack.Code.Failed() {
+				require.Equal(r.t, packets.QuotaExceeded, ack.Code)
+				break
+			}
+		}
+		require.Greater(r.t, left, 100)
+		for i := range 10 {
+			p := as(fmt.Sprint("brief", i), "brief")
+			p.Properties = nil
+			r.connect(p).nc.Close()
+			synctest.Wait()
+		}
+	})
+}

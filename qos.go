@@ -61,9 +61,12 @@ func (d *delivery) ids() []uint32 {
 	return d.extra.ids
 }
 
+// deliverySize is what a queued delivery counts beside its message.
+const deliverySize = 64
+
 // size is what a queued delivery counts against MaxQueuedBytes.
 func (d *delivery) size() int {
-	n := len(d.msg.Payload) + len(d.msg.Topic) + len(d.msg.Properties) + 64
+	n := len(d.msg.Payload) + len(d.msg.Topic) + len(d.msg.Properties) + deliverySize
 	if d.extra != nil {
 		n += len(d.extra.ids) * idBytes
 	}

@@ -213,6 +213,9 @@ func (r *records) follow(t *turn, q *sequel, err error) {
 	for i := range q.late {
 		if err == nil || q.late[i].anyway {
 			r.b.deliverLate(t, &q.late[i])
+			if t.full() {
+				t.end()
+			}
 			continue
 		}
 		for range q.late[i].to {

@@ -29,6 +29,7 @@ type turn struct {
 	untold   bool            // outgoing.untold of that message
 	gathered int             // bytes of packets handled since the last flush
 	rounds   int             // and how often gather said yes
+	made     int             // bytes of messages in the output of others since the last flush
 	read     *link.Buffer    // what was read; nil for turns that do not read
 	reader   link.Reader     // for connections on an event loop
 	worker   *loop.Worker    // that runs the turn for an event loop; nil: a goroutine of its own does
@@ -75,8 +76,21 @@ func (t *turn) end() {
 		}
 		t.dirty[i] = nil
 	}
-	t.dirty, t.gathered, t.rounds = t.dirty[:0], 0, 0
+	t.dirty, t.gathered, t.rounds, t.made = t.dirty[:0], 0, 0, 0
 	t.traffic.AddUp()
+}
+
+// A turn makes at most as much output before it flushes as maxBurst and burstPart of MaxMemory say:
+// until then nothing counts what it has made. With more a message takes the way through the queues,
+// which share it.
+const (
+	maxBurst  = 16 << 20
+	burstPart = 32
+)
+
+// full says whether t has made so much output that it has to flush.
+func (t *turn) full() bool {
+	return t.made > 256<<10 && int64(t.made) > min(maxBurst, t.b.memory.Limit()/burstPart)
 }
 
 // An outgoing is one Application Message while it is routed. The frame that goes out is built once
@@ -98,6 +112,11 @@ type outgoing struct {
 	trying     bool     // another member of the group may take it: who does not has lost nothing
 	waited     bool     // so that less is left of its Message Expiry Interval than pub says
 	frames     [4]frame // by version 5.0 or not, and with Packet Identifier or not
+}
+
+// size is what a delivery of o counts against MaxQueuedBytes, without Subscription Identifiers.
+func (o *outgoing) size() int {
+	return len(o.pub.Payload) + len(o.pub.Topic) + len(o.pub.Properties) + deliverySize
 }
 
 // A frame is a whole PUBLISH whose first byte and Packet Identifier are patched for each receiver.
@@ -590,12 +609,14 @@ func (c *conn) send(t *turn, o *outgoing, to *target, qos packets.QoS, retain bo
 		if w.id != 0 {
 			binary.BigEndian.PutUint16(x.B[n+f.idAt:], w.id)
 		}
+		t.made += len(f.b)
 		t.countSent(c, qos, len(o.pub.Payload), len(f.b))
 		if c.b.obs.Delivered != nil {
 			s.delivered(o.observed(), w)
 		}
 	} else {
 		c.appendMessage(o.message(), w, t.now)
+		t.made += len(o.pub.Topic) + len(o.pub.Payload)
 	}
 	if w.id != 0 {
 		c.holdSent(t.write.Batch(), store.Sent{Seq: seq, ID: w.id}, at, o.pub.QoS == packets.QoS2)

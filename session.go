@@ -139,6 +139,9 @@ func (s *session) deliver(t *turn, o *outgoing, to *target, eager eagerness) boo
 	case qos == packets.QoS0 && c.out.Size() > s.b.cfg().MaxOutboundBytes:
 		s.missed(o, hooks.DropSlowClient)
 		return false
+	case t.full() && !s.full(o.size()) && !s.overdrawn(o.size()):
+		return s.enqueue(t, delivery{msg: o.message(), extra: to.extra(o), qos: qos,
+			retain: retain})
 	}
 	return c.send(t, o, to, qos, retain)
 }

@@ -47,6 +47,9 @@ const (
 	kindPercent = 50 // one kind of it
 	// Sessions and Connections each, whatever others take: clients can come and remove it
 	ownPercent = 6
+	// Each is so much higher for what goes away with a connection, so that clients can come even
+	// when those that are away have left as much as they may
+	briefPercent = 2
 )
 
 // A Budget counts bytes against a limit. Its methods may be called from any goroutine, with any
@@ -115,7 +118,12 @@ func (b *Budget) share(percent int64) int64 { return b.limit / 100 * percent }
 // Fits says whether n bytes more of kind k, which is one that stays, leave enough for messages on
 // their way. What makes less of it always fits. Callers that ask at the same time may go beyond
 // together, each by what it asked for.
-func (b *Budget) Fits(k Kind, n int64) bool {
+func (b *Budget) Fits(k Kind, n int64) bool { return b.fits(k, n, 0) }
+
+// FitsBriefly is Fits for what goes away with its connection.
+func (b *Budget) FitsBriefly(k Kind, n int64) bool { return b.fits(k, n, briefPercent) }
+
+func (b *Budget) fits(k Kind, n, more int64) bool {
 	if b == nil || n <= 0 {
 		return true
 	}
@@ -126,10 +134,10 @@ func (b *Budget) Fits(k Kind, n int64) bool {
 		}
 	}
 	own := b.used[k].Load() + n
-	if (k == Sessions || k == Connections) && own <= b.share(ownPercent) {
+	if (k == Sessions || k == Connections) && own <= b.share(ownPercent+more) {
 		return true
 	}
-	return all <= b.share(stayPercent) && own <= b.share(kindPercent)
+	return all <= b.share(stayPercent+more) && own <= b.share(kindPercent+more)
 }
 
 // Holders counts the places that hold one thing, by kind: Queued, InFlight and Retained. It must

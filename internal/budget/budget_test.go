@@ -95,6 +95,10 @@ func TestWhatStaysLeavesRoomForMessages(t *testing.T) {
 	require.True(t, b.Fits(Sessions, 60), "clients can always come to remove something")
 	require.True(t, b.Fits(Connections, 60))
 	require.False(t, b.Fits(Connections, 61))
+	b.Add(Sessions, 60)
+	require.False(t, b.Fits(Sessions, 1))
+	require.True(t, b.FitsBriefly(Sessions, 20), "those that go with their connections have more")
+	require.False(t, b.FitsBriefly(Sessions, 21))
 }
 
 func TestRecountCountsDifferences(t *testing.T) {
