@@ -134,6 +134,8 @@ type goroutines struct {
 	loops      *loop.Loops // nil: none were started. Written by startLoops
 	// Hooks, an Observer or a Store take part when clients come, subscribe and go. Immutable
 	callsOut bool
+	// Hooks or a Store take part when clients publish. Immutable
+	publishWaits bool
 }
 
 // The locks, in the order in which a goroutine takes them. It holds at most one of each kind, and
@@ -203,6 +205,7 @@ func New(cfg Config) (*Broker, error) {
 	}
 	b.callsOut = !b.cfg().open() || b.authorizer != nil || cfg.Interceptor != nil ||
 		cfg.Store != nil || !reflect.ValueOf(*cfg.Observer).IsZero()
+	b.publishWaits = b.authorizer != nil || cfg.Interceptor != nil || cfg.Store != nil
 	b.logins, b.guard = logins.New(b.cfg().loginLimits()), guard.New(b.cfg().addressLimits())
 	b.memory = budget.New(int64(cfg.MaxMemory))
 	b.reading.Most = b.memory.Limit() / 100 * partialPercent

@@ -333,7 +333,11 @@ const (
 func (c *conn) unpark(t *turn) {
 	t.read, c.rest = c.rest, nil
 	if x := t.read; x == nil || cap(x.B) <= keepSize {
-		t.read = link.NewBuffer(max(1, int(c.readHint)) * readSize)
+		n := keepSize // the answer to a CONNECT can take long
+		if c.accepted {
+			n = max(1, int(c.readHint)) * readSize
+		}
+		t.read = link.NewBuffer(n)
 		if x != nil {
 			t.read.B = append(t.read.B, x.B...)
 		}
@@ -342,13 +346,18 @@ func (c *conn) unpark(t *turn) {
 }
 
 // widen makes room for more bytes. Memory follows what was received: a buffer that is full is
-// followed by the next class, up to that of the packet which it holds the beginning of.
+// followed by the next class, up to that of the packet which it holds the beginning of. What fit
+// has taken from a socket's buffer comes back.
 func (c *conn) widen(t *turn) {
 	x, n := t.read, 2*cap(t.read.B)
-	if c.partial > 0 {
+	little := cap(x.B)-len(x.B) < cap(x.B)/4
+	switch {
+	case c.partial > 0:
 		n = min(n, int(c.partial))
+	case c.accepted && c.nc.Raw != nil && len(x.B) <= keepSize && n <= readSize:
+		n, little = readSize, true
 	}
-	if n > cap(x.B) && cap(x.B)-len(x.B) < cap(x.B)/4 {
+	if n > cap(x.B) && little {
 		t.read = link.NewBuffer(n)
 		t.read.B = append(t.read.B, x.B...)
 		x.Free()
@@ -420,10 +429,14 @@ func (c *conn) input(t *turn) error { return c.endTurn(t, c.packets(t)) }
 func (c *conn) packets(t *turn) error {
 	t.now = time.Now()
 	b := t.read.B
-	used, whole, shown := 0, 0, 0
+	used, whole, shown, fits := 0, 0, 0, false
 	var err error
 	for used < len(b) && err == nil {
 		var n int
+		if !fits && c.b.mayWait(b[used]) {
+			c.fit(t)
+			b, fits = t.read.B, true
+		}
 		early := !c.accepted
 		if n, err = c.packet(t, b[used:]); n == 0 {
 			break
@@ -434,6 +447,8 @@ func (c *conn) packets(t *turn) error {
 			shown = used
 		}
 		if len(t.blocked) > 0 && err == nil {
+			c.fit(t)
+			b, fits = t.read.B, true
 			err = c.holdBack(t)
 		}
 		if t.full() {

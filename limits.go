@@ -342,6 +342,35 @@ func (c *conn) awaitPartial(t *turn, n int) error {
 	return err
 }
 
+// fit leaves the read buffer as large as what it holds, before something that may wait, and counts
+// it unless it is small. Nothing else refers to the buffer.
+func (c *conn) fit(t *turn) {
+	x := t.read
+	if x == nil {
+		return
+	}
+	if n := len(x.B); link.Fitting(n) < cap(x.B) {
+		t.read = link.NewBuffer(n)
+		t.read.B = append(t.read.B, x.B...)
+		x.Free()
+	}
+	if n := cap(t.read.B); n > keepSize {
+		c.b.memory.Recount(budget.Partial, &c.restCounted, n)
+	}
+}
+
+// mayWait says whether a packet that begins with first is for hooks or the Store, which may take
+// their time.
+func (b *Broker) mayWait(first byte) bool {
+	switch k := packets.Type(first >> 4); {
+	case k == packets.TypePublish:
+		return b.publishWaits
+	case k >= packets.TypePuback && k <= packets.TypePubcomp, k == packets.TypePingreq:
+		return false
+	}
+	return b.callsOut
+}
+
 // countRest tells the count of memory what the beginning of an incomplete packet takes.
 func (c *conn) countRest() {
 	n := 0

@@ -341,6 +341,7 @@ var aLongTimeAgo = time.Unix(1, 0)
 // client leaves our answers unread.
 func (c *conn) easeOff(t *turn) {
 	if len(t.congested) > 0 {
+		c.fit(t)
 		c.handOver()
 	}
 	for i, d := range t.congested {
