@@ -14,6 +14,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/dunlin-mqtt/dunlin/internal/subs"
 	"github.com/dunlin-mqtt/dunlin/internal/timers"
+	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
 // This file is the cache of routes that a connection has. A route is only kept as long as it is
@@ -349,8 +350,10 @@ func (r *route) bytes() int32 {
 // keepScratch is how much a turn may hold while it waits.
 const keepScratch = 64 << 10
 
-// trim gives up what the turn has needed for many receivers, before it waits.
+// trim gives up what the turn has needed for many receivers, and what refers to the packet that it
+// has handled, before it waits.
 func (t *turn) trim() {
+	t.pub, t.out.raw, t.out.lent = packets.Publish{}, nil, packets.Message{}
 	if t.route.bytes() > keepScratch {
 		t.route = route{}
 	}

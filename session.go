@@ -410,32 +410,6 @@ func (s *session) acked(t *turn, c *conn, a *packets.Ack) error {
 	return nil
 }
 
-// A connection begins with firstWindow deliveries in flight at most. A window that is acknowledged
-// within ableTime shows that the client can take more.
-const (
-	firstWindow = 256
-	ableTime    = 500 * time.Millisecond
-)
-
-// A round is the time in which a client acknowledges a whole window.
-type round struct {
-	since time.Time
-	acked int32
-}
-
-// widenLocked counts an acknowledgement of a client for which messages wait. After a window's worth
-// of them it doubles the window if the client was quick. s.mu is held.
-func (s *session) widenLocked(c *conn, now time.Time) {
-	r := &s.makeExtraLocked().round
-	if r.acked++; r.acked < s.out.quota {
-		return
-	}
-	if now.Sub(r.since) < ableTime {
-		s.out.quota = min(2*s.out.quota, int32(c.window))
-	}
-	*r = round{since: now}
-}
-
 // storePubrec, with s.mu held, tells the store that PUBREC came for an entry, which is not in the
 // store if seq is 0. It returns the ticket that the PUBREL waits for.
 func (s *session) storePubrec(c *conn, seq uint64) uint64 {
