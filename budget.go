@@ -51,7 +51,16 @@ func heldSize(m *message) int64 {
 }
 
 // heldSize is the same for x.
-func (x *extra) heldSize() int64 { return extraCost + int64(len(x.ids))*idBytes }
+func (x *extra) heldSize() int64 {
+	n := extraCost + int64(len(x.ids))*idBytes
+	if x.receipt != nil {
+		n += receiptCost + int64(len(x.receipt.name))
+	}
+	return n
+}
+
+// receiptCost is what a receipt takes; it counts for each of its deliveries.
+const receiptCost = 160
 
 // idBytes is what a Subscription Identifier takes.
 const idBytes = 4

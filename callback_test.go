@@ -87,6 +87,7 @@ func (c *caller) observer() *hooks.Observer {
 		Delivered:    func(hooks.Delivered) { c.at("Delivered") },
 		Acknowledged: func(hooks.Acknowledged) { c.at("Acknowledged") },
 		Dropped:      func(hooks.Dropped) { c.at("Dropped") },
+		Settled:      func(hooks.Settled) { c.at("Settled") },
 		Banned:       func(hooks.Banned) { c.at("Banned") },
 	}
 }
@@ -159,14 +160,15 @@ func (c *caller) provoke(t *testing.T, l *listeners.Memory) {
 	small := connect("s")
 	small.Properties = small.Properties.AppendUint(packets.MaximumPacketSize, 40)
 	lasting := as("c", "u")
+	receipt := message2("t", "x", packets.QoS1, 1)
+	receipt.Properties = receipt.Properties.AppendUser("receipt", "1")
 	unsubscribe := &packets.Unsubscribe{PacketID: 3, Filters: []string{"t"}}
 	all(enhanced, &packets.Disconnect{})
 	all(as("x", "nobody"))
 	all(small, subscribeTo("t", 0), &packets.Publish{Topic: []byte("t"),
 		Payload: make([]byte, 100)}, &packets.Disconnect{})
 	all(lasting, subscribeTo("t", 1), message2("question", "x", packets.QoS1, 2),
-		message2("secret", "x", packets.QoS1, 4),
-		message2("t", "x", packets.QoS1, 1))
+		message2("secret", "x", packets.QoS1, 4), receipt)
 	all(lasting, unsubscribe, &packets.Disconnect{})
 	_ = c.b.Ban(Ban{Kind: BanClient, Value: "b"})
 }
@@ -176,7 +178,7 @@ var callers = []string{
 	"AuthorizeDelivery", "Intercept", "ConnContext",
 	"Connected", "Refused", "Disconnected", "SessionEnded", "Subscribed", "Unsubscribed", "Denied",
 	"Published", "Delivered",
-	"Acknowledged", "Dropped", "Banned", "Store.commit", "handler", "Accept",
+	"Acknowledged", "Dropped", "Settled", "Banned", "Store.commit", "handler", "Accept",
 }
 
 // Close and Shutdown return to what the Broker has called, and say that they cannot wait. The

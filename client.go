@@ -3,6 +3,7 @@ package dunlin
 import (
 	"cmp"
 	"context"
+	"strings"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
@@ -11,8 +12,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// This file is how the program that runs the Broker publishes. What it subscribes to is in
-// subscription.go.
+// This file is how the program that runs the Broker publishes, and how it learns what becomes of a
+// message at each Session. What it subscribes to is in subscription.go.
 
 // Publish routes m as if a client had published it, without asking the Authorizer or the
 // Interceptor. It returns when the message is in the queue or the output buffer of every Session
@@ -147,7 +148,7 @@ func (b *Broker) publishWait(
 	if err != nil {
 		return Outcome{}, err
 	}
-	r.leave(0, 0)
+	r.published()
 	var over <-chan time.Time
 	if limit >= 0 {
 		t := time.NewTimer(limit)
@@ -173,10 +174,33 @@ func (b *Broker) publishWait(
 
 // A receipt counts what becomes of the deliveries of one message. Its lock is a leaf.
 type receipt struct {
+	name string // that the Observer gets with each; empty: it is not told
+
 	mu      lock.Mutex[receiptLock]
 	pending int // deliveries under way, and one for who publishes
 	outcome Outcome
-	done    chan struct{} // closed when none is pending
+	done    chan struct{} // closed when none is pending; nil: nobody waits
+}
+
+// maxReceipt is how long the name of a receipt may be. Each delivery is counted with it.
+const maxReceipt = 256
+
+// receiptOf returns the receipt of a message with the given properties: r, which has none yet, or a
+// new one if the message names one, or nil.
+func (b *Broker) receiptOf(r *receipt, props packets.Properties) *receipt {
+	if len(props) == 0 || b.obs.Settled == nil {
+		return r
+	}
+	for key, value := range props.User() {
+		if key == b.cfg().ReceiptProperty && value != "" && len(value) <= maxReceipt {
+			if r == nil {
+				r = new(receipt)
+			}
+			r.name = strings.Clone(value)
+			break
+		}
+	}
+	return r
 }
 
 // enter counts one more delivery. All methods do nothing on nil.
@@ -189,48 +213,86 @@ func (r *receipt) enter() {
 	}
 }
 
-// leave ends one delivery, which has arrived or is lost.
-func (r *receipt) leave(acknowledged, lost int) {
+// leave is the end of one delivery to s, with s.mu held: it has arrived, if why is 0, or is lost.
+func (r *receipt) leave(s *session, qos packets.QoS, why hooks.DropReason) {
 	if r == nil {
 		return
 	}
 	r.mu.Lock()
-	r.outcome.Acknowledged += acknowledged
-	r.outcome.Lost += lost
-	if r.pending--; r.pending == 0 {
-		close(r.done)
+	if why == 0 {
+		r.outcome.Acknowledged++
+	} else {
+		r.outcome.Lost++
 	}
+	r.lessLocked()
+	r.mu.Unlock()
+	if f := s.b.obs.Settled; f != nil && r.name != "" {
+		f(hooks.Settled{Client: s.observed(), Receipt: r.name, QoS: qos, Reason: why})
+	}
+}
+
+// published is the end of what who publishes counts.
+func (r *receipt) published() {
+	r.mu.Lock()
+	r.lessLocked()
 	r.mu.Unlock()
 }
 
-// moved ends one delivery in whose place there is another one.
+// moved ends one delivery of which nothing becomes, see withdraw.
 func (r *receipt) moved() {
 	if r != nil {
 		r.mu.Lock()
 		r.outcome.Matched--
+		r.lessLocked()
 		r.mu.Unlock()
-		r.leave(0, 0)
+	}
+}
+
+func (r *receipt) lessLocked() {
+	if r.pending--; r.pending == 0 && r.done != nil {
+		close(r.done)
 	}
 }
 
 // receipt returns the receipt that d counts for, nil for most.
 func (d *delivery) receipt() *receipt {
-	if d.extra == nil {
+	if d.extra == nil || d.extra.to == nil {
 		return nil
 	}
 	return d.extra.receipt
 }
 
 // settleArrived tells the receipt that d has arrived. Only the first call of it or settleLost
-// counts.
-func (d *delivery) settleArrived() { d.settle(1, 0) }
+// counts. The lock of the Session is held.
+func (d *delivery) settleArrived() { d.settle(0) }
 
 // settleLost tells the receipt that d is lost. Only the first call of it or settleArrived counts.
-func (d *delivery) settleLost() { d.settle(0, 1) }
+// The lock of the Session is held.
+func (d *delivery) settleLost(why hooks.DropReason) { d.settle(why) }
 
-func (d *delivery) settle(acknowledged, lost int) {
+func (d *delivery) settle(why hooks.DropReason) {
 	if r := d.receipt(); r != nil {
-		d.extra.receipt = nil
-		r.leave(acknowledged, lost)
+		s := d.extra.to
+		d.extra.to = nil
+		r.leave(s, d.qos, why)
+	}
+}
+
+// withdraw tells the receipt that nothing becomes of d: another delivery takes its place, or the
+// message could not be stored, and whoever published it learns that.
+func (d *delivery) withdraw() {
+	if r := d.receipt(); r != nil {
+		d.extra.to = nil
+		r.moved()
+	}
+}
+
+// settleLeft is settleLost for what a Session has left. Its lock is not held.
+func (d *delivery) settleLeft(why hooks.DropReason) {
+	if d.receipt() != nil {
+		s := d.extra.to
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		d.settleLost(why)
 	}
 }

@@ -76,6 +76,13 @@ type Config struct {
 	// (0x87). In any case a bridge may publish its state to $SYS/broker/connection/NAME/state,
 	// which Mosquitto's does by default. Prefixes of $SYS/, $share/ and $local/ are an error.
 	SystemTopics []string
+	// ReceiptProperty is the name of a User Property (3.3.2.3.7). A message that has it, with a
+	// value of 1 to 256 bytes, has a receipt: Observer.Settled is called for each Session that the
+	// message is for, with that value, when its client has it or when it is lost, however much
+	// later. Retained messages that a later subscription gets are left out. Clients get the
+	// property as well, and their own messages may have it; an Interceptor can refuse that. It has
+	// no effect if Observer.Settled is nil. Default "receipt".
+	ReceiptProperty string
 	// MaxDelay is the longest delay of a message that a client publishes to $delayed/SECONDS/TOPIC.
 	// The broker publishes it to TOPIC so many seconds later. The Authorizer is asked about a
 	// publish to TOPIC, when the message comes and when it is due, the Interceptor when it is due.
@@ -545,6 +552,7 @@ func (c *Config) fill() {
 	if c.Observer == nil {
 		c.Observer = new(hooks.Observer)
 	}
+	c.ReceiptProperty = cmp.Or(c.ReceiptProperty, "receipt")
 	limitDuration(&c.ConnectTimeout, 10*time.Second)
 	limitDuration(&c.WriteTimeout, 30*time.Second)
 	limitDuration(&c.MaxKeepAlive, 0)

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/internal/budget"
 	"github.com/dunlin-mqtt/dunlin/internal/journal"
 	"github.com/dunlin-mqtt/dunlin/internal/link"
@@ -341,7 +342,7 @@ func (s *session) dropMessage(d *delivery) {
 	default:
 		s.b.journal.Add(&store.Released{Session: s.stored, Seq: d.seq})
 	}
-	s.out.dropMessage(d)
+	s.out.dropMessage(d, hooks.DropNotAuthorized)
 	s.out.countLive()
 }
 
@@ -385,7 +386,7 @@ func (s *session) withdrawQueued(seq uint64) {
 			if d.found && !s.ended {
 				s.findAgainLocked(d)
 			}
-			d.settleLost()
+			d.withdraw()
 			s.out.finish(d)
 			s.out.countLive()
 		}
@@ -395,7 +396,7 @@ func (s *session) withdrawQueued(seq uint64) {
 		if d.seq != seq {
 			return false
 		}
-		d.settleLost()
+		d.withdraw()
 		return true
 	})
 	s.b.journal.forgive(s, seq)

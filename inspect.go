@@ -335,3 +335,26 @@ func (b *Broker) DeleteSession(ctx context.Context, clientID string) (found bool
 	}
 	return len(of) > 0, err
 }
+
+// PendingReceipts returns the receipts of the messages that are on their way to the Session of a
+// client: queued or not acknowledged, the oldest first. A program that notes what Observer.Settled
+// tells it learns with this, after a crash, what it may have missed: a receipt that is not settled
+// in its notes, and not pending here, was settled while it did not look. The names are those of
+// Config.ReceiptProperty; without Observer.Settled there are none.
+func (b *Broker) PendingReceipts(clientID string) (names []string) {
+	for _, s := range b.ofClient(clientID) {
+		s.mu.Lock()
+		note := func(d *delivery) bool {
+			if r := d.receipt(); r != nil && r.name != "" {
+				names = append(names, r.name)
+			}
+			return true
+		}
+		for i := int(s.out.head); i < len(s.out.flight); i++ {
+			note(&s.out.flight[i])
+		}
+		s.out.queue.All(note)
+		s.mu.Unlock()
+	}
+	return names
+}

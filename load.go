@@ -191,6 +191,7 @@ func (l *loader) subscribe(op *store.PutSubscription) error {
 }
 
 func (l *loader) publish(op *store.Publish) {
+	r := l.b.receiptOf(nil, op.Message.Properties)
 	for i := range op.To {
 		to := &op.To[i]
 		x := l.sessions[to.Session]
@@ -199,6 +200,14 @@ func (l *loader) publish(op *store.Publish) {
 		}
 		d := delivery{msg: op.Message, seq: to.Seq, qos: to.QoS, retain: to.Retain}
 		d.extra = l.extra(x, to)
+		if r != nil {
+			e := &extra{receipt: r, to: x.s}
+			if d.extra != nil {
+				e.ids, e.group = d.extra.ids, d.extra.group
+			}
+			r.enter()
+			d.extra = e
+		}
 		k := len(x.queue)
 		if k > 0 && x.queue[k-1].seq >= d.seq {
 			var found bool

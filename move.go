@@ -69,7 +69,7 @@ func (j *records) forgive(s *session, seq uint64) {
 			return false
 		}
 		d.uncount(j.b.memory, budget.Queued)
-		d.settleLost()
+		d.withdraw()
 		return true
 	})
 }
@@ -276,10 +276,7 @@ func (b *Broker) moveMessage(t *turn, s *session, d *delivery) moveResult {
 	case !took:
 		return s.unshared(d)
 	}
-	if d.receipt() != nil {
-		d.extra.receipt.moved()
-		d.extra.receipt = nil
-	}
+	d.withdraw()
 	var op store.Op
 	if s.stored != 0 && d.seq != 0 {
 		op = &store.Done{Session: s.stored, Seq: d.seq}
@@ -298,7 +295,7 @@ func (s *session) unshared(d *delivery) moveResult {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended {
-		d.settleLost()
+		d.settleLost(hooks.DropSessionEnded)
 		s.dropped(&d.msg.Message, hooks.DropSessionEnded)
 	} else { // the next process must not find it in the queue
 		s.discardLocked(d, hooks.DropNotAuthorized)
@@ -321,7 +318,7 @@ func (b *Broker) reassignAll(t *turn, s *session, shared []delivery, why hooks.D
 // and says whether one took it.
 func (b *Broker) reassign(t *turn, d *delivery) bool {
 	if d.msg.Expires != 0 && d.msg.Expires <= t.now.UnixNano() {
-		d.settleLost()
+		d.settleLeft(hooks.DropExpired)
 		return false
 	}
 	o := t.again(d.msg)
@@ -332,12 +329,12 @@ func (b *Broker) reassign(t *turn, d *delivery) bool {
 			took := t.deliverShared(o, r.group, r.members)
 			t.conclude(o)
 			if took {
-				d.receipt().moved()
+				d.withdraw()
 				return true
 			}
 		}
 	}
-	d.settleLost()
+	d.settleLeft(hooks.DropSessionEnded)
 	return false
 }
 

@@ -89,7 +89,7 @@ func observeEverything(t *testing.T, r *guardRig, st *faultStore) {
 	s := r.connect(small)
 	require.Equal(t, packets.GrantedQoS1, s.subscribe("t/#", 1))
 	require.Equal(t, packets.GrantedQoS1, s.subscribe("x", 1))
-	require.Equal(t, packets.Success, p.publish("t/1", "a", false))
+	require.NoError(t, r.b.Publish(t.Context(), tracked("a", "t/1", packets.QoS1)))
 	s.message("t/1")
 	require.Equal(t, packets.NotAuthorized, p.publish("forbidden", "a", false))
 	// dropped: too large

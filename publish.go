@@ -231,7 +231,7 @@ func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (match
 		return matched, err
 	}
 	o.reset(p, c.sess.publisher(p.Retain), t.now, b.cfg().MaxMessageExpiry)
-	o.untold = p.QoS == packets.QoS0
+	o.untold, o.receipt = p.QoS == packets.QoS0, b.receiptOf(nil, p.Properties)
 	if plain {
 		o.raw, o.rawV5 = raw, c.version == packets.V5
 	}

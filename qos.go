@@ -1,6 +1,7 @@
 package dunlin
 
 import (
+	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/internal/budget"
 	"github.com/dunlin-mqtt/dunlin/internal/fifo"
 	"github.com/dunlin-mqtt/dunlin/internal/owners"
@@ -31,7 +32,8 @@ type delivery struct {
 type extra struct {
 	ids     []uint32    // Subscription Identifiers
 	group   *subs.Group // the shared subscription that it came by
-	receipt *receipt    // of PublishWait, until the delivery is settled
+	receipt *receipt    // who wants to know what becomes of it; nil: nobody does
+	to      *session    // for the receipt, until the delivery is settled
 	holders budget.Holders
 }
 
@@ -138,7 +140,7 @@ func (s *sender) begin(quota int) {
 		switch {
 		case d.state == sent:
 			if d.state = waiting; d.msg == nil { // it must not be sent again
-				s.dropMessage(d)
+				s.dropMessage(d, hooks.DropSessionEnded)
 			}
 		case d.state == pubrelSent:
 			d.state = pubrelDue
@@ -255,8 +257,8 @@ func (s *sender) finish(d *delivery) {
 // dropMessage takes the message out of a delivery in flight that must not be sent (again). What is
 // on its way is still acknowledged. QoS 2 goes on with PUBREL, so that the client does not take the
 // next message with that Packet Identifier for this one.
-func (s *sender) dropMessage(d *delivery) {
-	d.settleLost()
+func (s *sender) dropMessage(d *delivery, why hooks.DropReason) {
+	d.settleLost(why)
 	s.empty(d)
 	switch {
 	case d.state != waiting:
@@ -384,7 +386,7 @@ func (s *sender) ack(kind packets.Type, id uint16, code packets.ReasonCode) (v v
 		return mismatched, 0
 	default:
 		if code.Failed() {
-			d.settleLost()
+			d.settleLost(hooks.DropRefused)
 		} else {
 			d.settleArrived()
 		}

@@ -26,8 +26,8 @@ type configuration struct {
 // MaxAuthFailuresPerIP, MaxConnecting, MaxConnections, MaxConnectionsPerIP, MaxDelay, MaxFilters,
 // MaxMessageExpiry, MaxOutboundBytes, MaxRetained, MaxRetainedBytes, MaxSessions, MaxSubscriptions,
 // MaxTakeovers, MaxTopicLength, MaxTopicLevels, MaxUserProperties, MaxWildcardLevels,
-// MinWildcardLevel, OverRate, QueueQoS0, Shared, SlowLinkRate, SysInterval, SystemTopics,
-// WriteTimeout.
+// MinWildcardLevel, OverRate, QueueQoS0, ReceiptProperty, Shared, SlowLinkRate, SysInterval,
+// SystemTopics, WriteTimeout.
 //
 // For new connections and their Sessions: ConnectTimeout, DisableTopicAlias,
 // MaxConnectionsPerPrincipal, MaxConnectSize, MaxDelayedPerPrincipal, MaxInflight, MaxKeepAlive,

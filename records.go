@@ -218,8 +218,8 @@ func (r *records) follow(t *turn, q *sequel, err error) {
 			}
 			continue
 		}
-		for range q.late[i].to {
-			q.late[i].receipt.leave(0, 1)
+		for range q.late[i].to { // their publisher is refused
+			q.late[i].receipt.moved()
 		}
 	}
 	r.lates.Add(-int64(len(q.late)))

@@ -235,7 +235,7 @@ func (to *target) extra(o *outgoing) *extra {
 		return shares
 	}
 	o.receipt.enter()
-	x := &extra{group: to.group, receipt: o.receipt}
+	x := &extra{group: to.group, receipt: o.receipt, to: to.s}
 	if shares != nil {
 		x.ids = shares.ids
 	}
@@ -559,7 +559,7 @@ func (t *turn) publishMessage(m *message, from origin) (matched int, err error) 
 		m.Expires = o.expires
 	}
 	o.msg = m
-	o.receipt, t.receipt = t.receipt, nil
+	o.receipt, t.receipt = t.b.receiptOf(t.receipt, m.Properties), nil
 	o.untold, t.untold = t.untold, false
 	t.route.fill(t, t.topic, from)
 	return t.publish(o, &t.route)
@@ -599,7 +599,7 @@ func (c *conn) send(t *turn, o *outgoing, to *target, qos packets.QoS, retain bo
 		w.id = s.out.open(&d)
 	} else if o.receipt != nil {
 		o.receipt.enter()
-		o.receipt.leave(1, 0)
+		o.receipt.leave(s, qos, 0)
 	}
 	at := c.out.End()
 	if plain {

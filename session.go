@@ -238,7 +238,7 @@ func (s *session) dropped(m *packets.Message, why hooks.DropReason) {
 // out of the queue, or takes it out of what is in flight. s.mu is held.
 func (s *session) discardLocked(d *delivery, why hooks.DropReason) {
 	s.dropped(&d.msg.Message, why)
-	d.settleLost()
+	d.settleLost(why)
 	s.storeDone(d)
 }
 
@@ -264,7 +264,7 @@ func (s *session) missed(o *outgoing, why hooks.DropReason) {
 	s.dropped(o.observed(), why)
 	if o.receipt != nil {
 		o.receipt.enter()
-		o.receipt.leave(0, 1)
+		o.receipt.leave(s, o.pub.QoS, why)
 	}
 }
 
@@ -502,7 +502,7 @@ func (s *session) endState() (w *will, shared []delivery) {
 			shared = append(shared, *d)
 			return
 		}
-		d.settleLost()
+		d.settleLost(hooks.DropSessionEnded)
 		if d.msg != nil {
 			s.dropped(&d.msg.Message, hooks.DropSessionEnded)
 		}

@@ -124,6 +124,25 @@ type Acknowledged struct {
 	PacketID uint16
 }
 
+// Settled: it is known what became of a message that has a receipt, at one Session that it was for.
+// Each Session settles a message once: when its client has acknowledged it (PUBACK, or PUBREC at
+// QoS 2), when its program has read or acknowledged it, when it was sent at QoS 0, or when it is
+// lost. A message has a receipt if it has the User Property that ReceiptProperty of the Config
+// names.
+//
+// The queue of a Session that outlives the process keeps its receipts. A message that was settled
+// just before a crash may be settled again after it.
+type Settled struct {
+	// Client is the client of the Session.
+	Client *Client
+	// Receipt is the value of the User Property.
+	Receipt string
+	// QoS is that of the delivery.
+	QoS packets.QoS
+	// Reason is 0 if the client has the message, and otherwise why it does not get it.
+	Reason DropReason
+}
+
 // Dropped: a message did not reach a Session, or a retained message expired.
 type Dropped struct {
 	// Client is the client of the Session. Its ID is empty for a retained message.

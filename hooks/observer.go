@@ -66,13 +66,13 @@ func (r DropReason) String() string {
 // The broker calls these functions at the place of the event, some of them for every message. They
 // must return at once and must not call into the broker.
 //
-// Delivered, Acknowledged and Dropped may be called with the lock of the receiver's Session held.
-// If one of them blocks, everything that concerns this Session waits: its own connection, every
-// client that publishes to it, and with a Store all acknowledgements that wait for a commit. A call
-// into the broker about this Session is a deadlock there. The other functions are called with no
-// lock held. If one of them blocks, the goroutine that called it waits: for StoreFailed and
-// StoreRecovered this is the goroutine that commits, and for the others mostly the reader of the
-// client.
+// Delivered, Acknowledged, Settled and Dropped may be called with the lock of the receiver's
+// Session held. If one of them blocks, everything that concerns this Session waits: its own
+// connection, every client that publishes to it, and with a Store all acknowledgements that wait
+// for a commit. A call into the broker about this Session is a deadlock there. The other functions
+// are called with no lock held. If one of them blocks, the goroutine that called it waits: for
+// StoreFailed and StoreRecovered this is the goroutine that commits, and for the others mostly the
+// reader of the client.
 //
 // Close and Shutdown of the broker are the exception and may be called: they return an error with
 // dunlin.ErrStillClosing at once, and the broker ends when the function has returned.
@@ -93,6 +93,7 @@ type Observer struct {
 	Delivered      func(Delivered)
 	Acknowledged   func(Acknowledged)
 	Dropped        func(Dropped)
+	Settled        func(Settled)
 	StoreFailed    func(StoreFailed)
 	StoreRecovered func(StoreRecovered)
 	Panicked       func(Panicked)
@@ -119,6 +120,7 @@ func Join(obs ...*Observer) *Observer {
 		join(&j.Delivered, o.Delivered)
 		join(&j.Acknowledged, o.Acknowledged)
 		join(&j.Dropped, o.Dropped)
+		join(&j.Settled, o.Settled)
 		join(&j.StoreFailed, o.StoreFailed)
 		join(&j.StoreRecovered, o.StoreRecovered)
 		join(&j.Panicked, o.Panicked)

@@ -36,6 +36,7 @@ func Safely(o hooks.Observer, to Panics) *hooks.Observer {
 	o.Delivered = safely(o.Delivered, to.Locked)
 	o.Acknowledged = safely(o.Acknowledged, to.Locked)
 	o.Dropped = safely(o.Dropped, to.Locked)
+	o.Settled = safely(o.Settled, to.Locked)
 	o.StoreFailed = unlocked(o.StoreFailed, to)
 	o.StoreRecovered = unlocked(o.StoreRecovered, to)
 	o.Panicked = safely(o.Panicked, to.Panicked)

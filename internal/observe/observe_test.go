@@ -11,7 +11,8 @@ import (
 )
 
 // locked are the functions that may be called with the lock of a Session held.
-var locked = []string{"SessionEnded", "Delivered", "Acknowledged", "Dropped"}
+var locked = []string{"SessionEnded", "Delivered", "Acknowledged", "Dropped",
+	"Settled"}
 
 func TestAPanicGoesNoFurther(t *testing.T) {
 	for field := range reflect.TypeFor[hooks.Observer]().Fields() {
