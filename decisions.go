@@ -306,7 +306,8 @@ func (c *conn) mayPublish(t *turn, p *packets.Publish, topic []byte, r *route) e
 	if !b.rules.stable {
 		r = nil
 	}
-	if r != nil && r.decided == epoch && string(r.topic) == string(topic) {
+	as := decidedAs(p)
+	if r != nil && r.decided == epoch && r.as == as && string(r.topic) == string(topic) {
 		if r.refused != nil && b.obs.Denied != nil {
 			q := hooks.AccessRequest{Client: c.client, Action: hooks.ActionPublish,
 				Topic: string(p.Topic)}
@@ -325,18 +326,21 @@ func (c *conn) mayPublish(t *turn, p *packets.Publish, topic []byte, r *route) e
 	// any other error but ErrAbstain is a failure, and may be over the next time
 	var pe *packets.Error
 	if r != nil && (said == nil || errors.As(said, &pe) || errors.Is(said, hooks.ErrAbstain)) {
-		r.decide(topic, epoch, err)
+		r.decide(topic, epoch, as, err)
 		r.filled(b)
 	}
 	return err
 }
 
+// decidedAs is what a decision about p depends on besides its topic.
+func decidedAs(p *packets.Publish) byte { return packets.FirstByte(p.QoS, p.Retain) }
+
 // decide keeps a decision with the route of its topic.
-func (r *route) decide(topic []byte, epoch uint64, err error) {
+func (r *route) decide(topic []byte, epoch uint64, as byte, err error) {
 	if string(r.topic) != string(topic) {
 		r.topic, r.valid = append(r.topic[:0], topic...), false
 	}
-	r.decided, r.refused = epoch, err
+	r.decided, r.as, r.refused = epoch, as, err
 }
 
 // authorizeSafely asks the Authorizer on a goroutine that must outlive a panic of it, which

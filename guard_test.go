@@ -84,6 +84,25 @@ func TestDecisionsOfPublishesAreKept(t *testing.T) {
 	}
 }
 
+func TestAKeptDecisionIsThatOfAQoSAndOfRetain(t *testing.T) {
+	l, err := acl.Parse(strings.NewReader(
+		"deny retain publish a\nallow qos=0 publish a\nallow subscribe #"), "rules")
+	require.NoError(t, err)
+	a := acl.New(l)
+	withRules(t, nil, func(c *Config) { c.Authorizer = a }, func(r *guardRig) {
+		c, s := r.connect(as("c", "u")), r.connect(as("s", "u"))
+		s.subscribe("a", 0)
+		for range 3 {
+			require.Equal(t, packets.NotAuthorized, c.publish("a", "QoS 1", false))
+			c.send(&packets.Publish{Topic: []byte("a"), Payload: []byte("retained"), Retain: true})
+			c.send(&packets.Publish{Topic: []byte("a"), Payload: []byte("fine")})
+			require.Equal(t, "fine", string(s.message("a").Payload))
+		}
+		c.close()
+		s.close()
+	})
+}
+
 func TestDeliveriesAreDecidedWhereTheAuthorizerWantsIt(t *testing.T) {
 	a := &readingAuthorizer{}
 	secret := func(r *hooks.AccessRequest) error {

@@ -260,6 +260,7 @@ type route struct {
 	version uint64 // of watch
 	valid   bool
 	durable bool   // some of the receivers are known to the store
+	as      byte   // what decided was said about besides the topic, see decidedAs
 	from    origin // whose messages these are
 	// The epoch of the rules in which refused was said to the connection that has this route; 0:
 	// never

@@ -17,10 +17,10 @@ type Reloader interface {
 
 // A Stable Authorizer can tell whether its decisions may be cached.
 type Stable interface {
-	// Stable reports whether a decision depends only on the Client, Action and Topic of the request
-	// and the rules in force. The broker may then cache it for as long as the Client is the same (a
-	// re-authentication makes a new one) and OnReload, if it exists, calls no function. The result
-	// must always be the same.
+	// Stable reports whether a decision depends only on the Client, Action, Topic, QoS and Retain of
+	// the request and the rules in force. The broker may then cache it for as long as the Client is
+	// the same (a re-authentication makes a new one) and OnReload, if it exists, calls no function.
+	// The result must always be the same.
 	Stable() bool
 }
 

@@ -14,14 +14,18 @@
 //
 // # Names in rules
 //
-// In the filter of a rule %u stands for the client's name and %c for the Client Identifier,
-// anywhere in a level. The name is hooks.Client.User: the name that the Authenticator verified, or
-// else the User Name. Before any other character % is an ordinary character: %x means %x.
+// In the filter of a rule %u stands for the client's name, %c for the Client Identifier, and
+// ${region} for the attribute region of the client's Identity, anywhere in a level. The client's
+// name is hooks.Client.User: the name that the Authenticator verified, or else the User Name.
+// Before any other character % is an ordinary character: %x means %x. A ${ always begins the name
+// of an attribute, which is not empty and contains no /, +, # or }. Files of Mosquitto have no
+// attributes: there ${region} means ${region}.
 //
 // A rule with %u does not apply to a client without a name; an empty name counts as no name. A name
-// that contains +, #, / or NUL is never put into a filter. A rule that allows does not match then.
-// A rule that denies matches everything from the place of the name on. Only filters that begin with
-// $ themselves match topics that begin with $, not filters whose $ comes from a name.
+// or an attribute that contains +, #, / or NUL is never put into a filter, nor is an attribute that
+// is absent or empty. A rule that allows does not match then. A rule that denies matches everything
+// from the place of the name on. Only filters that begin with $ themselves match topics that begin
+// with $, not filters whose $ comes from a name.
 //
 // # Speed
 //
@@ -66,14 +70,20 @@ func (a *ACL) Set(l *List) {
 // Topic Filter. The error is nil, hooks.ErrAbstain, or a *packets.Error with Not authorized (0x87)
 // that wraps an error naming the rule.
 func (a *ACL) Authorize(_ context.Context, r *hooks.AccessRequest) error {
-	err := a.list.Load().decide(r)
+	return a.decide(r, 1<<r.QoS)
+}
+
+// decide decides r with a QoS out of qos, which has a bit 1 << QoS for each; 0: it has none.
+func (a *ACL) decide(r *hooks.AccessRequest, qos byte) error {
+	err := a.list.Load().decide(r, qos)
 	if err == errNoRule && a.Abstain {
 		return hooks.ErrAbstain
 	}
 	return err
 }
 
-// Stable reports true: a decision depends on the Client, the Action, the Topic and the rules.
+// Stable reports true: a decision depends on the Client, the Action, the Topic, the QoS, Retain and
+// the rules.
 func (a *ACL) Stable() bool { return true }
 
 // AtDelivery returns an Authorizer that applies the rules of a as Mosquitto does: it allows every
@@ -81,7 +91,8 @@ func (a *ACL) Stable() bool { return true }
 // subscribes to a/# then gets only a/b, where a itself refuses the subscription. The price is a
 // decision for each Session and topic, which the broker keeps. In a combination
 // (hooks.ChainAuthorizers) its decisions count at each delivery as well; with Abstain the next
-// member decides if no rule applies.
+// member decides if no rule applies. A delivery has no QoS here: a rule with a QoS allows no
+// delivery, and denies each one that it would deny with some QoS.
 func (a *ACL) AtDelivery() hooks.DeliveryAuthorizer { return atDelivery{a} }
 
 type atDelivery struct{ *ACL }
@@ -93,8 +104,8 @@ func (a atDelivery) Authorize(ctx context.Context, r *hooks.AccessRequest) error
 	return a.ACL.Authorize(ctx, r)
 }
 
-func (a atDelivery) AuthorizeDelivery(ctx context.Context, r *hooks.AccessRequest) error {
+func (a atDelivery) AuthorizeDelivery(_ context.Context, r *hooks.AccessRequest) error {
 	q := *r
 	q.Action = hooks.ActionSubscribe
-	return a.ACL.Authorize(ctx, &q)
+	return a.decide(&q, 0)
 }

@@ -128,6 +128,109 @@ func TestOwnForm(t *testing.T) {
 	}
 }
 
+func TestAttributesAndListeners(t *testing.T) {
+	acme := client("c", "jane")
+	acme.Identity.Attributes = map[string]string{"org": "acme", "plan": "paid", "cash": "$SYS",
+		"a=b": "v", "empty": ""}
+	acme.Listener = &hooks.Listener{Name: "public"}
+	none := client("d", "-")
+	for _, tt := range []struct {
+		name  string
+		rules string
+		who   *hooks.Client
+		ask   []string
+	}{
+		{"in a filter", "allow all ${org}/x-${plan}/#", acme,
+			[]string{"pub acme/x-paid/1", "sub acme/x-paid/#", "sub acme/#!", "pub acme/x-free/1!",
+				"pub ${org}/x-paid!", "pub acme/x-${plan}!", "sub +/x-paid!"}},
+		{"with the other names", "allow all ${org}-%u-%c", acme,
+			[]string{"pub acme-jane-c", "pub acme-jane-d!"}},
+		{"that is absent", "allow all ${region}/# x-${region}\nallow all y", acme,
+			[]string{"pub a!", "pub /a!", "pub x-!", "sub #!", "pub y", "pub $/a!", "pub ${region}/a!"}},
+		{"that is empty", "allow all ${empty}/#", acme, []string{"pub /a!", "sub #!"}},
+		{"that is absent, in a rule that denies", "deny all a/${region}/#\nallow all #", none,
+			[]string{"pub a/x!", "sub a/+!", "pub b", "pub a"}},
+		{"that begins with $", "allow all ${cash}/#", acme, []string{"pub $SYS/x!", "sub $SYS/#!"}},
+		{"first, in a rule that denies", "deny all ${org}/#\nallow all #", acme,
+			[]string{"pub acme/x!", "sub #!", "pub other"}},
+		{"as a condition", "allow ${plan}=paid all a\nallow ${plan}=free all b", acme,
+			[]string{"pub a", "pub b!"}},
+		{"several conditions", "allow ${plan}=paid ${org}=other all a\n" +
+			"allow ${plan}=paid ${org}=acme all b", acme, []string{"pub a!", "pub b"}},
+		{"a condition of a client without attributes", "allow ${plan}=paid all a", none,
+			[]string{"pub a!"}},
+		{"a name with =", "allow ${a=b}=v all a", acme, []string{"pub a"}},
+		{"other dollar signs", "allow all a$/$b$c a/$", acme, []string{"pub a$/$b$c", "pub a/$"}},
+		{"a listener", "allow listener=public all a\nallow listener=inner all b", acme,
+			[]string{"pub a", "pub b!"}},
+		{"no listener", "allow listener=public all a", none, []string{"pub a!"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) { check(t, parse(t, tt.rules), tt.who, tt.ask...) })
+	}
+	t.Run("a file of Mosquitto has none", func(t *testing.T) {
+		check(t, parseMosquitto(t, "pattern ${org}/a\npattern x/${\ntopic ${org}/b\nuser jane\n"+
+			"topic ${org}/c"), acme, "pub ${org}/a", "pub acme/a!", "pub x/${", "pub acme/c!",
+			"pub ${org}/c")
+	})
+	t.Run("a value that is more than a level", func(t *testing.T) {
+		for _, bad := range []string{"+", "#", "a/b", "a\x00"} {
+			c := client("c", "-")
+			c.Identity.Attributes = map[string]string{"org": bad}
+			check(t, parse(t, "allow all ${org}/# x/${org}\ndeny all z/${org}\nallow all z/#"), c,
+				"pub a!", "pub a/b!", "sub #!", "sub +/#!", "pub x/a!", "pub x/a/b!", "sub x/+!",
+				"sub x/#!", "pub z/a!", "sub z/#!")
+		}
+	})
+}
+
+func TestQoSAndRetain(t *testing.T) {
+	l := parse(t, "deny retain publish a/#\ndeny qos=2 all b/#\nallow qos=0,1 subscribe c\n"+
+		"allow all a/# b/#")
+	a := acl.New(l)
+	for _, tt := range []struct {
+		name   string
+		action hooks.Action
+		topic  string
+		qos    packets.QoS
+		retain bool
+		want   bool
+	}{
+		{"a publish that is not retained", hooks.ActionPublish, "a/1", 2, false, true},
+		{"a retained publish", hooks.ActionPublish, "a/1", 0, true, false},
+		{"retain says nothing about a subscription", hooks.ActionSubscribe, "a/#", 0, true, true},
+		{"a publish of that QoS", hooks.ActionPublish, "b/1", 2, false, false},
+		{"a publish of another QoS", hooks.ActionPublish, "b/1", 1, false, true},
+		{"a subscription of that QoS", hooks.ActionSubscribe, "b/#", 2, false, false},
+		{"a subscription of another QoS", hooks.ActionSubscribe, "b/#", 0, false, true},
+		{"one of several", hooks.ActionSubscribe, "c", 1, false, true},
+		{"none of several", hooks.ActionSubscribe, "c", 2, false, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			err := a.Authorize(t.Context(), &hooks.AccessRequest{Client: client("c", "-"),
+				Action: tt.action, Topic: tt.topic, QoS: tt.qos, Retain: tt.retain})
+			require.Equal(t, tt.want, err == nil, "%v", err)
+		})
+	}
+	t.Run("a delivery has no QoS", func(t *testing.T) {
+		d := a.AtDelivery()
+		for topic, want := range map[string]bool{"a/1": true, "b/1": false, "c": false} {
+			require.Equal(t, want, d.AuthorizeDelivery(t.Context(), &hooks.AccessRequest{
+				Client: client("c", "-"), Action: hooks.ActionDeliver, Topic: topic}) == nil, topic)
+		}
+	})
+	t.Run("in code", func(t *testing.T) {
+		for want, r := range map[string]acl.Rule{
+			"expected 0, 1 or 2 as QoS":             {QoS: []packets.QoS{1, 3}},
+			"expected 0, 1 or 2 as QoS, got []":     {QoS: []packets.QoS{}},
+			"retain is a condition of publishing a": {Retain: true},
+		} {
+			r.Effect, r.Filters = acl.EffectAllow, []string{"#"}
+			_, err := acl.Rules(r)
+			require.ErrorContains(t, err, want)
+		}
+	})
+}
+
 // Each of these has been an advisory against some broker, or the idea of one.
 func TestNamesNeverWidenARule(t *testing.T) {
 	rules := "allow all u/%u/x c/%c/x %u/# %c/# p-%u\nallow subscribe d/+/%u\n"

@@ -45,6 +45,41 @@ allow user=jane subscribe sensors/#
 	// jane, subscribe sensors/+/temperature: allowed
 }
 
+// Rules know the attributes that the Authenticator has found out, the QoS, Retain and the listener.
+func ExampleParse_conditions() {
+	list, err := acl.Parse(strings.NewReader(`
+# Nothing is retained that comes by the public listener.
+deny listener=public retain publish #
+# Who has paid may use QoS 2 as well.
+allow ${plan}=paid publish regions/${region}/#
+allow qos=0,1 publish regions/${region}/#
+`), "rules")
+	if err != nil {
+		log.Fatal(err)
+	}
+	rules := acl.New(list)
+	r := &hooks.AccessRequest{
+		Client: &hooks.Client{
+			ID:       "c1",
+			Listener: &hooks.Listener{Name: "public"},
+			Identity: hooks.Identity{Attributes: map[string]string{"region": "eu"}},
+		},
+		Action: hooks.ActionPublish, Topic: "regions/eu/1", QoS: 1,
+	}
+	fmt.Println("QoS 1:", rules.Authorize(context.Background(), r) == nil)
+	r.QoS = 2
+	fmt.Println("QoS 2:", rules.Authorize(context.Background(), r) == nil)
+	r.QoS, r.Retain = 1, true
+	fmt.Println("retained:", rules.Authorize(context.Background(), r) == nil)
+	r.Retain, r.Topic = false, "regions/us/1"
+	fmt.Println("another region:", rules.Authorize(context.Background(), r) == nil)
+	// Output:
+	// QoS 1: true
+	// QoS 2: false
+	// retained: false
+	// another region: false
+}
+
 // Rules can also be made in code, and replaced while clients are connected.
 func ExampleRules() {
 	open, err := acl.Rules(acl.Rule{Effect: acl.EffectAllow, Filters: []string{"#"}})

@@ -1,6 +1,9 @@
 package acl
 
-import "strings"
+import (
+	"fmt"
+	"strings"
+)
 
 // Contains reports whether the Topic Filter rule matches every Topic Name that the Topic Filter
 // filter matches. A Topic Name counts as a filter that matches only itself. Both must be valid.
@@ -41,7 +44,7 @@ type kind byte
 
 const (
 	literal kind = iota
-	named        // holds %u or %c
+	named        // holds %u, %c or ${attribute}
 	plus         // +
 	hash         // #, always the last one
 )
@@ -55,12 +58,12 @@ type level struct {
 
 // A part of a named level is text, or else a name.
 type part struct {
-	text string
+	text string // of an attribute: its name
 	name name
 }
 
-// compile takes apart a valid Topic Filter; %u and %c are names only if names says so.
-func compile(s string, names bool) (levels []level) {
+// compile takes apart a valid Topic Filter in which these are names.
+func compile(s string, names name) (levels []level, err error) {
 	for text := range strings.SplitSeq(s, "/") {
 		l := level{text: text}
 		switch text {
@@ -69,38 +72,63 @@ func compile(s string, names bool) (levels []level) {
 		case "#":
 			l.kind = hash
 		default:
-			if names && (strings.Contains(text, "%u") || strings.Contains(text, "%c")) {
-				l.kind, l.parts = named, split(text)
+			parts, err := split(text, names)
+			if err != nil {
+				return nil, err
+			}
+			if len(parts) > 1 || parts != nil && parts[0].name != 0 {
+				l.kind, l.parts = named, parts
 			}
 		}
 		levels = append(levels, l)
 	}
-	return levels
+	return levels, nil
 }
 
-// split cuts a named level at its names.
-func split(text string) (ps []part) {
+// split cuts a level at those of its names that are in names.
+func split(text string, names name) (ps []part, err error) {
 	start := 0
-	for i := 0; i+1 < len(text); i++ {
-		n := names[text[i+1]]
-		if text[i] != '%' || n == 0 {
+	for i := 0; i < len(text); i++ {
+		p, n, err := nameAt(text[i:])
+		if err != nil && names&attribute != 0 {
+			return nil, err
+		}
+		if err != nil || p.name&names == 0 {
 			continue
 		}
 		if start < i {
 			ps = append(ps, part{text: text[start:i]})
 		}
-		ps = append(ps, part{name: n})
-		i++
-		start = i + 1
+		ps = append(ps, p)
+		start = i + n
+		i = start - 1
 	}
 	if start < len(text) {
 		ps = append(ps, part{text: text[start:]})
 	}
-	return ps
+	return ps, nil
 }
 
-// dollar says whether the level begins with $ as it was written.
-func (l *level) dollar() bool { return strings.HasPrefix(l.text, "$") }
+// nameAt returns the name that text begins with, and how long it is as it was written.
+func nameAt(text string) (p part, n int, err error) {
+	if strings.HasPrefix(text, "${") {
+		attr, _, ok := strings.Cut(text[2:], "}")
+		if !ok || attr == "" {
+			return p, 0, fmt.Errorf("expected the name of an attribute, as in ${region}, got %q",
+				text)
+		}
+		return part{text: attr, name: attribute}, len(attr) + len("${}"), nil
+	}
+	if len(text) > 1 && text[0] == '%' {
+		return part{name: percent[text[1]]}, 2, nil
+	}
+	return p, 0, nil
+}
+
+// dollar says whether the level begins with $ as it was written, which that of a name does not.
+func (l *level) dollar() bool {
+	return strings.HasPrefix(l.text, "$") && (l.kind != named || l.parts[0].name == 0)
+}
 
 // uses returns the names that the levels hold.
 func uses(levels []level) (u name) {

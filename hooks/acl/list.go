@@ -35,6 +35,8 @@ type entry struct {
 	deny    bool
 	plain   bool // if it allows, not for clients whose names hold + or #
 	actions byte // a bit 1 << hooks.Action for each
+	qos     byte // a bit 1 << QoS for each; 0: any
+	retain  bool // only a publish to be retained
 	uses    name // the names in the filter
 	who     *Who // further conditions; nil: none
 	err     error
@@ -150,12 +152,13 @@ func (b *builder) list() *List {
 	return l
 }
 
-// decide returns nil, the error of an entry, or errNoRule.
-func (l *List) decide(r *hooks.AccessRequest) error {
+// decide returns nil, the error of an entry, or errNoRule. qos is that of a question.
+func (l *List) decide(r *hooks.AccessRequest, qos byte) error {
 	if l == nil {
 		return errNoRule
 	}
-	q := question{client: r.Client, action: 1 << r.Action, least: math.MaxInt32}
+	q := question{client: r.Client, action: 1 << r.Action, qos: qos, least: math.MaxInt32}
+	q.retain = r.Retain && r.Action == hooks.ActionPublish
 	q.user, _ = r.Client.User()
 	if q.hasUser = q.user != ""; q.hasUser {
 		if root := l.users[q.user]; root != nil {

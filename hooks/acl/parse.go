@@ -11,6 +11,7 @@ import (
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/hooks/internal/files"
+	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
 // blanks are the characters that Mosquitto trims.
@@ -95,7 +96,10 @@ func (b *builder) mosquitto(x build, s, position string) error {
 		return fmt.Errorf("%q holds a control character: expected spaces, not tabs, between words",
 			filter)
 	}
-	names := x.section == 2
+	names := name(0)
+	if x.section == 2 {
+		names = userName | clientID
+	}
 	if effect == EffectAllow {
 		x.section++
 	}
@@ -107,7 +111,8 @@ func (b *builder) mosquitto(x build, s, position string) error {
 // or an error of r.
 //
 //	allow|deny [user=<name>] [anonymous] [client=<id>] [role=<role>] [tenant=<tenant>]
-//	           [addr=<address or prefix>]
+//	           [${<attribute>}=<value>] [listener=<name>] [addr=<address or prefix>]
+//	           [qos=<QoS>[,<QoS>]...] [retain]
 //	           publish|subscribe|all <filter> ...
 //
 // Each line is a [Rule]. Without conditions it applies to all clients. Words are separated by white
@@ -119,6 +124,10 @@ func (b *builder) mosquitto(x build, s, position string) error {
 //	allow role=operator all #
 //	allow publish sensors/%c/#
 //	allow addr=10.0.0.0/8 "user=night shift" subscribe sensors/+/state alarms/#
+//	# Nothing is retained that comes by the public listener. There, QoS 2 is not allowed.
+//	deny  listener=public retain publish #
+//	deny  listener=public qos=2 all #
+//	allow ${plan}=paid all regions/${region}/#
 func Parse(r io.Reader, file string) (*List, error) {
 	var b builder
 	err := files.EachLine(r, file, func(line string, n int) error {
@@ -186,7 +195,7 @@ func parseRule(words []string) (r Rule, err error) {
 			r.Action = hooks.ActionSubscribe
 		case "all":
 		default:
-			if err := r.Who.parse(word); err != nil {
+			if err := r.parse(word); err != nil {
 				return r, err
 			}
 			continue
@@ -198,8 +207,39 @@ func parseRule(words []string) (r Rule, err error) {
 }
 
 // parse sets the condition in word.
-func (w *Who) parse(word string) error {
+func (r *Rule) parse(word string) error {
 	key, value, _ := strings.Cut(word, "=")
+	switch key {
+	case "qos":
+		return r.parseQoS(word, value)
+	case "retain":
+		if word != key || r.Retain {
+			return fmt.Errorf("%q: retain stands alone, and once", word)
+		}
+		r.Retain = true
+		return nil
+	}
+	return r.Who.parse(word, key, value)
+}
+
+func (r *Rule) parseQoS(word, value string) error {
+	if r.QoS != nil {
+		return fmt.Errorf("%q: qos stands once, as in qos=0,1", word)
+	}
+	for s := range strings.SplitSeq(value, ",") {
+		if len(s) != 1 || s < "0" || s > "2" {
+			return fmt.Errorf("expected 0, 1 or 2 as QoS, or several as in qos=0,1, got %q", word)
+		}
+		r.QoS = append(r.QoS, packets.QoS(s[0]-'0'))
+	}
+	return nil
+}
+
+// parse sets the condition in word, which is key=value.
+func (w *Who) parse(word, key, value string) error {
+	if strings.HasPrefix(key, "${") {
+		return w.parseAttribute(word)
+	}
 	var to *string
 	switch key {
 	case "user":
@@ -210,6 +250,8 @@ func (w *Who) parse(word string) error {
 		to = &w.Role
 	case "tenant":
 		to = &w.Tenant
+	case "listener":
+		to = &w.Listener
 	case "addr":
 		return w.parseAddr(value)
 	case "anonymous":
@@ -225,6 +267,22 @@ func (w *Who) parse(word string) error {
 		return fmt.Errorf("%q: %s wants one value, once", word, key)
 	}
 	*to = value
+	return nil
+}
+
+func (w *Who) parseAttribute(word string) error {
+	p, n, err := nameAt(word)
+	if err != nil {
+		return err
+	}
+	value, ok := strings.CutPrefix(word[n:], "=")
+	if _, twice := w.Attributes[p.text]; !ok || value == "" || twice {
+		return fmt.Errorf("%q: ${%s} wants one value, once", word, p.text)
+	}
+	if w.Attributes == nil {
+		w.Attributes = make(map[string]string)
+	}
+	w.Attributes[p.text] = value
 	return nil
 }
 

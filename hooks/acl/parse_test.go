@@ -42,6 +42,28 @@ func TestBadFilesAreRefusedWithFileLineAndReason(t *testing.T) {
 			"expected an address or a prefix, got"},
 		{"own: two addresses", own, "allow addr=10.0.0.1 addr=10.0.0.2 all a",
 			"f:1: addr wants one value, once"},
+		{"own: a QoS that there is not", own, "allow qos=3 all a",
+			`f:1: expected 0, 1 or 2 as QoS, or several as in qos=0,1, got "qos=3"`},
+		{"own: a QoS that is missing", own, "allow qos=0, all a", `got "qos=0,"`},
+		{"own: QoS without a value", own, "allow qos all a", `got "qos"`},
+		{"own: QoS twice", own, "allow qos=0 qos=1 all a", `"qos=1": qos stands once`},
+		{"own: retain with a value", own, "deny retain=1 publish a", "retain stands alone"},
+		{"own: retain twice", own, "deny retain retain publish a", "retain stands alone, and once"},
+		{"own: retain of a subscription", own, "deny retain subscribe a",
+			"f:1: retain is a condition of publishing alone"},
+		{"own: retain of both", own, "deny retain all a", "publishing alone"},
+		{"own: a listener without a name", own, "allow listener= all a",
+			`f:1: "listener=": listener wants one value, once`},
+		{"own: an attribute without a name", own, "allow all a/${}", `got "${}"`},
+		{"own: an attribute without an end", own, "allow all a/x${b/c}",
+			`f:1: expected the name of an attribute, as in ${region}, got "${b"`},
+		{"own: an attribute with a wildcard", own, "allow all ${+}", `is not a topic filter`},
+		{"own: a condition of an attribute without an end", own, "allow ${a=b all c",
+			`expected the name of an attribute, as in ${region}, got "${a=b"`},
+		{"own: a condition of an attribute without a value", own, "allow ${a} all b",
+			`f:1: "${a}": ${a} wants one value, once`},
+		{"own: a condition of an attribute twice", own, "allow ${a}=1 ${a}=2 all b",
+			`f:1: "${a}=2": ${a} wants one value, once`},
 		{"own: an open quote", own, `allow all "a`, `f:1: "a is not a Go string`},
 		{"own: no space after a quote", own, `allow all "a"b`, `f:1: no space after "a"`},
 		{"own: not UTF-8", own, "allow all \xff", "f:1: not valid UTF-8"},
@@ -97,6 +119,7 @@ func TestLenCountsLines(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	f.Add("allow user=u addr=10.0.0.0/8 publish \"a b\"/%c #\n")
+	f.Add("deny ${a}=b qos=0,2 retain listener=l publish ${c}/x${d}y/#\n")
 	f.Add("user u\ntopic deny a/+\npattern read %u/%c/#\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		for _, parse := range []func(io.Reader, string) (*acl.List, error){acl.Parse,

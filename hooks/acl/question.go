@@ -6,16 +6,17 @@ import (
 	"github.com/dunlin-mqtt/dunlin/hooks"
 )
 
-// A name is %u or %c; also a set of them.
+// A name is %u, %c or ${attribute}; also a set of them.
 type name byte
 
 const (
 	userName name = 1 << iota
 	clientID
+	attribute // of the Identity
 )
 
-// names maps the character after % to its name.
-var names = [256]name{'u': userName, 'c': clientID}
+// percent maps the character after % to its name.
+var percent = [256]name{'u': userName, 'c': clientID}
 
 // A question is one decision in progress.
 type question struct {
@@ -23,6 +24,8 @@ type question struct {
 	user    string // of the client
 	hasUser bool
 	action  byte // one bit
+	qos     byte // a bit 1 << QoS; 0: the request has none
+	retain  bool
 
 	// Of which names it is known whether they can be used, and which of these can
 	known, usable name
@@ -137,6 +140,8 @@ func (q *question) denials(n *node, first bool) {
 // applies reports whether e applies to the client and action.
 func (q *question) applies(e *entry) bool {
 	return e.actions&q.action != 0 &&
+		(e.qos == 0 || e.qos&q.qos != 0 || q.qos == 0 && e.deny) &&
+		(!e.retain || q.retain) &&
 		(e.uses&userName == 0 || q.hasUser) &&
 		!(e.plain && !e.deny && q.hasWild()) &&
 		(e.who == nil || e.who.is(q.client))
@@ -161,7 +166,7 @@ func (q *question) spells(parts []part, text string) answer {
 		s := p.text
 		if p.name != 0 {
 			var ok bool
-			if s, ok = q.value(p.name); !ok {
+			if s, ok = q.value(p); !ok {
 				return unusable
 			}
 		}
@@ -179,18 +184,27 @@ func (q *question) spells(parts []part, text string) answer {
 	return yes
 }
 
-// value returns the value of n. ok is false if the value must not become part of a filter, because
-// it would not fit into one level or not keep its meaning there.
-func (q *question) value(n name) (s string, ok bool) {
-	s = q.client.ID
-	if n == userName {
+// value returns the value of the name p. ok is false if the value must not become part of a filter,
+// because it would not fit into one level or not keep its meaning there.
+func (q *question) value(p part) (s string, ok bool) {
+	n := p.name
+	switch n {
+	case userName:
 		s = q.user
+	case clientID:
+		s = q.client.ID
+	default: // one of many: what is known of another says nothing
+		s = q.client.Identity.Attributes[p.text]
+		return s, fits(s)
 	}
 	if q.known&n == 0 {
 		q.known |= n
-		if s != "" && !strings.ContainsAny(s, "+#/\x00") {
+		if fits(s) {
 			q.usable |= n
 		}
 	}
 	return s, q.usable&n != 0
 }
+
+// fits reports whether s can stand for a name within a level.
+func fits(s string) bool { return s != "" && !strings.ContainsAny(s, "+#/\x00") }

@@ -3,6 +3,7 @@ package acl
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -41,8 +42,15 @@ type Rule struct {
 	Who Who
 	// Action is the action of the client. Zero: publishing and subscribing.
 	Action hooks.Action
-	// Filters are Topic Filters, at least one. %u and %c in them stand for names, as the package
-	// describes.
+	// QoS lists the QoS that the Rule is about: that of the message, or the one that a SUBSCRIBE
+	// asks for. After a change of the rules it is the one that the subscription was granted. Nil:
+	// any.
+	QoS []packets.QoS
+	// Retain is for messages that are to be retained, and for nothing else. Action must be
+	// ActionPublish then.
+	Retain bool
+	// Filters are Topic Filters, at least one. %u, %c and ${attribute} in them stand for names, as
+	// the package describes.
 	Filters []string
 }
 
@@ -58,6 +66,12 @@ type Who struct {
 	Role string
 	// Tenant is the client's tenant.
 	Tenant string
+	// Attributes are attributes of the client's Identity. Each must be there with this value.
+	Attributes map[string]string
+	// Listener is the Name of the hooks.Listener that accepted the connection. A client that has
+	// not connected since the broker started has none, for instance when its delayed Will is due:
+	// allow by Listener rather than deny by it.
+	Listener string
 	// Addr contains the client's remote address. In-process clients have no address.
 	Addr netip.Prefix
 }
@@ -67,7 +81,19 @@ func (w *Who) is(c *hooks.Client) bool {
 	return (w.ClientID == "" || w.ClientID == c.ID) &&
 		(w.Role == "" || slices.Contains(c.Identity.Roles, w.Role)) &&
 		(w.Tenant == "" || w.Tenant == c.Identity.Tenant) &&
+		(w.Listener == "" || c.Listener != nil && c.Listener.Name == w.Listener) &&
+		w.has(c.Identity.Attributes) &&
 		(!w.Addr.IsValid() || w.Addr.Contains(address(c.RemoteAddr)))
+}
+
+// has reports whether a client with the attributes fulfils w.Attributes.
+func (w *Who) has(attributes map[string]string) bool {
+	for name, value := range w.Attributes {
+		if v, ok := attributes[name]; !ok || v != value {
+			return false
+		}
+	}
+	return true
 }
 
 // address returns the IP address in a, or the zero Addr.
@@ -112,6 +138,10 @@ func (b *builder) rule(r Rule, position string) error {
 		return errors.New("expected a topic filter")
 	case r.Who.Anonymous && r.Who.User != "":
 		return errors.New("a client with a user name is not anonymous")
+	case r.Retain && r.Action != hooks.ActionPublish:
+		return errors.New("retain is a condition of publishing alone")
+	case r.QoS != nil && (len(r.QoS) == 0 || slices.Max(r.QoS) > packets.QoS2):
+		return fmt.Errorf("expected 0, 1 or 2 as QoS, got %d", r.QoS)
 	case r.Who.Addr != netip.Prefix{} && !r.Who.Addr.IsValid():
 		return errors.New("expected a valid prefix of addresses")
 	}
@@ -119,16 +149,21 @@ func (b *builder) rule(r Rule, position string) error {
 		r.Who.Addr = netip.PrefixFrom(a.Addr().Unmap(), a.Bits()-96) // as clients' addresses are
 	}
 	x := build{user: r.Who.User, anonymous: r.Who.Anonymous}
-	x.actions = actions
-	if who := (Who{ClientID: r.Who.ClientID, Role: r.Who.Role, Tenant: r.Who.Tenant,
-		Addr: r.Who.Addr}); who != (Who{}) {
+	x.actions, x.retain = actions, r.Retain
+	for _, q := range r.QoS {
+		x.qos |= 1 << q
+	}
+	if w := &r.Who; w.ClientID != "" || w.Role != "" || w.Tenant != "" || w.Listener != "" ||
+		len(w.Attributes) > 0 || w.Addr.IsValid() {
+		who := *w
+		who.Attributes = maps.Clone(w.Attributes)
 		x.who = &who
 	}
 	for _, f := range r.Filters {
 		if _, inner, err := packets.SplitShared(f); err != nil || inner != f {
 			return fmt.Errorf("%q: shared subscriptions are decided by the filter inside", f)
 		}
-		if err := b.add(x, r.Effect, f, true, position); err != nil {
+		if err := b.add(x, r.Effect, f, userName|clientID|attribute, position); err != nil {
 			return err
 		}
 	}
@@ -136,12 +171,15 @@ func (b *builder) rule(r Rule, position string) error {
 	return nil
 }
 
-// add adds x for a filter.
-func (b *builder) add(x build, effect Effect, filter string, names bool, position string) error {
+// add adds x for a filter in which these are names.
+func (b *builder) add(x build, effect Effect, filter string, names name, position string) error {
 	if !packets.ValidTopicFilter(filter) {
 		return fmt.Errorf("%q is not a topic filter", filter)
 	}
-	x.levels = compile(filter, names)
+	var err error
+	if x.levels, err = compile(filter, names); err != nil {
+		return err
+	}
 	x.uses = uses(x.levels)
 	if effect == EffectDeny {
 		x.deny = true
