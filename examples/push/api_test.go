@@ -95,7 +95,7 @@ func TestSessionsEndOneByOne(t *testing.T) {
 	if len(left) != 1 { // the first one, for a minute
 		t.Fatalf("ann has the sessions %v", left)
 	}
-	short := b.must("POST", "/v1/users/ann/sessions", object{"ttl": 1})
+	short := b.must("POST", "/v1/users/ann/sessions", object{"ttl": 2})
 	brief := b.phone("brief", "ann", short["token"].(string))
 	if d, ok := brief.Receive().(*packets.Disconnect); !ok ||
 		d.Code != packets.MaximumConnectTime {

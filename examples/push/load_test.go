@@ -73,8 +73,11 @@ func spawn(b *bench, listen, http, dir string) *child {
 			c.url = a
 		}
 	}
-	if b.devices, b.url = c.devices, c.url; c.url == "" {
+	if c.url == "" {
 		b.t.Fatal("the service does not start")
+	}
+	if b.url != c.url { // the second time it is the same, and others read it
+		b.devices, b.url = c.devices, c.url
 	}
 	return c
 }
@@ -147,7 +150,7 @@ func TestLoadAndCrash(t *testing.T) {
 	l.wait(func() bool { return l.received() > n+len(l.phones) })
 	c.kill()
 	began := time.Now()
-	c = spawn(l.bench, c.devices, strings.TrimPrefix(c.url, "http://"), dir)
+	spawn(l.bench, c.devices, strings.TrimPrefix(c.url, "http://"), dir)
 	t.Logf("after the kill the service was up again in %v", time.Since(began))
 	<-done
 	for _, p := range l.phones {

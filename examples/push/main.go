@@ -215,6 +215,11 @@ func (s *service) serve(
 	return nil
 }
 
+// policy lets the page load nothing from elsewhere, and make no HTML of a text.
+const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; " +
+	"connect-src 'self'; worker-src 'self'; base-uri 'none'; form-action 'none'; " +
+	"frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types worker"
+
 // handler serves everything over HTTP.
 func (s *service) handler(ws, gateway http.Handler) http.Handler {
 	pages, _ := fs.Sub(web, "web") // it is there
@@ -225,9 +230,7 @@ func (s *service) handler(ws, gateway http.Handler) http.Handler {
 	files := http.FileServerFS(pages)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
-		h.Set("Content-Security-Policy", "default-src 'none'; script-src 'self'; style-src "+
-			"'self'; img-src 'self'; connect-src 'self'; worker-src 'self'; base-uri 'none'; "+
-			"form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'")
+		h.Set("Content-Security-Policy", policy)
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Referrer-Policy", "no-referrer")
 		h.Set("Cache-Control", "no-cache")
