@@ -86,7 +86,7 @@ func (b *Broker) crowded() {
 // shed drops the oldest messages of absent clients, an eighth of a queue at a time, those first
 // which hold the most, until enough is free or nothing is left. What else takes memory goes
 // away by itself, or is refused.
-func (b *Broker) shed(time.Time) {
+func (b *Broker) shed(now time.Time) {
 	defer b.shedding.Store(false)
 	b.forgetCaches()
 	dropped := 0
@@ -115,10 +115,57 @@ func (b *Broker) shed(time.Time) {
 			break
 		}
 	}
+	if b.memory.Over(dropQueued) {
+		b.endStuck(now)
+	}
 	if dropped > 0 {
 		b.log.Warn("messages of absent clients were dropped to keep within MaxMemory", "messages",
 			dropped, "used", b.memory.Used())
 	}
+}
+
+// stuckTime is how long a client may acknowledge nothing while memory is scarce.
+const stuckTime = 10 * time.Second
+
+var errStuck = recent.As(hooks.EndMemory, packets.Errorf(packets.QuotaExceeded,
+	"memory is scarce, and the client has acknowledged nothing for %v", stuckTime))
+
+// stuck is the oldest message that a client has not acknowledged, and since when it is known.
+type stuck struct {
+	id    uint16 // 0: none
+	since time.Time
+}
+
+// endStuck ends the connection that holds the most of those that have acknowledged nothing for
+// stuckTime. Otherwise a few users who stay could keep the memory from everybody. What the Session
+// holds is then that of an absent client.
+func (b *Broker) endStuck(now time.Time) {
+	var worst *conn
+	most := 0
+	for s := range b.allSessions() {
+		s.mu.Lock()
+		if c := s.conn; c != nil && s.stuckLocked(now) {
+			if n := s.out.heldBytes(); n > most {
+				worst, most = c, n
+			}
+		}
+		s.mu.Unlock()
+	}
+	if worst != nil {
+		b.writers.Go(func() { b.endConn(worst, errStuck) }) // Close waits for it
+	}
+}
+
+// stuckLocked says whether the oldest message in flight has been that for stuckTime. s.mu is held.
+func (s *session) stuckLocked(now time.Time) bool {
+	if s.out.live == 0 {
+		return false
+	}
+	x, id := &s.makeExtraLocked().stuck, s.out.flight[s.out.head].id
+	if x.id != id {
+		*x = stuck{id, now}
+	}
+	return now.Sub(x.since) >= stuckTime
 }
 
 // forgetCaches gives up what only saves work.

@@ -3,9 +3,11 @@ package dunlin
 import (
 	"context"
 	"fmt"
+	"io"
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -490,6 +492,48 @@ func TestSubscriptionIdentifiersOfQueuedMessagesCount(t *testing.T) {
 			require.Len(t, slices.Collect(m.Properties.SubscriptionIDs()), filters)
 		}
 		c.close()
+		p.close()
+	})
+}
+
+// Users who stay and acknowledge nothing do not keep the memory from everybody.
+func TestClientsThatAcknowledgeNothingMakeRoomInTheEnd(t *testing.T) {
+	withRules(t, everything, func(c *Config) {
+		c.MaxMemory, c.MaxPacketSize, c.MaxQueuedBytes = 1<<20, -1, -1
+	}, func(r *guardRig) {
+		var idle []*testClient
+		for _, name := range []string{"a", "b", "c"} {
+			c := r.connect(as(name, name))
+			require.Equal(r.t, packets.GrantedQoS1, c.subscribe("q/"+name, 1))
+			idle = append(idle, c)
+			go io.Copy(io.Discard, c.nc)
+		}
+		p := r.connect(as("p", "p"))
+		for _, size := range []int{2000, 1} {
+			for range 300 {
+				for _, name := range []string{"a", "b", "c"} {
+					p.publish("q/"+name, strings.Repeat("x", size), false)
+					synctest.Wait()
+				}
+			}
+		}
+		require.True(r.t, p.publish("other", "x", false).Failed(), "the memory is used up")
+		time.Sleep(stuckTime)
+		p.publish("other", "x", false)
+		synctest.Wait()
+		p.publish("other", "x", false) // those who are gone by now
+		synctest.Wait()
+		require.False(r.t, p.publish("other", "x", false).Failed(), "there is room again")
+		time.Sleep(time.Minute) // whoever is ended has time to read why
+		gone := 0
+		for _, e := range slices.Concat(r.b.Ended("a"), r.b.Ended("b"), r.b.Ended("c")) {
+			require.Contains(r.t, e.Err, "acknowledged nothing")
+			gone++
+		}
+		require.Equal(r.t, 1, gone, "one is enough")
+		for _, c := range idle {
+			c.nc.Close()
+		}
 		p.close()
 	})
 }

@@ -581,12 +581,21 @@ func (c *conn) packet(t *turn, b []byte) (int, error) {
 	return n, err
 }
 
+// manyUnknown is how many acknowledgements of nothing in a turn take so long that no other
+// connection of the event loop must wait for them.
+const manyUnknown = 64
+
 // onAck handles the four packets that carry a Packet Identifier and nothing else.
 func (c *conn) onAck(t *turn, a *packets.Ack) error {
 	if a.Kind == packets.TypePubrel {
 		return c.onPubrel(t, a)
 	}
-	return c.sess.acked(t, c, a)
+	err := c.sess.acked(t, c, a)
+	if t.unknown == manyUnknown { // looking for each took as long as many deliveries
+		t.unknown = 0
+		c.handOver()
+	}
+	return err
 }
 
 // other handles the packets that are rare.

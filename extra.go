@@ -42,6 +42,7 @@ type sessionExtra struct {
 	reads *readings // kept decisions about deliveries; nil: none
 	drops Drops     // since the Session began, or the Broker
 	round round     // of a client for which messages wait
+	stuck stuck     // what it has not acknowledged when memory was scarce
 }
 
 // makeExtraLocked returns the sessionExtra of s for writing. s.mu is held.

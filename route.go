@@ -29,6 +29,7 @@ type turn struct {
 	untold   bool            // outgoing.untold of that message
 	gathered int             // bytes of packets handled since the last flush
 	rounds   int             // and how often gather said yes
+	unknown  int             // acknowledgements of nothing that is in flight, of this turn
 	made     int             // bytes of messages in the output of others since the last flush
 	read     *link.Buffer    // what was read; nil for turns that do not read
 	reader   link.Reader     // for connections on an event loop
@@ -76,7 +77,7 @@ func (t *turn) end() {
 		}
 		t.dirty[i] = nil
 	}
-	t.dirty, t.gathered, t.rounds, t.made = t.dirty[:0], 0, 0, 0
+	t.dirty, t.gathered, t.rounds, t.made, t.unknown = t.dirty[:0], 0, 0, 0, 0
 	t.traffic.AddUp()
 }
 

@@ -389,7 +389,10 @@ func (s *session) acked(t *turn, c *conn, a *packets.Ack) error {
 	case repeatPubrel:
 		c.ack(t, packets.TypePubrel, a.PacketID, packets.Success)
 		c.hold(at, s.undecided(c), link.Durable, a.PacketID)
+	case ignored:
+		t.unknown++
 	case unknownPubrec:
+		t.unknown++
 		c.ack(t, packets.TypePubrel, a.PacketID, packets.PacketIdentifierNotFound)
 		c.hold(at, 0, link.KeepsPlace, a.PacketID)
 	case mismatched:
@@ -427,7 +430,7 @@ func (s *session) resume(c *conn) {
 	s.forgetReadingsLocked()
 	s.out.begin(int(min(c.window, firstWindow)))
 	if s.extra != nil {
-		s.extra.round = round{}
+		s.extra.round, s.extra.stuck = round{}, stuck{}
 	}
 	s.in.begin()
 	s.countLocked()
