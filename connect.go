@@ -227,9 +227,11 @@ func (b *Broker) refusal(err error, args ...any) error {
 	case ok && pe.Code.Failed():
 		return err
 	case ok && err == error(pe):
-		return &packets.Error{Code: packets.NotAuthorized, Reason: pe.Reason, Err: pe.Err}
+		return &packets.Error{Code: packets.NotAuthorized, Reason: pe.Reason, Err: pe.Err,
+			UserProperties: pe.UserProperties}
 	case ok:
-		return &packets.Error{Code: packets.NotAuthorized, Reason: pe.Reason, Err: err}
+		return &packets.Error{Code: packets.NotAuthorized, Reason: pe.Reason, Err: err,
+			UserProperties: pe.UserProperties}
 	}
 	if !errors.Is(err, hooks.ErrAbstain) {
 		b.log.Warn("a hook failed, and refused for that", append(args, "err", err)...)
@@ -494,6 +496,7 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 	if err := c.fits(&a); err != nil {
 		return c.refuse(err)
 	}
+	a.Properties = c.addGranted(a.Properties, p, g)
 	c.count(0) // the Session counts what is kept of the CONNECT
 	a.SessionPresent, err = b.attach(t, c, attachment{clean: p.CleanStart, expiry: expiry, will: w,
 		quota:  b.queueLimits(&g.Limits),
@@ -583,10 +586,6 @@ func (c *conn) connackProperties(
 	}
 	if keepAlive != p.KeepAlive {
 		q = q.AppendUint(packets.ServerKeepAlive, uint32(keepAlive))
-	}
-	if n, _ := p.Properties.Uint(packets.RequestResponseInformation); n == 1 &&
-		cfg.ResponseInformation != "" {
-		q = q.AppendText(packets.ResponseInformation, cfg.ResponseInformation)
 	}
 	if c.readExtra().method != "" {
 		q = append(q, c.authProperties(authData)...)

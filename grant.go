@@ -34,6 +34,10 @@ func (b *Broker) checkGrant(g *hooks.Grant) error {
 	if err := b.givenLimits().Check(g.Subscriptions); err != nil {
 		return fmt.Errorf("the Authenticator granted a subscription that is not possible: %v", err)
 	}
+	if err := checkConnack(g.ConnackProperties); err != nil {
+		return fmt.Errorf("the Authenticator granted ConnackProperties that are not possible: %v",
+			err)
+	}
 	m := g.MountPoint
 	if m != "" && (!packets.ValidTopicName(m) || m[0] == '$' || len(m) > b.cfg().MaxTopicLength/2) {
 		return fmt.Errorf(
@@ -41,6 +45,41 @@ func (b *Broker) checkGrant(g *hooks.Grant) error {
 				"begin with", cut(m, maxName))
 	}
 	return nil
+}
+
+// checkConnack says which of p a hook cannot put into a CONNACK.
+func checkConnack(p packets.Properties) error {
+	for id := range p.All() {
+		switch id {
+		case packets.ReasonString, packets.ResponseInformation, packets.UserProperty:
+		default:
+			return fmt.Errorf(
+				"%v, expected reason-string, response-information or user-property", id)
+		}
+	}
+	return p.Check(packets.TypeConnack)
+}
+
+// addGranted appends to the properties of a CONNACK what may be left out of it: Response
+// Information, and what else the Authenticator granted.
+func (c *conn) addGranted(
+	q packets.Properties, p *packets.Connect, g *hooks.Grant,
+) packets.Properties {
+	if c.version != packets.V5 {
+		return q
+	}
+	const used = 5 // of a CONNACK without properties
+	if n, _ := p.Properties.Uint(packets.RequestResponseInformation); n == 1 {
+		info := g.ConnackProperties
+		if s := c.b.cfg().ResponseInformation; s != "" && !info.Has(packets.ResponseInformation) {
+			info = packets.Properties(nil).AppendText(packets.ResponseInformation, s)
+		}
+		q = c.addProperties(q, used, info, packets.ResponseInformation)
+	}
+	if !c.noReasons {
+		q = c.addProperties(q, used, g.ConnackProperties, packets.ReasonString)
+	}
+	return c.addProperties(q, used, g.ConnackProperties, packets.UserProperty)
 }
 
 // givenLimits bound the filters of subscriptions that the server makes.

@@ -41,9 +41,9 @@ func (c *conn) reason(err *packets.Error, used int) packets.Properties {
 }
 
 // farewell returns the properties of the CONNACK or DISCONNECT with this code that ends a
-// connection for err: a Server Reference, which only two codes have (4.11), and a Reason String.
-// Each is left out if the packet, of used bytes without properties, would be too large for the
-// client.
+// connection for err: a Server Reference, which only two codes have (4.11), a Reason String, and
+// User Properties. Each is left out if the packet, of used bytes without properties, would be too
+// large for the client.
 func (c *conn) farewell(err *packets.Error, code packets.ReasonCode,
 	used int) (p packets.Properties) {
 	to := err.ServerReference
@@ -51,7 +51,24 @@ func (c *conn) farewell(err *packets.Error, code packets.ReasonCode,
 		used+len(to)+9 <= int(c.maxPacket) && len(to) <= math.MaxUint16 && packets.ValidUTF8(to) {
 		p = p.AppendText(packets.ServerReference, to)
 	}
-	return append(p, c.reason(err, used+len(p))...)
+	p = append(p, c.reason(err, used+len(p))...)
+	if err.UserProperties.Check(packets.TypeConnack) != nil {
+		return p
+	}
+	return c.addProperties(p, used, err.UserProperties, packets.UserProperty)
+}
+
+// addProperties appends those of more that are an id, each if the packet, of used bytes without
+// properties, stays within what the client accepts.
+func (c *conn) addProperties(
+	p packets.Properties, used int, more packets.Properties, id packets.Property,
+) packets.Properties {
+	for x, value := range more.All() {
+		if x == id && used+len(p)+len(value)+9 <= int(c.maxPacket) {
+			p = append(append(p, byte(x)), value...)
+		}
+	}
+	return p
 }
 
 // maxText is how many bytes of a text of somebody else are told.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -301,6 +302,127 @@ func TestAnInterceptorCannotMakeWhatNoPacketMayHave(t *testing.T) {
 				c.nothing("a message that is none")
 				c.close()
 			})
+		})
+	}
+}
+
+func TestAnAuthenticatorAddsPropertiesToTheCONNACK(t *testing.T) {
+	all := packets.Properties(nil).AppendUser("plan", "paid").AppendText(packets.ReasonString, "hi").
+		AppendText(packets.ResponseInformation, "mine/").AppendUser("node", "7")
+	asks := packets.Properties(nil).AppendUint(packets.RequestResponseInformation, 1)
+	declines := packets.Properties(nil).AppendUint(packets.RequestProblemInformation, 0)
+	for _, tt := range []struct {
+		name    string
+		granted packets.Properties
+		connect packets.Properties
+		most    int // the client's Maximum Packet Size beyond that of the CONNACK without these
+		want    packets.Properties
+	}{
+		{"in the order of their weight", all, asks, 0, packets.Properties(nil).
+			AppendText(packets.ResponseInformation, "mine/").
+			AppendText(packets.ReasonString, "hi").
+			AppendUser("plan", "paid").AppendUser("node", "7")},
+		{"no Response Information for a client that has not asked", all, nil, 0,
+			packets.Properties(nil).AppendText(packets.ReasonString, "hi").
+				AppendUser("plan", "paid").AppendUser("node", "7")},
+		{"no Reason String for a client that has declined it", all, declines, 0,
+			packets.Properties(nil).AppendUser("plan", "paid").AppendUser("node", "7")},
+		{"the Response Information of Config if the hook has none", nil, asks, 0,
+			packets.Properties(nil).AppendText(packets.ResponseInformation, "answers/")},
+		{"what the client's Maximum Packet Size has room for", packets.Properties(nil).
+			AppendUser("long", strings.Repeat("x", 100)).AppendUser("a", "b"), nil, 60,
+			packets.Properties(nil).AppendUser("a", "b")},
+		{"nothing if there is room for nothing", all, asks, 7, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			withRules(t, nil, func(c *Config) { c.ResponseInformation = "answers/" }, func(r *guardRig) {
+				bare, ack := newTestClient(t, dial(t, r.l), as("c", "u"))
+				own := ack.Properties
+				bare.close()
+				r.grant = func(q *hooks.ConnectRequest) error {
+					q.Grant.ConnackProperties = tt.granted
+					return nil
+				}
+				p := as("c", "u")
+				if p.Properties = tt.connect; tt.most > 0 {
+					p.Properties = p.Properties.AppendUint(packets.MaximumPacketSize,
+						uint32(ack.Size(packets.V5)+tt.most))
+				}
+				c, ack := newTestClient(t, dial(t, r.l), p)
+				require.Equal(t, packets.Success, ack.Code)
+				require.Equal(t, string(append(slices.Clone(own), tt.want...)), string(ack.Properties))
+				c.close()
+			})
+		})
+	}
+	t.Run("an older client gets none", func(t *testing.T) {
+		withRules(t, nil, nil, func(r *guardRig) {
+			r.grant = func(q *hooks.ConnectRequest) error {
+				q.Grant.ConnackProperties = all
+				return nil
+			}
+			p := as("c", "u")
+			p.Version = packets.V311
+			r.connect(p).close()
+		})
+	})
+	for name, bad := range map[string]packets.Properties{
+		"a property of the broker": packets.Properties(nil).AppendUint(packets.ServerKeepAlive, 1),
+		"a property of no CONNACK": packets.Properties(nil).AppendUint(packets.TopicAlias, 1),
+		"a Reason String twice": packets.Properties(nil).AppendText(packets.ReasonString, "a").
+			AppendText(packets.ReasonString, "b"),
+		"a value that is too long":  packets.Properties(nil).AppendUser("a", strings.Repeat("x", 1<<16)),
+		"a value that is not UTF-8": packets.Properties(nil).AppendUser("a", "\xff"),
+		"bytes that are cut short":  {byte(packets.UserProperty), 0},
+	} {
+		t.Run(name+" refuses the client", func(t *testing.T) {
+			withRules(t, nil, nil, func(r *guardRig) {
+				r.grant = func(q *hooks.ConnectRequest) error {
+					q.Grant.ConnackProperties = bad
+					return nil
+				}
+				r.refused(as("c", "u"), packets.NotAuthorized)
+			})
+		})
+	}
+}
+
+func TestARefusalHasUserProperties(t *testing.T) {
+	user := packets.Properties(nil).AppendUser("retry-after", "60").AppendUser("see", "status page")
+	for _, tt := range []struct {
+		name    string
+		said    packets.Properties
+		connect packets.Properties
+		want    packets.Properties // besides the Reason String "no"
+	}{
+		{"all", user, nil, user},
+		{"for a client that has declined Reason Strings, too", user,
+			packets.Properties(nil).AppendUint(packets.RequestProblemInformation, 0), user},
+		{"those that its Maximum Packet Size has room for", user,
+			packets.Properties(nil).AppendUint(packets.MaximumPacketSize, 40),
+			packets.Properties(nil).AppendUser("retry-after", "60")},
+		{"of that kind only", packets.Properties(nil).AppendText(packets.ServerReference, "x").
+			AppendUser("a", "b"), nil, packets.Properties(nil).AppendUser("a", "b")},
+		{"none of a list that no packet can hold", packets.Properties(nil).AppendUser("a", "b").
+			AppendUser("a", "\xff"), nil, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for _, code := range []packets.ReasonCode{packets.BadUserNameOrPassword, 0} {
+				withRules(t, nil, nil, func(r *guardRig) {
+					refusal := &packets.Error{Code: code, Reason: "no", UserProperties: tt.said}
+					r.grant = func(*hooks.ConnectRequest) error { return refusal }
+					p := as("c", "u")
+					p.Properties = tt.connect
+					c, ack := newTestClient(t, dial(t, r.l), p)
+					require.True(t, ack.Code.Failed())
+					want := packets.Properties(nil)
+					if !tt.connect.Has(packets.RequestProblemInformation) {
+						want = want.AppendText(packets.ReasonString, "no")
+					}
+					require.Equal(t, string(append(want, tt.want...)), string(ack.Properties))
+					c.nc.Close()
+				})
+			}
 		})
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/hooks/auth"
 	"github.com/dunlin-mqtt/dunlin/hooks/auth/tlsfiles"
 	"github.com/dunlin-mqtt/dunlin/hooks/webhook"
+	"github.com/dunlin-mqtt/dunlin/listeners"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -41,6 +42,66 @@ func ExampleAuthenticator() {
 }
 
 // A password that is sent in three parts, so to speak.
+// An Authenticator tells a client of 5.0 something in the CONNACK, whether it accepts it or not.
+func ExampleGrant_connackProperties() {
+	b, err := dunlin.New(dunlin.Config{
+		Authenticator: hooks.AuthenticatorFunc(func(_ context.Context, r *hooks.ConnectRequest) error {
+			if r.Client.Username == "guest" {
+				return &packets.Error{
+					Code: packets.QuotaExceeded, Reason: "too many guests",
+					UserProperties: packets.Properties(nil).AppendUser("retry-after", "60"),
+				}
+			}
+			r.Grant.ConnackProperties = packets.Properties(nil).
+				AppendUser("plan", "paid").
+				AppendText(packets.ResponseInformation, "answers/"+r.Client.Username+"/")
+			return nil
+		}),
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer b.Close()
+	for _, user := range []string{"jane", "guest"} {
+		ack := connack(b, &packets.Connect{
+			Version: packets.V5, CleanStart: true, ClientID: "c1", HasUsername: true, Username: user,
+			Properties: packets.Properties(nil).AppendUint(packets.RequestResponseInformation, 1),
+		})
+		info, _ := ack.Properties.Text(packets.ResponseInformation)
+		for key, value := range ack.Properties.User() {
+			fmt.Printf("%s: %v, %q, %s=%s\n", user, ack.Code, info, key, value)
+		}
+	}
+	// Output:
+	// jane: Success, "answers/jane/", plan=paid
+	// guest: Quota exceeded, "", retry-after=60
+}
+
+// connack sends a CONNECT to b and returns the answer.
+func connack(b *dunlin.Broker, p *packets.Connect) *packets.Connack {
+	l := listeners.NewMemory()
+	go b.Serve(l)
+	nc, err := l.Dial()
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer nc.Close()
+	wire, err := p.Append(nil, p.Version)
+	if err != nil {
+		log.Fatal(err)
+	}
+	if _, err := nc.Write(wire); err != nil {
+		log.Fatal(err)
+	}
+	r := packets.NewReader(nc, packets.Limits{})
+	r.SetVersion(p.Version)
+	answer, err := r.ReadPacket()
+	if err != nil {
+		log.Fatal(err)
+	}
+	return answer.(*packets.Connack)
+}
+
 func ExampleEnhancedAuthenticator() {
 	method := hooks.EnhancedAuthenticatorFunc(func(_ context.Context,
 		r *hooks.ConnectRequest) (hooks.Exchange, error) {

@@ -136,6 +136,14 @@ type Grant struct {
 	// not count for the limits of the client. See also SubscribeClient of the broker. A Topic Filter
 	// that is not valid, or too long for the Config, refuses the client.
 	Subscriptions []Subscription
+	// ConnackProperties go into the CONNACK for a client of 5.0, beside those of the broker: a
+	// Reason String, Response Information, which takes the place of the one in Config, and User
+	// Properties. Any other property refuses the client, as the broker sets it itself, by Limits for
+	// instance. Response Information is sent to a client that has asked for it (3.1.2.11.6), a
+	// Reason String not to one that has declined it (3.1.2.11.7). In this order, the broker leaves
+	// out each one with which the packet would exceed the client's Maximum Packet Size. A refusal has
+	// UserProperties and ServerReference of packets.Error instead. Nil: none.
+	ConnackProperties packets.Properties
 	// Expires is when the client has to authenticate anew (5.0, where an Authentication Method is
 	// in use) or else is disconnected with Maximum connect time (0xA0). Zero: never.
 	Expires time.Time

@@ -178,6 +178,10 @@ type Error struct {
 	// packet stays within the client's Maximum Packet Size. It is not sent if it is not a UTF-8
 	// Encoded String. Empty: none.
 	ServerReference string
+	// UserProperties are sent to a client of 5.0 in a CONNACK or DISCONNECT, each of them if the
+	// packet stays within the client's Maximum Packet Size. Make them with AppendUser. Properties of
+	// any other kind are not sent, and nothing is sent of a list that Check refuses. Nil: none.
+	UserProperties Properties
 }
 
 // Errorf returns an Error. Its Reason is the formatted text, which may be sent to the peer. Its Err
