@@ -309,6 +309,30 @@ func (d *database) members(ctx context.Context, topic string) ([]string, error) 
 	return d.names(ctx, "SELECT account FROM members WHERE topic = ? ORDER BY account", topic)
 }
 
+// memberships returns the topics of all accounts.
+func (d *database) memberships(ctx context.Context) (map[string]map[string]bool, error) {
+	rows, err := d.sql.QueryContext(ctx, "SELECT name, coalesce(topic, '') FROM accounts "+
+		"LEFT JOIN members ON name = account")
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	all := make(map[string]map[string]bool)
+	for rows.Next() {
+		var account, topic string
+		if err := rows.Scan(&account, &topic); err != nil {
+			return nil, err
+		}
+		if all[account] == nil {
+			all[account] = make(map[string]bool)
+		}
+		if topic != "" {
+			all[account][topic] = true
+		}
+	}
+	return all, rows.Err()
+}
+
 func (d *database) isMember(ctx context.Context, account, topic string) (bool, error) {
 	return d.has(ctx, "SELECT 1 FROM members WHERE topic = ? AND account = ?", topic, account)
 }

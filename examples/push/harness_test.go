@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -31,6 +32,9 @@ func start(t testing.TB, args ...string) *bench {
 	b.begin()
 	return b
 }
+
+// dir is where the service keeps what it keeps.
+func (b *bench) dir() string { return b.args[slices.Index(b.args, "-dir")+1] }
 
 func (b *bench) begin() {
 	b.t.Helper()

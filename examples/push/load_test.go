@@ -184,7 +184,7 @@ func (l *load) run(d time.Duration) []time.Duration {
 	var g errgroup.Group
 	var next atomic.Int64
 	next.Store(int64(len(l.acked)))
-	const batch = 20
+	batch := int64(max(1, *loadRate/100)) // a request of each pusher takes the pushes of 10 ms
 	began, first := time.Now(), next.Load()
 	for range 16 {
 		g.Go(func() error {
@@ -192,7 +192,7 @@ func (l *load) run(d time.Duration) []time.Duration {
 				n := next.Add(batch) - batch
 				due := began.Add(time.Duration(n-first) * time.Second / time.Duration(*loadRate))
 				pause(ctx, time.Until(due))
-				l.pushBatch(n, batch)
+				l.pushBatch(n, int(batch))
 			}
 			return nil
 		})

@@ -137,7 +137,8 @@ func (s *service) bridged(o *options) bridge.Config {
 		return cfg
 	}
 	link := bridge.Link{Name: "peer", Addresses: []string{"mqtt://" + o.peer}, Username: peer,
-		Password: o.key, Window: 1000, DisableNotifications: true, MaxBackoff: 2 * time.Second}
+		Password: o.key, Window: 1000, MaxPacketSize: maxPacket, DisableNotifications: true,
+		MaxBackoff: 2 * time.Second}
 	for _, filter := range []string{"users/#", "groups/#", "devices/#", changedTopic} {
 		link.Topics = append(link.Topics, bridge.Topic{Filter: filter, QoS: 2,
 			Direction: bridge.DirectionBoth})

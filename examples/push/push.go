@@ -233,8 +233,7 @@ type device struct {
 // devices returns the clients that m is for.
 func (s *service) devices(m *dunlin.Message) (all []device) {
 	for x := range s.broker.Subscribers(m.Topic) {
-		kind, _, _ := strings.Cut(x.Principal, "/")
-		if kind != "users" && kind != "devices" {
+		if !isAccount(x.Principal) {
 			continue
 		}
 		d := device{Account: x.Principal, ClientID: clientID(x.Principal, x.ClientID),

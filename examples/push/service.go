@@ -8,6 +8,7 @@ import (
 	"errors"
 	"hash/maphash"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -189,13 +190,13 @@ func (s *service) Intercept(
 	_ context.Context, c *hooks.Client, m *packets.Message,
 ) (*packets.Message, error) {
 	who, _ := c.User()
-	if who == peer {
+	if !isAccount(who) { // a link of the bridge, which carries what has a sender
 		return m, nil
 	}
 	out := *m
 	out.Properties = m.Properties.Without(nil, packets.UserProperty)
 	for name, value := range m.Properties.User() {
-		if !isReserved(name) {
+		if !slices.Contains(reserved, name) {
 			out.AddUser(name, value)
 		}
 	}
@@ -207,13 +208,9 @@ func (s *service) Intercept(
 	return &out, nil
 }
 
-func isReserved(name string) bool {
-	for _, r := range reserved {
-		if name == r {
-			return true
-		}
-	}
-	return false
+// isAccount says whether a principal is an account.
+func isAccount(principal string) bool {
+	return strings.HasPrefix(principal, "users/") || strings.HasPrefix(principal, "devices/")
 }
 
 // changed makes the subscriptions of an account those that the database has, here and at the other
@@ -266,21 +263,26 @@ func (s *service) sync(ctx context.Context, account string) error {
 	return s.broker.SubscribePrincipal(ctx, account, missing...)
 }
 
-// restore makes the broker what the database has said since it stopped.
+// restore makes the subscriptions of all accounts those that the database has. They differ after a
+// crash, and if another instance could not tell of a change.
 func (s *service) restore(ctx context.Context) error {
-	accounts, err := s.db.accounts(ctx)
+	memberships, err := s.db.memberships(ctx)
 	if err != nil {
 		return err
 	}
 	g, all := errgroup.WithContext(ctx)
 	g.SetLimit(16)
-	for _, account := range accounts {
+	for account, topics := range memberships {
+		have := s.broker.PrincipalSubscriptions(account)
+		wrong := func(x hooks.Subscription) bool {
+			return !topics[strings.TrimSuffix(x.Filter, "/#")]
+		}
+		if len(have) == len(topics) && !slices.ContainsFunc(have, wrong) {
+			continue
+		}
 		g.Go(func() error { return s.sync(all, account) })
 	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	return s.expel(ctx)
+	return errors.Join(g.Wait(), s.expel(ctx))
 }
 
 // follow does what other instances have changed, until ctx ends.
@@ -304,13 +306,13 @@ func (s *service) follow(ctx context.Context) error {
 	}
 }
 
-// sweep forgets what has expired, and disconnects whoever has lost the right to be there, until ctx
-// ends. It is there for a client that was let in at the moment when its session was revoked.
+// sweep forgets what has expired, and looks whether the broker does what the database says, until
+// ctx ends. It finds a client that was let in at the moment when its session was revoked.
 func (s *service) sweep(ctx context.Context) error {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
 	for {
-		if err := errors.Join(s.db.sweep(ctx), s.expel(ctx)); err != nil && ctx.Err() == nil {
+		if err := errors.Join(s.db.sweep(ctx), s.restore(ctx)); err != nil && ctx.Err() == nil {
 			s.report("the sweep", err)
 		}
 		select {
@@ -329,13 +331,11 @@ func (s *service) expel(ctx context.Context) error {
 		return err
 	}
 	for _, x := range s.broker.SessionsFrom("") {
-		kind, _, _ := strings.Cut(x.Principal, "/")
 		token := ""
 		if x.Client != nil {
 			token = x.Client.Identity.Attributes["session"]
 		}
-		if kind != "users" && kind != "devices" ||
-			accounts[x.Principal] && (x.Client == nil || sessions[token]) {
+		if !isAccount(x.Principal) || accounts[x.Principal] && (x.Client == nil || sessions[token]) {
 			continue
 		}
 		if err := s.expelOne(ctx, x, token); err != nil {
