@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"maps"
 	"math"
+	"net"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -94,13 +95,13 @@ type subscriptionView struct {
 type clientPage struct {
 	Items []clientView `json:"items"`
 	Next  string       `json:"next,omitempty"`
-	// Looked is how many Sessions were looked at. A request with a filter looks at most at 20,000:
+	// Looked is how many Sessions were looked at. A request with a filter looks at most at 100,000:
 	// then there is a Next, though Items is shorter than the limit, or empty.
 	Looked int `json:"looked"`
 }
 
-// looks is how many Sessions a request looks at. A test lowers it.
-var looks = 20_000
+// looks is how many Sessions a request with a filter looks at. A test lowers it.
+var looks = 100_000
 
 func asClient(s *dunlin.SessionInfo) clientView {
 	c := clientView{
@@ -180,19 +181,48 @@ func parseNetwork(s string) (netip.Prefix, error) {
 	return p.Masked(), err
 }
 
-// wants says whether a client is one of those.
-func (f *clientFilter) wants(c *clientView) bool {
-	switch {
-	case f.connected != nil && *f.connected != c.Connected,
-		f.id != "" && !strings.Contains(c.ID, f.id),
-		f.user != "" && f.user != c.User,
-		f.listener != "" && f.listener != c.Listener:
-		return false
-	case f.network.IsValid():
-		at, err := netip.ParseAddrPort(c.Remote)
-		return err == nil && f.network.Contains(at.Addr().Unmap().WithZone(""))
+// A subject is what a clientFilter looks at.
+type subject struct {
+	id, user, listener string
+	address            netip.Addr // not valid: unknown
+	connected          bool
+}
+
+// subjectOf is what s is for a clientFilter. It does not allocate for a TCP connection.
+func subjectOf(s *dunlin.SessionInfo) subject {
+	x := subject{id: s.ClientID, user: s.Principal, connected: s.Client != nil}
+	if c := s.Client; c != nil {
+		if name, ok := c.User(); ok {
+			x.user = name
+		}
+		if c.Listener != nil {
+			x.listener = c.Listener.Name
+		}
+		switch at := c.RemoteAddr.(type) {
+		case nil:
+		case *net.TCPAddr:
+			x.address = at.AddrPort().Addr()
+		default:
+			x.address = addressOf(at.String())
+		}
 	}
-	return true
+	x.user = names.Shown(x.user)
+	return x
+}
+
+// addressOf returns the address of a text with a port; it is not valid if there is none.
+func addressOf(s string) netip.Addr {
+	at, _ := netip.ParseAddrPort(s)
+	return at.Addr()
+}
+
+// wants says whether a client is one of those.
+func (f *clientFilter) wants(x subject) bool {
+	return (f.connected == nil || *f.connected == x.connected) &&
+		(f.id == "" || strings.Contains(x.id, f.id)) &&
+		(f.user == "" || f.user == x.user) &&
+		(f.listener == "" || f.listener == x.listener) &&
+		(!f.network.IsValid() || f.network.Contains(x.address.Unmap().WithZone("")))
 }
 
 // clients lists clients, in the order of their Client Identifiers or by a figure.
@@ -224,7 +254,8 @@ func (c *call) clients() error {
 			continue
 		}
 		page.Looked++
-		if x := asClient(&s); f.wants(&x) {
+		if f.wants(subjectOf(&s)) {
+			x := asClient(&s)
 			if !room.takes(x.size()) {
 				page.Next = encodeCursor(last)
 				break
@@ -265,11 +296,21 @@ var figures = map[string]func(*dunlin.SessionInfo) int64{
 	"unsent":        func(s *dunlin.SessionInfo) int64 { return int64(s.Unsent) },
 }
 
-// A ranked is a client with what it is sorted by.
-type ranked struct {
-	clientView
+// A rank is the place of a client in a list that is sorted by a figure.
+type rank struct {
 	figure int64
 	place  string
+}
+
+// compare orders the largest figure first, and equal ones by place.
+func (a rank) compare(b rank) int {
+	return cmp.Or(cmp.Compare(b.figure, a.figure), cmp.Compare(a.place, b.place))
+}
+
+// A ranked is a client with its rank.
+type ranked struct {
+	clientView
+	rank
 }
 
 // clientsBy lists those with the largest figures. It looks at all of them.
@@ -279,7 +320,7 @@ func (c *call) clientsBy(by, after string, limit int, f *clientFilter) error {
 		return fail(http.StatusBadRequest, "query", "clients cannot be sorted by %q; they can by "+
 			"id, %s", by, strings.Join(slices.Sorted(maps.Keys(figures)), ", "))
 	}
-	last, err := lastRanked(after)
+	last, err := lastRank(after)
 	if err != nil {
 		return err
 	}
@@ -289,24 +330,23 @@ func (c *call) clientsBy(by, after string, limit int, f *clientFilter) error {
 	}
 	defer give()
 	page, best := clientPage{Items: []clientView{}}, []ranked{}
-	for place, s := range c.desk.b.SessionsFrom("") {
+	var s dunlin.SessionInfo // one for all: to allocate each costs more than all else
+	for place, next := range c.desk.b.SessionsFrom("") {
+		s = next
 		page.Looked++
 		if page.Looked%1024 == 0 && c.r.Context().Err() != nil {
 			return c.r.Context().Err()
 		}
-		if !strings.HasPrefix(s.ClientID, f.prefix) {
-			continue
-		}
-		x := ranked{figure: figure(&s), place: place}
-		if last != nil && compareRanked(&x, last) <= 0 ||
-			len(best) > limit && compareRanked(&x, &best[limit]) >= 0 {
+		x := rank{figure(&s), place}
+		if last != nil && x.compare(*last) <= 0 ||
+			len(best) > limit && x.compare(best[limit].rank) >= 0 {
 			continue // most are not looked at any further
 		}
-		if x.clientView = asClient(&s); !f.wants(&x.clientView) {
+		if !strings.HasPrefix(s.ClientID, f.prefix) || !f.wants(subjectOf(&s)) {
 			continue
 		}
-		at := sort.Search(len(best), func(i int) bool { return compareRanked(&best[i], &x) >= 0 })
-		best = slices.Insert(best, at, x)
+		at := sort.Search(len(best), func(i int) bool { return best[i].compare(x) >= 0 })
+		best = slices.Insert(best, at, ranked{asClient(&s), x})
 		best = best[:min(len(best), limit+1)] // one more, to know whether there is a next page
 	}
 	room := newPager(limit)
@@ -321,13 +361,8 @@ func (c *call) clientsBy(by, after string, limit int, f *clientFilter) error {
 	return c.answer(page)
 }
 
-// compareRanked orders the largest figure first, and equal ones by place.
-func compareRanked(a, b *ranked) int {
-	return cmp.Or(cmp.Compare(b.figure, a.figure), cmp.Compare(a.place, b.place))
-}
-
-// lastRanked reads the cursor of a page of clientsBy; nil for the first page.
-func lastRanked(after string) (*ranked, error) {
+// lastRank reads the cursor of a page of clientsBy; nil for the first page.
+func lastRank(after string) (*rank, error) {
 	if after == "" {
 		return nil, nil
 	}
@@ -336,7 +371,7 @@ func lastRanked(after string) (*ranked, error) {
 	if err != nil || !ok {
 		return nil, fail(http.StatusBadRequest, "cursor", "the cursor is that of another order")
 	}
-	return &ranked{figure: n, place: place}, nil
+	return &rank{n, place}, nil
 }
 
 // session returns the Session that the query is about.

@@ -88,12 +88,12 @@ func TestClientsAreFoundByWhatTheyAre(t *testing.T) {
 }
 
 func TestAddressesAreCompared(t *testing.T) {
-	c := clientView{Remote: "[::ffff:192.0.2.7]:1883"}
+	c := subject{address: addressOf("[::ffff:192.0.2.7]:1883")}
 	for text, want := range map[string]bool{"192.0.2.7": true, "192.0.2.0/24": true,
 		"::ffff:192.0.2.7": true, "192.0.3.0/24": false, "192.0.2.8": false} {
 		n, err := parseNetwork(text)
 		require.NoError(t, err)
-		require.Equal(t, want, (&clientFilter{network: n}).wants(&c), text)
+		require.Equal(t, want, (&clientFilter{network: n}).wants(c), text)
 	}
 	_, err := parseNetwork("192.0.2.0/33")
 	require.Error(t, err)

@@ -188,8 +188,8 @@ func (c *call) ended() error {
 	for _, e := range c.desk.b.Ended(c.text("id")) {
 		v := asEnding(&e)
 		seen := before != 0 && e.EndedAt.UnixNano() >= before
-		if seen || refused != nil && *refused != e.Refused || !f.wants(&clientView{ID: v.Client,
-			User: v.User, Remote: v.Address}) {
+		if seen || refused != nil && *refused != e.Refused || !f.wants(subject{id: v.Client,
+			user: v.User, address: addressOf(v.Address)}) {
 			continue
 		}
 		if !room.takes(512 + len(v.Client) + len(v.User) + len(v.Err)) {

@@ -51,7 +51,7 @@ export async function clients(app, q) {
 	};
 	const first = show();
 	first.catch(err => app.signal.aborted || list.replaceChildren(el("div.banner", {role: "alert"}, err.message)));
-	if (!(app.sample?.sessions > 20000)) await first.catch(() => {});
+	if (!(app.sample?.sessions > 100000)) await first.catch(() => {});
 	return el("div", el("div.top", el("h1", "Clients"),
 		el("form.row", {onsubmit: e => { e.preventDefault(); go(); }}, text, connected, sort, el("button", "Search"))),
 	list, el("div.pager", progress,
