@@ -53,7 +53,7 @@ func (c *comings) run(ctx context.Context, b *dunlin.Broker, log *slog.Logger) {
 	if c.of == nil {
 		return
 	}
-	c.of.Run(ctx, b.Publish)
+	c.of.Run(ctx, b)
 	if n := c.of.Lost(); n > 0 {
 		log.Warn("messages of -presence were lost", "messages", n)
 	}

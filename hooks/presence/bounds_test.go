@@ -90,13 +90,13 @@ func TestAMessageThatCannotBeClearedStaysKnown(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() { // waited for below
-			done <- p.Run(ctx, func(_ context.Context, m *packets.Message) error {
+			done <- p.Run(ctx, publisher(func(_ context.Context, m *packets.Message) error {
 				if fails && len(m.Payload) == 0 {
 					return errors.New("no")
 				}
 				r.got = append(r.got, m)
 				return nil
-			})
+			}))
 		}()
 		synctest.Wait()
 		r.leave("a")
@@ -122,12 +122,12 @@ func TestWaitingMessagesAreBoundedInBytes(t *testing.T) {
 	require.InDelta(t, 100-(1<<20)/120_000, int(p.Lost()), 1)
 	published := 0
 	ctx, cancel := context.WithCancel(t.Context())
-	err := p.Run(ctx, func(context.Context, *packets.Message) error {
+	err := p.Run(ctx, publisher(func(context.Context, *packets.Message) error {
 		if published++; uint64(published)+p.Lost() == 100 {
 			cancel()
 		}
 		return nil
-	})
+	}))
 	require.ErrorIs(t, err, context.Canceled)
 	o.Connected(hooks.Connected{Client: client("there is room again", 0), At: time.Now()})
 	require.EqualValues(t, 100, uint64(published)+p.Lost())
@@ -184,7 +184,7 @@ func TestARefusedClientLeavesNothing(t *testing.T) {
 		}))
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
-		go func() { done <- p.Run(ctx, b.Broker().Publish) }() // waited for below
+		go func() { done <- p.Run(ctx, b.Broker()) }() // waited for below
 		for i := range 20 {
 			c := b.Open(t)
 			c.Send(&packets.Connect{Version: packets.V5, CleanStart: true,

@@ -28,7 +28,14 @@ const keptCost = 512
 
 // add notes a message that was published at a time.
 func (k *kept) add(m *packets.Message, at time.Time) {
-	r := &retained{m.Topic, keptCost + 2*len(m.Topic) + len(m.Payload), at}
+	k.put(&retained{m.Topic, keptBytes(m), at})
+}
+
+// keptBytes is about how much memory m takes.
+func keptBytes(m *packets.Message) int { return keptCost + 2*len(m.Topic) + len(m.Payload) }
+
+// put notes a message that is none of those that are known.
+func (k *kept) put(r *retained) {
 	k.topics[r.topic] = k.order.PushBack(r)
 	k.bytes += r.bytes
 }

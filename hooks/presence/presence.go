@@ -4,7 +4,7 @@
 //	config.Observer = seen.Observer() // or hooks.Join(seen.Observer(), another)
 //	b, err := dunlin.New(config)
 //	...
-//	go seen.Run(ctx, b.Publish)
+//	go seen.Run(ctx, b)
 //
 // By default each event is a message: to $SYS/broker/clients/ID/connected and
 // $SYS/broker/clients/ID/disconnected. With Options.Retain there is one retained message for each
@@ -15,6 +15,11 @@
 // ID is the Client Identifier, in which "%", "/", "+" and "#" are written as "%25", "%2F", "%2B"
 // and "%23", and control characters likewise. The client field has the Client Identifier as it is.
 //
+// What is retained becomes true again after it was not: when the broker begins with what a Store has
+// kept, as after a crash, and when an event could not be published. A client that is said to be
+// connected, and is not, then gets an event "disconnected" with the Reason Code 0x80 and the time at
+// which that was found out.
+//
 // The events of a client are in order, also when one connection takes over from another: the first
 // one has disconnected before the second one has connected.
 package presence
@@ -24,6 +29,7 @@ import (
 	"container/list"
 	"context"
 	"encoding/json"
+	"iter"
 	"math"
 	"slices"
 	"strings"
@@ -44,6 +50,9 @@ const (
 	// patience is how long the event of a connection waits for the end of the one that it has taken
 	// over: the broker gives a client a second to read its DISCONNECT.
 	patience = 2 * time.Second
+	// firstPause and lastPause are about how long Run waits after it has made true what is retained
+	// and before it does so again, if that has failed.
+	firstPause, lastPause = time.Second, time.Minute
 )
 
 // Options are what New is given. The zero value is valid.
@@ -119,10 +128,14 @@ type Presence struct {
 	// Bytes of held
 	heldBytes int
 	lost      uint64 // messages
+	doubtful  bool   // with Retain: what is retained may not be true
 
 	news chan struct{} // capacity 1: there is something in ready or held
 
-	kept kept // owned by Run
+	// Owned by Run.
+	kept  kept
+	again time.Time // no sooner does repair do anything
+	pause time.Duration
 }
 
 // A client is who is connected with one Client Identifier.
@@ -170,7 +183,8 @@ func bound(limit, otherwise int) int {
 	return cmp.Or(limit, otherwise)
 }
 
-// Lost returns how many messages were not published: too many waited, or publish returned an error.
+// Lost returns how many messages were not published: too many waited, or Publish returned an error.
+// With Retain, the last event of each client is published later all the same.
 func (p *Presence) Lost() uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -284,8 +298,8 @@ func (p *Presence) releaseLocked(now time.Time) {
 	}
 }
 
-// sayLocked has e published. p.mu is held.
-func (p *Presence) sayLocked(e *Event) {
+// topic is where e is published.
+func (p *Presence) topic(e *Event) string {
 	topic := p.options.Prefix + "/" + level(e.Client)
 	if p.options.PerPrincipal {
 		topic += "/" + level(e.User)
@@ -293,6 +307,18 @@ func (p *Presence) sayLocked(e *Event) {
 	if !p.options.Retain {
 		topic += "/" + e.State
 	}
+	return topic
+}
+
+// loseLocked notes that a message is not published. p.mu is held.
+func (p *Presence) loseLocked() {
+	p.lost++
+	p.doubtful = p.options.Retain
+}
+
+// sayLocked has e published. p.mu is held.
+func (p *Presence) sayLocked(e *Event) {
+	topic := p.topic(e)
 	m, grown := p.latest[topic], 0 // not nil with Retain, if nobody has seen it yet
 	if m != nil {
 		grown = e.size() - m.size()
@@ -301,7 +327,7 @@ func (p *Presence) sayLocked(e *Event) {
 	}
 	if m == nil && len(p.ready) >= p.options.MaxWaiting ||
 		grown > 0 && grown > p.options.MaxWaitingBytes-p.bytes {
-		p.lost++
+		p.loseLocked()
 		return
 	}
 	p.bytes += grown
@@ -324,22 +350,37 @@ func (p *Presence) signal() {
 	}
 }
 
-// Run publishes until ctx ends, and returns its cause. publish is the method Publish of the broker.
-// It is called by this goroutine only.
-func (p *Presence) Run(
-	ctx context.Context, publish func(context.Context, *packets.Message) error,
-) error {
+// A Broker is what Run needs of a *dunlin.Broker.
+type Broker interface {
+	Publish(ctx context.Context, m *packets.Message) error
+	Retained(filter string) iter.Seq[*packets.Message]
+}
+
+// Run publishes until ctx ends, and returns its cause. Only this goroutine calls the broker.
+func (p *Presence) Run(ctx context.Context, b Broker) error {
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
+	p.mu.Lock()
+	p.doubtful = p.options.Retain // a Store may have kept what was true before a crash
+	p.mu.Unlock()
 	for {
 		for m := p.take(); m != nil; m = p.take() {
-			if p.publish(ctx, publish, m) != nil {
+			if p.publish(ctx, b.Publish, m) != nil {
 				p.mu.Lock()
-				p.lost++
+				p.loseLocked()
 				p.mu.Unlock()
 			}
 		}
-		if next := p.release(time.Now()); !next.IsZero() {
+		now := time.Now()
+		next := p.release(now)
+		repaired, again := p.repair(b, now)
+		if repaired {
+			continue // there may be something to publish
+		}
+		if next.IsZero() || !again.IsZero() && again.Before(next) {
+			next = again
+		}
+		if !next.IsZero() {
 			timer.Reset(time.Until(next))
 		}
 		select {

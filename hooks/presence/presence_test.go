@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
+	"maps"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -27,27 +30,75 @@ type rig struct {
 	*hooks.Observer
 	mu  sync.Mutex
 	got []*packets.Message // guarded by mu
+	// What is retained, by topic; guarded by mu
+	retained map[string]*packets.Message
+	fails    bool          // guarded by mu: nothing is published
+	gate     chan struct{} // guarded by mu: what is published waits until it is closed
+}
+
+// Publish and Retained are those of a broker.
+func (r *rig) Publish(_ context.Context, m *packets.Message) error {
+	r.mu.Lock()
+	gate := r.gate
+	r.mu.Unlock()
+	if gate != nil {
+		<-gate
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.fails {
+		return errors.New("the Store has failed")
+	}
+	r.got = append(r.got, m)
+	if m.Retain {
+		r.retained[m.Topic] = m
+	}
+	return nil
+}
+
+func (r *rig) Retained(filter string) iter.Seq[*packets.Message] {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := slices.Collect(maps.Values(r.retained))
+	return func(yield func(*packets.Message) bool) {
+		for _, m := range all {
+			if packets.MatchTopic(filter, m.Topic) && len(m.Payload) > 0 && !yield(m) {
+				return
+			}
+		}
+	}
+}
+
+// A publisher is the Publish of a broker that retains nothing.
+type publisher func(context.Context, *packets.Message) error
+
+func (f publisher) Publish(ctx context.Context, m *packets.Message) error { return f(ctx, m) }
+
+func (f publisher) Retained(string) iter.Seq[*packets.Message] {
+	return func(func(*packets.Message) bool) {}
 }
 
 func withPresence(t *testing.T, o presence.Options, f func(r *rig)) {
 	synctest.Test(t, func(t *testing.T) {
-		r := &rig{t: t, Presence: presence.New(o)}
-		r.Observer = r.Presence.Observer()
-		ctx, cancel := context.WithCancelCause(t.Context())
-		over := errors.New("over")
-		done := make(chan error)
-		go func() { // waited for below
-			done <- r.Run(ctx, func(_ context.Context, m *packets.Message) error {
-				r.mu.Lock()
-				defer r.mu.Unlock()
-				r.got = append(r.got, m)
-				return nil
-			})
-		}()
+		r := &rig{t: t, retained: map[string]*packets.Message{}}
+		end := r.start(o)
 		f(r)
-		cancel(over)
-		require.ErrorIs(t, <-done, over)
+		end()
 	})
+}
+
+// start begins with a new Presence.
+func (r *rig) start(o presence.Options) (end func()) {
+	r.Presence = presence.New(o)
+	r.Observer = r.Presence.Observer()
+	ctx, cancel := context.WithCancelCause(r.t.Context())
+	over := errors.New("over")
+	done := make(chan error)
+	go func() { done <- r.Run(ctx, r) }() // waited for by end
+	return func() {
+		cancel(over)
+		require.ErrorIs(r.t, <-done, over)
+	}
 }
 
 // story is what was published, in short, and since the last call.
@@ -244,12 +295,12 @@ func TestLostMessagesAreCounted(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		published := 0
-		err := p.Run(ctx, func(context.Context, *packets.Message) error {
+		err := p.Run(ctx, publisher(func(context.Context, *packets.Message) error {
 			if published++; published > 7 {
 				return errors.New("no")
 			}
 			return nil
-		})
+		}))
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		require.Equal(t, 10, published)
 		require.EqualValues(t, 5+3, p.Lost())
