@@ -11,6 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/dunlin-mqtt/dunlin/packets"
 	"github.com/dunlin-mqtt/dunlin/store/memory"
@@ -160,43 +161,30 @@ func BenchmarkRouteQoS0(b *testing.B) {
 	}
 }
 
-// BenchmarkStoreCost compares routing with a Store and without one, where it keeps nothing since no
-// session outlives its connection. It prints the ratio of their times, the median of as many pairs
-// of Brokers as -benchtime says (100x), and its 95 % interval by the order of the pairs. The
-// Brokers of a pair take turns of a few milliseconds, so that what else the machine does meets
-// both.
-func BenchmarkStoreCost(b *testing.B) {
-	for _, subscribers := range []int{1, 100} {
-		b.Run(fmt.Sprintf("to %d", subscribers), func(b *testing.B) {
-			var ratios []float64
-			for b.Loop() {
-				ratios = append(ratios, storeCost(b, subscribers, len(ratios)%2))
-			}
-			slices.Sort(ratios)
-			n := len(ratios)
-			k := int(max(0, float64(n)-1.96*math.Sqrt(float64(n))) / 2)
-			b.ReportMetric(ratios[n/2], "ratio")
-			b.ReportMetric(ratios[k], "from")
-			b.ReportMetric(ratios[n-1-k], "to")
-			b.ReportMetric(0, "ns/op") // says nothing here
-		})
+// reportRatios prints the ratio of the times of two Brokers, the median of as many pairs of them as
+// -benchtime says (100x), and its 95 % interval by the order of the pairs. pair makes a pair, that
+// of place first first, and returns what each does for a turn of a few milliseconds. The two take
+// turns, so that what else the machine does meets both.
+func reportRatios(b *testing.B, pair func(first int) [2]func()) {
+	var ratios []float64
+	for b.Loop() {
+		turns := pair(len(ratios) % 2)
+		ratios = append(ratios, ratioOf(turns))
 	}
+	slices.Sort(ratios)
+	n := len(ratios)
+	k := int(max(0, float64(n)-1.96*math.Sqrt(float64(n))) / 2)
+	b.ReportMetric(ratios[n/2], "ratio")
+	b.ReportMetric(ratios[k], "from")
+	b.ReportMetric(ratios[n-1-k], "to")
+	b.ReportMetric(0, "ns/op") // says nothing here
 }
 
-// storeCost is the median ratio of 24 turns with a Store to as many without one. The Broker of
-// place first is made first.
-func storeCost(tb testing.TB, subscribers, first int) float64 {
-	var pubs [2]*feed // without a Store, with one
-	var message []byte
-	for _, i := range []int{first, 1 - first} {
-		pubs[i], message, _ = routing{pub: packets.V311, sub: packets.V311,
-			subscribers: subscribers, store: i == 1}.start(tb)
-	}
+// ratioOf is the median ratio of 24 turns of the second to as many of the first.
+func ratioOf(turns [2]func()) float64 {
 	turn := func(i int) float64 {
 		start := time.Now()
-		for range 10_000 / subscribers {
-			pubs[i].bytes(message)
-		}
+		turns[i]()
 		return float64(time.Since(start))
 	}
 	turn(0)
@@ -210,4 +198,79 @@ func storeCost(tb testing.TB, subscribers, first int) float64 {
 	}
 	slices.Sort(ratios)
 	return ratios[len(ratios)/2]
+}
+
+// BenchmarkStoreCost compares routing with a Store and without one, where it keeps nothing since no
+// session outlives its connection.
+func BenchmarkStoreCost(b *testing.B) {
+	for _, subscribers := range []int{1, 100} {
+		b.Run(fmt.Sprintf("to %d", subscribers), func(b *testing.B) {
+			reportRatios(b, func(first int) (turns [2]func()) {
+				for _, i := range []int{first, 1 - first} {
+					pub, message, _ := routing{pub: packets.V311, sub: packets.V311,
+						subscribers: subscribers, store: i == 1}.start(b)
+					turns[i] = func() {
+						for range 10_000 / subscribers {
+							pub.bytes(message)
+						}
+					}
+				}
+				return turns
+			})
+		})
+	}
+}
+
+// BenchmarkObserverCost compares the flow of messages, 32 in a read, while an Observer counts what
+// was published and delivered, and without one.
+func BenchmarkObserverCost(b *testing.B) {
+	for _, tt := range flows {
+		for _, qos := range []packets.QoS{packets.QoS0, packets.QoS1} {
+			if tt.filter[0] == '$' && qos > packets.QoS0 {
+				continue
+			}
+			b.Run(fmt.Sprintf("%s/QoS %d", tt.name, qos), func(b *testing.B) {
+				reportRatios(b, func(first int) (turns [2]func()) {
+					for _, i := range []int{first, 1 - first} {
+						r := newFlow(b, packets.V311, qos, tt.pubs, tt.subs, tt.filter, tt.topic)
+						if i == 1 {
+							r.b.obs = r.b.safe(counting(new(uint64)))
+						}
+						turns[i] = func() {
+							for range 1 + 10_000/(messagesPerRead*tt.pubs*tt.subs) {
+								r.round()
+							}
+						}
+					}
+					return turns
+				})
+			})
+		}
+	}
+}
+
+// counting is an Observer that counts the bytes that are published and delivered.
+func counting(n *uint64) hooks.Observer {
+	return hooks.Observer{
+		Published: func(e hooks.Published) { *n += uint64(len(e.Message.Payload)) },
+		Delivered: func(e hooks.Delivered) { *n += uint64(len(e.Message.Payload)) },
+	}
+}
+
+// BenchmarkTapCost compares the flow of messages of 5,000 clients, 32 in a read, while a Tap shows
+// the packets of one of them, and without one.
+func BenchmarkTapCost(b *testing.B) {
+	reportRatios(b, func(first int) (turns [2]func()) {
+		for _, i := range []int{first, 1 - first} {
+			r := newFlow(b, packets.V311, packets.QoS0, 5000, 1, "plant/+/speed",
+				func(i int) string { return fmt.Sprintf("plant/%d/speed", i) })
+			if i == 1 {
+				tap, err := r.b.Tap(b.Context(), TapOptions{ClientID: "p7", MaxPackets: -1, For: -1})
+				require.NoError(b, err)
+				b.Cleanup(tap.Stop)
+			}
+			turns[i] = r.round
+		}
+		return turns
+	})
 }

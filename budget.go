@@ -39,7 +39,7 @@ const (
 	messageCost  = 128 // of a message
 	deliveryCost = 64  // of a place in a queue or in flight
 	extraCost    = 64  // of what few deliveries have
-	retainedCost = 48  // of a place among the retained messages
+	retainedCost = 64  // of a place among the retained messages
 )
 
 // holdersOf returns the count of the places that hold a message.

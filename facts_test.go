@@ -283,6 +283,40 @@ func TestPages(t *testing.T) {
 	})
 }
 
+// A retained value has an age, until the broker starts anew.
+func TestRetainedValuesHaveAnAge(t *testing.T) {
+	onStage(t, func(st *stage) {
+		t := st.t
+		began := time.Now()
+		since := func(topic string) (of []time.Duration) {
+			for _, m := range st.b.RetainedFrom(topic, "") {
+				x := st.b.RetainedSince(m)
+				require.False(t, x.IsZero(), m.Topic)
+				of = append(of, x.Sub(began))
+			}
+			return of
+		}
+		c := st.clean("c")
+		time.Sleep(10*time.Second - time.Since(began))
+		c.send(toRetain(message2("a/1", "x", packets.QoS0, 0)))
+		time.Sleep(20*time.Second - time.Since(began))
+		err := st.b.Publish(t.Context(), &Message{Topic: "a/2", Payload: []byte("x"), Retain: true})
+		require.NoError(t, err)
+		require.Equal(t, []time.Duration{10 * time.Second, 20 * time.Second}, since("a/#"))
+		old := slices.Collect(st.b.Retained("a/1"))[0]
+		time.Sleep(30*time.Second - time.Since(began))
+		c.send(toRetain(message2("a/1", "y", packets.QoS0, 0)))
+		synctest.Wait()
+		require.Equal(t, []time.Duration{30 * time.Second, 20 * time.Second}, since("a/#"))
+		require.Zero(t, st.b.RetainedSince(old), "another one has taken its place")
+		require.Zero(t, st.b.RetainedSince(&Message{Topic: "nothing"}))
+		st.restart(func(*Config) {})
+		for m := range st.b.Retained("a/#") {
+			require.Zero(t, st.b.RetainedSince(m), "it was loaded")
+		}
+	})
+}
+
 // paged reads all pages of a size.
 func paged[T any](
 	size int, from func(after string) iter.Seq2[string, T], name func(T) string,

@@ -273,6 +273,17 @@ func (b *Broker) RetainedFrom(filter, after string) iter.Seq2[string, *Message] 
 	}
 }
 
+// RetainedSince returns when m became the retained message of its topic, to a tenth of a second. m is
+// one that Retained or RetainedFrom has yielded. It is zero if the Broker does not know it: m was
+// loaded from the Store, or put back because the Store refused another one, or is not retained any
+// more.
+func (b *Broker) RetainedSince(m *Message) (since time.Time) {
+	if at := b.retained.Since(m); at > 0 {
+		since = tickedAt(b.started, at-1)
+	}
+	return since
+}
+
 // Disconnect ends the connection of a client with a Reason Code, which one of 5.0 is told. A code
 // that a server has no use for in DISCONNECT (3.14.2.1), as 0x00 and 0x04, becomes Administrative
 // action (0x98). The client's Will is published. It returns false if no connection has that Client

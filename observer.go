@@ -2,7 +2,6 @@ package dunlin
 
 import (
 	"runtime/debug"
-	"strings"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
@@ -70,7 +69,7 @@ func (b *Broker) observesMessages() bool {
 func (b *Broker) published(c *hooks.Client, mount string, m *packets.Message, matched int) {
 	if f := b.obs.Published; f != nil {
 		f(hooks.Published{
-			Client: c, Topic: strings.TrimPrefix(m.Topic, mount), MountedTopic: m.Topic,
+			Client: c, Topic: m.Topic[len(mount):], MountedTopic: m.Topic,
 			Message: m, Matched: matched,
 		})
 	}

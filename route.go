@@ -169,10 +169,9 @@ func (o *outgoing) message() *message {
 
 // lend fills in what observed returns while there is no shared form. It points to what was read.
 func (o *outgoing) lend(topic string) {
-	p := o.pub
-	o.lent = packets.Message{
-		Topic: topic, Payload: p.Payload, Properties: p.Properties, QoS: p.QoS, Retain: p.Retain,
-	}
+	p, m := o.pub, &o.lent
+	m.Topic, m.Payload, m.Properties = topic, p.Payload, p.Properties
+	m.QoS, m.Retain = p.QoS, p.Retain
 }
 
 // observed returns what the Observer gets to see of the message, until the end of its call: the
@@ -307,6 +306,7 @@ func (r *route) fill(t *turn, topic []byte, from origin) {
 	b, m := t.b, &t.matches
 	if string(r.topic) != string(topic) {
 		r.topic, r.valid, r.decided = append(r.topic[:0], topic...), false, 0
+		r.text = ""
 	}
 	if !r.valid {
 		r.watch, r.valid = b.tree.Watch(topic), true
@@ -341,7 +341,7 @@ func (r *route) fill(t *turn, topic []byte, from origin) {
 
 // name returns the topic as a string, which is made once.
 func (r *route) name(b *Broker) string {
-	if r.text != string(r.topic) {
+	if r.text == "" { // no topic is
 		r.text = string(r.topic)
 		r.filled(b)
 	}
@@ -534,7 +534,7 @@ func (t *turn) retain(o *outgoing) (old *message, err error) {
 	if len(o.pub.Payload) == 0 {
 		return t.b.retained.Remove(string(o.pub.Topic)), nil
 	}
-	if old, err = t.b.retained.Set(o.message()); err != nil {
+	if old, err = t.b.retained.Set(o.message(), ticks(t.b.started, t.now)+1); err != nil {
 		return nil, packets.Errorf(packets.QuotaExceeded, "%v", err)
 	}
 	return old, nil

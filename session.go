@@ -243,10 +243,10 @@ func (s *session) discardLocked(d *delivery, why hooks.DropReason) {
 }
 
 // delivered, with s.mu held, tells the Observer, which has a function for that, of a message in the
-// output buffer.
+// output buffer of a connection.
 func (s *session) delivered(m *packets.Message, w wire) {
 	s.b.obs.Delivered(hooks.Delivered{
-		Client: s.observed(), Topic: m.Topic[len(s.mount):], MountedTopic: m.Topic, Message: m,
+		Client: s.who(), Topic: m.Topic[len(s.mount):], MountedTopic: m.Topic, Message: m,
 		QoS: w.qos, PacketID: w.id,
 	})
 }

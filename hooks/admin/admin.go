@@ -146,6 +146,7 @@ type desk struct {
 	hub     hub
 	drain   drain
 	traces  traces
+	seen    seen
 	whole   *places // for requests that look at all Sessions or retained messages
 }
 
@@ -174,6 +175,7 @@ func New(brokers map[string]*dunlin.Broker, o Options) *Handler {
 	for name, b := range brokers {
 		d := &desk{name: name, b: b, events: o.Events[name], whole: newPlaces(sortsAtOnce)}
 		d.traces.recorder = o.Traces[name]
+		d.seen.topics.most = keptTopics
 		d.history.most = int(kept / o.Interval)
 		h.brokers[name] = d
 	}

@@ -317,11 +317,11 @@ func everyPage(t *testing.T, w *browser) {
 		}
 		for page, title := range map[string]string{"": "Overview", "clients": "Clients",
 			"topics": "Retained", "bans": "Bans", "who?topic=home": "Who", "ended": "Ended", "drops": "Drops",
-			"security": "Security", "desk": "Desk",
+			"security": "Security", "desk": "Desk", "seen": "Topics seen", "topics?filter=%23": "Retained",
 			"nowhere": "Overview"} {
 			w.open("#/main/"+page, title)
 			fits(title)
-			w.screenshot(fmt.Sprintf("%s-%d", title, width))
+			w.screenshot(fmt.Sprintf("%s-%d", strings.NewReplacer("?", "-", "%", "").Replace(page), width))
 		}
 		for _, id := range odd {
 			w.eval("location.hash = '#/main/client?id=' + encodeURIComponent(" + quote(id) + ")")

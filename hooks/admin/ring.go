@@ -27,7 +27,10 @@ type counted[T any] struct {
 }
 
 // add adds a value. With an empty key it is one of its own.
-func (r *ring[T]) add(key string, v T) {
+func (r *ring[T]) add(key string, v T) { r.merge(key, v, nil) }
+
+// merge is add. If keep is not nil, it puts into the new value what is to stay of the old one.
+func (r *ring[T]) merge(key string, v T, keep func(old, v *T)) {
 	x := &counted[T]{value: v, key: key, at: time.Now(), count: 1}
 	x.first = x.at
 	r.mu.Lock()
@@ -35,6 +38,9 @@ func (r *ring[T]) add(key string, v T) {
 	if e := r.by[key]; e != nil {
 		old := r.order.Remove(e).(*counted[T])
 		x.first, x.count = old.first, old.count+1
+		if keep != nil {
+			keep(&old.value, &x.value)
+		}
 	} else if r.order.Len() >= r.most {
 		delete(r.by, r.order.Remove(r.order.Back()).(*counted[T]).key)
 	}

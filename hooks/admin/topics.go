@@ -3,6 +3,7 @@ package admin
 import (
 	"net/http"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/dunlin-mqtt/dunlin"
@@ -19,13 +20,15 @@ func topicRoutes() []route {
 			serve: (*call).countRetained, looks: true, params: []string{"filter"}, answer: countView{}},
 		{method: "GET", path: ofBroker + "/topics", role: RoleRead, serve: (*call).topics,
 			looks: true, params: []string{"below", "after", "limit"}, answer: levelPage{}},
+		{method: "GET", path: ofBroker + "/seen", role: RoleRead, serve: (*call).seen,
+			params: []string{"limit"}, answer: page[seenView]{}},
 	}
 }
 
 // maxShown is how much of a payload is shown, in bytes.
 const maxShown = 4096
 
-// A messageView is a retained message.
+// A messageView is a message, of which a packet or a page of retained ones tells.
 type messageView struct {
 	Topic string `json:"topic"`
 	QoS   int    `json:"qos"`
@@ -34,6 +37,15 @@ type messageView struct {
 	Text        string `json:"text,omitempty"`
 	Base64      []byte `json:"base64,omitempty"`
 	ContentType string `json:"content_type,omitempty"`
+	// Since is when it was retained. It is missing if it was there when the broker started.
+	Since time.Time `json:"since,omitzero"`
+}
+
+// asRetained is asMessage for a retained message of b.
+func asRetained(b *dunlin.Broker, m *packets.Message) messageView {
+	x := asMessage(m)
+	x.Since = b.RetainedSince(m)
+	return x
 }
 
 func asMessage(m *packets.Message) messageView {
@@ -92,7 +104,7 @@ func (c *call) retained() error {
 			break
 		}
 		after = cursor
-		page.Items = append(page.Items, asMessage(m))
+		page.Items = append(page.Items, asRetained(c.desk.b, m))
 	}
 	return c.answer(page)
 }
@@ -187,7 +199,7 @@ func (c *call) topics() error {
 				continue // it was listed: "a" stands before "a!", and that before "a/b"
 			}
 		} else {
-			x.Message = new(asMessage(m))
+			x.Message = new(asRetained(t.b, m))
 			first, _ := t.next(x.Topic + "/")
 			x.More = first != nil && strings.HasPrefix(first.Topic, x.Topic+"/")
 		}

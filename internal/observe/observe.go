@@ -32,8 +32,8 @@ func Safely(o hooks.Observer, to Panics) *hooks.Observer {
 	o.Denied = unlocked(o.Denied, to)
 	o.Revoked = unlocked(o.Revoked, to)
 	o.Banned = unlocked(o.Banned, to)
-	o.Published = unlocked(o.Published, to)
-	o.Delivered = safely(o.Delivered, to.Locked)
+	o.Published = checked(published(o.Published, to.Usual))
+	o.Delivered = delivered(o.Delivered, to.Locked)
 	o.Acknowledged = safely(o.Acknowledged, to.Locked)
 	o.Dropped = safely(o.Dropped, to.Locked)
 	o.Settled = safely(o.Settled, to.Locked)
@@ -43,9 +43,13 @@ func Safely(o hooks.Observer, to Panics) *hooks.Observer {
 	return &o
 }
 
-// unlocked returns f made safe. Where locks are checked, it must be called without one.
+// unlocked returns f made safe, and checked.
 func unlocked[Event any](f func(Event), to Panics) func(Event) {
-	f = safely(f, to.Usual)
+	return checked(safely(f, to.Usual))
+}
+
+// checked returns f. Where locks are checked, it must be called without one.
+func checked[Event any](f func(Event)) func(Event) {
 	if f == nil || !lock.Checked {
 		return f
 	}
@@ -64,6 +68,42 @@ func safely[Event any](f func(Event), end func(c *hooks.Client, v any)) func(Eve
 		defer func() {
 			if v := recover(); v != nil {
 				end(clientOf(e), v)
+			}
+		}()
+		f(e)
+	}
+}
+
+// published and delivered are safely for the two events that each message has. What they defer has
+// only the client, so that the event stays in registers: that halves what they cost.
+func published(
+	f func(hooks.Published), end func(c *hooks.Client, v any),
+) func(hooks.Published) {
+	if f == nil {
+		return nil
+	}
+	return func(e hooks.Published) {
+		c := e.Client
+		defer func() {
+			if v := recover(); v != nil {
+				end(c, v)
+			}
+		}()
+		f(e)
+	}
+}
+
+func delivered(
+	f func(hooks.Delivered), end func(c *hooks.Client, v any),
+) func(hooks.Delivered) {
+	if f == nil {
+		return nil
+	}
+	return func(e hooks.Delivered) {
+		c := e.Client
+		defer func() {
+			if v := recover(); v != nil {
+				end(c, v)
 			}
 		}()
 		f(e)

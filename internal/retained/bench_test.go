@@ -32,7 +32,7 @@ func BenchmarkStore(b *testing.B) {
 	b.Run("replace", func(b *testing.B) {
 		b.ReportAllocs()
 		for i := range b.N {
-			s.Set(msgs[i*7919%n])
+			s.Set(msgs[i*7919%n], 0)
 		}
 		b.ReportMetric(perTopic, "B/topic")
 	})
@@ -41,7 +41,7 @@ func BenchmarkStore(b *testing.B) {
 		for i := range b.N {
 			m := msgs[i*7919%n]
 			s.Remove(m.Topic)
-			s.Set(m)
+			s.Set(m, 0)
 		}
 	})
 	for _, filter := range []string{"d/777/#", "d/777/x/3", "#", "d/+/x/3", "d/+/y", "+/+/y/+",

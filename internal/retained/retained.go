@@ -10,6 +10,7 @@ import (
 	"github.com/google/btree"
 
 	"github.com/dunlin-mqtt/dunlin/internal/lock"
+	"github.com/dunlin-mqtt/dunlin/packets"
 	"github.com/dunlin-mqtt/dunlin/store"
 )
 
@@ -80,7 +81,8 @@ func Size(m *Message) int64 {
 // Set makes m, which nobody modifies any more, the retained message of its topic, and returns the
 // one that it replaces, nil for none. The error is ErrMessages, ErrBytes or that of Admit, and then
 // nothing has changed. What makes the Store smaller is taken unless Admit has something against it.
-func (s *Store) Set(m *Message) (old *Message, err error) {
+// at is when that is, for Since, in a unit of the caller.
+func (s *Store) Set(m *Message, at uint32) (old *Message, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	it := s.tree.get(m.Topic)
@@ -90,15 +92,15 @@ func (s *Store) Set(m *Message) (old *Message, err error) {
 	if err := s.admit(m, old); err != nil {
 		return nil, err
 	}
-	s.replace(it, m)
+	s.replace(it, m, at)
 	return old, nil
 }
 
-// Restore is Set without limits: for what was retained before.
+// Restore is Set without limits, and with 0 as its time: for what was retained before.
 func (s *Store) Restore(m *Message) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.replace(s.tree.get(m.Topic), m)
+	s.replace(s.tree.get(m.Topic), m, 0)
 }
 
 // admit says why m may not be there in the place of old, nil if it may.
@@ -129,17 +131,17 @@ func (s *Store) Shrinks(topic string, payload, properties int) bool {
 }
 
 // replace puts m into the place of it, nil for a new one. Store.mu is held.
-func (s *Store) replace(it *item, m *Message) {
+func (s *Store) replace(it *item, m *Message, at uint32) {
 	s.size += Size(m)
 	if s.opts.Hold != nil {
 		s.opts.Hold(m)
 	}
 	if it != nil {
 		old := it.msg
-		it.topic, it.msg = m.Topic, m
+		it.topic, it.msg, it.at = m.Topic, m, at
 		s.forget(old)
 	} else {
-		s.tree.insert(m)
+		s.tree.insert(m, at)
 	}
 	s.version.Add(1)
 	if m.Expires != 0 {
@@ -196,6 +198,17 @@ func (s *Store) Get(topic string) *Message {
 		return it.msg
 	}
 	return nil
+}
+
+// Since returns when m, the Message of one that was found, was set; 0 if it was restored, or if it is
+// not the retained message of its topic any more.
+func (s *Store) Since(m *packets.Message) uint32 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if it := s.tree.get(m.Topic); it != nil && &it.msg.Message == m {
+		return it.at
+	}
+	return 0
 }
 
 // Current returns what is now the retained message of the topic of m, which was found at the given

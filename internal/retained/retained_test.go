@@ -24,7 +24,7 @@ func message(topic, payload string) *Message {
 func unlimited() *Store { return New(Options{Limits: Limits{math.MaxInt, math.MaxInt64}}) }
 
 func (s *Store) must(tb testing.TB, m *Message) *Message {
-	old, err := s.Set(m)
+	old, err := s.Set(m, 0)
 	require.NoError(tb, err)
 	return old
 }
@@ -123,7 +123,7 @@ func TestWhatMakesTheStoreSmallerIsAlwaysTaken(t *testing.T) {
 	refused := func(m *Message, want error) {
 		t.Helper()
 		before := s.Get(m.Topic)
-		old, err := s.Set(m)
+		old, err := s.Set(m, 0)
 		require.ErrorIs(t, err, want)
 		require.Nil(t, old)
 		require.Same(t, before, s.Get(m.Topic), "a message that is refused changes nothing")
@@ -156,7 +156,7 @@ func TestHoldAndReleaseCountWhatIsThere(t *testing.T) {
 	s.must(t, a)
 	s.must(t, b)
 	s.Restore(message("c", "3"))
-	_, err := s.Set(message("d", "4"))
+	_, err := s.Set(message("d", "4"), 0)
 	require.Error(t, err)
 	require.True(t, s.RemoveExactly(b))
 	s.Remove("c")
@@ -432,8 +432,8 @@ func TestScansWithWriters(t *testing.T) {
 		over.Go(func() {
 			for i := range 3000 {
 				topic := fmt.Sprintf("fixed/%d/%d", i%100, w)
-				s.Set(message(topic, "x"))
-				s.Set(message(fmt.Sprintf("fixed/%d", i%100), "y"))
+				s.Set(message(topic, "x"), 0)
+				s.Set(message(fmt.Sprintf("fixed/%d", i%100), "y"), 0)
 				s.Remove(topic)
 			}
 		})

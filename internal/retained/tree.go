@@ -27,6 +27,7 @@ type node struct {
 type item struct {
 	topic string // of msg, so that a search does not read msg
 	msg   *Message
+	at    uint32 // when it was set
 }
 
 type kid struct {
@@ -77,9 +78,9 @@ func (t *tree) get(topic string) *item {
 }
 
 // insert adds m, whose topic has no item yet.
-func (t *tree) insert(m *Message) {
+func (t *tree) insert(m *Message, at uint32) {
 	add := summarize(m.Topic)
-	right := t.root.insert(m, &add)
+	right := t.root.insert(item{m.Topic, m, at}, &add)
 	if right != nil {
 		left := t.root
 		t.root = &node{kids: []kid{{left.first(), left}, {right.first(), right}}}
@@ -88,18 +89,18 @@ func (t *tree) insert(m *Message) {
 	t.count++
 }
 
-// insert adds m, whose summary is add, below n. It returns the node that n had to be split into.
-func (n *node) insert(m *Message, add *summary) (right *node) {
+// insert adds it, whose summary is add, below n. It returns the node that n had to be split into.
+func (n *node) insert(it item, add *summary) (right *node) {
 	if n.leaf() {
-		i, _ := n.item(m.Topic)
+		i, _ := n.item(it.topic)
 		n, i, right = n.makeRoom(i)
-		n.items = slices.Insert(n.items, i, item{m.Topic, m})
+		n.items = slices.Insert(n.items, i, it)
 		n.topics.merge(add)
 		return right
 	}
-	i := n.kid(m.Topic)
+	i := n.kid(it.topic)
 	child := n.kids[i].n
-	split := child.insert(m, add)
+	split := child.insert(it, add)
 	n.kids[i].first = child.first()
 	if split != nil {
 		n, i, right = n.makeRoom(i + 1)

@@ -3,7 +3,7 @@
 import {el, get, newPage, of, Refusal, stream} from "./lib.js";
 import {overview} from "./overview.js";
 import {clients, client} from "./clients.js";
-import {topics} from "./topics.js";
+import {seen, topics} from "./topics.js";
 import {bans, security} from "./security.js";
 import {desk} from "./desk.js";
 import {drops, ended, who} from "./why.js";
@@ -20,7 +20,7 @@ const pages = [
 	["security", "Security", "s", security],
 	["desk", "Desk", "d", desk],
 ];
-const others = {client};
+const others = {client, seen};
 
 const main = document.getElementById("main"), nav = document.getElementById("nav");
 const live = document.getElementById("live");
@@ -48,11 +48,11 @@ async function show() {
 	const found = pages.find(p => p[0] === page);
 	const make = found?.[3] ?? others[page] ?? overview;
 	for (const a of nav.children) {
-		if (a.dataset.page === page || page === "client" && a.dataset.page === "clients") a.setAttribute("aria-current", "page");
+		if (a.dataset.page === page || a.dataset.page === {client: "clients", seen: "topics"}[page]) a.setAttribute("aria-current", "page");
 		else a.removeAttribute("aria-current");
 	}
 	nav.querySelector("[aria-current]")?.scrollIntoView({inline: "nearest", block: "nearest"});
-	document.title = (found?.[1] ?? "Client") + " – Dunlin";
+	document.title = (found?.[1] ?? {client: "Client", seen: "Seen lately"}[page] ?? "Overview") + " – Dunlin";
 	const signal = newPage();
 	app.signal = signal;
 	app.onSample = null;

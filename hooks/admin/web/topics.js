@@ -1,6 +1,9 @@
 // The retained messages: as a tree, level by level, or those that match a filter.
 
-import {ask, bytes, el, get, id, input, number, payload, post, say, select, table} from "./lib.js";
+import {age, ask, bytes, el, get, id, input, number, payload, post, say, select, table, time} from "./lib.js";
+
+/** since is the age of a retained message. One that the broker has loaded has none that is known. */
+const since = m => m.since ? age(m.since) : el("span.quiet", {title: "It was there when the broker started."}, "older");
 
 export async function topics(app, q) {
 	const filter = input({type: "search", value: q.filter ?? "", placeholder: "A Topic Filter: sensors/+/temperature, a/#", "aria-label": "Topic Filter"});
@@ -11,6 +14,7 @@ export async function topics(app, q) {
 	const content = q.filter ? await matching(app, q) : el("section.card", el("div.tree", await levels(app)));
 	return el("div", el("div.top", el("h1", "Retained messages"),
 		el("form.row", {onsubmit: go}, filter, el("button", "Show")),
+		el("a.button", {href: app.link("seen")}, "Seen lately"),
 		app.acts && el("button", {onclick: () => publish(app)}, "Publish"),
 		app.acts && el("button.bad", {onclick: () => clear(app, q.filter ?? "")}, "Clear ...")),
 	content);
@@ -22,7 +26,7 @@ async function matching(app, q) {
 	return el("div", table([
 		["Topic", m => el("a", {href: "#", onclick: e => { e.preventDefault(); value(app, m); }}, id(m.topic))],
 		["Value", m => el("div.payload", payload(m))],
-		["QoS", m => m.qos, "num"], ["Size", m => bytes(m.bytes), "num"],
+		["Age", since, "when"], ["QoS", m => m.qos, "num"], ["Size", m => bytes(m.bytes), "num"],
 	], page.items, "No retained message matches."),
 	el("div.pager", el("span.quiet", `${number(page.items.length)} shown`), q.after && el("button", {onclick: () => history.back()}, "Previous"), next));
 }
@@ -45,7 +49,7 @@ async function levels(app, below) {
 
 function level(app, x) {
 	const name = [el("span.name", x.name === "" ? el("span.odd", "empty level") : id(x.name)),
-		x.message && el("span.value", payload(x.message))];
+		x.message && el("span.value", payload(x.message)), x.message && el("span.age", since(x.message))];
 	if (!x.more) return el("div.leaf", {tabIndex: 0, role: "button", onclick: () => value(app, x.message),
 		onkeydown: e => { if (e.key === "Enter") value(app, x.message); }}, name);
 	const details = el("details", el("summary", name));
@@ -68,7 +72,7 @@ function level(app, x) {
 function value(app, m) {
 	const box = el("dialog", el("form", {method: "dialog"},
 		el("h2", id(m.topic)),
-		el("p.quiet.small", `QoS ${m.qos}, ${bytes(m.bytes)}`, m.content_type && ", " + m.content_type, m.bytes > 4096 && ", the beginning of it:"),
+		el("p.quiet.small", m.since ? ["since ", time(m.since), " (", age(m.since), "), "] : "from before the broker started, ", `QoS ${m.qos}, ${bytes(m.bytes)}`, m.content_type && ", " + m.content_type, m.bytes > 4096 && ", the beginning of it:"),
 		el("pre", payload(m)),
 		el("div.buttons",
 			app.acts && el("button.bad", {type: "button", onclick: () => { box.close(); clear(app, m.topic); }}, "Clear"),
@@ -96,6 +100,32 @@ export function clear(app, filter) {
 					app.reload();
 				}});
 		}});
+}
+
+/** seen is the page of the topics that messages pass by. It looks again with each sample of the broker. */
+export async function seen(app) {
+	const list = el("div"), state = el("span.quiet.small", {role: "status"}, "Looking ...");
+	let busy = false;
+	const look = async () => {
+		if (busy) return;
+		busy = true;
+		try {
+			const {items} = await get(app.of("seen", {limit: 500}));
+			list.replaceChildren(table([
+				["Topic", x => el("a", {href: app.link("who", {topic: x.topic})}, id(x.topic))],
+				["Last", x => age(x.at), "when"], ["From", x => x.from && el("a", {href: app.link("client", {id: x.from})}, id(x.from))],
+				["Packets seen", x => number(x.packets), "num"], ["QoS", x => x.qos, "num"], ["Size", x => bytes(x.bytes), "num"],
+			], items, "No message has passed while somebody looked."));
+			state.textContent = `${number(items.length)} topics`;
+		} catch (err) {
+			state.textContent = err.message;
+		}
+		busy = false;
+	};
+	app.onSample = look;
+	look().catch(() => {});
+	return el("div", el("div.top", el("h1", "Topics seen lately"), state),
+		el("p.quiet", "A sample of what passes, taken every few seconds while this page is open: at most 5,000 packets each time, to and from clients. Rare topics may be missed."), list);
 }
 
 function publish(app) {
