@@ -131,7 +131,7 @@ func (c *conn) mustRouse() bool {
 func (c *conn) take() *link.Buffer {
 	x := c.out.Take()
 	if c.b.stats.taps.On() != nil {
-		c.show(tap.Out, time.Now(), x.B)
+		c.show(tap.Out, time.Time{}, x.B)
 	}
 	return x
 }
