@@ -85,7 +85,7 @@ func (b *Broker) Unban(kind BanKind, value string) bool {
 	if !b.guard.Bans.Remove(byte(kind), value, time.Now()) {
 		return false
 	}
-	b.log.Info("ban lifted", "kind", kind, "value", value)
+	b.log.Info("ban lifted", "kind", kind, "value", hooks.ShownUser(value))
 	return true
 }
 
@@ -105,7 +105,7 @@ func (b *Broker) ban(x Ban, by banOrigin) {
 	}, time.Now()) {
 		return
 	}
-	b.log.Warn("banned", "kind", x.Kind, "value", x.Value, "until", x.Until, "reason", x.Reason)
+	b.log.Warn("banned", "kind", x.Kind, "value", hooks.ShownUser(x.Value), "until", x.Until, "reason", x.Reason)
 	if f := b.obs.Banned; f != nil {
 		f(hooks.Banned{Ban: x, Automatic: by == bannedByBroker})
 	}

@@ -1,6 +1,22 @@
 package hooks
 
-import "net/netip"
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"net/netip"
+	"strings"
+)
+
+// ShownUser returns a User Name, or a Principal, as it may be written to logs and pages. A token,
+// which some clients send as their User Name, is a secret: its place takes a text that is the same
+// for the same token, and begins with "(a token, ".
+func ShownUser(name string) string {
+	if !strings.HasPrefix(name, "eyJ") || strings.Count(name, ".") < 2 {
+		return name
+	}
+	sum := sha256.Sum256([]byte(name))
+	return "(a token, " + hex.EncodeToString(sum[:8]) + ")"
+}
 
 // User returns the name by which rules should know the client: the Principal of its Identity or, if
 // the Authenticator set no Principal, the User Name of its CONNECT. ok is false if the client has

@@ -162,10 +162,11 @@ type Ending struct {
 	Address, Listener string
 	Version           packets.Version
 	// ConnectedAt is when the connection came, EndedAt when it ended: of the last one. First is
-	// when
-	// the first one ended.
+	// when the first one ended.
 	ConnectedAt, EndedAt, First time.Time
 	// SessionExpiry is how long the Session was to stay. Zero: it ended with the connection.
 	SessionExpiry time.Duration
 	Count         uint64
+	// Number tells two Endings apart, and is larger for the later one, also if both ended at once.
+	Number uint64
 }

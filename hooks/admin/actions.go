@@ -96,7 +96,10 @@ func (c *call) deleteSession() error {
 // banBody keeps an address, a client or a user out.
 type banBody struct {
 	Kind  string `json:"kind"` // as in Ban
-	Value string `json:"value"`
+	Value string `json:"value,omitempty"`
+	// Client is a Client Identifier, in the place of Value, if Kind is "user": the user of that
+	// client is banned. Only so can a user be whose name is a token, which nobody is shown.
+	Client string `json:"client,omitempty"`
 	// Seconds is how long. Zero: until somebody ends the ban, or the broker ends.
 	Seconds int64  `json:"seconds,omitempty"`
 	Reason  string `json:"reason,omitempty"`
@@ -121,7 +124,7 @@ func (c *call) ban() error {
 	if err := c.read(&a); err != nil {
 		return err
 	}
-	c.about = a.Kind + " " + a.Value
+	c.about = a.Kind + " " + hooks.ShownUser(a.Value)
 	kind, err := banKind(a.Kind)
 	if err != nil {
 		return err
@@ -131,6 +134,12 @@ func (c *call) ban() error {
 			"reason has at most 1,024 bytes", longestBan)
 	}
 	x := dunlin.Ban{Kind: kind, Value: a.Value, Reason: a.Reason}
+	if a.Client != "" {
+		if x.Value, err = c.userOf(&a, kind); err != nil {
+			return err
+		}
+		c.about = a.Kind + " " + hooks.ShownUser(x.Value) + ", of " + a.Client
+	}
 	if a.Seconds > 0 {
 		x.Until = time.Now().Add(time.Duration(a.Seconds) * time.Second)
 	}
@@ -138,6 +147,26 @@ func (c *call) ban() error {
 		return err
 	}
 	return c.did(1)
+}
+
+// userOf returns the user of the client that a names.
+func (c *call) userOf(a *banBody, kind hooks.BanKind) (string, error) {
+	if kind != hooks.BanUser || a.Value != "" {
+		return "", fail(http.StatusBadRequest, "client", "a client stands for its user, so the kind "+
+			"must be user, and there must be no value")
+	}
+	s, ok := c.desk.b.Session(a.Client)
+	if !ok {
+		return "", noClient()
+	}
+	name := s.Principal
+	if s.Client != nil {
+		name, _ = s.Client.User()
+	}
+	if name == "" {
+		return "", fail(http.StatusConflict, "no_user", "the client has no user name")
+	}
+	return name, nil
 }
 
 // unbanBody ends a ban.
@@ -152,10 +181,16 @@ func (c *call) unban() error {
 	if err := c.read(&a); err != nil {
 		return err
 	}
-	c.about = a.Kind + " " + a.Value
+	c.about = a.Kind + " " + hooks.ShownUser(a.Value)
 	kind, err := banKind(a.Kind)
 	if err != nil {
 		return err
+	}
+	for _, x := range c.desk.b.Bans() { // a token is banned by a name that nobody is shown
+		if x.Kind == kind && a.Value == hooks.ShownUser(x.Value) {
+			a.Value = x.Value
+			break
+		}
 	}
 	if !c.desk.b.Unban(kind, a.Value) {
 		return fail(http.StatusNotFound, "no_ban", "there is no such ban")

@@ -123,3 +123,29 @@ func TestADrainEndsWithTheHandler(t *testing.T) {
 		b.actRefused(409, "drain", `{}`)
 	})
 }
+
+// A user whose name is a token is banned by the client that has it. Nobody is shown the token.
+func TestAUserWithATokenIsBanned(t *testing.T) {
+	const token = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl"
+	b := newBench(t)
+	b.broker.Client(t, "c", func(p *packets.Connect) { p.Username, p.HasUsername = token, true })
+	b.connect("anonymous")
+	require.Equal(t, "no_client", b.actRefused(404, "ban", `{"kind":"user","client":"x"}`).Code)
+	require.Equal(t, "no_user",
+		b.actRefused(409, "ban", `{"kind":"user","client":"anonymous"}`).Code)
+	b.actRefused(400, "ban", `{"kind":"client","client":"c"}`)
+	b.actRefused(400, "ban", `{"kind":"user","client":"c","value":"x"}`)
+	b.act(1, "ban", `{"kind":"user","client":"c"}`)
+	require.Equal(t, token, b.broker.Broker().Bans()[0].Value)
+	var bans page[banView]
+	b.get(&bans, "bans")
+	require.Len(t, bans.Items, 1)
+	require.Regexp(t, `^\(a token, `, bans.Items[0].Value)
+	for _, path := range []string{at("bans"), api + "/audit"} {
+		text := b.do(b.request("GET", path, ""), 200)
+		require.Contains(t, text, "(a token, ", path)
+		require.NotContains(t, text, token, path)
+	}
+	b.act(1, "unban", `{"kind":"user","value":`+quote(bans.Items[0].Value)+`}`)
+	require.Empty(t, b.broker.Broker().Bans())
+}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -16,7 +17,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/dunlin-mqtt/dunlin"
+	"github.com/dunlin-mqtt/dunlin/hooks/acl"
 	"github.com/dunlin-mqtt/dunlin/hooks/trace"
+	"github.com/dunlin-mqtt/dunlin/mqtttest"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -294,6 +297,10 @@ func TestTheDashboardInABrowser(t *testing.T) {
 			task.do(b, w)
 			require.LessOrEqual(t, w.clicks, 5)
 			w.well()
+			name := "task-" + strings.ReplaceAll(task.name, " ", "-")
+			w.screenshot(name + "-1280")
+			w.size(360)
+			w.screenshot(name + "-360")
 		})
 	}
 }
@@ -477,6 +484,93 @@ var tasks = []struct {
 		w.sees("This broker accepts no clients.")
 		w.click("Let clients in again")
 		w.sees("Clients are welcome again.")
+	}},
+	{"subscribe a client, and end that", func(b *bench, w *browser) {
+		w.open("#/main/client?id=victim", "victim")
+		w.click("Subscribe ...")
+		w.fill("Topic Filter", "news/#")
+		w.fill("QoS", "1")
+		w.click("Subscribe")
+		w.sees("The client was subscribed.")
+		w.sees("by the server")
+		require.EqualValues(b.t, 1, w.eval(`[...document.querySelectorAll("td .id")].filter(
+			e => e.textContent === "news/#").length`))
+		w.click("Unsubscribe")
+		w.screenshot("dialog-unsubscribe")
+		w.click("Unsubscribe")
+		w.sees("The subscription was ended.")
+		w.sees("It subscribes to nothing.")
+	}},
+	{"who floods", func(b *bench, w *browser) {
+		c := b.broker.Client(b.t, "flooder")
+		for range 500 {
+			c.Send(&packets.Publish{Topic: []byte("flood"), Payload: []byte("x")})
+		}
+		w.click("Clients")
+		w.choose("Order", "received")
+		w.wait("document.querySelector('main tbody tr').textContent.includes('flooder')")
+		w.sees("500")
+	}},
+	{"kick all of a network", func(b *bench, w *browser) {
+		w.click("Bans")
+		w.click("Ban ...")
+		w.fill("Whom", "address")
+		w.fill("Which", "192.0.2.0/24")
+		w.fill("Why", "scans")
+		w.click("Ban")
+		w.sees("The ban is in force.")
+		w.sees("192.0.2.0/24")
+	}},
+	{"is it the store", func(b *bench, w *browser) {
+		w.click("Overview")
+		w.sees("All is well.")
+		w.sees("How long it takes")
+	}},
+	{"is an access rule in force", func(b *bench, w *browser) {
+		rules, err := acl.Parse(strings.NewReader("deny all on secret/#\nallow all on #\n"), "rules")
+		require.NoError(b.t, err)
+		b.broker = mqtttest.NewBroker(b.t, mqtttest.Config(func(c *dunlin.Config) {
+			c.Authorizer = acl.New(rules)
+		}))
+		b.h = New(map[string]*dunlin.Broker{"main": b.broker.Broker()},
+			Options{Authorize: byRole, Logger: slog.New(slog.DiscardHandler)})
+		b.connect("device")
+		w.visit(b)
+		w.click("Clients")
+		w.click("device")
+		w.sees("Why does it get nothing?")
+		w.fill("", "secret/plan")
+		w.click("Explain")
+		w.sees("not authorized")
+		w.sees("rules:1")
+	}},
+	{"which topics are alive", func(b *bench, w *browser) {
+		b.subscribe("reader", "home/#")
+		w.click("Topics")
+		w.click("Seen lately")
+		c := b.broker.Client(b.t, "pub")
+		for range 100 {
+			c.Send(&packets.Publish{Topic: []byte("home/kitchen/temperature"), Payload: []byte("21")})
+			w.wait("true")
+		}
+		w.sees("home/kitchen/temperature")
+		w.sees("1 topic")
+	}},
+	{"keep a token out", func(b *bench, w *browser) {
+		b.broker.Client(b.t, "device", func(p *packets.Connect) {
+			p.Username, p.HasUsername = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl", true
+			p.Properties = p.Properties.AppendUint(packets.SessionExpiryInterval, 3600)
+		})
+		w.open("#/main/client?id=device", "device")
+		w.click("Ban")
+		w.fill("Whom", "user")
+		w.click("Ban")
+		w.sees("The ban is in force.")
+		w.click("Bans")
+		w.sees("(a token, ")
+		w.click("Lift")
+		w.click("Lift it")
+		w.sees("Nobody is banned.")
 	}},
 	{"who has the longest queue", func(b *bench, w *browser) {
 		w.click("Clients")

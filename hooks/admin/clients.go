@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin"
-	"github.com/dunlin-mqtt/dunlin/hooks/internal/names"
+	"github.com/dunlin-mqtt/dunlin/hooks"
 )
 
 // This file is the clients: their list, and one of them.
@@ -105,7 +105,7 @@ var looks = 100_000
 
 func asClient(s *dunlin.SessionInfo) clientView {
 	c := clientView{
-		ID: s.ClientID, Principal: names.Shown(s.Principal), User: names.Shown(s.Principal),
+		ID: s.ClientID, Principal: hooks.ShownUser(s.Principal), User: hooks.ShownUser(s.Principal),
 		Subscriptions: s.SubscriptionCount, Queued: s.Queued, QueuedBytes: s.QueuedBytes,
 		OldestQueued: s.OldestQueued, Inflight: s.Inflight, AwaitingPubrel: s.AwaitingPubrel,
 		Dropped: s.Dropped.Total(), DroppedBy: dropsBy(s.Dropped), WillTopic: s.WillTopic,
@@ -123,7 +123,7 @@ func asClient(s *dunlin.SessionInfo) clientView {
 	}
 	c.Connected, c.Bridge = true, x.Bridge
 	if name, ok := x.User(); ok {
-		c.User = names.Shown(name)
+		c.User = hooks.ShownUser(name)
 	}
 	if x.RemoteAddr != nil {
 		c.Remote = x.RemoteAddr.String()
@@ -206,7 +206,7 @@ func subjectOf(s *dunlin.SessionInfo) subject {
 			x.address = addressOf(at.String())
 		}
 	}
-	x.user = names.Shown(x.user)
+	x.user = hooks.ShownUser(x.user)
 	return x
 }
 

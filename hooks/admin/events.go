@@ -7,12 +7,13 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/dunlin-mqtt/dunlin"
 	"github.com/dunlin-mqtt/dunlin/hooks"
-	"github.com/dunlin-mqtt/dunlin/hooks/internal/names"
 )
 
 // This file is what happens, as it happens: security events, and the stream of events.
@@ -88,7 +89,7 @@ func (e *Events) Observer() *hooks.Observer {
 		},
 		Banned: func(x hooks.Banned) {
 			e.banned.add("", securityEvent{What: "banned",
-				About: cut(x.Kind.String() + " " + names.Shown(x.Value)), Reason: cut(x.Reason)})
+				About: cut(x.Kind.String() + " " + hooks.ShownUser(x.Value)), Reason: cut(x.Reason)})
 		},
 		Panicked: func(x hooks.Panicked) { e.panics.add("", asSecurity("panic", x.Client, "", nil)) },
 		StoreFailed: func(x hooks.StoreFailed) {
@@ -114,7 +115,7 @@ func asSecurity(what string, client *hooks.Client, about string, err error) secu
 	if client != nil {
 		x.Client = cut(client.ID)
 		name, _ := client.User()
-		x.User = cut(names.Shown(name))
+		x.User = cut(hooks.ShownUser(name))
 		if client.RemoteAddr != nil {
 			x.Remote = client.RemoteAddr.String()
 		}
@@ -169,7 +170,7 @@ func (c *call) bans() error {
 		last = int(k)
 	}
 	page, room := page[banView]{Items: []banView{}}, newPager(limit)
-	for _, x := range c.desk.b.Bans() {
+	for _, x := range shownBans(c.desk.b) {
 		if after != "" && cmp.Or(cmp.Compare(int(x.Kind), last), cmp.Compare(x.Value, value)) <= 0 {
 			continue
 		}
@@ -181,6 +182,18 @@ func (c *call) bans() error {
 		page.Items = append(page.Items, banView{x.Kind.String(), x.Value, x.Until, x.Reason})
 	}
 	return c.answer(page)
+}
+
+// shownBans are the bans in force as they may be shown, by kind and value.
+func shownBans(b *dunlin.Broker) []dunlin.Ban {
+	all := b.Bans()
+	for i := range all {
+		all[i].Value = hooks.ShownUser(all[i].Value)
+	}
+	slices.SortStableFunc(all, func(a, b dunlin.Ban) int {
+		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Value, b.Value))
+	})
+	return all
 }
 
 // A hub gives events to all streams that are open. A stream that does not keep up misses some.

@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin"
-	"github.com/dunlin-mqtt/dunlin/hooks/internal/names"
+	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -125,7 +125,7 @@ func (c *call) subscribers() error {
 		if v.More = !room.takes(128 + len(x.ClientID) + len(x.Principal) + len(x.Filter)); v.More {
 			break
 		}
-		s := subscriberView{Client: x.ClientID, Principal: names.Shown(x.Principal), Filter: x.Filter,
+		s := subscriberView{Client: x.ClientID, Principal: hooks.ShownUser(x.Principal), Filter: x.Filter,
 			Group: x.Group, QoS: int(x.QoS), NoLocal: x.NoLocal, Connected: x.Connected}
 		if x.Cause != 0 {
 			s.Cause = x.Cause.String()
@@ -155,10 +155,10 @@ type endingView struct {
 
 func asEnding(e *dunlin.Ending) endingView {
 	v := endingView{Refused: e.Refused, Cause: e.Cause.String(), Code: int(e.Code), Err: e.Err,
-		Client: e.ClientID, User: names.Shown(e.User), Address: e.Address, Listener: e.Listener,
+		Client: e.ClientID, User: hooks.ShownUser(e.User), Address: e.Address, Listener: e.Listener,
 		ConnectedAt: e.ConnectedAt, EndedAt: e.EndedAt, First: e.First, Count: e.Count}
 	if v.User == "" {
-		v.User = names.Shown(e.Principal)
+		v.User = hooks.ShownUser(e.Principal)
 	}
 	if e.Version != 0 {
 		v.Protocol = e.Version.String()
@@ -184,29 +184,29 @@ func (c *call) ended() error {
 	if err != nil {
 		return err
 	}
-	page, room := page[endingView]{Items: []endingView{}}, newPager(limit)
+	page, room, last := page[endingView]{Items: []endingView{}}, newPager(limit), uint64(0)
 	for _, e := range c.desk.b.Ended(c.text("id")) {
 		v := asEnding(&e)
-		seen := before != 0 && e.EndedAt.UnixNano() >= before
+		seen := before != 0 && e.Number >= before
 		if seen || refused != nil && *refused != e.Refused || !f.wants(subject{id: v.Client,
 			user: v.User, address: addressOf(v.Address)}) {
 			continue
 		}
 		if !room.takes(512 + len(v.Client) + len(v.User) + len(v.Err)) {
-			last := page.Items[len(page.Items)-1].EndedAt.UnixNano()
-			page.Next = encodeCursor(strconv.FormatInt(last, 10))
+			page.Next = encodeCursor(strconv.FormatUint(last, 10))
 			break
 		}
+		last = e.Number
 		page.Items = append(page.Items, v)
 	}
 	return c.answer(page)
 }
 
 // lastEnding reads the cursor of a page of ended; 0 for the first page.
-func lastEnding(after string) (before int64, err error) {
+func lastEnding(after string) (before uint64, err error) {
 	text, err := decodeCursor(after)
 	if err == nil && text != "" {
-		if before, err = strconv.ParseInt(text, 10, 64); err != nil {
+		if before, err = strconv.ParseUint(text, 10, 64); err != nil {
 			err = fail(http.StatusBadRequest, "cursor", "the cursor is that of another list")
 		}
 	}

@@ -167,3 +167,33 @@ func TestAudit(t *testing.T) {
 		require.Equal(t, "packets", b.h.audit.newest(1)[0].value.Action, "it is audited when it begins")
 	})
 }
+
+// Connections that end at one instant are all in the pages, each once.
+func TestConnectionsThatEndAtOneInstantComeInPages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		ids := []string{"a", "b", "c", "d", "e"}
+		b.connect(ids...)
+		for _, id := range ids {
+			require.True(t, b.broker.Broker().Disconnect(id, packets.AdministrativeAction))
+		}
+		synctest.Wait()
+		time.Sleep(time.Minute) // until the connections are closed
+		var got []string
+		times := map[time.Time]bool{}
+		for query := []string{"limit", "2"}; ; {
+			var page page[endingView]
+			b.get(&page, "ended", query...)
+			for _, x := range page.Items {
+				got = append(got, x.Client)
+				times[x.EndedAt] = true
+			}
+			if page.Next == "" {
+				break
+			}
+			query = []string{"limit", "2", "after", page.Next}
+		}
+		require.Len(t, times, 1)
+		require.ElementsMatch(t, ids, got)
+	})
+}

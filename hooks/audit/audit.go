@@ -39,7 +39,6 @@ import (
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/hooks/auth"
-	"github.com/dunlin-mqtt/dunlin/hooks/internal/names"
 	"github.com/dunlin-mqtt/dunlin/hooks/internal/queue"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
@@ -194,7 +193,7 @@ func of(c *hooks.Client) (attrs []slog.Attr) {
 	}
 	attrs = append(attrs, text("client_id", c.ID))
 	if user, ok := c.User(); ok {
-		attrs = append(attrs, text("user", names.Shown(user)))
+		attrs = append(attrs, text("user", hooks.ShownUser(user)))
 	}
 	if c.RemoteAddr != nil {
 		attrs = append(attrs, slog.String("remote", c.RemoteAddr.String()))

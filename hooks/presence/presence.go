@@ -37,7 +37,6 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
-	"github.com/dunlin-mqtt/dunlin/hooks/internal/names"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -449,7 +448,7 @@ func about(c *hooks.Client) Event {
 		Client: c.ID, Protocol: c.Version.String(), CleanStart: c.CleanStart, KeepAlive: c.KeepAlive,
 	}
 	e.User, _ = c.User()
-	e.User = names.Shown(e.User)
+	e.User = hooks.ShownUser(e.User)
 	if c.RemoteAddr != nil {
 		e.Address = c.RemoteAddr.String()
 	}

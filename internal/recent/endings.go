@@ -16,14 +16,8 @@ type Endings struct {
 	seed maphash.Seed
 
 	mu    lock.Mutex[leaf]
-	lists [2]list[numbered] // those that were refused are in the second one
-	n     uint64            // of the last one
-}
-
-// numbered is an Ending with its number, because two may have the same time.
-type numbered struct {
-	hooks.Ending
-	n uint64
+	lists [2]list[hooks.Ending] // those that were refused are in the second one
+	n     uint64                // Number of the last one
 }
 
 // NewEndings returns an empty list. The limits hold for those that ended and for those that were
@@ -31,14 +25,15 @@ type numbered struct {
 func NewEndings(l Limits) *Endings {
 	return &Endings{
 		seed:  maphash.MakeSeed(),
-		lists: [2]list[numbered]{newList[numbered](l), newList[numbered](l)},
+		lists: [2]list[hooks.Ending]{newList[hooks.Ending](l), newList[hooks.Ending](l)},
 	}
 }
 
 // endingSize is what an Ending takes besides its strings.
 const endingSize = 288
 
-// Add notes that a connection has ended at x.EndedAt. It sets x.First and x.Count.
+// Add notes that a connection has ended at x.EndedAt. It sets x.First, x.Count and
+// x.Number.
 func (e *Endings) Add(x hooks.Ending) {
 	host := x.Address
 	if h, _, err := net.SplitHostPort(host); err == nil {
@@ -63,7 +58,8 @@ func (e *Endings) Add(x hooks.Ending) {
 		list.remove(list.newest) // its strings are others
 	}
 	e.n++
-	list.add(key, numbered{x, e.n}, size)
+	x.Number = e.n
+	list.add(key, x, size)
 }
 
 // All returns the Endings of a client, or of all if clientID is empty, the last one first.
@@ -71,7 +67,7 @@ func (e *Endings) All(clientID string) []hooks.Ending {
 	clientID = Cut(clientID)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	var of [2][]numbered
+	var of [2][]hooks.Ending
 	for i := range e.lists {
 		for x := range e.lists[i].each {
 			if clientID == "" || x.ClientID == clientID {
@@ -83,14 +79,14 @@ func (e *Endings) All(clientID string) []hooks.Ending {
 }
 
 // merge returns what is in both, the last one first, as they are.
-func merge(a, b []numbered) []hooks.Ending {
+func merge(a, b []hooks.Ending) []hooks.Ending {
 	all := make([]hooks.Ending, 0, len(a)+len(b))
 	for len(a)+len(b) > 0 {
 		from := &a
-		if len(a) == 0 || len(b) > 0 && b[0].n > a[0].n {
+		if len(a) == 0 || len(b) > 0 && b[0].Number > a[0].Number {
 			from = &b
 		}
-		all = append(all, (*from)[0].Ending)
+		all = append(all, (*from)[0])
 		*from = (*from)[1:]
 	}
 	return all

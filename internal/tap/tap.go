@@ -380,6 +380,7 @@ func blank(data []byte, v packets.Version) (copied []byte, withheld bool) {
 		if c.HasPassword {
 			c.Password = []byte(stars)
 		}
+		c.Username = hooks.ShownUser(c.Username) // a token is as good as a password
 		c.Properties = blankProperties(c.Properties)
 		return written(c, v, short)
 	case packets.TypeAuth, packets.TypeConnack:

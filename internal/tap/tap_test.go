@@ -270,3 +270,18 @@ func BenchmarkAnotherClientIsWatched(b *testing.B) {
 		taps.On().See(w, time.Time{}, In, data)
 	}
 }
+
+// A User Name is shown, and a token in its place is not.
+func TestTokensAreNotShown(t *testing.T) {
+	const token = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl"
+	for name, shown := range map[string]string{"ann": "ann", token: hooks.ShownUser(token)} {
+		c := &packets.Connect{Version: packets.V5, ClientID: "c", HasUsername: true, Username: name}
+		data, err := c.Append(nil, packets.V5)
+		require.NoError(t, err)
+		got, withheld := blank(data, packets.V5)
+		require.False(t, withheld)
+		p, _, err := packets.Decode(got, packets.V5, packets.Limits{})
+		require.NoError(t, err)
+		require.Equal(t, shown, p.(*packets.Connect).Username)
+	}
+}

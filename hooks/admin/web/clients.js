@@ -169,14 +169,14 @@ async function subscriptions(app, c) {
 /** ban asks which of a client is to be kept out, and for how long. */
 export function ban(app, c) {
 	const kinds = [["client", "this Client Identifier"]];
-	if (c.user && !c.user.startsWith("(a token, ")) kinds.push(["user", `the user ${c.user}`]);
+	if (c.user) kinds.push(["user", `the user ${c.user}`]);
 	if (c.remote) kinds.push(["address", `the address ${host(c.remote)}`]);
 	const kind = select(kinds), seconds = select([["3600", "an hour"], ["86400", "a day"], ["604800", "a week"], ["0", "until it is lifted"]]);
 	const reason = input({maxLength: 500});
 	ask({title: "Keep out", fields: [["kind", "Whom", kind], ["seconds", "How long", seconds], ["reason", "Why, for the list", reason]], button: "Ban", bad: true,
 		act: async () => {
-			const value = {client: c.id, user: c.user, address: c.remote && host(c.remote)}[kind.value];
-			await post(app.of("ban"), {kind: kind.value, value, seconds: Number(seconds.value), reason: reason.value});
+			const whom = {client: {value: c.id}, user: {client: c.id}, address: {value: c.remote && host(c.remote)}}[kind.value];
+			await post(app.of("ban"), {kind: kind.value, ...whom, seconds: Number(seconds.value), reason: reason.value});
 			say("The ban is in force.");
 			app.reload();
 		}});

@@ -52,7 +52,7 @@ function drain(app, b) {
 	app.onSample = s => { left.textContent = number(s.connections); };
 	return el("section.card", el("h2", "Move all clients away"), el("p",
 		draining ? ["This broker accepts no clients. ", left, " are connected."] : "Before this broker is stopped, its clients can be sent to another one, so many in a second.",
-		d && !d.running && ` The last time ${number(d.moved)} were moved.`, d?.err && ` It ended: ${d.err}.`),
+		d && !d.running && ` The last time ${d.moved === 1 ? "1 client was" : number(d.moved) + " clients were"} moved.`, d?.err && ` It ended: ${d.err}.`),
 	app.acts && el("div.row", draining ? el("button", {onclick: end}, "Let clients in again") : el("button.bad", {onclick: begin}, "Move them ...")));
 }
 

@@ -26,12 +26,19 @@ function set(e, attributes) {
 // Characters that would not be seen, or that turn the order of others round.
 const unseen = /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]/u;
 
+// The same, but lines and tabs are usual in a payload.
+const odd = new RegExp(unseen.source.replace("\\u0000-\\u001f", "\\u0000-\\u0008\\u000b\\u000c\\u000e-\\u001f"), "u");
+
 /** id writes a text that a client has chosen, so that all of it is seen. */
 export function id(text) {
-	const e = el("bdi.id", {dir: "ltr"});
 	if (text === "") return el("bdi.id", el("span.odd", "empty"));
-	for (const part of text.split(new RegExp(`(${unseen.source})`, "u"))) {
-		if (unseen.test(part)) {
+	return seen(el("bdi.id", {dir: "ltr"}), text, unseen);
+}
+
+/** seen appends a text to an element, so that the characters of a pattern are seen. */
+function seen(e, text, pattern) {
+	for (const part of text.split(new RegExp(`(${pattern.source})`, "u"))) {
+		if (pattern.test(part)) {
 			e.append(el("span.odd", "U+" + part.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")));
 		} else if (part) e.append(part);
 	}
@@ -143,7 +150,7 @@ export function age(text) {
 
 /** payload writes the payload of a message as far as it was sent. */
 export function payload(m) {
-	if (m.text) return el("bdi", m.text);
+	if (m.text) return seen(el("bdi"), m.text, odd);
 	if (m.base64) {
 		const b = atob(m.base64);
 		return el("bdi", Array.from(b, c => c.charCodeAt(0).toString(16).padStart(2, "0")).join(" "));

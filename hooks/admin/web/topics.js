@@ -76,7 +76,7 @@ function value(app, m) {
 		el("pre", payload(m)),
 		el("div.buttons",
 			app.acts && el("button.bad", {type: "button", onclick: () => { box.close(); clear(app, m.topic); }}, "Clear"),
-			el("button.main", "Close"))));
+			el("button.main", {autofocus: true}, "Close"))));
 	box.addEventListener("close", () => box.remove());
 	document.body.append(box);
 	box.showModal();
@@ -116,7 +116,7 @@ export async function seen(app) {
 				["Last", x => age(x.at), "when"], ["From", x => x.from && el("a", {href: app.link("client", {id: x.from})}, id(x.from))],
 				["Packets seen", x => number(x.packets), "num"], ["QoS", x => x.qos, "num"], ["Size", x => bytes(x.bytes), "num"],
 			], items, "No message has passed while somebody looked."));
-			state.textContent = `${number(items.length)} topics`;
+			state.textContent = items.length === 1 ? "1 topic" : `${number(items.length)} topics`;
 		} catch (err) {
 			state.textContent = err.message;
 		}

@@ -98,7 +98,7 @@ export async function ended(app, q) {
 
 export async function drops(app, q) {
 	const {items} = await get(app.of("drops", {id: q.id, limit: 500}));
-	const by = app.sample?.dropped_by ?? (await get(app.of("stats"))).dropped_by;
+	const by = (await get(app.of("stats"))).dropped_by; // the last sample may be older than the list
 	const reasons = Object.entries(by).sort((a, b) => b[1] - a[1]);
 	return el("div", el("div.top", el("h1", "Drops"), q.id && el("span.badge", "of ", id(q.id))),
 		el("div.tiles", reasons.length ? reasons.map(([why, n]) => el("div.tile", el("div.name", why), el("div.value", number(n)))) : el("div.tile", el("div.name", "Since the start"), el("div.value", "0"))),
