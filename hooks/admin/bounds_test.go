@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/dunlin-mqtt/dunlin"
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
@@ -252,4 +254,36 @@ func TestSubscriptionsOfAnOperator(t *testing.T) {
 		b.actRefused(422, "subscribe", body)
 	}
 	b.actRefused(400, "subscribe", `{"id":"c","filter":"a","qos":3}`)
+}
+
+// Somebody who asks for the packets of all topics and does not read them delays no message, and
+// their Tap ends.
+func TestAFilterThatMatchesEverythingDelaysNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		synctest.Wait()
+		sub := b.broker.Client(t, "sub")
+		sub.Send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "#"}}})
+		sub.WantType("an answer", packets.TypeSuback)
+		c := b.serve()()
+		r := b.request("GET", at("packets", "filter", "#"), "")
+		require.NoError(t, r.Write(c)) // and it reads nothing
+		synctest.Wait()
+		pub := b.broker.Client(t, "pub")
+		began := time.Now()
+		const n = 5000
+		for i := range n {
+			pub.Send(&packets.Publish{Topic: []byte("t"), Payload: make([]byte, 1000)})
+			sub.WantType("message "+strconv.Itoa(i), packets.TypePublish)
+		}
+		require.Zero(t, time.Since(began))
+		require.Zero(t, b.broker.Broker().Stats().MessagesDropped)
+		time.Sleep(2 * patience)
+		synctest.Wait()
+		require.Empty(t, b.h.streams, "the stream has ended")
+		for range 16 { // as many Taps as there may be
+			_, err := b.broker.Broker().Tap(t.Context(), dunlin.TapOptions{})
+			require.NoError(t, err)
+		}
+	})
 }

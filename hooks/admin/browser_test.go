@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -485,7 +484,7 @@ var tasks = []struct {
 		w.click("Let clients in again")
 		w.sees("Clients are welcome again.")
 	}},
-	{"subscribe a client, and end that", func(b *bench, w *browser) {
+	{"subscribe and unsubscribe a client", func(b *bench, w *browser) {
 		w.open("#/main/client?id=victim", "victim")
 		w.click("Subscribe ...")
 		w.fill("Topic Filter", "news/#")
@@ -529,11 +528,9 @@ var tasks = []struct {
 	{"is an access rule in force", func(b *bench, w *browser) {
 		rules, err := acl.Parse(strings.NewReader("deny all on secret/#\nallow all on #\n"), "rules")
 		require.NoError(b.t, err)
-		b.broker = mqtttest.NewBroker(b.t, mqtttest.Config(func(c *dunlin.Config) {
+		b = benchOf(b.t, mqtttest.NewBroker(b.t, mqtttest.Config(func(c *dunlin.Config) {
 			c.Authorizer = acl.New(rules)
-		}))
-		b.h = New(map[string]*dunlin.Broker{"main": b.broker.Broker()},
-			Options{Authorize: byRole, Logger: slog.New(slog.DiscardHandler)})
+		})))
 		b.connect("device")
 		w.visit(b)
 		w.click("Clients")

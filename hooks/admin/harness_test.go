@@ -36,7 +36,11 @@ func byRole(r *http.Request) (Identity, error) {
 }
 
 func newBench(t *testing.T, edits ...func(*Options)) *bench {
-	broker := mqtttest.NewBroker(t)
+	return benchOf(t, mqtttest.NewBroker(t), edits...)
+}
+
+// benchOf is newBench for a broker that is there.
+func benchOf(t *testing.T, broker *mqtttest.Broker, edits ...func(*Options)) *bench {
 	o := Options{Authorize: byRole, Logger: slog.New(slog.DiscardHandler)}
 	for _, edit := range edits {
 		edit(&o)

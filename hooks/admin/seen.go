@@ -18,7 +18,8 @@ const (
 	lookPackets = 5000
 	lookBytes   = 8 << 20
 	lookFor     = time.Second
-	// keptTopics is how many topics are kept of all looks, and maxSeen how long one may be.
+	// keptTopics is how many topics are kept of all looks, and maxSeen how long one may be, and the
+	// Client Identifier with it.
 	keptTopics = 500
 	maxSeen    = 1024
 )
@@ -74,7 +75,7 @@ func (s *seen) note(p *dunlin.TapPacket) {
 		return
 	}
 	v := seenView{Topic: string(m.Topic), QoS: int(m.QoS), Bytes: len(m.Payload)}
-	if p.Incoming {
+	if p.Incoming && len(p.Client.ID) <= maxSeen {
 		v.From = p.Client.ID
 	}
 	s.topics.merge(v.Topic, v, func(old, v *seenView) {

@@ -140,7 +140,7 @@ function cards(c, before) {
 }
 
 async function subscriptions(app, c) {
-	const list = el("div"), more = el("button", "More"), all = [];
+	const list = el("div"), more = el("button", "More"), all = [], count = el("span.quiet");
 	let after;
 	const end = s => ask({title: "End this subscription?", text: ["An operator or the program has made it: ", id(s.filter)], button: "Unsubscribe", bad: true,
 		act: async () => { await post(app.of("unsubscribe"), {id: c.id, filter: s.filter}); say("The subscription was ended."); app.reload(); }});
@@ -155,6 +155,7 @@ async function subscriptions(app, c) {
 		all.push(...page.items);
 		after = page.next;
 		more.hidden = !after;
+		count.textContent = number(c.subscriptions + all.filter(s => s.by_server).length);
 		list.replaceChildren(table([
 			["Filter", s => id(s.filter)], ["QoS", s => s.qos, "num"],
 			["Options", s => [s.no_local && el("span.badge", "No Local"), " ", s.retain_as_published && el("span.badge", "Retain As Published"), " ", s.by_server && el("span.badge", "by the server")]],
@@ -163,7 +164,7 @@ async function subscriptions(app, c) {
 	};
 	more.addEventListener("click", load);
 	await load();
-	return el("section.card", el("h2", "Subscriptions ", el("span.quiet", number(c.subscriptions))), list, more, app.acts && el("button", {onclick: add}, "Subscribe ..."));
+	return el("section.card", el("div.row", el("h2", "Subscriptions ", count), app.acts && el("button", {onclick: add}, "Subscribe ...")), list, more);
 }
 
 /** ban asks which of a client is to be kept out, and for how long. */
