@@ -105,7 +105,8 @@ func (b *Broker) ban(x Ban, by banOrigin) {
 	}, time.Now()) {
 		return
 	}
-	b.log.Warn("banned", "kind", x.Kind, "value", hooks.ShownUser(x.Value), "until", x.Until, "reason", x.Reason)
+	b.log.Warn("banned", "kind", x.Kind, "value", hooks.ShownUser(x.Value), "until", x.Until,
+		"reason", x.Reason)
 	if f := b.obs.Banned; f != nil {
 		f(hooks.Banned{Ban: x, Automatic: by == bannedByBroker})
 	}

@@ -273,10 +273,10 @@ func (b *Broker) RetainedFrom(filter, after string) iter.Seq2[string, *Message] 
 	}
 }
 
-// RetainedSince returns when m became the retained message of its topic, to a tenth of a second. m is
-// one that Retained or RetainedFrom has yielded. It is zero if the Broker does not know it: m was
-// loaded from the Store, or put back because the Store refused another one, or is not retained any
-// more.
+// RetainedSince returns when m became the retained message of its topic, to a tenth of a second. m
+// is one that Retained or RetainedFrom has yielded. It is zero if the Broker does not know it: m
+// was loaded from the Store, or put back because the Store refused another one, or is not retained
+// any more.
 func (b *Broker) RetainedSince(m *Message) (since time.Time) {
 	if at := b.retained.Since(m); at > 0 {
 		since = tickedAt(b.started, at-1)

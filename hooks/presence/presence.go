@@ -15,10 +15,10 @@
 // ID is the Client Identifier, in which "%", "/", "+" and "#" are written as "%25", "%2F", "%2B"
 // and "%23", and control characters likewise. The client field has the Client Identifier as it is.
 //
-// What is retained becomes true again after it was not: when the broker begins with what a Store has
-// kept, as after a crash, and when an event could not be published. A client that is said to be
-// connected, and is not, then gets an event "disconnected" with the Reason Code 0x80 and the time at
-// which that was found out.
+// What is retained becomes true again after it was not: when the broker begins with what a Store
+// has kept, as after a crash, and when an event could not be published. A client that is said to be
+// connected, and is not, then gets an event "disconnected" with the Reason Code 0x80 and the time
+// at which that was found out.
 //
 // The events of a client are in order, also when one connection takes over from another: the first
 // one has disconnected before the second one has connected.

@@ -200,8 +200,8 @@ func (s *Store) Get(topic string) *Message {
 	return nil
 }
 
-// Since returns when m, the Message of one that was found, was set; 0 if it was restored, or if it is
-// not the retained message of its topic any more.
+// Since returns when m, the Message of one that was found, was set; 0 if it was restored, or if it
+// is not the retained message of its topic any more.
 func (s *Store) Since(m *packets.Message) uint32 {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
