@@ -29,6 +29,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/bridge"
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/hooks/httpgw"
+	"github.com/dunlin-mqtt/dunlin/hooks/presence"
 	"github.com/dunlin-mqtt/dunlin/listeners/websocket"
 	"github.com/dunlin-mqtt/dunlin/store/segment"
 )
@@ -191,7 +192,7 @@ func (s *service) serve(
 	}
 	srv := &http.Server{Handler: s.handler(ws, gateway), ConnState: ws.ConnState,
 		ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10}
-	g.Go(func() error { return s.presence.Run(ctx, s.online.told) })
+	g.Go(func() error { return s.presence.Run(ctx, presence.Func(s.online.told)) })
 	g.Go(func() error { return s.follow(ctx) })
 	g.Go(func() error { return s.sweep(ctx) })
 	g.Go(func() error { return s.broker.Serve(d.devices) })

@@ -90,7 +90,7 @@ func TestAMessageThatCannotBeClearedStaysKnown(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() { // waited for below
-			done <- p.Run(ctx, publisher(func(_ context.Context, m *packets.Message) error {
+			done <- p.Run(ctx, presence.Func(func(_ context.Context, m *packets.Message) error {
 				if fails && len(m.Payload) == 0 {
 					return errors.New("no")
 				}
@@ -122,7 +122,7 @@ func TestWaitingMessagesAreBoundedInBytes(t *testing.T) {
 	require.InDelta(t, 100-(1<<20)/120_000, int(p.Lost()), 1)
 	published := 0
 	ctx, cancel := context.WithCancel(t.Context())
-	err := p.Run(ctx, publisher(func(context.Context, *packets.Message) error {
+	err := p.Run(ctx, presence.Func(func(context.Context, *packets.Message) error {
 		if published++; uint64(published)+p.Lost() == 100 {
 			cancel()
 		}

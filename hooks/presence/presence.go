@@ -355,6 +355,18 @@ type Broker interface {
 	Retained(filter string) iter.Seq[*packets.Message]
 }
 
+// A Func is a Broker that retains nothing: a function that takes the events of a program that wants
+// them for itself, without Options.Retain.
+type Func func(ctx context.Context, m *packets.Message) error
+
+// Publish calls f.
+func (f Func) Publish(ctx context.Context, m *packets.Message) error { return f(ctx, m) }
+
+// Retained yields nothing.
+func (f Func) Retained(string) iter.Seq[*packets.Message] {
+	return func(func(*packets.Message) bool) {}
+}
+
 // Run publishes until ctx ends, and returns its cause. Only this goroutine calls the broker.
 func (p *Presence) Run(ctx context.Context, b Broker) error {
 	timer := time.NewTimer(patience)

@@ -69,15 +69,6 @@ func (r *rig) Retained(filter string) iter.Seq[*packets.Message] {
 	}
 }
 
-// A publisher is the Publish of a broker that retains nothing.
-type publisher func(context.Context, *packets.Message) error
-
-func (f publisher) Publish(ctx context.Context, m *packets.Message) error { return f(ctx, m) }
-
-func (f publisher) Retained(string) iter.Seq[*packets.Message] {
-	return func(func(*packets.Message) bool) {}
-}
-
 func withPresence(t *testing.T, o presence.Options, f func(r *rig)) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &rig{t: t, retained: map[string]*packets.Message{}}
@@ -295,7 +286,7 @@ func TestLostMessagesAreCounted(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		published := 0
-		err := p.Run(ctx, publisher(func(context.Context, *packets.Message) error {
+		err := p.Run(ctx, presence.Func(func(context.Context, *packets.Message) error {
 			if published++; published > 7 {
 				return errors.New("no")
 			}
