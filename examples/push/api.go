@@ -77,6 +77,7 @@ var routes = []route{
 	{"DELETE /v1/groups/{name}/members/{user}", backend, leave("groups/", "")},
 	{"DELETE /v1/sessions/{id}", backend, deleteSession},
 	{"POST /v1/push", both, postPush},
+	{"GET /v1/push/{id}", backend, getPush},
 	{"GET /v1/me", client, getMe},
 	{"POST /v1/me/refresh", client, refresh},
 	{"DELETE /v1/me/session", client, signOut},

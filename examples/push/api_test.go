@@ -154,7 +154,7 @@ func TestWhatAPushSays(t *testing.T) {
 	phone.Want("users/ann", "2")
 }
 
-// A push can wait, and says what became of it at each client.
+// The result of a push says what became of it at each client, later too.
 func TestResultOfEachDevice(t *testing.T) {
 	b := start(t)
 	token := b.account("users/ann")
@@ -162,21 +162,54 @@ func TestResultOfEachDevice(t *testing.T) {
 	tablet.Send(&packets.Disconnect{})
 	tablet.Gone()
 	phone := b.phone("phone", "ann", token)
+	phone.Subscribe("users/ann", 1) // besides the subscription that the server has made
 	done := make(chan object, 1)
 	go func() {
 		done <- b.must("POST", "/v1/push?wait=200ms", object{"to": "users/ann", "body": "x"})
 	}()
 	phone.Want("users/ann", "x")
 	r := <-done
+	want := func(r object, phone, tablet string) {
+		t.Helper()
+		got := map[string]string{}
+		for _, d := range r["devices"].([]any) {
+			got[d.(object)["client_id"].(string)] = d.(object)["state"].(string)
+		}
+		if len(got) != 2 || got["phone"] != phone || got["tablet"] != tablet {
+			t.Fatalf("the phone %s and the tablet %s it, got %v", phone, tablet, got)
+		}
+	}
+	want(r, "acknowledged", "queued")
 	if r["matched"] != 2.0 || r["acknowledged"] != 1.0 {
 		t.Fatalf("the result is %v", r)
 	}
-	states := map[string]any{}
-	for _, d := range r["devices"].([]any) {
-		states[d.(object)["client_id"].(string)] = d.(object)["state"]
+	tablet = b.phone("tablet", "ann", token)
+	tablet.Want("users/ann", "x")
+	tablet.Send(&packets.Pingreq{})
+	tablet.Receive() // the acknowledgement was handled
+	want(b.must("GET", "/v1/push/"+r["id"].(string), nil), "acknowledged", "acknowledged")
+
+	// It knows why a message is lost, which the broker finds out when the client comes back.
+	tablet.Send(&packets.Disconnect{})
+	tablet.Gone()
+	r = b.must("POST", "/v1/push?wait=0s", object{"to": "users/ann", "body": "y", "ttl": 1})
+	phone.Want("users/ann", "y")
+	b.must("POST", "/v1/push?wait=2s", object{"to": "users/ann", "body": "z"}) // nobody acknowledges
+	phone.Want("users/ann", "z")
+	tablet = b.phone("tablet", "ann", token)
+	tablet.Want("users/ann", "z")
+	tablet.Send(&packets.Disconnect{})
+	tablet.Gone()
+	want(b.must("GET", "/v1/push/"+r["id"].(string), nil), "acknowledged", "lost")
+
+	// It waits no longer than it has to.
+	began := time.Now()
+	r = b.must("POST", "/v1/push?wait=30s", object{"to": "users/ann", "body": "z", "qos": 0})
+	if r["lost"] != 1.0 || time.Since(began) > 25*time.Second {
+		t.Fatalf("after %v: %v", time.Since(began), r)
 	}
-	if states["phone"] == nil || states["tablet"] != "queued" {
-		t.Fatalf("the devices are %v", states)
+	if status, _ := b.ask(testKey, "GET", "/v1/push/unknown", nil); status != 404 {
+		t.Fatalf("an unknown push was answered with %d", status)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net/url"
 	"path/filepath"
+	"sync"
 	"time"
 
 	_ "modernc.org/sqlite" // the driver
@@ -33,7 +34,10 @@ var (
 
 // A database is what the service knows, in a file of SQLite. Several processes of one machine may
 // have it open. A change that has returned survives a crash.
-type database struct{ sql *sql.DB }
+type database struct {
+	sql     *sql.DB
+	writing sync.Mutex // SQLite has one writer at a time, and those who wait have no order
+}
 
 // A session is what a token stands for.
 type session struct {
@@ -54,7 +58,7 @@ func openDatabase(file string) (*database, error) {
 		return nil, err
 	}
 	db.SetMaxOpenConns(4)
-	d := &database{db}
+	d := &database{sql: db}
 	if err := d.write(context.Background(), prepare); err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", file, err), db.Close())
 	}
@@ -75,6 +79,8 @@ func prepare(tx *sql.Tx) error {
 
 // write makes one transaction.
 func (d *database) write(ctx context.Context, f func(*sql.Tx) error) error {
+	d.writing.Lock()
+	defer d.writing.Unlock()
 	tx, err := d.sql.BeginTx(ctx, nil)
 	if err != nil {
 		return err
@@ -88,6 +94,8 @@ func (d *database) write(ctx context.Context, f func(*sql.Tx) error) error {
 
 // change makes one change, and says whether there was something to change.
 func (d *database) change(ctx context.Context, query string, args ...any) (bool, error) {
+	d.writing.Lock()
+	defer d.writing.Unlock()
 	r, err := d.sql.ExecContext(ctx, query, args...)
 	if err != nil {
 		return false, err

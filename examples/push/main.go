@@ -107,7 +107,9 @@ func (s *service) open(o *options) (*bridge.Node, error) {
 	warnings := &slog.HandlerOptions{Level: slog.LevelWarn}
 	cfg := dunlin.Config{
 		Authenticator: s, Authorizer: s, Interceptor: s, Store: kept,
-		Observer:          s.presence.Observer(),
+		Observer: hooks.Join(s.presence.Observer(),
+			&hooks.Observer{Settled: s.results.settled}),
+		ReceiptProperty:   receiptProperty,
 		Logger:            slog.New(slog.NewTextHandler(os.Stderr, warnings)),
 		MaxSessionExpiry:  maxTTL, // a phone may be off for a holiday
 		MaxMessageExpiry:  maxTTL,

@@ -2,10 +2,10 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
-	"errors"
 	"net"
 	"net/http"
 	"net/netip"
@@ -39,21 +39,22 @@ type push struct {
 	Collapse    string `json:"collapse"`
 }
 
-// A result is what became of a push.
+// A result is what became of a push. The numbers are of clients, also absent ones. They are missing
+// if they are 0, and if nobody waits.
 type result struct {
 	ID           string   `json:"id,omitempty"`
 	To           string   `json:"to"`
-	Matched      int      `json:"matched"` // clients, also absent ones
-	Acknowledged int      `json:"acknowledged"`
-	Lost         int      `json:"lost"`
+	Matched      int      `json:"matched,omitempty"`
+	Acknowledged int      `json:"acknowledged,omitempty"`
+	Lost         int      `json:"lost,omitempty"`
 	Devices      []device `json:"devices,omitempty"`
 	Error        string   `json:"error,omitempty"`
 }
 
 // postPush pushes one message, or each one of a list. The pushes of a list to one receiver are in
-// order. With ?wait=2s it waits so long for acknowledgements.
+// order. With ?wait=2s it waits so long for acknowledgements. Without, wait is negative.
 func postPush(c *call) (any, error) {
-	var wait time.Duration
+	wait := time.Duration(-1)
 	if text := c.URL.Query().Get("wait"); text != "" {
 		d, err := time.ParseDuration(text)
 		if err != nil || d < 0 || d > maxWait {
@@ -186,18 +187,14 @@ func (c *call) push(ctx context.Context, p *push, wait time.Duration) (*result, 
 		m.AddUser("collapse", p.Collapse)
 		m.Topic += "/" + p.Collapse + "/" + strconv.FormatInt(number, 10)
 	}
-	if wait == 0 {
+	if wait < 0 {
 		return r, c.broker.Publish(ctx, m)
 	}
-	r.Devices = c.devices(m)
-	waiting, cancel := context.WithTimeout(ctx, wait)
-	defer cancel()
-	outcome, err := c.broker.PublishWait(waiting, m)
-	if err != nil && !errors.Is(err, context.DeadlineExceeded) { // the others get it later
+	c.track(r, m)
+	if err := c.broker.Publish(ctx, m); err != nil {
 		return nil, err
 	}
-	r.count(outcome)
-	return r, nil
+	return cmp.Or(c.results.wait(ctx, r.ID, wait), r), nil
 }
 
 // pushAs publishes m in the name of the client that calls.
@@ -208,43 +205,8 @@ func (c *call) pushAs(ctx context.Context, m *dunlin.Message, wait time.Duration
 		as.RemoteAddr = net.TCPAddrFromAddrPort(at)
 	}
 	r := &result{To: m.Topic}
-	outcome, err := c.broker.PublishAs(ctx, dunlin.Publisher{Client: as,
-		Grant: &hooks.Grant{Limits: limits}, Wait: wait}, m)
-	r.count(outcome)
-	return r, err
-}
-
-func (r *result) count(o dunlin.Outcome) {
+	o, err := c.broker.PublishAs(ctx, dunlin.Publisher{Client: as,
+		Grant: &hooks.Grant{Limits: limits}, Wait: max(wait, 0)}, m)
 	r.Matched, r.Acknowledged, r.Lost = o.Matched, o.Acknowledged, o.Lost
-	for i := range r.Devices {
-		if d := &r.Devices[i]; d.State == "sent" && o.Acknowledged == o.Matched {
-			d.State = "acknowledged"
-		}
-	}
-}
-
-// A device is a client that a push is for.
-type device struct {
-	Account  string `json:"account"`
-	ClientID string `json:"client_id"`
-	State    string `json:"state"` // queued, sent, acknowledged or lost
-}
-
-// devices returns the clients that m is for.
-func (s *service) devices(m *dunlin.Message) (all []device) {
-	for x := range s.broker.Subscribers(m.Topic) {
-		if !isAccount(x.Principal) {
-			continue
-		}
-		d := device{Account: x.Principal, ClientID: clientID(x.Principal, x.ClientID),
-			State: "sent"}
-		if !x.Connected {
-			d.State = "queued"
-			if m.QoS == packets.QoS0 {
-				d.State = "lost"
-			}
-		}
-		all = append(all, d)
-	}
-	return all
+	return r, err
 }

@@ -42,6 +42,7 @@ type service struct {
 	syncing  [64]sync.Mutex // one of them is held while the subscriptions of an account change
 	presence *presence.Presence
 	online   presences
+	results  results
 }
 
 func newService(db *database, key string) *service {
@@ -183,7 +184,7 @@ func (s *service) AuthorizeDelivery(ctx context.Context, r *hooks.AccessRequest)
 }
 
 // reserved are the User Properties that only the service sets.
-var reserved = []string{"id", "from", "priority", "collapse"}
+var reserved = []string{"id", "from", "priority", "collapse", receiptProperty}
 
 // Intercept names the sender in each message.
 func (s *service) Intercept(
