@@ -3,7 +3,9 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -15,9 +17,12 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/coder/websocket"
+
 	"github.com/dunlin-mqtt/dunlin"
 	"github.com/dunlin-mqtt/dunlin/examples/internal/try"
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/testcert"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -182,6 +187,74 @@ func TestTheAPIDecidesWhoComesInAndWhichTopicsTheyUse(t *testing.T) {
 		sub.Want("news/1", "real")
 		p.Stop()
 	})
+}
+
+// A client may come over TLS, over WebSocket, and with its password in its first PUBLISH.
+func TestTheWaysIn(t *testing.T) {
+	brokers(t, func(t *testing.T, upstream string) {
+		dir, authority := t.TempDir(), testcert.CA(t, "authority")
+		pair := authority.Issue("proxy")
+		cert, key := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+		if err := errors.Join(os.WriteFile(cert, pair.PEM(), 0o600),
+			os.WriteFile(key, pair.KeyPEM(), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		p := try.Start(t, run, "-listen", "127.0.0.1:0", "-ws", "127.0.0.1:0", "-upstream",
+			upstream, "-api", api(t), "-inband", "service/auth", "-cert", cert, "-key", key)
+		var addr, ws string
+		fmt.Sscan(p.Line("listening on "), &addr)
+		fmt.Sscan(p.Line("for WebSocket on "), &ws)
+		secret := &tls.Config{RootCAs: authority.Pool()}
+		overTLS := func() net.Conn {
+			nc, err := tls.Dial("tcp", addr, secret)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return nc
+		}
+		first, ack := try.Over(t, overTLS(), ann("first"))
+		if ack.Code.Failed() || first.Subscribe("ann/#", 1) != packets.GrantedQoS1 {
+			t.Fatalf("over TLS: %v", ack.Code)
+		}
+
+		hc := &http.Client{Transport: &http.Transport{TLSClientConfig: secret}}
+		wc, _, err := websocket.Dial(t.Context(), "wss://"+ws+"/mqtt",
+			&websocket.DialOptions{HTTPClient: hc, Subprotocols: []string{"mqtt"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		second, ack := try.Over(t, websocket.NetConn(t.Context(), wc, websocket.MessageBinary),
+			ann("second"))
+		if ack.Code.Failed() || second.Publish("ann/1", "hi").Failed() {
+			t.Fatalf("over WebSocket: %v", ack.Code)
+		}
+		first.Want("ann/1", "hi")
+		inBand(t, overTLS)
+	})
+}
+
+// inBand is a client with its password in its first PUBLISH, which has a Session.
+func inBand(t *testing.T, dial func() net.Conn) {
+	c := ann("third")
+	c.HasPassword, c.Password, c.CleanStart = false, nil, false
+	c.Properties = packets.Properties(nil).AppendUint(packets.SessionExpiryInterval, 60)
+	third, _ := try.Over(t, dial(), c)
+	third.Send(&packets.Publish{Topic: []byte("service/auth"), Payload: []byte("guessed")})
+	third.Gone()
+	third, ack := try.Over(t, dial(), c)
+	if ack.SessionPresent || third.Publish("service/auth", "token").Failed() ||
+		third.Subscribe("ann/#", 1) != packets.GrantedQoS1 {
+		t.Fatal("in-band, the first time")
+	}
+	third.Send(&packets.Disconnect{})
+	third.Gone()
+	third, _ = try.Over(t, dial(), c) // the proxy does not know of the Session yet
+	third.Send(&packets.Publish{Topic: []byte("service/auth"), Payload: []byte("token")})
+	third.Gone()
+	third, ack = try.Over(t, dial(), c)
+	if !ack.SessionPresent || third.Publish("service/auth", "token").Failed() {
+		t.Fatal("in-band, with a Session")
+	}
 }
 
 func TestAnOldClientIsCutOffForAForbiddenPublish(t *testing.T) {

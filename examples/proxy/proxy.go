@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/dunlin-mqtt/dunlin/examples/internal/inband"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -17,6 +18,7 @@ type proxy struct {
 	maxPacket              int // the largest from a client, in bytes
 	admit                  func(context.Context, *packets.Connect, net.Addr) (*admission, error)
 	fromClient, fromServer []filter
+	inband                 *inband.Options // for clients that publish their password; nil: none do
 }
 
 // An admission is what a client may do. The CONNECT has been changed to what the broker is to see.
@@ -55,7 +57,14 @@ func (p *proxy) serve(ctx context.Context, nc net.Conn) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer nc.Close()
-	context.AfterFunc(ctx, func() { nc.Close() })
+	raw := nc
+	context.AfterFunc(ctx, func() { raw.Close() })
+	if p.inband != nil {
+		var err error
+		if nc, err = inband.Ask(nc, *p.inband); err != nil {
+			return err
+		}
+	}
 	client := &side{nc: nc, r: packets.NewReader(nc,
 		packets.Limits{PacketSize: p.maxPacket, Filters: 1000, UserProperties: 1000})}
 	nc.SetDeadline(time.Now().Add(connectTimeout))

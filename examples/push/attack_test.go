@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -298,6 +299,42 @@ func TestInbandBeforeTheToken(t *testing.T) {
 		}
 	}
 	x.unharmed()
+}
+
+// A client of 3.1.1 that can only publish at QoS 0, as many on microcontrollers.
+func TestInbandOfAnOldClient(t *testing.T) {
+	x := newTarget(t)
+	nc, err := net.Dial("tcp", x.inband)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	nc.SetDeadline(time.Now().Add(20 * time.Second))
+	r := packets.NewReader(nc, packets.Limits{})
+	for _, p := range []packets.Packet{
+		&packets.Connect{Version: packets.V311, ClientID: "esp32", KeepAlive: 15},
+		&packets.Publish{Topic: []byte(authTopic), Payload: []byte(x.ann)},
+		&packets.Pingreq{},
+	} {
+		wire, err := p.Append(nil, packets.V311)
+		if err == nil {
+			_, err = nc.Write(wire)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, want := range []packets.Type{packets.TypeConnack, packets.TypePingresp,
+		packets.TypePublish} {
+		p, err := r.ReadPacket()
+		if err != nil || p.Type() != want {
+			t.Fatalf("%v, %v came, want %v", p, err, want)
+		}
+		if want == packets.TypePingresp {
+			x.push("users/ann", "hello")
+			x.phone.Want("users/ann", "hello")
+		}
+	}
 }
 
 // requests are over HTTP, as eve if no token is given.

@@ -1,0 +1,156 @@
+// Package inband is for clients that cannot send a password with their CONNECT. They connect
+// without one. The first packet after that is a PUBLISH to a topic that is agreed upon, and its
+// payload is the token.
+package inband
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/rand"
+	"errors"
+	"io"
+	"net"
+	"time"
+
+	"github.com/dunlin-mqtt/dunlin/packets"
+)
+
+// Options say how clients are asked. All fields are needed, except Connack and Answered.
+type Options struct {
+	Topic      string        // of the PUBLISH with the token
+	MaxConnect int           // the largest packet of a client until it is let in, in bytes
+	Timeout    time.Duration // for everything until the token is there
+	// Connack completes the CONNACK, which the client gets before anybody knows who it is: Session
+	// Present, and properties.
+	Connack func(*packets.Connect, *packets.Connack)
+	// Answered is told whether the server that lets the client in has its Session. If that is not
+	// what the client was told, its connection ends, so that it comes back.
+	Answered func(clientID string, present bool)
+}
+
+// A conn gives the server a CONNECT with the token as its password, and the client the
+// acknowledgement of its PUBLISH where the server sends its CONNACK.
+type conn struct {
+	net.Conn
+	o       Options
+	in      io.Reader
+	connect *packets.Connect
+	auth    *packets.Publish // what the client waits for the answer to; nil: nothing
+	present bool             // what the client was told of its Session
+}
+
+// Ask reads from a new connection until it has a token, or a CONNECT with a password. The
+// connection that it returns begins with a CONNECT with the token as its password, and takes
+// whole packets, of which the first is the CONNACK. After an error the caller closes nc.
+func Ask(nc net.Conn, o Options) (net.Conn, error) {
+	nc.SetDeadline(time.Now().Add(o.Timeout))
+	buffered := bufio.NewReader(nc)
+	r := packets.NewReader(oneByte{buffered}, packets.Limits{PacketSize: o.MaxConnect,
+		UserProperties: 100})
+	first, err := r.ReadPacket()
+	if err != nil {
+		return nil, err
+	}
+	p, ok := first.(*packets.Connect)
+	if !ok {
+		return nil, errors.New("the first packet is not a CONNECT")
+	}
+	c := &conn{Conn: nc, o: o, connect: p}
+	if !p.HasPassword {
+		if err := c.ask(r); err != nil {
+			return nil, err
+		}
+	}
+	wire, err := p.Append(nil, p.Version)
+	if err != nil {
+		return nil, err
+	}
+	c.in = io.MultiReader(bytes.NewReader(wire), buffered)
+	nc.SetDeadline(time.Time{})
+	return c, nil
+}
+
+// ask answers the CONNECT, reads the token, and puts it into the CONNECT.
+func (c *conn) ask(r *packets.Reader) error {
+	p, ack := c.connect, &packets.Connack{}
+	if p.ClientID == "" {
+		p.ClientID = rand.Text()
+		ack.Properties = ack.Properties.AppendText(packets.AssignedClientIdentifier, p.ClientID)
+	}
+	if c.o.Connack != nil {
+		c.o.Connack(p, ack)
+	}
+	c.present = ack.SessionPresent
+	if err := c.send(ack); err != nil {
+		return err
+	}
+	next, err := r.ReadPacket()
+	if err != nil {
+		return err
+	}
+	auth, ok := next.(*packets.Publish)
+	if !ok || string(auth.Topic) != c.o.Topic || auth.Retain {
+		c.refuse()
+		return errors.New("the first packet after CONNECT is not a PUBLISH to " + c.o.Topic)
+	}
+	c.auth = auth
+	p.HasUsername, p.HasPassword, p.Password = true, true, auth.Payload
+	return nil
+}
+
+func (c *conn) send(p packets.Packet) error {
+	b, err := p.Append(nil, c.connect.Version)
+	if err == nil {
+		_, err = c.Conn.Write(b)
+	}
+	return err
+}
+
+// refuse tells a client of 5.0 why its connection ends.
+func (c *conn) refuse() {
+	if c.connect.Version == packets.V5 {
+		c.send(&packets.Disconnect{Code: packets.NotAuthorized})
+	}
+}
+
+// Read reads what the client sends, after the CONNECT.
+func (c *conn) Read(b []byte) (int, error) { return c.in.Read(b) }
+
+// Write writes what the server sends, of which the first is its CONNACK.
+func (c *conn) Write(b []byte) (int, error) {
+	if c.auth == nil {
+		return c.Conn.Write(b)
+	}
+	auth := c.auth
+	c.auth = nil
+	h, err := packets.ParseHeader(b, c.connect.Version)
+	if err != nil || h.Type != packets.TypeConnack || len(b) < h.Len+h.Remaining {
+		return 0, errors.New("the server's first bytes are not a CONNACK")
+	}
+	present, failed := b[h.Len]&1 == 1, b[h.Len+1] != 0
+	if !failed && c.o.Answered != nil {
+		c.o.Answered(c.connect.ClientID, present)
+	}
+	if failed || present != c.present {
+		c.refuse()
+		return 0, errors.New("the server has refused the client, or has lost its Session")
+	}
+	switch auth.QoS {
+	case packets.QoS1:
+		err = c.send(&packets.Ack{Kind: packets.TypePuback, PacketID: auth.PacketID})
+	case packets.QoS2: // the server answers the PUBREL
+		err = c.send(&packets.Ack{Kind: packets.TypePubrec, PacketID: auth.PacketID})
+	}
+	n := h.Len + h.Remaining
+	if err == nil && len(b) > n {
+		var more int
+		more, err = c.Conn.Write(b[n:])
+		n += more
+	}
+	return n, err
+}
+
+// oneByte reads byte by byte, so that a packets.Reader does not read ahead.
+type oneByte struct{ r io.Reader }
+
+func (o oneByte) Read(b []byte) (int, error) { return o.r.Read(b[:min(1, len(b))]) }
