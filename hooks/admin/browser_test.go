@@ -327,6 +327,9 @@ func everyPage(t *testing.T, w *browser) {
 			"nowhere": "Overview"} {
 			w.open("#/main/"+page, title)
 			fits(title)
+			require.Equal(t, false,
+				w.eval("/[\\u200b\\u202e\\u007f]/.test(document.body.textContent)"),
+				"%s: all that is there is seen", page)
 			w.screenshot(fmt.Sprintf("%s-%d", strings.NewReplacer("?", "-", "%", "").Replace(page), width))
 		}
 		for _, id := range odd {

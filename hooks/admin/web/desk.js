@@ -1,6 +1,6 @@
 // The desk itself: who has done what here, and what concerns the whole broker.
 
-import {age, ask, bytes, el, get, id, input, number, post, say, select, table, time, zone} from "./lib.js";
+import {age, ask, bytes, el, get, id, input, number, post, prose, say, select, table, time, zone} from "./lib.js";
 
 export async function desk(app) {
 	const [{items}, list] = await Promise.all([get("api/v1/audit?limit=200"), get("api/v1/brokers")]);
@@ -22,9 +22,9 @@ export async function desk(app) {
 		await traces(app),
 		el("h2", "What was done here"),
 		table([
-			["When", x => time(x.at), "when"], ["Who", x => x.user], ["From", x => x.remote],
+			["When", x => time(x.at), "when"], ["Who", x => x.user && id(x.user)], ["From", x => x.remote],
 			["Action", x => x.action], ["Broker", x => x.broker], ["About", x => x.about && id(x.about)],
-			["Result", x => x.err ? el("span.badge.bad", x.err) : el("span.badge.good", "done")],
+			["Result", x => x.err ? el("span.badge.bad", prose(x.err)) : el("span.badge.good", "done")],
 		], items, "Nothing yet."));
 }
 

@@ -35,6 +35,9 @@ export function id(text) {
 	return seen(el("bdi.id", {dir: "ltr"}), text, unseen);
 }
 
+/** prose writes a sentence that may have texts of clients in it, so that all of it is seen. */
+export const prose = text => text ? seen(el("bdi"), text, unseen) : "";
+
 /** seen appends a text to an element, so that the characters of a pattern are seen. */
 function seen(e, text, pattern) {
 	for (const part of text.split(new RegExp(`(${pattern.source})`, "u"))) {

@@ -1,6 +1,6 @@
 // Bans and security events.
 
-import {age, ask, el, get, id, input, number, post, say, select, span, table, time} from "./lib.js";
+import {age, ask, el, get, id, input, number, post, prose, say, select, span, table, time} from "./lib.js";
 
 export async function bans(app) {
 	const items = [];
@@ -15,7 +15,7 @@ export async function bans(app) {
 		table([
 			["Who", x => id(x.value)], ["Kind", x => x.kind],
 			["Until", x => x.until ? [time(x.until), " (", age(x.until), ")"] : "it is lifted"],
-			["Why", x => x.reason],
+			["Why", x => prose(x.reason)],
 			["", x => app.acts && el("button", {onclick: () => lift(x)}, "Lift")],
 		], items, "Nobody is banned."));
 }
@@ -45,6 +45,6 @@ export async function security(app) {
 			["User", x => x.user && id(x.user)],
 			["Address", x => x.remote],
 			["About", x => x.about && id(x.about)],
-			["Why", x => x.reason],
+			["Why", x => prose(x.reason)],
 		], items, "There were none, or the program collects none (Options.Events)."));
 }

@@ -1,6 +1,6 @@
 // Why: who gets a topic, why a client does not, who has gone or was refused, what was dropped.
 
-import {age, el, get, id, input, number, payload, select, stream, table, time} from "./lib.js";
+import {age, el, get, id, input, number, payload, prose, select, stream, table, time} from "./lib.js";
 
 const clientLink = (app, name) => name && el("a", {href: app.link("client", {id: name})}, id(name));
 
@@ -22,10 +22,10 @@ export function explain(app, client) {
 function finding(app, f, first) {
 	const good = f.cause === "nothing in the way";
 	const line = (name, value) => value && [el("dt", name), el("dd", id(value))];
-	return el(first ? "div.finding" : "div.finding.also", el("p", el(good ? "span.badge.good" : "span.badge.bad", f.cause), " ", f.text),
-		el("dl", line("Subscription", f.filter), line("Nearest", f.nearest), f.rule && [el("dt", "Rule"), el("dd", f.rule)], line("Went to", f.member),
+	return el(first ? "div.finding" : "div.finding.also", el("p", el(good ? "span.badge.good" : "span.badge.bad", f.cause), " ", prose(f.text)),
+		el("dl", line("Subscription", f.filter), line("Nearest", f.nearest), f.rule && [el("dt", "Rule"), el("dd", prose(f.rule))], line("Went to", f.member),
 			f.drop && [el("dt", "Dropped"), el("dd", time(f.drop.at), `, ${number(f.drop.count)} times: ${f.drop.reason}`)],
-			f.ending && [el("dt", "Ended"), el("dd", time(f.ending.ended_at), `: ${f.ending.cause} `, el("span.quiet", f.ending.err ?? ""))]));
+			f.ending && [el("dt", "Ended"), el("dd", time(f.ending.ended_at), `: ${f.ending.cause} `, el("span.quiet", prose(f.ending.err)))]));
 }
 
 /** live is a card that shows the packets of a client while it is on. */
@@ -65,7 +65,7 @@ const endings = (app, items, empty) => table([
 	["When", x => time(x.ended_at), "when"],
 	["Client", x => clientLink(app, x.client)],
 	["", x => el(x.refused ? "span.badge.bad" : "span.badge", x.refused ? "refused" : "ended")],
-	["Why", x => [x.cause, x.err && el("div.quiet.small", x.err)], "wide"],
+	["Why", x => [x.cause, x.err && el("div.quiet.small", prose(x.err))], "wide"],
 	["Code", x => "0x" + x.code.toString(16).toUpperCase().padStart(2, "0")],
 	["User", x => x.user && id(x.user)],
 	["Address", x => x.address],
