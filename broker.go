@@ -204,7 +204,7 @@ func New(cfg Config) (*Broker, error) {
 		b.authorizer = nil
 	}
 	b.callsOut = !b.cfg().open() || b.authorizer != nil || cfg.Interceptor != nil ||
-		cfg.Store != nil || !reflect.ValueOf(*cfg.Observer).IsZero()
+		cfg.SubscribeInterceptor != nil || cfg.Store != nil || !reflect.ValueOf(*cfg.Observer).IsZero()
 	b.publishWaits = b.authorizer != nil || cfg.Interceptor != nil || cfg.Store != nil
 	b.logins, b.guard = logins.New(b.cfg().loginLimits()), guard.New(b.cfg().addressLimits())
 	b.memory = budget.New(int64(cfg.MaxMemory))

@@ -45,6 +45,9 @@ type Config struct {
 	SessionPerPrincipal bool
 	// Interceptor, if not nil, sees each Application Message before it is routed.
 	Interceptor hooks.Interceptor
+	// SubscribeInterceptor, if not nil, sees each Topic Filter of a SUBSCRIBE before the Authorizer,
+	// and may replace it or lower its QoS.
+	SubscribeInterceptor hooks.SubscribeInterceptor
 	// Observer, if not nil, is told what happens.
 	Observer *hooks.Observer
 	// Logger receives what concerns the broker at Info, Warn and Error, and what concerns one
@@ -507,7 +510,7 @@ func (c *Config) checkHooks() error {
 		name string
 		hook any
 	}{{"Authenticator", c.Authenticator}, {"Authorizer", c.Authorizer},
-		{"Interceptor", c.Interceptor}} {
+		{"Interceptor", c.Interceptor}, {"SubscribeInterceptor", c.SubscribeInterceptor}} {
 		if x.hook == nil {
 			continue // the one that must be there has been looked at
 		}

@@ -23,6 +23,8 @@ import (
 // What a subscription that is no longer allowed has brought into the Session is taken out with it:
 // the queued messages that it matches and no subscription that is left does. Of those on their way
 // to the client the content is forgotten, so that nothing is sent again.
+//
+// At the end is what a hook makes of a SUBSCRIBE, and what an UNSUBSCRIBE ends then.
 
 // rules is what the Broker knows of its Authorizer.
 type rules struct {
@@ -502,4 +504,139 @@ func (b *Broker) authorizeDelivery(ctx context.Context, r *hooks.AccessRequest,
 		b.denied(r, mount, err)
 	}
 	return err
+}
+
+// interceptSubscribe asks the SubscribeInterceptor about each Topic Filter of p. It returns what is
+// subscribed to, and why not.
+func (c *conn) interceptSubscribe(p *packets.Subscribe) ([]packets.Subscription, []error) {
+	refused := make([]error, len(p.Subscriptions))
+	if c.b.cfg().SubscribeInterceptor == nil {
+		return p.Subscriptions, refused
+	}
+	subs := make([]packets.Subscription, len(p.Subscriptions))
+	for i := range p.Subscriptions {
+		wrote := p.Subscriptions[i]
+		if _, _, refused[i] = c.b.splitFilter(wrote.Filter); refused[i] == nil {
+			subs[i], refused[i] = c.b.interceptSubscribe(c.context(), c.client, c.readExtra().mount,
+				&wrote)
+		}
+	}
+	return subs, refused
+}
+
+// interceptSubscribe asks the SubscribeInterceptor, if there is one, about a subscription of a
+// client with that mount point, and checks what it returns.
+func (b *Broker) interceptSubscribe(ctx context.Context, client *hooks.Client, mount string,
+	wrote *packets.Subscription) (got packets.Subscription, err error) {
+	x := b.cfg().SubscribeInterceptor
+	if x == nil {
+		return *wrote, nil
+	}
+	asked, r := *wrote, hooks.AccessRequest{Client: client, Action: hooks.ActionSubscribe,
+		QoS: wrote.QoS}
+	r.Group, r.Topic, _ = packets.SplitShared(wrote.Filter)
+	lock.NoneHeld("a decision of a hook")
+	began := time.Now()
+	said, err := x.InterceptSubscribe(ctx, client, wrote)
+	b.stats.hooks.Since(began)
+	switch {
+	case err != nil:
+		return got, b.judge(&r, mount, err)
+	case said == nil:
+		err = errors.New("the SubscribeInterceptor returned neither a subscription nor an error")
+	default:
+		got = *said
+		err = b.soundSubscription(&got, asked.QoS)
+	}
+	return got, b.judge(&r, mount, err)
+}
+
+// interceptSubscribeSafely is interceptSubscribe on a goroutine that must outlive a panic, which
+// refuses.
+func (b *Broker) interceptSubscribeSafely(ctx context.Context, client *hooks.Client, mount string,
+	wrote *packets.Subscription) (got packets.Subscription, err error) {
+	defer b.survive(client, &err)
+	return b.interceptSubscribe(ctx, client, mount, wrote)
+}
+
+// soundSubscription says what is wrong with a subscription that a hook returned for a client which
+// has asked for a QoS.
+func (b *Broker) soundSubscription(s *packets.Subscription, asked packets.QoS) error {
+	group, filter, err := b.splitFilter(s.Filter)
+	switch {
+	case err != nil || !packets.ValidTopicFilter(filter):
+		return fmt.Errorf("the SubscribeInterceptor returned %q, which is not a Topic Filter within "+
+			"the limits: %v", cut(s.Filter, maxName), err)
+	case s.QoS > asked:
+		return fmt.Errorf("the SubscribeInterceptor returned QoS %d, the client has asked for %d",
+			s.QoS, asked)
+	case s.RetainHandling > 2, s.NoLocal && group != "":
+		return fmt.Errorf("the SubscribeInterceptor returned options that no client may have: %+v",
+			*s)
+	}
+	return nil
+}
+
+// admitWrittenLocked says whether s may have another filter that a hook has replaced.
+func (s *session) admitWrittenLocked(g *grant) error {
+	if g.wrote == "" || g.wrote == g.asked(s) {
+		return nil
+	}
+	w := s.writtenLocked()
+	if _, had := w.Get(g.wrote); had {
+		return nil
+	}
+	if w.Len() >= s.b.cfg().MaxSubscriptions {
+		return packets.Errorf(packets.QuotaExceeded, "more than %d subscriptions",
+			s.b.cfg().MaxSubscriptions)
+	}
+	if !s.b.fitsOf(s.out.owner, int64(len(g.wrote)+len(g.filter)+writtenCost)) {
+		return errNoMemory
+	}
+	return nil
+}
+
+// writtenCost is more than a filter that was replaced takes besides its text, with one that is
+// replaced by itself.
+const writtenCost = 1024
+
+// endReplaced ends the subscriptions that a hook had made of what grants are for now.
+func (c *conn) endReplaced(grants []grant) {
+	s, any := c.sess, false
+	for i := range grants {
+		if g := &grants[i]; g.had {
+			s.mu.Lock()
+			if group, filter, err := packets.SplitShared(g.was); err == nil &&
+				!s.writtenLocked().Any(g.was) {
+				any = s.drop(group, s.mount+filter) || any
+			}
+			s.mu.Unlock()
+		}
+	}
+	if any && s.stored != 0 {
+		// if that fails they are there again after a crash, and nobody was promised otherwise
+		_ = s.b.journal.Sync(s.b.ctx)
+	}
+}
+
+// unsubscribeWritten removes the subscription for which the client wrote a filter, unless it wrote
+// another one that was replaced by the same. It returns what it has removed, with the mount point,
+// and whether there was something.
+func (s *session) unsubscribeWritten(wrote string) (removed string, found bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w, by := s.writtenLocked(), wrote
+	if got, ok := w.Get(wrote); ok {
+		by = got
+		s.forgetWrittenLocked(wrote, by)
+		s.countLocked()
+		if w.Any(by) {
+			return "", true
+		}
+	}
+	group, filter, err := packets.SplitShared(by)
+	if err != nil || !s.drop(group, s.mount+filter) {
+		return "", false
+	}
+	return packets.JoinShared(group, s.mount+filter), true
 }

@@ -219,6 +219,9 @@ func (b *Broker) sessionFacts(ctx context.Context, f *why.Facts, s *session) {
 				RetainHandling: o.RetainHandling,
 				Matches: packets.ValidTopicName(f.Topic) && packets.MatchTopic(filter, f.Topic) &&
 					strings.HasPrefix(f.Topic, s.mount)}
+			for wrote := range s.writtenLocked().Of(packets.JoinShared(group, x.Filter)) {
+				x.Wrote = append(x.Wrote, wrote)
+			}
 			f.Retained.Waiting = f.Retained.Waiting || x.Matches && s.cursors.Of(filter) != nil
 			f.Filters = append(f.Filters, x)
 			return true

@@ -121,6 +121,22 @@ var situations = map[string]situation{
 			require.Contains(t, x.Text, "upper and lower case")
 		},
 	},
+	"a hook has replaced the filter": {
+		config: func(_ *testing.T, c *dunlin.Config) {
+			c.SubscribeInterceptor = hooks.SubscribeInterceptorFunc(func(_ context.Context,
+				_ *hooks.Client, s *packets.Subscription) (*packets.Subscription, error) {
+				out := *s
+				out.Filter = "open/#"
+				return &out, nil
+			})
+		},
+		does: func(s *stage) { s.connect("c").subscribe("a/#", 0) },
+		want: hooks.CauseFilterReplaced,
+		check: func(t *testing.T, x dunlin.Explanation) {
+			require.Equal(t, "open/#", x.Nearest)
+			require.Contains(t, x.Text, `"a/#"`)
+		},
+	},
 	"a wildcard does not match a topic with $": {
 		topic: "$SYS/broker/uptime", does: func(s *stage) { s.connect("c").subscribe("#", 0) },
 		want:  hooks.CauseDollarTopic,

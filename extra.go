@@ -6,6 +6,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/guard"
 	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/dunlin-mqtt/dunlin/internal/timers"
+	"github.com/dunlin-mqtt/dunlin/internal/written"
 )
 
 // This file is what few connections and few Sessions need.
@@ -42,7 +43,9 @@ type sessionExtra struct {
 	reads *readings // kept decisions about deliveries; nil: none
 	drops Drops     // since the Session began, or the Broker
 	round round     // of a client for which messages wait
-	stuck stuck     // what it has not acknowledged when memory was scarce
+	// The Topic Filters that the client wrote and a hook has replaced; nil: none
+	written *written.Filters
+	stuck   stuck // what it has not acknowledged when memory was scarce
 }
 
 // makeExtraLocked returns the sessionExtra of s for writing. s.mu is held.

@@ -47,6 +47,7 @@ func (s *session) bytesLocked(c *hooks.Client, w *will) int {
 	if w != nil {
 		n += int(heldSize(w.msg)) + extraCost
 	}
+	n += s.writtenLocked().Bytes()
 	if x := int(s.most); x > fewArrivals {
 		n += x * arrivalCost
 	}

@@ -30,6 +30,10 @@ type SessionInfo struct {
 	// Subscriptions.
 	Subscriptions, Given []packets.Subscription
 	SubscriptionCount    int
+	// Replaced has the Topic Filters that the client wrote and Config.SubscribeInterceptor has
+	// replaced, each with the filter of the Subscriptions that the client got instead. It is nil in
+	// what SessionsFrom yields.
+	Replaced map[string]string
 	// Expiry is the Session Expiry Interval in force, 0 if the Session ends with its connection. It
 	// is math.MaxUint32 seconds if the Session never expires. ExpiresAt is when the Session
 	// expires. It is zero while connected, and for Sessions that never expire.
@@ -115,6 +119,9 @@ func (s *session) info() (info SessionInfo, ok bool) {
 	if info, ok = s.facts(); !ok {
 		return info, false
 	}
+	s.mu.Lock()
+	info.Replaced = s.writtenLocked().All()
+	s.mu.Unlock()
 	for _, sub := range s.subscriptionPage(nil, math.MaxInt) {
 		list := &info.Subscriptions
 		if sub.By == subs.ByServer {

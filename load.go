@@ -14,6 +14,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/given"
 	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/dunlin-mqtt/dunlin/internal/subs"
+	"github.com/dunlin-mqtt/dunlin/internal/written"
 	"github.com/dunlin-mqtt/dunlin/packets"
 	"github.com/dunlin-mqtt/dunlin/store"
 )
@@ -94,7 +95,9 @@ func (l *loader) apply(op store.Op) error {
 		return l.subscribe(op)
 	case *store.DeleteSubscription:
 		if x := l.sessions[op.Session]; x != nil {
-			if group, filter, err := packets.SplitShared(op.Filter); err == nil && x.s.num != 0 &&
+			if wrote, _, ok := written.Split(op.Filter); ok {
+				x.s.writtenLocked().Remove(wrote)
+			} else if group, filter, err := packets.SplitShared(op.Filter); err == nil && x.s.num != 0 &&
 				l.b.tree.Remove(x.s.num, group, filter) {
 				x.s.weighLocked(group, filter, -1)
 			}
@@ -175,9 +178,17 @@ func (l *loader) subscribe(op *store.PutSubscription) error {
 	if x == nil {
 		return nil
 	}
-	group, filter, err := packets.SplitShared(op.Filter)
+	wrote, by, replaced := written.Split(op.Filter)
+	if !replaced {
+		by = op.Filter
+	}
+	group, filter, err := packets.SplitShared(by)
 	if err != nil || !packets.ValidTopicFilter(filter) {
 		return fmt.Errorf("a subscription to %q, which is no Topic Filter", op.Filter)
+	}
+	if replaced {
+		x.s.makeWrittenLocked().Put(wrote, by)
+		return nil
 	}
 	if x.s.num == 0 {
 		x.s.num = l.b.number(x.s)

@@ -312,12 +312,12 @@ func TestATakenBackSubscriptionLeavesWhatWasToBeSent(t *testing.T) {
 		require.Equal(t, packets.GrantedQoS1, c.subscribe("t/+", 1))
 		first := c.recv().(*packets.Publish)
 		s := r.b.ofClient("c")[0]
-		g, err := s.subscribe(s.conn, "", "t/+", subs.Options{})
-		require.NoError(t, err)
+		g := grant{filter: "t/+"}
+		require.NoError(t, s.subscribe(s.conn, &g, subs.Options{}))
 		s.takeBackSubscription(&g)
 		require.Equal(t, 1, r.b.toSend("c"))
-		g, err = s.subscribe(s.conn, "", "t/#", subs.Options{})
-		require.NoError(t, err)
+		g = grant{filter: "t/#"}
+		require.NoError(t, s.subscribe(s.conn, &g, subs.Options{}))
 		s.takeBackSubscription(&g)
 		require.Equal(t, 1, r.b.toSend("c"))
 		c.send(&packets.Ack{Kind: packets.TypePuback, PacketID: first.PacketID})

@@ -1,6 +1,7 @@
 package dunlin
 
 import (
+	"cmp"
 	"errors"
 	"strings"
 
@@ -34,13 +35,14 @@ func (c *conn) onSubscribe(t *turn, p *packets.Subscribe) error {
 			}
 		}
 	}
-	down := c.roomFor(t, filtersOf(p))
+	subs, refused := c.interceptSubscribe(p)
+	down := c.roomFor(t, filtersOf(p, subs))
 	defer t.clear()
-	for i := range p.Subscriptions {
-		err := down
+	for i := range subs {
+		err := cmp.Or(refused[i], down)
 		if err == nil {
 			var g grant
-			if g, err = c.subscribe(&p.Subscriptions[i], id); err == nil {
+			if g, err = c.subscribe(p.Subscriptions[i].Filter, &subs[i], id); err == nil {
 				g.at = i
 				grants = append(grants, g)
 				ack.Codes[i] = packets.ReasonCode(g.qos)
@@ -59,6 +61,7 @@ func (c *conn) onSubscribe(t *turn, p *packets.Subscribe) error {
 			}
 		}
 	}
+	c.endReplaced(grants)
 	return c.reply(t, &ack)
 }
 
@@ -121,8 +124,8 @@ func (b *Broker) splitFilter(filter string) (group, inner string, err error) {
 	return group, inner, nil
 }
 
-// subscribe makes one subscription and returns the QoS that is granted.
-func (c *conn) subscribe(sub *packets.Subscription, id uint32) (g grant, err error) {
+// subscribe makes one subscription, for which the client wrote a filter.
+func (c *conn) subscribe(wrote string, sub *packets.Subscription, id uint32) (g grant, err error) {
 	cfg := c.b.cfg()
 	group, filter, err := c.b.splitFilter(sub.Filter)
 	if err != nil {
@@ -150,8 +153,8 @@ func (c *conn) subscribe(sub *packets.Subscription, id uint32) (g grant, err err
 		opts.NoLocal, opts.RetainAsPublished, opts.RetainHandling = bridge && group == "", bridge, 0
 	}
 	filter = c.readExtra().mount + filter
-	g, err = c.sess.subscribe(c, group, filter, opts)
-	if err != nil {
+	g = grant{group: group, filter: filter, qos: opts.QoS, wrote: wrote}
+	if err = c.sess.subscribe(c, &g, opts); err != nil {
 		return g, err
 	}
 	c.number.Store(c.sess.num)
@@ -164,7 +167,7 @@ func (c *conn) subscribe(sub *packets.Subscription, id uint32) (g grant, err err
 	}
 	if f := c.b.obs.Subscribed; f != nil {
 		f(hooks.Subscribed{
-			Client: c.client, Filter: sub.Filter, MountedFilter: packets.JoinShared(group, filter),
+			Client: c.client, Filter: wrote, MountedFilter: packets.JoinShared(group, filter),
 			QoS: opts.QoS,
 		})
 	}
@@ -181,6 +184,10 @@ type grant struct {
 	existed       bool             // with old
 	cursor        *retained.Cursor // sends the retained messages; nil: none are sent
 	replaced      *retained.Cursor // did it for old; nil: none were still to be sent
+	// The Topic Filter that the client wrote, empty for a program. With had, was is what a hook had
+	// replaced that by before, and is another filter
+	wrote, was string
+	had        bool
 }
 
 // down returns why nothing can be added to the Session, nil if it can.
@@ -189,15 +196,6 @@ func (s *session) down() error {
 		return nil
 	}
 	return s.b.journal.Refusing()
-}
-
-// filtersOf returns the Topic Filters of p.
-func filtersOf(p *packets.Subscribe) []string {
-	filters := make([]string, len(p.Subscriptions))
-	for i := range p.Subscriptions {
-		filters[i] = p.Subscriptions[i].Filter
-	}
-	return filters
 }
 
 // roomFor takes room for operations on the subscriptions of c to filters, and waits for it. It
@@ -226,6 +224,7 @@ func (s *session) takeBackSubscription(g *grant) {
 	if g.cursor != nil && s.cursors.Of(g.filter) == g.cursor {
 		s.dropCursorLocked(g.filter)
 	}
+	s.takeBackWrittenLocked(g)
 	switch {
 	case g.existed:
 		if _, has := s.b.tree.Get(s.num, g.group, g.filter); !has {
@@ -259,13 +258,18 @@ var errLost = packets.Errorf(packets.UnspecifiedError, "the connection has been 
 // (3.8.3.1).
 const onlyIfNew = 1
 
-// subscribe puts a subscription into the tree. c is the connection that asked, nil for a program.
-func (s *session) subscribe(c *conn, group, filter string, o subs.Options) (g grant, err error) {
+// subscribe puts the subscription of g into the tree, and fills in the rest of g. c is the
+// connection that asked, nil for a program.
+func (s *session) subscribe(c *conn, g *grant, o subs.Options) (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended || s.conn != c {
-		return g, errLost
+		return errLost
 	}
+	if err := s.admitWrittenLocked(g); err != nil {
+		return err
+	}
+	group, filter := g.group, g.filter
 	if s.num == 0 {
 		s.num = s.b.number(s)
 	}
@@ -275,11 +279,11 @@ func (s *session) subscribe(c *conn, group, filter string, o subs.Options) (g gr
 		_, has = s.b.tree.Get(s.num, group, filter)
 	}
 	if full && !has {
-		return g, packets.Errorf(packets.QuotaExceeded, "more than %d subscriptions",
+		return packets.Errorf(packets.QuotaExceeded, "more than %d subscriptions",
 			s.b.cfg().MaxSubscriptions)
 	}
 	if crowded && !has {
-		return g, packets.Errorf(packets.QuotaExceeded, "too many subscriptions of one principal")
+		return packets.Errorf(packets.QuotaExceeded, "too many subscriptions of one principal")
 	}
 	sends := group == "" && (o.RetainHandling == 0 || o.RetainHandling == onlyIfNew && !has)
 	if c != nil && s.b.cfg().DisableRetain {
@@ -287,12 +291,11 @@ func (s *session) subscribe(c *conn, group, filter string, o subs.Options) (g gr
 	}
 	if sends {
 		if err := s.admitCursorLocked(filter); err != nil {
-			return g, err
+			return err
 		}
 	}
-	g = grant{group: group, filter: filter, qos: o.QoS}
 	if g.old, g.existed, err = s.b.tree.Add(s.num, group, filter, o); err != nil {
-		return g, packets.Errorf(packets.QuotaExceeded, "%v", err)
+		return packets.Errorf(packets.QuotaExceeded, "%v", err)
 	}
 	if !g.existed {
 		s.weighLocked(group, filter, 1)
@@ -302,12 +305,15 @@ func (s *session) subscribe(c *conn, group, filter string, o subs.Options) (g gr
 	} else if cur := s.cursors.Of(filter); cur != nil && group == "" {
 		cur.QoS, cur.NoLocal, cur.ID = o.QoS, o.NoLocal, o.ID
 	}
+	if g.wrote != "" && s.noteWrittenLocked(g) {
+		s.countLocked()
+	}
 	if s.stored != 0 {
 		g.batch = s.b.journal.Await(&store.PutSubscription{
 			Session: s.stored, ID: o.ID, Subscription: asWritten(group, filter, &o),
 		})
 	}
-	return g, nil
+	return nil
 }
 
 // asWritten returns a subscription of the tree as a client writes it.
@@ -332,6 +338,13 @@ func (s *session) drop(group, filter string) bool {
 		return false
 	}
 	s.weighLocked(group, filter, -1)
+	if w := s.writtenLocked(); w.Len() > 0 {
+		by := packets.JoinShared(group, filter[len(s.mount):])
+		for wrote := range w.Of(by) {
+			s.forgetWrittenLocked(wrote, by)
+		}
+		s.countLocked()
+	}
 	if _, given := s.b.tree.GetBy(subs.ByServer, s.num, group, filter); group == "" && !given {
 		s.dropCursorLocked(filter)
 	}
@@ -361,18 +374,19 @@ func (c *conn) onUnsubscribe(t *turn, p *packets.Unsubscribe) error {
 	}
 	stored := c.sess.stored != 0
 	for i, f := range p.Filters {
-		group, filter, err := packets.SplitShared(f)
-		switch {
-		case err != nil:
+		_, _, err := packets.SplitShared(f)
+		if err != nil {
 			ack.Codes[i] = packets.TopicFilterInvalid
-		case !c.sess.unsubscribe(group, c.readExtra().mount+filter):
+			continue
+		}
+		switch removed, found := c.sess.unsubscribeWritten(f); {
+		case !found:
 			ack.Codes[i] = c.b.given.Unsubscribe(c.sess, f)
 			// one of the server is stored even if the Session is not
 			stored = stored || c.b.journal != nil && ack.Codes[i] != packets.NoSubscriptionExisted
-		default:
+		case removed != "":
 			if fn := c.b.obs.Unsubscribed; fn != nil {
-				mounted := packets.JoinShared(group, c.readExtra().mount+filter)
-				fn(hooks.Unsubscribed{Client: c.client, Filter: f, MountedFilter: mounted})
+				fn(hooks.Unsubscribed{Client: c.client, Filter: f, MountedFilter: removed})
 			}
 		}
 	}

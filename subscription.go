@@ -324,14 +324,14 @@ func (sub *Subscription) Add(filter string, o *SubscribeOptions) error {
 	if err := sub.Err(); err != nil {
 		return err
 	}
-	var g grant
+	g := grant{group: group, filter: inner, qos: opts.QoS}
 	s.b.work(func(t *turn) {
 		if s.stored != 0 {
 			t.write.ctx = s.b.ctx
 			err = cmp.Or(t.takeRoomFor(nil, journal.OpWeight+len(filter)), s.down())
 		}
 		if err == nil {
-			g, err = s.subscribe(nil, group, inner, opts)
+			err = s.subscribe(nil, &g, opts)
 		}
 	})
 	// the Session has ended, by Delete of who took it over, or DeleteSession

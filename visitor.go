@@ -92,10 +92,10 @@ func (b *Broker) barredVisitor(c *hooks.Client, now time.Time) error {
 
 // MayRead says whether a client that Authenticate has let in may get the messages of a Topic
 // Filter, as if it had subscribed to it: no Ban is in the way, the filter is within the limits of
-// Config, and Config.Authorizer allows it. It asks about a shared filter as about one of a
-// SUBSCRIBE, and makes no subscription. Observer.Denied is told of a refusal. The filter is without
-// the mount point of the Grant, which may be nil. A DeliveryAuthorizer has to be asked about each
-// topic as well: see MayReceive.
+// Config, Config.SubscribeInterceptor leaves it as it is, and Config.Authorizer allows it. It asks
+// about a shared filter as about one of a SUBSCRIBE, and makes no subscription. Observer.Denied is
+// told of a refusal. The filter is without the mount point of the Grant, which may be nil. A
+// DeliveryAuthorizer has to be asked about each topic as well: see MayReceive.
 //
 // What it says holds until RulesVersion returns another number, a Ban is made, or the Grant
 // expires. The error is a *packets.Error with the Reason Code that a client of 5.0 would get.
@@ -119,7 +119,14 @@ func (b *Broker) MayRead(
 	if n := b.cfg().MinWildcardLevel; tooWide(inner, n) {
 		return packets.Errorf(packets.NotAuthorized, "the first %d levels must not be wildcards", n)
 	}
-	if b.authorizer == nil {
+	wrote := packets.Subscription{Filter: filter}
+	switch got, err := b.interceptSubscribeSafely(ctx, c, mountOf(g), &wrote); {
+	case err != nil:
+		return err
+	case got.Filter != filter:
+		return packets.Errorf(packets.NotAuthorized, "%q is allowed instead",
+			cut(got.Filter, maxName))
+	case b.authorizer == nil:
 		return nil
 	}
 	r := hooks.AccessRequest{Client: c, Action: hooks.ActionSubscribe, Topic: inner, Group: group}

@@ -48,7 +48,8 @@ type SessionEnded struct {
 type Subscribed struct {
 	Client *Client
 	// Filter is the Topic Filter as the client wrote it, with "$share/" and ShareName.
-	// MountedFilter has the mount point of the client in front of the filter that follows these.
+	// MountedFilter is the one that the Session has: it has the mount point of the client in front
+	// of the filter that follows these, and may be one that a SubscribeInterceptor returned.
 	Filter, MountedFilter string
 	// QoS is the QoS that was granted.
 	QoS packets.QoS

@@ -42,6 +42,44 @@ func ExampleAuthenticator() {
 }
 
 // A password that is sent in three parts, so to speak.
+// Whoever subscribes to everything gets what is theirs, at most with QoS 1.
+func ExampleSubscribeInterceptor() {
+	narrow := func(_ context.Context, c *hooks.Client, s *packets.Subscription) (
+		*packets.Subscription, error,
+	) {
+		out := *s
+		out.QoS = min(s.QoS, packets.QoS1)
+		if s.Filter == "#" {
+			out.Filter = "users/" + c.Username + "/#"
+		}
+		return &out, nil
+	}
+	b, err := dunlin.New(dunlin.Config{
+		Authenticator:        hooks.AllowAll,
+		SubscribeInterceptor: hooks.SubscribeInterceptorFunc(narrow),
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer b.Close()
+	ack := answers(b,
+		&packets.Connect{
+			Version: packets.V5, CleanStart: true, ClientID: "c1", HasUsername: true, Username: "jane",
+		},
+		&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{
+			{Filter: "#", QoS: packets.QoS2},
+		}},
+	)[1].(*packets.Suback)
+	fmt.Println("granted:", ack.Codes[0])
+	info, _ := b.Session("c1")
+	fmt.Println("replaced:", info.Replaced)
+	fmt.Println("another user's:", b.Explain(context.Background(), "c1", "users/joe/1").Cause)
+	// Output:
+	// granted: Granted QoS 1
+	// replaced: map[#:users/jane/#]
+	// another user's: filter replaced
+}
+
 // An Authenticator tells a client of 5.0 something in the CONNACK, whether it accepts it or not.
 func ExampleGrant_connackProperties() {
 	b, err := dunlin.New(dunlin.Config{
@@ -63,10 +101,10 @@ func ExampleGrant_connackProperties() {
 	}
 	defer b.Close()
 	for _, user := range []string{"jane", "guest"} {
-		ack := connack(b, &packets.Connect{
+		ack := answers(b, &packets.Connect{
 			Version: packets.V5, CleanStart: true, ClientID: "c1", HasUsername: true, Username: user,
 			Properties: packets.Properties(nil).AppendUint(packets.RequestResponseInformation, 1),
-		})
+		})[0].(*packets.Connack)
 		info, _ := ack.Properties.Text(packets.ResponseInformation)
 		for key, value := range ack.Properties.User() {
 			fmt.Printf("%s: %v, %q, %s=%s\n", user, ack.Code, info, key, value)
@@ -77,29 +115,31 @@ func ExampleGrant_connackProperties() {
 	// guest: Quota exceeded, "", retry-after=60
 }
 
-// connack sends a CONNECT to b and returns the answer.
-func connack(b *dunlin.Broker, p *packets.Connect) *packets.Connack {
+// answers sends packets to b, and returns the answer to each. The connection ends with b.
+func answers(b *dunlin.Broker, ps ...packets.Packet) (all []packets.Packet) {
 	l := listeners.NewMemory()
 	go b.Serve(l)
 	nc, err := l.Dial()
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer nc.Close()
-	wire, err := p.Append(nil, p.Version)
-	if err != nil {
-		log.Fatal(err)
-	}
-	if _, err := nc.Write(wire); err != nil {
-		log.Fatal(err)
-	}
 	r := packets.NewReader(nc, packets.Limits{})
-	r.SetVersion(p.Version)
-	answer, err := r.ReadPacket()
-	if err != nil {
-		log.Fatal(err)
+	r.SetVersion(packets.V5)
+	for _, p := range ps {
+		wire, err := p.Append(nil, packets.V5)
+		if err != nil {
+			log.Fatal(err)
+		}
+		if _, err := nc.Write(wire); err != nil {
+			log.Fatal(err)
+		}
+		answer, err := r.ReadPacket()
+		if err != nil {
+			log.Fatal(err)
+		}
+		all = append(all, answer)
 	}
-	return answer.(*packets.Connack)
+	return all
 }
 
 func ExampleEnhancedAuthenticator() {

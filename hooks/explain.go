@@ -50,6 +50,9 @@ const (
 	CauseNoSubscription
 	// CauseNoMatch: no Topic Filter of the Session matches. Nearest is the one that comes closest.
 	CauseNoMatch
+	// CauseFilterReplaced: a Topic Filter that the client wrote matches, but the
+	// SubscribeInterceptor has replaced it by one that does not, which is Nearest.
+	CauseFilterReplaced
 	// CauseDollarTopic: a filter would match if it did not begin with a wildcard. Such filters do
 	// not match topics that begin with "$" (4.7.2).
 	CauseDollarTopic
@@ -128,7 +131,8 @@ var causeNames = [causes]string{
 	"nothing in the way", "topic invalid", "topic too long", "topic reserved",
 	"unknown client", "session ended", "session expired", "session deleted", "refused", "banned",
 	"session of another principal",
-	"no subscription", "no filter matches", "wildcards do not match $ topics", "mount point",
+	"no subscription", "no filter matches", "filter replaced", "wildcards do not match $ topics",
+	"mount point",
 	"not authorized", "no local", "shared: another member got it", "retained message not asked for",
 	"retained messages on their way",
 	"offline, QoS 0", "offline", "connecting", "disconnecting", "queue full",

@@ -367,6 +367,33 @@ type Interceptor interface {
 	Intercept(ctx context.Context, c *Client, m *packets.Message) (*packets.Message, error)
 }
 
+// A SubscribeInterceptor sees each Topic Filter of a SUBSCRIBE before the Authorizer. It returns s,
+// another subscription in its place, or an error, which refuses this subscription in the SUBACK. It
+// must not modify s. The filter is as the client wrote it: without the mount point, and with
+// "$share/" and the ShareName. So is the returned one, which must be a valid Topic Filter within
+// the limits of the broker's Config. The QoS must not be higher than the client has asked for. The
+// Authorizer then decides about the returned subscription, which is the one that the Session has
+// from then on: see "Subscriptions that a hook changes" in docs/hooks.md.
+//
+// It is not called for subscriptions of the server or of the program, nor when a Session is resumed
+// or the rules change.
+//
+// It cannot wait for Close or Shutdown of the broker: see the package.
+type SubscribeInterceptor interface {
+	InterceptSubscribe(ctx context.Context, c *Client,
+		s *packets.Subscription) (*packets.Subscription, error)
+}
+
+// SubscribeInterceptorFunc makes a function a SubscribeInterceptor.
+type SubscribeInterceptorFunc func(ctx context.Context, c *Client,
+	s *packets.Subscription) (*packets.Subscription, error)
+
+// InterceptSubscribe calls f.
+func (f SubscribeInterceptorFunc) InterceptSubscribe(ctx context.Context, c *Client,
+	s *packets.Subscription) (*packets.Subscription, error) {
+	return f(ctx, c, s)
+}
+
 // InterceptorFunc makes a function an Interceptor.
 type InterceptorFunc func(ctx context.Context, c *Client, m *packets.Message) (*packets.Message,
 	error)

@@ -125,7 +125,9 @@ type Will struct {
 type DeleteSession struct{ Session uint64 }
 
 // PutSubscription creates or replaces a subscription. Filter is as the client wrote it, including
-// $share.
+// $share. If it contains U+0000, the part before that is a Topic Filter that the client wrote, and
+// the rest the one by which a hook has replaced it: then it is no subscription, and ends with
+// DeleteSubscription all the same.
 type PutSubscription struct {
 	Session uint64
 	packets.Subscription

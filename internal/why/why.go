@@ -79,8 +79,9 @@ type Filter struct {
 	NoLocal        bool
 	RetainHandling byte
 	Matches        bool
-	Members        int    // of the group
-	Member         string // that got the last message of the group; empty: nobody has
+	Wrote          []string // what the client wrote instead of it, as the client writes it
+	Members        int      // of the group
+	Member         string   // that got the last message of the group; empty: nobody has
 }
 
 // written is f as the client writes it.
@@ -287,6 +288,15 @@ func (x *explainer) near(topic string) {
 	for i := range x.Filters {
 		f := &x.Filters[i]
 		names[i], filters[i] = f.written(), f.Filter
+		for _, wrote := range f.Wrote {
+			if _, inner, err := packets.SplitShared(wrote); err == nil && packets.MatchTopic(inner,
+				topic) {
+				x.add(hooks.CauseFilterReplaced, "%q subscribed to %q, which matches %q. The "+
+					"SubscribeInterceptor replaced that by %q, which does not.", x.ClientID, wrote,
+					topic, names[i]).Nearest = names[i]
+				return
+			}
+		}
 		if strings.HasPrefix(topic, "$") && x.Mount == "" && packets.MatchTopic(f.Filter,
 			"x"+topic[1:]) {
 			x.add(hooks.CauseDollarTopic, "The filter %q does not match %q: a wildcard at the "+

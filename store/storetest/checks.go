@@ -98,6 +98,9 @@ func eachOperation() []store.Op {
 			Subscription: packets.Subscription{Filter: "#", QoS: packets.QoS1}},
 		&store.PutSubscription{Session: 2, Subscription: packets.Subscription{Filter: "gone"}},
 		&store.DeleteSubscription{Session: 2, Filter: "gone"},
+		&store.PutSubscription{Session: 2, Subscription: packets.Subscription{Filter: "a\x00b"}},
+		&store.PutSubscription{Session: 2, Subscription: packets.Subscription{Filter: "a\x00c"}},
+		&store.DeleteSubscription{Session: 2, Filter: "a\x00c"},
 		&store.Publish{Message: full, Retain: true, FromSession: 3, FromID: 65535,
 			To: []store.Delivery{
 				{Session: 1, Seq: 1, QoS: packets.QoS2, Retain: true, IDs: []uint32{1, 268_435_455},

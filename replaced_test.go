@@ -1,0 +1,341 @@
+package dunlin
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/packets"
+	"github.com/dunlin-mqtt/dunlin/store"
+	"github.com/dunlin-mqtt/dunlin/store/memory"
+)
+
+// replacing is a SubscribeInterceptor that replaces filters, and leaves others as they are.
+func replacing(by map[string]string) hooks.SubscribeInterceptor {
+	return hooks.SubscribeInterceptorFunc(func(_ context.Context, _ *hooks.Client,
+		s *packets.Subscription) (*packets.Subscription, error) {
+		got, ok := by[s.Filter]
+		if !ok {
+			return s, nil
+		}
+		out := *s
+		out.Filter = got
+		return &out, nil
+	})
+}
+
+// filters returns the Topic Filters of a client's subscriptions, in their order.
+func (r *guardRig) filters(id string) []string {
+	info, ok := r.b.Session(id)
+	require.True(r.t, ok)
+	all := []string{}
+	for _, s := range info.Subscriptions {
+		all = append(all, s.Filter)
+	}
+	slices.Sort(all)
+	return all
+}
+
+func (c *testClient) unsubscribe(filter string) packets.ReasonCode {
+	c.t.Helper()
+	c.send(&packets.Unsubscribe{PacketID: 8, Filters: []string{filter}})
+	ack, ok := c.recv().(*packets.Unsuback)
+	require.True(c.t, ok, "UNSUBACK first")
+	return ack.Codes[0]
+}
+
+func TestASubscribeInterceptorLowersAndReplaces(t *testing.T) {
+	var asked []packets.Subscription
+	hook := hooks.SubscribeInterceptorFunc(func(_ context.Context, c *hooks.Client,
+		s *packets.Subscription) (*packets.Subscription, error) {
+		asked = append(asked, *s)
+		out := *s
+		switch s.Filter {
+		case "low":
+			out.QoS = 0
+		case "#":
+			out.Filter = "of/" + c.ID + "/#"
+		case "$share/g/#":
+			out.Filter = "$share/g/of/" + c.ID + "/#"
+		}
+		return &out, nil
+	})
+	var subscribed, unsubscribed []string
+	withRules(t, []string{"allow all of/# low", "allow publish #"}, func(c *Config) {
+		c.SubscribeInterceptor = hook
+		c.Observer = &hooks.Observer{
+			Subscribed: func(e hooks.Subscribed) {
+				subscribed = append(subscribed, e.Filter+" as "+e.MountedFilter)
+			},
+			Unsubscribed: func(e hooks.Unsubscribed) {
+				unsubscribed = append(unsubscribed, e.Filter+" as "+e.MountedFilter)
+			},
+		}
+	}, func(r *guardRig) {
+		r.grant = func(q *hooks.ConnectRequest) error {
+			q.Grant.MountPoint = "m/"
+			return nil
+		}
+		c, p := r.connect(as("c", "u")), r.connect(as("p", "u"))
+		require.Equal(t, packets.ReasonCode(0), c.subscribe("low", 1), "what SUBACK grants")
+		require.Equal(t, packets.GrantedQoS1, c.subscribe("#", 1),
+			"the Authorizer decides about what was returned")
+		require.Equal(t, packets.GrantedQoS2, c.subscribe("$share/g/#", 2))
+		require.Equal(t, []packets.Subscription{{Filter: "low", QoS: 1}, {Filter: "#", QoS: 1},
+			{Filter: "$share/g/#", QoS: 2}}, asked, "without the mount point, as the client wrote it")
+		require.Equal(t, []string{"$share/g/m/of/c/#", "m/low", "m/of/c/#"}, r.filters("c"))
+		info, _ := r.b.Session("c")
+		require.Equal(t, map[string]string{"#": "of/c/#", "$share/g/#": "$share/g/of/c/#"},
+			info.Replaced)
+		require.Equal(t, []string{"low as m/low", "# as m/of/c/#",
+			"$share/g/# as $share/g/m/of/c/#"}, subscribed)
+
+		require.Equal(t, packets.Success, c.unsubscribe("$share/g/#"))
+		p.publish("of/p/1", "not for c", false)
+		p.publish("of/c/1", "for c", false)
+		require.Equal(t, "for c", string(c.message("of/c/1").Payload))
+		x := r.b.Explain(t.Context(), "c", "m/of/p/1")
+		require.Equal(t, hooks.CauseFilterReplaced, x.Cause, "%v", x.Text)
+		require.Contains(t, x.Text, `"#"`)
+		require.Equal(t, "of/c/#", x.Nearest)
+
+		require.Equal(t, packets.Success, c.unsubscribe("#"))
+		require.Equal(t, packets.NoSubscriptionExisted, c.unsubscribe("#"))
+		require.Equal(t, []string{"m/low"}, r.filters("c"))
+		require.Equal(t, []string{"$share/g/# as $share/g/m/of/c/#", "# as m/of/c/#"}, unsubscribed)
+		info, _ = r.b.Session("c")
+		require.Empty(t, info.Replaced)
+		c.close()
+		p.close()
+	})
+}
+
+func TestASubscriptionEndsWithTheLastFilterThatWasReplacedByIt(t *testing.T) {
+	by := map[string]string{"a": "x", "b": "x"}
+	withRules(t, everything, func(c *Config) { c.SubscribeInterceptor = replacing(by) },
+		func(r *guardRig) {
+			c := r.connect(as("c", "u"))
+			for _, f := range []string{"a", "b", "a"} {
+				c.subscribe(f, 0)
+			}
+			require.Equal(t, packets.Success, c.unsubscribe("a"))
+			require.Equal(t, []string{"x"}, r.filters("c"), "b is left")
+			require.Equal(t, packets.Success, c.unsubscribe("b"))
+			require.Empty(t, r.filters("c"))
+
+			for _, first := range []string{"x", "a"} { // the client has it in both ways
+				c.subscribe(first, 0)
+				c.subscribe("x", 0)
+				c.subscribe("a", 0)
+				require.Equal(t, packets.Success, c.unsubscribe("a"))
+				require.Equal(t, []string{"x"}, r.filters("c"), "the client wrote x, too")
+				require.Equal(t, packets.Success, c.unsubscribe("x"))
+				require.Empty(t, r.filters("c"))
+			}
+
+			c.subscribe("a", 0)
+			require.Equal(t, packets.Success, c.unsubscribe("x"), "what it has, not what it wrote")
+			require.Equal(t, packets.NoSubscriptionExisted, c.unsubscribe("a"))
+
+			c.subscribe("a", 0)
+			by["a"] = "y"
+			c.subscribe("a", 0)
+			require.Equal(t, []string{"y"}, r.filters("c"), "a later SUBSCRIBE takes its place")
+			delete(by, "a")
+			c.subscribe("a", 0)
+			require.Equal(t, []string{"a"}, r.filters("c"))
+			require.Equal(t, packets.Success, c.unsubscribe("a"))
+			s := r.b.ofClient("c")[0]
+			require.Zero(t, s.writtenLocked().Len(), "nothing is left")
+			c.close()
+			synctest.Wait()
+			require.Equal(t, r.b.holding(), r.b.counted())
+		})
+}
+
+func TestAReplacedSubscriptionIsRevokedAndDecidedAsWhatItIs(t *testing.T) {
+	withRules(t, everything, func(c *Config) {
+		c.SubscribeInterceptor = replacing(map[string]string{"#": "secret/#", "ok": "open"})
+	}, func(r *guardRig) {
+		c := r.connect(as("c", "u"))
+		c.subscribe("#", 0)
+		c.subscribe("ok", 0)
+		r.rules.Set(rulesOf(t, "deny all secret/#", "allow all #"))
+		synctest.Wait()
+		require.Equal(t, []string{"open"}, r.filters("c"))
+		r.told("revoked c secret/#")
+		info, _ := r.b.Session("c")
+		require.Equal(t, map[string]string{"ok": "open"}, info.Replaced)
+		require.Equal(t, packets.NotAuthorized, c.subscribe("#", 0))
+		require.Equal(t, []string{"open"}, r.filters("c"))
+		c.close()
+	})
+}
+
+func TestWhatASubscribeInterceptorMustNotReturn(t *testing.T) {
+	long := strings.Repeat("x", 70_000)
+	for name, s := range map[string]*packets.Subscription{
+		"nothing":                     nil,
+		"no filter":                   {},
+		"no valid filter":             {Filter: "a/#/b"},
+		"a filter that is not UTF-8":  {Filter: "a\xff"},
+		"a filter with U+0000":        {Filter: "a\x00b"},
+		"a filter that is too long":   {Filter: long},
+		"too many levels":             {Filter: strings.Repeat("+/", 200) + "#"},
+		"no valid shared filter":      {Filter: "$share/g"},
+		"a higher QoS":                {Filter: "a", QoS: 2},
+		"no Retain Handling":          {Filter: "a", RetainHandling: 3},
+		"No Local of a shared filter": {Filter: "$share/g/a", NoLocal: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			hook := hooks.SubscribeInterceptorFunc(func(context.Context, *hooks.Client,
+				*packets.Subscription) (*packets.Subscription, error) {
+				return s, nil
+			})
+			withRules(t, everything, func(c *Config) { c.SubscribeInterceptor = hook },
+				func(r *guardRig) {
+					c := r.connect(as("c", "u"))
+					require.Equal(t, packets.NotAuthorized, c.subscribe("mine", 1))
+					require.Empty(t, r.filters("c"))
+					r.told("denied c subscribe mine")
+					c.close()
+				})
+		})
+	}
+	t.Run("an error", func(t *testing.T) {
+		said := error(packets.Errorf(packets.QuotaExceeded, "enough"))
+		hook := hooks.SubscribeInterceptorFunc(func(_ context.Context, _ *hooks.Client,
+			s *packets.Subscription) (*packets.Subscription, error) {
+			if s.Filter == "fine" {
+				return s, nil
+			}
+			return nil, said
+		})
+		withRules(t, everything, func(c *Config) { c.SubscribeInterceptor = hook },
+			func(r *guardRig) {
+				c := r.connect(as("c", "u"))
+				c.send(&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{
+					{Filter: "a"}, {Filter: "fine"}}})
+				require.Equal(t, []packets.ReasonCode{packets.QuotaExceeded, 0},
+					c.recv().(*packets.Suback).Codes, "each is decided by itself")
+				said = errors.New("the database is down")
+				require.Equal(t, packets.NotAuthorized, c.subscribe("a", 0))
+				require.Equal(t, []string{"fine"}, r.filters("c"))
+				c.close()
+			})
+	})
+	t.Run("a panic ends the connection", func(t *testing.T) {
+		hook := hooks.SubscribeInterceptorFunc(func(context.Context, *hooks.Client,
+			*packets.Subscription) (*packets.Subscription, error) {
+			panic("hook")
+		})
+		withRules(t, everything, func(c *Config) { c.SubscribeInterceptor = hook },
+			func(r *guardRig) {
+				c := r.connect(as("c", "u"))
+				c.send(&packets.Subscribe{PacketID: 1,
+					Subscriptions: []packets.Subscription{{Filter: "a"}}})
+				require.IsType(t, &packets.Disconnect{}, c.recv())
+				require.EqualValues(t, 1, r.b.Stats().Panics)
+				g, client := new(hooks.Grant), &hooks.Client{ID: "v"}
+				require.Error(t, r.b.MayRead(t.Context(), client, g, "a"), "a panic refuses a visitor")
+				c.nc.Close()
+			})
+	})
+}
+
+func TestAVisitorMayReadWhatTheSubscribeInterceptorLeaves(t *testing.T) {
+	withRules(t, everything, func(c *Config) {
+		c.SubscribeInterceptor = replacing(map[string]string{"#": "open/#"})
+	}, func(r *guardRig) {
+		g, client := new(hooks.Grant), &hooks.Client{ID: "v"}
+		require.NoError(t, r.b.MayRead(t.Context(), client, g, "open/#"))
+		err := r.b.MayRead(t.Context(), client, g, "#")
+		require.Equal(t, packets.NotAuthorized, packets.CodeOf(err))
+		require.ErrorContains(t, err, `"open/#" is allowed instead`)
+	})
+}
+
+func TestReplacedFiltersAreBounded(t *testing.T) {
+	withRules(t, everything, func(c *Config) {
+		c.MaxSubscriptions = 3
+		c.SubscribeInterceptor = replacing(map[string]string{"a": "x", "b": "x", "c": "x", "d": "x"})
+	}, func(r *guardRig) {
+		c := r.connect(as("c", "u"))
+		for _, f := range []string{"a", "b", "c", "b"} {
+			require.Equal(t, packets.GrantedQoS0, c.subscribe(f, 0))
+		}
+		require.Equal(t, packets.QuotaExceeded, c.subscribe("d", 0), "they are one subscription")
+		require.Equal(t, packets.Success, c.unsubscribe("a"))
+		require.Equal(t, packets.GrantedQoS0, c.subscribe("d", 0))
+		c.close()
+	})
+}
+
+func TestReplacedFiltersAfterARestart(t *testing.T) {
+	st := new(memory.Store)
+	by := map[string]string{"a": "x", "b": "x", "c": "y"}
+	with := func(c *Config) { c.Store, c.SubscribeInterceptor = st, replacing(by) }
+	withRules(t, everything, with, func(r *guardRig) {
+		c := r.connect(as("c", "u"))
+		for _, f := range []string{"a", "b", "c"} {
+			c.subscribe(f, 1)
+		}
+		c.unsubscribe("b")
+		c.close()
+	})
+	by = nil // the rules have changed: what the Session has stays
+	require.NoError(t, st.Open())
+	withRules(t, everything, with, func(r *guardRig) {
+		info, ok := r.b.Session("c")
+		require.True(t, ok)
+		require.Equal(t, map[string]string{"a": "x", "c": "y"}, info.Replaced)
+		require.Equal(t, r.b.holding(), r.b.counted())
+		c, p := r.connect(as("c", "u")), r.connect(as("p", "u"))
+		p.publish("x", "", false)
+		c.message("x")
+		require.Equal(t, packets.Success, c.unsubscribe("a"))
+		require.Equal(t, packets.GrantedQoS1, c.subscribe("c", 1))
+		require.Equal(t, []string{"c"}, r.filters("c"))
+		c.close()
+		p.close()
+	})
+	require.NoError(t, st.Open())
+	withRules(t, everything, with, func(r *guardRig) {
+		require.Equal(t, []string{"c"}, r.filters("c"))
+		info, _ := r.b.Session("c")
+		require.Empty(t, maps.Clone(info.Replaced))
+	})
+}
+
+func TestAReplacedFilterIsTakenBackIfTheStoreFails(t *testing.T) {
+	var full atomic.Bool
+	st := &faultStore{Store: new(memory.Store), before: func([]store.Op) error {
+		if full.Load() {
+			return store.ErrFull
+		}
+		return nil
+	}}
+	by := map[string]string{"a": "x"}
+	withRules(t, everything, func(c *Config) {
+		c.Store, c.SubscribeInterceptor = st, replacing(by)
+	}, func(r *guardRig) {
+		c := r.connect(as("c", "u"))
+		require.Equal(t, packets.GrantedQoS1, c.subscribe("a", 1))
+		by["a"], by["b"] = "y", "z"
+		full.Store(true)
+		require.True(t, c.subscribe("a", 1).Failed())
+		require.True(t, c.subscribe("b", 1).Failed())
+		info, _ := r.b.Session("c")
+		require.Equal(t, map[string]string{"a": "x"}, info.Replaced)
+		require.Equal(t, []string{"x"}, r.filters("c"))
+		c.close()
+	})
+}
