@@ -2,12 +2,14 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"io"
 	"net/http"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/dunlin-mqtt/dunlin/examples/internal/try"
 	"github.com/dunlin-mqtt/dunlin/packets"
@@ -77,7 +79,9 @@ func (b *bench) send(token, method, path string, body any) (status int, text str
 		}
 		r = bytes.NewReader(text)
 	}
-	q, err := http.NewRequestWithContext(b.t.Context(), method, b.url+path, r)
+	ctx, cancel := context.WithTimeout(b.t.Context(), time.Minute)
+	defer cancel()
+	q, err := http.NewRequestWithContext(ctx, method, b.url+path, r)
 	if err != nil {
 		b.t.Fatal(err)
 	}
