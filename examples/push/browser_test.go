@@ -156,10 +156,12 @@ func (b *browser) eval(expression string) string {
 	return fmt.Sprint(r.Result.Value)
 }
 
-// wait waits until an expression is true. The page itself looks.
+// wait waits until an expression is true. The page itself looks. An expression that fails is not
+// true: the page may not be there yet.
 func (b *browser) wait(expression string) {
 	b.t.Helper()
-	if b.eval(fmt.Sprintf(`(async () => { for (const end = Date.now() + 40000; !(%s);
+	if b.eval(fmt.Sprintf(`(async () => { const is = () => { try { return %s; } catch { } };
+		for (const end = Date.now() + 40000; !is();
 		await new Promise((again) => setTimeout(again, 20))) {
 		if (Date.now() > end) { return false; } } return true; })()`, expression)) != "true" {
 		b.t.Fatalf("it does not come true that %s; the page says:\n%s\n%s", expression,
