@@ -26,7 +26,7 @@ type EventOptions struct {
 	// Timeout bounds the time of one attempt. Zero: 5 s.
 	Timeout time.Duration
 	// Only are the names of the events to send. Empty: all events, except those about single
-	// messages: published, delivered, acknowledged and dropped.
+	// messages: published, delivered, acknowledged, dropped and settled.
 	Only []string
 	// Payloads sends the payloads of messages too.
 	Payloads bool
@@ -61,6 +61,7 @@ type EventOptions struct {
 //	delivered                   the client's, the message's, and packet_id if the QoS is not 0
 //	acknowledged                the client's, packet_id
 //	dropped                     the client's, error, and the message's if the broker still has it
+//	settled                     the client's, receipt, qos; error if the client does not get it
 //	panicked                    the client's, error
 //	banned                      kind, value, error, which is why, and until, missing if the ban has no end
 //	store_failed                error
@@ -92,6 +93,7 @@ type Event struct {
 	Payload        []byte              `json:"payload,omitempty"`
 	Matched        *int                `json:"matched,omitempty"`
 	PacketID       uint16              `json:"packet_id,omitempty"`
+	Receipt        string              `json:"receipt,omitempty"`
 	Kind           string              `json:"kind,omitempty"`
 	Value          string              `json:"value,omitempty"`
 	Until          time.Time           `json:"until,omitzero"`
@@ -122,7 +124,7 @@ const eventSize = 512
 
 func (x *Event) size() int {
 	return eventSize + len(x.ClientID) + len(x.User) + len(x.Topic) + len(x.MountedTopic) +
-		len(x.Value) + len(x.Error) + len(x.Payload)
+		len(x.Value) + len(x.Error) + len(x.Payload) + len(x.Receipt)
 }
 
 // peer returns the peer that x is about, for its share of the queue.
@@ -138,6 +140,7 @@ var eventNames = []string{
 	"connected", "refused", "disconnected", "session_ended", "subscribed", "unsubscribed", "denied",
 	"revoked", "banned", "panicked",
 	"store_failed", "store_recovered", "published", "delivered", "acknowledged", "dropped",
+	"settled",
 }
 
 // wants says whether an event is to be sent.
@@ -167,6 +170,7 @@ func (e *Events) Observer() *hooks.Observer {
 		}, "store_recovered": func() { o.StoreRecovered = nil },
 		"published": func() { o.Published = nil }, "delivered": func() { o.Delivered = nil },
 		"acknowledged": func() { o.Acknowledged = nil }, "dropped": func() { o.Dropped = nil },
+		"settled": func() { o.Settled = nil },
 	} {
 		if !e.wants(name) {
 			field()
@@ -243,6 +247,14 @@ func (e *Events) everything() *hooks.Observer {
 		Dropped: func(h hooks.Dropped) {
 			x := e.about(at(of(h.Client, "dropped"), h.Topic, h.MountedTopic), h.Message)
 			x.Error = h.Reason.String()
+			e.add(x)
+		},
+		Settled: func(h hooks.Settled) {
+			x := of(h.Client, "settled")
+			x.Receipt, x.QoS = h.Receipt, &h.QoS
+			if h.Reason != 0 {
+				x.Error = h.Reason.String()
+			}
 			e.add(x)
 		},
 	}

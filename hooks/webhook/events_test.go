@@ -78,7 +78,7 @@ func TestEveryEvent(t *testing.T) {
 				"connected", "refused", "disconnected", "session_ended", "subscribed",
 				"unsubscribed", "denied", "revoked", "banned", "panicked",
 				"store_failed", "store_recovered", "published", "delivered", "acknowledged",
-				"dropped",
+				"dropped", "settled",
 			}
 		})
 		o := e.Observer()
@@ -108,6 +108,8 @@ func TestEveryEvent(t *testing.T) {
 		o.Dropped(hooks.Dropped{Client: c, Topic: "b", MountedTopic: "a/b", Message: m,
 			Reason: hooks.DropQueueFull})
 		o.Dropped(hooks.Dropped{Client: c, Reason: hooks.DropRefused})
+		o.Settled(hooks.Settled{Client: c, Receipt: "push-1", QoS: 1})
+		o.Settled(hooks.Settled{Client: c, Receipt: "push-2", QoS: 2, Reason: hooks.DropExpired})
 		m.Payload[0] = 'x' // it was only lent
 		require.NoError(t, e.Close(t.Context()))
 
@@ -133,7 +135,9 @@ func TestEveryEvent(t *testing.T) {
 			{"event":"delivered","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","topic":"b","mounted_topic":"a/b","qos":0,"retain":true,"size":2,"payload":"aGk="},
 			{"event":"acknowledged","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","packet_id":7},
 			{"event":"dropped","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","topic":"b","mounted_topic":"a/b","qos":1,"retain":true,"size":2,"payload":"aGk=","error":"queue full"},
-			{"event":"dropped","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","error":"refused"}
+			{"event":"dropped","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","error":"refused"},
+			{"event":"settled","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","qos":1,"receipt":"push-1"},
+			{"event":"settled","client_id":"c1","user":"jane","remote_ip":"192.0.2.7","qos":2,"receipt":"push-2","error":"expired"}
 		]`), &want))
 		require.Len(t, got.Events, len(want))
 		for i, x := range got.Events {
@@ -178,7 +182,7 @@ func TestWantedEvents(t *testing.T) {
 				"connected", "refused", "disconnected", "session_ended", "subscribed",
 				"unsubscribed", "denied", "revoked", "banned",
 				"panicked", "store_failed", "store_recovered", "published", "delivered",
-				"acknowledged", "dropped",
+				"acknowledged", "dropped", "settled",
 			}
 		})
 		require.Len(t, set(e.Observer()), reflect.TypeFor[hooks.Observer]().NumField(),
