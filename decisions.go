@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -118,15 +119,44 @@ func (s *session) observed() *hooks.Client {
 	return s.who()
 }
 
-// subscriptionList lists the subscriptions. s.mu is held.
+// subscriptionList lists the subscriptions of s, whose lock is not held: see subscriptions.
 func (s *session) subscriptionList() (all []listedSub) {
-	if s.num != 0 && !s.ended { // then another Session may have its number
-		s.b.tree.Each(s.num, func(group, filter string, o subs.Options) bool {
-			all = append(all, listedSub{group: group, filter: filter, qos: o.QoS, by: o.By})
-			return true
-		})
+	for x := range s.subscriptions() {
+		all = append(all, listedSub{group: x.Group, filter: x.Filter, qos: x.QoS, by: x.By})
 	}
 	return all
+}
+
+// subscriptionPage returns up to most subscriptions of s, those behind after. See subs.Tree.Page.
+func (s *session) subscriptionPage(after *subs.Subscription, most int) []subs.Subscription {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.num == 0 || s.ended { // then another Session may have its number
+		return nil
+	}
+	return s.b.tree.Page(s.num, after, most)
+}
+
+// subscriptionPage is how many subscriptions of a Session are copied at a time.
+const subscriptionPage = 64
+
+// subscriptions yields those of s, oldest first. It takes the lock of s for a page at a time, so
+// that who publishes to s does not wait until all are listed. The caller does not hold it.
+func (s *session) subscriptions() iter.Seq[*subs.Subscription] {
+	return func(yield func(*subs.Subscription) bool) {
+		var last *subs.Subscription
+		for {
+			page := s.subscriptionPage(last, subscriptionPage)
+			for i := range page {
+				if last = &page[i]; !yield(last) {
+					return
+				}
+			}
+			if len(page) < subscriptionPage {
+				return
+			}
+		}
+	}
 }
 
 // reviewSession decides the subscriptions of s anew, for who made them, and returns how many were
@@ -140,10 +170,9 @@ func (b *Broker) reviewSession(s *session) int {
 	if s.conn != nil && s.conn.readExtra().ctx != nil {
 		ctx = s.conn.extra.ctx
 	}
-	subs := s.subscriptionList()
 	s.mu.Unlock()
 	// what is left undecided is decided when the client comes back
-	refused, _ := b.refused(ctx, client, s.mount, subs)
+	refused, _ := b.refused(ctx, client, s.mount, s.subscriptionList())
 	return b.revoke(s, gen, refused)
 }
 
@@ -235,8 +264,11 @@ func (c *conn) decideAgain(sub listedSub) error {
 func (s *session) purge(revoked []listedSub) (orphans []delivery) {
 	tr := subs.New(subs.Limits{})
 	left, gone := tr.Join(), tr.Join()
-	for _, sub := range s.subscriptionList() {
-		tr.Restore(left, "", sub.filter, subs.Options{})
+	if s.num != 0 && !s.ended { // then another Session may have its number
+		s.b.tree.Each(s.num, func(_, filter string, _ subs.Options) bool {
+			tr.Restore(left, "", filter, subs.Options{})
+			return true
+		})
 	}
 	for _, sub := range revoked {
 		tr.Restore(gone, "", sub.filter, subs.Options{})
@@ -291,11 +323,10 @@ func (b *Broker) decideSubscriptions(s *session, c *conn) (decidedFor, error) {
 	epoch := b.rules.epoch.Load()
 	s.mu.Lock()
 	v := decidedFor{s.gen, epoch}
-	subs := s.subscriptionList()
 	s.mu.Unlock()
 	ctx, cancel := c.decisionContext()
 	defer cancel()
-	refused, err := b.refused(ctx, c.client, s.mount, subs)
+	refused, err := b.refused(ctx, c.client, s.mount, s.subscriptionList())
 	b.revoke(s, v.gen, refused)
 	return v, err
 }

@@ -207,27 +207,13 @@ func (b *Broker) sessionFacts(ctx context.Context, f *why.Facts, s *session) {
 	}
 	f.Session, f.Mount, f.State = true, s.mount, s.stateLocked(failure)
 	f.Of = s.ofTopicLocked(f.Topic, f.Now)
-	num, client := s.num, s.observed()
+	client := s.observed()
 	f.Retained.There = retained != nil
 	if c := s.conn; c != nil && retained != nil {
 		f.Retained.TooLarge = c.tooLarge(retained, wire{})
 	}
-	if num != 0 {
-		b.tree.Each(num, func(group, filter string, o subs.Options) bool {
-			x := why.Filter{Group: group, Filter: filter[len(s.mount):], QoS: o.QoS,
-				NoLocal:        o.NoLocal,
-				RetainHandling: o.RetainHandling,
-				Matches: packets.ValidTopicName(f.Topic) && packets.MatchTopic(filter, f.Topic) &&
-					strings.HasPrefix(f.Topic, s.mount)}
-			for wrote := range s.writtenLocked().Of(packets.JoinShared(group, x.Filter)) {
-				x.Wrote = append(x.Wrote, wrote)
-			}
-			f.Retained.Waiting = f.Retained.Waiting || x.Matches && s.cursors.Of(filter) != nil
-			f.Filters = append(f.Filters, x)
-			return true
-		})
-	}
 	s.mu.Unlock()
+	b.filterFacts(f, s)
 	matches := false
 	for i := range f.Filters {
 		x := &f.Filters[i]
@@ -245,6 +231,23 @@ func (b *Broker) sessionFacts(ctx context.Context, f *why.Facts, s *session) {
 	} else if b.rules.deliveries != nil {
 		r.Action = hooks.ActionDeliver
 		f.Undeliv = b.objection(ctx, &r, b.rules.deliveries.AuthorizeDelivery)
+	}
+}
+
+// filterFacts fills in what is known of the subscriptions of s.
+func (b *Broker) filterFacts(f *why.Facts, s *session) {
+	valid := packets.ValidTopicName(f.Topic) && strings.HasPrefix(f.Topic, s.mount)
+	for sub := range s.subscriptions() {
+		x := why.Filter{Group: sub.Group, Filter: sub.Filter[len(s.mount):], QoS: sub.QoS,
+			NoLocal: sub.NoLocal, RetainHandling: sub.RetainHandling,
+			Matches: valid && packets.MatchTopic(sub.Filter, f.Topic)}
+		s.mu.Lock()
+		for wrote := range s.writtenLocked().Of(packets.JoinShared(sub.Group, x.Filter)) {
+			x.Wrote = append(x.Wrote, wrote)
+		}
+		f.Retained.Waiting = f.Retained.Waiting || x.Matches && s.cursors.Of(sub.Filter) != nil
+		s.mu.Unlock()
+		f.Filters = append(f.Filters, x)
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"iter"
-	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -122,7 +121,7 @@ func (s *session) info() (info SessionInfo, ok bool) {
 	s.mu.Lock()
 	info.Replaced = s.writtenLocked().All()
 	s.mu.Unlock()
-	for _, sub := range s.subscriptionPage(nil, math.MaxInt) {
+	for sub := range s.subscriptions() {
 		list := &info.Subscriptions
 		if sub.By == subs.ByServer {
 			list = &info.Given
@@ -168,16 +167,6 @@ func (s *session) facts() (info SessionInfo, ok bool) {
 	return info, true
 }
 
-// subscriptionPage returns up to most subscriptions of s, those behind after. See subs.Tree.Page.
-func (s *session) subscriptionPage(after *subs.Subscription, most int) []subs.Subscription {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.num == 0 || s.ended { // then another Session may have its number
-		return nil
-	}
-	return s.b.tree.Page(s.num, after, most)
-}
-
 // SubscriptionInfo is a subscription and the Session that has it.
 type SubscriptionInfo struct {
 	ClientID, Principal string
@@ -221,9 +210,6 @@ func (b *Broker) SubscriptionsFrom(clientID, after string) iter.Seq2[string, Sub
 		}
 	}
 }
-
-// subscriptionPage is how many subscriptions of a Session are copied at a time.
-const subscriptionPage = 64
 
 // cursorAt is the cursor behind a subscription of the Session with a place.
 func cursorAt(place string, sub *subs.Subscription) string {
