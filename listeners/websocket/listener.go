@@ -207,7 +207,11 @@ func (l *Listener) shakeHands(w http.ResponseWriter, r *http.Request) *conn {
 
 // ConnState is for http.Server.ConnState of a server whose port mainly serves the broker:
 //
-//	srv := &http.Server{Handler: mux, ConnState: l.ConnState, ReadHeaderTimeout: 10 * time.Second}
+//	srv := &http.Server{Handler: mux, ConnState: l.ConnState,
+//		ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10}
+//
+// Without MaxHeaderBytes each client that has not sent all of its request can make the server hold
+// 1 MiB, which no limit of the Broker counts.
 //
 // It closes new connections that Options.Admit refuses. It bounds the connections that have not
 // become WebSocket connections, including silent and idle ones, by Options.MaxPending. One address
