@@ -600,8 +600,6 @@ func (c *conn) onAck(t *turn, a *packets.Ack) error {
 
 // other handles the packets that are rare.
 func (c *conn) other(t *turn, h packets.Header, body []byte) error {
-	limits := packets.Limits{Filters: c.b.cfg().MaxFilters,
-		UserProperties: c.b.cfg().MaxUserProperties}
 	var p packets.Packet
 	switch h.Type {
 	case packets.TypePingreq:
@@ -624,7 +622,7 @@ func (c *conn) other(t *turn, h packets.Header, body []byte) error {
 	}
 	err := p.Decode(h, body, c.version)
 	if err == nil {
-		err = limits.Check(p)
+		err = c.checked(t, p, len(body))
 	}
 	if err != nil {
 		return err

@@ -313,19 +313,70 @@ func (c *conn) expect(t *turn) error {
 		t.read = x
 	}
 	if !c.b.reading.Take(int64(n)) {
-		if err := c.awaitPartial(t, n); err != nil {
+		if err := c.awaitPartial(n, cap(t.read.B)); err != nil {
 			return err
 		}
 	}
-	c.partial = int32(n)
-	c.partialSince.Store(int32(time.Since(c.b.started)/time.Second) + 1)
+	c.holdPartial(n)
 	return nil
 }
 
-// awaitPartial waits for n bytes of room to read.
-func (c *conn) awaitPartial(t *turn, n int) error {
+// holdPartial notes that c has taken n bytes of room to read.
+func (c *conn) holdPartial(n int) {
+	c.partial = int32(n)
+	c.partialSince.Store(int32(time.Since(c.b.started)/time.Second) + 1)
+}
+
+// What a Topic Filter of a SUBSCRIBE takes until that is answered, and one of an UNSUBSCRIBE,
+// besides its bytes: its place in the decoded packet, in the list of what is stored, in the answer,
+// and what was granted.
+const (
+	subscribedCost   = 192
+	unsubscribedCost = 64
+)
+
+// checked refuses a packet with a body of size bytes that exceeds the limits of Config, and takes
+// the room of its filters.
+func (c *conn) checked(t *turn, p packets.Packet, size int) error {
+	limits := packets.Limits{Filters: c.b.cfg().MaxFilters,
+		UserProperties: c.b.cfg().MaxUserProperties}
+	if err := limits.Check(p); err != nil {
+		return err
+	}
+	switch p := p.(type) {
+	case *packets.Subscribe:
+		return c.unpacked(t, size+subscribedCost*len(p.Subscriptions))
+	case *packets.Unsubscribe:
+		return c.unpacked(t, size+unsubscribedCost*len(p.Filters))
+	}
+	return nil
+}
+
+// unpacked takes the room of a packet whose filters take n bytes beside the read buffer, unless
+// that is little, for as long as hooks and the Store decide about them. expect gives it back.
+func (c *conn) unpacked(t *turn, n int) error {
+	if n <= keepSize || !c.b.callsOut {
+		return nil
+	}
+	c.givePartial()
+	decoded := n/4 + cap(t.read.B) // without what is still to come
+	if n += cap(t.read.B); !c.b.reading.Take(int64(n)) {
+		t.end() // the others need not wait
+		t.trim()
+		if err := c.awaitPartial(n, decoded); err != nil {
+			return err
+		}
+		t.now = time.Now()
+	}
+	c.holdPartial(n)
+	c.b.memory.Recount(budget.Partial, &c.restCounted, n)
+	return c.stopped()
+}
+
+// awaitPartial waits for n bytes of room to read. c holds so many already.
+func (c *conn) awaitPartial(n, holds int) error {
 	b := c.b
-	b.memory.Recount(budget.Partial, &c.restCounted, cap(t.read.B))
+	b.memory.Recount(budget.Partial, &c.restCounted, holds)
 	if b.memory.Of(budget.Partial) > b.memory.Limit()/100*partialMost {
 		return errNoMemoryToRead
 	}
