@@ -44,32 +44,58 @@ type local struct {
 	receipt *receipt      // of PublishWait
 }
 
+// PublishAll publishes messages as Publish does, one after the other, with less work for each: a
+// client gets all of them that are for it in one write if it can, and the Store in one batch. It
+// stops at the first error, which is about list[n]: those before it are published, and those behind
+// it are not, except after an error of a Store that fails and after the end of ctx, when some may
+// be.
+func (b *Broker) PublishAll(ctx context.Context, list ...*Message) (n int, err error) {
+	for n < len(list) && err == nil {
+		var some int
+		some, err = b.publishSome(ctx, list[n:])
+		n += some
+	}
+	return n, err
+}
+
+// publishChunk is how many messages of PublishAll are routed in one turn.
+const publishChunk = 256
+
+// publishSome publishes the first ones of a list in one turn, and returns how many.
+func (b *Broker) publishSome(ctx context.Context, list []*Message) (n int, err error) {
+	type part struct {
+		x     *journal.Batch
+		first int
+	}
+	var parts []part
+	blocked := b.work(func(t *turn) {
+		for n < min(len(list), publishChunk) && (n == 0 || !t.full() && len(t.blocked) == 0) {
+			var x *journal.Batch
+			if _, x, err = b.routeLocal(ctx, t, list[n], local{}); err != nil {
+				return
+			}
+			if x != nil && (len(parts) == 0 || parts[len(parts)-1].x != x) {
+				parts = append(parts, part{x, n})
+			}
+			n++
+			t.clear()
+		}
+	})
+	for _, p := range parts {
+		if failed := b.journal.WaitAdded(ctx, p.x); failed != nil {
+			return p.first, failed
+		}
+	}
+	for _, sub := range blocked {
+		sub.await(ctx.Done())
+	}
+	return n, err
+}
+
 // publishLocal returns how many Sessions took the message.
 func (b *Broker) publishLocal(ctx context.Context, m *Message, l local) (matched int, err error) {
-	if ctx.Err() != nil {
-		return 0, context.Cause(ctx)
-	}
-	if b.ctx.Err() != nil {
-		return 0, ErrBrokerClosed
-	}
-	if err := b.sound(m); err != nil {
-		return 0, err
-	}
-	if err := b.refuseMemory(); err != nil && !b.shrinks(m) {
-		return 0, err
-	}
-	var x *journal.Batch // what makes the message durable; nil: it need not be
-	blocked := b.work(func(t *turn) {
-		sm := &message{Message: *m, From: l.from}
-		if n, ok := m.Properties.Uint(packets.MessageExpiryInterval); ok {
-			sm.Expires = unixNano(t.now.Add(time.Duration(n) * time.Second))
-		}
-		t.receipt, t.write.ctx = l.receipt, ctx
-		if matched, err = t.publishMessage(sm, l.origin); err == nil {
-			b.published(cmp.Or(l.client, program), l.mount, &sm.Message, matched)
-		}
-		x = t.write.Want()
-	})
+	var x *journal.Batch
+	blocked := b.work(func(t *turn) { matched, x, err = b.routeLocal(ctx, t, m, l) })
 	if x != nil && err == nil {
 		err = b.journal.WaitAdded(ctx, x)
 	}
@@ -77,6 +103,33 @@ func (b *Broker) publishLocal(ctx context.Context, m *Message, l local) (matched
 		sub.await(ctx.Done())
 	}
 	return matched, err
+}
+
+// routeLocal routes m in t. x is what makes it durable, nil if it need not be.
+func (b *Broker) routeLocal(
+	ctx context.Context, t *turn, m *Message, l local,
+) (matched int, x *journal.Batch, err error) {
+	if ctx.Err() != nil {
+		return 0, nil, context.Cause(ctx)
+	}
+	if b.ctx.Err() != nil {
+		return 0, nil, ErrBrokerClosed
+	}
+	if err := b.sound(m); err != nil {
+		return 0, nil, err
+	}
+	if err := b.refuseMemory(); err != nil && !b.shrinks(m) {
+		return 0, nil, err
+	}
+	sm := &message{Message: *m, From: l.from}
+	if n, ok := m.Properties.Uint(packets.MessageExpiryInterval); ok {
+		sm.Expires = unixNano(t.now.Add(time.Duration(n) * time.Second))
+	}
+	t.receipt, t.write.ctx = l.receipt, ctx
+	if matched, err = t.publishMessage(sm, l.origin); err == nil {
+		b.published(cmp.Or(l.client, program), l.mount, &sm.Message, matched)
+	}
+	return matched, t.write.Want(), err
 }
 
 // shrinks says whether m makes the retained messages smaller, which is possible beyond every limit.
