@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -188,19 +189,27 @@ func statusOf(err error) int {
 	return http.StatusServiceUnavailable
 }
 
-// read reads the JSON of a request, which is one value with known fields. An empty body leaves v as
-// it is.
-func (c *call) read(v any) error {
+// text reads the body of a request.
+func (c *call) text() ([]byte, error) {
 	text, err := io.ReadAll(c.Body)
-	switch {
-	case err != nil:
-		return err
-	case len(text) == 0:
-		return nil
-	case !utf8.Valid(text):
-		return fail(http.StatusBadRequest, "the body is not UTF-8")
+	if err == nil && !utf8.Valid(text) {
+		err = fail(http.StatusBadRequest, "the body is not UTF-8")
 	}
-	d := json.NewDecoder(strings.NewReader(string(text)))
+	return text, err
+}
+
+// read reads the JSON of a request. An empty body leaves v as it is.
+func (c *call) read(v any) error {
+	text, err := c.text()
+	if err != nil || len(text) == 0 {
+		return err
+	}
+	return strict(text, v)
+}
+
+// strict decodes JSON that is one value with known fields.
+func strict(text []byte, v any) error {
+	d := json.NewDecoder(bytes.NewReader(text))
 	d.DisallowUnknownFields()
 	if err := d.Decode(v); err != nil {
 		return fail(http.StatusBadRequest, "the body is not the JSON that is expected: %v", err)

@@ -35,8 +35,9 @@ var (
 // A database is what the service knows, in a file of SQLite. Several processes of one machine may
 // have it open. A change that has returned survives a crash.
 type database struct {
-	sql     *sql.DB
-	writing sync.Mutex // SQLite has one writer at a time, and those who wait have no order
+	sql        *sql.DB
+	writing    sync.Mutex // SQLite has one writer at a time, and those who wait have no order
+	statements sync.Map   // *sql.Stmt by query
 }
 
 // A session is what a token stands for.
@@ -92,11 +93,38 @@ func (d *database) write(ctx context.Context, f func(*sql.Tx) error) error {
 	return tx.Commit()
 }
 
+// prepared returns the statement of a query. Each is parsed once for a connection of the database.
+func (d *database) prepared(query string) (*sql.Stmt, error) {
+	if x, ok := d.statements.Load(query); ok {
+		return x.(*sql.Stmt), nil
+	}
+	x, err := d.sql.Prepare(query)
+	if err == nil {
+		if kept, ok := d.statements.LoadOrStore(query, x); ok {
+			return kept.(*sql.Stmt), x.Close()
+		}
+	}
+	return x, err
+}
+
+// query runs a query that is prepared.
+func (d *database) query(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	x, err := d.prepared(query)
+	if err != nil {
+		return nil, err
+	}
+	return x.QueryContext(ctx, args...)
+}
+
 // change makes one change, and says whether there was something to change.
 func (d *database) change(ctx context.Context, query string, args ...any) (bool, error) {
+	x, err := d.prepared(query)
+	if err != nil {
+		return false, err
+	}
 	d.writing.Lock()
 	defer d.writing.Unlock()
-	r, err := d.sql.ExecContext(ctx, query, args...)
+	r, err := x.ExecContext(ctx, args...)
 	if err != nil {
 		return false, err
 	}
@@ -106,7 +134,7 @@ func (d *database) change(ctx context.Context, query string, args ...any) (bool,
 
 // names returns the first column of a query.
 func (d *database) names(ctx context.Context, query string, args ...any) ([]string, error) {
-	rows, err := d.sql.QueryContext(ctx, query, args...)
+	rows, err := d.query(ctx, query, args...)
 	if err != nil {
 		return nil, err
 	}
@@ -124,8 +152,12 @@ func (d *database) names(ctx context.Context, query string, args ...any) ([]stri
 
 // has says whether a query has a row.
 func (d *database) has(ctx context.Context, query string, args ...any) (bool, error) {
+	x, err := d.prepared("SELECT EXISTS (" + query + ")")
+	if err != nil {
+		return false, err
+	}
 	found := false
-	err := d.sql.QueryRowContext(ctx, "SELECT EXISTS ("+query+")", args...).Scan(&found)
+	err = x.QueryRowContext(ctx, args...).Scan(&found)
 	return found, err
 }
 
@@ -254,7 +286,7 @@ func (d *database) sessions(ctx context.Context, account string) ([]session, err
 }
 
 func (d *database) list(ctx context.Context, where string, arg any) ([]session, error) {
-	rows, err := d.sql.QueryContext(ctx, "SELECT id, account, label, created, expires "+
+	rows, err := d.query(ctx, "SELECT id, account, label, created, expires "+
 		"FROM sessions WHERE "+where+" AND expires > ? ORDER BY created, id", arg,
 		time.Now().Unix())
 	if err != nil {
@@ -319,7 +351,7 @@ func (d *database) members(ctx context.Context, topic string) ([]string, error) 
 
 // memberships returns the topics of all accounts.
 func (d *database) memberships(ctx context.Context) (map[string]map[string]bool, error) {
-	rows, err := d.sql.QueryContext(ctx, "SELECT name, coalesce(topic, '') FROM accounts "+
+	rows, err := d.query(ctx, "SELECT name, coalesce(topic, '') FROM accounts "+
 		"LEFT JOIN members ON name = account")
 	if err != nil {
 		return nil, err
@@ -378,8 +410,11 @@ func (d *database) collapse(
 
 // latest returns the highest number for a topic with a key, 0 if none is remembered.
 func (d *database) latest(ctx context.Context, topic string) (number int64, err error) {
-	err = d.sql.QueryRowContext(ctx, "SELECT number FROM collapsed WHERE topic = ?",
-		topic).Scan(&number)
+	x, err := d.prepared("SELECT number FROM collapsed WHERE topic = ?")
+	if err != nil {
+		return 0, err
+	}
+	err = x.QueryRowContext(ctx, topic).Scan(&number)
 	if errors.Is(err, sql.ErrNoRows) {
 		return 0, nil
 	}

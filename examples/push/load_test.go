@@ -90,6 +90,21 @@ func (c *child) kill() {
 	}
 }
 
+// cpu is the time that a process has used, in user and system mode.
+func cpu(pid string) time.Duration {
+	text, _ := os.ReadFile("/proc/" + pid + "/stat")
+	_, rest, _ := strings.Cut(string(text), ") ")
+	f := strings.Fields(rest)
+	if len(f) < 13 {
+		return 0
+	}
+	user, _ := strconv.Atoi(f[11])
+	system, _ := strconv.Atoi(f[12])
+	return time.Duration(user+system) * 10 * time.Millisecond
+}
+
+func (c *child) cpu() time.Duration { return cpu(strconv.Itoa(c.cmd.Process.Pid)) }
+
 // resident is the memory of the process in bytes, 0 where it is not known.
 func (c *child) resident() int {
 	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.cmd.Process.Pid))
@@ -132,8 +147,12 @@ func TestLoadAndCrash(t *testing.T) {
 	t.Logf("%d users are connected: %d bytes of the process each", len(tokens),
 		(c.resident()-before)/len(tokens))
 
+	served, drove, began := c.cpu(), cpu("self"), time.Now()
 	leaves := l.run(time.Duration(*loadSeconds) * time.Second)
+	t.Logf("the pushes took %v", time.Since(began))
 	l.settle()
+	t.Logf("in %v the service used %v of CPU, the test %v", time.Since(began), c.cpu()-served,
+		cpu("self")-drove)
 	t.Logf("%d pushes, %d deliveries, %s", len(l.acked), l.received(), l.latencies())
 	t.Logf("%d leaves: median %v, slowest %v", len(leaves), leaves[len(leaves)/2],
 		leaves[len(leaves)-1])
@@ -149,7 +168,7 @@ func TestLoadAndCrash(t *testing.T) {
 	n := l.received()
 	l.wait(func() bool { return l.received() > n+len(l.phones) })
 	c.kill()
-	began := time.Now()
+	began = time.Now()
 	spawn(l.bench, c.devices, strings.TrimPrefix(c.url, "http://"), dir)
 	t.Logf("after the kill the service was up again in %v", time.Since(began))
 	<-done

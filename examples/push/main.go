@@ -195,6 +195,7 @@ func (s *service) serve(
 	srv := &http.Server{Handler: s.handler(ws, gateway), ConnState: ws.ConnState,
 		ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10}
 	g.Go(func() error { return s.presence.Run(ctx, presence.Func(s.online.told)) })
+	g.Go(func() error { return s.deliver(ctx) })
 	g.Go(func() error { return s.follow(ctx) })
 	g.Go(func() error { return s.sweep(ctx) })
 	g.Go(func() error { return s.broker.Serve(d.devices) })

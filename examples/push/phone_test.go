@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -25,7 +26,6 @@ type loadPhone struct {
 	nc        net.Conn
 	up        bool           // it was accepted
 	got       map[uint32]int // by number of the push
-	sent      map[uint32]int64
 	latencies []time.Duration
 	spans     []span          // when it was not in its group
 	open      map[uint16]bool // Packet Identifiers of QoS 2 messages that are not released
@@ -68,7 +68,7 @@ func (l *load) connect(tokens []string) {
 	l.t.Helper()
 	for i, token := range tokens {
 		p := &loadPhone{id: fmt.Sprint("phone", i), addr: l.devices, token: token,
-			got: map[uint32]int{}, sent: map[uint32]int64{}, open: map[uint16]bool{}}
+			got: map[uint32]int{}, open: map[uint16]bool{}}
 		l.phones = append(l.phones, p)
 		if err := p.dial(); err != nil {
 			l.t.Fatal(err)
@@ -194,13 +194,13 @@ func (p *loadPhone) take(first byte, body, out []byte) []byte {
 
 // note remembers a message. p.mu is held.
 func (p *loadPhone) note(payload string) {
-	var number uint32
-	var sent int64
-	if _, err := fmt.Sscanf(payload, "%d/%d", &number, &sent); err != nil {
+	first, second, _ := strings.Cut(payload, "/")
+	number, err := strconv.Atoi(first)
+	sent, err2 := strconv.ParseInt(second, 10, 64)
+	if err != nil || err2 != nil {
 		return
 	}
-	p.got[number]++
-	p.sent[number] = sent
+	p.got[uint32(number)]++
 	p.latencies = append(p.latencies, time.Duration(time.Now().UnixNano()-sent))
 }
 

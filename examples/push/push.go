@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"net"
 	"net/http"
 	"net/netip"
@@ -13,8 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/dunlin-mqtt/dunlin"
 	"github.com/dunlin-mqtt/dunlin/hooks"
@@ -62,19 +59,19 @@ func postPush(c *call) (any, error) {
 		}
 		wait = d
 	}
-	var raw json.RawMessage
-	if err := c.read(&raw); err != nil {
+	text, err := c.text()
+	if err != nil {
 		return nil, err
 	}
-	if !bytes.HasPrefix(bytes.TrimSpace(raw), []byte("[")) {
+	if !bytes.HasPrefix(bytes.TrimSpace(text), []byte("[")) {
 		var p push
-		if err := strict(raw, &p); err != nil {
+		if err := strict(text, &p); err != nil {
 			return nil, err
 		}
-		return c.push(c.Context(), &p, wait)
+		return c.push(&p, wait)
 	}
 	var list []push
-	if err := strict(raw, &list); err != nil {
+	if err := strict(text, &list); err != nil {
 		return nil, err
 	}
 	if len(list) > maxPushes {
@@ -86,36 +83,85 @@ func postPush(c *call) (any, error) {
 // pushAll pushes a list, and says of each what became of it.
 func (c *call) pushAll(list []push, wait time.Duration) []*result {
 	results := make([]*result, len(list))
-	places := make(map[string][]int)
+	var all []*dunlin.Message
+	var of []int // the places of these
 	for i := range list {
-		places[list[i].To] = append(places[list[i].To], i)
+		m, r, err := c.prepare(c.Context(), &list[i], wait)
+		switch {
+		case err != nil:
+			r = &result{To: list[i].To, Error: err.Error()}
+		case m != nil:
+			all, of = append(all, m), append(of, i)
+		}
+		results[i] = r
 	}
-	var g errgroup.Group
-	g.SetLimit(64)
-	for _, at := range places {
-		g.Go(func() error {
-			for _, i := range at {
-				r, err := c.push(c.Context(), &list[i], wait)
-				if err != nil {
-					r = &result{To: list[i].To, Error: err.Error()}
-				}
-				results[i] = r
-			}
-			return nil
-		})
+	n, err := c.publish(c.Context(), all)
+	for k, i := range of {
+		if k >= n {
+			results[i] = &result{To: list[i].To, Error: err.Error()}
+		}
 	}
-	g.Wait()
+	deadline := time.Now().Add(wait)
+	for k, i := range of {
+		if k < n && wait >= 0 {
+			results[i] = c.settled(c.Context(), results[i], time.Until(deadline))
+		}
+	}
 	return results
 }
 
-// strict decodes JSON with known fields.
-func strict(text []byte, v any) error {
-	d := json.NewDecoder(bytes.NewReader(text))
-	d.DisallowUnknownFields()
-	if err := d.Decode(v); err != nil {
-		return fail(http.StatusBadRequest, "the body is not the JSON that is expected: %v", err)
+// A parcel is the messages of one request, on their way to the broker.
+type parcel struct {
+	ctx  context.Context
+	list []*dunlin.Message
+	n    int // how many are published, when done is closed
+	err  error
+	done chan struct{}
+}
+
+// publish has deliver publish messages, and returns how many are.
+func (s *service) publish(ctx context.Context, list []*dunlin.Message) (int, error) {
+	p := &parcel{ctx: ctx, list: list, done: make(chan struct{})}
+	select {
+	case s.parcels <- p:
+	case <-ctx.Done():
+		return 0, context.Cause(ctx)
 	}
-	return nil
+	<-p.done
+	return p.n, p.err
+}
+
+// deliver publishes until ctx ends. What has come from many requests meanwhile goes together, so
+// that a phone gets several messages at once when there is much to do.
+func (s *service) deliver(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case p := <-s.parcels:
+			s.deliverAll(ctx, p)
+		}
+	}
+}
+
+func (s *service) deliverAll(ctx context.Context, first *parcel) {
+	parcels, all := []*parcel{first}, first.list
+	for more := true; more && len(all) < maxPushes; {
+		select {
+		case p := <-s.parcels:
+			parcels, all = append(parcels, p), append(all, p.list...)
+		default:
+			more = false
+		}
+	}
+	n, err := s.broker.PublishAll(ctx, all...)
+	for _, p := range parcels {
+		p.n = max(0, min(n, len(p.list)))
+		if n -= len(p.list); n < 0 {
+			p.err = err
+		}
+		close(p.done)
+	}
 }
 
 // message checks p and makes a message of it.
@@ -155,21 +201,38 @@ func (p *push) message() (*dunlin.Message, error) {
 	return m, nil
 }
 
-// push publishes p: for the backend as it is, for a client what it may.
-func (c *call) push(ctx context.Context, p *push, wait time.Duration) (*result, error) {
+// push pushes p.
+func (c *call) push(p *push, wait time.Duration) (*result, error) {
+	m, r, err := c.prepare(c.Context(), p, wait)
+	if err != nil || m == nil {
+		return r, err
+	}
+	if _, err := c.publish(c.Context(), []*dunlin.Message{m}); err != nil || wait < 0 {
+		return r, err
+	}
+	return c.settled(c.Context(), r, wait), nil
+}
+
+// prepare makes a message of p, which is to be published, and what is known of it. What a client
+// pushes it publishes as that client, and returns no message.
+func (c *call) prepare(
+	ctx context.Context, p *push, wait time.Duration,
+) (*dunlin.Message, *result, error) {
 	m, err := p.message()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if c.session.Account != "" {
 		if p.Collapse != "" || p.Priority != "" {
-			return nil, fail(http.StatusForbidden, "collapse and priority are for the backend")
+			return nil, nil, fail(http.StatusForbidden,
+				"collapse and priority are for the backend")
 		}
-		return c.pushAs(ctx, m, wait)
+		r, err := c.pushAs(ctx, m, wait)
+		return nil, r, err
 	}
 	if !strings.HasPrefix(p.To, "groups/") {
 		if err := c.db.mustHave(ctx, p.To); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	r := &result{ID: rand.Text()[:16], To: p.To}
@@ -182,19 +245,20 @@ func (c *call) push(ctx context.Context, p *push, wait time.Duration) (*result, 
 		life, _ := m.Expiry()
 		number, err := c.db.collapse(ctx, p.To, p.Collapse, life)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		m.AddUser("collapse", p.Collapse)
 		m.Topic += "/" + p.Collapse + "/" + strconv.FormatInt(number, 10)
 	}
-	if wait < 0 {
-		return r, c.broker.Publish(ctx, m)
+	if wait >= 0 {
+		c.track(r, m)
 	}
-	c.track(r, m)
-	if err := c.broker.Publish(ctx, m); err != nil {
-		return nil, err
-	}
-	return cmp.Or(c.results.wait(ctx, r.ID, wait), r), nil
+	return m, r, nil
+}
+
+// settled waits until nothing more can become of a push, or the time is over.
+func (s *service) settled(ctx context.Context, r *result, most time.Duration) *result {
+	return cmp.Or(s.results.wait(ctx, r.ID, most), r)
 }
 
 // pushAs publishes m in the name of the client that calls.

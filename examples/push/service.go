@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -40,14 +41,16 @@ type service struct {
 
 	seed     maphash.Seed
 	syncing  [64]sync.Mutex // one of them is held while the subscriptions of an account change
+	left     atomic.Bool    // since the last sweep somebody has
 	presence *presence.Presence
 	online   presences
 	results  results
+	parcels  chan *parcel // for deliver
 }
 
 func newService(db *database, key string) *service {
 	return &service{db: db, key: sha256.Sum256([]byte(key)), seed: maphash.MakeSeed(),
-		presence: presence.New(presence.Options{})}
+		presence: presence.New(presence.Options{}), parcels: make(chan *parcel)}
 }
 
 func (s *service) isKey(text string) bool {
@@ -256,12 +259,25 @@ func (s *service) sync(ctx context.Context, account string) error {
 		if _, err := s.broker.UnsubscribePrincipal(ctx, account, filter); err != nil {
 			return err
 		}
-		s.Reloaded() // the account may have subscribed to it as well
+		s.revoke(account, strings.TrimSuffix(filter, "/#"))
 	}
 	if len(missing) == 0 {
 		return nil
 	}
 	return s.broker.SubscribePrincipal(ctx, account, missing...)
+}
+
+// revoke ends what the clients of an account have themselves subscribed to, and what the gateway has
+// for them, which has no principal. All decisions are made again, so it does that only if there is
+// such a client. A subscription that begins at this moment may be missed: the next sweep ends it.
+func (s *service) revoke(account, topic string) {
+	for x := range s.broker.Subscribers(topic) {
+		if x.Principal == account || x.Principal == "" {
+			s.Reloaded()
+			return
+		}
+	}
+	s.left.Store(true)
 }
 
 // restore makes the subscriptions of all accounts those that the database has. They differ after a
@@ -313,6 +329,9 @@ func (s *service) sweep(ctx context.Context) error {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
 	for {
+		if s.left.Swap(false) {
+			s.Reloaded()
+		}
 		if err := errors.Join(s.db.sweep(ctx), s.restore(ctx)); err != nil && ctx.Err() == nil {
 			s.report("the sweep", err)
 		}
