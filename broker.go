@@ -610,3 +610,12 @@ func (b *Broker) work(f func(t *turn)) (blocked []*Subscription) {
 	b.putTurn(t)
 	return blocked
 }
+
+// workMany is work for several messages: f handles one, and says whether there is another one.
+func (b *Broker) workMany(f func(t *turn) (more bool)) (blocked []*Subscription) {
+	return b.work(func(t *turn) {
+		for f(t) {
+			t.clear()
+		}
+	})
+}

@@ -68,18 +68,16 @@ func (b *Broker) publishSome(ctx context.Context, list []*Message) (n int, err e
 		first int
 	}
 	var parts []part
-	blocked := b.work(func(t *turn) {
-		for n < min(len(list), publishChunk) && (n == 0 || !t.full() && len(t.blocked) == 0) {
-			var x *journal.Batch
-			if _, x, err = b.routeLocal(ctx, t, list[n], local{}); err != nil {
-				return
-			}
-			if x != nil && (len(parts) == 0 || parts[len(parts)-1].x != x) {
-				parts = append(parts, part{x, n})
-			}
-			n++
-			t.clear()
+	blocked := b.workMany(func(t *turn) (more bool) {
+		var x *journal.Batch
+		if _, x, err = b.routeLocal(ctx, t, list[n], local{}); err != nil {
+			return false
 		}
+		if x != nil && (len(parts) == 0 || parts[len(parts)-1].x != x) {
+			parts = append(parts, part{x, n})
+		}
+		n++
+		return n < min(len(list), publishChunk) && !t.full() && len(t.blocked) == 0
 	})
 	for _, p := range parts {
 		if failed := b.journal.WaitAdded(ctx, p.x); failed != nil {
