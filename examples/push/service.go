@@ -267,9 +267,10 @@ func (s *service) sync(ctx context.Context, account string) error {
 	return s.broker.SubscribePrincipal(ctx, account, missing...)
 }
 
-// revoke ends what the clients of an account have themselves subscribed to, and what the gateway has
-// for them, which has no principal. All decisions are made again, so it does that only if there is
-// such a client. A subscription that begins at this moment may be missed: the next sweep ends it.
+// revoke ends what the clients of an account have themselves subscribed to, and what the gateway
+// has for them, which has no principal. All decisions are made again, so it does that only if there
+// is such a client. A subscription that begins at this moment may be missed: the next sweep ends
+// it.
 func (s *service) revoke(account, topic string) {
 	for x := range s.broker.Subscribers(topic) {
 		if x.Principal == account || x.Principal == "" {
