@@ -207,7 +207,7 @@ func (s *session) shortenFlightLocked() (n int) {
 	for i := int(s.out.head); i < len(s.out.flight) && n < most; i++ {
 		if d := &s.out.flight[i]; d.state != done && d.msg != nil {
 			s.dropped(&d.msg.Message, hooks.DropMemory)
-			s.dropMessage(d)
+			s.dropMessage(d, hooks.DropMemory)
 			n++
 		}
 	}

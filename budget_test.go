@@ -31,6 +31,9 @@ func (b *Broker) holding() (n [budget.Kinds]int64) {
 	}
 	add := func(d *delivery, k budget.Kind, place int64) {
 		if d.msg == nil {
+			if d.extra != nil {
+				hold(d.extra, d.extra.heldSize(), k)
+			}
 			return
 		}
 		n[k] += place

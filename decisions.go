@@ -299,7 +299,7 @@ func (s *session) purge(revoked []listedSub) (orphans []delivery) {
 			if s.conn == nil || d.state == waiting {
 				s.dropped(&d.msg.Message, hooks.DropNotAuthorized)
 			}
-			s.dropMessage(d)
+			s.dropMessage(d, hooks.DropNotAuthorized)
 		}
 	}
 	return orphans
@@ -473,7 +473,7 @@ func (s *session) permitNext() bool {
 		}
 		if again != nil {
 			s.dropped(&d.msg.Message, hooks.DropNotAuthorized)
-			s.dropMessage(d)
+			s.dropMessage(d, hooks.DropNotAuthorized)
 		} else {
 			old := s.out.pop()
 			s.discardLocked(&old, hooks.DropNotAuthorized)

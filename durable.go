@@ -334,7 +334,7 @@ func (s *session) storeUncertain() bool {
 }
 
 // dropMessage takes the message out of a delivery that must not be sent (again). s.mu is held.
-func (s *session) dropMessage(d *delivery) {
+func (s *session) dropMessage(d *delivery, why hooks.DropReason) {
 	switch {
 	case d.seq == 0:
 	case d.qos == packets.QoS1:
@@ -342,7 +342,7 @@ func (s *session) dropMessage(d *delivery) {
 	default:
 		s.b.journal.Add(&store.Released{Session: s.stored, Seq: d.seq})
 	}
-	s.out.dropMessage(d, hooks.DropNotAuthorized)
+	s.out.dropMessage(d, why)
 	s.out.countLive()
 }
 

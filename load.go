@@ -476,7 +476,7 @@ func (l *loader) fill(x *loaded) (owes bool) {
 			continue
 		}
 		if d.state == pubrelDue {
-			d.msg = nil
+			d.msg, d.extra = nil, nil // its receipt was settled by the PUBREC
 		}
 		if d.msg != nil {
 			s.out.count(d, budget.InFlight)

@@ -202,6 +202,8 @@ func (s *sender) open(d *delivery) uint16 {
 		s.count(d, budget.InFlight)
 	} else if d.receipt() == nil {
 		d.extra = nil // it is not sent again
+	} else {
+		s.mem.Hold(&d.extra.holders, budget.InFlight, d.extra.heldSize(), 0)
 	}
 	id, n := s.nextID(), len(s.flight)
 	if n < cap(s.flight) {
@@ -273,6 +275,8 @@ func (s *sender) dropMessage(d *delivery, why hooks.DropReason) {
 func (s *sender) empty(d *delivery) {
 	if d.msg != nil {
 		s.uncount(d, budget.InFlight)
+	} else if d.extra != nil { // with a receipt, see open
+		s.mem.Release(&d.extra.holders, budget.InFlight, d.extra.heldSize(), 0)
 	}
 	d.msg, d.extra = nil, nil
 }

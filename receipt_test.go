@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/budget"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -207,6 +208,99 @@ func TestAMessageThatIsRefusedHasNoReceipts(t *testing.T) {
 		require.Error(t, st.b.Publish(st.t.Context(), tracked("1", "t", packets.QoS1)))
 		r.wants()
 		require.Empty(t, st.b.PendingReceipts("d"))
+	})
+}
+
+// Near MaxMemory an absent client loses what it was sent. That is the reason which is told.
+func TestAReceiptOfWhatMemoryHasNoRoomFor(t *testing.T) {
+	withReceipts(t, func(r *receipts) {
+		d := r.st.durable("d", packets.V5)
+		d.subscribe("#", packets.QoS1)
+		r.publish(tracked("sent", "t", packets.QoS1))
+		d.want(packets.TypePublish)
+		d.nc.Close()
+		synctest.Wait()
+		require.Equal(t, 1, r.st.b.ofClient("d")[0].shorten())
+		r.wants("sent: d out of memory")
+	})
+}
+
+// PUBREC has settled a message. Nothing more is told of it, though its PUBCOMP is still to come.
+func TestAReceiptIsSettledOnceAlsoAfterARestart(t *testing.T) {
+	for name, end := range map[string]func(r *receipts){
+		"the client goes on": func(r *receipts) {
+			d := r.st.dial("d", packets.V5, false, 3600)
+			rel := d.want(packets.TypeConnack, packets.TypePubrel)[1].(*packets.Ack)
+			d.send(ack(packets.TypePubcomp, rel.PacketID))
+		},
+		"the Session ends": func(r *receipts) {
+			_, err := r.st.b.DeleteSession(r.st.t.Context(), "d")
+			require.NoError(r.st.t, err)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			withReceipts(t, func(r *receipts) {
+				d := r.st.durable("d", packets.V5)
+				d.subscribe("#", packets.QoS2)
+				r.publish(tracked("two", "t", packets.QoS2))
+				id := d.want(packets.TypePublish)[0].(*packets.Publish).PacketID
+				d.send(ack(packets.TypePubrec, id))
+				d.want(packets.TypePubrel)
+				r.wants("two: d has it")
+				d.nc.Close()
+				synctest.Wait()
+				r.st.crash()
+				require.Empty(t, r.st.b.PendingReceipts("d"))
+				end(r)
+				r.wants()
+			})
+		})
+	}
+}
+
+// The QoS of a receipt is that of the delivery, also if there was none.
+func TestAReceiptHasTheQoSOfItsDelivery(t *testing.T) {
+	onStage(t, func(st *stage) {
+		var got []hooks.Settled
+		st.restart(func(c *Config) {
+			c.Observer = &hooks.Observer{Settled: func(e hooks.Settled) { got = append(got, e) }}
+		})
+		c := st.dial("c", packets.V5, true, 0, func(p *packets.Connect) {
+			p.Properties = p.Properties.AppendUint(packets.MaximumPacketSize, 100)
+		})
+		c.want(packets.TypeConnack)
+		c.subscribe("#", packets.QoS0)
+		m := tracked("large", "t", packets.QoS1)
+		m.Payload = make([]byte, 200)
+		require.NoError(t, st.b.Publish(t.Context(), m))
+		synctest.Wait()
+		require.Len(t, got, 1)
+		require.Equal(t, hooks.DropTooLarge, got[0].Reason)
+		require.Equal(t, packets.QoS0, got[0].QoS)
+	})
+}
+
+// What a client has not acknowledged is counted with its receipt, also if it is not sent again.
+func TestReceiptsInFlightAreCounted(t *testing.T) {
+	withReceipts(t, func(r *receipts) {
+		c := r.st.clean("c")
+		c.subscribe("#", packets.QoS1)
+		inFlight := func() int64 { return r.st.b.memory.Of(budget.InFlight) }
+		name := strings.Repeat("x", maxReceipt)
+		before := inFlight()
+		for i := range 2 {
+			r.publish(tracked(name, "t", packets.QoS1))
+			got := c.want(packets.TypePublish)[0].(*packets.Publish)
+			require.Equal(t, r.st.b.holding(), r.st.b.counted())
+			require.GreaterOrEqual(t, inFlight()-before, int64(receiptCost+maxReceipt))
+			if i == 0 {
+				c.send(ack(packets.TypePuback, got.PacketID))
+			} else {
+				c.nc.Close()
+			}
+			synctest.Wait()
+			require.Equal(t, before, inFlight())
+		}
 	})
 }
 

@@ -581,11 +581,11 @@ func (c *conn) send(t *turn, o *outgoing, to *target, qos packets.QoS, retain bo
 	if plain {
 		f = o.frame(c.version, qos)
 		if x = c.room(len(f.b)); x == nil {
-			s.missed(o, hooks.DropTooLarge)
+			s.missed(o, qos, hooks.DropTooLarge)
 			return false
 		}
 	} else if c.tooLarge(o.message(), w) {
-		s.missed(o, hooks.DropTooLarge)
+		s.missed(o, qos, hooks.DropTooLarge)
 		return false
 	}
 	var seq uint64

@@ -119,7 +119,7 @@ func (s *session) deliver(t *turn, o *outgoing, to *target, eager eagerness) boo
 	if s.b.rules.deliveries != nil && c != nil {
 		may, known := s.reading(string(o.pub.Topic))
 		if known && !may {
-			s.missed(o, hooks.DropNotAuthorized)
+			s.missed(o, qos, hooks.DropNotAuthorized)
 			return false
 		}
 		undecided = !known // it takes the way through the queue
@@ -129,7 +129,7 @@ func (s *session) deliver(t *turn, o *outgoing, to *target, eager eagerness) boo
 		(!s.b.cfg().QueueQoS0 || s.b.memory.Over(leaveQoS0)):
 		return false
 	case c != nil && c.out.Backlog() > 0 && qos == packets.QoS0 && s.b.memory.Over(leaveQoS0):
-		s.missed(o, hooks.DropMemory)
+		s.missed(o, qos, hooks.DropMemory)
 		return false
 	case c == nil || undecided || qos > packets.QoS0 && (!s.out.direct() ||
 		c.out.Size() > s.b.cfg().MaxOutboundBytes/2 || s.lasting(to.group) &&
@@ -137,7 +137,7 @@ func (s *session) deliver(t *turn, o *outgoing, to *target, eager eagerness) boo
 		return s.enqueue(t, delivery{msg: o.message(), extra: to.extra(o), qos: qos,
 			retain: retain})
 	case qos == packets.QoS0 && c.out.Size() > s.b.cfg().MaxOutboundBytes:
-		s.missed(o, hooks.DropSlowClient)
+		s.missed(o, qos, hooks.DropSlowClient)
 		return false
 	case t.full() && !s.full(o.size()) && !s.overdrawn(o.size()):
 		return s.enqueue(t, delivery{msg: o.message(), extra: to.extra(o), qos: qos,
@@ -256,15 +256,15 @@ func (s *session) pending() bool {
 	return int(s.out.resend) < len(s.out.flight) || s.out.queue.Len() > 0 || s.cursors != nil
 }
 
-// missed, with s.mu held, is dropped for what did not get as far as a delivery.
-func (s *session) missed(o *outgoing, why hooks.DropReason) {
+// missed, with s.mu held, is dropped for what did not get as far as a delivery, of this QoS.
+func (s *session) missed(o *outgoing, qos packets.QoS, why hooks.DropReason) {
 	if o.trying {
 		return
 	}
 	s.dropped(o.observed(), why)
 	if o.receipt != nil {
 		o.receipt.enter()
-		o.receipt.leave(s, o.pub.QoS, why)
+		o.receipt.leave(s, qos, why)
 	}
 }
 
