@@ -595,7 +595,7 @@ func (b *Broker) interceptSubscribeSafely(ctx context.Context, client *hooks.Cli
 func (b *Broker) soundSubscription(s *packets.Subscription, asked packets.QoS) error {
 	group, filter, err := b.splitFilter(s.Filter)
 	switch {
-	case err != nil || !packets.ValidTopicFilter(filter):
+	case err != nil || !packets.ValidTopicFilter(filter) || !packets.ValidUTF8(group):
 		return fmt.Errorf("the SubscribeInterceptor returned %q, which is not a Topic Filter within "+
 			"the limits: %v", cut(s.Filter, maxName), err)
 	case s.QoS > asked:
@@ -635,7 +635,7 @@ const writtenCost = 1024
 func (c *conn) endReplaced(grants []grant) {
 	s, any := c.sess, false
 	for i := range grants {
-		if g := &grants[i]; g.had {
+		if g := &grants[i]; g.had || g.plain {
 			s.mu.Lock()
 			if group, filter, err := packets.SplitShared(g.was); err == nil &&
 				!s.writtenLocked().Any(g.was) {

@@ -42,6 +42,12 @@ func (s *session) noteWrittenLocked(g *grant) (changed bool) {
 		changed = true
 		s.forgetWrittenLocked(g.wrote, g.was)
 	}
+	if !g.had && g.wrote != by && !w.Any(g.wrote) {
+		group, filter, _ := packets.SplitShared(g.wrote) // the broker has checked it
+		if _, g.plain = s.b.tree.Get(s.num, group, s.mount+filter); g.plain {
+			g.was = g.wrote
+		}
+	}
 	if g.wrote != by && g.existed && !w.Any(by) {
 		s.putWrittenLocked(by, by)
 		changed = true
@@ -90,6 +96,7 @@ func filtersOf(p *packets.Subscribe, subs []packets.Subscription) []string {
 // takeBackWrittenLocked undoes what noteWrittenLocked did for g, which could not be stored.
 func (s *session) takeBackWrittenLocked(g *grant) {
 	w := s.writtenLocked()
+	g.plain = false
 	if g.had {
 		w.Put(g.wrote, g.was)
 		g.had = false

@@ -161,6 +161,33 @@ func TestASubscriptionEndsWithTheLastFilterThatWasReplacedByIt(t *testing.T) {
 		})
 }
 
+// A hook replaces a filter that the client has subscribed to before, when the hook did not: with a
+// Store, before the program had the hook. Then the client must not keep what it had.
+func TestAFilterThatAHookReplacesLaterIsLeft(t *testing.T) {
+	by := map[string]string{}
+	withRules(t, everything, func(c *Config) { c.SubscribeInterceptor = replacing(by) },
+		func(r *guardRig) {
+			c := r.connect(as("c", "u"))
+			for _, f := range []string{"#", "$share/g/a"} {
+				by[f] = f
+				c.subscribe(f, 0)
+			}
+			by["#"], by["$share/g/a"] = "x", "$share/g/y"
+			c.subscribe("#", 0)
+			c.subscribe("$share/g/a", 0)
+			require.Equal(t, []string{"$share/g/y", "x"}, r.filters("c"))
+			require.Equal(t, packets.Success, c.unsubscribe("#"))
+			require.Equal(t, packets.Success, c.unsubscribe("$share/g/a"))
+			require.Empty(t, r.filters("c"))
+
+			by["a"], by["x"] = "x", "y" // the client has x only in the place of a
+			c.subscribe("a", 0)
+			c.subscribe("x", 0)
+			require.Equal(t, []string{"x", "y"}, r.filters("c"))
+			c.close()
+		})
+}
+
 func TestAReplacedSubscriptionIsRevokedAndDecidedAsWhatItIs(t *testing.T) {
 	withRules(t, everything, func(c *Config) {
 		c.SubscribeInterceptor = replacing(map[string]string{"#": "secret/#", "ok": "open"})
@@ -191,6 +218,8 @@ func TestWhatASubscribeInterceptorMustNotReturn(t *testing.T) {
 		"a filter that is too long":   {Filter: long},
 		"too many levels":             {Filter: strings.Repeat("+/", 200) + "#"},
 		"no valid shared filter":      {Filter: "$share/g"},
+		"a ShareName with U+0000":     {Filter: "$share/a\x00b/c"},
+		"a ShareName that is not UTF": {Filter: "$share/\xff/c"},
 		"a higher QoS":                {Filter: "a", QoS: 2},
 		"no Retain Handling":          {Filter: "a", RetainHandling: 3},
 		"No Local of a shared filter": {Filter: "$share/g/a", NoLocal: true},

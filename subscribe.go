@@ -184,10 +184,11 @@ type grant struct {
 	existed       bool             // with old
 	cursor        *retained.Cursor // sends the retained messages; nil: none are sent
 	replaced      *retained.Cursor // did it for old; nil: none were still to be sent
-	// The Topic Filter that the client wrote, empty for a program. With had, was is what a hook had
-	// replaced that by before, and is another filter
+	// The Topic Filter that the client wrote; empty for a program. If the client has subscribed to
+	// it before and got another filter than now, was is that one: with had a hook had replaced wrote
+	// by it; with plain it is wrote itself, which no hook had replaced.
 	wrote, was string
-	had        bool
+	had, plain bool
 }
 
 // down returns why nothing can be added to the Session, nil if it can.
