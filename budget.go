@@ -152,7 +152,7 @@ func (b *Broker) endStuck(now time.Time) {
 		s.mu.Unlock()
 	}
 	if worst != nil {
-		b.writers.Go(func() { b.endConn(worst, errStuck) }) // Close waits for it
+		b.endConn(worst, errStuck)
 	}
 }
 

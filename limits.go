@@ -2,6 +2,7 @@ package dunlin
 
 import (
 	"errors"
+	"math"
 	"net"
 	"time"
 
@@ -359,6 +360,7 @@ func (c *conn) unpacked(t *turn, n int) error {
 		return nil
 	}
 	c.givePartial()
+	n = min(n, math.MaxInt32/2)    // c.partial is an int32
 	decoded := n/4 + cap(t.read.B) // without what is still to come
 	if n += cap(t.read.B); !c.b.reading.Take(int64(n)) {
 		t.end() // the others need not wait

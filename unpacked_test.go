@@ -3,6 +3,7 @@ package dunlin
 import (
 	"context"
 	"fmt"
+	"math"
 	"net"
 	"runtime"
 	"sync/atomic"
@@ -11,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/link"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -65,4 +67,19 @@ func TestManySubscribesThatWaitStayWithinMaxMemory(t *testing.T) {
 			require.NoError(t, b.Close())
 		})
 	}
+}
+
+// Without limits a SUBSCRIBE may have more filters than an int32 counts bytes of. Its room is given
+// back all the same.
+func TestTheRoomOfAHugeSubscribeIsGivenBack(t *testing.T) {
+	withRules(t, everything, func(c *Config) { c.MaxMemory = -1 }, func(r *guardRig) {
+		c := &conn{b: r.b, sess: new(session)}
+		turn := r.b.getTurn()
+		turn.read = link.NewBuffer(10)
+		require.NoError(t, c.unpacked(turn, math.MaxInt32+1))
+		require.Positive(t, r.b.reading.Used())
+		c.givePartial()
+		require.Zero(t, r.b.reading.Used())
+		c.countRest()
+	})
 }
