@@ -45,8 +45,8 @@ type Config struct {
 	SessionPerPrincipal bool
 	// Interceptor, if not nil, sees each Application Message before it is routed.
 	Interceptor hooks.Interceptor
-	// SubscribeInterceptor, if not nil, sees each Topic Filter of a SUBSCRIBE before the Authorizer,
-	// and may replace it or lower its QoS.
+	// SubscribeInterceptor, if not nil, sees each Topic Filter of a SUBSCRIBE before the
+	// Authorizer, and may replace it or lower its QoS.
 	SubscribeInterceptor hooks.SubscribeInterceptor
 	// Observer, if not nil, is told what happens.
 	Observer *hooks.Observer
@@ -80,11 +80,11 @@ type Config struct {
 	// which Mosquitto's does by default. Prefixes of $SYS/, $share/ and $local/ are an error.
 	SystemTopics []string
 	// ReceiptProperty is the name of a User Property (3.3.2.3.7). A message that has it, with a
-	// value of 1 to 256 bytes, has a receipt: Observer.Settled is called for each Session that the
-	// message is for, with that value, when its client has it or when it is lost, however much
-	// later. Retained messages that a later subscription gets are left out. Clients get the
-	// property as well, and their own messages may have it; an Interceptor can refuse that. It has
-	// no effect if Observer.Settled is nil. Default "receipt".
+	// value of 1 to 256 bytes, has a receipt: the broker calls Observer.Settled with that value for
+	// each delivery of the message, when the client has the message or when it is lost, however
+	// much later. See hooks.Settled. A retained message that a new subscription gets has no
+	// receipt. Clients see the property, and can set it in messages of their own, unless an
+	// Interceptor refuses that. It has no effect if Observer.Settled is nil. Default "receipt".
 	ReceiptProperty string
 	// MaxDelay is the longest delay of a message that a client publishes to $delayed/SECONDS/TOPIC.
 	// The broker publishes it to TOPIC so many seconds later. The Authorizer is asked about a
@@ -297,7 +297,7 @@ type Config struct {
 	// so they must leave room for other messages: each of the four gets half of it, and all
 	// together three quarters. Sessions and connections get 6 % each whatever the others take, so
 	// that clients can still come. Sessions that end with their connection get 2 % more, so that
-	// what absent clients have left does not keep them out. A retained message beyond is refused
+	// Sessions of absent clients do not keep them out. A retained message beyond is refused
 	// as by MaxRetainedBytes, a subscription, a Session and a QoS 2 message whose identifier finds
 	// no room with Quota exceeded (0x97), a connection with Server busy (0x89). Connections that
 	// are not accepted yet may take an eighth. At the limit a removal of a retained message is
@@ -310,11 +310,11 @@ type Config struct {
 	//
 	// For the rest it gives way in this order. From 80 % on, QoS 0 messages are not kept for
 	// clients whose sockets do not take them at once, or who are away. Above 90 % the Sessions of
-	// absent clients lose messages, the largest first and the oldest messages of each, also those
-	// that were sent and not acknowledged, down to 85 %. If that is not enough, of the clients
-	// that have acknowledged nothing for 10 s the one that holds the most is disconnected with
-	// 0x97. At the limit each publish, retained or not, is refused with Quota exceeded (0x97), and
-	// a client before 5.0 that cannot be told is disconnected.
+	// absent clients lose messages, down to 85 %: the largest Sessions first, and the oldest
+	// messages of each, also those that were sent and not acknowledged. If that is not enough, the
+	// broker looks at the clients that have acknowledged nothing for 10 s, and disconnects the one
+	// that holds the most with 0x97. At the limit each publish, retained or not, is refused with
+	// Quota exceeded (0x97), and a client before 5.0 that cannot be told is disconnected.
 	//
 	// Default: half of the runtime's memory limit (GOMEMLIMIT) if there is one, otherwise 4 GiB.
 	MaxMemory int

@@ -280,6 +280,25 @@ func TestAReceiptHasTheQoSOfItsDelivery(t *testing.T) {
 	})
 }
 
+// A client that gets a message by a shared subscription as well has two deliveries of it. One that is
+// away has none at QoS 0.
+func TestEachDeliveryIsSettled(t *testing.T) {
+	withReceipts(t, func(r *receipts) {
+		c := r.st.clean("c")
+		c.subscribe("t", packets.QoS1)
+		c.subscribe("$share/g/t", packets.QoS1)
+		d := r.st.durable("d", packets.V5)
+		d.subscribe("t", packets.QoS0)
+		d.nc.Close()
+		synctest.Wait()
+		r.publish(tracked("one", "t", packets.QoS1))
+		for _, p := range c.want(packets.TypePublish, packets.TypePublish) {
+			c.send(ack(packets.TypePuback, p.(*packets.Publish).PacketID))
+		}
+		r.wants("one: c has it", "one: c has it")
+	})
+}
+
 // What a client has not acknowledged is counted with its receipt, also if it is not sent again.
 func TestReceiptsInFlightAreCounted(t *testing.T) {
 	withReceipts(t, func(r *receipts) {

@@ -125,11 +125,14 @@ type Acknowledged struct {
 	PacketID uint16
 }
 
-// Settled: it is known what became of a message that has a receipt, at one Session that it was for.
-// Each Session settles a message once: when its client has acknowledged it (PUBACK, or PUBREC at
-// QoS 2), when its program has read or acknowledged it, when it was sent at QoS 0, or when it is
-// lost. A message has a receipt if it has the User Property that ReceiptProperty of the Config
-// names.
+// Settled: the broker knows what became of a message with a receipt at one Session. A message has a
+// receipt if it has the User Property that ReceiptProperty of the Config names.
+//
+// Each delivery is settled once: when the client has acknowledged it (PUBACK, or PUBREC at QoS 2),
+// when the program has read or acknowledged it, when it was sent at QoS 0, or when it is lost. A
+// Session has two deliveries of a message that it gets by a shared subscription and by another one.
+// A Session whose client is away has no delivery of a message at QoS 0, unless QueueQoS0 of the
+// Config is set: nothing is settled there.
 //
 // The queue of a Session that outlives the process keeps its receipts. A message that was settled
 // just before a crash may be settled again after it.
@@ -138,9 +141,9 @@ type Settled struct {
 	Client *Client
 	// Receipt is the value of the User Property.
 	Receipt string
-	// QoS is that of the delivery.
+	// QoS is the QoS of the delivery: the lower one of the message and of the subscription.
 	QoS packets.QoS
-	// Reason is 0 if the client has the message, and otherwise why it does not get it.
+	// Reason is 0 if the client has the message. Otherwise it is why the client does not get it.
 	Reason DropReason
 }
 
