@@ -561,8 +561,8 @@ func closeAll(conns []*conn) {
 	g.Wait() // the errors do not matter: all connections are over
 }
 
-// getTurn takes a turn from the pool. A reader asks for one before it waits, on a stack of 2 KiB
-// that must not grow, so a new turn is made elsewhere.
+// getTurn takes a turn from the pool. A reader calls it before it waits, on a stack of 2 KiB that
+// must not grow. So newTurn is a function of its own, and is not inlined.
 func (b *Broker) getTurn() *turn {
 	if t, ok := b.turns.Get().(*turn); ok {
 		return t

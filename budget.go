@@ -83,9 +83,9 @@ func (b *Broker) crowded() {
 	}
 }
 
-// shed drops the oldest messages of absent clients, an eighth of a queue at a time, those first
-// which hold the most, until enough is free or nothing is left. What else takes memory goes
-// away by itself, or is refused.
+// shed drops the oldest messages of absent clients, an eighth of a Session at a time, until enough
+// is free or nothing is left. It begins with the Sessions that hold the most. Everything else that
+// takes memory goes away by itself, or is refused.
 func (b *Broker) shed(now time.Time) {
 	defer b.shedding.Store(false)
 	b.forgetCaches()
@@ -130,15 +130,15 @@ const stuckTime = 10 * time.Second
 var errStuck = recent.As(hooks.EndMemory, packets.Errorf(packets.QuotaExceeded,
 	"memory is scarce, and the client has acknowledged nothing for %v", stuckTime))
 
-// stuck is the oldest message that a client has not acknowledged, and since when it is known.
+// stuck is the oldest message that a client has not acknowledged, and when endStuck saw it first.
 type stuck struct {
 	id    uint16 // 0: none
 	since time.Time
 }
 
-// endStuck ends the connection that holds the most of those that have acknowledged nothing for
-// stuckTime. Otherwise a few users who stay could keep the memory from everybody. What the Session
-// holds is then that of an absent client.
+// endStuck looks at the clients that have acknowledged nothing for stuckTime, and disconnects the
+// one whose Session holds the most. Otherwise a few connected clients could take the memory from
+// all others. The Session is then that of an absent client, and shed can shorten it.
 func (b *Broker) endStuck(now time.Time) {
 	var worst *conn
 	most := 0
@@ -156,7 +156,7 @@ func (b *Broker) endStuck(now time.Time) {
 	}
 }
 
-// stuckLocked says whether the oldest message in flight has been that for stuckTime. s.mu is held.
+// stuckLocked says whether one message has been the oldest in flight for stuckTime. s.mu is held.
 func (s *session) stuckLocked(now time.Time) bool {
 	if s.out.live == 0 {
 		return false
@@ -181,9 +181,9 @@ func (b *Broker) forgetCaches() {
 	}
 }
 
-// shorten drops the oldest eighth of what is in flight, or, if that is nothing, of the queue, at
-// least one message, and what retained messages are still to be sent, if the client is away. It
-// returns how many.
+// shorten drops the oldest eighth of the messages in flight, at least one, if the client is away.
+// If none is in flight it drops the oldest eighth of the queue. It also drops the retained messages
+// that are still to be sent. It returns how many it has dropped.
 func (s *session) shorten() (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

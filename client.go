@@ -13,7 +13,7 @@ import (
 )
 
 // This file is how the program that runs the Broker publishes, and how it learns what becomes of a
-// message at each Session. What it subscribes to is in subscription.go.
+// message at each Session. Subscriptions of the program are in subscription.go.
 
 // Publish routes m as if a client had published it, without asking the Authorizer or the
 // Interceptor. It returns when the message is in the queue or the output buffer of every Session
@@ -225,10 +225,10 @@ func (b *Broker) publishWait(
 
 // A receipt counts what becomes of the deliveries of one message. Its lock is a leaf.
 type receipt struct {
-	name string // that the Observer gets with each; empty: it is not told
+	name string // for Observer.Settled; empty: it is not called
 
 	mu      lock.Mutex[receiptLock]
-	pending int // deliveries under way, and one for who publishes
+	pending int // deliveries under way, and one for publishWait until it has published
 	outcome Outcome
 	done    chan struct{} // closed when none is pending; nil: nobody waits
 }
@@ -236,8 +236,8 @@ type receipt struct {
 // maxReceipt is how long the name of a receipt may be. Each delivery is counted with it.
 const maxReceipt = 256
 
-// receiptOf returns the receipt of a message with the given properties: r, which has none yet, or a
-// new one if the message names one, or nil.
+// receiptOf returns the receipt of a message with the given properties. It is r with the name that
+// the message has, if any. If r is nil, it is a new receipt, or nil if the message has no name.
 func (b *Broker) receiptOf(r *receipt, props packets.Properties) *receipt {
 	if len(props) == 0 || b.obs.Settled == nil {
 		return r
@@ -264,7 +264,7 @@ func (r *receipt) enter() {
 	}
 }
 
-// leave is the end of one delivery to s, with s.mu held: it has arrived, if why is 0, or is lost.
+// leave ends one delivery to s: it has arrived, if why is 0, or is lost. s.mu is held.
 func (r *receipt) leave(s *session, qos packets.QoS, why hooks.DropReason) {
 	if r == nil {
 		return
@@ -282,14 +282,14 @@ func (r *receipt) leave(s *session, qos packets.QoS, why hooks.DropReason) {
 	}
 }
 
-// published is the end of what who publishes counts.
+// published ends the count that publishWait began with.
 func (r *receipt) published() {
 	r.mu.Lock()
 	r.lessLocked()
 	r.mu.Unlock()
 }
 
-// moved ends one delivery of which nothing becomes, see withdraw.
+// moved takes back one delivery, see withdraw.
 func (r *receipt) moved() {
 	if r != nil {
 		r.mu.Lock()
@@ -329,8 +329,8 @@ func (d *delivery) settle(why hooks.DropReason) {
 	}
 }
 
-// withdraw tells the receipt that nothing becomes of d: another delivery takes its place, or the
-// message could not be stored, and whoever published it learns that.
+// withdraw takes d back from its receipt: another delivery takes its place, or the message could
+// not be stored and its publisher is refused.
 func (d *delivery) withdraw() {
 	if r := d.receipt(); r != nil {
 		d.extra.to = nil
@@ -338,7 +338,7 @@ func (d *delivery) withdraw() {
 	}
 }
 
-// settleLeft is settleLost for what a Session has left. Its lock is not held.
+// settleLeft is settleLost for a delivery that a Session has left to others, without its lock.
 func (d *delivery) settleLeft(why hooks.DropReason) {
 	if d.receipt() != nil {
 		s := d.extra.to

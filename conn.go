@@ -346,8 +346,8 @@ func (c *conn) unpark(t *turn) {
 }
 
 // widen makes room for more bytes. Memory follows what was received: a buffer that is full is
-// followed by the next class, up to that of the packet which it holds the beginning of. What fit
-// has taken from a socket's buffer comes back.
+// followed by the next class, up to that of the packet which it holds the beginning of. A buffer
+// that fit has made small gets the size for a socket again.
 func (c *conn) widen(t *turn) {
 	x, n := t.read, 2*cap(t.read.B)
 	little := cap(x.B)-len(x.B) < cap(x.B)/4
@@ -581,8 +581,8 @@ func (c *conn) packet(t *turn, b []byte) (int, error) {
 	return n, err
 }
 
-// manyUnknown is how many acknowledgements of nothing in a turn take so long that no other
-// connection of the event loop must wait for them.
+// manyUnknown is how many acknowledgements with an unknown Packet Identifier a turn handles before
+// it hands the event loop over: the search for each takes as long as many deliveries.
 const manyUnknown = 64
 
 // onAck handles the four packets that carry a Packet Identifier and nothing else.
@@ -591,7 +591,7 @@ func (c *conn) onAck(t *turn, a *packets.Ack) error {
 		return c.onPubrel(t, a)
 	}
 	err := c.sess.acked(t, c, a)
-	if t.unknown == manyUnknown { // looking for each took as long as many deliveries
+	if t.unknown == manyUnknown {
 		t.unknown = 0
 		c.handOver()
 	}

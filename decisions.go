@@ -25,7 +25,8 @@ import (
 // the queued messages that it matches and no subscription that is left does. Of those on their way
 // to the client the content is forgotten, so that nothing is sent again.
 //
-// At the end is what a hook makes of a SUBSCRIBE, and what an UNSUBSCRIBE ends then.
+// At the end of the file are the SubscribeInterceptor, which may replace the filters of a
+// SUBSCRIBE, and the UNSUBSCRIBE of a filter that was replaced.
 
 // rules is what the Broker knows of its Authorizer.
 type rules struct {
@@ -141,7 +142,7 @@ func (s *session) subscriptionPage(after *subs.Subscription, most int) []subs.Su
 const subscriptionPage = 64
 
 // subscriptions yields those of s, oldest first. It takes the lock of s for a page at a time, so
-// that who publishes to s does not wait until all are listed. The caller does not hold it.
+// that publishers to s do not wait until all are listed. The caller does not hold it.
 func (s *session) subscriptions() iter.Seq[*subs.Subscription] {
 	return func(yield func(*subs.Subscription) bool) {
 		var last *subs.Subscription
@@ -537,8 +538,8 @@ func (b *Broker) authorizeDelivery(ctx context.Context, r *hooks.AccessRequest,
 	return err
 }
 
-// interceptSubscribe asks the SubscribeInterceptor about each Topic Filter of p. It returns what is
-// subscribed to, and why not.
+// interceptSubscribe asks the SubscribeInterceptor about each subscription of p. It returns the
+// subscriptions to make, and the errors of those that are refused.
 func (c *conn) interceptSubscribe(p *packets.Subscribe) ([]packets.Subscription, []error) {
 	refused := make([]error, len(p.Subscriptions))
 	if c.b.cfg().SubscribeInterceptor == nil {
@@ -590,8 +591,8 @@ func (b *Broker) interceptSubscribeSafely(ctx context.Context, client *hooks.Cli
 	return b.interceptSubscribe(ctx, client, mount, wrote)
 }
 
-// soundSubscription says what is wrong with a subscription that a hook returned for a client which
-// has asked for a QoS.
+// soundSubscription says what is wrong with a subscription that a hook returned. asked is the QoS
+// that the client has asked for.
 func (b *Broker) soundSubscription(s *packets.Subscription, asked packets.QoS) error {
 	group, filter, err := b.splitFilter(s.Filter)
 	switch {
@@ -627,11 +628,11 @@ func (s *session) admitWrittenLocked(g *grant) error {
 	return nil
 }
 
-// writtenCost is more than a filter that was replaced takes besides its text, with one that is
-// replaced by itself.
+// writtenCost is more than a replaced filter takes in memory besides its text, also if a second
+// entry is needed for the filter that replaces it.
 const writtenCost = 1024
 
-// endReplaced ends the subscriptions that a hook had made of what grants are for now.
+// endReplaced ends the earlier subscriptions of c to the filters that it wrote for grants.
 func (c *conn) endReplaced(grants []grant) {
 	s, any := c.sess, false
 	for i := range grants {
@@ -645,14 +646,15 @@ func (c *conn) endReplaced(grants []grant) {
 		}
 	}
 	if any && s.stored != 0 {
-		// if that fails they are there again after a crash, and nobody was promised otherwise
+		// if that fails the subscriptions are there again after a crash; no packet has said
+		// otherwise
 		_ = s.b.journal.Sync(s.b.ctx)
 	}
 }
 
-// unsubscribeWritten removes the subscription for which the client wrote a filter, unless it wrote
-// another one that was replaced by the same. It returns what it has removed, with the mount point,
-// and whether there was something.
+// unsubscribeWritten forgets a filter that the client wrote, and removes the subscription that it
+// got for that. It returns the filter of the subscription with the mount point, empty if another
+// filter of the client was replaced by it as well, and whether there was a subscription.
 func (s *session) unsubscribeWritten(wrote string) (removed string, found bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

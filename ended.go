@@ -98,9 +98,9 @@ func endCause(x *endedConn) hooks.EndCause {
 }
 
 // Tap shows packets of connections, in both directions, until ctx ends, the Tap is stopped, or one
-// of the bounds in o is reached. At most 16 Taps may be open at a time. Passwords, Authentication
-// Data and tokens in the place of User Names are not shown; User Names are. While no Tap is open it
-// costs nothing to speak of. A Tap that is not read loses packets and delays nobody.
+// of the bounds in o is reached. At most 16 Taps may be open at a time. A Tap shows no passwords,
+// no Authentication Data, and no User Names that are tokens. It shows other User Names. While no
+// Tap is open it costs nothing to speak of. A Tap that is not read loses packets and delays nobody.
 //
 // The error is ErrBrokerClosed, or says what is wrong with o.
 func (b *Broker) Tap(ctx context.Context, o TapOptions) (Tap, error) {

@@ -24,9 +24,9 @@ import (
 // same filter replaces its options. The Authorizer is not asked, and the client needs no SUBSCRIBE.
 // The end of a Session does not end them: UnsubscribeClient does.
 //
-// Whoever comes with the Client Identifier gets what is subscribed. Where clients choose it
-// themselves, or with Config.SessionPerPrincipal, that may be anybody: use SubscribePrincipal for
-// what others must not read.
+// Every client that connects with the Client Identifier gets the messages. If clients choose their
+// own Client Identifiers, or with Config.SessionPerPrincipal, this may be anybody. Use
+// SubscribePrincipal for messages that others must not read.
 //
 // With a Store they survive the end of the process, and SubscribeClient waits until they are
 // durable or ctx ends. The error is the cause of ctx, ErrBrokerClosed, a *packets.Error about the
@@ -149,8 +149,8 @@ func (b *Broker) settled(ctx context.Context) error {
 	return b.journal.Sync(ctx)
 }
 
-// followPrincipals makes the Sessions that there are members of their principals, unless they were
-// loaded as such.
+// followPrincipals makes all present Sessions members of their principals, unless they became
+// members when they were loaded.
 func (b *Broker) followPrincipals() {
 	if !b.given.Follow() {
 		return

@@ -47,7 +47,7 @@ func (b *Broker) checkGrant(g *hooks.Grant) error {
 	return nil
 }
 
-// checkConnack says which of p a hook cannot put into a CONNACK.
+// checkConnack returns an error if p has a property that a hook cannot put into a CONNACK.
 func checkConnack(p packets.Properties) error {
 	for id := range p.All() {
 		switch id {
@@ -60,8 +60,8 @@ func checkConnack(p packets.Properties) error {
 	return p.Check(packets.TypeConnack)
 }
 
-// addGranted appends to the properties of a CONNACK what may be left out of it: Response
-// Information, and what else the Authenticator granted.
+// addGranted appends optional properties to those of a CONNACK, as far as there is room: Response
+// Information, and the other properties that the Authenticator granted.
 func (c *conn) addGranted(
 	q packets.Properties, p *packets.Connect, g *hooks.Grant,
 ) packets.Properties {

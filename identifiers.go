@@ -2,7 +2,7 @@ package dunlin
 
 import "github.com/dunlin-mqtt/dunlin/internal/link"
 
-// This file is which Packet Identifiers a sender gives out.
+// This file chooses the Packet Identifiers that a sender gives out.
 
 // maxID is the number of Packet Identifiers, which begin with 1.
 const maxID = 65535
@@ -18,8 +18,8 @@ func (s *sender) nextID() uint16 {
 	return id
 }
 
-// freeFrom returns the first identifier from id on that is not in use, and how many in a row are
-// not. There must be one.
+// freeFrom returns the first identifier from id on that is not in use, and how many identifiers in
+// a row from there on are not in use. At least one must be free.
 func (s *sender) freeFrom(id uint16) (first, n uint16) {
 	if s.live > fewPlaces {
 		return s.freeAmongMany(id)
@@ -37,8 +37,8 @@ func (s *sender) freeFrom(id uint16) (first, n uint16) {
 	}
 }
 
-// freeAmongMany is freeFrom which looks only once at what is in flight, however many identifiers in
-// a row are in use.
+// freeAmongMany is freeFrom for a sender with many deliveries in flight. It looks at them once,
+// however many identifiers in a row are in use.
 func (s *sender) freeAmongMany(id uint16) (first, n uint16) {
 	x := link.NewBuffer(maxID/8 + 1)
 	defer x.Free()

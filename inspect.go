@@ -30,8 +30,8 @@ type SessionInfo struct {
 	Subscriptions, Given []packets.Subscription
 	SubscriptionCount    int
 	// Replaced has the Topic Filters that the client wrote and Config.SubscribeInterceptor has
-	// replaced, each with the filter of the Subscriptions that the client got instead. It is nil in
-	// what SessionsFrom yields.
+	// replaced. The value is the filter that replaced it, without the mount point. It is nil if
+	// there are none, and in what SessionsFrom yields.
 	Replaced map[string]string
 	// Expiry is the Session Expiry Interval in force, 0 if the Session ends with its connection. It
 	// is math.MaxUint32 seconds if the Session never expires. ExpiresAt is when the Session
@@ -266,10 +266,10 @@ func (b *Broker) RetainedFrom(filter, after string) iter.Seq2[string, *Message] 
 	}
 }
 
-// RetainedSince returns when m became the retained message of its topic, to a tenth of a second. m
-// is one that Retained or RetainedFrom has yielded. It is zero if the Broker does not know it: m
-// was loaded from the Store, or put back because the Store refused another one, or is not retained
-// any more.
+// RetainedSince returns when m, which Retained or RetainedFrom has yielded, became the retained
+// message of its topic, to a tenth of a second. The time is zero if the Broker does not know it: m
+// was loaded from the Store, or the Store refused a message that was to replace m, or m is not
+// retained any more.
 func (b *Broker) RetainedSince(m *Message) (since time.Time) {
 	if at := b.retained.Since(m); at > 0 {
 		since = tickedAt(b.started, at-1)
@@ -340,11 +340,11 @@ func (b *Broker) DeleteSession(ctx context.Context, clientID string) (found bool
 	return len(of) > 0, err
 }
 
-// PendingReceipts returns the receipts of the messages that are on their way to the Session of a
-// client: queued or not acknowledged, the oldest first. A program that notes what Observer.Settled
-// tells it learns with this, after a crash, what it may have missed: a receipt that is not settled
-// in its notes, and not pending here, was settled while it did not look. The names are those of
-// Config.ReceiptProperty; without Observer.Settled there are none.
+// PendingReceipts returns the receipts (Config.ReceiptProperty) of the messages that are queued for
+// a client, or sent and not acknowledged, the oldest first; none if Observer.Settled is nil. It is
+// for a program that notes what Observer.Settled tells it, and starts again after a crash: a
+// receipt that is neither noted as settled nor pending was settled before the program could note
+// it. With SessionPerPrincipal it looks at the Sessions of all principals.
 func (b *Broker) PendingReceipts(clientID string) (names []string) {
 	for _, s := range b.ofClient(clientID) {
 		s.mu.Lock()

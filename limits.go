@@ -328,9 +328,9 @@ func (c *conn) holdPartial(n int) {
 	c.partialSince.Store(int32(time.Since(c.b.started)/time.Second) + 1)
 }
 
-// What a Topic Filter of a SUBSCRIBE takes until that is answered, and one of an UNSUBSCRIBE,
-// besides its bytes: its place in the decoded packet, in the list of what is stored, in the answer,
-// and what was granted.
+// The memory that a Topic Filter of a SUBSCRIBE or of an UNSUBSCRIBE takes besides its bytes until
+// the packet is answered: its place in the decoded packet, in the list for the Store, in the
+// answer, and its grant.
 const (
 	subscribedCost   = 192
 	unsubscribedCost = 64
@@ -353,8 +353,8 @@ func (c *conn) checked(t *turn, p packets.Packet, size int) error {
 	return nil
 }
 
-// unpacked takes the room of a packet whose filters take n bytes beside the read buffer, unless
-// that is little, for as long as hooks and the Store decide about them. expect gives it back.
+// unpacked takes the room of a packet whose filters take n bytes beside the read buffer, unless n
+// is small, until hooks and the Store have decided about them. expect gives it back.
 func (c *conn) unpacked(t *turn, n int) error {
 	if n <= keepSize || !c.b.callsOut {
 		return nil
@@ -395,8 +395,8 @@ func (c *conn) awaitPartial(n, holds int) error {
 	return err
 }
 
-// fit leaves the read buffer as large as what it holds, before something that may wait, and counts
-// it unless it is small. Nothing else refers to the buffer.
+// fit is called before something that may wait. It makes the read buffer as small as its content,
+// and counts it unless it is small. Nothing else may refer to the buffer.
 func (c *conn) fit(t *turn) {
 	x := t.read
 	if x == nil {
@@ -412,8 +412,7 @@ func (c *conn) fit(t *turn) {
 	}
 }
 
-// mayWait says whether a packet that begins with first is for hooks or the Store, which may take
-// their time.
+// mayWait says whether a packet that begins with first may wait for hooks or the Store.
 func (b *Broker) mayWait(first byte) bool {
 	switch k := packets.Type(first >> 4); {
 	case k == packets.TypePublish:

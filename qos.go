@@ -32,8 +32,8 @@ type delivery struct {
 type extra struct {
 	ids     []uint32    // Subscription Identifiers
 	group   *subs.Group // the shared subscription that it came by
-	receipt *receipt    // who wants to know what becomes of it; nil: nobody does
-	to      *session    // for the receipt, until the delivery is settled
+	receipt *receipt    // is told what becomes of the delivery; nil: nobody wants to know
+	to      *session    // of the delivery with a receipt, until it is settled; then nil
 	holders budget.Holders
 }
 
@@ -220,10 +220,9 @@ func (s *sender) open(d *delivery) uint16 {
 	return id
 }
 
-// find returns the live delivery with that identifier. Identifiers are given out in turn, and
-// acknowledgements come in order [MQTT-4.6.0-2]: it is nearly always as far from the end as its
-// identifier is from the last one. Where compact has closed gaps behind it, it is nearer to the
-// end. Only one that is in flight since before the identifiers began anew is farther away.
+// find returns the live delivery with that identifier. Identifiers are given out in turn: it is
+// nearly always as far from the end as its identifier is from the last one, or nearer, if compact
+// has closed gaps. It is farther away only if the identifiers have begun anew since.
 func (s *sender) find(id uint16) *delivery {
 	guess := max(len(s.flight)-1-behind(s.lastID, id), int(s.head))
 	for i := guess; i < len(s.flight); i++ {
@@ -256,9 +255,9 @@ func (s *sender) finish(d *delivery) {
 	}
 }
 
-// dropMessage takes the message out of a delivery in flight that must not be sent (again). What is
-// on its way is still acknowledged. QoS 2 goes on with PUBREL, so that the client does not take the
-// next message with that Packet Identifier for this one.
+// dropMessage takes the message out of a delivery in flight that must not be sent (again). If it is
+// on its way it is still acknowledged. QoS 2 goes on with PUBREL: the client would take the next
+// message with that Packet Identifier for this one.
 func (s *sender) dropMessage(d *delivery, why hooks.DropReason) {
 	d.settleLost(why)
 	s.empty(d)

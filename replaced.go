@@ -6,9 +6,9 @@ import (
 	"github.com/dunlin-mqtt/dunlin/store"
 )
 
-// This file is what a Session knows of the Topic Filters that its client wrote and that
-// Config.SubscribeInterceptor has replaced. So an UNSUBSCRIBE of what the client wrote finds the
-// subscription that it got, also after a restart.
+// This file remembers, for each Session, the Topic Filters that its client wrote and that
+// Config.SubscribeInterceptor has replaced. So an UNSUBSCRIBE with the filter that the client wrote
+// finds the subscription that the client got, also after a restart.
 
 // writtenLocked returns the Topic Filters of the client of s that a hook has replaced. It may be
 // nil. s.mu is held.
@@ -33,8 +33,9 @@ func (g *grant) asked(s *session) string {
 	return packets.JoinShared(g.group, g.filter[len(s.mount):])
 }
 
-// noteWrittenLocked notes what the client wrote for g. While several filters are replaced by one,
-// that one is noted as well if the client wrote it. The result says whether something has changed.
+// noteWrittenLocked notes the filter that the client wrote for g, if g has another one, and what g
+// takes the place of. A filter that replaces others is noted as well if the client also wrote it.
+// The result says whether a note has changed.
 func (s *session) noteWrittenLocked(g *grant) (changed bool) {
 	w, by := s.writtenLocked(), g.asked(s)
 	g.was, g.had = w.Get(g.wrote)
@@ -44,9 +45,8 @@ func (s *session) noteWrittenLocked(g *grant) (changed bool) {
 	}
 	if !g.had && g.wrote != by && !w.Any(g.wrote) {
 		group, filter, _ := packets.SplitShared(g.wrote) // the broker has checked it
-		if _, g.plain = s.b.tree.Get(s.num, group, s.mount+filter); g.plain {
-			g.was = g.wrote
-		}
+		_, g.plain = s.b.tree.Get(s.num, group, s.mount+filter)
+		g.was = g.wrote
 	}
 	if g.wrote != by && g.existed && !w.Any(by) {
 		s.putWrittenLocked(by, by)
@@ -80,8 +80,8 @@ func (s *session) forgetWrittenLocked(wrote, by string) {
 	}
 }
 
-// filtersOf returns the Topic Filters of subs, and what the store has to know of those that the
-// client wrote in p.
+// filtersOf returns the Topic Filters of subs, and for each that a hook has replaced the one under
+// which the store keeps that.
 func filtersOf(p *packets.Subscribe, subs []packets.Subscription) []string {
 	filters := make([]string, len(subs), 2*len(subs))
 	for i := range subs {

@@ -29,7 +29,7 @@ type turn struct {
 	untold   bool            // outgoing.untold of that message
 	gathered int             // bytes of packets handled since the last flush
 	rounds   int             // and how often gather said yes
-	unknown  int             // acknowledgements of nothing that is in flight, of this turn
+	unknown  int             // acknowledgements in this turn with an unknown Packet Identifier
 	made     int             // bytes of messages in the output of others since the last flush
 	read     *link.Buffer    // what was read; nil for turns that do not read
 	reader   link.Reader     // for connections on an event loop
@@ -81,9 +81,9 @@ func (t *turn) end() {
 	t.traffic.AddUp()
 }
 
-// A turn makes at most as much output before it flushes as maxBurst and burstPart of MaxMemory say:
-// until then nothing counts what it has made. With more a message takes the way through the queues,
-// which share it.
+// A turn makes at most maxBurst bytes of output before it flushes, and at most one part in
+// burstPart of MaxMemory, because output is counted when it is flushed. Beyond that, messages take
+// the way through the queues, which share one copy of each.
 const (
 	maxBurst  = 16 << 20
 	burstPart = 32
@@ -260,7 +260,7 @@ type route struct {
 	version uint64 // of watch
 	valid   bool
 	durable bool   // some of the receivers are known to the store
-	as      byte   // what decided was said about besides the topic, see decidedAs
+	as      byte   // the QoS and RETAIN that decided holds for, see decidedAs
 	from    origin // whose messages these are
 	// The epoch of the rules in which refused was said to the connection that has this route; 0:
 	// never

@@ -350,8 +350,8 @@ func (r *route) bytes() int32 {
 // keepScratch is how much a turn may hold while it waits.
 const keepScratch = 64 << 10
 
-// trim gives up what the turn has needed for many receivers, and what refers to the packet that it
-// has handled, before it waits.
+// trim is called before t waits. It gives up memory that t has needed for many receivers, and
+// references to the packet that it has handled.
 func (t *turn) trim() {
 	t.pub, t.out.raw, t.out.lent = packets.Publish{}, nil, packets.Message{}
 	if t.route.bytes() > keepScratch {

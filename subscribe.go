@@ -184,9 +184,8 @@ type grant struct {
 	existed       bool             // with old
 	cursor        *retained.Cursor // sends the retained messages; nil: none are sent
 	replaced      *retained.Cursor // did it for old; nil: none were still to be sent
-	// The Topic Filter that the client wrote; empty for a program. If the client has subscribed to
-	// it before and got another filter than now, was is that one: with had a hook had replaced wrote
-	// by it; with plain it is wrote itself, which no hook had replaced.
+	// The Topic Filter that the client wrote; empty for a program. was is the other filter that it
+	// got for that before: with had by a hook, with plain because no hook replaced it
 	wrote, was string
 	had, plain bool
 }
@@ -383,7 +382,7 @@ func (c *conn) onUnsubscribe(t *turn, p *packets.Unsubscribe) error {
 		switch removed, found := c.sess.unsubscribeWritten(f); {
 		case !found:
 			ack.Codes[i] = c.b.given.Unsubscribe(c.sess, f)
-			// one of the server is stored even if the Session is not
+			// a subscription that the server made is stored even if the Session is not
 			stored = stored || c.b.journal != nil && ack.Codes[i] != packets.NoSubscriptionExisted
 		case removed != "":
 			if fn := c.b.obs.Unsubscribed; fn != nil {

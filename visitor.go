@@ -91,11 +91,11 @@ func (b *Broker) barredVisitor(c *hooks.Client, now time.Time) error {
 }
 
 // MayRead says whether a client that Authenticate has let in may get the messages of a Topic
-// Filter, as if it had subscribed to it: no Ban is in the way, the filter is within the limits of
-// Config, Config.SubscribeInterceptor leaves it as it is, and Config.Authorizer allows it. It asks
-// about a shared filter as about one of a SUBSCRIBE, and makes no subscription. Observer.Denied is
-// told of a refusal. The filter is without the mount point of the Grant, which may be nil. A
-// DeliveryAuthorizer has to be asked about each topic as well: see MayReceive.
+// Filter, as if it had subscribed to it at QoS 0: no Ban is in the way, the filter is within the
+// limits of Config, Config.SubscribeInterceptor does not replace it, and Config.Authorizer allows
+// it. A shared filter is treated as in a SUBSCRIBE. Observer.Denied is told of a refusal. The
+// filter is without the mount point of the Grant, which may be nil. A DeliveryAuthorizer has to be
+// asked about each topic as well: see MayReceive.
 //
 // What it says holds until RulesVersion returns another number, a Ban is made, or the Grant
 // expires. The error is a *packets.Error with the Reason Code that a client of 5.0 would get.

@@ -41,8 +41,7 @@ func ExampleAuthenticator() {
 	b.Close()
 }
 
-// A password that is sent in three parts, so to speak.
-// Whoever subscribes to everything gets what is theirs, at most with QoS 1.
+// A client that subscribes to everything gets the topics of its user instead, at QoS 1 at most.
 func ExampleSubscribeInterceptor() {
 	narrow := func(_ context.Context, c *hooks.Client, s *packets.Subscription) (
 		*packets.Subscription, error,
@@ -80,7 +79,7 @@ func ExampleSubscribeInterceptor() {
 	// another user's: filter replaced
 }
 
-// An Authenticator tells a client of 5.0 something in the CONNACK, whether it accepts it or not.
+// An Authenticator puts properties into the CONNACK, whether it accepts the client or refuses it.
 func ExampleGrant_connackProperties() {
 	b, err := dunlin.New(dunlin.Config{
 		Authenticator: hooks.AuthenticatorFunc(func(_ context.Context, r *hooks.ConnectRequest) error {
@@ -115,7 +114,8 @@ func ExampleGrant_connackProperties() {
 	// guest: Quota exceeded, "", retry-after=60
 }
 
-// answers sends packets to b, and returns the answer to each. The connection ends with b.
+// answers sends packets to b, each after the answer to the one before, and returns the answers. The
+// connection ends with b.
 func answers(b *dunlin.Broker, ps ...packets.Packet) (all []packets.Packet) {
 	l := listeners.NewMemory()
 	go b.Serve(l)
@@ -142,6 +142,7 @@ func answers(b *dunlin.Broker, ps ...packets.Packet) (all []packets.Packet) {
 	return all
 }
 
+// A password that is sent in three parts, so to speak.
 func ExampleEnhancedAuthenticator() {
 	method := hooks.EnhancedAuthenticatorFunc(func(_ context.Context,
 		r *hooks.ConnectRequest) (hooks.Exchange, error) {

@@ -179,8 +179,8 @@ type Error struct {
 	// Encoded String. Empty: none.
 	ServerReference string
 	// UserProperties are sent to a client of 5.0 in a CONNACK or DISCONNECT, each of them if the
-	// packet stays within the client's Maximum Packet Size. Make them with AppendUser. Properties of
-	// any other kind are not sent, and nothing is sent of a list that Check refuses. Nil: none.
+	// packet stays within the client's Maximum Packet Size. Make them with AppendUser. A broker
+	// sends no other properties of this list, and none at all if Check refuses the list. Nil: none.
 	UserProperties Properties
 }
 

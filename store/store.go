@@ -125,9 +125,9 @@ type Will struct {
 type DeleteSession struct{ Session uint64 }
 
 // PutSubscription creates or replaces a subscription. Filter is as the client wrote it, including
-// $share. If it contains U+0000, the part before that is a Topic Filter that the client wrote, and
-// the rest the one by which a hook has replaced it: then it is no subscription, and ends with
-// DeleteSubscription all the same.
+// $share. A Filter that contains U+0000 is not a subscription. It says that a hook has replaced the
+// Topic Filter before the U+0000 by the one after it. A Store treats it like any other Filter, and
+// DeleteSubscription removes it.
 type PutSubscription struct {
 	Session uint64
 	packets.Subscription

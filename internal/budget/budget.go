@@ -47,8 +47,8 @@ const (
 	kindPercent = 50 // one kind of it
 	// Sessions and Connections each, whatever others take: clients can come and remove it
 	ownPercent = 6
-	// Each is so much higher for what goes away with a connection, so that clients can come even
-	// when those that are away have left as much as they may
+	// Each bound is higher by this for Sessions that end with their connection, so that clients can
+	// connect even when absent clients have taken all that they may
 	briefPercent = 2
 )
 
@@ -120,7 +120,7 @@ func (b *Budget) share(percent int64) int64 { return b.limit / 100 * percent }
 // together, each by what it asked for.
 func (b *Budget) Fits(k Kind, n int64) bool { return b.fits(k, n, 0) }
 
-// FitsBriefly is Fits for what goes away with its connection.
+// FitsBriefly is Fits for a Session that ends with its connection.
 func (b *Budget) FitsBriefly(k Kind, n int64) bool { return b.fits(k, n, briefPercent) }
 
 func (b *Budget) fits(k Kind, n, more int64) bool {

@@ -136,7 +136,7 @@ func (t *Table[M, B]) putLocked(k Key, l Lifetime, list []hooks.Subscription) (o
 	if r.doubtful && r.number != 0 {
 		ops = append(ops, r.put(k))
 	}
-	// in the order of the record: each is then put at its end, and moves nothing
+	// in the order of the record: each is then appended, and set moves no other one
 	list = slices.SortedStableFunc(slices.Values(list), func(a, b hooks.Subscription) int {
 		return strings.Compare(a.Filter, b.Filter)
 	})

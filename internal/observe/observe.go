@@ -74,8 +74,8 @@ func safely[Event any](f func(Event), end func(c *hooks.Client, v any)) func(Eve
 	}
 }
 
-// published and delivered are safely for the two events that each message has. What they defer has
-// only the client, so that the event stays in registers: that halves what they cost.
+// published and delivered are safely for the two events that each message has. The deferred
+// function refers to the client only, so that the event stays in registers: this halves the time.
 func published(
 	f func(hooks.Published), end func(c *hooks.Client, v any),
 ) func(hooks.Published) {

@@ -32,8 +32,7 @@ func NewEndings(l Limits) *Endings {
 // endingSize is what an Ending takes besides its strings.
 const endingSize = 288
 
-// Add notes that a connection has ended at x.EndedAt. It sets x.First, x.Count and
-// x.Number.
+// Add notes that a connection has ended at x.EndedAt. It sets x.First, x.Count and x.Number.
 func (e *Endings) Add(x hooks.Ending) {
 	host := x.Address
 	if h, _, err := net.SplitHostPort(host); err == nil {

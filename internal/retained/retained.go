@@ -81,7 +81,7 @@ func Size(m *Message) int64 {
 // Set makes m, which nobody modifies any more, the retained message of its topic, and returns the
 // one that it replaces, nil for none. The error is ErrMessages, ErrBytes or that of Admit, and then
 // nothing has changed. What makes the Store smaller is taken unless Admit has something against it.
-// at is when that is, for Since, in a unit of the caller.
+// at is the time of this for Since, above 0, in a unit of the caller; 0: unknown.
 func (s *Store) Set(m *Message, at uint32) (old *Message, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -200,8 +200,8 @@ func (s *Store) Get(topic string) *Message {
 	return nil
 }
 
-// Since returns when m, the Message of one that was found, was set; 0 if it was restored, or if it
-// is not the retained message of its topic any more.
+// Since returns when m was set, which must be the Message of one that Get or Scan returned. It is 0
+// if m was restored, or is not the retained message of its topic any more.
 func (s *Store) Since(m *packets.Message) uint32 {
 	s.mu.RLock()
 	defer s.mu.RUnlock()

@@ -127,7 +127,7 @@ func (t *Taps) remove(x *Tap) {
 }
 
 // See shows data, whole packets on their way from or to who, to those that watch. It does not keep
-// data, and never waits. If now is zero, those that watch who look at the clock themselves.
+// data, and never waits. If now is zero, See takes the time itself, once somebody watches who.
 func (s *Set) See(who Who, now time.Time, way Way, data []byte) {
 	for _, x := range *s {
 		if x.watches(&who) {

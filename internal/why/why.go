@@ -79,9 +79,9 @@ type Filter struct {
 	NoLocal        bool
 	RetainHandling byte
 	Matches        bool
-	Wrote          []string // what the client wrote instead of it, as the client writes it
+	Wrote          []string // the filters of the client that a hook has replaced by this one
 	Members        int      // of the group
-	Member         string   // that got the last message of the group; empty: nobody has
+	Member         string   // the one that got the last message of the group; empty: nobody has
 }
 
 // written is f as the client writes it.

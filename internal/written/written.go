@@ -1,5 +1,5 @@
-// Package written knows which Topic Filters of a client a hook has replaced, and by which. It is
-// plain data of one Session, and knows no Session.
+// Package written remembers the Topic Filters of a client that a hook has replaced, and the filters
+// that replace them. It is plain data, and knows no Session.
 package written
 
 import (
@@ -8,9 +8,10 @@ import (
 	"strings"
 )
 
-// Filters are the Topic Filters that a client wrote and others have replaced. All are as a client
-// writes them: with $share, without a mount point. Nil holds none and is read only. A filter can be
-// replaced by itself: then the client wrote it, beside another one that is replaced by it.
+// Filters maps each Topic Filter that a client wrote to the one that replaces it. All are in the
+// form in which clients write them: with $share, without a mount point. The nil *Filters is empty
+// and can only be read. A filter can be mapped to itself: the client wrote it, and also another
+// filter that is replaced by it.
 type Filters struct {
 	by    map[string]string
 	of    map[string]map[string]struct{} // the inverse of by
@@ -36,7 +37,7 @@ func (f *Filters) Bytes() int {
 	return f.bytes
 }
 
-// Get returns what wrote is replaced by.
+// Get returns the filter that replaces wrote.
 func (f *Filters) Get(wrote string) (by string, ok bool) {
 	if f == nil {
 		return "", false
@@ -82,7 +83,7 @@ func (f *Filters) Of(by string) iter.Seq[string] {
 	return maps.Keys(f.of[by])
 }
 
-// All returns a copy, by what the client wrote. Those that are replaced by themselves are left out.
+// All returns a copy, nil if there are none. It leaves out filters that are mapped to themselves.
 func (f *Filters) All() map[string]string {
 	if f.Len() == 0 {
 		return nil
@@ -92,8 +93,8 @@ func (f *Filters) All() map[string]string {
 	return all
 }
 
-// Join returns the Topic Filter under which the store keeps that wrote is replaced: no client can
-// subscribe to it, because it contains U+0000.
+// Join returns the Topic Filter under which the store keeps that wrote is replaced by another
+// filter. No client can subscribe to it, because it contains U+0000.
 func Join(wrote, by string) string { return wrote + "\x00" + by }
 
 // Split is the inverse of Join. ok is false for any other filter.
