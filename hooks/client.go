@@ -7,9 +7,10 @@ import (
 	"strings"
 )
 
-// ShownUser returns a User Name, or a Principal, as it may be written to logs and pages. A token,
-// which some clients send as their User Name, is a secret: its place takes a text that is the same
-// for the same token, and begins with "(a token, ".
+// ShownUser returns a User Name, or a Principal, as it may be written to logs and pages. Some
+// clients send a JSON Web Token as their User Name, which is a secret. For a name that begins with
+// "eyJ" and has two dots ShownUser returns "(a token, HASH)", which is the same for the same token.
+// It returns any other name as it is.
 func ShownUser(name string) string {
 	if !strings.HasPrefix(name, "eyJ") || strings.Count(name, ".") < 2 {
 		return name

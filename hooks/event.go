@@ -48,8 +48,9 @@ type SessionEnded struct {
 type Subscribed struct {
 	Client *Client
 	// Filter is the Topic Filter as the client wrote it, with "$share/" and ShareName.
-	// MountedFilter is the one that the Session has: it has the mount point of the client in front
-	// of the filter that follows these, and may be one that a SubscribeInterceptor returned.
+	// MountedFilter is the filter that the Session has: the one that a SubscribeInterceptor
+	// returned, or else Filter, with the mount point of the client in front of the part behind the
+	// ShareName.
 	Filter, MountedFilter string
 	// QoS is the QoS that was granted.
 	QoS packets.QoS

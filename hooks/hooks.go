@@ -131,18 +131,19 @@ type Grant struct {
 	// bytes, and must not begin with "$local/"; otherwise the client is refused. Empty: as the
 	// client asks.
 	ClientID string
-	// Subscriptions are made for the Session by the server. Nil leaves those that an earlier CONNECT
-	// has brought; otherwise they take the place of these. They last as long as the Session, and do
-	// not count for the limits of the client. See also SubscribeClient of the broker. A Topic Filter
-	// that is not valid, or too long for the Config, refuses the client.
+	// Subscriptions are made for the Session by the server. Nil leaves those that an earlier
+	// CONNECT has brought; otherwise they take the place of these. They last as long as the
+	// Session, and do not count for the limits of the client. See also SubscribeClient of the
+	// broker. A Topic Filter that is not valid, or too long for the Config, refuses the client.
 	Subscriptions []Subscription
-	// ConnackProperties go into the CONNACK for a client of 5.0, beside those of the broker: a
-	// Reason String, Response Information, which takes the place of the one in Config, and User
-	// Properties. Any other property refuses the client, as the broker sets it itself, by Limits for
-	// instance. Response Information is sent to a client that has asked for it (3.1.2.11.6), a
-	// Reason String not to one that has declined it (3.1.2.11.7). In this order, the broker leaves
-	// out each one with which the packet would exceed the client's Maximum Packet Size. A refusal has
-	// UserProperties and ServerReference of packets.Error instead. Nil: none.
+	// ConnackProperties go into the CONNACK for a client of 5.0, beside those of the broker. They
+	// may be Response Information, which replaces that of Config, a Reason String, and User
+	// Properties. With any other property the broker refuses the client: it sets those itself, by
+	// Limits for instance. Response Information is sent only to a client that has asked for it
+	// (3.1.2.11.6), and a Reason String only to a client that has not declined it (3.1.2.11.7). The
+	// broker adds them in this order, and leaves out each one with which the packet would exceed
+	// the client's Maximum Packet Size. They are not sent with a refusal: see UserProperties and
+	// ServerReference of packets.Error. Nil: none.
 	ConnackProperties packets.Properties
 	// Expires is when the client has to authenticate anew (5.0, where an Authentication Method is
 	// in use) or else is disconnected with Maximum connect time (0xA0). Zero: never.
@@ -367,16 +368,17 @@ type Interceptor interface {
 	Intercept(ctx context.Context, c *Client, m *packets.Message) (*packets.Message, error)
 }
 
-// A SubscribeInterceptor sees each Topic Filter of a SUBSCRIBE before the Authorizer. It returns s,
+// A SubscribeInterceptor sees each subscription of a SUBSCRIBE before the Authorizer. It returns s,
 // another subscription in its place, or an error, which refuses this subscription in the SUBACK. It
 // must not modify s. The filter is as the client wrote it: without the mount point, and with
-// "$share/" and the ShareName. So is the returned one, which must be a valid Topic Filter within
-// the limits of the broker's Config. The QoS must not be higher than the client has asked for. The
-// Authorizer then decides about the returned subscription, which is the one that the Session has
-// from then on: see "Subscriptions that a hook changes" in docs/hooks.md.
+// "$share/" and the ShareName. The returned filter has the same form, and must be a valid Topic
+// Filter within the limits of the broker's Config. The returned QoS must not be higher than the
+// client has asked for. Otherwise the broker refuses the subscription with Not authorized (0x87).
 //
-// It is not called for subscriptions of the server or of the program, nor when a Session is resumed
-// or the rules change.
+// The Authorizer then decides about the returned subscription, and the Session gets that one: see
+// "Subscriptions that a hook changes" in docs/hooks.md. The broker calls the SubscribeInterceptor
+// for a SUBSCRIBE and for Broker.MayRead. It does not call it for subscriptions of the server or of
+// the program, or when a Session is resumed or the rules change.
 //
 // It cannot wait for Close or Shutdown of the broker: see the package.
 type SubscribeInterceptor interface {

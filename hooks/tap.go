@@ -54,8 +54,8 @@ type TapPacket struct {
 	// Version is the protocol version of the packet.
 	Version packets.Version
 	// Data is the whole packet, or a part of a packet that could not be decoded. It belongs to the
-	// receiver. A password in a CONNECT and Authentication Data are replaced by "***". The User Name
-	// is shown, except that the result of ShownUser takes the place of a token.
+	// receiver. A password in a CONNECT and Authentication Data are replaced by "***", and a User
+	// Name by the result of ShownUser, which hides tokens.
 	Data []byte
 	// Withheld is true if Data is only the beginning of the packet, because the broker could not
 	// tell where in it a password is.

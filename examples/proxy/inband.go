@@ -12,8 +12,9 @@ const (
 	maxSessions = 100_000 // Client Identifiers that are remembered
 )
 
-// sessions remember for which clients the broker had a Session when they came last. A client that
-// publishes its password gets its CONNACK before the broker is asked.
+// sessions remembers the clients that had a Session at the broker when they came last. The proxy
+// needs this for the CONNACK of a client that publishes its password, which it sends before it asks
+// the broker.
 type sessions struct {
 	mu      sync.Mutex
 	present map[string]bool // by Client Identifier; guarded by mu
@@ -26,7 +27,7 @@ func askedFor(topic string) *inband.Options {
 		Connack: s.greet, Answered: s.answered}
 }
 
-// greet says what the broker will say, as far as it is known.
+// greet fills in the CONNACK that the broker is expected to send.
 func (s *sessions) greet(p *packets.Connect, ack *packets.Connack) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -34,8 +35,8 @@ func (s *sessions) greet(p *packets.Connect, ack *packets.Connack) {
 	ack.Properties = ack.Properties.AppendUint(packets.ReceiveMaximum, 20) // any broker takes it
 }
 
-// answered learns what the broker has said. A client that was told something else is disconnected,
-// and comes back.
+// answered notes whether the broker had a Session. A client whose CONNACK said something else is
+// disconnected, and comes back.
 func (s *sessions) answered(clientID string, present bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -106,7 +106,8 @@ func (a *acceptor) serveWebSocket(ctx context.Context, l net.Listener) (end func
 	ws := websocket.New(websocket.Options{})
 	mux := http.NewServeMux()
 	mux.Handle("/mqtt", ws)
-	srv := &http.Server{Handler: mux, ConnState: ws.ConnState, ReadHeaderTimeout: connectTimeout}
+	srv := &http.Server{Handler: mux, ConnState: ws.ConnState, ReadHeaderTimeout: connectTimeout,
+		MaxHeaderBytes: 16 << 10}
 	var both sync.WaitGroup
 	both.Go(func() { srv.Serve(l) })
 	both.Go(func() { a.run(ctx, ws) })

@@ -69,7 +69,8 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	srv := &http.Server{Handler: mux, ConnState: ws.ConnState, ReadHeaderTimeout: 10 * time.Second}
+	srv := &http.Server{Handler: mux, ConnState: ws.ConnState, ReadHeaderTimeout: 10 * time.Second,
+		MaxHeaderBytes: 16 << 10}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
 	if *demo > 0 {

@@ -22,10 +22,10 @@
 // attributes: there ${region} means ${region}.
 //
 // A rule with %u does not apply to a client without a name; an empty name counts as no name. A name
-// or an attribute that contains +, #, / or NUL is never put into a filter, nor is an attribute that
-// is absent or empty. A rule that allows does not match then. A rule that denies matches everything
-// from the place of the name on. Only filters that begin with $ themselves match topics that begin
-// with $, not filters whose $ comes from a name.
+// or an attribute that contains +, #, / or NUL is never put into a filter. Neither is an attribute
+// that is empty, or that the client does not have. A rule that allows does not match then. A rule
+// that denies then matches every topic below the levels before the name. A topic that begins with $
+// is matched only by a filter that was written with this $: a $ from a name does not count.
 //
 // # Speed
 //
@@ -73,7 +73,7 @@ func (a *ACL) Authorize(_ context.Context, r *hooks.AccessRequest) error {
 	return a.decide(r, 1<<r.QoS)
 }
 
-// decide decides r with a QoS out of qos, which has a bit 1 << QoS for each; 0: it has none.
+// decide decides r. qos has the bit 1 << QoS of the request; 0: the request has no QoS.
 func (a *ACL) decide(r *hooks.AccessRequest, qos byte) error {
 	err := a.list.Load().decide(r, qos)
 	if err == errNoRule && a.Abstain {
@@ -91,8 +91,9 @@ func (a *ACL) Stable() bool { return true }
 // subscribes to a/# then gets only a/b, where a itself refuses the subscription. The price is a
 // decision for each Session and topic, which the broker keeps. In a combination
 // (hooks.ChainAuthorizers) its decisions count at each delivery as well; with Abstain the next
-// member decides if no rule applies. A delivery has no QoS here: a rule with a QoS allows no
-// delivery, and denies each one that it would deny with some QoS.
+// member decides if no rule applies. Here a delivery has no QoS: a rule that allows some QoS allows
+// no delivery, and a rule that denies some QoS denies each delivery that it would deny with one of
+// them.
 func (a *ACL) AtDelivery() hooks.DeliveryAuthorizer { return atDelivery{a} }
 
 type atDelivery struct{ *ACL }

@@ -45,12 +45,12 @@ allow user=jane subscribe sensors/#
 	// jane, subscribe sensors/+/temperature: allowed
 }
 
-// Rules know the attributes that the Authenticator has found out, the QoS, Retain and the listener.
+// Rules can depend on attributes that the Authenticator has set, the QoS, RETAIN and the listener.
 func ExampleParse_conditions() {
 	list, err := acl.Parse(strings.NewReader(`
-# Nothing is retained that comes by the public listener.
+# The public listener accepts no retained messages.
 deny listener=public retain publish #
-# Who has paid may use QoS 2 as well.
+# Clients that have paid may use QoS 2 as well.
 allow ${plan}=paid publish regions/${region}/#
 allow qos=0,1 publish regions/${region}/#
 `), "rules")

@@ -62,7 +62,7 @@ type part struct {
 	name name
 }
 
-// compile takes apart a valid Topic Filter in which these are names.
+// compile takes apart a valid Topic Filter. names are the kinds of names that it may hold.
 func compile(s string, names name) (levels []level, err error) {
 	for text := range strings.SplitSeq(s, "/") {
 		l := level{text: text}
@@ -85,7 +85,7 @@ func compile(s string, names name) (levels []level, err error) {
 	return levels, nil
 }
 
-// split cuts a level at those of its names that are in names.
+// split cuts a level at its names, if they are of the given kinds.
 func split(text string, names name) (ps []part, err error) {
 	start := 0
 	for i := 0; i < len(text); i++ {
@@ -125,7 +125,8 @@ func nameAt(text string) (p part, n int, err error) {
 	return p, 0, nil
 }
 
-// dollar says whether the level begins with $ as it was written, which that of a name does not.
+// dollar says whether the level was written with a $ as its first character. The $ of ${attribute}
+// is none.
 func (l *level) dollar() bool {
 	return strings.HasPrefix(l.text, "$") && (l.kind != named || l.parts[0].name == 0)
 }

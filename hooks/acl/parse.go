@@ -124,7 +124,7 @@ func (b *builder) mosquitto(x build, s, position string) error {
 //	allow role=operator all #
 //	allow publish sensors/%c/#
 //	allow addr=10.0.0.0/8 "user=night shift" subscribe sensors/+/state alarms/#
-//	# Nothing is retained that comes by the public listener. There, QoS 2 is not allowed.
+//	# The public listener accepts no retained messages and no QoS 2.
 //	deny  listener=public retain publish #
 //	deny  listener=public qos=2 all #
 //	allow ${plan}=paid all regions/${region}/#

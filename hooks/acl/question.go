@@ -193,7 +193,7 @@ func (q *question) value(p part) (s string, ok bool) {
 		s = q.user
 	case clientID:
 		s = q.client.ID
-	default: // one of many: what is known of another says nothing
+	default: // an attribute; known and usable are for the other two names
 		s = q.client.Identity.Attributes[p.text]
 		return s, fits(s)
 	}

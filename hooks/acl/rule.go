@@ -42,12 +42,12 @@ type Rule struct {
 	Who Who
 	// Action is the action of the client. Zero: publishing and subscribing.
 	Action hooks.Action
-	// QoS lists the QoS that the Rule is about: that of the message, or the one that a SUBSCRIBE
-	// asks for. After a change of the rules it is the one that the subscription was granted. Nil:
-	// any.
+	// QoS limits the Rule to messages that are published with one of these QoS, and to
+	// subscriptions that ask for one of them. When the rules change, a subscription counts with the
+	// QoS that it was granted. Nil: any QoS. An empty list is an error.
 	QoS []packets.QoS
-	// Retain is for messages that are to be retained, and for nothing else. Action must be
-	// ActionPublish then.
+	// Retain limits the Rule to messages that are published with RETAIN. Then Action must be
+	// ActionPublish.
 	Retain bool
 	// Filters are Topic Filters, at least one. %u, %c and ${attribute} in them stand for names, as
 	// the package describes.
@@ -66,11 +66,11 @@ type Who struct {
 	Role string
 	// Tenant is the client's tenant.
 	Tenant string
-	// Attributes are attributes of the client's Identity. Each must be there with this value.
+	// Attributes are attributes that the client's Identity must have, with these values.
 	Attributes map[string]string
 	// Listener is the Name of the hooks.Listener that accepted the connection. A client that has
-	// not connected since the broker started has none, for instance when its delayed Will is due:
-	// allow by Listener rather than deny by it.
+	// not connected since the broker started has no Listener, for instance when its delayed Will is
+	// due. A rule that denies does not apply to it then: prefer rules that allow by Listener.
 	Listener string
 	// Addr contains the client's remote address. In-process clients have no address.
 	Addr netip.Prefix
@@ -171,7 +171,7 @@ func (b *builder) rule(r Rule, position string) error {
 	return nil
 }
 
-// add adds x for a filter in which these are names.
+// add adds x for a filter. names are the kinds of names that it may hold.
 func (b *builder) add(x build, effect Effect, filter string, names name, position string) error {
 	if !packets.ValidTopicFilter(filter) {
 		return fmt.Errorf("%q is not a topic filter", filter)

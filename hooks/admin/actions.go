@@ -97,8 +97,9 @@ func (c *call) deleteSession() error {
 type banBody struct {
 	Kind  string `json:"kind"` // as in Ban
 	Value string `json:"value,omitempty"`
-	// Client is a Client Identifier, in the place of Value, if Kind is "user": the user of that
-	// client is banned. Only so can a user be whose name is a token, which nobody is shown.
+	// Client is a Client Identifier that stands for Value if Kind is "user": the ban is for the
+	// user of that client. A user whose name is a token, which is not shown, can only be banned
+	// like this.
 	Client string `json:"client,omitempty"`
 	// Seconds is how long. Zero: until somebody ends the ban, or the broker ends.
 	Seconds int64  `json:"seconds,omitempty"`

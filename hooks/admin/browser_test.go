@@ -529,7 +529,7 @@ var tasks = []struct {
 		w.sees("How long it takes")
 	}},
 	{"is an access rule in force", func(b *bench, w *browser) {
-		rules, err := acl.Parse(strings.NewReader("deny all on secret/#\nallow all on #\n"), "rules")
+		rules, err := acl.Parse(strings.NewReader("deny all secret/#\nallow all #\n"), "rules")
 		require.NoError(b.t, err)
 		b = benchOf(b.t, mqtttest.NewBroker(b.t, mqtttest.Config(func(c *dunlin.Config) {
 			c.Authorizer = acl.New(rules)

@@ -95,8 +95,8 @@ type subscriptionView struct {
 type clientPage struct {
 	Items []clientView `json:"items"`
 	Next  string       `json:"next,omitempty"`
-	// Looked is how many Sessions were looked at. A request with a filter looks at most at 100,000:
-	// then there is a Next, though Items is shorter than the limit, or empty.
+	// Looked is how many Sessions were looked at. A request with a filter looks at 100,000 at most.
+	// Beyond that there is a Next, though Items is shorter than the limit, or empty.
 	Looked int `json:"looked"`
 }
 
@@ -188,7 +188,7 @@ type subject struct {
 	connected          bool
 }
 
-// subjectOf is what s is for a clientFilter. It does not allocate for a TCP connection.
+// subjectOf returns the subject of s. It does not allocate for a TCP connection.
 func subjectOf(s *dunlin.SessionInfo) subject {
 	x := subject{id: s.ClientID, user: s.Principal, connected: s.Client != nil}
 	if c := s.Client; c != nil {

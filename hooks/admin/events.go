@@ -184,7 +184,7 @@ func (c *call) bans() error {
 	return c.answer(page)
 }
 
-// shownBans are the bans in force as they may be shown, by kind and value.
+// shownBans returns the bans in force with the values that may be shown, by kind and value.
 func shownBans(b *dunlin.Broker) []dunlin.Ban {
 	all := b.Bans()
 	for i := range all {

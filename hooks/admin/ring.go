@@ -29,7 +29,7 @@ type counted[T any] struct {
 // add adds a value. With an empty key it is one of its own.
 func (r *ring[T]) add(key string, v T) { r.merge(key, v, nil) }
 
-// merge is add. If keep is not nil, it puts into the new value what is to stay of the old one.
+// merge is add. If keep is not nil, it copies what stays of the old value into the new one.
 func (r *ring[T]) merge(key string, v T, keep func(old, v *T)) {
 	x := &counted[T]{value: v, key: key, at: time.Now(), count: 1}
 	x.first = x.at

@@ -10,16 +10,16 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// This file is the topics that messages have passed by lately. The broker keeps no list of them:
-// somebody has to look, and then a Tap takes a sample.
+// This file lists topics of recent messages. The broker keeps no list of them: when somebody asks,
+// a Tap takes a sample.
 
 const (
-	// A look takes so many PUBLISH packets, of so many bytes, and no longer than that.
+	// The bounds of a look: PUBLISH packets, their bytes, and time.
 	lookPackets = 5000
 	lookBytes   = 8 << 20
 	lookFor     = time.Second
-	// keptTopics is how many topics are kept of all looks, and maxSeen how long one may be, and the
-	// Client Identifier with it.
+	// keptTopics is how many topics of all looks are kept. maxSeen is how long a topic may be, and
+	// a Client Identifier.
 	keptTopics = 500
 	maxSeen    = 1024
 )
@@ -31,11 +31,11 @@ type seenView struct {
 	// At is when it was seen last, First when it was first seen.
 	At    time.Time `json:"at"`
 	First time.Time `json:"first"`
-	// Packets is how many were seen. It is a sample: see the description of the route.
+	// Packets is how many packets were seen. It is a sample: see the description of the route.
 	Packets uint64 `json:"packets"`
 	QoS     int    `json:"qos"`
 	Bytes   int    `json:"bytes"` // of the payload of the last one
-	// From is the client that published it, if the look has seen it arrive.
+	// From is the client that published it, if a look has seen the packet arrive.
 	From string `json:"from,omitempty"`
 }
 
@@ -85,10 +85,10 @@ func (s *seen) note(p *dunlin.TapPacket) {
 	})
 }
 
-// seen lists topics that messages pass by now and have passed by while somebody looked, the last
-// ones first. It looks for a second, and no further than 5,000 packets, so that a topic with few
-// messages among many may be missed. Everybody who asks shares one look at a time. While nobody
-// asks, no message costs anything.
+// seen lists the topics of messages that pass, and of messages that passed while somebody looked
+// before, the last ones first. It looks for a second and at most at 5,000 packets, so it can miss a
+// topic with few messages among many. All requests share one look at a time. While nobody asks,
+// messages cost nothing more.
 func (c *call) seen() error {
 	limit, err := c.limit()
 	if err != nil {

@@ -28,7 +28,7 @@ func topicRoutes() []route {
 // maxShown is how much of a payload is shown, in bytes.
 const maxShown = 4096
 
-// A messageView is a message, of which a packet or a page of retained ones tells.
+// A messageView is a retained message, or the message in a packet.
 type messageView struct {
 	Topic string `json:"topic"`
 	QoS   int    `json:"qos"`
@@ -37,7 +37,7 @@ type messageView struct {
 	Text        string `json:"text,omitempty"`
 	Base64      []byte `json:"base64,omitempty"`
 	ContentType string `json:"content_type,omitempty"`
-	// Since is when it was retained. It is missing if it was there when the broker started.
+	// Since is when the message was retained. It is missing if that was before the broker started.
 	Since time.Time `json:"since,omitzero"`
 }
 

@@ -34,7 +34,7 @@ func (k *kept) add(m *packets.Message, at time.Time) {
 // keptBytes is about how much memory m takes.
 func keptBytes(m *packets.Message) int { return keptCost + 2*len(m.Topic) + len(m.Payload) }
 
-// put notes a message that is none of those that are known.
+// put notes a message whose topic is not known yet.
 func (k *kept) put(r *retained) {
 	k.topics[r.topic] = k.order.PushBack(r)
 	k.bytes += r.bytes

@@ -15,13 +15,13 @@
 // ID is the Client Identifier, in which "%", "/", "+" and "#" are written as "%25", "%2F", "%2B"
 // and "%23", and control characters likewise. The client field has the Client Identifier as it is.
 //
-// What is retained becomes true again after it was not: when the broker begins with what a Store
-// has kept, as after a crash, and when an event could not be published. A client that is said to be
-// connected, and is not, then gets an event "disconnected" with the Reason Code 0x80 and the time
-// at which that was found out.
+// Retained messages can be wrong: a Store has kept them over a crash, or an event could not be
+// published. Run corrects them. For a client that is not connected, though its retained message
+// says so, it publishes an event "disconnected" with the Reason Code 0x80 and the time of the
+// correction.
 //
-// The events of a client are in order, also when one connection takes over from another: the first
-// one has disconnected before the second one has connected.
+// The events of a client are in order. When one connection takes over from another, the event
+// "disconnected" of the first comes before the event "connected" of the second.
 package presence
 
 import (
@@ -49,8 +49,8 @@ const (
 	// patience is how long the event of a connection waits for the end of the one that it has taken
 	// over: the broker gives a client a second to read its DISCONNECT.
 	patience = 2 * time.Second
-	// firstPause and lastPause are about how long Run waits after it has made true what is retained
-	// and before it does so again, if that has failed.
+	// firstPause and lastPause are the shortest and the longest pause between two corrections of
+	// the retained messages, if events were lost again meanwhile.
 	firstPause, lastPause = time.Second, time.Minute
 )
 
@@ -66,12 +66,12 @@ type Options struct {
 	Prefix string
 	// QoS is the QoS of the messages.
 	QoS packets.QoS
-	// Keep is how long the retained message of a client stays that has disconnected: it is the
-	// Message Expiry Interval. Zero: 24 hours. Negative: for ever.
+	// Keep is how long the retained message of a client stays after the client has disconnected. It
+	// is the Message Expiry Interval. Zero: 24 hours. Negative: for ever.
 	Keep time.Duration
 	// PerPrincipal is for brokers with Config.SessionPerPrincipal, where several clients may have
-	// the same Client Identifier: the topics then have the user name behind ID, as a level of its
-	// own. The place of a token takes a text that is the same for the same token.
+	// the same Client Identifier. The topics then have the user name behind ID, as a level of its
+	// own. A token is replaced as hooks.ShownUser does.
 	PerPrincipal bool
 	// MaxWaiting is how many messages may wait to be published, and MaxWaitingBytes how much memory
 	// they may take. Further ones are lost. Zero: 65,536, and 64 MiB. Negative: no such limit.
@@ -127,13 +127,13 @@ type Presence struct {
 	// Bytes of held
 	heldBytes int
 	lost      uint64 // messages
-	doubtful  bool   // with Retain: what is retained may not be true
+	doubtful  bool   // with Retain: a retained message may be wrong
 
 	news chan struct{} // capacity 1: there is something in ready or held
 
 	// Owned by Run.
 	kept  kept
-	again time.Time // no sooner does repair do anything
+	again time.Time // repair does nothing before
 	pause time.Duration
 }
 
@@ -183,7 +183,7 @@ func bound(limit, otherwise int) int {
 }
 
 // Lost returns how many messages were not published: too many waited, or Publish returned an error.
-// With Retain, the last event of each client is published later all the same.
+// With Retain, Run still publishes the last event of each client later.
 func (p *Presence) Lost() uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -349,14 +349,14 @@ func (p *Presence) signal() {
 	}
 }
 
-// A Broker is what Run needs of a *dunlin.Broker.
+// A Broker has the methods of a *dunlin.Broker that Run calls.
 type Broker interface {
 	Publish(ctx context.Context, m *packets.Message) error
 	Retained(filter string) iter.Seq[*packets.Message]
 }
 
-// A Func is a Broker that retains nothing: a function that takes the events of a program that wants
-// them for itself, without Options.Retain.
+// A Func is a Broker that retains nothing. It is for a program that wants the events for itself,
+// without Options.Retain: Run calls the function for each of them.
 type Func func(ctx context.Context, m *packets.Message) error
 
 // Publish calls f.
@@ -367,7 +367,8 @@ func (f Func) Retained(string) iter.Seq[*packets.Message] {
 	return func(func(*packets.Message) bool) {}
 }
 
-// Run publishes until ctx ends, and returns its cause. Only this goroutine calls the broker.
+// Run publishes until ctx ends, and returns the cause of ctx. Call it once at a time. Only the
+// goroutine that calls Run calls b.
 func (p *Presence) Run(ctx context.Context, b Broker) error {
 	timer := time.NewTimer(patience)
 	defer timer.Stop()

@@ -8,12 +8,13 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// This file makes what is retained true again: after a crash, and after events were lost.
+// This file corrects retained messages after a crash, and after events were lost.
 
 const errUnknown = "the broker does not know when and why: it ended, or lost the event"
 
-// repair makes true what is retained, if there is doubt about it. It does so at once, and again and
-// again at growing intervals while events are lost. next is when, zero if there is no doubt.
+// repair corrects the retained messages if one of them may be wrong: at once, and again after
+// growing pauses while events are lost. next is the time of the next correction; zero: none is
+// needed.
 func (p *Presence) repair(b Broker, now time.Time) (repaired bool, next time.Time) {
 	p.mu.Lock()
 	doubtful := p.doubtful
@@ -33,8 +34,8 @@ func (p *Presence) repair(b Broker, now time.Time) (repaired bool, next time.Tim
 	return true, time.Time{}
 }
 
-// makeTrue compares what is retained with the clients that are connected, and has published what
-// differs. Run calls it.
+// makeTrue compares the retained messages with the clients that are connected, and queues an event
+// for each that differs. Run calls it.
 func (p *Presence) makeTrue(b Broker) {
 	there := make(map[string]Event) // those that are said to be connected, by topic
 	var gone []retained             // that were retained before a restart

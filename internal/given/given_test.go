@@ -2,6 +2,7 @@ package given
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -122,22 +123,33 @@ func TestWhatWasStoredIsLoaded(t *testing.T) {
 	require.Equal(t, x.Get(Key{ToClient, "m"}), y.Get(Key{ToClient, "m"}))
 }
 
-// A long list is put quickly, in whatever order it is. Of two with the same filter the later one
-// counts.
+// A long list is put about as quickly backwards as in its order. Of two with the same filter the
+// later one counts.
 func TestALongList(t *testing.T) {
-	const n = 100_000
-	x, list := New(&sessions{}), []hooks.Subscription(nil)
+	const n = 40_000
+	var list []hooks.Subscription
 	for i := range n {
-		list = append(list, sub(fmt.Sprint(2*n-i), 1))
+		list = append(list, sub(fmt.Sprint(n+1+i), 1))
 	}
-	list = append(list, sub(fmt.Sprint(n+1), 2))
-	began := time.Now()
-	x.Put(Key{ToClient, "m"}, Lasting, list...)
-	// well below 0.2 s; 5 s where each moves all others
-	require.Less(t, time.Since(began), 2*time.Second)
-	got := x.Get(Key{ToClient, "m"})
-	require.Len(t, got, n)
-	require.Equal(t, sub(fmt.Sprint(n+1), 2), got[0])
+	put := func(list []hooks.Subscription) (best time.Duration) {
+		for range 3 { // the machine may do something else meanwhile
+			x, began := New(&sessions{}), time.Now()
+			x.Put(Key{ToClient, "m"}, Lasting, list...)
+			if took := time.Since(began); best == 0 || took < best {
+				best = took
+			}
+			require.Len(t, x.Get(Key{ToClient, "m"}), n)
+		}
+		return best
+	}
+	inOrder := put(list)
+	slices.Reverse(list)
+	// 40 times as long if each subscription moves all others
+	require.Less(t, put(list), 10*inOrder)
+
+	x := New(&sessions{})
+	x.Put(Key{ToClient, "m"}, Lasting, sub("b", 1), sub("a", 1), sub("b", 2))
+	require.Equal(t, []hooks.Subscription{sub("a", 1), sub("b", 2)}, x.Get(Key{ToClient, "m"}))
 }
 
 // What the store did not take is as it was, unless somebody has changed it meanwhile.

@@ -1,6 +1,6 @@
 // Package inband is for clients that cannot send a password with their CONNECT. They connect
-// without one. The first packet after that is a PUBLISH to a topic that is agreed upon, and its
-// payload is the token.
+// without one. Their first packet after that is a PUBLISH to an agreed topic, with the token as its
+// payload.
 package inband
 
 import (
@@ -20,11 +20,11 @@ type Options struct {
 	Topic      string        // of the PUBLISH with the token
 	MaxConnect int           // the largest packet of a client until it is let in, in bytes
 	Timeout    time.Duration // for everything until the token is there
-	// Connack completes the CONNACK, which the client gets before anybody knows who it is: Session
-	// Present, and properties.
+	// Connack fills in Session Present and the properties of the CONNACK, which the client gets
+	// before its token has come.
 	Connack func(*packets.Connect, *packets.Connack)
-	// Answered is told whether the server that lets the client in has its Session. If that is not
-	// what the client was told, its connection ends, so that it comes back.
+	// Answered is told whether the server that let the client in has a Session for it. If the
+	// client's CONNACK said something else, its connection ends, so that it comes back.
 	Answered func(clientID string, present bool)
 }
 
@@ -39,9 +39,9 @@ type conn struct {
 	present bool             // what the client was told of its Session
 }
 
-// Ask reads from a new connection until it has a token, or a CONNECT with a password. The
-// connection that it returns begins with a CONNECT with the token as its password, and takes
-// whole packets, of which the first is the CONNACK. After an error the caller closes nc.
+// Ask reads from a new connection until it has a token, or a CONNECT with a password. It returns a
+// connection from which the server reads a CONNECT with the token as its password. The first Write
+// of the server must begin with the whole CONNACK. After an error the caller closes nc.
 func Ask(nc net.Conn, o Options) (net.Conn, error) {
 	nc.SetDeadline(time.Now().Add(o.Timeout))
 	buffered := bufio.NewReader(nc)
