@@ -41,6 +41,9 @@ func (t *turn) publishStored(o *outgoing, r *route) (matched int, err error) {
 	t.askMembers(o, r)
 	w.waits = o.pub.QoS == packets.QoS2 || t.follows(o)
 	defer func() { w.waits, w.from, t.asked = false, nil, false }()
+	if err := t.pinFor(o, r); err != nil {
+		return 0, err
+	}
 	if w.from != nil {
 		op := w.Publish(o.message(), 0)
 		op.FromSession, op.FromID = w.from.stored, w.id
@@ -93,6 +96,26 @@ func (t *turn) takeRoom(o *outgoing, r *route) error {
 		if err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// pinFor pins the batch of o and returns why o is refused. takeRoom has looked at the store as well,
+// but hooks may have been asked since then, so that earlier messages of the same client were
+// refused meanwhile. A 3.1.1 client sends those again, and o must not overtake them [MQTT-4.6.0-6].
+// Once a batch is pinned that cannot happen unseen: either the store still fails, or the
+// connection is stopped, or a refusal of what came before refuses this batch too.
+func (t *turn) pinFor(o *outgoing, r *route) error {
+	w := &t.write
+	if o.pub.QoS == packets.QoS0 || o.untold || !t.stores(o, r) {
+		return nil
+	}
+	w.Pin()
+	if err := t.b.journal.Refusing(); err != nil {
+		return err
+	}
+	if w.conn != nil {
+		return w.conn.stopped()
 	}
 	return nil
 }

@@ -323,6 +323,56 @@ func TestWhatComesAfterARefusalDoesNotOvertakeIt(t *testing.T) {
 	})
 }
 
+// A hook takes its time about the second message. Meanwhile the first one is refused, and the store
+// has room again.
+func TestWhatAHookHoldsBackDoesNotOvertakeARefusal(t *testing.T) {
+	tests := []struct {
+		name, filter string
+		config       func(cfg *Config, h slowDelivery)
+	}{
+		{"an Interceptor", "+", func(cfg *Config, h slowDelivery) {
+			cfg.Interceptor = hooks.InterceptorFunc(func(ctx context.Context, _ *hooks.Client,
+				m *packets.Message) (*packets.Message, error) {
+				return m, h.AuthorizeDelivery(ctx, &hooks.AccessRequest{Topic: m.Topic})
+			})
+		}},
+		{"a DeliveryAuthorizer", "$share/g/+", func(cfg *Config, h slowDelivery) {
+			cfg.Authorizer = h
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			onStage(t, func(st *stage) {
+				st.stop()
+				goOn := make(chan struct{})
+				h := slowDelivery{make(chan struct{}), func() { <-goOn }}
+				tt.config(&st.cfg, h)
+				st.start()
+				s := st.durable("s", packets.V5)
+				s.subscribe(tt.filter, packets.QoS1)
+				s.nc.Close()
+				old := st.durable("old", packets.V311)
+				time.Sleep(time.Second)
+				release := st.store.hold()
+				st.store.fail(store.ErrFull)
+				old.send(message2("first", "x", packets.QoS1, 1),
+					message2("slow", "x", packets.QoS1, 2))
+				<-h.entered
+				release()
+				synctest.Wait()
+				require.Error(t, st.b.Healthy())
+				st.store.fail(nil)
+				time.Sleep(time.Second)
+				require.NoError(t, st.b.Healthy(), "there is room for the probe")
+				close(goOn)
+				require.True(t, old.ended(), "it has to send both again, in their order")
+				info, _ := st.b.Session("s")
+				require.Zero(t, info.Queued, "what came behind what was refused")
+			})
+		})
+	}
+}
+
 func TestWhatIsCarriedDoesNotGrowWithTime(t *testing.T) {
 	onStage(t, func(st *stage) {
 		st.durable("s", packets.V5).nc.Close()

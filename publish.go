@@ -317,7 +317,7 @@ func (c *conn) answer(t *turn, p *packets.Publish, matched int, err error) error
 		}
 		c.stop(why)
 		t.touch(c)
-		return c.stopping // what comes after it must not overtake it
+		return c.stoppedLocked() // what comes after it must not overtake it
 	}
 	c.acknowledge(t, p, code, err, step)
 	return nil
