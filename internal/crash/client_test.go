@@ -33,6 +33,7 @@ type client struct {
 	last   map[string]*sending // retained and acknowledged last, by topic
 	acked  atomic.Int64
 	idle   atomic.Bool // nothing is in flight, and stop is closed
+	cut    bool        // the connection takes nothing any more
 	size   int         // payloads are shorter than about this
 	slow   atomic.Bool // a message every few milliseconds is enough
 
@@ -117,6 +118,7 @@ func (c *client) session() {
 	if err != nil {
 		return
 	}
+	c.cut = false
 	over, closed := make(chan struct{}), make(chan struct{})
 	defer func() { // the next connection is made when this one is closed
 		close(over)
@@ -152,14 +154,20 @@ func (c *client) session() {
 	}
 }
 
+// send writes p. When the broker is gone it writes nothing, and what has come from it is still read:
+// a refusal must not be missed, or the message would be sent again behind later ones.
 func (c *client) send(nc net.Conn, p packets.Packet) bool {
+	if c.cut {
+		return true
+	}
 	b, err := p.Append(nil, c.version)
 	if err != nil {
 		c.errs.add("%s: %v", c.id, err)
 		return false
 	}
 	_, err = nc.Write(b)
-	return err == nil
+	c.cut = err != nil
+	return true
 }
 
 // handle returns false to end the connection.
@@ -275,7 +283,7 @@ func (c *client) resend(nc net.Conn, s *sending) bool {
 
 // fill publishes until the window is full.
 func (c *client) fill(nc net.Conn) bool {
-	for len(c.flight) < 16 {
+	for len(c.flight) < 16 && !c.cut {
 		select {
 		case <-c.stop:
 			c.idle.Store(len(c.flight) == 0)
