@@ -75,8 +75,12 @@ func (t *turn) takeRoom(o *outgoing, r *route) error {
 	w.noRoom = nil
 	needs := o.pub.QoS > packets.QoS0 && t.stores(o, r)
 	if needs {
-		if err := t.b.journal.Refusing(); err != nil {
+		if err := t.refusing(); err != nil {
 			return err
+		}
+		if t.refused { // there is room again: what comes now is not known before that refusal is
+			t.worker.HandOver()
+			t.end()
 		}
 	}
 	n := int64(journal.OpWeight + len(o.pub.Topic) + len(o.pub.Payload) + len(o.pub.Properties) +
@@ -100,6 +104,13 @@ func (t *turn) takeRoom(o *outgoing, r *route) error {
 	return nil
 }
 
+// refusing says why the store takes nothing now, nil if it does.
+func (t *turn) refusing() error {
+	err := t.b.journal.Refusing()
+	t.refused = t.refused || err != nil
+	return err
+}
+
 // pinFor pins the batch of o and returns why o is refused. takeRoom has looked at the store as well,
 // but hooks may have been asked since then, so that earlier messages of the same client were
 // refused meanwhile. A 3.1.1 client sends those again, and o must not overtake them [MQTT-4.6.0-6].
@@ -111,7 +122,7 @@ func (t *turn) pinFor(o *outgoing, r *route) error {
 		return nil
 	}
 	w.Pin()
-	if err := t.b.journal.Refusing(); err != nil {
+	if err := t.refusing(); err != nil {
 		return err
 	}
 	if w.conn != nil {

@@ -373,6 +373,47 @@ func TestWhatAHookHoldsBackDoesNotOvertakeARefusal(t *testing.T) {
 	}
 }
 
+// Otherwise a crash in between would have the publisher send the refused message again, behind the
+// one that was taken.
+func TestARefusalIsToldBeforeALaterMessageIsTaken(t *testing.T) {
+	onStage(t, func(st *stage) {
+		st.stop()
+		h := slowDelivery{make(chan struct{}), func() { time.Sleep(time.Second) }}
+		st.cfg.Interceptor = hooks.InterceptorFunc(func(ctx context.Context, _ *hooks.Client,
+			m *packets.Message) (*packets.Message, error) {
+			return m, h.AuthorizeDelivery(ctx, &hooks.AccessRequest{Topic: m.Topic})
+		})
+		var p *peerConn
+		told := 0
+		st.cfg.Observer.Published = func(e hooks.Published) {
+			if e.Topic == "slow" {
+				time.Sleep(time.Second)
+				p.mu.Lock()
+				told = len(p.in)
+				p.mu.Unlock()
+			}
+		}
+		st.start()
+		st.durable("s", packets.V5).subscribe("+", packets.QoS1)
+		p = st.durable("p", packets.V5)
+		time.Sleep(time.Second)
+		st.store.fail(store.ErrFull)
+		p.send(message2("other", "x", packets.QoS1, 9))
+		p.want(packets.TypePuback)
+		require.Error(t, st.b.Healthy())
+		first, _ := message2("first", "x", packets.QoS1, 1).Append(nil, p.v)
+		both, _ := message2("slow", "x", packets.QoS1, 2).Append(first, p.v)
+		p.nc.Write(both) // one turn reads both
+		<-h.entered
+		st.store.fail(nil)
+		time.Sleep(10 * time.Second)
+		require.NotZero(t, told, "the refusal had come when the second message was published")
+		acks := p.want(packets.TypePuback, packets.TypePuback)
+		require.Equal(t, packets.QuotaExceeded, acks[0].(*packets.Ack).Code)
+		require.Equal(t, packets.Success, acks[1].(*packets.Ack).Code)
+	})
+}
+
 func TestWhatIsCarriedDoesNotGrowWithTime(t *testing.T) {
 	onStage(t, func(st *stage) {
 		st.durable("s", packets.V5).nc.Close()

@@ -50,6 +50,7 @@ type turn struct {
 	route   route // for routing without a connection's cache
 	matches subs.Matches
 	asked   bool // what the members of shared subscriptions may get has been asked
+	refused bool // the store had no place for a message, and whoever sent it is told with the flush
 	found   int  // how many subscriptions the last message matched, whether or not anybody took it
 	write   write
 
@@ -78,6 +79,7 @@ func (t *turn) end() {
 		t.dirty[i] = nil
 	}
 	t.dirty, t.gathered, t.rounds, t.made, t.unknown = t.dirty[:0], 0, 0, 0, 0
+	t.refused = false
 	t.traffic.AddUp()
 }
 
