@@ -29,6 +29,8 @@ type Sim struct {
 	// Capacity is how many bytes there is room for; 0: no limit. Beyond it calls fail with an error
 	// that IsFull knows.
 	Capacity int64
+	// Block is of how many bytes each file takes a whole number; 0: of one.
+	Block int64
 
 	mu      sync.Mutex // guards all below
 	rng     *rand.Rand
@@ -140,7 +142,7 @@ func (s *Sim) Crash(seed uint64, loss Loss) *Sim {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	after := NewSim(seed)
-	after.Capacity = s.Capacity
+	after.Capacity, after.Block = s.Capacity, s.Block
 	if loss == Nothing {
 		s.copyTo(after)
 		return after
@@ -442,10 +444,16 @@ func (s *Sim) room(f *inode) int64 {
 	room := s.Capacity
 	for _, other := range s.names {
 		if other != f {
-			room -= int64(len(other.data))
+			room -= s.blocks(int64(len(other.data)))
 		}
 	}
-	return max(room, int64(len(f.data)))
+	return max(room-room%max(s.Block, 1), int64(len(f.data)))
+}
+
+// blocks is what a file of n bytes takes.
+func (s *Sim) blocks(n int64) int64 {
+	b := max(s.Block, 1)
+	return (n + b - 1) / b * b
 }
 
 func (f *inode) note(w write) {

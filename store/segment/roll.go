@@ -210,12 +210,22 @@ func (s *Store) reserve(f disk.File, need int64, adds bool) (size int64, err err
 		size = max(size/2, need)
 	}
 	if disk.IsFull(err) && !adds {
-		size, spare = need+spare/8, 0
+		size, spare = need+spare/8, s.manifestRoom()
 		for err = try(); disk.IsFull(err) && size > need; err = try() {
 			size = need + (size-need)/2
 		}
 	}
 	return size, err
+}
+
+// pageSize is of how many bytes file systems give a file a whole number.
+const pageSize = 4 << 10
+
+// manifestRoom is what the next manifest takes.
+func (s *Store) manifestRoom() int64 {
+	m := s.afterSealing()
+	n := int64(len(m.text())) + pageSize - 1
+	return n - n%pageSize
 }
 
 // take returns the number of the next segment.
