@@ -111,11 +111,10 @@ func (t *turn) refusing() error {
 	return err
 }
 
-// pinFor pins the batch of o and returns why o is refused. takeRoom has looked at the store as well,
-// but hooks may have been asked since then, so that earlier messages of the same client were
-// refused meanwhile. A 3.1.1 client sends those again, and o must not overtake them [MQTT-4.6.0-6].
-// Once a batch is pinned that cannot happen unseen: either the store still fails, or the
-// connection is stopped, or a refusal of what came before refuses this batch too.
+// pinFor pins the batch of o and returns why o is refused. takeRoom has looked at the store before,
+// but hooks may have been asked since, and the store may have refused earlier messages of the same
+// client meanwhile. A 3.1.1 client sends those again, and o must not overtake them [MQTT-4.6.0-6].
+// Once a batch is pinned, such a refusal is seen here, or it refuses that batch as well.
 func (t *turn) pinFor(o *outgoing, r *route) error {
 	w := &t.write
 	if o.pub.QoS == packets.QoS0 || o.untold || !t.stores(o, r) {
