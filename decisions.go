@@ -199,48 +199,6 @@ func (b *Broker) refused(ctx context.Context, client *hooks.Client, mount string
 	return out, nil
 }
 
-// revoke takes refused subscriptions away from s, with what they have brought, unless s has got
-// another connection since gen. What came by a shared subscription goes to another member.
-func (b *Broker) revoke(s *session, gen uint32, refused []listedSub) (n int) {
-	if len(refused) == 0 {
-		return 0
-	}
-	s.mu.Lock()
-	if s.ended || s.gen != gen {
-		s.mu.Unlock()
-		return 0
-	}
-	client := s.who()
-	out := refused[:0]
-	for _, sub := range refused {
-		if s.drop(sub.group, sub.filter) {
-			out = append(out, sub)
-		}
-	}
-	orphans := s.purge(out)
-	owes := b.journal != nil && len(orphans) > 0 && b.journal.owe(s, orphans...)
-	s.mu.Unlock()
-	for _, sub := range out {
-		filter := packets.JoinShared(sub.group, sub.filter[len(s.mount):])
-		b.log.Info("a subscription is no longer allowed", "client", s.id, "filter", filter, "err",
-			sub.err)
-		if f := b.obs.Revoked; f != nil {
-			f(hooks.Revoked{
-				Client: client, Filter: filter,
-				MountedFilter: packets.JoinShared(sub.group, sub.filter),
-				Err:           sub.err,
-			})
-		}
-	}
-	switch {
-	case owes:
-		b.work(func(t *turn) { b.payDecided(t, s) })
-	case len(orphans) > 0:
-		b.work(func(t *turn) { b.reassignAll(t, s, orphans, hooks.DropNotAuthorized) })
-	}
-	return len(out)
-}
-
 // decideAgain decides a subscription that c has just made, and takes it away if it is no longer
 // allowed.
 func (c *conn) decideAgain(sub listedSub) error {
@@ -260,52 +218,6 @@ func (c *conn) decideAgain(sub listedSub) error {
 	return err
 }
 
-// purge, with s.mu held, takes out what revoked subscriptions have brought and no other one
-// matches. It returns what came by shared ones.
-func (s *session) purge(revoked []listedSub) (orphans []delivery) {
-	tr := subs.New(subs.Limits{})
-	left, gone := tr.Join(), tr.Join()
-	if s.num != 0 && !s.ended { // then another Session may have its number
-		s.b.tree.Each(s.num, func(_, filter string, _ subs.Options) bool {
-			tr.Restore(left, "", filter, subs.Options{})
-			return true
-		})
-	}
-	for _, sub := range revoked {
-		tr.Restore(gone, "", sub.filter, subs.Options{})
-	}
-	var m subs.Matches
-	lost := func(topic string) bool {
-		var a, b bool
-		tr.Match([]byte(topic), 0, &m)
-		for i := range m.Subs {
-			a, b = a || m.Subs[i].Sub == left, b || m.Subs[i].Sub == gone
-		}
-		return b && !a
-	}
-	for n := s.out.queue.Len(); n > 0; n-- {
-		at := s.out.queue.FrontAt()
-		d := s.out.pop()
-		switch {
-		case !lost(d.msg.Topic):
-			s.out.push(d, at)
-		case d.group() != nil:
-			orphans = append(orphans, d) // which are in the store until another member has them
-		default:
-			s.discardLocked(&d, hooks.DropNotAuthorized)
-		}
-	}
-	for i := int(s.out.head); i < len(s.out.flight); i++ {
-		if d := &s.out.flight[i]; d.state != done && d.msg != nil && lost(d.msg.Topic) {
-			if s.conn == nil || d.state == waiting {
-				s.dropped(&d.msg.Message, hooks.DropNotAuthorized)
-			}
-			s.dropMessage(d, hooks.DropNotAuthorized)
-		}
-	}
-	return orphans
-}
-
 // A decidedFor says for which state of a Session its subscriptions have been decided.
 type decidedFor struct {
 	gen   uint32
@@ -314,7 +226,11 @@ type decidedFor struct {
 
 // stillDecided says whether v still holds for s, whose lock is held.
 func (b *Broker) stillDecided(s *session, v decidedFor) bool {
-	return b.authorizer == nil || s.num == 0 || v == decidedFor{s.gen, b.rules.epoch.Load()}
+	if b.authorizer == nil {
+		return true
+	}
+	decided := s.num == 0 || v == decidedFor{s.gen, b.rules.epoch.Load()}
+	return decided && s.revokingLocked() == nil
 }
 
 // decideSubscriptions decides the subscriptions of s, which waits for its client, for c, which
@@ -323,8 +239,12 @@ func (b *Broker) stillDecided(s *session, v decidedFor) bool {
 func (b *Broker) decideSubscriptions(s *session, c *conn) (decidedFor, error) {
 	epoch := b.rules.epoch.Load()
 	s.mu.Lock()
-	v := decidedFor{s.gen, epoch}
+	v, revoking := decidedFor{s.gen, epoch}, s.revokingLocked()
 	s.mu.Unlock()
+	if revoking != nil {
+		lock.NoneHeld("a wait")
+		<-revoking
+	}
 	ctx, cancel := c.decisionContext()
 	defer cancel()
 	refused, err := b.refused(ctx, c.client, s.mount, s.subscriptionList())

@@ -46,6 +46,9 @@ type sessionExtra struct {
 	// The Topic Filters that the client wrote and a hook has replaced; nil: none
 	written *written.Filters
 	stuck   stuck // what it has not acknowledged when memory was scarce
+	// Closed when subscriptions that are being revoked are gone with what they have brought; nil:
+	// none are
+	revoking chan struct{}
 }
 
 // makeExtraLocked returns the sessionExtra of s for writing. s.mu is held.

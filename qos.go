@@ -335,16 +335,19 @@ func (s *sender) pop() delivery {
 
 // remove takes those that match out of the queue.
 func (s *sender) remove(match func(*delivery) bool) {
-	old := s.queue
-	s.addQueued(-old.Len(), -s.bytes)
-	s.queue, s.qos0 = fifo.Queue[delivery]{}, 0
-	old.AllAt(func(d *delivery, at uint32) bool {
-		s.uncount(d, budget.Queued)
+	n, bytes := int32(0), 0
+	s.queue.Filter(func(d *delivery) bool {
 		if !match(d) {
-			s.push(*d, at)
+			return true
 		}
-		return true
+		s.uncount(d, budget.Queued)
+		n, bytes = n+1, bytes+d.size()
+		if d.qos == packets.QoS0 {
+			s.qos0--
+		}
+		return false
 	})
+	s.addQueued(-n, -bytes)
 }
 
 // A verdict is what an acknowledgement leads to.

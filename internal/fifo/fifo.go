@@ -81,3 +81,33 @@ func (q *Queue[T]) AllAt(f func(v *T, at uint32) bool) {
 		i++
 	}
 }
+
+// Filter takes out those for which keep returns false. The others keep their order.
+func (q *Queue[T]) Filter(keep func(*T) bool) {
+	if q.n == 0 {
+		return
+	}
+	from, i := q.first, int(q.from) // read
+	to, j := q.first, int(q.from)   // written
+	kept := int32(0)
+	for n := q.n; n > 0; n-- {
+		if i == len(from.e) {
+			from, i = from.next, 0
+		}
+		if keep(&from.e[i]) {
+			if j == len(to.e) {
+				to, j = to.next, 0
+			}
+			to.e[j], to.at[j] = from.e[i], from.at[i]
+			j++
+			kept++
+		}
+		i++
+	}
+	clear(to.e[j:])
+	to.next = nil
+	q.last, q.to, q.n = to, uint8(j), kept
+	if kept == 0 {
+		q.from, q.to = 0, 0
+	}
+}
