@@ -60,6 +60,9 @@ func (b *Broker) holding() (n [budget.Kinds]int64) {
 		}
 		if s.conn != nil {
 			n[budget.Output] += int64(s.conn.out.Size())
+			if s.conn.out.writing {
+				n[budget.Output] += int64(s.conn.copied())
+			}
 		}
 		n[budget.Sessions] += int64(s.cursors.Bytes() + s.bytesLocked(s.client, s.will))
 		n[budget.Sessions] += placesCost(cap(s.out.flight))

@@ -3,6 +3,7 @@ package dunlin
 import (
 	"crypto/sha256"
 	"math"
+	"net"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/internal/budget"
@@ -19,6 +20,9 @@ const (
 	sessionCost = 1536     // its places in the tables of the Broker and the beginning of its queue
 	socketCost  = 6 << 10  // a connection whose reader waits without a buffer
 	streamCost  = 20 << 10 // any other one, with its buffers and those of TLS
+	// and what such a one has copied of its output that the client does not take, unless it says so
+	// itself: a record of TLS
+	copyCost = 20 << 10
 )
 
 // earlyShare is the part of MaxMemory that connections may have which are not accepted: one in so
@@ -196,6 +200,17 @@ func (c *conn) cost() int {
 		return socketCost
 	}
 	return streamCost
+}
+
+// copied is what c has copied of its output that the client does not take.
+func (c *conn) copied() int {
+	switch x := c.nc.NetConn().(type) {
+	case *net.TCPConn, *net.UnixConn:
+		return 0
+	case interface{ CopyBytes() int }:
+		return x.CopyBytes()
+	}
+	return copyCost
 }
 
 // count counts c, with so many bytes more. Its reader calls it, or who has made c.

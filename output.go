@@ -91,7 +91,7 @@ func (c *conn) flushed(now time.Time) (sent int, congested bool) {
 		}
 		c.wake()
 	}
-	c.b.memory.Recount(budget.Output, &c.out.Counted, n)
+	c.countOutput()
 	rouse := c.mustRouse()
 	mu.Unlock()
 	if rouse {
@@ -147,6 +147,15 @@ func (c *conn) fail(x *link.Buffer) {
 	c.unpause()
 }
 
+// countOutput tells the count of memory what waits for the client. c.sess.mu is held.
+func (c *conn) countOutput() {
+	n := c.out.Size()
+	if c.out.writing {
+		n += c.copied()
+	}
+	c.b.memory.Recount(budget.Output, &c.out.Counted, n)
+}
+
 // discard frees what a dead connection has left, unless somebody is writing it.
 func (c *conn) discard() {
 	if !c.out.dead || c.out.writing {
@@ -170,6 +179,7 @@ func (c *conn) write() {
 	mu.Lock()
 	if c.out.Empty() {
 		c.out.writing, c.blocked = false, 0
+		c.countOutput()
 		c.wake()
 		mu.Unlock()
 		return
@@ -199,13 +209,14 @@ func (c *conn) writeRest(x *link.Buffer) {
 		c.out.Wrote(x)
 		c.sess.pump(c, time.Now())
 		c.sess.out.countLive()
-		c.b.memory.Recount(budget.Output, &c.out.Counted, c.out.Size())
+		c.countOutput()
 		if c.out.Size() <= c.b.cfg().MaxOutboundBytes/4 {
 			c.out.congest = 0
 			c.wake()
 		}
 		if c.out.Empty() || c.out.dead {
 			c.out.writing, c.blocked = false, 0
+			c.countOutput()
 			c.wake()
 			c.discard()
 			mu.Unlock()
@@ -222,7 +233,7 @@ func (c *conn) wrote(n int) {
 	mu := &c.sess.mu
 	mu.Lock()
 	defer mu.Unlock()
-	c.b.memory.Recount(budget.Output, &c.out.Counted, c.out.Size())
+	c.countOutput()
 	c.out.stalled = false
 	c.block(time.Now())
 }

@@ -313,6 +313,14 @@ func (c *conn) fail(code int, err error, why string) error {
 	return err
 }
 
+// NetConn returns the connection below.
+func (c *conn) NetConn() net.Conn { return c.nc }
+
+// CopyBytes returns how many bytes of what was written may wait here for a client that takes
+// nothing: a piece in frames, the header of each as long as the shortest packet, and a record of
+// TLS.
+func (c *conn) CopyBytes() int { return 2*maxPiece + 16<<10 }
+
 // LocalAddr returns the local address of the connection below.
 func (c *conn) LocalAddr() net.Addr { return c.nc.LocalAddr() }
 
