@@ -67,7 +67,8 @@ func (f *footprint) atLeast(s *session) {
 
 // admitLocked says whether there is memory for s with c and the Will of a, which may always take as
 // much as what they replace. The only Session of a principal is not refused for what that has. The
-// lock of s is held, unless nobody else knows of s. s has its owner.
+// connection counts for the owner from then on: countLocked must follow, also if c does not get s.
+// The lock of s is held, unless nobody else knows of s. s has its owner.
 func (s *session) admitLocked(c *conn, a *attachment) error {
 	n, had := s.bytesLocked(c.client, a.will), a.had
 	others, owner := s.out.owner.Used(owners.Sessions), s.out.owner
@@ -85,10 +86,11 @@ func (s *session) admitLocked(c *conn, a *attachment) error {
 	case others > 0 && !owner.Room(owners.Kept, grown) && !owner.Room(owners.Footprints, grown):
 		return recent.As(hooks.EndPrincipalLimit,
 			packets.Errorf(packets.QuotaExceeded, "the principal is at its limit of memory"))
-	case !s.out.linked && !owner.Room(owners.Connections, 1):
+	case !s.out.linked && !owner.Take(owners.Connections, 1):
 		return recent.As(hooks.EndPrincipalLimit,
 			packets.Errorf(packets.QuotaExceeded, "too many connections of one principal"))
 	}
+	s.out.linked = true
 	return nil
 }
 

@@ -203,6 +203,10 @@ func (s *session) ownNew(c *conn, a *attachment) error {
 			packets.Errorf(packets.QuotaExceeded, "too many sessions of one principal"))
 	}
 	if err != nil {
+		if s.out.linked {
+			owner.Add(owners.Connections, -1)
+			s.out.linked = false
+		}
 		s.out.owner = nil
 		s.b.owners.Close(owner)
 	}

@@ -416,6 +416,7 @@ func (b *Broker) resumeLocked(t *turn, s *session, c *conn, a attachment) (takeo
 	}
 	if err != nil {
 		c.sess = nil
+		s.countLocked()
 		s.mu.Unlock()
 		return pointless, err
 	}
