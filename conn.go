@@ -84,6 +84,7 @@ func newConn(b *Broker, ctx context.Context, nc net.Conn) *conn {
 		c.makeExtra().base = context.WithoutCancel(ctx)
 	}
 	c.nc.Init(nc)
+	c.watchBelow(nc)
 	return c
 }
 
@@ -398,6 +399,7 @@ func (c *conn) readPlain(rest bool) error {
 		}
 		if n > 0 || rest {
 			rest = false
+			c.deliveredBelow()
 			t := c.b.getTurn()
 			t.read = c.rest
 			t.read.B = t.read.B[:len(t.read.B)+n]
@@ -777,5 +779,6 @@ func (c *conn) finish(err error) {
 	c.countRest()
 	c.b.guard.Paces.Leave(c.readExtra().pace, time.Now())
 	c.givePartial()
+	c.leaveBelow()
 	c.b.leave(c, code, err)
 }

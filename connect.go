@@ -597,7 +597,7 @@ func (c *conn) connackProperties(
 // for a client without Keep Alive. Elsewhere it is not needed, so that a listener may leave it off.
 func (c *conn) probe() {
 	nc := c.nc.NetConn()
-	if x, ok := nc.(interface{ NetConn() net.Conn }); ok { // TLS
+	for x, ok := nc.(below); ok; x, ok = nc.(below) { // TLS, and what tells of it
 		nc = x.NetConn()
 	}
 	if tcp, ok := nc.(*net.TCPConn); ok {

@@ -30,7 +30,8 @@ type connExtra struct {
 	aliases  clientAliases
 	exchange *exchange // the authentication under way; nil: none is
 
-	flowing flowing  // see there
+	flowing flowing // see there
+	below   *undelivered
 	delayer *delayer // of its delayed messages; nil: there was none
 
 	// Guarded by sess.mu.

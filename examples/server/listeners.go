@@ -15,6 +15,7 @@ import (
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/hooks/auth/tlsfiles"
+	"github.com/dunlin-mqtt/dunlin/listeners"
 	"github.com/dunlin-mqtt/dunlin/listeners/quic"
 )
 
@@ -248,7 +249,7 @@ func (o *opener) one(x *listening) (net.Listener, error) {
 		}
 	}
 	if conf != nil {
-		l = tls.NewListener(l, conf)
+		l = listeners.NewTLS(l, conf)
 	}
 	if x.protocol == "websockets" {
 		return x.web.serve(l, x.httpDir, o.admit)

@@ -3,6 +3,7 @@ package endtoend
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -25,6 +26,7 @@ import (
 
 	"github.com/dunlin-mqtt/dunlin"
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/listeners"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -86,7 +88,13 @@ func serveDoors() {
 		panic(err)
 	}
 	go b.Serve(l) // ends with the process
-	fmt.Println(l.Addr())
+	secret, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		panic(err)
+	}
+	// no handshake comes as far as to need a certificate
+	go b.Serve(listeners.NewTLS(secret, new(tls.Config)))
+	fmt.Println(l.Addr(), secret.Addr())
 	out := json.NewEncoder(os.Stdout)
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
 		runtime.GC()
@@ -133,10 +141,11 @@ func peakResident() int64 {
 
 // A doorsBroker is the process of serveDoors.
 type doorsBroker struct {
-	t    *testing.T
-	addr string
-	in   io.Writer
-	out  *bufio.Scanner
+	t       *testing.T
+	addr    string
+	overTLS string
+	in      io.Writer
+	out     *bufio.Scanner
 }
 
 func startDoors(t *testing.T) *doorsBroker {
@@ -156,7 +165,7 @@ func startDoors(t *testing.T) *doorsBroker {
 	})
 	b := &doorsBroker{t: t, in: in, out: bufio.NewScanner(out)}
 	require.True(t, b.out.Scan(), "it says where it listens")
-	b.addr = b.out.Text()
+	b.addr, b.overTLS, _ = strings.Cut(b.out.Text(), " ")
 	return b
 }
 
@@ -186,7 +195,7 @@ func TestEveryDoorAtOnce(t *testing.T) {
 					default:
 					}
 					x := &intruder{addr: b.addr, name: fmt.Sprint(i, "-", n, "-", round),
-						stop: stop}
+						overTLS: b.overTLS, stop: stop}
 					door.open(x)
 					opened[i].Add(int64(x.sent))
 					x.leave()

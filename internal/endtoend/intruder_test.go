@@ -34,11 +34,13 @@ var doors = []struct {
 	{"authentications without end", (*intruder).asked},
 	{"failed authentications", (*intruder).failed},
 	{"UNSUBSCRIBE and PUBLISH with all that they can hold", (*intruder).lists},
+	{"TLS handshakes that do not end", (*intruder).handshakes},
 }
 
 // An intruder has many connections. It ends soon when stop is closed.
 type intruder struct {
 	addr, name string
+	overTLS    string // the address for TLS
 	stop       chan struct{}
 	conns      []*intruderConn
 	sent       int // bytes
@@ -66,8 +68,10 @@ type intruderConn struct {
 	r  *packets.Reader
 }
 
-func (x *intruder) dial() *intruderConn {
-	nc, err := net.Dial("tcp", x.addr)
+func (x *intruder) dial() *intruderConn { return x.dialTo(x.addr) }
+
+func (x *intruder) dialTo(addr string) *intruderConn {
+	nc, err := net.Dial("tcp", addr)
 	if err != nil {
 		return nil
 	}
@@ -168,7 +172,7 @@ func (x *intruder) connections() {
 	for i := 0; !x.stopped() && i < 300; i++ {
 		x.connect(func(p *packets.Connect) { p.Properties = nil })
 	}
-	<-x.stop
+	x.wait(time.Second)
 }
 
 func (x *intruder) silent() {
@@ -492,4 +496,22 @@ func (x *intruder) lists() {
 			return
 		}
 	}
+}
+
+// handshakes begins handshakes with the longest message that TLS takes, and does not end it.
+func (x *intruder) handshakes() {
+	const record = 1 << 14
+	hello := append([]byte{1, 0, 0xFF, 0xF0}, make([]byte, 4*record-100)...)
+	var wire []byte
+	for len(hello) > 0 {
+		n := min(len(hello), record)
+		wire = append(wire, 22, 3, 1, byte(n>>8), byte(n))
+		wire, hello = append(wire, hello[:n]...), hello[n:]
+	}
+	for range 300 {
+		if c := x.dialTo(x.overTLS); c == nil || !c.write(wire) && x.stopped() {
+			return
+		}
+	}
+	x.wait(time.Second)
 }
