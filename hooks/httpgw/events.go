@@ -93,7 +93,8 @@ func (h *Handler) events(w http.ResponseWriter, r *http.Request, v *visitor) {
 	for {
 		b := x.feed.from(n)
 		n = b.next
-		if !x.may() || x.send(out, b) != nil {
+		ok := x.may() && x.send(out, b) == nil
+		if x.feed.release(b.events); !ok {
 			return
 		}
 		if len(b.events) > 0 || b.lost > 0 {
@@ -123,8 +124,7 @@ func (x *reader) send(out *patient, b batch) (err error) {
 	if b.lost > 0 {
 		_, err = fmt.Fprintf(out, "event: lost\ndata: %d\n\n", b.lost)
 	}
-	for i := range b.events {
-		e := &b.events[i]
+	for _, e := range b.events {
 		if err != nil {
 			return err
 		}
@@ -159,12 +159,14 @@ func (h *Handler) poll(w http.ResponseWriter, r *http.Request, v *visitor) {
 	out.control.SetReadDeadline(time.Time{})
 	over := time.NewTimer(wait)
 	defer over.Stop()
-	a := pollAnswer{Events: []json.RawMessage{}}
+	var a pollAnswer
+	defer func() { x.feed.release(a.events) }()
 	n, gap := x.feed.start(r.URL.Query().Get("after"))
 	a.Gap = gap
-	for waiting := true; waiting && len(a.Events) == 0 && a.Lost == 0; {
+	for waiting := true; waiting && len(a.events) == 0 && a.Lost == 0; {
 		b := x.feed.from(n)
 		if !x.may() {
+			x.feed.release(b.events)
 			http.Error(w, "not allowed any more", http.StatusForbidden)
 			return
 		}
@@ -184,23 +186,50 @@ func (h *Handler) poll(w http.ResponseWriter, r *http.Request, v *visitor) {
 		}
 	}
 	a.After = x.feed.id(n)
-	answer(out, a)
+	a.write(out)
 }
 
 // A pollAnswer is the answer to GET /poll.
 type pollAnswer struct {
-	Events []json.RawMessage `json:"events"`
-	After  string            `json:"after"`
-	Lost   uint64            `json:"lost"`
-	Gap    bool              `json:"gap"`
+	events []*kept
+	After  string `json:"after"`
+	Lost   uint64 `json:"lost"`
+	Gap    bool   `json:"gap"`
+}
+
+// write writes the answer. It does not copy the events, which all readers share.
+func (a *pollAnswer) write(out *patient) {
+	rest, err := json.Marshal(a)
+	if err != nil {
+		panic("BUG: " + err.Error()) // nothing in it can fail
+	}
+	out.Header().Set("Content-Type", "application/json")
+	before := `{"events":[`
+	for _, e := range a.events {
+		if _, err := io.WriteString(out, before); err != nil {
+			return // the client has gone
+		}
+		if _, err := out.Write(e.data); err != nil {
+			return
+		}
+		before = ","
+	}
+	if len(a.events) > 0 {
+		before = ""
+	}
+	fmt.Fprintf(out, "%s],%s\n", before, rest[1:]) // its error is that of the client as well
 }
 
 // collect adds a batch.
 func (x *reader) collect(a *pollAnswer, b batch) {
 	a.Lost += b.lost
-	for i := range b.events {
-		if e := &b.events[i]; x.gets(e.topic) {
-			a.Events = append(a.Events, json.RawMessage(e.data))
+	var others []*kept
+	for _, e := range b.events {
+		if x.gets(e.topic) {
+			a.events = append(a.events, e)
+		} else {
+			others = append(others, e)
 		}
 	}
+	x.feed.release(others)
 }

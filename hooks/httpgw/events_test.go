@@ -113,20 +113,23 @@ func TestWhatIsKeptForReadersHasBounds(t *testing.T) {
 
 	one := all[0]
 	for range 5 {
-		one.add(kept{topic: "a", data: make([]byte, 300)})
+		one.add(&kept{topic: "a", data: make([]byte, 300)})
 	}
-	one.add(kept{topic: "a", data: make([]byte, 2000)})
-	one.add(kept{topic: "b", data: make([]byte, 400)})
+	one.add(&kept{topic: "a", data: make([]byte, 2000)})
+	one.add(&kept{topic: "b", data: make([]byte, 400)})
 	require.LessOrEqual(t, x.h.users.all.kept, int64(1000))
 	b := one.from(0)
 	require.EqualValues(t, 6, b.lost)
 	require.Len(t, b.events, 1)
 	require.EqualValues(t, 6, b.events[0].number)
 	require.EqualValues(t, 7, b.next)
-	all[1].add(kept{topic: "a", data: make([]byte, 700)})
+	all[1].add(&kept{topic: "a", data: make([]byte, 700)})
 	require.EqualValues(t, 1, all[1].from(0).lost, "there is no room for it")
-	bob.add(kept{topic: "a", data: make([]byte, 700)})
-	require.Len(t, bob.from(0).events, 1, "another user has its own")
+	bob.add(&kept{topic: "a", data: make([]byte, 700)})
+	of := bob.from(0).events
+	require.Len(t, of, 1, "another user has its own")
+	one.release(b.events)
+	bob.release(of)
 
 	for _, one := range append(all, bob) {
 		f.leave(one)

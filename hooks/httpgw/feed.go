@@ -44,7 +44,7 @@ type feed struct {
 	idle    *time.Timer   // guarded by feeds.mu; ends the feed
 
 	mu   sync.Mutex
-	ring []kept        // guarded by mu, as are the next; numbers that are not there are lost
+	ring []*kept       // guarded by mu, as are the next; numbers that are not there are lost
 	next uint64        // the number of the next event
 	news chan struct{} // closed when there is one
 }
@@ -54,6 +54,9 @@ type kept struct {
 	number uint64
 	topic  string
 	data   []byte // JSON, without the ID
+
+	readers int  // that are being sent it; guarded by feed.mu
+	dropped bool // it is not in the ring any more; guarded by feed.mu
 }
 
 // eventBytes is what an event takes besides topic and JSON.
@@ -167,7 +170,7 @@ func (x *feed) fill() {
 			continue
 		}
 		e := newEvent(&m.Message, x.mount)
-		x.add(kept{topic: e.Topic, data: e.encode()})
+		x.add(&kept{topic: e.Topic, data: e.encode()})
 	}
 	x.all.mu.Lock()
 	x.all.endLocked(x) // so that the next reader begins another one
@@ -182,7 +185,7 @@ func (x *feed) fill() {
 
 // add makes k the next event, and tells the readers. Older ones make room for it; if that is not
 // enough, it is lost.
-func (x *feed) add(k kept) {
+func (x *feed) add(k *kept) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	k.number = x.next
@@ -214,11 +217,25 @@ func (x *feed) tellLocked(n uint64) {
 	x.news = make(chan struct{})
 }
 
-// dropLocked drops the oldest event.
+// dropLocked drops the oldest event. It counts until no reader is being sent it.
 func (x *feed) dropLocked() {
-	x.all.users.keep(x.user, -x.ring[0].size())
-	x.ring[0] = kept{}
+	k := x.ring[0]
+	if k.dropped = true; k.readers == 0 {
+		x.all.users.keep(x.user, -k.size())
+	}
+	x.ring[0] = nil
 	x.ring = x.ring[1:]
+}
+
+// release is called when a reader has been sent events that from has returned, or will not be.
+func (x *feed) release(events []*kept) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, k := range events {
+		if k.readers--; k.readers == 0 && k.dropped {
+			x.all.users.keep(x.user, -k.size())
+		}
+	}
 }
 
 // id is the ID of the event before number n.
@@ -239,7 +256,7 @@ func (x *feed) start(id string) (from uint64, gap bool) {
 
 // A batch is some of the events that a reader has not got.
 type batch struct {
-	events []kept
+	events []*kept
 	lost   uint64          // how many are missing before the first
 	next   uint64          // where to go on
 	news   <-chan struct{} // closed when there are more
@@ -249,12 +266,12 @@ type batch struct {
 const batchBytes = 64 << 10
 
 // from returns events from a number on. None is missing between two of them. Without events, and
-// nothing lost, the reader has all.
+// nothing lost, the reader has all. release must follow for the events.
 func (x *feed) from(n uint64) (b batch) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	b.news = x.news
-	at, _ := slices.BinarySearchFunc(x.ring, n, func(k kept, n uint64) int {
+	at, _ := slices.BinarySearchFunc(x.ring, n, func(k *kept, n uint64) int {
 		return cmp.Compare(k.number, n)
 	})
 	size := int64(0)
@@ -265,6 +282,7 @@ func (x *feed) from(n uint64) (b batch) {
 			return b
 		}
 		b.lost += k.number - n
+		k.readers++
 		b.events = append(b.events, k)
 		n = k.number + 1
 	}

@@ -48,10 +48,10 @@ type Options struct {
 	Keep    int
 	KeepFor time.Duration
 	// KeepBytes is how many bytes all events that are kept take together; those of one user take at
-	// most a quarter. Beyond that a reader that is behind loses events, and is told how many. Each
-	// reader that is being sent events holds the larger of 64 KiB and one event besides. As many
-	// bytes, and a quarter for each user, are there for bodies that are being received. Zero: 64
-	// MiB.
+	// most a quarter. What a reader is being sent counts as long as that takes. Beyond that a reader
+	// that is behind loses events, and is told how many. As many bytes, and a quarter for each user,
+	// are there for bodies that are being received, and for retained messages that are being sent.
+	// Zero: 64 MiB.
 	KeepBytes int64
 }
 

@@ -100,7 +100,7 @@ func (b *body) Read(p []byte) (int, error) {
 	}
 	if b.read > b.counted {
 		more := max(b.read-b.counted, 4<<10)
-		if err := b.h.users.receive(b.v.user, more); err != nil {
+		if err := b.h.users.carry(b.v.user, more); err != nil {
 			return n, err
 		}
 		b.counted += more
@@ -109,7 +109,7 @@ func (b *body) Read(p []byte) (int, error) {
 }
 
 // free ends the counting.
-func (b *body) free() { b.h.users.receive(b.v.user, -b.counted) }
+func (b *body) free() { b.h.users.carry(b.v.user, -b.counted) }
 
 // message makes a message of the parameters and headers of a request.
 func message(r *http.Request) (m *dunlin.Message, wait time.Duration, err error) {

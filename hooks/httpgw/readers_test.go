@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -158,4 +160,105 @@ func BenchmarkReaders(b *testing.B) {
 			d.b.Close()
 		})
 	}
+}
+
+// A stuck is an answer of which the client takes nothing until it is let go.
+type stuck struct {
+	http.ResponseWriter
+	writes, let chan struct{}
+	once        sync.Once
+}
+
+func (w *stuck) Write(b []byte) (int, error) {
+	w.once.Do(func() {
+		w.writes <- struct{}{}
+		<-w.let
+	})
+	return w.ResponseWriter.Write(b)
+}
+
+func (w *stuck) SetWriteDeadline(time.Time) error { return nil }
+func (w *stuck) SetReadDeadline(time.Time) error  { return nil }
+
+// What is on its way to many readers that take nothing is there once, and counts as long as that
+// takes: no more is kept for a user than its share.
+func TestWhatStuckReadersHoldCounts(t *testing.T) {
+	const readers, size = 50, 1_000_000
+	for name, path := range map[string]string{
+		"long polls":         "/poll?filter=ann/a",
+		"retained messages":  "/retained?filter=ann/a",
+		"a retained message": "/topics/ann/a",
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := open(t, func(o *Options) { o.KeepBytes = 16 << 20 })
+			let, writes := make(chan struct{}), make(chan struct{})
+			var all sync.WaitGroup
+			publish := func(payload string) {
+				code, _ := d.do("ann", "POST", "/topics/ann/a?retain=1", strings.Repeat(payload, size))
+				require.Equal(t, http.StatusOK, code)
+			}
+			get := func() (over chan struct{}) {
+				over = make(chan struct{})
+				all.Go(func() {
+					r := httptest.NewRequest("GET", path, nil)
+					r.SetBasicAuth("ann", "ann")
+					d.h.ServeHTTP(&stuck{ResponseWriter: discarded{}, writes: writes, let: let}, r)
+					close(over)
+				})
+				return over
+			}
+			before, began := heapInUse(), 0
+			if strings.HasPrefix(path, "/poll") {
+				for range readers {
+					get()
+				}
+				for waiting := 0; waiting < readers; {
+					d.h.feeds.mu.Lock()
+					for _, x := range d.h.feeds.of {
+						waiting = x.readers
+					}
+					d.h.feeds.mu.Unlock()
+					runtime.Gosched()
+				}
+				publish("x")
+				for ; began < readers; began++ {
+					<-writes
+				}
+			} else {
+				for i := range readers {
+					publish(fmt.Sprint(i % 10)) // another one each time
+					select {
+					case <-writes:
+						began++
+					case <-get():
+					}
+				}
+			}
+			require.Positive(t, began)
+			require.Less(t, heapInUse()-before, int64(12<<20), "with %d answers on their way", began)
+			close(let)
+			all.Wait()
+			code, _ := d.do("ann", "GET", "/topics/ann/a", "")
+			require.Equal(t, http.StatusOK, code, "all is given back")
+			d.h.users.mu.Lock()
+			require.Zero(t, d.h.users.all.bodies)
+			d.h.users.mu.Unlock()
+		})
+	}
+}
+
+// discarded is an answer that nobody reads.
+type discarded struct{}
+
+func (discarded) Header() http.Header         { return http.Header{} }
+func (discarded) Write(b []byte) (int, error) { return len(b), nil }
+func (discarded) WriteHeader(int)             {}
+func (discarded) Flush()                      {}
+
+func heapInUse() int64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
 }

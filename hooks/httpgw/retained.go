@@ -68,6 +68,12 @@ func (h *Handler) retained(w http.ResponseWriter, r *http.Request, v *visitor) {
 		return
 	}
 	for m := range h.b.Retained(v.grant.MountPoint + topic) {
+		held := sending{h: h, v: v}
+		defer held.free()
+		if err := held.reserve(len(m.Payload)); err != nil {
+			fail(w, err)
+			return
+		}
 		// never one that a browser would run
 		w.Header().Set("Content-Type", "application/octet-stream")
 		patiently(w).Write(m.Payload)
@@ -109,9 +115,9 @@ func (h *Handler) subtree(w http.ResponseWriter, r *http.Request, v *visitor) {
 	if after != "" {
 		after = mount + after + "\x00" // no topic is between the two
 	}
-	w.Header().Set("Content-Type", "application/json")
 	out := patiently(w)
-	io.WriteString(out, `{"messages":[`)
+	held := sending{h: h, v: v}
+	defer held.free()
 	n, size, last, more := 0, 0, "", false
 	for _, m := range h.b.RetainedFrom(mount+filter, after) {
 		topic := strings.TrimPrefix(m.Topic, mount)
@@ -124,13 +130,27 @@ func (h *Handler) subtree(w http.ResponseWriter, r *http.Request, v *visitor) {
 			more = true
 			break
 		}
-		if n++; n > 1 {
-			text = append([]byte{','}, text...)
+		if err := held.reserve(len(m.Payload) + len(text)); err != nil && n == 0 {
+			fail(w, err)
+			return
+		} else if err != nil {
+			more = true
+			break
 		}
-		if _, err := out.Write(text); err != nil {
+		before := ","
+		if n++; n == 1 {
+			before = beginSubtree(w)
+		}
+		if _, err := io.WriteString(out, before); err != nil {
 			return // the client has gone
 		}
+		if _, err := out.Write(text); err != nil {
+			return
+		}
 		last = topic
+	}
+	if n == 0 {
+		io.WriteString(out, beginSubtree(w))
 	}
 	if !more {
 		last = ""
@@ -138,3 +158,33 @@ func (h *Handler) subtree(w http.ResponseWriter, r *http.Request, v *visitor) {
 	end, _ := json.Marshal(last) // a string
 	io.WriteString(out, `],"after":`+string(end)+"}\n")
 }
+
+// beginSubtree returns what an answer with retained messages begins with.
+func beginSubtree(w http.ResponseWriter) string {
+	w.Header().Set("Content-Type", "application/json")
+	return `{"messages":[`
+}
+
+// sending is what an answer holds for a client that may take its time. It counts as bodies do that
+// are being received.
+type sending struct {
+	h       *Handler
+	v       *visitor
+	counted int64
+}
+
+// reserve counts the n bytes that are sent next, if they are more than any before.
+func (s *sending) reserve(n int) error {
+	more := int64(n) - s.counted
+	if more <= 0 {
+		return nil
+	}
+	if err := s.h.users.carry(s.v.user, more); err != nil {
+		return err
+	}
+	s.counted += more
+	return nil
+}
+
+// free ends the counting.
+func (s *sending) free() { s.h.users.carry(s.v.user, -s.counted) }

@@ -117,7 +117,7 @@ type users struct {
 // A user is what one user takes. Guarded by users.mu.
 type user struct {
 	requests, filters int
-	kept, bodies      int64 // bytes of events, and of bodies that are being received
+	kept, bodies      int64 // bytes of events, and of bodies that are being received or sent
 }
 
 // change changes what a user takes, unless that is refused.
@@ -182,8 +182,8 @@ func (u *users) keep(name string, n int64) bool {
 	})
 }
 
-// receive counts n bytes of a body, as keep does.
-func (u *users) receive(name string, n int64) error {
+// carry counts n bytes of a body that is being received or sent, as keep does.
+func (u *users) carry(name string, n int64) error {
 	return u.change(name, func(one, all *user) error {
 		if n > 0 && (all.bodies+n > u.o.KeepBytes || one.bodies+n > u.o.KeepBytes/share) {
 			return errNoRoom
