@@ -50,10 +50,11 @@ type Options struct {
 	// taken, a client must first prove that its address is its own, which takes one more round trip
 	// (RFC 9000, 8.1.2). Default 1,024. There is always a bound.
 	MaxHandshakes int
-	// ReceiveWindow bounds the bytes of a connection that are received and not yet read. A
-	// connection begins with at most 16 KiB. A hostile client sends frames of one byte; each of
-	// them takes about 200 bytes of memory. Default 256 KiB, at least 4 KiB. There is always a
-	// bound.
+	// ReceiveWindow bounds the bytes of a connection that are received and not yet read, as while a
+	// hook decides. A connection begins with at most 4 KiB. A hostile client sends frames of one
+	// byte; each of them takes about 150 bytes of memory, which MaxMemory of the Broker does not
+	// know of: with the default 5 MB for a connection. A connection takes at most one window in a
+	// round trip. Default 32 KiB, at least 4 KiB. There is always a bound.
 	ReceiveWindow int
 	// Admit is called with the client's address before the handshake. If it returns an error, the
 	// connection is refused. Set it to the Broker's Admits, so that banned addresses and addresses
@@ -79,7 +80,7 @@ func (o *Options) setDefaults() {
 		o.MaxHandshakes = 1024
 	}
 	if o.ReceiveWindow <= 0 {
-		o.ReceiveWindow = 256 << 10
+		o.ReceiveWindow = 32 << 10
 	}
 	o.ReceiveWindow = max(o.ReceiveWindow, 4<<10)
 }
@@ -94,8 +95,8 @@ func (o *Options) config() *quic.Config {
 	return &quic.Config{
 		KeepAlivePeriod: max(o.KeepAlivePeriod, 0), MaxIdleTimeout: idle, MaxIncomingStreams: 1,
 		MaxIncomingUniStreams:      -1,
-		InitialStreamReceiveWindow: min(window, 16<<10), MaxStreamReceiveWindow: window,
-		InitialConnectionReceiveWindow: min(window, 16<<10), MaxConnectionReceiveWindow: window,
+		InitialStreamReceiveWindow: min(window, 4<<10), MaxStreamReceiveWindow: window,
+		InitialConnectionReceiveWindow: min(window, 4<<10), MaxConnectionReceiveWindow: window,
 	}
 }
 
