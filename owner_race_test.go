@@ -2,44 +2,40 @@ package dunlin
 
 import (
 	"context"
-	"fmt"
 	"net"
-	"sync"
-	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/owners"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// Connections of one principal that come at the same time are together no more than it may have.
+// Connections of one principal that come at the same time are together no more than it may have:
+// one counts from the moment on that it is admitted.
 func TestConnectionsThatComeTogetherKeepToTheLimit(t *testing.T) {
-	const rounds, together, most = 200, 8, 2
-	b := newTestBroker(t, func(c *Config) { c.MaxConnectionsPerPrincipal = most })
-	for round := range rounds {
-		var accepted atomic.Int32
-		var all sync.WaitGroup
-		begin, over := make(chan struct{}), make(chan struct{})
-		var served sync.WaitGroup
-		for i := range together {
-			here, there := net.Pipe()
-			served.Go(func() { b.ServeConn(context.Background(), there) })
-			all.Go(func() {
-				<-begin
-				_, ack := newTestClient(t, here, &packets.Connect{Version: packets.V5,
-					ClientID: fmt.Sprint(i), HasUsername: true, Username: "u", CleanStart: true})
-				if ack.Code == packets.Success {
-					accepted.Add(1)
-				}
-			})
-			served.Go(func() { <-over; here.Close() })
-		}
-		close(begin)
-		all.Wait()
-		require.LessOrEqual(t, accepted.Load(), int32(most), "round %d", round)
-		close(over)
-		served.Wait()
+	b := newTestBroker(t, func(c *Config) { c.MaxConnectionsPerPrincipal = 1 })
+	a := &attachment{limits: b.ownerLimits(&hooks.Limits{})}
+	come := func(id string) (*session, error) {
+		here, there := net.Pipe()
+		defer here.Close()
+		c := newConn(b, context.Background(), there)
+		c.client = &hooks.Client{ID: id, Username: "u", HasUsername: true}
+		s := &session{out: newSender(b.memory), holder: b.holder(id, "", true, ""), b: b, id: id}
+		return s, s.ownNew(c, a)
 	}
+	first, err := come("1")
+	require.NoError(t, err)
+	_, err = come("2")
+	require.Equal(t, packets.QuotaExceeded, packets.CodeOf(err))
+	owner := first.out.owner
+	require.EqualValues(t, 1, owner.Used(owners.Connections))
+
+	first.ended = true // it could not become one of the Sessions
+	first.countLocked()
+	require.Zero(t, owner.Used(owners.Connections))
+	_, err = come("3")
+	require.NoError(t, err)
 	require.NoError(t, b.Close())
 }
