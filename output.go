@@ -77,7 +77,8 @@ func (c *conn) flushed(now time.Time) (sent int, congested bool) {
 		}
 		if !x.Whole() {
 			c.block(now)
-			c.b.writers.Go(func() { c.writeRest(x) }) // Close waits for it
+			rest := c.out.Share(x)
+			c.b.writers.Go(func() { c.writeRest(rest) }) // Close waits for it
 			break
 		}
 		c.out.Wrote(x)
@@ -184,7 +185,7 @@ func (c *conn) write() {
 		mu.Unlock()
 		return
 	}
-	x := c.take()
+	x := c.out.Share(c.take())
 	mu.Unlock()
 	c.writeRest(x)
 }
@@ -206,6 +207,11 @@ func (c *conn) writeRest(x *link.Buffer) {
 			c.b.log.Debug("write failed", "client", c.id(), "err", err)
 			return
 		}
+		if y := c.out.Follow(x); y != nil {
+			mu.Unlock()
+			x = y
+			continue
+		}
 		c.out.Wrote(x)
 		c.sess.pump(c, time.Now())
 		c.sess.out.countLive()
@@ -222,7 +228,7 @@ func (c *conn) writeRest(x *link.Buffer) {
 			mu.Unlock()
 			return
 		}
-		x = c.take()
+		x = c.out.Share(c.take())
 		mu.Unlock()
 	}
 }

@@ -659,6 +659,7 @@ func (c *conn) appendMessage(m *message, w wire, now time.Time) bool {
 	}
 	at := len(x.B)
 	x.B = appendPublish(x.B, w, topic, m.Properties, m.Payload)
+	x.EndsWith(m.Payload)
 	if c.version == packets.V5 && m.Expires != 0 {
 		patchExpiry(x.B[at:], w, len(topic), m, now)
 	}

@@ -17,7 +17,24 @@ type Buffer struct {
 	// The connection has taken all at once, which n does not say; owned likewise
 	whole bool
 	piece int32 // how much is written at a time, at most; owned likewise
+
+	// The payload that B ends with, if B still has the length tailAt; nil: none that is shared
+	tail   []byte
+	tailAt int
+	shared bool    // B is a payload, and not from a pool
+	next   *Buffer // what is written behind B; nil: nothing
 }
+
+// EndsWith notes that B ends with a payload that nobody changes. A long one need not be kept in a
+// copy for each client that does not take it, see Output.Share.
+func (x *Buffer) EndsWith(payload []byte) {
+	if len(payload) >= shareSize {
+		x.tail, x.tailAt = payload, len(x.B)
+	}
+}
+
+// shareSize is how long a payload is at least that is not copied for those who do not take it.
+const shareSize = 32 << 10
 
 // Taken returns how much the connection has taken, after a TryWrite.
 func (x *Buffer) Taken() int {
@@ -67,6 +84,10 @@ func NewBuffer(n int) *Buffer {
 
 // Free gives the buffer back. Nobody may use it afterwards.
 func (x *Buffer) Free() {
+	if x.shared {
+		return
+	}
+	x.tail, x.next = nil, nil
 	if k, size := class(cap(x.B)); k < classes && size == cap(x.B) {
 		x.B = x.B[:0]
 		pools[k].Put(x)

@@ -49,7 +49,11 @@ func (o *Output) Backlog() int {
 	if o.writer == nil {
 		return 0
 	}
-	return len(o.writer.B) - int(o.writer.n.Load())
+	n := len(o.writer.B) - int(o.writer.n.Load())
+	if next := o.writer.next; next != nil {
+		n += len(next.B)
+	}
+	return n
 }
 
 // Size is how much is waiting for the socket.
@@ -94,7 +98,7 @@ func (o *Output) End() int {
 // Cut takes back what was appended behind at.
 func (o *Output) Cut(at int) {
 	if at > 0 {
-		o.buf.B = o.buf.B[:at]
+		o.buf.B, o.buf.tail = o.buf.B[:at], nil
 	} else {
 		o.Discard()
 	}
@@ -122,6 +126,45 @@ func (o *Output) Take() *Buffer {
 	x.failed, x.whole = false, false
 	o.writer = x
 	return x
+}
+
+// Share sees to it that little waits for the client besides what x, which is being written, has
+// left: a payload that x ends with is written from where it is, not from a copy, and the rest is
+// moved to a buffer that fits. It returns what is to be written instead of x.
+func (o *Output) Share(x *Buffer) *Buffer {
+	left, payload := x.B[x.n.Load():], x.tail
+	if len(x.B) != x.tailAt {
+		payload = nil
+	}
+	head := len(left) - len(payload)
+	var next *Buffer
+	switch {
+	case payload != nil:
+		next = &Buffer{B: payload, shared: true}
+		next.n.Store(int64(max(-head, 0)))
+	case Fitting(head) >= cap(x.B):
+		return x
+	}
+	y := next
+	if head > 0 {
+		y = NewBuffer(head)
+		y.B = append(y.B, left[:head]...)
+		y.n.Store(0)
+		y.failed, y.whole, y.next = false, false, next
+	}
+	o.writer = y
+	x.Free()
+	return y
+}
+
+// Follow ends the writing of x, if something is to be written behind it, and returns that.
+func (o *Output) Follow(x *Buffer) *Buffer {
+	y := x.next
+	if y != nil {
+		o.writer = y
+		x.Free()
+	}
+	return y
 }
 
 // Wrote ends the writing of x.
@@ -178,6 +221,7 @@ func (o *Output) Hold(at int, m Mark) {
 	}
 	h := o.held
 	m.n = int32(len(o.buf.B) - at)
+	o.buf.tail = nil // what is held can be taken out
 	if h.buf == nil && at == 0 {
 		h.buf, o.buf = o.buf, nil
 	} else {

@@ -175,3 +175,60 @@ func TestAClientThatTakesNothingEndsWriteAll(t *testing.T) {
 	x := &Buffer{B: make([]byte, 64<<20)}
 	require.Error(t, s.WriteAll(x, 10*time.Millisecond, func(int) {}))
 }
+
+// What is left of a message that a client does not take is the same bytes, and the payload is not
+// copied, wherever the client stopped.
+func TestWhatIsLeftIsShared(t *testing.T) {
+	payload := bytes.Repeat([]byte("0123456789abcdef"), shareSize/8)
+	for _, before := range []int{0, 10, 40_000} {
+		for _, taken := range []int{0, 5, 10, 15, 40_000, 40_020, 60_000} {
+			var o Output
+			x := o.Reserve(before + 5 + len(payload))
+			x.B = append(x.B, bytes.Repeat([]byte("x"), before)...)
+			x.B = append(append(x.B, "head:"...), payload...)
+			x.EndsWith(payload)
+			all := bytes.Clone(x.B)
+			x = o.Take()
+			taken = min(taken, len(all)-1)
+			x.n.Store(int64(taken))
+			x = o.Share(x)
+			require.Equal(t, len(all)-taken, o.Backlog())
+			got := bytes.Clone(x.B[x.n.Load():])
+			if y := o.Follow(x); y != nil {
+				x = y
+				got = append(got, y.B[y.n.Load():]...)
+			}
+			require.Equal(t, all[taken:], got, "%d before, %d taken", before, taken)
+			require.Same(t, &payload[0], &x.B[0])
+			o.Wrote(x)
+			require.Equal(t, "0123456789abcdef", string(payload[:16]))
+			require.Zero(t, o.Size())
+		}
+	}
+}
+
+// What was taken back or is held does not end with the payload that was there.
+func TestNothingElseIsShared(t *testing.T) {
+	a, b := bytes.Repeat([]byte("a"), shareSize), bytes.Repeat([]byte("b"), shareSize)
+	for name, replace := range map[string]func(o *Output){
+		"taken back": func(o *Output) { o.Cut(1) },
+		"withdrawn": func(o *Output) {
+			o.Hold(1, Mark{Ticket: 1, ID: 1, Kind: Message})
+			o.Reserve(len(b)).B = append(o.Reserve(len(b)).B, b...)
+			o.Hold(1, Mark{Ticket: 1, ID: 2, Kind: Message})
+			o.Withdraw(1, func(*Mark, byte) bool { return true })
+			o.Release(1, func(*Mark) {})
+		},
+	} {
+		var o Output
+		x := o.Reserve(3 * shareSize)
+		x.B = append(append(x.B, 'x'), a...)
+		x.EndsWith(a)
+		replace(&o)
+		if name == "taken back" {
+			o.Reserve(len(b)).B = append(o.Reserve(len(b)).B, b...)
+		}
+		y := o.Share(o.Take())
+		require.Equal(t, append([]byte("x"), b...), y.B, name)
+	}
+}
