@@ -100,6 +100,37 @@ func TestAGrantThatWasNotStoredIsWrittenAgain(t *testing.T) {
 	})
 }
 
+// The store refuses a client that would have resumed its Session with another Grant. The Session
+// has what the client had before, in memory, too.
+func TestAResumeThatIsRefusedChangesNoGrant(t *testing.T) {
+	onStage(t, func(st *stage) {
+		grants := map[string][]hooks.Subscription{"s": {served("a", 1)}}
+		st.cfg.Authenticator = users(grants)
+		st.restart(func(*Config) {})
+		p, _ := st.comes("s", "u", packets.V5)
+		p.goes()
+		grants["s"] = []hooks.Subscription{served("b", 1)}
+		st.store.refuse(func(op store.Op) bool { return givenIn([]store.Op{op}, "b") })
+		p = st.dial("s", packets.V5, false, 3600, named("u"))
+		p.got()
+		p.goes()
+		info, _ := st.b.Session("s")
+		require.Len(t, info.Given, 1)
+		require.Equal(t, "a", info.Given[0].Filter)
+		st.roomAgain()
+		st.publish("a", "1")
+		st.publish("b", "2")
+		delete(grants, "s")
+		_, got := st.comes("s", "u", packets.V5)
+		require.Equal(t, []string{"1"}, got)
+		st.crash()
+		st.publish("b", "3")
+		st.publish("a", "4")
+		_, got = st.comes("s", "u", packets.V5)
+		require.Equal(t, []string{"4"}, got)
+	})
+}
+
 // Somebody who asks for what another call is just making, or ending, waits for that as well.
 func TestASecondCallWaitsForTheFirst(t *testing.T) {
 	onStage(t, func(st *stage) {

@@ -426,7 +426,10 @@ func (b *Broker) resumeLocked(t *turn, s *session, c *conn, a attachment) (takeo
 		s.will = nil
 		defer b.publishDue(t, w)
 	}
-	before := &before{s.expiry, s.will, s.quota}
+	before := &before{s.expiry, s.will, s.quota, nil}
+	if a.given != nil {
+		before.given = b.given.Own(s)
+	}
 	s.expiry, s.will, s.quota = a.expiry, a.will, a.quota
 	s.resume(c)
 	a.granted = b.given.Resume(s, a.given)
@@ -449,6 +452,7 @@ type before struct {
 	expiry uint32
 	will   *will
 	quota  queueLimits
+	given  []hooks.Subscription // what its last client had brought; nil: that has not changed
 }
 
 // resuming, with s.mu held, says whether the connection of s wants to resume it, and is not
@@ -471,6 +475,10 @@ func (s *session) revert() {
 		s.expiry, s.will, s.quota = was.expiry, was.will, was.quota
 		s.tellWill()
 		s.countLocked()
+		if was.given != nil {
+			s.b.given.Resume(s, was.given)
+			s.b.given.Doubt(s)
+		}
 	}
 }
 

@@ -73,6 +73,11 @@ func (t *Table[M, B]) enter(m M, keys []Key, r Retained) {
 	}
 }
 
+// Own returns a copy of the subscriptions that Resume replaces. It is never nil.
+func (t *Table[M, B]) Own(m M) []hooks.Subscription {
+	return append([]hooks.Subscription{}, t.Get(t.handler.Keys(m)[0])...)
+}
+
 // Resume gives m, which a client resumes, the subscriptions of its CONNECT in the place of those
 // that an earlier one has brought. Nil: these stay. It returns what to wait for. The lock of m is
 // held.
