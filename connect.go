@@ -234,6 +234,11 @@ func (b *Broker) refusal(err error, args ...any) error {
 			UserProperties: pe.UserProperties}
 	}
 	if !errors.Is(err, hooks.ErrAbstain) {
+		for i := range args {
+			if text, ok := args[i].(string); ok {
+				args[i] = cut(text, maxText)
+			}
+		}
 		b.log.Warn("a hook failed, and refused for that", append(args, "err", err)...)
 		err = fmt.Errorf("%w: %w", errHookFailed, err)
 	}

@@ -16,6 +16,9 @@ import (
 // revokePiece is how many subscriptions or messages are taken away at a time.
 const revokePiece = 64
 
+// revokedLogged is how many subscriptions of a Session that were taken away the log has each.
+const revokedLogged = 10
+
 // revoke takes refused subscriptions away from s, with what they have brought, unless s has got
 // another connection since gen. What came by a shared subscription goes to another member. It
 // returns how many subscriptions it has taken away.
@@ -30,10 +33,16 @@ func (b *Broker) revoke(s *session, gen uint32, refused []listedSub) int {
 	out := s.dropAll(refused)
 	orphans, owes := s.purge(out)
 	s.endRevoking()
-	for _, sub := range out {
+	for i, sub := range out {
 		filter := packets.JoinShared(sub.group, sub.filter[len(s.mount):])
-		b.log.Info("a subscription is no longer allowed", "client", s.id, "filter", filter, "err",
-			sub.err)
+		switch {
+		case i < revokedLogged:
+			b.log.Info("a subscription is no longer allowed", "client", s.id, "filter",
+				cut(filter, maxText), "err", sub.err)
+		case i == revokedLogged:
+			b.log.Info("more subscriptions are no longer allowed", "client", s.id, "number",
+				len(out)-i)
+		}
 		if f := b.obs.Revoked; f != nil {
 			f(hooks.Revoked{
 				Client: client, Filter: filter,
