@@ -77,7 +77,7 @@ func (c *conn) flushed(now time.Time) (sent int, congested bool) {
 		}
 		if !x.Whole() {
 			c.block(now)
-			rest := c.out.Share(x)
+			rest := c.out.Share(x, link.ShareSome)
 			c.b.writers.Go(func() { c.writeRest(rest) }) // Close waits for it
 			break
 		}
@@ -185,7 +185,7 @@ func (c *conn) write() {
 		mu.Unlock()
 		return
 	}
-	x := c.out.Share(c.take())
+	x := c.out.Share(c.take(), link.ShareMuch)
 	mu.Unlock()
 	c.writeRest(x)
 }
@@ -228,7 +228,7 @@ func (c *conn) writeRest(x *link.Buffer) {
 			mu.Unlock()
 			return
 		}
-		x = c.out.Share(c.take())
+		x = c.out.Share(c.take(), link.ShareMuch)
 		mu.Unlock()
 	}
 }

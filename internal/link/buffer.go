@@ -28,13 +28,18 @@ type Buffer struct {
 // EndsWith notes that B ends with a payload that nobody changes. A long one need not be kept in a
 // copy for each client that does not take it, see Output.Share.
 func (x *Buffer) EndsWith(payload []byte) {
-	if len(payload) >= shareSize {
+	if len(payload) >= ShareSome {
 		x.tail, x.tailAt = payload, len(x.B)
 	}
 }
 
-// shareSize is how long a payload is at least that is not copied for those who do not take it.
-const shareSize = 32 << 10
+// How long a payload is at least that is not copied for those who do not take it: ShareSome once a
+// socket has not taken all, ShareMuch before it is written at all, so that it takes a write of its
+// own.
+const (
+	ShareSome = 4 << 10
+	ShareMuch = 32 << 10
+)
 
 // Taken returns how much the connection has taken, after a TryWrite.
 func (x *Buffer) Taken() int {

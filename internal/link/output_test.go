@@ -179,7 +179,7 @@ func TestAClientThatTakesNothingEndsWriteAll(t *testing.T) {
 // What is left of a message that a client does not take is the same bytes, and the payload is not
 // copied, wherever the client stopped.
 func TestWhatIsLeftIsShared(t *testing.T) {
-	payload := bytes.Repeat([]byte("0123456789abcdef"), shareSize/8)
+	payload := bytes.Repeat([]byte("0123456789abcdef"), ShareMuch/8)
 	for _, before := range []int{0, 10, 40_000} {
 		for _, taken := range []int{0, 5, 10, 15, 40_000, 40_020, 60_000} {
 			var o Output
@@ -191,7 +191,7 @@ func TestWhatIsLeftIsShared(t *testing.T) {
 			x = o.Take()
 			taken = min(taken, len(all)-1)
 			x.n.Store(int64(taken))
-			x = o.Share(x)
+			x = o.Share(x, ShareSome)
 			require.Equal(t, len(all)-taken, o.Backlog())
 			got := bytes.Clone(x.B[x.n.Load():])
 			if y := o.Follow(x); y != nil {
@@ -209,7 +209,7 @@ func TestWhatIsLeftIsShared(t *testing.T) {
 
 // What was taken back or is held does not end with the payload that was there.
 func TestNothingElseIsShared(t *testing.T) {
-	a, b := bytes.Repeat([]byte("a"), shareSize), bytes.Repeat([]byte("b"), shareSize)
+	a, b := bytes.Repeat([]byte("a"), ShareMuch), bytes.Repeat([]byte("b"), ShareMuch)
 	for name, replace := range map[string]func(o *Output){
 		"taken back": func(o *Output) { o.Cut(1) },
 		"withdrawn": func(o *Output) {
@@ -221,14 +221,14 @@ func TestNothingElseIsShared(t *testing.T) {
 		},
 	} {
 		var o Output
-		x := o.Reserve(3 * shareSize)
+		x := o.Reserve(3 * ShareMuch)
 		x.B = append(append(x.B, 'x'), a...)
 		x.EndsWith(a)
 		replace(&o)
 		if name == "taken back" {
 			o.Reserve(len(b)).B = append(o.Reserve(len(b)).B, b...)
 		}
-		y := o.Share(o.Take())
+		y := o.Share(o.Take(), ShareSome)
 		require.Equal(t, append([]byte("x"), b...), y.B, name)
 	}
 }
