@@ -83,9 +83,10 @@ func (b *Broker) crowded() {
 	}
 }
 
-// shed drops the oldest messages of absent clients, an eighth of a Session at a time, until enough
-// is free or nothing is left. It begins with the Sessions that hold the most. Everything else that
-// takes memory goes away by itself, or is refused.
+// shed drops the oldest messages of absent clients, and of Subscriptions of the program that may
+// lose some, an eighth of a Session at a time, until enough is free or nothing is left. It begins
+// with the Sessions that hold the most. Everything else that takes memory goes away by itself, or
+// is refused.
 func (b *Broker) shed(now time.Time) {
 	defer b.shedding.Store(false)
 	b.forgetCaches()
@@ -96,9 +97,13 @@ func (b *Broker) shed(now time.Time) {
 			bytes int
 		}
 		var victims []victim
-		for s := range b.allSessions() {
+		for _, s := range b.sheddable() {
 			s.mu.Lock()
-			if n := s.out.heldBytes(); s.conn == nil && s.local == nil && (n > 0 || s.cursors != nil) {
+			n := s.out.heldBytes()
+			if s.local != nil {
+				n = s.out.bytes
+			}
+			if s.mayShedLocked() && (n > 0 || s.cursors != nil) {
 				victims = append(victims, victim{s, n})
 			}
 			s.mu.Unlock()
@@ -119,9 +124,26 @@ func (b *Broker) shed(now time.Time) {
 		b.endStuck(now)
 	}
 	if dropped > 0 {
-		b.log.Warn("messages of absent clients were dropped to keep within MaxMemory", "messages",
-			dropped, "used", b.memory.Used())
+		b.log.Warn("messages were dropped to keep within MaxMemory", "messages", dropped, "used",
+			b.memory.Used())
 	}
+}
+
+// sheddable lists the Sessions that may have to lose messages.
+func (b *Broker) sheddable() []*session {
+	all := slices.Collect(b.allSessions())
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for sub := range b.locals {
+		all = append(all, sub.s)
+	}
+	return all
+}
+
+// mayShedLocked says whether s may lose messages when memory is scarce: nobody has it, or a
+// Subscription that makes no publisher wait. s.mu is held.
+func (s *session) mayShedLocked() bool {
+	return s.conn == nil && !s.ended && (s.local == nil || s.quota.overflow != OverflowBlock)
 }
 
 // stuckTime is how long a client may acknowledge nothing while memory is scarce.
@@ -183,15 +205,17 @@ func (b *Broker) forgetCaches() {
 
 // shorten drops the oldest eighth of the messages in flight, at least one, if the client is away.
 // If none is in flight it drops the oldest eighth of the queue. It also drops the retained messages
-// that are still to be sent. It returns how many it has dropped.
+// that are still to be sent. It returns how many it has dropped, none if s must not lose any.
 func (s *session) shorten() (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.conn != nil || s.local != nil || s.ended {
+	if !s.mayShedLocked() {
 		return 0
 	}
-	if n = s.shortenFlightLocked(); n > 0 {
-		return n + s.shedCursorsLocked()
+	if s.local == nil {
+		if n = s.shortenFlightLocked(); n > 0 {
+			return n + s.shedCursorsLocked()
+		}
 	}
 	for most := (int(s.out.queue.Len()) + 7) / 8; n < most; n++ {
 		d := s.out.pop()

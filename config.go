@@ -311,10 +311,12 @@ type Config struct {
 	// For the rest it gives way in this order. From 80 % on, QoS 0 messages are not kept for
 	// clients whose sockets do not take them at once, or who are away. Above 90 % the Sessions of
 	// absent clients lose messages, down to 85 %: the largest Sessions first, and the oldest
-	// messages of each, also those that were sent and not acknowledged. If that is not enough, the
-	// broker looks at the clients that have acknowledged nothing for 10 s, and disconnects the one
-	// that holds the most with 0x97. At the limit each publish, retained or not, is refused with
-	// Quota exceeded (0x97), and a client before 5.0 that cannot be told is disconnected.
+	// messages of each, also those that were sent and not acknowledged. So do Subscriptions of the
+	// program that have not read theirs, unless they have a Name or OverflowBlock. If that is not
+	// enough, the broker looks at the clients that have acknowledged nothing for 10 s, and
+	// disconnects the one that holds the most with 0x97. At the limit each publish, retained or
+	// not, is refused with Quota exceeded (0x97), and a client before 5.0 that cannot be told is
+	// disconnected.
 	//
 	// Default: half of the runtime's memory limit (GOMEMLIMIT) if there is one, otherwise 4 GiB.
 	MaxMemory int
