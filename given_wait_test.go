@@ -123,7 +123,7 @@ func TestAResumeThatIsRefusedChangesNoGrant(t *testing.T) {
 		grants["s"] = []hooks.Subscription{served("a", 1)} // which is written anew
 		_, got := st.comes("s", "u", packets.V5)
 		require.Equal(t, []string{"1"}, got)
-		require.NoError(t, st.b.journal.Sync(t.Context()))
+		require.NoError(t, st.b.journal.Sync(st.t.Context()))
 		st.crash()
 		st.publish("b", "3")
 		st.publish("a", "4")
