@@ -141,9 +141,10 @@ func (b *Broker) sheddable() []*session {
 }
 
 // mayShedLocked says whether s may lose messages when memory is scarce: nobody has it, or a
-// Subscription that makes no publisher wait. s.mu is held.
+// Subscription without a name that makes no publisher wait. s.mu is held.
 func (s *session) mayShedLocked() bool {
-	return s.conn == nil && !s.ended && (s.local == nil || s.quota.overflow != OverflowBlock)
+	here := s.conn != nil || s.local != nil && (s.local.named || s.quota.overflow == OverflowBlock)
+	return !here && !s.ended
 }
 
 // stuckTime is how long a client may acknowledge nothing while memory is scarce.

@@ -129,8 +129,9 @@ func (o *Output) Take() *Buffer {
 }
 
 // Share sees to it that little waits for the client besides what x, which is being written, has
-// left: a payload that x ends with, of at least least bytes, is written from where it is, not from a
-// copy, and the rest is moved to a buffer that fits. It returns what is to be written instead of x.
+// left: a payload that x ends with, of at least least bytes, is written from where it is, not from
+// a copy, and the rest is moved to a buffer that fits. It returns what is to be written instead of
+// x.
 func (o *Output) Share(x *Buffer, least int) *Buffer {
 	left, payload := x.B[x.n.Load():], x.tail
 	if len(x.B) != x.tailAt || len(payload) < least {
