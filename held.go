@@ -24,11 +24,7 @@ func (c *conn) hold(at int, ticket uint64, kind link.HoldKind, id uint16) (isHel
 		o.Cut(at)
 		return false
 	}
-	m := link.Mark{ID: id, Kind: kind, Ticket: ticket}
-	if ticket == 0 {
-		m.Ticket, m.Kind = o.LastTicket(), link.KeepsPlace
-	}
-	o.Hold(at, m)
+	o.Hold(at, link.Mark{ID: id, Kind: kind, Ticket: ticket})
 	return true
 }
 

@@ -15,6 +15,7 @@ type Output struct {
 type held struct {
 	buf   *Buffer
 	marks []Mark
+	most  uint64 // the highest ticket of marks, which need not be that of the last one
 }
 
 // A Mark is one packet that is held.
@@ -216,11 +217,16 @@ func (o *Output) Ordered() bool {
 }
 
 // Hold takes the packet that begins at the given place, the last one, out of what may be written.
+// With a ticket of 0 it waits for its turn only: until all that is held before it is decided.
 func (o *Output) Hold(at int, m Mark) {
 	if o.held == nil {
 		o.held = new(held)
 	}
 	h := o.held
+	if m.Ticket == 0 {
+		m.Ticket, m.Kind = h.most, KeepsPlace
+	}
+	h.most = max(h.most, m.Ticket)
 	m.n = int32(len(o.buf.B) - at)
 	o.buf.tail = nil // what is held can be taken out
 	if h.buf == nil && at == 0 {
@@ -325,6 +331,7 @@ func (o *Output) Sort(fate func(m *Mark, first byte) Fate) {
 		case Stays:
 			rest.append(p)
 			rest.marks = append(rest.marks, m)
+			rest.most = max(rest.most, m.Ticket)
 		case Leaves:
 			y := o.Reserve(len(p))
 			y.B = append(y.B, p...)

@@ -119,6 +119,43 @@ func TestAnOutputKeepsItsOrder(t *testing.T) {
 	}
 }
 
+// A turn may hold a packet for an older ticket than another turn has before it. What keeps its place
+// behind both waits for both.
+func TestWhatKeepsItsPlaceWaitsForAllBeforeIt(t *testing.T) {
+	var o Output
+	hold := func(p string, ticket uint64) {
+		at := o.End()
+		x := o.Reserve(len(p))
+		x.B = append(x.B, p...)
+		o.Hold(at, Mark{Ticket: ticket, Kind: Message})
+	}
+	taken := func() string {
+		if o.buf == nil {
+			return ""
+		}
+		x := o.Take()
+		defer o.Wrote(x)
+		return string(x.B)
+	}
+	hold("A", 6)
+	hold("1", 0)
+	hold("B", 5)
+	hold("2", 0)
+	o.Sort(func(m *Mark, _ byte) Fate { // 5 has failed
+		switch {
+		case m.Ticket > 5:
+			return Stays
+		case m.Kind == Message:
+			return Falls
+		}
+		return Leaves
+	})
+	hold("3", 0)
+	require.Empty(t, taken(), "1 and 2 wait behind A")
+	o.Release(6, func(*Mark) {})
+	require.Equal(t, "A123", taken())
+}
+
 // tcpPair returns both ends of a connection.
 func tcpPair(t *testing.T) (a, b net.Conn) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
