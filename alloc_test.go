@@ -234,7 +234,7 @@ func BenchmarkObserverCost(b *testing.B) {
 					for _, i := range []int{first, 1 - first} {
 						r := newFlow(b, packets.V311, qos, tt.pubs, tt.subs, tt.filter, tt.topic)
 						if i == 1 {
-							r.b.obs = r.b.safe(counting(new(uint64)))
+							r.b.observe(counting(new(uint64)))
 						}
 						turns[i] = func() {
 							for range 1 + 10_000/(messagesPerRead*tt.pubs*tt.subs) {

@@ -48,7 +48,11 @@ func (b *Broker) PublishAs(ctx context.Context, p Publisher, m *Message) (Outcom
 	case err != nil:
 		return Outcome{}, err
 	}
-	l := local{from: out.From, client: p.Client, mount: g.MountPoint}
+	l := local{from: out.From, client: p.Client}
+	if p.Client.MountPoint != g.MountPoint {
+		c := *p.Client
+		c.MountPoint, l.client = g.MountPoint, &c
+	}
 	if p.Wait != 0 {
 		return b.publishWait(ctx, &out.Message, l, p.Wait)
 	}

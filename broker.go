@@ -199,7 +199,7 @@ func New(cfg Config) (*Broker, error) {
 	b.stats.endings = recent.NewEndings(recent.LimitsFor(cfg.MaxEnded))
 	b.stats.drops = recent.NewDrops(recent.LimitsFor(cfg.MaxDrops))
 	b.config.Store(&settings{cfg, strict})
-	b.obs = b.safe(*cfg.Observer)
+	b.observe(*cfg.Observer)
 	if cfg.Authorizer == hooks.Authorizer(hooks.AllowAll) {
 		b.authorizer = nil
 	}

@@ -40,7 +40,6 @@ type local struct {
 	from    string        // Client Identifier of the Subscription that publishes
 	origin  origin        // and as what it publishes
 	client  *hooks.Client // and what the Observer knows of it
-	mount   string        // its mount point
 	receipt *receipt      // of PublishWait
 }
 
@@ -125,7 +124,7 @@ func (b *Broker) routeLocal(
 	}
 	t.receipt, t.write.ctx = l.receipt, ctx
 	if matched, err = t.publishMessage(sm, l.origin); err == nil {
-		b.published(cmp.Or(l.client, program), l.mount, &sm.Message, matched)
+		b.published(cmp.Or(l.client, program), &sm.Message, matched)
 	}
 	return matched, t.write.Want(), err
 }

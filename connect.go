@@ -473,7 +473,7 @@ func (c *conn) accept(t *turn, p *packets.Connect, g *hooks.Grant, authData []by
 		c.makeExtra().pace, c.makeExtra().wake = x, make(chan struct{}, 1)
 	}
 	if g.MountPoint != "" {
-		c.makeExtra().mount = g.MountPoint
+		c.makeExtra().mount, c.client.MountPoint = g.MountPoint, g.MountPoint
 		b.mounts.Store(true)
 	}
 	if b.authorizer != nil {

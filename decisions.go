@@ -104,7 +104,8 @@ type listedSub struct {
 // who is the client that decisions about s are made for: who has it, or had it last. s.mu is held.
 func (s *session) who() *hooks.Client {
 	if s.client == nil { // nobody since the Session was loaded
-		s.client = &hooks.Client{ID: s.id, HasUsername: s.named, Identity: s.identity()}
+		s.client = &hooks.Client{ID: s.id, HasUsername: s.named, MountPoint: s.mount,
+			Identity: s.identity()}
 	}
 	return s.client
 }

@@ -65,7 +65,7 @@ func withRules(t *testing.T, rules []string, edit func(*Config), f func(r *guard
 			c.Observer = &hooks.Observer{
 				Revoked: func(e hooks.Revoked) { note("revoked %s %s", e.Client.ID, e.Filter) },
 				Dropped: func(e hooks.Dropped) {
-					note("dropped %s %s: %v", e.Client.ID, e.MountedTopic, e.Reason)
+					note("dropped %s %s: %v", e.Client.ID, e.Message.Topic, e.Reason)
 				},
 				Denied: func(e hooks.Denied) {
 					note("denied %s %v %s", e.Client.ID, e.Action, e.Topic)

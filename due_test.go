@@ -160,7 +160,7 @@ func TestASlowDecisionAboutAWillKeepsTheOrderOfItsSession(t *testing.T) {
 		st.restart(func(c *Config) {
 			c.Authorizer = d
 			c.Observer = &hooks.Observer{
-				Published:    func(e hooks.Published) { note("published " + e.Topic) },
+				Published:    func(e hooks.Published) { note("published " + e.Topic()) },
 				SessionEnded: func(e hooks.SessionEnded) { note("ended " + e.Client.ID) },
 			}
 		})

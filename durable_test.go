@@ -729,7 +729,7 @@ func TestAPanicLeavesNoBatchPinned(t *testing.T) {
 		st.cfg.Logger = slog.New(panickingLog{})
 		o := *st.cfg.Observer
 		o.Published = func(e hooks.Published) {
-			if e.Topic == "will" {
+			if e.Topic() == "will" {
 				panic("in the Observer")
 			}
 		}

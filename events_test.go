@@ -97,25 +97,28 @@ func TestEventsHaveTheSameIdentity(t *testing.T) {
 		}
 		published := of[hooks.Published](&d, "p")
 		require.Equal(t, hooks.Published{
-			Client: of[hooks.Connected](&d, "p")[0].Client, Topic: "t/1", MountedTopic: "m/t/1",
+			Client:  of[hooks.Connected](&d, "p")[0].Client,
 			Message: &packets.Message{Topic: "m/t/1", Payload: []byte("first")}, Matched: 2,
 		}, published[0])
+		require.Equal(t, "t/1", published[0].Topic())
 		require.Equal(t, "second", string(published[1].Message.Payload))
 		require.Len(t, published, 3)
 
 		got := of[hooks.Delivered](&d, "s")
 		require.Len(t, got, 2)
-		require.Equal(t, hooks.Delivered{Client: client, Topic: "t/1", MountedTopic: "m/t/1",
-			Message: published[0].Message}, got[0])
+		require.Equal(t, hooks.Delivered{Client: client, Message: published[0].Message}, got[0])
+		require.Equal(t, "t/1", got[0].Topic())
 		require.Equal(t, packets.QoS1, got[1].QoS)
 		require.Equal(t, []hooks.Acknowledged{{Client: client, PacketID: got[1].PacketID}},
 			of[hooks.Acknowledged](&d, "s"))
 		require.NotZero(t, got[1].PacketID)
 		for _, e := range of[hooks.Delivered](&d, "o")[:2] {
-			require.Equal(t, []string{"m/t/1", "m/t/1"}, []string{e.Topic, e.MountedTopic})
+			require.Equal(t, []string{"m/t/1", "m/t/1"}, []string{e.Topic(), e.Message.Topic})
 		}
-		require.Equal(t, []hooks.Dropped{{Client: client, Topic: "t/2", MountedTopic: "m/t/2",
-			Message: published[2].Message, Reason: hooks.DropTooLarge}}, of[hooks.Dropped](&d, "s"))
+		dropped := of[hooks.Dropped](&d, "s")
+		require.Equal(t, []hooks.Dropped{{Client: client, Message: published[2].Message,
+			Reason: hooks.DropTooLarge}}, dropped)
+		require.Equal(t, "t/2", dropped[0].Topic())
 
 		require.Equal(t, []hooks.Subscribed{
 			{Client: client, Filter: "t/#", MountedFilter: "m/t/#", QoS: 1},
@@ -153,20 +156,20 @@ func TestMessagesAreObservedWithoutAllocations(t *testing.T) {
 		t.Run(r.name, func(t *testing.T) {
 			pub, message, _ := r.start(t)
 			published, delivered, wrong := 0, 0, 0
-			check := func(topic, mounted string, m *packets.Message) {
-				if topic != "a/b" || mounted != "a/b" || m.Topic != "a/b" || len(m.Payload) != 64 {
+			check := func(topic string, m *packets.Message) {
+				if topic != "a/b" || m.Topic != "a/b" || len(m.Payload) != 64 {
 					wrong++
 				}
 			}
 			b := pub.c.b
-			b.obs = b.safe(hooks.Observer{
+			b.observe(hooks.Observer{
 				Published: func(e hooks.Published) {
 					published += e.Matched
-					check(e.Topic, e.MountedTopic, e.Message)
+					check(e.Topic(), e.Message)
 				},
 				Delivered: func(e hooks.Delivered) {
 					delivered++
-					check(e.Topic, e.MountedTopic, e.Message)
+					check(e.Topic(), e.Message)
 				},
 			})
 			n := testing.AllocsPerRun(200, func() { pub.bytes(message) })
@@ -185,7 +188,7 @@ func TestWhatAnObserverKeeps(t *testing.T) {
 	var topics []string
 	b := newTestBroker(t, func(c *Config) {
 		c.Observer = &hooks.Observer{Published: func(e hooks.Published) {
-			messages, topics = append(messages, e.Message.Clone()), append(topics, e.Topic)
+			messages, topics = append(messages, e.Message.Clone()), append(topics, e.Topic())
 		}}
 	})
 	defer b.Close()

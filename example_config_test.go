@@ -221,7 +221,7 @@ func ExampleConfig_observer() {
 			Connected: func(e hooks.Connected) {
 				fmt.Println(e.Client.ID, "is here, with version", e.Client.Version)
 			},
-			Published: func(e hooks.Published) { fmt.Println(e.Topic, "is for", e.Matched) },
+			Published: func(e hooks.Published) { fmt.Println(e.Topic(), "is for", e.Matched) },
 		},
 	})
 	if err != nil {

@@ -386,7 +386,7 @@ func TestARefusalIsToldBeforeALaterMessageIsTaken(t *testing.T) {
 		var p *peerConn
 		told := make(chan int, 1)
 		st.cfg.Observer.Published = func(e hooks.Published) {
-			if e.Topic == "slow" {
+			if e.Topic() == "slow" {
 				time.Sleep(time.Second)
 				p.mu.Lock()
 				told <- len(p.in)

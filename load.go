@@ -437,7 +437,8 @@ func (x *loaded) complete(now time.Time) {
 	if w := p.Will; w != nil {
 		s.will = &will{msg: &message{Message: w.Message, From: s.publisher(w.Message.Retain)},
 			mount: s.mount, delay: time.Duration(w.Delay) * time.Second, client: &hooks.Client{
-				ID: s.id, Username: p.Username, HasUsername: s.named, Identity: s.identity(),
+				ID: s.id, Username: p.Username, HasUsername: s.named, MountPoint: s.mount,
+				Identity: s.identity(),
 			}}
 		if s.will.at = now.Add(s.will.delay); w.At != 0 {
 			s.will.at = time.Unix(0, w.At)

@@ -30,7 +30,7 @@ func TestTheObserverIsToldWhatTheProgramDoes(t *testing.T) {
 		Observer: &hooks.Observer{
 			Published: func(e hooks.Published) {
 				if e.Client.RemoteAddr == nil && e.Client.LocalAddr == nil {
-					topic, _, _ := strings.Cut(e.Topic, "/")
+					topic, _, _ := strings.Cut(e.Topic(), "/")
 					note("%q published %s for %d", e.Client.ID, topic, e.Matched)
 				}
 			},
@@ -101,7 +101,7 @@ func TestTheObserverIsToldOfSysTopics(t *testing.T) {
 		b, err := New(Config{Authenticator: hooks.AllowAll, Logger: slog.New(slog.DiscardHandler),
 			SysInterval: time.Minute, Observer: &hooks.Observer{
 				Published: func(e hooks.Published) {
-					if e.Topic == "$SYS/broker/version" && e.Client.ID == "" {
+					if e.Topic() == "$SYS/broker/version" && e.Client.ID == "" {
 						versions.Add(1)
 					}
 				},
@@ -181,4 +181,24 @@ func TestAMemberThatIsPassedOverLosesNothing(t *testing.T) {
 			require.Equal(t, Outcome{Matched: 1, Acknowledged: 1}, out)
 		}
 	})
+}
+
+// What is lost is listed with its topic, whether or not an Observer is told of messages.
+func TestALossHasItsTopicWithoutAnObserver(t *testing.T) {
+	b := newTestBroker(t, nil)
+	defer b.Close()
+	p := &packets.Connect{Version: packets.V5, ClientID: "small", CleanStart: true}
+	p.Properties = p.Properties.AppendUint(packets.MaximumPacketSize, 64)
+	newFeed(t, b, p).packet(&packets.Subscribe{PacketID: 1,
+		Subscriptions: []packets.Subscription{{Filter: "#"}}}, packets.V5)
+	pub := newFeed(t, b, &packets.Connect{Version: packets.V311, ClientID: "p", CleanStart: true})
+	for _, topic := range []string{"big", "large"} {
+		pub.packet(&packets.Publish{Topic: []byte(topic), Payload: make([]byte, 100)},
+			packets.V311)
+	}
+	var topics []string
+	for _, d := range b.LastDrops() {
+		topics = append(topics, d.Topic)
+	}
+	require.Equal(t, []string{"large", "big"}, topics)
 }

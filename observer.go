@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/dunlin-mqtt/dunlin/internal/observe"
 	"github.com/dunlin-mqtt/dunlin/internal/timers"
 	"github.com/dunlin-mqtt/dunlin/packets"
@@ -38,22 +39,27 @@ const inObserver = "in an Observer"
 // programShare is the share, in Broker.due, of what the program is told. No owner has that name.
 const programShare = "program"
 
-// safe returns o with functions whose panics change nothing.
-func (b *Broker) safe(o hooks.Observer) *hooks.Observer {
-	return observe.Safely(o, observe.Panics{
-		Usual: func(c *hooks.Client, v any) { b.panicked(inObserver, c, v) },
-		Locked: func(c *hooks.Client, v any) { // told by a goroutine that holds no lock
-			stack := string(debug.Stack())
-			b.stats.panics.Add(1)
-			b.due.SetSlow(new(timers.Timer), programShare, time.Now(), func(time.Time) {
-				b.tellPanic(inObserver, c, v, stack)
-			})
-		},
+// observe makes o the Observer of b, before anybody else knows b. Panics of its functions change
+// nothing. Those of Published and Delivered are recovered where these are called.
+func (b *Broker) observe(o hooks.Observer) {
+	b.obs = observe.Safely(o, observe.Panics{
+		Usual:  func(c *hooks.Client, v any) { b.panicked(inObserver, c, v) },
+		Locked: b.panickedLocked,
 		Panicked: func(c *hooks.Client, v any) { // not told to itself
 			b.stats.panics.Add(1)
 			b.log.Error("panic in Observer.Panicked", "client", c.ID, "panic", v,
 				"stack", string(debug.Stack()))
 		},
+	})
+}
+
+// panickedLocked is panicked for a function of the Observer, with the lock of a Session held. A
+// goroutine that holds no lock tells of it.
+func (b *Broker) panickedLocked(c *hooks.Client, v any) {
+	stack := string(debug.Stack())
+	b.stats.panics.Add(1)
+	b.due.SetSlow(new(timers.Timer), programShare, time.Now(), func(time.Time) {
+		b.tellPanic(inObserver, c, v, stack)
 	})
 }
 
@@ -65,12 +71,36 @@ func (b *Broker) observesMessages() bool {
 	return b.obs.Published != nil || b.obs.Delivered != nil || b.obs.Dropped != nil
 }
 
-// published tells the Observer of a message, whose topic begins with the mount point of c.
-func (b *Broker) published(c *hooks.Client, mount string, m *packets.Message, matched int) {
-	if f := b.obs.Published; f != nil {
-		f(hooks.Published{
-			Client: c, Topic: m.Topic[len(mount):], MountedTopic: m.Topic,
-			Message: m, Matched: matched,
-		})
+// published tells the Observer of a message that came from c. No lock is held.
+func (b *Broker) published(c *hooks.Client, m *packets.Message, matched int) {
+	f := b.obs.Published
+	if f == nil {
+		return
 	}
+	lock.NoneHeld("a call of the Observer")
+	returned := false // recover is a call, which only a panic needs
+	defer func() {
+		if !returned {
+			if v := recover(); v != nil {
+				b.panicked(inObserver, c, v)
+			}
+		}
+	}()
+	f(hooks.Published{Client: c, Message: m, Matched: matched})
+	returned = true
+}
+
+// deliveredLocked tells the Observer, which has a function for that, of a message in the output of
+// c. The lock of the Session is held.
+func (b *Broker) deliveredLocked(c *hooks.Client, m *packets.Message, q packets.QoS, id uint16) {
+	returned := false
+	defer func() {
+		if !returned {
+			if v := recover(); v != nil {
+				b.panickedLocked(c, v)
+			}
+		}
+	}()
+	b.obs.Delivered(hooks.Delivered{Client: c, Message: m, QoS: q, PacketID: id})
+	returned = true
 }

@@ -226,7 +226,7 @@ func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (match
 		}
 		t.untold = p.QoS == packets.QoS0
 		if matched, err = t.publishMessage(m, c.origin()); err == nil {
-			b.published(c.client, c.readExtra().mount, &m.Message, matched)
+			b.published(c.client, &m.Message, matched)
 		}
 		return matched, err
 	}
@@ -238,12 +238,11 @@ func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (match
 	if r = t.resolve(r, topic, c.origin()); len(r.targets) >= manyTargets {
 		c.handOver()
 	}
-	observed := b.observesMessages()
-	if observed {
+	if b.observesMessages() {
 		o.lend(r.name(b))
 	}
-	if matched, err = t.publish(o, r); observed && err == nil {
-		b.published(c.client, c.readExtra().mount, o.observed(), matched)
+	if matched, err = t.publish(o, r); b.obs.Published != nil && err == nil {
+		b.published(c.client, o.observed(), matched)
 	}
 	return matched, err
 }
@@ -431,7 +430,7 @@ func (b *Broker) publishWill(t *turn, w *will, to share) error {
 		return err
 	}
 	if !w.told {
-		b.published(w.client, w.mount, &out.Message, matched)
+		b.published(w.client, &out.Message, matched)
 	}
 	return nil
 }

@@ -98,10 +98,7 @@ func (b *Broker) expireRetained(now time.Time) {
 		expired := b.retained.Expired(now, 64)
 		for _, m := range expired {
 			if f := b.obs.Dropped; b.removeExpired(m) && f != nil {
-				f(hooks.Dropped{
-					Client: program, Topic: m.Topic, MountedTopic: m.Topic, Message: &m.Message,
-					Reason: hooks.DropExpired,
-				})
+				f(hooks.Dropped{Client: program, Message: &m.Message, Reason: hooks.DropExpired})
 			}
 		}
 		if len(expired) == 0 {

@@ -616,7 +616,7 @@ func (c *conn) send(t *turn, o *outgoing, to *target, qos packets.QoS, retain bo
 		t.made += len(f.b)
 		t.countSent(c, qos, len(o.pub.Payload), len(f.b))
 		if c.b.obs.Delivered != nil {
-			s.delivered(o.observed(), w)
+			c.b.deliveredLocked(c.client, o.observed(), qos, w.id)
 		}
 	} else {
 		c.appendMessage(o.message(), w, t.now)
@@ -665,7 +665,7 @@ func (c *conn) appendMessage(m *message, w wire, now time.Time) bool {
 	}
 	c.countSent(w.qos, len(m.Payload), len(x.B)-at)
 	if c.b.obs.Delivered != nil {
-		c.sess.delivered(&m.Message, w)
+		c.b.deliveredLocked(c.client, &m.Message, w.qos, w.id)
 	}
 	return true
 }

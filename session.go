@@ -1,7 +1,6 @@
 package dunlin
 
 import (
-	"strings"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
@@ -226,11 +225,7 @@ func (s *session) dropped(m *packets.Message, why hooks.DropReason) {
 		s.local.lost()
 	}
 	if f := s.b.obs.Dropped; f != nil {
-		e := hooks.Dropped{Client: s.observed(), Message: m, Reason: why}
-		if m != nil {
-			e.Topic, e.MountedTopic = strings.TrimPrefix(m.Topic, s.mount), m.Topic
-		}
-		f(e)
+		f(hooks.Dropped{Client: s.observed(), Message: m, Reason: why})
 	}
 }
 
@@ -242,15 +237,6 @@ func (s *session) discardLocked(d *delivery, why hooks.DropReason) {
 	s.storeDone(d)
 }
 
-// delivered, with s.mu held, tells the Observer, which has a function for that, of a message in the
-// output buffer of a connection.
-func (s *session) delivered(m *packets.Message, w wire) {
-	s.b.obs.Delivered(hooks.Delivered{
-		Client: s.who(), Topic: m.Topic[len(s.mount):], MountedTopic: m.Topic, Message: m,
-		QoS: w.qos, PacketID: w.id,
-	})
-}
-
 // pending says whether something waits for pump. s.mu is held.
 func (s *session) pending() bool {
 	return int(s.out.resend) < len(s.out.flight) || s.out.queue.Len() > 0 || s.cursors != nil
@@ -260,6 +246,9 @@ func (s *session) pending() bool {
 func (s *session) missed(o *outgoing, qos packets.QoS, why hooks.DropReason) {
 	if o.trying {
 		return
+	}
+	if o.msg == nil && !s.b.observesMessages() { // but the list of what was lost has the topic
+		o.lend(string(o.pub.Topic))
 	}
 	s.dropped(o.observed(), why)
 	if o.receipt != nil {

@@ -140,6 +140,6 @@ func (b *Broker) sys(name, value string) {
 			b.log.Debug("$SYS not published", "topic", m.Topic, "err", err)
 			return
 		}
-		b.published(program, "", &m.Message, matched)
+		b.published(program, &m.Message, matched)
 	})
 }

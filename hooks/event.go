@@ -1,6 +1,7 @@
 package hooks
 
 import (
+	"strings"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/packets"
@@ -97,27 +98,28 @@ type Banned struct {
 // Published: the broker accepted a message and routed it. A Will or a delayed message is reported
 // when the broker publishes it.
 type Published struct {
-	Client *Client
-	// Topic is the Topic Name without the mount point of the publisher. MountedTopic has it.
-	Topic, MountedTopic string
-	Message             *packets.Message
+	Client  *Client
+	Message *packets.Message // its Topic has the mount point of the publisher in front
 	// Matched is the number of Sessions that the message went to. Zero: the topic has no
 	// subscribers.
 	Matched int
 }
 
+// Topic returns the Topic Name without the mount point of the publisher.
+func (e Published) Topic() string { return unmounted(e.Client, e.Message) }
+
 // Delivered: the broker wrote a message to the output buffer of a connection. Messages to a
 // Subscription of the program are not reported.
 type Delivered struct {
-	Client *Client
-	// Topic is the Topic Name that the client gets. MountedTopic has the mount point of the client
-	// in front.
-	Topic, MountedTopic string
-	Message             *packets.Message
+	Client  *Client
+	Message *packets.Message // its Topic has the mount point of the client in front
 	// QoS is the QoS of the delivery. PacketID is its Packet Identifier, 0 for QoS 0.
 	QoS      packets.QoS
 	PacketID uint16
 }
+
+// Topic returns the Topic Name that the client gets.
+func (e Delivered) Topic() string { return unmounted(e.Client, e.Message) }
 
 // Acknowledged: a client completed a delivery of QoS 1 or 2.
 type Acknowledged struct {
@@ -152,12 +154,22 @@ type Settled struct {
 type Dropped struct {
 	// Client is the client of the Session. Its ID is empty for a retained message.
 	Client *Client
-	// Topic is the Topic Name without the mount point of the client. MountedTopic has it. Both are
-	// empty if Message is nil.
-	Topic, MountedTopic string
-	// Message is nil if the broker no longer has the message.
+	// Message is nil if the broker no longer has the message. Its Topic has the mount point of the
+	// client in front.
 	Message *packets.Message
 	Reason  DropReason
+}
+
+// Topic returns the Topic Name without the mount point of the client. It is empty if Message is
+// nil.
+func (e Dropped) Topic() string { return unmounted(e.Client, e.Message) }
+
+// unmounted returns the topic of m as c writes it.
+func unmounted(c *Client, m *packets.Message) string {
+	if m == nil {
+		return ""
+	}
+	return strings.TrimPrefix(m.Topic, c.MountPoint)
 }
 
 // StoreFailed: a commit failed. The broker refuses requests that need the store until

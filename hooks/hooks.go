@@ -79,6 +79,8 @@ type Client struct {
 	Listener *Listener
 	// Properties are the properties of the CONNECT packet (3.1.2.11), nil before MQTT 5.0.
 	Properties packets.Properties
+	// MountPoint is the MountPoint of the Grant, empty until there is one.
+	MountPoint string
 	// Identity is the result of the Authenticator.
 	Identity Identity
 }

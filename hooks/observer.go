@@ -46,9 +46,10 @@ func (r DropReason) String() string {
 // An Observer receives events. Any field may be nil; a nil field costs one comparison. Each
 // function gets one event. Minor releases may add fields to events and functions to Observer.
 //
-// All events name what they are about with the same fields. Client is never nil. Topic and Filter
+// All events name what they are about with the same words. Client is never nil. Topic and Filter
 // are as the client writes them: without its mount point. MountedTopic and MountedFilter have the
-// mount point in front; they are equal to Topic and Filter if the client has none.
+// mount point in front; they are equal to Topic and Filter if the client has none. In an event of a
+// message Topic is a method, and Message.Topic has the mount point.
 //
 // An event is passed by value. A function may keep its strings, its error and its Client, but must
 // not modify the Client. The Message is only lent: it, its Payload and its Properties are valid

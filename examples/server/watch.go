@@ -146,19 +146,19 @@ func (w *watcher) observer() *hooks.Observer {
 		// $SYS is not what anybody wants to read here
 		if m := e.Message; e.Client.RemoteAddr != nil {
 			w.packet("Received PUBLISH from %s (q%d, r%d, '%s', ... (%d bytes)), %d subscribers",
-				e.Client.ID, m.QoS, digit(m.Retain), e.Topic, len(m.Payload), e.Matched)
+				e.Client.ID, m.QoS, digit(m.Retain), e.Topic(), len(m.Payload), e.Matched)
 		}
 	}
 	o.Delivered = func(e hooks.Delivered) {
 		w.packet("Sending PUBLISH to %s (q%d, m%d, '%s', ... (%d bytes))", e.Client.ID, e.QoS,
-			e.PacketID, e.Topic, len(e.Message.Payload))
+			e.PacketID, e.Topic(), len(e.Message.Payload))
 	}
 	o.Acknowledged = func(e hooks.Acknowledged) {
 		w.packet("Received PUBACK or PUBCOMP from %s (m%d)", e.Client.ID, e.PacketID)
 	}
 	o.Dropped = func(e hooks.Dropped) {
 		if e.Message != nil {
-			w.packet("Dropped PUBLISH to %s ('%s'): %v", e.Client.ID, e.Topic, e.Reason)
+			w.packet("Dropped PUBLISH to %s ('%s'): %v", e.Client.ID, e.Topic(), e.Reason)
 		}
 	}
 	return o

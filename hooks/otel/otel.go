@@ -96,7 +96,7 @@ func (s *Spans) Observer() *hooks.Observer {
 			return
 		}
 		_, span := s.tracer.Start(parent, "deliver", trace.WithSpanKind(trace.SpanKindProducer),
-			trace.WithAttributes(attributes(d.Client, d.MountedTopic, d.Message)...),
+			trace.WithAttributes(attributes(d.Client, d.Message.Topic, d.Message)...),
 			trace.WithAttributes(attribute.Int("mqtt.delivery.qos", int(d.QoS))))
 		span.End()
 	}}

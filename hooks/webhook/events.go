@@ -230,12 +230,12 @@ func (e *Events) everything() *hooks.Observer {
 		},
 		StoreRecovered: func(hooks.StoreRecovered) { e.add(Event{Event: "store_recovered"}) },
 		Published: func(h hooks.Published) {
-			x := e.about(at(of(h.Client, "published"), h.Topic, h.MountedTopic), h.Message)
+			x := e.about(of(h.Client, "published"), h.Topic(), h.Message)
 			x.Matched = &h.Matched
 			e.add(x)
 		},
 		Delivered: func(h hooks.Delivered) {
-			x := e.about(at(of(h.Client, "delivered"), h.Topic, h.MountedTopic), h.Message)
+			x := e.about(of(h.Client, "delivered"), h.Topic(), h.Message)
 			x.QoS, x.PacketID = &h.QoS, h.PacketID
 			e.add(x)
 		},
@@ -245,7 +245,7 @@ func (e *Events) everything() *hooks.Observer {
 			e.add(x)
 		},
 		Dropped: func(h hooks.Dropped) {
-			x := e.about(at(of(h.Client, "dropped"), h.Topic, h.MountedTopic), h.Message)
+			x := e.about(of(h.Client, "dropped"), h.Topic(), h.Message)
 			x.Error = h.Reason.String()
 			e.add(x)
 		},
@@ -279,11 +279,13 @@ func at(x Event, topic, mounted string) Event {
 	return x
 }
 
-// about adds a message to an event. The message is lent, and may be nil.
-func (e *Events) about(x Event, m *packets.Message) Event {
+// about adds a message to an event, whose client knows it by that topic. The message is lent, and
+// may be nil.
+func (e *Events) about(x Event, topic string, m *packets.Message) Event {
 	if m == nil {
 		return x
 	}
+	x = at(x, topic, m.Topic)
 	size, qos := len(m.Payload), m.QoS
 	x.QoS, x.Retain, x.Size = &qos, m.Retain, &size
 	if e.o.Payloads {

@@ -100,13 +100,12 @@ func TestEveryEvent(t *testing.T) {
 		o.Panicked(hooks.Panicked{Client: c, Value: "oh"})
 		o.StoreFailed(hooks.StoreFailed{Err: errors.New("disk full")})
 		o.StoreRecovered(hooks.StoreRecovered{})
-		o.Published(hooks.Published{Client: c, Topic: "b", MountedTopic: "a/b", Message: m})
-		o.Published(hooks.Published{Client: new(hooks.Client), Topic: "a/b", MountedTopic: "a/b",
-			Message: m, Matched: 2})
-		o.Delivered(hooks.Delivered{Client: c, Topic: "b", MountedTopic: "a/b", Message: m})
+		c.MountPoint = "a/"
+		o.Published(hooks.Published{Client: c, Message: m})
+		o.Published(hooks.Published{Client: new(hooks.Client), Message: m, Matched: 2})
+		o.Delivered(hooks.Delivered{Client: c, Message: m})
 		o.Acknowledged(hooks.Acknowledged{Client: c, PacketID: 7})
-		o.Dropped(hooks.Dropped{Client: c, Topic: "b", MountedTopic: "a/b", Message: m,
-			Reason: hooks.DropQueueFull})
+		o.Dropped(hooks.Dropped{Client: c, Message: m, Reason: hooks.DropQueueFull})
 		o.Dropped(hooks.Dropped{Client: c, Reason: hooks.DropRefused})
 		o.Settled(hooks.Settled{Client: c, Receipt: "push-1", QoS: 1})
 		o.Settled(hooks.Settled{Client: c, Receipt: "push-2", QoS: 2, Reason: hooks.DropExpired})
@@ -192,7 +191,7 @@ func TestWantedEvents(t *testing.T) {
 	t.Run("payloads only where they are asked for", func(t *testing.T) {
 		s := &server{}
 		e := s.events(t, func(o *webhook.EventOptions) { o.Only = []string{"published"} })
-		e.Observer().Published(hooks.Published{Client: jane(), Topic: "a", MountedTopic: "a",
+		e.Observer().Published(hooks.Published{Client: jane(),
 			Message: &packets.Message{Topic: "a", Payload: []byte("secret")}, Matched: 1})
 		require.NoError(t, e.Close(t.Context()))
 		require.NotContains(t, s.asked[0], "payload")

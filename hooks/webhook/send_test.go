@@ -49,9 +49,7 @@ func TestEventsThatWaitAreBoundedInBytes(t *testing.T) {
 		})
 		m := &packets.Message{Topic: "a", Payload: make([]byte, 16<<10)}
 		published := func(c *hooks.Client) {
-			e.Observer().Published(hooks.Published{
-				Client: c, Topic: "a", MountedTopic: "a", Message: m, Matched: 1,
-			})
+			e.Observer().Published(hooks.Published{Client: c, Message: m, Matched: 1})
 		}
 		published(jane())
 		synctest.Wait() // this one is on its way
@@ -148,8 +146,7 @@ func TestARequestThatIsTooLargeIsHalved(t *testing.T) {
 			o.SessionEnded(ended(strings.Repeat("c", 100)))
 		}
 		large := &packets.Message{Topic: "large", Payload: make([]byte, 10_000)}
-		o.Published(hooks.Published{Client: jane(), Topic: "large", MountedTopic: "large",
-			Message: large, Matched: 1})
+		o.Published(hooks.Published{Client: jane(), Message: large, Matched: 1})
 		for range 49 {
 			o.SessionEnded(ended(strings.Repeat("c", 100)))
 		}

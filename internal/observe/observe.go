@@ -21,7 +21,9 @@ type Panics struct {
 	Panicked func(c *hooks.Client, v any)
 }
 
-// Safely returns o with functions that do not panic. A nil function stays nil.
+// Safely returns o with functions that do not panic. A nil function stays nil. Published and
+// Delivered, which each message calls, stay as they are: a function around them would cost as much
+// as they do. The caller recovers.
 func Safely(o hooks.Observer, to Panics) *hooks.Observer {
 	o.Connected = unlocked(o.Connected, to)
 	o.Refused = unlocked(o.Refused, to)
@@ -32,8 +34,6 @@ func Safely(o hooks.Observer, to Panics) *hooks.Observer {
 	o.Denied = unlocked(o.Denied, to)
 	o.Revoked = unlocked(o.Revoked, to)
 	o.Banned = unlocked(o.Banned, to)
-	o.Published = checked(published(o.Published, to.Usual))
-	o.Delivered = delivered(o.Delivered, to.Locked)
 	o.Acknowledged = safely(o.Acknowledged, to.Locked)
 	o.Dropped = safely(o.Dropped, to.Locked)
 	o.Settled = safely(o.Settled, to.Locked)
@@ -68,42 +68,6 @@ func safely[Event any](f func(Event), end func(c *hooks.Client, v any)) func(Eve
 		defer func() {
 			if v := recover(); v != nil {
 				end(clientOf(e), v)
-			}
-		}()
-		f(e)
-	}
-}
-
-// published and delivered are safely for the two events that each message has. The deferred
-// function refers to the client only, so that the event stays in registers: this halves the time.
-func published(
-	f func(hooks.Published), end func(c *hooks.Client, v any),
-) func(hooks.Published) {
-	if f == nil {
-		return nil
-	}
-	return func(e hooks.Published) {
-		c := e.Client
-		defer func() {
-			if v := recover(); v != nil {
-				end(c, v)
-			}
-		}()
-		f(e)
-	}
-}
-
-func delivered(
-	f func(hooks.Delivered), end func(c *hooks.Client, v any),
-) func(hooks.Delivered) {
-	if f == nil {
-		return nil
-	}
-	return func(e hooks.Delivered) {
-		c := e.Client
-		defer func() {
-			if v := recover(); v != nil {
-				end(c, v)
 			}
 		}()
 		f(e)

@@ -11,11 +11,13 @@ import (
 )
 
 // locked are the functions that may be called with the lock of a Session held.
-var locked = []string{"SessionEnded", "Delivered", "Acknowledged", "Dropped",
-	"Settled"}
+var locked = []string{"SessionEnded", "Acknowledged", "Dropped", "Settled"}
 
 func TestAPanicGoesNoFurther(t *testing.T) {
 	for field := range reflect.TypeFor[hooks.Observer]().Fields() {
+		if field.Name == "Published" || field.Name == "Delivered" { // the caller recovers
+			continue
+		}
 		t.Run(field.Name, func(t *testing.T) {
 			var o hooks.Observer
 			reflect.ValueOf(&o).Elem().FieldByName(field.Name).Set(reflect.MakeFunc(field.Type,
