@@ -53,9 +53,9 @@ func (s *session) noteWrittenLocked(g *grant) (changed bool) {
 		changed = true
 	}
 	if g.wrote != by || w.Any(by) {
-		changed = s.putWrittenLocked(g.wrote, by) || changed
+		g.noted = s.putWrittenLocked(g.wrote, by)
 	}
-	return changed
+	return changed || g.noted
 }
 
 // putWrittenLocked notes that wrote is replaced, and says whether that is new.
@@ -95,12 +95,11 @@ func filtersOf(p *packets.Subscribe, subs []packets.Subscription) []string {
 
 // takeBackWrittenLocked undoes what noteWrittenLocked did for g, which could not be stored.
 func (s *session) takeBackWrittenLocked(g *grant) {
-	w := s.writtenLocked()
-	g.plain = false
-	if g.had {
-		w.Put(g.wrote, g.was)
-		g.had = false
-	} else if by, _ := w.Get(g.wrote); !g.existed && by == g.asked(s) {
-		w.Remove(g.wrote)
+	if g.noted {
+		s.forgetWrittenLocked(g.wrote, g.asked(s))
 	}
+	if g.had {
+		s.putWrittenLocked(g.wrote, g.was)
+	}
+	g.had, g.plain, g.noted = false, false, false
 }

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -352,19 +353,23 @@ func TestAReplacedFilterIsTakenBackIfTheStoreFails(t *testing.T) {
 		}
 		return nil
 	}}
-	by := map[string]string{"a": "x"}
-	withRules(t, everything, func(c *Config) {
-		c.Store, c.SubscribeInterceptor = st, replacing(by)
-	}, func(r *guardRig) {
+	by := map[string]string{"a": "x", "plain": "plain"}
+	with := func(c *Config) { c.Store, c.SubscribeInterceptor = st, replacing(by) }
+	want := map[string]string{"a": "x"}
+	withRules(t, everything, with, func(r *guardRig) {
 		c := r.connect(as("c", "u"))
-		require.Equal(t, packets.GrantedQoS1, c.subscribe("a", 1))
-		by["a"], by["b"] = "y", "z"
-		full.Store(true)
-		require.True(t, c.subscribe("a", 1).Failed())
-		require.True(t, c.subscribe("b", 1).Failed())
-		info, _ := r.b.Session("c")
-		require.Equal(t, map[string]string{"a": "x"}, info.Replaced)
-		require.Equal(t, []string{"x"}, r.filters("c"))
+		require.Equal(r.t, packets.GrantedQoS1, c.subscribe("a", 1))
+		require.Equal(r.t, packets.GrantedQoS1, c.subscribe("plain", 1))
+		by["a"], by["b"], by["c"], by["plain"] = "y", "z", "x", "w"
+		for _, f := range []string{"a", "b", "c", "plain"} {
+			full.Store(true)
+			require.True(r.t, c.subscribe(f, 1).Failed(), f)
+			full.Store(false)
+			time.Sleep(time.Minute) // the journal tries again
+			info, _ := r.b.Session("c")
+			require.Equal(r.t, want, info.Replaced, f)
+			require.Equal(r.t, []string{"plain", "x"}, r.filters("c"))
+		}
 		c.close()
 	})
 }

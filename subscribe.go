@@ -188,6 +188,7 @@ type grant struct {
 	// got for that before: with had by a hook, with plain because no hook replaced it
 	wrote, was string
 	had, plain bool
+	noted      bool // wrote was noted for this grant
 }
 
 // down returns why nothing can be added to the Session, nil if it can.
@@ -225,6 +226,7 @@ func (s *session) takeBackSubscription(g *grant) {
 		s.dropCursorLocked(g.filter)
 	}
 	s.takeBackWrittenLocked(g)
+	s.countLocked()
 	switch {
 	case g.existed:
 		if _, has := s.b.tree.Get(s.num, g.group, g.filter); !has {
