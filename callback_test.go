@@ -74,6 +74,13 @@ func (c *caller) Intercept(_ context.Context, _ *hooks.Client, m *Message) (*Mes
 	return m, nil
 }
 
+func (c *caller) InterceptDelivery(
+	_ context.Context, _ *hooks.Client, m *Message,
+) (*Message, error) {
+	c.at("InterceptDelivery")
+	return m, nil
+}
+
 func (c *caller) observer() *hooks.Observer {
 	return &hooks.Observer{
 		Connected:    func(hooks.Connected) { c.at("Connected") },
@@ -108,6 +115,7 @@ func (l callingListener) Accept() (net.Conn, error) {
 func (c *caller) start(t *testing.T) *listeners.Memory {
 	c.b = newTestBroker(t, func(cfg *Config) {
 		cfg.Authenticator, cfg.Authorizer, cfg.Interceptor, cfg.Observer = c, c, c, c.observer()
+		cfg.DeliveryInterceptor = c
 		cfg.EnhancedAuth = map[string]hooks.EnhancedAuthenticator{"m": c}
 		cfg.ConnContext = func(ctx context.Context,
 			_ net.Conn) context.Context {
@@ -175,7 +183,7 @@ func (c *caller) provoke(t *testing.T, l *listeners.Memory) {
 
 var callers = []string{
 	"Authenticate", "Start", "Next", "Authorize publish", "Authorize subscribe",
-	"AuthorizeDelivery", "Intercept", "ConnContext",
+	"AuthorizeDelivery", "Intercept", "InterceptDelivery", "ConnContext",
 	"Connected", "Refused", "Disconnected", "SessionEnded", "Subscribed", "Unsubscribed", "Denied",
 	"Published", "Delivered",
 	"Acknowledged", "Dropped", "Settled", "Banned", "Store.commit", "handler", "Accept",

@@ -48,6 +48,10 @@ type Config struct {
 	// SubscribeInterceptor, if not nil, sees each Topic Filter of a SUBSCRIBE before the
 	// Authorizer, and may replace it or lower its QoS.
 	SubscribeInterceptor hooks.SubscribeInterceptor
+	// DeliveryInterceptor, if not nil, sees each message before it is sent to a client, and may
+	// replace it or drop it for this client. All messages then take the way through the queue of
+	// their client, at QoS 0 as well, and count in MaxQueuedMessages and MaxQueuedBytes.
+	DeliveryInterceptor hooks.DeliveryInterceptor
 	// Observer, if not nil, is told what happens.
 	Observer *hooks.Observer
 	// Logger receives what concerns the broker at Info, Warn and Error, and what concerns one
@@ -512,7 +516,8 @@ func (c *Config) checkHooks() error {
 		name string
 		hook any
 	}{{"Authenticator", c.Authenticator}, {"Authorizer", c.Authorizer},
-		{"Interceptor", c.Interceptor}, {"SubscribeInterceptor", c.SubscribeInterceptor}} {
+		{"Interceptor", c.Interceptor}, {"SubscribeInterceptor", c.SubscribeInterceptor},
+		{"DeliveryInterceptor", c.DeliveryInterceptor}} {
 		if x.hook == nil {
 			continue // the one that must be there has been looked at
 		}

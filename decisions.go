@@ -34,6 +34,8 @@ type rules struct {
 	stable     bool                     // the decision of a publish can be kept
 	deliveries hooks.DeliveryAuthorizer // nil: no decision for each delivery
 	stop       func()                   // ends the calls of reloaded; nil: there are none
+	shows      hooks.DeliveryInterceptor
+	narrow     chan struct{} // capacity 1: one call of shows at a time while memory is scarce
 
 	epoch atomic.Uint64 // how often the rules have changed, and one
 
@@ -48,6 +50,7 @@ func (b *Broker) learnRules() {
 		b.rules.stable = x.Stable()
 	}
 	b.rules.deliveries, _ = b.authorizer.(hooks.DeliveryAuthorizer)
+	b.rules.shows, b.rules.narrow = b.cfg().DeliveryInterceptor, make(chan struct{}, 1)
 }
 
 // followRules has the Authorizer tell of changes until b.rules.stop is called.

@@ -42,6 +42,7 @@ type connExtra struct {
 // sessionExtra is what few Sessions have. Guarded by the mu of the Session.
 type sessionExtra struct {
 	reads *readings // kept decisions about deliveries; nil: none
+	shows *answers  // what a hook has made of messages that are about to be sent; nil: none
 	drops Drops     // since the Session began, or the Broker
 	round round     // of a client for which messages wait
 	// The Topic Filters that the client wrote and a hook has replaced; nil: none

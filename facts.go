@@ -20,7 +20,7 @@ type Traffic struct {
 }
 
 // dropReasons is how many values hooks.DropReason has, with that of none.
-const dropReasons = hooks.DropOverRate + 1
+const dropReasons = hooks.DropIntercepted + 1
 
 // Drops counts messages that were dropped, by reason. The zero value has none.
 type Drops struct{ by [dropReasons]uint64 }

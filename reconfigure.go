@@ -44,8 +44,8 @@ type configuration struct {
 // their names.
 //
 // Not looked at, since functions cannot be compared: Authenticator, Authorizer, ConnContext,
-// EnhancedAuth, Interceptor, Logger, Observer, Store, SubscribeInterceptor. They stay, and may be
-// nil in cfg.
+// DeliveryInterceptor, EnhancedAuth, Interceptor, Logger, Observer, Store, SubscribeInterceptor.
+// They stay, and may be nil in cfg.
 //
 // The error says what makes no sense in cfg. Then nothing has changed. Reconfigure does not block.
 // It returns ErrBrokerClosed after Shutdown or Close.
@@ -89,8 +89,8 @@ func (b *Broker) Reconfigure(cfg Config) (kept []string, err error) {
 // The fields of Config that Reconfigure leaves as they are.
 var (
 	unseen = []string{
-		"Authenticator", "Authorizer", "ConnContext", "EnhancedAuth", "Interceptor", "Logger",
-		"Observer", "Store", "SubscribeInterceptor",
+		"Authenticator", "Authorizer", "ConnContext", "DeliveryInterceptor", "EnhancedAuth",
+		"Interceptor", "Logger", "Observer", "Store", "SubscribeInterceptor",
 	}
 	fixed = []string{
 		"DisableRetain", "DisableShared", "DisableSubscriptionIDs", "DisableWildcards",

@@ -299,7 +299,7 @@ func (b *Broker) walk(s *session, piece int) (looked, sent int) {
 	}
 	var unknown []string
 	s.mu.Lock()
-	for looked < piece && len(unknown) == 0 {
+	for looked < piece && len(unknown) == 0 && !s.showing() {
 		c := s.conn
 		cur := s.walkableLocked(c)
 		if cur == nil {
@@ -318,7 +318,9 @@ func (b *Broker) walk(s *session, piece int) (looked, sent int) {
 		sent += n
 	}
 	c := s.conn
-	if s.walking = len(unknown) > 0; s.walking {
+	if s.walking = len(unknown) > 0; !s.walking && s.showing() {
+		s.walking, s.extra.shows.walks = true, true
+	} else if s.walking {
 		// a decision may take long: no worker waits for it
 		over := func() { s.walking = false }
 		b.writers.Go(func() { b.askAndFlush(s, over, unknown...) }) // Close waits for it
@@ -358,6 +360,20 @@ func (s *session) sendFoundLocked(c *conn, cur *retained.Cursor, f *retained.Fou
 				return sent, unknown
 			}
 			if !may {
+				continue
+			}
+		}
+		if s.b.rules.shows != nil {
+			as, known := s.shown(m)
+			if !known {
+				s.advanceLocked(cur, strings.Clone(m.Topic))
+				f.Messages = f.Messages[i:]
+				s.askShowsLocked(c, s.foundMessagesLocked(cur, f, now))
+				return sent, nil
+			}
+			if as == nil {
+				s.takeShown(m)
+				s.dropped(&m.Message, hooks.DropIntercepted)
 				continue
 			}
 		}

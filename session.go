@@ -114,14 +114,14 @@ func (s *session) deliver(t *turn, o *outgoing, to *target, eager eagerness) boo
 		// [MQTT-3.14.4-1]
 		c = nil
 	}
-	undecided := false
+	undecided := s.b.rules.shows != nil
 	if s.b.rules.deliveries != nil && c != nil {
 		may, known := s.reading(string(o.pub.Topic))
 		if known && !may {
 			s.missed(o, qos, hooks.DropNotAuthorized)
 			return false
 		}
-		undecided = !known // it takes the way through the queue
+		undecided = undecided || !known // it takes the way through the queue
 	}
 	switch {
 	case c == nil && s.local == nil && qos == packets.QoS0 &&
@@ -270,6 +270,9 @@ func (s *session) pump(c *conn, now time.Time) {
 		if s.b.rules.deliveries != nil && !s.permitNext() {
 			return // until askAndFlush has asked
 		}
+		if s.b.rules.shows != nil && !s.showNext(c) {
+			return // until askShows has asked
+		}
 		if d := s.out.again(); d != nil {
 			s.repeat(c, d, now)
 			continue
@@ -300,7 +303,7 @@ func (s *session) repeat(c *conn, d *delivery, now time.Time) {
 		c.hold(at, s.undecided(c), link.Durable, d.id)
 		return
 	}
-	if !c.appendMessage(d.msg, wire{qos: d.qos, dup: true, retain: d.retain, id: d.id,
+	if !c.appendMessage(s.takeShown(d.msg), wire{qos: d.qos, dup: true, retain: d.retain, id: d.id,
 		ids: d.ids()}, now) {
 		s.discardLocked(d, hooks.DropTooLarge)
 		s.out.finish(d)
@@ -319,8 +322,8 @@ func (s *session) sendQueued(c *conn, d delivery, now time.Time) {
 		s.discardLocked(&d, hooks.DropExpired)
 		return
 	}
-	w := wire{qos: d.qos, retain: d.retain, ids: d.ids()}
-	if c.tooLarge(d.msg, w) {
+	w, shown := wire{qos: d.qos, retain: d.retain, ids: d.ids()}, s.takeShown(d.msg)
+	if c.tooLarge(shown, w) {
 		s.discardLocked(&d, hooks.DropTooLarge)
 		return
 	}
@@ -340,7 +343,7 @@ func (s *session) sendQueued(c *conn, d delivery, now time.Time) {
 		d.settleArrived()
 	}
 	at := c.out.End()
-	c.appendMessage(d.msg, w, now)
+	c.appendMessage(shown, w, now)
 	if w.id != 0 {
 		c.holdSent(nil, store.Sent{Seq: d.seq, ID: w.id}, at, d.strict())
 	}
@@ -417,6 +420,7 @@ func (s *session) resume(c *conn) {
 	s.conn, s.client = c, c.client
 	s.gen++
 	s.forgetReadingsLocked()
+	s.forgetShowsLocked()
 	s.out.begin(int(min(c.window, firstWindow)))
 	if s.extra != nil {
 		s.extra.round, s.extra.stuck = round{}, stuck{}
@@ -435,6 +439,7 @@ func (s *session) leave(now time.Time) (w *will, stays bool) {
 		s.conn = nil
 	}
 	s.forgetReadingsLocked()
+	s.forgetShowsLocked()
 	if s.expiry == 0 {
 		return nil, false
 	}
@@ -487,6 +492,7 @@ func (s *session) endState() (w *will, shared []delivery) {
 		s.withdrawMessagesLocked()
 	}
 	s.forgetReadingsLocked()
+	s.forgetShowsLocked()
 	s.will.readerIsDone()
 	w, s.will = s.will, nil
 	collect := func(d *delivery) {

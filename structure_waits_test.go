@@ -19,7 +19,8 @@ import (
 var waitingMethods = map[string]bool{
 	"Wait": true, "Do": true, "Sleep": true, "Accept": true,
 	"Authenticate": true, "Authorize": true, "AuthorizeDelivery": true, "Intercept": true,
-	"OnReload": true, "Stable": true, "Commit": true, "Checkpoint": true,
+	"InterceptDelivery": true,
+	"OnReload":          true, "Stable": true, "Commit": true, "Checkpoint": true,
 }
 
 func TestEveryWaitIsMarkedForTheBuildThatChecksLocks(t *testing.T) {

@@ -116,8 +116,8 @@ const (
 	CauseDroppedSlow
 	// CauseDroppedMemory: the broker was at its memory limit.
 	CauseDroppedMemory
-	// CauseDroppedNotAuthorized: the Authorizer refused the delivery, or the subscription was taken
-	// away.
+	// CauseDroppedNotAuthorized: the Authorizer refused the delivery, a DeliveryInterceptor dropped
+	// it, or the subscription was taken away.
 	CauseDroppedNotAuthorized
 	// CauseDroppedRefused: the client refused it with its PUBACK or PUBREC.
 	CauseDroppedRefused

@@ -356,7 +356,7 @@ type AuthorizerFunc func(ctx context.Context, r *AccessRequest) error
 func (f AuthorizerFunc) Authorize(ctx context.Context, r *AccessRequest) error { return f(ctx, r) }
 
 // ErrDrop is the error of an Interceptor that drops a message silently: the publisher gets the
-// acknowledgement of success.
+// acknowledgement of success. From a DeliveryInterceptor it drops the message for one client.
 var ErrDrop = errors.New("hooks: message dropped")
 
 // An Interceptor sees each Application Message, Wills included, before it is routed or retained. It
@@ -396,6 +396,39 @@ type SubscribeInterceptorFunc func(ctx context.Context, c *Client,
 func (f SubscribeInterceptorFunc) InterceptSubscribe(ctx context.Context, c *Client,
 	s *packets.Subscription) (*packets.Subscription, error) {
 	return f(ctx, c, s)
+}
+
+// A DeliveryInterceptor sees each Application Message before it is sent to a client: live, queued
+// and retained messages, Wills, and messages that are sent again. It returns m, another message in
+// its place, or an error. An error drops the message for this client alone, with DropIntercepted;
+// any error other than [ErrDrop] is logged. The returned message must have the Topic, QoS and
+// Retain of m: only its Payload and Properties may differ. It must not have a Topic Alias or
+// Subscription Identifier. What is left of the Message Expiry Interval is that of m.
+//
+// The interceptor must not modify m, which all receivers share. The broker keeps what it returns.
+// The topic includes the mount point.
+//
+// The broker calls it on a goroutine of its own, for one client one call after the other. So a slow
+// interceptor holds up only what waits for this client, in its queue and within the limits of the
+// queue. The context ends with the connection; then the broker throws away what the call returns,
+// and asks again on the next connection. A message at QoS 1 or 2 may therefore be seen several
+// times. A panic drops the message.
+//
+// It is not called for the program's own Subscriptions. A bridge is one.
+//
+// It cannot wait for Close or Shutdown of the broker: see the package.
+type DeliveryInterceptor interface {
+	InterceptDelivery(ctx context.Context, c *Client, m *packets.Message) (*packets.Message, error)
+}
+
+// DeliveryInterceptorFunc makes a function a DeliveryInterceptor.
+type DeliveryInterceptorFunc func(ctx context.Context, c *Client,
+	m *packets.Message) (*packets.Message, error)
+
+// InterceptDelivery calls f.
+func (f DeliveryInterceptorFunc) InterceptDelivery(ctx context.Context, c *Client,
+	m *packets.Message) (*packets.Message, error) {
+	return f(ctx, c, m)
 }
 
 // InterceptorFunc makes a function an Interceptor.

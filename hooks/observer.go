@@ -22,10 +22,13 @@ const (
 	DropMemory
 	// DropOverRate: its publisher exceeded PublishRate or PublishBytes. The broker refused it.
 	DropOverRate
+	// DropIntercepted: a DeliveryInterceptor dropped it for this client.
+	DropIntercepted
 )
 
 var dropNames = [...]string{"", "queue full", "slow client", "too large", "expired",
-	"session ended", "refused", "not authorized", "out of memory", "over the rate"}
+	"session ended", "refused", "not authorized", "out of memory", "over the rate",
+	"dropped by a hook"}
 
 // DropReasons returns all reasons, in ascending order.
 func DropReasons() (all []DropReason) {

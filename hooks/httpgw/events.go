@@ -64,9 +64,26 @@ func (x *reader) may() bool {
 	return x.allowed(x.ctx) == nil
 }
 
-// gets says whether the visitor gets the messages of a topic.
-func (x *reader) gets(topic string) bool {
-	return x.h.b.MayReceive(x.ctx, x.v.client, &x.v.grant, topic) == nil
+// gets returns what the visitor gets of an event that readers share: e, or an event of its own if a
+// hook changes it, or nil.
+func (x *reader) gets(e *kept) *kept {
+	if x.h.b.MayReceive(x.ctx, x.v.client, &x.v.grant, e.topic) != nil {
+		return nil
+	}
+	if x.h.b.DeliveryInterceptor() == nil {
+		return e
+	}
+	var seen event
+	if err := json.Unmarshal(e.data, &seen); err != nil {
+		panic("BUG: " + err.Error()) // encode made it
+	}
+	mount := x.v.grant.MountPoint
+	m, err := x.h.shown(x.ctx, x.v, seen.message(mount))
+	if err != nil {
+		return nil
+	}
+	seen = newEvent(m, mount)
+	return &kept{number: e.number, topic: e.topic, data: seen.encode()}
 }
 
 // aliveEvery is how often a stream without events says that it is there.
@@ -128,11 +145,11 @@ func (x *reader) send(out *patient, b batch) (err error) {
 		if err != nil {
 			return err
 		}
-		if !x.gets(e.topic) {
+		if e = x.gets(e); e == nil {
 			continue
 		}
 		if _, err = fmt.Fprintf(out, "id: %s\ndata: ", x.feed.id(e.number+1)); err == nil {
-			_, err = out.Write(e.data) // which all readers share
+			_, err = out.Write(e.data)
 		}
 		if err == nil {
 			_, err = io.WriteString(out, "\n\n")
@@ -225,9 +242,11 @@ func (x *reader) collect(a *pollAnswer, b batch) {
 	a.Lost += b.lost
 	var others []*kept
 	for _, e := range b.events {
-		if x.gets(e.topic) {
-			a.events = append(a.events, e)
-		} else {
+		got := x.gets(e)
+		if got != nil {
+			a.events = append(a.events, got)
+		}
+		if got != e {
 			others = append(others, e)
 		}
 	}

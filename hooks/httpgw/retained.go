@@ -1,6 +1,7 @@
 package httpgw
 
 import (
+	"context"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -42,6 +43,36 @@ func newEvent(m *dunlin.Message, mount string) event {
 	return e
 }
 
+// message returns the message of an event, as far as an event has it.
+func (e *event) message(mount string) *dunlin.Message {
+	m := &dunlin.Message{Topic: mount + e.Topic, Payload: e.Payload, QoS: packets.QoS(e.QoS),
+		Retain: e.Retain}
+	if e.ContentType != "" {
+		m.SetContentType(e.ContentType)
+	}
+	if e.ResponseTopic != "" {
+		m.SetResponseTopic(e.ResponseTopic)
+	}
+	if e.Correlation != nil {
+		m.SetCorrelationData(e.Correlation)
+	}
+	for _, x := range e.User {
+		m.AddUser(x[0], x[1])
+	}
+	return m
+}
+
+// shown returns what a visitor gets of a message, or why it gets nothing.
+func (h *Handler) shown(
+	ctx context.Context, v *visitor, m *dunlin.Message,
+) (*dunlin.Message, error) {
+	x := h.b.DeliveryInterceptor()
+	if x == nil {
+		return m, nil
+	}
+	return x.InterceptDelivery(ctx, v.client, m)
+}
+
 // encode returns the JSON of an event.
 func (e *event) encode() []byte {
 	b, err := json.Marshal(e)
@@ -68,6 +99,9 @@ func (h *Handler) retained(w http.ResponseWriter, r *http.Request, v *visitor) {
 		return
 	}
 	for m := range h.b.Retained(v.grant.MountPoint + topic) {
+		if m, err = h.shown(r.Context(), v, m); err != nil {
+			break
+		}
 		held := sending{h: h, v: v}
 		defer held.free()
 		if err := held.reserve(len(m.Payload)); err != nil {
@@ -122,6 +156,10 @@ func (h *Handler) subtree(w http.ResponseWriter, r *http.Request, v *visitor) {
 	for _, m := range h.b.RetainedFrom(mount+filter, after) {
 		topic := strings.TrimPrefix(m.Topic, mount)
 		if h.b.MayReceive(r.Context(), v.client, &v.grant, topic) != nil {
+			continue
+		}
+		m, err := h.shown(r.Context(), v, m)
+		if err != nil {
 			continue
 		}
 		e := newEvent(m, mount)

@@ -386,6 +386,7 @@ var ofDrops = map[hooks.DropReason]hooks.Cause{
 	hooks.DropRefused:       hooks.CauseDroppedRefused,
 	hooks.DropNotAuthorized: hooks.CauseDroppedNotAuthorized,
 	hooks.DropMemory:        hooks.CauseDroppedMemory,
+	hooks.DropIntercepted:   hooks.CauseDroppedNotAuthorized,
 }
 
 // dropped is about the last message of the topic that was lost.
