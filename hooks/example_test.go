@@ -3,6 +3,7 @@ package hooks_test
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"fmt"
 	"log"
 	"log/slog"
@@ -79,6 +80,45 @@ func ExampleSubscribeInterceptor() {
 	// another user's: filter replaced
 }
 
+// Guests read the temperature of a room, and not who is in it.
+func ExampleDeliveryInterceptor() {
+	redact := func(_ context.Context, c *hooks.Client, m *packets.Message) (
+		*packets.Message, error,
+	) {
+		if c.Username == "owner" {
+			return m, nil
+		}
+		var room struct{ Temperature float64 }
+		if err := json.Unmarshal(m.Payload, &room); err != nil {
+			return nil, err
+		}
+		out := *m // the copy shares what is not replaced
+		out.Payload = fmt.Appendf(nil, `{"temperature":%v}`, room.Temperature)
+		return &out, nil
+	}
+	b, err := dunlin.New(dunlin.Config{
+		Authenticator:       hooks.AllowAll,
+		DeliveryInterceptor: hooks.DeliveryInterceptorFunc(redact),
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer b.Close()
+	err = b.Publish(context.Background(), &dunlin.Message{Topic: "room/1", Retain: true,
+		Payload: []byte(`{"temperature":21.5,"people":["ann","joe"]}`)})
+	if err != nil {
+		log.Fatal(err)
+	}
+	got := answers(b,
+		&packets.Connect{Version: packets.V5, CleanStart: true, HasUsername: true, Username: "guest"},
+		&packets.Subscribe{PacketID: 1, Subscriptions: []packets.Subscription{{Filter: "room/+"}}},
+		nil,
+	)
+	fmt.Printf("%s\n", got[2].(*packets.Publish).Payload)
+	// Output:
+	// {"temperature":21.5}
+}
+
 // An Authenticator puts properties into the CONNACK, whether it accepts the client or refuses it.
 func ExampleGrant_connackProperties() {
 	b, err := dunlin.New(dunlin.Config{
@@ -126,12 +166,14 @@ func answers(b *dunlin.Broker, ps ...packets.Packet) (all []packets.Packet) {
 	r := packets.NewReader(nc, packets.Limits{})
 	r.SetVersion(packets.V5)
 	for _, p := range ps {
-		wire, err := p.Append(nil, packets.V5)
-		if err != nil {
-			log.Fatal(err)
-		}
-		if _, err := nc.Write(wire); err != nil {
-			log.Fatal(err)
+		if p != nil {
+			wire, err := p.Append(nil, packets.V5)
+			if err != nil {
+				log.Fatal(err)
+			}
+			if _, err := nc.Write(wire); err != nil {
+				log.Fatal(err)
+			}
 		}
 		answer, err := r.ReadPacket()
 		if err != nil {

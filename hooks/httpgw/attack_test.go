@@ -3,6 +3,7 @@ package httpgw
 import (
 	"bufio"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -139,6 +140,46 @@ func TestDeliveriesAreDecided(t *testing.T) {
 	require.Len(t, p.Events, 1)
 	_, text := d.do("ann", "GET", "/retained?filter=ann/%23", "")
 	require.NotContains(t, text, "secret")
+}
+
+// A DeliveryInterceptor changes what a reader gets, whichever way it reads.
+func TestDeliveriesAreIntercepted(t *testing.T) {
+	d := openWith(t, &opened{edit: func(c *dunlin.Config) {
+		c.DeliveryInterceptor = hooks.DeliveryInterceptorFunc(
+			func(_ context.Context, c *hooks.Client, m *dunlin.Message) (*dunlin.Message, error) {
+				if m.Topic == "ann/dropped" {
+					return nil, hooks.ErrDrop
+				}
+				out := *m
+				out.Payload = append([]byte("for "+c.Identity.Principal+": "), m.Payload...)
+				return &out, nil
+			})
+	}}, nil)
+	s := d.stream("ann/%23", "")
+	p := d.poll("ann", "ann/%23")
+	for _, topic := range []string{"ann/dropped", "ann/a"} {
+		a, text := d.ask(call{"ann", "POST", "/topics/" + topic + "?retain=1", "secret", [][2]string{
+			{contentType, "text/plain"}, {responseTopic, "ann/r"}, {correlation, "AP8="},
+			{userProperty, "a=1"},
+		}})
+		require.Equal(t, 200, a.StatusCode, text)
+	}
+	require.Equal(t, "for ann: secret", s.next(t))
+	p = d.poll("ann", "ann/%23&wait=60&after="+p.After)
+	require.Len(t, p.Events, 1)
+	require.Equal(t, "for ann: secret", string(p.Events[0].Payload))
+	e := p.Events[0]
+	e.Payload = nil
+	require.Equal(t, event{Topic: "ann/a", Retain: e.Retain, ContentType: "text/plain",
+		ResponseTopic: "ann/r", Correlation: []byte{0, 255}, User: [][2]string{{"a", "1"}}}, e,
+		"properties stay")
+	_, text := d.do("ann", "GET", "/retained?filter=ann/%23", "")
+	require.NotContains(t, text, "dropped")
+	require.Contains(t, text, base64.StdEncoding.EncodeToString([]byte("for ann: secret")))
+	_, text = d.do("ann", "GET", "/topics/ann/a", "")
+	require.Equal(t, "for ann: secret", text)
+	code, _ := d.do("ann", "GET", "/topics/ann/dropped", "")
+	require.Equal(t, 404, code)
 }
 
 // Failed logins count as those over MQTT, before the password is looked at, and those over MQTT
