@@ -270,8 +270,14 @@ func (s *session) pump(c *conn, now time.Time) {
 		if s.b.rules.deliveries != nil && !s.permitNext() {
 			return // until askAndFlush has asked
 		}
-		if s.b.rules.shows != nil && !s.showNext(c) {
-			return // until askShows has asked
+		if s.b.rules.shows != nil {
+			ready, dropped := s.showNext(c)
+			if !ready {
+				return // until askShows has asked
+			}
+			if dropped {
+				continue
+			}
 		}
 		if d := s.out.again(); d != nil {
 			s.repeat(c, d, now)

@@ -103,41 +103,40 @@ func (x *answers) count(mem *budget.Budget) {
 	mem.Recount(budget.Queued, &x.size, int(n))
 }
 
-// showNext, with s.mu held, sees to it that the interceptor has seen what pump sends next: what it
-// has dropped is taken out. It returns false if askShows has to ask first.
-func (s *session) showNext(c *conn) bool {
-	for {
-		again := s.out.next()
-		d := again
-		if again == nil {
-			d = s.out.queue.Front()
-		}
-		switch {
-		case d == nil || d.state == pubrelDue:
-			return true
-		case again != nil && s.out.used >= s.out.quota:
-			return true // pump does not send it now
-		case again == nil && d.qos > packets.QoS0 && !s.out.room():
-			return true // nor this
-		}
-		as, known := s.shown(d.msg)
-		switch {
-		case !known:
-			s.askShowsLocked(c, s.nextMessagesLocked())
-			return false
-		case as != nil:
-			return true
-		}
-		s.takeShown(d.msg)
-		if again == nil {
-			old := s.out.pop()
-			s.discardLocked(&old, hooks.DropIntercepted)
-			continue
-		}
-		s.dropped(&d.msg.Message, hooks.DropIntercepted)
-		d.settleLost(hooks.DropIntercepted)
-		s.dropMessage(d)
+// showNext, with s.mu held, sees to it that the interceptor has seen what pump sends next. It is
+// not ready if askShows has to ask first. If the interceptor has dropped the message, it is taken
+// out, and another one comes next.
+func (s *session) showNext(c *conn) (ready, dropped bool) {
+	again := s.out.next()
+	d := again
+	if again == nil {
+		d = s.out.queue.Front()
 	}
+	switch {
+	case d == nil || d.state == pubrelDue:
+		return true, false
+	case again != nil && s.out.used >= s.out.quota:
+		return true, false // pump does not send it now
+	case again == nil && d.qos > packets.QoS0 && !s.out.room():
+		return true, false // nor this
+	}
+	as, known := s.shown(d.msg)
+	switch {
+	case !known:
+		s.askShowsLocked(c, s.nextMessagesLocked())
+		return false, false
+	case as != nil:
+		return true, false
+	}
+	s.takeShown(d.msg)
+	if again == nil {
+		old := s.out.pop()
+		s.discardLocked(&old, hooks.DropIntercepted)
+		return true, true
+	}
+	s.dropped(&d.msg.Message, hooks.DropIntercepted)
+	s.dropMessage(d, hooks.DropIntercepted)
+	return true, true
 }
 
 // nextMessagesLocked returns the messages that pump is about to send. s.mu is held.

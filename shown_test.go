@@ -177,6 +177,40 @@ func TestAnInterceptorDropsForOneReader(t *testing.T) {
 	})
 }
 
+// lettersOnly refuses to deliver "secret".
+type lettersOnly struct{}
+
+func (lettersOnly) Authorize(context.Context, *hooks.AccessRequest) error { return nil }
+
+func (lettersOnly) AuthorizeDelivery(_ context.Context, r *hooks.AccessRequest) error {
+	if r.Topic == "secret" {
+		return packets.Errorf(packets.NotAuthorized, "no")
+	}
+	return nil
+}
+
+// What comes behind a message that the interceptor dropped is authorized as well.
+func TestADroppedMessageLetsNoForbiddenOneThrough(t *testing.T) {
+	hook := func(ctx context.Context, c *hooks.Client, m *Message) (*Message, error) {
+		time.Sleep(time.Second)
+		if m.Topic == "drop" {
+			return nil, hooks.ErrDrop
+		}
+		return signs(ctx, c, m)
+	}
+	withShows(t, hook, func(c *Config) { c.Authorizer = lettersOnly{} },
+		func(t *testing.T, b *Broker, l *listeners.Memory) {
+			ann, _ := newTestClient(t, dial(t, l), connect("ann"))
+			ann.subscribe("#", packets.QoS1)
+			for _, topic := range []string{"first", "drop", "secret", "last"} {
+				mustPublish(t, b, topic, topic, 1)
+			}
+			ann.next("ann gets first")
+			ann.next("ann gets last")
+			ann.nothing("that may come")
+		})
+}
+
 func TestASlowInterceptorHoldsUpItsReaderOnly(t *testing.T) {
 	var most, now atomic.Int32
 	hook := func(ctx context.Context, c *hooks.Client, m *Message) (*Message, error) {
