@@ -34,8 +34,9 @@ type rules struct {
 	stable     bool                      // the decision of a publish can be kept
 	deliveries hooks.DeliveryAuthorizer  // nil: no decision for each delivery
 	stop       func()                    // ends the calls of reloaded; nil: there are none
-	shows      hooks.DeliveryInterceptor // nil: messages go out as they were published
-	narrow     chan struct{}             // capacity 1: one call of shows at a time while memory is scarce
+	shows      hooks.DeliveryInterceptor // nil: messages go out as they are
+
+	narrow chan struct{} // capacity 1: one call of shows at a time while memory is scarce
 
 	epoch atomic.Uint64 // how often the rules have changed, and one
 

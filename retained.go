@@ -394,6 +394,18 @@ func (s *session) sendFoundLocked(c *conn, cur *retained.Cursor, f *retained.Fou
 	return sent, nil
 }
 
+// foundMessagesLocked returns those of the retained messages that were found for cur which its
+// client gets. s.mu is held.
+func (s *session) foundMessagesLocked(cur *retained.Cursor, f *retained.Found,
+	now time.Time) (list []*message) {
+	for _, m := range f.Messages {
+		if m = s.b.retained.Current(m, f.Version); s.wantsLocked(cur, m, now) {
+			list = append(list, m)
+		}
+	}
+	return list
+}
+
 // admits, with s.mu held, says whether the store has room for d, a retained message that it has to
 // know before c sends it. If it has not, c is flushed again when there may be room.
 func (s *session) admits(c *conn, d *delivery) bool {

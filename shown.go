@@ -9,7 +9,6 @@ import (
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/internal/budget"
 	"github.com/dunlin-mqtt/dunlin/internal/lock"
-	"github.com/dunlin-mqtt/dunlin/internal/retained"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -159,18 +158,6 @@ func (s *session) nextMessagesLocked() (list []*message) {
 		}
 		return room >= 0 && len(list) < maxShown
 	})
-	return list
-}
-
-// foundMessagesLocked returns those of the retained messages that were found for cur which its
-// client gets. s.mu is held.
-func (s *session) foundMessagesLocked(cur *retained.Cursor, f *retained.Found,
-	now time.Time) (list []*message) {
-	for _, m := range f.Messages {
-		if m = s.b.retained.Current(m, f.Version); s.wantsLocked(cur, m, now) {
-			list = append(list, m)
-		}
-	}
 	return list
 }
 
