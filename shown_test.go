@@ -16,7 +16,6 @@ import (
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/internal/budget"
-	"github.com/dunlin-mqtt/dunlin/listeners"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -27,24 +26,13 @@ func signs(_ context.Context, c *hooks.Client, m *Message) (*Message, error) {
 	return &out, nil
 }
 
-// withShows runs f with a Broker that has an interceptor of deliveries, in a bubble.
-func withShows(t *testing.T, x hooks.DeliveryInterceptorFunc, edit func(*Config),
-	f func(t *testing.T, b *Broker, l *listeners.Memory)) {
-	t.Helper()
-	inProcess(t, func(c *Config) {
-		c.DeliveryInterceptor = x
-		if edit != nil {
-			edit(c)
-		}
-	}, func(t *testing.T, b *Broker) {
-		l, stop := serveMemory(t, b)
-		defer stop()
-		f(t, b, l)
-	})
+// withShows is an edit of a Config that has an interceptor of deliveries.
+func withShows(x hooks.DeliveryInterceptorFunc) func(*Config) {
+	return func(c *Config) { c.DeliveryInterceptor = x }
 }
 
-// next wants a PUBLISH with a payload, and acknowledges it.
-func (c *testClient) next(payload string) *packets.Publish {
+// gets wants a PUBLISH with a payload, and acknowledges it.
+func (c *testClient) gets(payload string) *packets.Publish {
 	c.t.Helper()
 	p, ok := c.recv().(*packets.Publish)
 	require.True(c.t, ok, "PUBLISH")
@@ -61,7 +49,9 @@ func (c *testClient) next(payload string) *packets.Publish {
 }
 
 func TestEachReaderGetsItsOwnMessage(t *testing.T) {
-	withShows(t, signs, nil, func(t *testing.T, b *Broker, l *listeners.Memory) {
+	inProcess(t, withShows(signs), func(t *testing.T, b *Broker) {
+		l, stop := serveMemory(t, b)
+		defer stop()
 		sub := mustSubscribe(t, b, "#", nil)
 		var all []*testClient
 		for _, id := range []string{"ann", "bob"} {
@@ -77,7 +67,7 @@ func TestEachReaderGetsItsOwnMessage(t *testing.T) {
 			m.SetExpiry(time.Minute)
 			require.NoError(t, b.Publish(t.Context(), m))
 			for i, id := range []string{"ann", "bob"} {
-				p := all[i].next(fmt.Sprintf("%s gets %d", id, q))
+				p := all[i].gets(fmt.Sprintf("%s gets %d", id, q))
 				require.Equal(t, q, p.QoS)
 				n, _ := p.Properties.Uint(packets.MessageExpiryInterval)
 				require.EqualValues(t, 60, n, "properties travel")
@@ -86,8 +76,8 @@ func TestEachReaderGetsItsOwnMessage(t *testing.T) {
 			}
 		}
 		dies.close()
-		all[0].next("ann gets will")
-		all[1].next("bob gets will")
+		all[0].gets("ann gets will")
+		all[1].gets("bob gets will")
 		require.Equal(t, []string{"0", "1", "2", "will"}, unread(sub),
 			"the program's own Subscription gets what was published")
 		require.Zero(t, b.memory.Used()-usedBySessions(b), "nothing stays counted")
@@ -100,7 +90,9 @@ func usedBySessions(b *Broker) int64 {
 }
 
 func TestAnInterceptorChangesRetainedAndSharedMessages(t *testing.T) {
-	withShows(t, signs, nil, func(t *testing.T, b *Broker, l *listeners.Memory) {
+	inProcess(t, withShows(signs), func(t *testing.T, b *Broker) {
+		l, stop := serveMemory(t, b)
+		defer stop()
 		const n = 100
 		for i := range n {
 			require.NoError(t, b.Publish(t.Context(), &Message{Topic: fmt.Sprintf("r/%03d", i),
@@ -109,13 +101,13 @@ func TestAnInterceptorChangesRetainedAndSharedMessages(t *testing.T) {
 		ann, _ := newTestClient(t, dial(t, l), connect("ann"))
 		require.Equal(t, packets.QoS1, packets.QoS(ann.subscribe("r/#", packets.QoS1)))
 		for i := range n {
-			require.True(t, ann.next(fmt.Sprint("ann gets ", i)).Retain)
+			require.True(t, ann.gets(fmt.Sprint("ann gets ", i)).Retain)
 		}
 		ann.nothing("each retained message comes once")
 		bob, _ := newTestClient(t, dial(t, l), connect("bob"))
 		bob.subscribe("$share/g/s", packets.QoS1)
 		mustPublish(t, b, "s", "x", 1)
-		bob.next("bob gets x")
+		bob.gets("bob gets x")
 	})
 }
 
@@ -145,12 +137,15 @@ func TestAnInterceptorDropsForOneReader(t *testing.T) {
 		return signs(ctx, c, m)
 	}
 	var log syncBuffer
-	withShows(t, hook, func(c *Config) {
+	inProcess(t, func(c *Config) {
+		c.DeliveryInterceptor = hooks.DeliveryInterceptorFunc(hook)
 		c.Logger = slog.New(slog.NewTextHandler(&log, nil))
 		c.Observer = &hooks.Observer{Dropped: func(e hooks.Dropped) {
 			dropped.Store(string(e.Message.Payload), e.Client.ID+": "+e.Reason.String())
 		}}
-	}, func(t *testing.T, b *Broker, l *listeners.Memory) {
+	}, func(t *testing.T, b *Broker) {
+		l, stop := serveMemory(t, b)
+		defer stop()
 		ann, _ := newTestClient(t, dial(t, l), connect("ann"))
 		bob, _ := newTestClient(t, dial(t, l), connect("bob"))
 		for _, c := range []*testClient{ann, bob} {
@@ -161,14 +156,14 @@ func TestAnInterceptorDropsForOneReader(t *testing.T) {
 				"alias"} {
 				dropped.Clear()
 				mustPublish(t, b, "t", what, q)
-				ann.next(what)
+				ann.gets(what)
 				synctest.Wait()
 				v, _ := dropped.Load(what)
 				require.Equal(t, "bob: dropped by a hook", v, "%s at QoS %d", what, q)
 			}
 			mustPublish(t, b, "t", "x", q)
-			ann.next("x")
-			bob.next("bob gets x")
+			ann.gets("x")
+			bob.gets("bob gets x")
 		}
 		info, _ := b.Session("bob")
 		require.EqualValues(t, 21, info.Dropped.Of(hooks.DropIntercepted))
@@ -191,38 +186,48 @@ func (lettersOnly) AuthorizeDelivery(_ context.Context, r *hooks.AccessRequest) 
 
 // What comes behind a message that the interceptor dropped is authorized as well.
 func TestADroppedMessageLetsNoForbiddenOneThrough(t *testing.T) {
-	hook := func(ctx context.Context, c *hooks.Client, m *Message) (*Message, error) {
-		time.Sleep(time.Second)
-		if m.Topic == "drop" {
-			return nil, hooks.ErrDrop
-		}
-		return signs(ctx, c, m)
-	}
-	withShows(t, hook, func(c *Config) { c.Authorizer = lettersOnly{} },
-		func(t *testing.T, b *Broker, l *listeners.Memory) {
-			ann, _ := newTestClient(t, dial(t, l), connect("ann"))
-			ann.subscribe("#", packets.QoS1)
-			for _, topic := range []string{"first", "drop", "secret", "last"} {
-				mustPublish(t, b, topic, topic, 1)
+	inProcess(t, func(c *Config) {
+		c.Authorizer = lettersOnly{}
+		c.DeliveryInterceptor = hooks.DeliveryInterceptorFunc(func(
+			ctx context.Context, c *hooks.Client, m *Message,
+		) (*Message, error) {
+			time.Sleep(time.Second)
+			if m.Topic == "drop" {
+				return nil, hooks.ErrDrop
 			}
-			ann.next("ann gets first")
-			ann.next("ann gets last")
-			ann.nothing("that may come")
+			return signs(ctx, c, m)
 		})
+	}, func(t *testing.T, b *Broker) {
+		l, stop := serveMemory(t, b)
+		defer stop()
+		ann, _ := newTestClient(t, dial(t, l), connect("ann"))
+		ann.subscribe("#", packets.QoS1)
+		for _, topic := range []string{"first", "drop", "secret", "last"} {
+			mustPublish(t, b, topic, topic, 1)
+		}
+		ann.gets("ann gets first")
+		ann.gets("ann gets last")
+		ann.nothing("that may come")
+	})
 }
 
 func TestASlowInterceptorHoldsUpItsReaderOnly(t *testing.T) {
 	var most, now atomic.Int32
-	hook := func(ctx context.Context, c *hooks.Client, m *Message) (*Message, error) {
-		if c.ID == "slow" {
-			n := now.Add(1)
-			defer now.Add(-1)
-			most.Store(max(n, most.Load()))
-			time.Sleep(time.Second)
-		}
-		return signs(ctx, c, m)
-	}
-	withShows(t, hook, nil, func(t *testing.T, b *Broker, l *listeners.Memory) {
+	inProcess(t, func(c *Config) {
+		c.DeliveryInterceptor = hooks.DeliveryInterceptorFunc(func(
+			ctx context.Context, c *hooks.Client, m *Message,
+		) (*Message, error) {
+			if c.ID == "slow" {
+				n := now.Add(1)
+				defer now.Add(-1)
+				most.Store(max(n, most.Load()))
+				time.Sleep(time.Second)
+			}
+			return signs(ctx, c, m)
+		})
+	}, func(t *testing.T, b *Broker) {
+		l, stop := serveMemory(t, b)
+		defer stop()
 		slow, _ := newTestClient(t, dial(t, l), connect("slow"))
 		slow.subscribe("#", packets.QoS1)
 		quick, _ := newTestClient(t, dial(t, l), connect("quick"))
@@ -231,7 +236,7 @@ func TestASlowInterceptorHoldsUpItsReaderOnly(t *testing.T) {
 		began := time.Now()
 		for i := range 40 {
 			publisher.publish(fmt.Sprint("t/", i%2), fmt.Sprint(i), false)
-			quick.next(fmt.Sprint("quick gets ", i))
+			quick.gets(fmt.Sprint("quick gets ", i))
 		}
 		require.Zero(t, time.Since(began), "nobody waits for the hook of another client")
 		for i := range 40 {
@@ -292,53 +297,65 @@ func TestARedeliveredMessageIsInterceptedAgain(t *testing.T) {
 }
 
 func TestAReceiptSaysThatAnInterceptorDropped(t *testing.T) {
-	withReceipts(t, func(r *receipts) {
-		r.st.restart(func(c *Config) {
+	onStage(t, func(st *stage) {
+		var settled []string
+		st.restart(func(c *Config) {
 			c.DeliveryInterceptor = hooks.DeliveryInterceptorFunc(
 				func(context.Context, *hooks.Client, *Message) (*Message, error) {
 					return nil, hooks.ErrDrop
 				})
-			c.Observer = r.st.b.cfg().Observer
+			c.Observer = &hooks.Observer{Settled: func(e hooks.Settled) {
+				settled = append(settled, e.Receipt+": "+e.Reason.String())
+			}}
 		})
-		c := r.st.clean("c")
+		c := st.clean("c")
 		c.subscribe("#", packets.QoS2)
+		var want []string
 		for q := range packets.QoS(3) {
-			r.publish(tracked(fmt.Sprint(q), "t", q))
-			r.wants(fmt.Sprint(q, ": c dropped by a hook"))
+			name := fmt.Sprint(q)
+			require.NoError(st.t, st.b.Publish(context.Background(), tracked(name, "t", q)))
+			synctest.Wait()
+			want = append(want, name+": dropped by a hook")
 		}
+		require.Equal(st.t, want, settled)
 	})
 }
 
 func TestMessagesBecomeLargerOneByOneWhileMemoryIsScarce(t *testing.T) {
 	const limit, clients, size = 4 << 20, 40, 100 << 10
 	var most, now atomic.Int64
-	hook := func(_ context.Context, _ *hooks.Client, m *Message) (*Message, error) {
-		most.Store(max(now.Add(1), most.Load()))
-		defer now.Add(-1)
-		time.Sleep(time.Second)
-		out := *m
-		out.Payload = append([]byte("x"), m.Payload...)
-		return &out, nil
-	}
-	withShows(t, hook, func(c *Config) { c.MaxMemory = limit },
-		func(t *testing.T, b *Broker, l *listeners.Memory) {
-			var all []*testClient
-			for i := range clients {
-				c, _ := newTestClient(t, dial(t, l), connect(fmt.Sprint("c", i)))
-				c.subscribe("t", packets.QoS1)
-				all = append(all, c)
-			}
-			require.NoError(t, b.Publish(t.Context(),
-				&Message{Topic: "t", Payload: make([]byte, size), QoS: 1}))
-			synctest.Wait()
-			require.LessOrEqual(t, b.memory.Used(), int64(limit))
-			for _, c := range all {
-				c.nc.SetReadDeadline(time.Now().Add(time.Hour))
-				p, err := c.r.ReadPacket()
-				require.NoError(t, err)
-				require.Len(t, p.(*packets.Publish).Payload, size+1)
-			}
-			require.Less(t, most.Load(), int64(limit/size), "calls at a time")
-			require.Greater(t, most.Load(), int64(4), "but not one by one while there is room")
+	inProcess(t, func(c *Config) {
+		c.MaxMemory = limit
+		c.DeliveryInterceptor = hooks.DeliveryInterceptorFunc(func(
+			_ context.Context, _ *hooks.Client, m *Message,
+		) (*Message, error) {
+			most.Store(max(now.Add(1), most.Load()))
+			defer now.Add(-1)
+			time.Sleep(time.Second)
+			out := *m
+			out.Payload = append([]byte("x"), m.Payload...)
+			return &out, nil
 		})
+	}, func(t *testing.T, b *Broker) {
+		l, stop := serveMemory(t, b)
+		defer stop()
+		var all []*testClient
+		for i := range clients {
+			c, _ := newTestClient(t, dial(t, l), connect(fmt.Sprint("c", i)))
+			c.subscribe("t", packets.QoS1)
+			all = append(all, c)
+		}
+		require.NoError(t, b.Publish(t.Context(),
+			&Message{Topic: "t", Payload: make([]byte, size), QoS: 1}))
+		synctest.Wait()
+		require.LessOrEqual(t, b.memory.Used(), int64(limit))
+		for _, c := range all {
+			c.nc.SetReadDeadline(time.Now().Add(time.Hour))
+			p, err := c.r.ReadPacket()
+			require.NoError(t, err)
+			require.Len(t, p.(*packets.Publish).Payload, size+1)
+		}
+		require.Less(t, most.Load(), int64(limit/size), "calls at a time")
+		require.Greater(t, most.Load(), int64(4), "but not one by one while there is room")
+	})
 }
