@@ -252,8 +252,8 @@ func TestASlowInterceptorHoldsUpItsReaderOnly(t *testing.T) {
 }
 
 func TestARedeliveredMessageIsInterceptedAgain(t *testing.T) {
-	for _, crash := range []bool{false, true} {
-		t.Run(fmt.Sprint("crash ", crash), func(t *testing.T) {
+	for _, dies := range []bool{false, true} {
+		t.Run(fmt.Sprint("the process dies: ", dies), func(t *testing.T) {
 			onStage(t, func(st *stage) {
 				var hangs atomic.Bool
 				var times atomic.Int32
@@ -283,7 +283,7 @@ func TestARedeliveredMessageIsInterceptedAgain(t *testing.T) {
 				a.nc.Close()
 				synctest.Wait()
 				hangs.Store(false)
-				if crash {
+				if dies {
 					st.crash()
 				}
 				a = st.dial("a", packets.V5, false, 3600)
