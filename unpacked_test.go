@@ -69,14 +69,14 @@ func TestManySubscribesThatWaitStayWithinMaxMemory(t *testing.T) {
 	}
 }
 
-// Without limits a SUBSCRIBE may have more filters than an int32 counts bytes of. Its room is given
-// back all the same.
+// Without limits a SUBSCRIBE may take, with its buffer, more bytes than an int32 counts. Its room is
+// given back all the same.
 func TestTheRoomOfAHugeSubscribeIsGivenBack(t *testing.T) {
 	withRules(t, everything, func(c *Config) { c.MaxMemory = -1 }, func(r *guardRig) {
 		c := &conn{b: r.b, sess: new(session)}
 		turn := r.b.getTurn()
 		turn.read = link.NewBuffer(10)
-		require.NoError(t, c.unpacked(turn, math.MaxInt32+1))
+		require.NoError(t, c.unpacked(turn, math.MaxInt32))
 		require.Positive(t, r.b.reading.Used())
 		c.givePartial()
 		require.Zero(t, r.b.reading.Used())
