@@ -189,7 +189,7 @@ func (w *stuck) SetReadDeadline(time.Time) error  { return nil }
 func TestWhatStuckReadersHoldCounts(t *testing.T) {
 	const readers, size = 50, 1_000_000
 	for name, path := range map[string]string{
-		"long polls":         "/poll?filter=public/a",
+		"long polls":         "/poll?filter=public/a&wait=60",
 		"retained messages":  "/retained?filter=public/a",
 		"a retained message": "/topics/public/a",
 	} {
