@@ -78,7 +78,7 @@ func (t *turn) takeRoom(o *outgoing, r *route) error {
 		if err := t.refusing(); err != nil {
 			return err
 		}
-		if t.refused { // there is room again: what comes now is not known before that refusal is
+		if t.refused { // there is room again; the client learns of the refusal first
 			t.worker.HandOver()
 			t.end()
 		}

@@ -50,7 +50,7 @@ type turn struct {
 	route   route // for routing without a connection's cache
 	matches subs.Matches
 	asked   bool // what the members of shared subscriptions may get has been asked
-	refused bool // the store had no place for a message, and whoever sent it is told with the flush
+	refused bool // the store had no room for a message; the next flush tells the client
 	found   int  // how many subscriptions the last message matched, whether or not anybody took it
 	write   write
 

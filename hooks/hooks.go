@@ -414,7 +414,7 @@ func (f SubscribeInterceptorFunc) InterceptSubscribe(ctx context.Context, c *Cli
 // and asks again on the next connection. A message at QoS 1 or 2 may therefore be seen several
 // times. A panic drops the message.
 //
-// It is not called for the program's own Subscriptions. A bridge is one.
+// It is not called for the program's own Subscriptions, such as those of a bridge.
 //
 // It cannot wait for Close or Shutdown of the broker: see the package.
 type DeliveryInterceptor interface {

@@ -29,7 +29,7 @@ type Sim struct {
 	// Capacity is how many bytes there is room for; 0: no limit. Beyond it calls fail with an error
 	// that IsFull knows.
 	Capacity int64
-	// Block is of how many bytes each file takes a whole number; 0: of one.
+	// Block is the unit, in bytes, in which files take room; 0: one byte.
 	Block int64
 
 	mu      sync.Mutex // guards all below

@@ -218,10 +218,10 @@ func (s *Store) reserve(f disk.File, need int64, adds bool) (size int64, err err
 	return size, err
 }
 
-// pageSize is of how many bytes file systems give a file a whole number.
+// pageSize is the usual unit, in bytes, in which a file system gives room to a file.
 const pageSize = 4 << 10
 
-// manifestRoom is what the next manifest takes.
+// manifestRoom is how much room the next manifest takes, in bytes.
 func (s *Store) manifestRoom() int64 {
 	m := s.afterSealing()
 	n := int64(len(m.text())) + pageSize - 1
