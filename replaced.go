@@ -35,13 +35,13 @@ func (g *grant) asked(s *session) string {
 
 // noteWrittenLocked notes the filter that the client wrote for g, if g has another one, and what g
 // takes the place of. A filter that replaces others is noted as well if the client also wrote it.
-// The result says whether a note has changed.
-func (s *session) noteWrittenLocked(g *grant) (changed bool) {
+// It returns what the store has to be told together with the subscription of g.
+func (s *session) noteWrittenLocked(g *grant) (ops []store.Op) {
 	w, by := s.writtenLocked(), g.asked(s)
 	g.was, g.had = w.Get(g.wrote)
 	if g.had = g.had && g.was != by; g.had {
-		changed = true
-		s.forgetWrittenLocked(g.wrote, g.was)
+		w.Remove(g.wrote)
+		ops = append(ops, s.forgotten(g.wrote, g.was))
 	}
 	if !g.had && g.wrote != by && !w.Any(g.wrote) {
 		group, filter, _ := packets.SplitShared(g.wrote) // the broker has checked it
@@ -49,35 +49,26 @@ func (s *session) noteWrittenLocked(g *grant) (changed bool) {
 		g.was = g.wrote
 	}
 	if g.wrote != by && g.existed && !w.Any(by) {
-		s.putWrittenLocked(by, by)
-		changed = true
+		g.notedSelf = true
+		ops = append(ops, s.putWrittenLocked(by, by))
 	}
-	if g.wrote != by || w.Any(by) {
-		g.noted = s.putWrittenLocked(g.wrote, by)
+	if had, _ := w.Get(g.wrote); had != by && (g.wrote != by || w.Any(by)) {
+		g.noted = true
+		ops = append(ops, s.putWrittenLocked(g.wrote, by))
 	}
-	return changed || g.noted
+	return ops
 }
 
-// putWrittenLocked notes that wrote is replaced, and says whether that is new.
-func (s *session) putWrittenLocked(wrote, by string) bool {
-	w := s.makeWrittenLocked()
-	if was, had := w.Get(wrote); had && was == by {
-		return false
-	}
-	w.Put(wrote, by)
-	if s.stored != 0 {
-		s.b.journal.Add(&store.PutSubscription{Session: s.stored,
-			Subscription: packets.Subscription{Filter: written.Join(wrote, by)}})
-	}
-	return true
+// putWrittenLocked notes that wrote is replaced, and returns what the store is told of that.
+func (s *session) putWrittenLocked(wrote, by string) store.Op {
+	s.makeWrittenLocked().Put(wrote, by)
+	return &store.PutSubscription{Session: s.stored,
+		Subscription: packets.Subscription{Filter: written.Join(wrote, by)}}
 }
 
-func (s *session) forgetWrittenLocked(wrote, by string) {
-	s.writtenLocked().Remove(wrote)
-	if s.stored != 0 {
-		s.b.journal.Add(&store.DeleteSubscription{Session: s.stored,
-			Filter: written.Join(wrote, by)})
-	}
+// forgotten is what the store is told of a note that is not there any more.
+func (s *session) forgotten(wrote, by string) store.Op {
+	return &store.DeleteSubscription{Session: s.stored, Filter: written.Join(wrote, by)}
 }
 
 // filtersOf returns the Topic Filters of subs, and for each that a hook has replaced the one under
@@ -93,13 +84,87 @@ func filtersOf(p *packets.Subscribe, subs []packets.Subscription) []string {
 	return filters
 }
 
-// takeBackWrittenLocked undoes what noteWrittenLocked did for g, which could not be stored.
+// takeBackWrittenLocked undoes what noteWrittenLocked did for g. The store has taken nothing of it.
 func (s *session) takeBackWrittenLocked(g *grant) {
+	w := s.writtenLocked()
 	if g.noted {
-		s.forgetWrittenLocked(g.wrote, g.asked(s))
+		w.Remove(g.wrote)
+	}
+	if g.notedSelf {
+		w.Remove(g.asked(s))
 	}
 	if g.had {
-		s.putWrittenLocked(g.wrote, g.was)
+		w.Put(g.wrote, g.was)
 	}
-	g.had, g.plain, g.noted = false, false, false
+	g.had, g.plain, g.noted, g.notedSelf = false, false, false, false
+}
+
+// admitWrittenLocked says whether s may have another filter that a hook has replaced.
+func (s *session) admitWrittenLocked(g *grant) error {
+	if g.wrote == "" || g.wrote == g.asked(s) {
+		return nil
+	}
+	w := s.writtenLocked()
+	if _, had := w.Get(g.wrote); had {
+		return nil
+	}
+	if w.Len() >= s.b.cfg().MaxSubscriptions {
+		return packets.Errorf(packets.QuotaExceeded, "more than %d subscriptions",
+			s.b.cfg().MaxSubscriptions)
+	}
+	if !s.b.fitsOf(s.out.owner, int64(len(g.wrote)+len(g.filter)+writtenCost)) {
+		return errNoMemory
+	}
+	return nil
+}
+
+// writtenCost is more than a replaced filter takes in memory besides its text, also if a second
+// entry is needed for the filter that replaces it.
+const writtenCost = 1024
+
+// endReplaced ends the earlier subscriptions of c to the filters that it wrote for grants.
+func (c *conn) endReplaced(grants []grant) {
+	s, any := c.sess, false
+	for i := range grants {
+		if g := &grants[i]; g.had || g.plain {
+			s.mu.Lock()
+			if group, filter, err := packets.SplitShared(g.was); err == nil &&
+				!s.writtenLocked().Any(g.was) {
+				any = s.drop(group, s.mount+filter) || any
+			}
+			s.mu.Unlock()
+		}
+	}
+	if any && s.stored != 0 {
+		// if that fails the subscriptions are there again after a crash; no packet has said
+		// otherwise
+		_ = s.b.journal.Sync(s.b.ctx)
+	}
+}
+
+// unsubscribeWritten forgets a filter that the client wrote, and removes the subscription that it
+// got for that. It returns the filter of the subscription with the mount point, empty if another
+// filter of the client was replaced by it as well, and whether there was a subscription.
+func (s *session) unsubscribeWritten(wrote string) (removed string, found bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w, by := s.writtenLocked(), wrote
+	var ops []store.Op
+	if got, ok := w.Get(wrote); ok {
+		by = got
+		w.Remove(wrote)
+		s.countLocked()
+		ops = append(ops, s.forgotten(wrote, by))
+	}
+	group, filter, err := packets.SplitShared(by)
+	switch {
+	case ops != nil && w.Any(by): // another filter that the client wrote needs it
+		found = true
+	case err == nil && s.drop(group, s.mount+filter, ops...):
+		return packets.JoinShared(group, s.mount+filter), true
+	}
+	if s.stored != 0 && ops != nil {
+		s.b.journal.Add(ops...)
+	}
+	return "", found
 }

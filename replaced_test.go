@@ -373,3 +373,138 @@ func TestAReplacedFilterIsTakenBackIfTheStoreFails(t *testing.T) {
 		c.close()
 	})
 }
+
+// refusesAdditions is a store that is full: it takes what makes room.
+func refusesAdditions(ops []store.Op) error {
+	if store.Adds(ops) {
+		return store.ErrFull
+	}
+	return nil
+}
+
+// A full store takes operations that remove and refuses those that add. The note of the old filter
+// must not be removed while that of the new one is refused.
+func TestWhatAFullStoreRefusesOfAReplacedFilterIsThereAfterACrash(t *testing.T) {
+	for name, x := range map[string]struct {
+		first, then []string          // what the client writes before the store is full, and then
+		by          map[string]string // what the hook makes of it then
+		last        []string          // what the client writes when there is room again
+		want        map[string]string // wrote -> what it has at the end, a second crash later
+		left        []string          // what is left when each of first is unsubscribed but the last
+	}{
+		"another filter": {first: []string{"b", "a"}, then: []string{"a"},
+			by: map[string]string{"a": "y"}, want: map[string]string{"a": "x", "b": "x"},
+			left: []string{"x"}},
+		"another filter, twice": {first: []string{"b", "a"}, then: []string{"a", "a"},
+			by: map[string]string{"a": "y"}, want: map[string]string{"a": "x", "b": "x"},
+			left: []string{"x"}},
+		"no other filter any more": {first: []string{"b", "a"}, then: []string{"a"},
+			by: map[string]string{"a": "a"}, want: map[string]string{"a": "x", "b": "x"},
+			left: []string{"x"}},
+		"a filter that the client also wrote": {first: []string{"x"}, then: []string{"a"},
+			by: map[string]string{"a": "x"}, last: []string{"a"},
+			want: map[string]string{"a": "x"}, left: []string{"x"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			st := &faultStore{Store: new(memory.Store)}
+			by := map[string]string{"a": "x", "b": "x"}
+			with := func(c *Config) { c.Store, c.SubscribeInterceptor = st, replacing(by) }
+			withRules(t, everything, with, func(r *guardRig) {
+				c := r.connect(as("c", "u"))
+				for _, f := range x.first {
+					require.Equal(r.t, packets.GrantedQoS1, c.subscribe(f, 1))
+				}
+				maps.Copy(by, x.by)
+				st.mu.Lock()
+				st.before = refusesAdditions
+				st.mu.Unlock()
+				for _, f := range x.then {
+					require.True(r.t, c.subscribe(f, 1).Failed())
+				}
+				st.fail(nil)
+				time.Sleep(time.Minute) // the journal tries again
+				for _, f := range x.last {
+					require.Equal(r.t, packets.GrantedQoS1, c.subscribe(f, 1))
+				}
+				info, _ := r.b.Session("c")
+				require.Equal(r.t, x.want, info.Replaced, "in memory")
+				require.NoError(r.t, r.b.journal.Sync(t.Context()))
+				st = st.kill()
+			})
+			withRules(t, everything, with, func(r *guardRig) {
+				info, _ := r.b.Session("c")
+				require.Equal(r.t, x.want, info.Replaced, "after the crash")
+				c := r.connect(as("c", "u"))
+				require.Equal(r.t, packets.Success, c.unsubscribe("a"))
+				require.Equal(r.t, x.left, r.filters("c"))
+				c.close()
+			})
+		})
+	}
+}
+
+// The same filter twice in one SUBSCRIBE that the store refuses: the subscription is what it was.
+func TestARefusedSubscribeWithAFilterTwiceLeavesTheSubscription(t *testing.T) {
+	st := &faultStore{Store: new(memory.Store)}
+	by := map[string]string{"a": "x"}
+	with := func(c *Config) { c.Store, c.SubscribeInterceptor = st, replacing(by) }
+	withRules(t, everything, with, func(r *guardRig) {
+		c := r.connect(as("c", "u"))
+		require.Equal(r.t, packets.GrantedQoS2, c.subscribe("f", 2))
+		require.Equal(r.t, packets.GrantedQoS2, c.subscribe("a", 2))
+		by["a"] = "y"
+		st.mu.Lock()
+		st.before = refusesAdditions
+		st.mu.Unlock()
+		c.send(&packets.Subscribe{PacketID: 7, Subscriptions: []packets.Subscription{
+			{Filter: "f"}, {Filter: "f", QoS: 1}, {Filter: "a"}, {Filter: "a"}, {Filter: "x"}}})
+		for _, code := range c.recv().(*packets.Suback).Codes {
+			require.True(r.t, code.Failed())
+		}
+		info, _ := r.b.Session("c")
+		require.Equal(r.t, map[string]string{"a": "x"}, info.Replaced)
+		require.Equal(r.t, []string{"f", "x"}, r.filters("c"))
+		for _, s := range info.Subscriptions {
+			require.Equal(r.t, packets.QoS2, s.QoS, s.Filter)
+		}
+		c.close()
+	})
+}
+
+// What an UNSUBSCRIBE removes of many notes is more than one batch takes. A crash between two
+// batches must not leave the subscription without its notes: the client could not end it.
+func TestACrashDuringUnsubscribeLeavesNoSubscriptionWithoutItsNotes(t *testing.T) {
+	const notes = 600
+	st := &faultStore{Store: new(memory.Store)}
+	by := map[string]string{}
+	wrote := make([]string, notes)
+	for i := range wrote {
+		wrote[i] = strings.Repeat("w", 60_000) + string(rune('a'+i%26)) + string(rune('a'+i/26))
+		by[wrote[i]] = "x"
+	}
+	with := func(c *Config) { c.Store, c.SubscribeInterceptor = st, replacing(by) }
+	withRules(t, everything, with, func(r *guardRig) {
+		c := r.connect(as("c", "u"))
+		for _, f := range wrote {
+			require.Equal(r.t, packets.GrantedQoS1, c.subscribe(f, 1))
+		}
+		first := true
+		st.mu.Lock()
+		st.before = func(ops []store.Op) error {
+			if !first {
+				return errKilled
+			}
+			first = len(ops) == 0
+			return nil
+		}
+		st.mu.Unlock()
+		c.send(&packets.Unsubscribe{PacketID: 8, Filters: []string{"x"}})
+		time.Sleep(time.Second)
+		require.False(r.t, first)
+		c.nc.Close()
+		st = st.kill()
+	})
+	withRules(t, everything, with, func(r *guardRig) {
+		require.Empty(r.t, r.filters("c"))
+	})
+}

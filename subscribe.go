@@ -38,7 +38,12 @@ func (c *conn) onSubscribe(t *turn, p *packets.Subscribe) error {
 	subs, refused := c.interceptSubscribe(p)
 	down := c.roomFor(t, filtersOf(p, subs))
 	defer t.clear()
+	settled, seen := 0, c.seenFilters()
 	for i := range subs {
+		if seen.again(p.Subscriptions[i].Filter, subs[i].Filter) {
+			c.settleGrants(t, grants[settled:], refuse)
+			settled = len(grants)
+		}
 		err := cmp.Or(refused[i], down)
 		if err == nil {
 			var g grant
@@ -52,17 +57,48 @@ func (c *conn) onSubscribe(t *turn, p *packets.Subscribe) error {
 			refuse(i, err)
 		}
 	}
-	if c.sess.stored != 0 {
-		t.end() // the others need not wait
-		for i := range grants {
-			if err := c.b.journal.WaitAdded(c.b.ctx, grants[i].batch); err != nil {
-				c.sess.takeBackSubscription(&grants[i])
-				refuse(grants[i].at, err)
-			}
-		}
-	}
+	c.settleGrants(t, grants[settled:], refuse)
 	c.endReplaced(grants)
 	return c.reply(t, &ack)
+}
+
+// settleGrants waits until grants, of one SUBSCRIBE, are durable. It takes back those that are not, the
+// last one first, and tells refuse of them.
+func (c *conn) settleGrants(t *turn, grants []grant, refuse func(i int, err error)) {
+	if c.sess.stored == 0 {
+		return
+	}
+	t.end() // the others need not wait
+	for i := len(grants) - 1; i >= 0; i-- {
+		if err := c.b.journal.WaitAdded(c.b.ctx, grants[i].batch); err != nil {
+			c.sess.takeBackSubscription(&grants[i])
+			refuse(grants[i].at, err)
+		}
+	}
+}
+
+// seenFilters are the Topic Filters of a SUBSCRIBE for a Session that the Store knows. What may
+// have to be taken back of one filter must be decided before the next one changes the same
+// subscription. nil: nothing has to be taken back.
+type seenFilters map[string]struct{}
+
+func (c *conn) seenFilters() seenFilters {
+	if c.sess.stored == 0 {
+		return nil
+	}
+	return make(seenFilters)
+}
+
+// again notes the filter that the client wrote and the one that it gets, and says whether one of
+// them was noted before.
+func (f seenFilters) again(wrote, gets string) bool {
+	if f == nil {
+		return false
+	}
+	_, again := f[wrote]
+	_, other := f[gets]
+	f[wrote], f[gets] = struct{}{}, struct{}{}
+	return again || other
 }
 
 // available returns the Subscription Identifier, 0 if there is none. It is a Protocol Error for a
@@ -188,7 +224,8 @@ type grant struct {
 	// got for that before: with had by a hook, with plain because no hook replaced it
 	wrote, was string
 	had, plain bool
-	noted      bool // wrote was noted for this grant
+	// What was noted for this grant: wrote, and that the client also wrote the filter which it got
+	noted, notedSelf bool
 }
 
 // down returns why nothing can be added to the Session, nil if it can.
@@ -307,13 +344,16 @@ func (s *session) subscribe(c *conn, g *grant, o subs.Options) (err error) {
 	} else if cur := s.cursors.Of(filter); cur != nil && group == "" {
 		cur.QoS, cur.NoLocal, cur.ID = o.QoS, o.NoLocal, o.ID
 	}
-	if g.wrote != "" && s.noteWrittenLocked(g) {
-		s.countLocked()
+	var notes []store.Op
+	if g.wrote != "" {
+		if notes = s.noteWrittenLocked(g); len(notes) > 0 {
+			s.countLocked()
+		}
 	}
 	if s.stored != 0 {
-		g.batch = s.b.journal.Await(&store.PutSubscription{
+		g.batch = s.b.journal.AwaitWhole(append(notes, &store.PutSubscription{
 			Session: s.stored, ID: o.ID, Subscription: asWritten(group, filter, &o),
-		})
+		})...)
 	}
 	return nil
 }
@@ -334,16 +374,19 @@ func (s *session) unsubscribe(group, filter string) bool {
 	return s.drop(group, filter)
 }
 
-// drop is unsubscribe with s.mu held.
-func (s *session) drop(group, filter string) bool {
+// drop is unsubscribe with s.mu held. more is what the store is told with it.
+func (s *session) drop(group, filter string, more ...store.Op) bool {
 	if s.ended || s.num == 0 || !s.b.tree.Remove(s.num, group, filter) {
 		return false
 	}
 	s.weighLocked(group, filter, -1)
+	ops := append(make([]store.Op, 0, 8), &store.DeleteSubscription{Session: s.stored,
+		Filter: packets.JoinShared(group, filter)})
 	if w := s.writtenLocked(); w.Len() > 0 {
 		by := packets.JoinShared(group, filter[len(s.mount):])
 		for wrote := range w.Of(by) {
-			s.forgetWrittenLocked(wrote, by)
+			w.Remove(wrote)
+			ops = append(ops, s.forgotten(wrote, by))
 		}
 		s.countLocked()
 	}
@@ -351,8 +394,8 @@ func (s *session) drop(group, filter string) bool {
 		s.dropCursorLocked(filter)
 	}
 	if s.stored != 0 {
-		s.b.journal.Add(&store.DeleteSubscription{Session: s.stored,
-			Filter: packets.JoinShared(group, filter)})
+		// the subscription first: without its notes the client could not end it
+		s.b.journal.Add(append(ops, more...)...)
 	}
 	return true
 }

@@ -9,12 +9,16 @@ import (
 // This file is what adds operations one by one. Each is called with the lock of whoever changes, so
 // that the operations are in the order of the changes. None of them waits.
 
-// Add adds op, which nobody waits for, and returns the ticket.
-func (j *Journal) Add(op store.Op) uint64 {
+// Add adds operations to one batch, which nobody waits for, and returns the ticket. A full store
+// may take the first ones earlier than the last ones.
+func (j *Journal) Add(ops ...store.Op) uint64 {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	x := j.pending
-	j.putLocked(x, op)
+	for _, op := range ops {
+		j.appendLocked(x, op)
+	}
+	j.soonLocked(x)
 	return x.ticket
 }
 
@@ -25,6 +29,22 @@ func (j *Journal) Await(ops ...store.Op) *Batch {
 	x := j.pending
 	for _, op := range ops {
 		j.appendLocked(x, op)
+	}
+	x.wantLocked()
+	j.soonLocked(x)
+	return x
+}
+
+// AwaitWhole is Await for operations of which all are committed or none is, also those that follow.
+func (j *Journal) AwaitWhole(ops ...store.Op) *Batch {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	x := j.pending
+	for _, op := range ops {
+		j.appendLocked(x, op)
+		if !x.isAddition(op) {
+			x.tieLocked(op)
+		}
 	}
 	x.wantLocked()
 	j.soonLocked(x)

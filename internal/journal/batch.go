@@ -65,6 +65,14 @@ func (x *Batch) enlistLocked(w Waiting) {
 	}
 }
 
+// tieLocked makes op, which follows, a part of what x adds.
+func (x *Batch) tieLocked(op store.Op) {
+	if x.tied == nil {
+		x.tied = make(map[store.Op]bool)
+	}
+	x.tied[op] = true
+}
+
 // wantLocked makes a place to wait.
 func (x *Batch) wantLocked() {
 	x.urgent = true

@@ -116,10 +116,7 @@ func (w *Write) Tie(op store.Op) bool {
 	}
 	if op != nil {
 		j.putLocked(x, op)
-		if x.tied == nil {
-			x.tied = make(map[store.Op]bool)
-		}
-		x.tied[op] = true
+		x.tieLocked(op)
 	}
 	j.leadsLocked(x)
 	x.urgent = true
