@@ -176,7 +176,12 @@ func (g giver) Next() uint64 {
 }
 
 // Add is that of given.Handler.
-func (g giver) Add(ops ...store.Op) *journal.Batch { return g.b.journal.Await(ops...) }
+func (g giver) Add(ops ...store.Op) *journal.Batch {
+	if store.Adds(ops) {
+		return g.b.journal.AwaitWhole(ops...)
+	}
+	return g.b.journal.Await(ops...)
+}
 
 // Keys is that of given.Handler.
 func (g giver) Keys(s *session) []given.Key {

@@ -132,6 +132,86 @@ func TestAResumeThatIsRefusedChangesNoGrant(t *testing.T) {
 	})
 }
 
+// The store is full, and the process ends before the client comes again: the Session has what the
+// last Grant brought that was durable, and nothing else.
+func TestACrashAfterARefusedResumeLeavesTheGrantOfBefore(t *testing.T) {
+	for name, grant := range map[string][]hooks.Subscription{
+		"another":          {served("b", 1)},
+		"one more":         {served("a", 1), served("b", 1)},
+		"more, and less":   {served("b", 1), served("c", 1)},
+		"of a higher QoS":  {served("a", 2)},
+		"one, twice asked": {served("b", 1), served("b", 1)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			onStage(t, func(st *stage) {
+				grants := map[string][]hooks.Subscription{"s": {served("a", 1)}}
+				st.cfg.Authenticator = users(grants)
+				st.restart(func(*Config) {})
+				p, _ := st.comes("s", "u", packets.V5)
+				p.goes()
+				before := grants["s"]
+				for range 2 { // the second time what was loaded
+					grants["s"] = grant
+					st.fullFor("no room for what adds")
+					p = st.dial("s", packets.V5, false, 3600, named("u"))
+					for _, x := range p.got() {
+						a, ok := x.(*packets.Connack)
+						require.False(st.t, ok && a.Code == packets.Success)
+					}
+					p.goes()
+					st.roomAgain()
+					st.crash()
+					grants["s"] = nil // what there is stays
+					info, _ := st.b.Session("s")
+					require.Equal(st.t, []packets.Subscription{before[0].Subscription}, info.Given)
+					st.publish("a", "1")
+					st.publish("b", "2")
+					p, got := st.comes("s", "u", packets.V5)
+					require.Equal(st.t, []string{"1"}, got)
+					p.goes()
+				}
+			})
+		})
+	}
+}
+
+// A Grant that only takes away needs no room: the client gets in while the store is full, and what
+// was taken away stays so.
+func TestAGrantThatTakesAwayNeedsNoRoom(t *testing.T) {
+	for name, full := range map[string]func(op store.Op) bool{
+		"no room for what adds": func(op store.Op) bool { return store.Adds([]store.Op{op}) },
+		"no room for anything":  fullKinds["no room for anything"],
+	} {
+		t.Run(name, func(t *testing.T) {
+			onStage(t, func(st *stage) {
+				grants := map[string][]hooks.Subscription{"s": {served("a", 1), served("b", 1)}}
+				st.cfg.Authenticator = users(grants)
+				st.restart(func(*Config) {})
+				p, _ := st.comes("s", "u", packets.V5)
+				p.goes()
+				grants["s"] = []hooks.Subscription{served("a", 1)}
+				st.store.refuse(full)
+				require.Error(st.t, st.b.SubscribeClient(st.t.Context(), "x", served("x", 1)))
+				p = st.dial("s", packets.V5, false, 3600, named("u"))
+				accepted := false
+				for _, x := range p.got() {
+					a, ok := x.(*packets.Connack)
+					accepted = accepted || ok && a.Code == packets.Success
+				}
+				require.Equal(st.t, !full(&store.PutSession{}), accepted)
+				p.goes()
+				info, _ := st.b.Session("s")
+				require.Equal(st.t, []packets.Subscription{served("a", 1).Subscription}, info.Given)
+				st.roomAgain()
+				st.publish("b", "2")
+				st.publish("a", "1")
+				_, got := st.comes("s", "u", packets.V5)
+				require.Equal(st.t, []string{"1"}, got)
+			})
+		})
+	}
+}
+
 // Somebody who asks for what another call is just making, or ending, waits for that as well.
 func TestASecondCallWaitsForTheFirst(t *testing.T) {
 	onStage(t, func(st *stage) {

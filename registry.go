@@ -432,7 +432,11 @@ func (b *Broker) resumeLocked(t *turn, s *session, c *conn, a attachment) (takeo
 	}
 	s.expiry, s.will, s.quota = a.expiry, a.will, a.quota
 	s.resume(c)
-	a.granted = b.given.Resume(s, a.given)
+	if a.granted = b.given.Resume(s, a.given); a.granted == nil {
+		// The store takes away what a Grant takes away, even if it is full, and has not the room to
+		// put it back: that stays so if c is not accepted after all.
+		before.given = nil
+	}
 	c.number.Store(s.num)
 	a.connack.SessionPresent = true
 	if s.stored != 0 {
@@ -452,7 +456,8 @@ type before struct {
 	expiry uint32
 	will   *will
 	quota  queueLimits
-	given  []hooks.Subscription // what its last client had brought; nil: that has not changed
+	// What its last client had brought; nil: that has not changed, or is less now, and stays so
+	given []hooks.Subscription
 }
 
 // resuming, with s.mu held, says whether the connection of s wants to resume it, and is not

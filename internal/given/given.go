@@ -49,7 +49,7 @@ const (
 type record struct {
 	number uint64               // in the store; 0: it is not there
 	subs   []hooks.Subscription // in the order of their filters
-	// The store may not have all of it: what is put next is written as if it were new
+	// The store may have something else: with what is put next all of it is written
 	doubtful bool
 }
 
@@ -124,37 +124,48 @@ func (t *Table[M, B]) putLocked(k Key, l Lifetime, list []hooks.Subscription) (o
 	if len(list) == 0 {
 		return nil
 	}
-	r := t.of[k]
+	r, had := t.of[k], true
 	if r == nil {
-		r = new(record)
+		r, had = new(record), false
 		t.of[k] = r
 		if l == Lasting {
 			r.number = t.handler.Next()
 		}
-		r.doubtful = true
-	}
-	if r.doubtful && r.number != 0 {
-		ops = append(ops, r.put(k))
 	}
 	// in the order of the record: each is then appended, and set moves no other one
 	list = slices.SortedStableFunc(slices.Values(list), func(a, b hooks.Subscription) int {
 		return strings.Compare(a.Filter, b.Filter)
 	})
-	for _, s := range list {
-		if at, found := r.find(s.Filter); found && r.subs[at] == s && !r.doubtful {
+	for i := range list {
+		if at, found := r.find(list[i].Filter); found && r.subs[at] == list[i] {
 			continue
 		}
-		r.set(s)
-		if r.number != 0 {
-			op := &store.PutSubscription{Session: r.number, Subscription: s.Subscription}
-			if s.ClientMayRemove {
-				op.ID = removable
-			}
-			ops = append(ops, op)
+		r.set(list[i])
+		ops = append(ops, r.putSub(&list[i]))
+	}
+	switch {
+	case r.number == 0:
+		return nil
+	case !had:
+		return append([]store.Op{r.put(k)}, ops...)
+	case r.doubtful:
+		r.doubtful = false
+		// what the store may have, and what there is
+		ops = []store.Op{&store.DeleteSession{Session: r.number}, r.put(k)}
+		for i := range r.subs {
+			ops = append(ops, r.putSub(&r.subs[i]))
 		}
 	}
-	r.doubtful = false
 	return ops
+}
+
+// putSub is what the store is told of s, which is of r.
+func (r *record) putSub(s *hooks.Subscription) store.Op {
+	op := &store.PutSubscription{Session: r.number, Subscription: s.Subscription}
+	if s.ClientMayRemove {
+		op.ID = removable
+	}
+	return op
 }
 
 // Doubt notes that the store may not have taken what Resume has put for m: a Resume that follows
@@ -210,8 +221,9 @@ func (t *Table[M, B]) removeLocked(k Key, filters []string) (removed []string, o
 	return removed, []store.Op{&store.DeleteSession{Session: r.number}}
 }
 
-// Replace puts list in the place of what k has. It returns the filters of what k had and does not
-// have any more, and what to wait for.
+// Replace puts list in the place of what k has: the store takes all of that or nothing, unless it
+// only takes away. It returns the filters of what k had and does not have any more, and what to wait
+// for, which is zero if the store is only told of what k does not have any more.
 func (t *Table[M, B]) Replace(
 	k Key, l Lifetime, list []hooks.Subscription,
 ) (removed []string, wait B) {
@@ -231,6 +243,10 @@ func (t *Table[M, B]) Replace(
 		}
 		var more []store.Op
 		removed, more = t.removeLocked(k, old)
+		if len(ops) == 0 {
+			t.addLocked(more)
+			return removed, wait
+		}
 		ops = append(ops, more...)
 	}
 	return removed, t.addLocked(ops)
@@ -264,7 +280,7 @@ func (t *Table[M, B]) Get(k Key) []hooks.Subscription {
 }
 
 // Restore makes the subscription to filter of k what it was, nil for none, unless it is not what it
-// was put as any more. It is for what the store did not take.
+// was put as any more. It is for what the store did not take, nor anything put with it.
 func (t *Table[M, B]) Restore(k Key, put hooks.Subscription, was *hooks.Subscription) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -23,8 +23,9 @@ const (
 // A Handler does to Sessions and to the store what a Table decides.
 type Handler[M, B any] interface {
 	// Next returns a number for a new record in the store, 0 if there is no store. Add tells the
-	// store of changes, and returns what to wait for. Both are called with the lock of the Table
-	// held, so that the operations are in the order of the changes. The others are called without.
+	// store of changes, and returns what to wait for. If one of them adds, the store takes all of
+	// them or none. Both are called with the lock of the Table held, so that the operations are in
+	// the order of the changes. The others are called without.
 	Next() uint64
 	Add(ops ...store.Op) B
 	// Keys returns whom the subscriptions of m are for. The first is that of the Session itself.
@@ -79,8 +80,8 @@ func (t *Table[M, B]) Own(m M) []hooks.Subscription {
 }
 
 // Resume gives m, which a client resumes, the subscriptions of its CONNECT in the place of those
-// that an earlier one has brought. Nil: these stay. It returns what to wait for. The lock of m is
-// held.
+// that an earlier one has brought. Nil: these stay. It returns what to wait for, which is zero if
+// nothing was put. Then the store takes away even if it is full. The lock of m is held.
 func (t *Table[M, B]) Resume(m M, list []hooks.Subscription) (wait B) {
 	if list == nil {
 		return wait
