@@ -14,6 +14,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/dunlin-mqtt/dunlin/internal/subs"
 	"github.com/dunlin-mqtt/dunlin/packets"
+	"github.com/dunlin-mqtt/dunlin/store"
 )
 
 // This file is how long a decision of the Authorizer holds. That of a publish is kept by connection
@@ -532,4 +533,74 @@ func (b *Broker) soundSubscription(s *packets.Subscription, asked packets.QoS) e
 			*s)
 	}
 	return nil
+}
+
+// admitWrittenLocked says whether s may have another filter that a hook has replaced.
+func (s *session) admitWrittenLocked(g *grant) error {
+	if g.wrote == "" || g.wrote == g.asked(s) {
+		return nil
+	}
+	w := s.writtenLocked()
+	if _, had := w.Get(g.wrote); had {
+		return nil
+	}
+	if w.Len() >= s.b.cfg().MaxSubscriptions {
+		return packets.Errorf(packets.QuotaExceeded, "more than %d subscriptions",
+			s.b.cfg().MaxSubscriptions)
+	}
+	if !s.b.fitsOf(s.out.owner, int64(len(g.wrote)+len(g.filter)+writtenCost)) {
+		return errNoMemory
+	}
+	return nil
+}
+
+// writtenCost is more than a replaced filter takes in memory besides its text, also if a second
+// entry is needed for the filter that replaces it.
+const writtenCost = 1024
+
+// endReplaced ends the earlier subscriptions of c to the filters that it wrote for grants.
+func (c *conn) endReplaced(grants []grant) {
+	s, any := c.sess, false
+	for i := range grants {
+		if g := &grants[i]; g.had || g.plain {
+			s.mu.Lock()
+			if group, filter, err := packets.SplitShared(g.was); err == nil &&
+				!s.writtenLocked().Any(g.was) {
+				any = s.drop(group, s.mount+filter) || any
+			}
+			s.mu.Unlock()
+		}
+	}
+	if any && s.stored != 0 {
+		// if that fails the subscriptions are there again after a crash; no packet has said
+		// otherwise
+		_ = s.b.journal.Sync(s.b.ctx)
+	}
+}
+
+// unsubscribeWritten forgets a filter that the client wrote, and removes the subscription that it
+// got for that. It returns the filter of the subscription with the mount point, empty if another
+// filter of the client was replaced by it as well, and whether there was a subscription.
+func (s *session) unsubscribeWritten(wrote string) (removed string, found bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w, by := s.writtenLocked(), wrote
+	var ops []store.Op
+	if got, ok := w.Get(wrote); ok {
+		by = got
+		w.Remove(wrote)
+		s.countLocked()
+		ops = append(ops, s.forgotten(wrote, by))
+	}
+	group, filter, err := packets.SplitShared(by)
+	switch {
+	case ops != nil && w.Any(by): // another filter that the client wrote needs it
+		found = true
+	case err == nil && s.drop(group, s.mount+filter, ops...):
+		return packets.JoinShared(group, s.mount+filter), true
+	}
+	if s.stored != 0 && ops != nil {
+		s.b.journal.Add(ops...)
+	}
+	return "", found
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/journal"
 	"github.com/dunlin-mqtt/dunlin/internal/retained"
 	"github.com/dunlin-mqtt/dunlin/internal/subs"
+	"github.com/dunlin-mqtt/dunlin/internal/written"
 	"github.com/dunlin-mqtt/dunlin/packets"
 	"github.com/dunlin-mqtt/dunlin/store"
 )
@@ -38,9 +39,12 @@ func (c *conn) onSubscribe(t *turn, p *packets.Subscribe) error {
 	subs, refused := c.interceptSubscribe(p)
 	down := c.roomFor(t, filtersOf(p, subs))
 	defer t.clear()
-	settled, seen := 0, c.seenFilters()
+	settled, seen := 0, written.Seen(nil)
+	if c.sess.stored != 0 {
+		seen = make(written.Seen)
+	}
 	for i := range subs {
-		if seen.again(p.Subscriptions[i].Filter, subs[i].Filter) {
+		if seen.Again(p.Subscriptions[i].Filter, subs[i].Filter) {
 			c.settleGrants(t, grants[settled:], refuse)
 			settled = len(grants)
 		}
@@ -62,8 +66,8 @@ func (c *conn) onSubscribe(t *turn, p *packets.Subscribe) error {
 	return c.reply(t, &ack)
 }
 
-// settleGrants waits until grants, of one SUBSCRIBE, are durable. It takes back those that are not, the
-// last one first, and tells refuse of them.
+// settleGrants waits until grants, of one SUBSCRIBE, are durable. It takes back those that are not,
+// the last one first, and tells refuse of them.
 func (c *conn) settleGrants(t *turn, grants []grant, refuse func(i int, err error)) {
 	if c.sess.stored == 0 {
 		return
@@ -75,30 +79,6 @@ func (c *conn) settleGrants(t *turn, grants []grant, refuse func(i int, err erro
 			refuse(grants[i].at, err)
 		}
 	}
-}
-
-// seenFilters are the Topic Filters of a SUBSCRIBE for a Session that the Store knows. What may
-// have to be taken back of one filter must be decided before the next one changes the same
-// subscription. nil: nothing has to be taken back.
-type seenFilters map[string]struct{}
-
-func (c *conn) seenFilters() seenFilters {
-	if c.sess.stored == 0 {
-		return nil
-	}
-	return make(seenFilters)
-}
-
-// again notes the filter that the client wrote and the one that it gets, and says whether one of
-// them was noted before.
-func (f seenFilters) again(wrote, gets string) bool {
-	if f == nil {
-		return false
-	}
-	_, again := f[wrote]
-	_, other := f[gets]
-	f[wrote], f[gets] = struct{}{}, struct{}{}
-	return again || other
 }
 
 // available returns the Subscription Identifier, 0 if there is none. It is a Protocol Error for a

@@ -222,8 +222,8 @@ func (t *Table[M, B]) removeLocked(k Key, filters []string) (removed []string, o
 }
 
 // Replace puts list in the place of what k has: the store takes all of that or nothing, unless it
-// only takes away. It returns the filters of what k had and does not have any more, and what to wait
-// for, which is zero if the store is only told of what k does not have any more.
+// only takes away. It returns the filters of what k had and does not have any more, and what to
+// wait for, which is zero if the store is only told of what k does not have any more.
 func (t *Table[M, B]) Replace(
 	k Key, l Lifetime, list []hooks.Subscription,
 ) (removed []string, wait B) {

@@ -99,3 +99,20 @@ func Join(wrote, by string) string { return wrote + "\x00" + by }
 
 // Split is the inverse of Join. ok is false for any other filter.
 func Split(filter string) (wrote, by string, ok bool) { return strings.Cut(filter, "\x00") }
+
+// Seen are the Topic Filters of a SUBSCRIBE that a store may refuse. What may have to be taken back
+// of one filter must be decided before the next one changes the same subscription. The nil Seen
+// notes nothing: nothing has to be taken back.
+type Seen map[string]struct{}
+
+// Again notes the filter that the client wrote and the one that it gets, and says whether one of
+// them was noted before.
+func (f Seen) Again(wrote, gets string) bool {
+	if f == nil {
+		return false
+	}
+	_, again := f[wrote]
+	_, other := f[gets]
+	f[wrote], f[gets] = struct{}{}, struct{}{}
+	return again || other
+}
