@@ -291,3 +291,35 @@ func TestFilesAsPeopleHaveThemBesideMosquitto(t *testing.T) {
 		})
 	}
 }
+
+// A file in include_dir that allows anonymous clients does not mean the listener of another file.
+func TestIncludedFilesAsMosquitto(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, os.Mkdir(filepath.Join(dir, "d"), 0o700))
+	in := func(broker string) (name string, guarded, open string) {
+		guarded, open = freePort(t), freePort(t)
+		for file, text := range map[string]string{
+			"d/a.conf": "listener " + guarded + " 127.0.0.1\n",
+			"d/b.conf": "port " + open + "\nbind_address 127.0.0.1\nallow_anonymous true\n",
+			broker:     "per_listener_settings true\ninclude_dir " + dir + "/d\n",
+		} {
+			if os.Geteuid() == 0 && file == broker {
+				text = "user root\n" + text
+			}
+			require.NoError(t, os.WriteFile(filepath.Join(dir, file), []byte(text), 0o600))
+		}
+		return filepath.Join(dir, broker), "127.0.0.1:" + guarded, "127.0.0.1:" + open
+	}
+	compare := func(guarded, open string) {
+		nobody := login{"c", "-", "-"}
+		require.Nil(t, comesIn(t, dial(t, guarded), nobody))
+		require.NotNil(t, comesIn(t, dial(t, open), nobody))
+	}
+	name, guarded, open := in("theirs")
+	_, ok := runs(t, guarded, "-c", name)
+	require.True(t, ok)
+	compare(guarded, open)
+	name, guarded, open = in("ours")
+	start(t, "-config", name)
+	compare(guarded, open)
+}

@@ -114,7 +114,8 @@ type Known func(name string) (isSwitch, ok bool)
 // suggestions.
 func Read(file string, known Known, names []string) *Config {
 	c := new(Config)
-	p := &parser{Config: c, known: known, names: names, persist: new(persistence)}
+	p := &parser{Config: c, known: known, names: names, persist: new(persistence), main: file,
+		file: file}
 	lines, errs := readLines(file, known, true)
 	c.Errors = errs
 	for _, l := range lines {
@@ -127,14 +128,38 @@ func Read(file string, known Known, names []string) *Config {
 // A parser is what has been seen so far.
 type parser struct {
 	*Config
-	known   Known
-	names   []string
-	current *Listener   // the last of Listeners, nil before the first
-	before  *Listener   // the default listener: what was set before the first; nil: nothing
-	own     Security    // of before, where PerListener
-	secured *Line       // the first setting of Security
-	bridge  *Connection // the last; nil before the first
-	persist *persistence
+	known Known
+	names []string
+	position
+	main, file string    // the main file, and the one that is read
+	outer      position  // of the main file, while another one is read
+	before     *Listener // the default listener: what was set before the first; nil: nothing
+	own        Security  // of before, where PerListener
+	secured    *Line     // the first setting of Security
+	persist    *persistence
+}
+
+// A position is what settings are for now.
+type position struct {
+	current *Listener   // the last of the file, nil before the first
+	bridge  *Connection // the last of the file, nil before the first
+}
+
+// enter goes on in another file. As in Mosquitto, an included file knows nothing of the listeners
+// and connections that others began, and the main file then goes on where it was.
+func (p *parser) enter(file string) {
+	switch file {
+	case p.file:
+		return
+	case p.main:
+		p.position = p.outer
+	default:
+		if p.file == p.main {
+			p.outer = p.position
+		}
+		p.position = position{}
+	}
+	p.file = file
 }
 
 // persistence takes several options to be known.
@@ -152,6 +177,7 @@ func (p *parser) say(l Line, what string) { p.Said = append(p.Said, Said{l, what
 
 // line handles one line.
 func (p *parser) line(l Line) {
+	p.enter(l.File)
 	o, ok := find(l.Name)
 	if !ok {
 		if isSwitch, own := p.known(l.Name); own {

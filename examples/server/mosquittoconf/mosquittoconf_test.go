@@ -380,6 +380,34 @@ func TestAllErrorsAtOnce(t *testing.T) {
 	require.ErrorContains(t, c.Errors[0], "there is no connection line before it")
 }
 
+// An included file begins as if nothing stood before it, and the file that includes goes on where it
+// was: what one says about its listener changes no other.
+func TestAnIncludedFileHasListenersOfItsOwn(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "d", "a.conf"), "listener 1\n")
+	write(t, filepath.Join(dir, "d", "b.conf"), "allow_anonymous true\nlistener 2\nmax_qos 0\n")
+	main := write(t, filepath.Join(dir, "m"), "per_listener_settings true\nlistener 3\n"+
+		"include_dir "+filepath.Join(dir, "d")+"\nmax_qos 1\n")
+	c := Read(main, known, nil)
+	require.Empty(t, c.Errors)
+	at := map[int]*Listener{}
+	for _, x := range c.Listeners {
+		at[x.Port] = x
+	}
+	require.Len(t, at, 4, "those three, and the one at port 1883 that b.conf opens to anybody")
+	require.Nil(t, at[1].Security.AllowAnonymous, "b.conf does not mean the listener of a.conf")
+	require.Nil(t, at[1].MaxQoS)
+	require.True(t, *at[1883].Security.AllowAnonymous)
+	require.Equal(t, 0, *at[2].MaxQoS)
+	require.Equal(t, 1, *at[3].MaxQoS, "the main file goes on with its own listener")
+
+	write(t, filepath.Join(dir, "e", "a.conf"), "address 127.0.0.1\n")
+	c = Read(write(t, main, "connection x\naddress 127.0.0.1\ninclude_dir "+
+		filepath.Join(dir, "e")+"\ntopic # out\n"), known, nil)
+	require.Len(t, c.Errors, 1)
+	require.ErrorContains(t, c.Errors[0], filepath.Join(dir, "e", "a.conf")+":1: address: ")
+}
+
 func TestIncludeDir(t *testing.T) {
 	dir := t.TempDir()
 	for i, name := range []string{"00.conf", "01.conf", "A.conf", "a.conf", "B.conf", "b.conf"} {
