@@ -143,6 +143,16 @@ type gatekeeper struct {
 	reloads   reloads
 	passwords passwordFiles
 	rules     ruleFiles
+	failed    map[string]bool // names of files that could not be opened
+	errs      []error         // one for each of them
+	at        func(option, name string, err error) error
+}
+
+// fail remembers what is wrong with a file, once for all that name it.
+func (k *gatekeeper) fail(option, name string, err error) {
+	if !k.failed[name] {
+		k.failed[name], k.errs = true, append(k.errs, k.at(option, name, err))
+	}
 }
 
 type (
@@ -190,13 +200,15 @@ func (k *gatekeeper) openRules(name string) (hooks.Authorizer, error) {
 	return file, nil
 }
 
-// open makes a gate.
-func (k *gatekeeper) open(s security) (*gate, error) {
+// open makes a gate. What is wrong with its files is in errs then.
+func (k *gatekeeper) open(s security) *gate {
 	g := &gate{security: s, users: hooks.AuthenticatorFunc(refuseAll)}
-	if s.passwordFile != "" {
+	switch {
+	case s.passwordFile != "":
 		file, err := k.openPasswords(s.passwordFile)
 		if err != nil {
-			return nil, err
+			k.fail("password_file", s.passwordFile, err)
+			break
 		}
 		anonymous := auth.Anonymous(s.allowAnonymous)
 		g.users = hooks.AuthenticatorFunc(func(ctx context.Context, r *hooks.ConnectRequest) error {
@@ -207,16 +219,16 @@ func (k *gatekeeper) open(s security) (*gate, error) {
 			return file.Authenticate(ctx, r)
 		})
 		g.scram = file.SCRAM()
-	} else if s.allowAnonymous {
+	case s.allowAnonymous:
 		g.users = hooks.AllowAll
 	}
 	if s.aclFile != "" {
 		var err error
 		if g.rules, err = k.openRules(s.aclFile); err != nil {
-			return nil, err
+			k.fail("acl_file", s.aclFile, err)
 		}
 	}
-	return g, nil
+	return g
 }
 
 // check says what does not go together.

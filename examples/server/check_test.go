@@ -85,6 +85,47 @@ func TestCheckSaysAllErrors(t *testing.T) {
 	require.Contains(t, out, "error: -max-qos")
 }
 
+// What is wrong with files is said for all of them at once, each with the line that names it.
+func TestCheckSaysWhatIsWrongWithFiles(t *testing.T) {
+	s := newSite(t)
+	passwords := write(t, "passwords", "jane:$7$101$bad")
+	rules := write(t, "rules", "topic readwite a/#")
+	file := write(t, "c", "per_listener_settings true",
+		"listener 1", "allow_anonymous false", "password_file "+passwords, "acl_file "+rules,
+		"listener 2", "password_file "+passwords, "certfile /nowhere/cert", "keyfile "+s.key,
+		"listener 3", "protocol websockets", "http_dir /nowhere/pages", "password_file /nowhere/p",
+		"listener 4", "certfile "+s.cert, "keyfile "+s.clientCA, "allow_anonymous true")
+	out, err := checked(t, "-config", file)
+	require.EqualError(t, err, "6 errors", out)
+	for _, want := range []string{":7: password_file: auth: " + passwords + ":1: ",
+		":5: acl_file: acl: " + rules + ":1: ", ":13: password_file: auth: open /nowhere/p: ",
+		":6: listener: tlsfiles: open /nowhere/cert: ", ":10: listener: http_dir: stat /nowhere/",
+		":14: listener: tlsfiles: "} {
+		require.Contains(t, out, "error: "+file+want)
+	}
+	require.NotContains(t, out, "no errors")
+	_, err = parse([]string{"-config", file})
+	require.ErrorContains(t, err, ":14: listener: tlsfiles: ", "and the server does not start")
+	_, err = checked(t, "-max-qos", "7", "-versions", "9", "-password-file", "/nowhere/p")
+	require.EqualError(t, err, "3 errors")
+}
+
+func TestHelpNamesCommandsAndFlags(t *testing.T) {
+	for _, word := range []string{"-h", "help", "--help"} {
+		var out bytes.Buffer
+		err := command([]string{word}, nil, &out)
+		require.ErrorIs(t, err, flag.ErrHelp)
+		for _, want := range []string{"server check ", "server passwd ", "server health ",
+			"server top ", "server version ", "-password-file file"} {
+			require.Contains(t, out.String(), want, word)
+		}
+	}
+	var out bytes.Buffer
+	require.EqualError(t, command([]string{"-pasword-file", "x"}, nil, &out),
+		"flag provided but not defined: -pasword-file; server -h lists the flags")
+	require.Empty(t, out.String(), "the error is not lost among all flags")
+}
+
 func TestVersionAndHealth(t *testing.T) {
 	var out bytes.Buffer
 	require.NoError(t, command([]string{"version"}, nil, &out))

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"net"
+	"slices"
 	"strconv"
 
 	"github.com/dunlin-mqtt/dunlin/examples/server/mosquittoconf"
@@ -30,21 +32,18 @@ func parseAll(args []string) (*options, *mosquittoconf.Config, []error) {
 		return nil, nil, []error{err}
 	}
 	if o.config == "" {
-		if err := o.finish(fs); err != nil {
-			return nil, nil, []error{err}
-		}
-		return o, nil, nil
+		return o, nil, o.finish(fs)
 	}
 	conf := mosquittoconf.Read(o.config, known(fs), names(fs))
 	errs := conf.Errors
 	o, fs, err = parseFlags(args, func(o *options, fs *flag.FlagSet) {
 		errs = append(errs, o.take(conf, fs)...)
 	})
-	if err == nil && len(errs) == 0 {
-		err = o.finish(fs)
-	}
 	if err != nil {
 		errs = append(errs, err)
+	}
+	if len(errs) == 0 {
+		errs = o.finish(fs)
 	}
 	return o, conf, errs
 }
@@ -56,8 +55,11 @@ func parseFlags(args []string, first func(*options, *flag.FlagSet)) (
 	o = new(options)
 	fs = o.flags()
 	first(o, fs)
-	if err := fs.Parse(args); err != nil {
+	fs.SetOutput(io.Discard) // an error is returned, and run prints the flags
+	if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return nil, nil, err
+	} else if err != nil {
+		return nil, nil, fmt.Errorf("%w; server -h lists the flags", err)
 	}
 	if fs.NArg() > 0 {
 		return nil, nil, fmt.Errorf("unexpected argument %q; the commands are check, health, "+
@@ -96,7 +98,7 @@ func (o *options) take(conf *mosquittoconf.Config, fs *flag.FlagSet) (errs []err
 		}
 	}
 	s := &conf.Shared
-	o.perListener = conf.PerListener
+	o.said, o.perListener = conf.Said, conf.PerListener
 	o.access.security.noEmptyID, o.access.security.idPrefix = o.noEmptyID || s.NoEmptyClientID,
 		cmp.Or(s.AutoIDPrefix, o.idPrefix)
 	o.passwordFile, o.aclFile = cmp.Or(s.PasswordFile, o.passwordFile), cmp.Or(s.ACLFile, o.aclFile)
@@ -125,8 +127,7 @@ func newListenings(l *mosquittoconf.Listener, own bool) (all []*listening, err e
 	x.entry, x.as = entryOf(l, own), &hooks.Listener{Name: l.Line.At(),
 		MaxConnections: l.MaxConnections}
 	if l.WebSockets {
-		x.protocol, x.httpDir, x.web = "websockets", l.HTTPDir, &web{origins: l.Origins,
-			anyPath: true}
+		x.protocol, x.httpDir, x.web = "websockets", l.HTTPDir, &web{origins: l.Origins}
 		if len(l.Origins) == 0 {
 			x.web.origins = list{"*"}
 		}
@@ -216,13 +217,10 @@ func (o *options) raise() {
 }
 
 // openEntries opens the gates of all listeners, and sets what decides in the Config of the broker.
-func (o *options) openEntries() error {
+func (o *options) openEntries() (errs []error) {
 	k := &gatekeeper{access: &o.access, reloads: o.reloads, passwords: passwordFiles{},
-		rules: ruleFiles{}}
-	own, err := k.open(o.access.security)
-	if err != nil {
-		return err
-	}
+		rules: ruleFiles{}, failed: map[string]bool{}, at: o.at}
+	own := k.open(o.access.security)
 	shared := &entry{gate: own, clientPrefix: o.clientPrefix}
 	o.raise()
 	for _, x := range o.all {
@@ -233,14 +231,37 @@ func (o *options) openEntries() error {
 		if x.entry.gate == nil {
 			x.entry.gate = own
 		} else if x.entry.users == nil {
-			if x.entry.gate, err = k.open(x.entry.security); err != nil {
-				return fmt.Errorf("%s: %w", x.at, err)
-			}
+			x.entry.gate = k.open(x.entry.security)
 		}
 	}
+	if len(k.errs) > 0 {
+		return k.errs
+	}
 	if err := o.access.check(len(k.passwords) > 0, len(k.rules) > 0); err != nil {
-		return err
+		return []error{err}
 	}
 	setEntries(&o.cfg, o.all, shared, o.identity)
 	return nil
+}
+
+// openListenings opens the files of all listeners, but not yet their ports.
+func (o *options) openListenings() (errs []error) {
+	for _, x := range o.all {
+		if err := o.openFiles(x, o.reloads); err != nil && x.at != "" {
+			errs = append(errs, fmt.Errorf("%s: listener: %w", x.at, err))
+		} else if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errs
+}
+
+// at returns err with the line of the config file that has the setting, if one does.
+func (o *options) at(name, value string, err error) error {
+	for _, s := range slices.Backward(o.said) {
+		if s.Line.Name == name && s.Line.Rest == value {
+			return &mosquittoconf.Error{Line: s.Line, Err: err}
+		}
+	}
+	return err
 }

@@ -239,7 +239,7 @@ func TestErrorsSayWhere(t *testing.T) {
 	require.ErrorContains(t, err, file+":3: what: ")
 	_, err = parse([]string{"-config", write(t, "c", "per_listener_settings true", "listener 1",
 		"password_file /nowhere")})
-	require.ErrorContains(t, err, "c:2: ")
+	require.ErrorContains(t, err, "c:3: password_file: ")
 	require.ErrorContains(t, err, "/nowhere")
 }
 

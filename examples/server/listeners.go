@@ -19,7 +19,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/listeners/quic"
 )
 
-// This file is the listeners: -listen, -tls-listen, -ws, -quic, -p and those of a mosquitto.conf.
+// This file is the listeners: -listen, -tls-listen, -ws, -wss, -quic, -p and those of a mosquitto.conf.
 
 // transport are the flags.
 type transport struct {
@@ -32,11 +32,12 @@ type transport struct {
 	byFile   bool         // there is a mosquitto.conf
 	more     []*listening // those of it
 	all      []*listening // all of them; check makes them
+	configs  map[tlsKey]*tls.Config
 }
 
 func (tr *transport) flags(fs *flag.FlagSet) {
 	fs.Var(&tr.listen, "listen", "`address` to listen on, repeatable: host:port, or unix:path "+
-		"(default 127.0.0.1:1883 unless there is a -tls-listen, -ws or -quic)")
+		"(default 127.0.0.1:1883 unless there is a -tls-listen, -ws, -wss or -quic)")
 	fs.Var(&tr.ports, "p", "`port` of this machine to listen on, as mosquitto -p, repeatable; "+
 		"only this machine can connect to it")
 	fs.Var(&tr.tlsListen, "tls-listen", "`address` to listen on with TLS, repeatable; needs "+
@@ -107,6 +108,8 @@ func (tr *transport) listenings() (all []*listening) {
 		add(list{net.JoinHostPort("::1", port)}, listening{protocol: "mqtt", optional: true})
 	}
 	add(tr.web.listen, listening{protocol: "websockets", proxy: tr.proxy.version, web: &tr.web})
+	add(tr.web.secure, listening{protocol: "websockets", proxy: tr.proxy.version, web: &tr.web,
+		secure: true, files: tr.files})
 	add(tr.tlsListen, listening{protocol: "mqtt", proxy: tr.proxy.version, secure: true,
 		files: tr.files})
 	for _, addr := range tr.quic {
@@ -128,15 +131,16 @@ func split(addr string) (network, address string) {
 // check says what does not go together. With localOnly nobody is verified, so that only this
 // machine may connect.
 func (tr *transport) check(localOnly bool) error {
+	secure := len(tr.tlsListen) + len(tr.web.secure)
 	switch {
 	case localOnly && (tr.proxy.version != 0 || len(tr.web.proxies) > 0):
 		return fmt.Errorf("-proxy-protocol and -ws-trusted-proxy bring clients from elsewhere: %s",
 			opensUp)
-	case len(tr.tlsListen) > 0 && tr.files.Certificate == "", tr.files != tlsfiles.Options{} &&
+	case secure > 0 && tr.files.Certificate == "", tr.files != tlsfiles.Options{} &&
 		(tr.files.Certificate == "" || tr.files.Key == ""):
-		return errors.New("-tls-listen needs -tls-cert and -tls-key")
-	case len(tr.tlsListen)+len(tr.quic) == 0 && (tr.identity || tr.files != tlsfiles.Options{}):
-		return errors.New("the flags that begin with -tls need -tls-listen or -quic")
+		return errors.New("-tls-listen and -wss need -tls-cert and -tls-key")
+	case secure+len(tr.quic) == 0 && (tr.identity || tr.files != tlsfiles.Options{}):
+		return errors.New("the flags that begin with -tls need -tls-listen, -wss or -quic")
 	case tr.files.ClientCAs == "" && (tr.files.RequireClient || tr.files.CRL != "" || tr.identity):
 		return errors.New("-tls-require-cert, -tls-crl and -tls-identity-as-username need " +
 			"-tls-client-ca")
@@ -186,11 +190,9 @@ type opened struct {
 // An opener opens listeners.
 type opener struct {
 	*transport
-	local   bool // only this machine may connect
-	log     *slog.Logger
-	admit   func(net.Addr) error // the Broker's Admits
-	reloads reloads
-	configs map[tlsKey]*tls.Config
+	local bool // only this machine may connect
+	log   *slog.Logger
+	admit func(net.Addr) error // the Broker's Admits
 }
 
 // open opens all listeners, or none.
@@ -225,8 +227,11 @@ func (o *opener) open() (all []opened, err error) {
 func (o *opener) one(x *listening) (net.Listener, error) {
 	var conf *tls.Config
 	if x.secure {
+		conf = o.configs[keyOf(x)]
+	}
+	if x.secure && conf == nil { // -quic without files
 		var err error
-		if conf, err = o.tlsConfig(x); err != nil {
+		if conf, err = selfSigned(o.log); err != nil {
 			return nil, err
 		}
 	}

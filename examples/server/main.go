@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin"
+	"github.com/dunlin-mqtt/dunlin/examples/server/mosquittoconf"
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
@@ -33,7 +34,7 @@ func main() {
 // command runs the command that args begin with. Without one it is the broker.
 func command(args []string, in io.Reader, out io.Writer) error {
 	if len(args) == 0 {
-		return run(args)
+		return run(args, out)
 	}
 	switch args[0] {
 	case "passwd":
@@ -44,12 +45,24 @@ func command(args []string, in io.Reader, out io.Writer) error {
 		return health(args[1:])
 	case "top":
 		return top(args[1:], out)
-	case "version":
+	case "version", "-version", "--version":
 		fmt.Fprintln(out, "dunlin server", dunlin.Version)
 		return nil
+	case "help":
+		args = []string{"-h"}
 	}
-	return run(args)
+	return run(args, out)
 }
+
+const usage = `usage: server [flags]     run the broker; without flags for this machine only, at port 1883
+       server check      print how flags and a -config are understood, and all errors
+       server passwd     create a file for -password-file, or change it
+       server health     connect to a broker, to see whether it answers
+       server top        show in a terminal what goes on in a server with -http
+       server version    print the version
+
+Each command says more with -h. The flags:
+`
 
 // list is a flag that may be repeated.
 type list []string
@@ -97,7 +110,8 @@ type options struct {
 	maxQoS           string
 	versions, config string
 	clientPrefix     string // what Client Identifiers must begin with
-	perListener      bool   // the listeners of the file have settings of their own only
+	said             []mosquittoconf.Said
+	perListener      bool // the listeners of the file have settings of their own only
 	pprof            string
 	cfg              dunlin.Config
 	reloads          reloads
@@ -176,58 +190,56 @@ func (o *options) flags() *flag.FlagSet {
 	return fs
 }
 
-// finish checks the flags and sets what takes more than a variable.
-func (o *options) finish(fs *flag.FlagSet) error {
+// finish checks the flags and sets what takes more than a variable. It returns all that is wrong.
+func (o *options) finish(fs *flag.FlagSet) (errs []error) {
+	fail := func(err error) {
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
 	o.access.settle(fs, o.identity, len(o.more) > 0)
-	flagged := len(o.listen)+len(o.tlsListen)+len(o.ports)+len(o.quic)+len(o.web.listen) > 0
+	flagged := len(o.listen)+len(o.tlsListen)+len(o.ports)+len(o.quic)+len(o.web.listen)+
+		len(o.web.secure) > 0
 	if o.perListener && !flagged && (o.passwordFile != "" || o.aclFile != "") {
-		return errors.New("-password-file and -acl-file hold for no listener: with " +
-			"per_listener_settings true, write password_file and acl_file below each listener")
+		fail(errors.New("-password-file and -acl-file hold for no listener: with " +
+			"per_listener_settings true, write password_file and acl_file below each listener"))
 	}
-	if err := o.transport.check(o.access.localOnly); err != nil {
-		return err
+	fail(o.transport.check(o.access.localOnly))
+	fail(o.persistence.finish())
+	fail(o.comings.open())
+	fail(o.limits.set(&o.cfg))
+	fail(o.setMaxQoS())
+	fail(o.setVersions())
+	fail(o.checkConnections())
+	fs.Visit(func(f *flag.Flag) {
+		if f.Name == "topic-alias-maximum" && o.cfg.TopicAliasMaximum == 0 {
+			o.cfg.DisableTopicAlias = true
+		}
+	})
+	fail(o.logging.finish())
+	o.logTo(os.Stderr)
+	if len(o.denySubscribe) > 0 {
+		o.cfg.Authorizer = hooks.AuthorizerFunc(o.authorize)
 	}
-	if err := o.persistence.finish(); err != nil {
-		return err
+	o.reloads = reloads{}
+	errs = append(errs, o.openEntries()...)
+	errs = append(errs, o.openListenings()...)
+	fail(o.desk.open(o.reloads))
+	if o.maxPayload.Store(int64(o.payload)); o.payload > 0 {
+		o.cfg.Interceptor = hooks.InterceptorFunc(o.intercept)
 	}
-	if err := o.comings.open(); err != nil {
-		return err
-	}
-	if err := o.limits.set(&o.cfg); err != nil {
-		return err
-	}
+	o.settings = o.settled(fs)
+	return errs
+}
+
+// setMaxQoS reads -max-qos.
+func (o *options) setMaxQoS() error {
 	q, err := strconv.ParseUint(o.maxQoS, 10, 8)
 	if err != nil || q > 2 {
 		return fmt.Errorf("-max-qos %q is not 0, 1 or 2", o.maxQoS)
 	}
 	qos := packets.QoS(q)
 	o.cfg.MaxQoS = &qos
-	if err := o.setVersions(); err != nil {
-		return err
-	}
-	fs.Visit(func(f *flag.Flag) {
-		if f.Name == "topic-alias-maximum" && o.cfg.TopicAliasMaximum == 0 {
-			o.cfg.DisableTopicAlias = true
-		}
-	})
-	if err := o.logging.finish(); err != nil {
-		return err
-	}
-	o.logTo(os.Stderr)
-	if len(o.denySubscribe) > 0 {
-		o.cfg.Authorizer = hooks.AuthorizerFunc(o.authorize)
-	}
-	o.reloads = reloads{}
-	if err := o.openEntries(); err != nil {
-		return err
-	}
-	if err := o.desk.open(o.reloads); err != nil {
-		return err
-	}
-	if o.maxPayload.Store(int64(o.payload)); o.payload > 0 {
-		o.cfg.Interceptor = hooks.InterceptorFunc(o.intercept)
-	}
-	o.settings = o.settled(fs)
 	return nil
 }
 
@@ -240,7 +252,7 @@ func (o *options) setVersions() error {
 		}
 		o.cfg.Versions = append(o.cfg.Versions, packets.Version(v))
 	}
-	return o.checkConnections()
+	return nil
 }
 
 func (o *options) logTo(standard io.Writer) { o.cfg.Logger = o.logger(standard) }

@@ -1,8 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
+	"flag"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	_ "net/http/pprof" // served only with -pprof
@@ -17,8 +21,14 @@ import (
 )
 
 // run is the broker until a signal ends it.
-func run(args []string) error {
+func run(args []string, out io.Writer) error {
 	o, err := parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		fmt.Fprint(out, usage)
+		fs := new(options).flags()
+		fs.SetOutput(out)
+		fs.PrintDefaults()
+	}
 	if err != nil {
 		return err
 	}
@@ -137,7 +147,7 @@ func (o *options) start(b *dunlin.Broker) (errs chan error, err error) {
 		return nil, err
 	}
 	doors := &opener{transport: &o.transport, local: o.localOnly, log: o.cfg.Logger,
-		admit: b.Admits, reloads: o.reloads}
+		admit: b.Admits}
 	if err := o.startLinks(b); err != nil { // whose queues are there before any client is
 		return nil, err
 	}
@@ -165,11 +175,7 @@ func (o *options) start(b *dunlin.Broker) (errs chan error, err error) {
 func (o *options) announce(l opened) {
 	about := []any{"addr", l.Addr().String(), "protocol", l.name()}
 	if l.web != nil {
-		path := wsPath
-		if l.web.anyPath {
-			path = "any"
-		}
-		about = append(about, "path", path)
+		about = append(about, "path", cmp.Or(l.web.path, "any"))
 	}
 	admits := o.access.admits(o.identity)
 	if l.as != nil {

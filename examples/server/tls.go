@@ -8,6 +8,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"os"
 	"slices"
 
 	"github.com/dunlin-mqtt/dunlin/hooks/auth/tlsfiles"
@@ -64,35 +65,41 @@ type tlsKey struct {
 	web   bool
 }
 
-// tlsConfig is made of the files, or of a certificate that is made up for -quic. Listeners with the
-// same files share it.
-func (o *opener) tlsConfig(x *listening) (*tls.Config, error) {
-	if x.files == (tlsfiles.Options{}) {
-		return selfSigned(o.log)
+// keyOf is what x has in common with others.
+func keyOf(x *listening) tlsKey { return tlsKey{x.files, x.protocol == "websockets"} }
+
+// openFiles opens the files of a listener: those of TLS, which listeners with the same names share.
+func (tr *transport) openFiles(x *listening, all reloads) error {
+	if x.httpDir != "" {
+		if info, err := os.Stat(x.httpDir); err != nil {
+			return fmt.Errorf("http_dir: %w", err)
+		} else if !info.IsDir() {
+			return fmt.Errorf("http_dir: %s is not a folder", x.httpDir)
+		}
 	}
-	key := tlsKey{x.files, x.protocol == "websockets"}
-	if conf := o.configs[key]; conf != nil {
-		return conf, nil
+	key := keyOf(x)
+	if x.files == (tlsfiles.Options{}) || tr.configs[key] != nil {
+		return nil
 	}
 	options, base := x.files, new(tls.Config)
 	if options.Base != nil {
 		base = options.Base.Clone()
 	}
-	base.NextProtos = append([]string{"mqtt"}, o.alpn...)
+	base.NextProtos = append([]string{"mqtt"}, tr.alpn...)
 	if key.web {
 		base.NextProtos = []string{"http/1.1"} // what browsers want to hear
 	}
 	options.Base = base
 	files, err := tlsfiles.Open(options)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	o.reloads.add("TLS files", x.addr, files)
-	if o.configs == nil {
-		o.configs = map[tlsKey]*tls.Config{}
+	all.add("TLS files", x.addr, files)
+	if tr.configs == nil {
+		tr.configs = map[tlsKey]*tls.Config{}
 	}
-	o.configs[key] = files.Config()
-	return o.configs[key], nil
+	tr.configs[key] = files.Config()
+	return nil
 }
 
 var commonName = asn1.ObjectIdentifier{2, 5, 4, 3}

@@ -13,20 +13,20 @@ import (
 	"github.com/dunlin-mqtt/dunlin/listeners/websocket"
 )
 
-// This file is MQTT over WebSocket: -ws, -ws-origin, -ws-trusted-proxy.
-
-// wsPath is where the broker is; the path has no meaning for MQTT.
-const wsPath = "/mqtt"
+// This file is MQTT over WebSocket: -ws, -wss, -ws-path, -ws-origin, -ws-trusted-proxy.
 
 // web are the flags.
 type web struct {
-	listen, origins, proxies list
-	anyPath                  bool // the broker is at every path, as in Mosquitto
+	listen, secure, origins, proxies list
+	path                             string // empty: every path, as in Mosquitto
 }
 
 func (w *web) flags(fs *flag.FlagSet) {
-	fs.Var(&w.listen, "ws",
-		"`address` to listen on for MQTT over WebSocket, at the path "+wsPath+", repeatable")
+	fs.Var(&w.listen, "ws", "`address` to listen on for MQTT over WebSocket, repeatable")
+	fs.Var(&w.secure, "wss", "`address` to listen on for MQTT over WebSocket with TLS, "+
+		"repeatable; needs -tls-cert and -tls-key")
+	fs.StringVar(&w.path, "ws-path", "", "`path` of MQTT over WebSocket, such as /mqtt (default "+
+		"any)")
 	fs.Var(&w.origins, "ws-origin",
 		"`host` of web pages that may connect, such as example.com or https://*.example.com, "+
 			"repeatable; * for all (default the same host only)")
@@ -36,8 +36,11 @@ func (w *web) flags(fs *flag.FlagSet) {
 
 // check says what does not go together.
 func (w *web) check() error {
-	if len(w.listen) == 0 && len(w.origins)+len(w.proxies) > 0 {
-		return errors.New("-ws-origin and -ws-trusted-proxy need -ws")
+	switch {
+	case len(w.listen)+len(w.secure) == 0 && (w.path != "" || len(w.origins)+len(w.proxies) > 0):
+		return errors.New("-ws-path, -ws-origin and -ws-trusted-proxy need -ws or -wss")
+	case w.path != "" && w.path[0] != '/':
+		return fmt.Errorf("-ws-path %q: expected a path that begins with /, as in /mqtt", w.path)
 	}
 	_, err := w.trusted()
 	return err
@@ -59,9 +62,8 @@ func (w *web) trusted() (ps []netip.Prefix, err error) {
 	return ps, nil
 }
 
-// serve serves HTTP on a listener, for the broker: at wsPath, or at every path if it comes from a
-// mosquitto.conf. Other requests get the files in the folder httpDir, if there is one. admit is the
-// Broker's Admits.
+// serve serves HTTP on a listener, for the broker. Other requests get the files in the folder
+// httpDir, if there is one. admit is the Broker's Admits.
 func (w *web) serve(below net.Listener, httpDir string, admit func(net.Addr) error) (net.Listener,
 	error) {
 	proxies, err := w.trusted()
@@ -70,16 +72,10 @@ func (w *web) serve(below net.Listener, httpDir string, admit func(net.Addr) err
 		return nil, err
 	}
 	l := websocket.New(websocket.Options{Origins: w.origins, TrustedProxies: proxies, Admit: admit})
-	mux := http.NewServeMux()
-	mux.Handle(wsPath, l)
-	if w.anyPath {
-		mux = http.NewServeMux()
-		mux.Handle("/", anyPath(l, httpDir))
-	}
 	s := &webListener{
 		Listener: l, addr: below.Addr(), ended: make(chan struct{}),
 		srv: &http.Server{ // the times are for HTTP, and end with the handshake
-			Handler: mux, ConnState: l.ConnState, MaxHeaderBytes: 16 << 10,
+			Handler: w.handler(l, httpDir), ConnState: l.ConnState, MaxHeaderBytes: 16 << 10,
 			ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: time.Minute,
 		},
 	}
@@ -91,14 +87,16 @@ func (w *web) serve(below net.Listener, httpDir string, admit func(net.Addr) err
 	return s, nil
 }
 
-// anyPath gives WebSocket handshakes to l, and files of a folder to all other requests.
-func anyPath(l http.Handler, folder string) http.Handler {
+// handler gives requests at the path to l, WebSocket handshakes if it is any path, and files of a folder to all other requests.
+func (w *web) handler(l http.Handler, folder string) http.Handler {
+	path := w.path
 	files := http.NotFoundHandler()
 	if folder != "" {
 		files = http.FileServer(http.Dir(folder))
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
+		if r.URL.Path == path || path == "" && strings.EqualFold(r.Header.Get("Upgrade"),
+			"websocket") {
 			l.ServeHTTP(w, r)
 			return
 		}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+	"github.com/dunlin-mqtt/dunlin/internal/testcert"
 	"github.com/quic-go/quic-go"
 	"github.com/stretchr/testify/require"
 )
@@ -29,7 +30,7 @@ func overWS(t *testing.T, addr, origin string) (net.Conn, int) {
 	if origin != "" {
 		h.Set("Origin", origin)
 	}
-	c, resp, err := websocket.Dial(ctx, "ws://"+addr+wsPath,
+	c, resp, err := websocket.Dial(ctx, "ws://"+addr+"/mqtt",
 		&websocket.DialOptions{Subprotocols: []string{"mqtt"}, HTTPHeader: h})
 	if err != nil {
 		require.NotNil(t, resp, "%v", err)
@@ -124,9 +125,51 @@ func TestQUICWithTheFilesOfTLS(t *testing.T) {
 	login{"a", "-", "-"}.at(t, overQUIC(t, addrs[0], s.client(sensor))).ping()
 }
 
+func TestWebSocketOverTLSAndItsPath(t *testing.T) {
+	s := newSite(t)
+	addrs, printed := start(t, "-wss", "127.0.0.1:0", "-ws", "127.0.0.1:0", "-ws-path", "/deep/mqtt",
+		"-tls-cert", s.cert, "-tls-key", s.key, "-tls-client-ca", s.clientCA,
+		"-tls-identity-as-username", "-allow-anonymous", "-v")
+	require.Contains(t, printed.String(), `protocol="websockets over TLS" path=/deep/mqtt`)
+	over := func(url string, own *testcert.Certificate) (net.Conn, int) {
+		o := &websocket.DialOptions{Subprotocols: []string{"mqtt"}, HTTPClient: &http.Client{
+			Transport: &http.Transport{TLSClientConfig: s.client(own)}}}
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		t.Cleanup(cancel)
+		c, resp, err := websocket.Dial(ctx, url, o)
+		if resp == nil {
+			t.Fatal(err)
+		}
+		if err != nil {
+			return nil, resp.StatusCode
+		}
+		t.Cleanup(func() { c.CloseNow() })
+		return websocket.NetConn(t.Context(), c, websocket.MessageBinary), resp.StatusCode
+	}
+	nc, status := over("wss://"+addrs[1]+"/deep/mqtt", s.clients.Issue("sensor"))
+	require.Equal(t, http.StatusSwitchingProtocols, status)
+	login{"c", "-", "-"}.at(t, nc).ping()
+	nc, status = over("wss://"+addrs[1]+"/deep/mqtt", nil)
+	require.Equal(t, http.StatusSwitchingProtocols, status)
+	require.Nil(t, comesIn(t, nc, login{"c", "-", "-"}), "it has no certificate, and so no name")
+	_, status = over("wss://"+addrs[1]+"/mqtt", nil)
+	require.Equal(t, http.StatusNotFound, status)
+	nc, status = over("ws://"+addrs[0]+"/deep/mqtt", nil)
+	require.Equal(t, http.StatusSwitchingProtocols, status)
+	login{"d", "-", "-"}.at(t, nc).ping()
+
+	addrs, _ = start(t, "-ws", "127.0.0.1:0")
+	nc, status = over("ws://"+addrs[0]+"/any/path", nil)
+	require.Equal(t, http.StatusSwitchingProtocols, status, "by default every path is one")
+	login{"e", "-", "-"}.at(t, nc).ping()
+}
+
 func TestFlagsOfWebSocketAndQUIC(t *testing.T) {
 	for _, args := range [][]string{
 		{"-ws-origin", "a.example"},
+		{"-ws-path", "/mqtt"},
+		{"-ws", "127.0.0.1:0", "-ws-path", "mqtt"},
+		{"-wss", "127.0.0.1:0"},
 		{"-ws", ":0", "-allow-anonymous", "-ws-trusted-proxy", "somewhere"},
 		{"-quic", ":0", "-tls-cert", "c"},
 	} {

@@ -114,6 +114,7 @@ const (
 	noPlugins = "plugins of Mosquitto cannot be loaded: use password_file and acl_file, or write " +
 		"a " +
 		"program with this broker and a hook of package hooks"
+	ofPlugin      = "it belongs to a plugin: take it out with the plugin"
 	noPSK         = "package crypto/tls has no pre-shared keys: use certfile and keyfile"
 	noEngine      = "keys in an engine cannot be used: put the key into a PEM file, keyfile"
 	durableAtOnce = "what is acknowledged is on disk at once, there is nothing to save later"

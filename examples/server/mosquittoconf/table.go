@@ -23,7 +23,7 @@ var general = []option{
 	{"allow_duplicate_messages", boolean, ignored("a client gets a message once, however many of " +
 		"its subscriptions match")},
 	{"allow_zero_length_clientid", boolean, secure(emptyClientID)},
-	{"auth_opt_*", anything, refused(noPlugins)},
+	{"auth_opt_*", anything, refused(ofPlugin)},
 	{"auth_plugin", text, refused(noPlugins)},
 	{"auth_plugin_deny_special_chars", boolean, ignored("there are no plugins")},
 	{"auto_id_prefix", text, secure(func(s *Security, v value) { s.AutoIDPrefix = v.Rest })},
@@ -60,7 +60,7 @@ var general = []option{
 	{"persistent_client_expiration", duration, toFlag("max-session-expiry", asHours)},
 	{"pid_file", text, ignored("the service manager knows the process")},
 	{"plugin", text, refused(noPlugins)},
-	{"plugin_opt_*", anything, refused(noPlugins)},
+	{"plugin_opt_*", anything, refused(ofPlugin)},
 	{"psk_file", text, refused(noPSK)},
 	{"queue_qos0_messages", boolean, toFlag("queue-qos0", asBool)},
 	{"retain_available", boolean, toFlag("no-retain", asNot)},
