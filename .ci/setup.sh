@@ -9,6 +9,7 @@ PATH=$PATH:/usr/sbin
 has mosquitto || missing="$missing mosquitto"
 has chromium || missing="$missing chromium"
 has tshark || missing="$missing tshark"
+has xxd || missing="$missing xxd"
 if [ -n "$missing" ]; then
 	has apt-get || { echo "setup.sh: no apt-get here; please install:$missing" >&2; exit 1; }
 	root=
