@@ -19,7 +19,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/listeners/quic"
 )
 
-// This file is the listeners: -listen, -tls-listen, -ws, -wss, -quic, -p and those of a mosquitto.conf.
+// This file is the listeners: -listen, -tls-listen, -ws, -wss, -quic, -p and those of a
+// mosquitto.conf.
 
 // transport are the flags.
 type transport struct {

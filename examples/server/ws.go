@@ -87,7 +87,8 @@ func (w *web) serve(below net.Listener, httpDir string, admit func(net.Addr) err
 	return s, nil
 }
 
-// handler gives requests at the path to l, WebSocket handshakes if it is any path, and files of a folder to all other requests.
+// handler gives requests at the path to l, or all WebSocket handshakes if it is any path. Other
+// requests get files of a folder.
 func (w *web) handler(l http.Handler, folder string) http.Handler {
 	path := w.path
 	files := http.NotFoundHandler()
