@@ -1,0 +1,35 @@
+package store_test
+
+import (
+	"context"
+	"fmt"
+	"log"
+
+	"github.com/dunlin-mqtt/dunlin/packets"
+	"github.com/dunlin-mqtt/dunlin/store"
+	"github.com/dunlin-mqtt/dunlin/store/memory"
+)
+
+// What a broker does with a Store: it commits batches of operations, and loads them after a restart.
+func ExampleStore() {
+	ctx := context.Background()
+	var disk memory.Store // or that of package segment or bbolt, or one of your own
+	lamp := &store.Message{Message: packets.Message{Topic: "lamp", Payload: []byte("on"),
+		QoS: packets.QoS1, Retain: true}}
+	if err := disk.Commit(ctx, []store.Op{store.PutRetained{Message: lamp}}); err != nil {
+		log.Fatal(err) // nothing of the batch may be acknowledged
+	}
+	disk.Close()
+	if err := disk.Open(); err != nil { // the broker starts again
+		log.Fatal(err)
+	}
+	for op, err := range disk.Load(ctx) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		if r, ok := op.(store.PutRetained); ok {
+			fmt.Println(r.Message.Topic, string(r.Message.Payload))
+		}
+	}
+	// Output: lamp on
+}
