@@ -16,7 +16,7 @@ func ExampleStore() {
 	var disk memory.Store // or that of package segment or bbolt, or one of your own
 	lamp := &store.Message{Message: packets.Message{Topic: "lamp", Payload: []byte("on"),
 		QoS: packets.QoS1, Retain: true}}
-	if err := disk.Commit(ctx, []store.Op{store.PutRetained{Message: lamp}}); err != nil {
+	if err := disk.Commit(ctx, []store.Op{&store.PutRetained{Message: lamp}}); err != nil {
 		log.Fatal(err) // nothing of the batch may be acknowledged
 	}
 	disk.Close()
@@ -27,7 +27,7 @@ func ExampleStore() {
 		if err != nil {
 			log.Fatal(err)
 		}
-		if r, ok := op.(store.PutRetained); ok {
+		if r, ok := op.(*store.PutRetained); ok {
 			fmt.Println(r.Message.Topic, string(r.Message.Payload))
 		}
 	}

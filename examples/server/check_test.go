@@ -186,13 +186,16 @@ func TestEachPacketIsALine(t *testing.T) {
 
 func TestADeniedPacketIsALine(t *testing.T) {
 	addrs, printed := start(t, "-listen", "127.0.0.1:0", "-v", "-log-timestamp=false",
-		"-allow-anonymous", "-acl-file", write(t, "rules", "topic read a/#"))
+		"-allow-anonymous", "-acl-file", write(t, "rules", "topic read a/#", "topic write c"),
+		"-max-payload", "5")
 	c := login{"c", "-", "-"}.at(t, dial(t, addrs[0]))
 	c.subscribe("b/#")
 	c.publish("a/b", "hello")
+	c.publish("c", "hello!")
 	for _, want := range []string{
 		`msg="Denied SUBSCRIBE from c (b/#): Not authorized`,
 		`msg="Denied PUBLISH from c (a/b): Not authorized`,
+		`msg="Denied PUBLISH from c (c): Quota exceeded: a payload of 6 bytes, at most 5`,
 	} {
 		eventually(t, want, func() bool { return containsAll(printed.String(), want) })
 	}

@@ -117,7 +117,8 @@ type options struct {
 	reloads          reloads
 	args             []string // what it was called with
 	settings         settings
-	listening        func(net.Addr) // if not nil, is told each address that is listened on
+	packet           func(format string, of ...any) // prints a line with -v; set by serve
+	listening        func(net.Addr)                 // if not nil, is told each address that is listened on
 }
 
 func (o *options) flags() *flag.FlagSet {
@@ -265,8 +266,12 @@ func (o *options) intercept(_ context.Context, c *hooks.Client,
 		if isLink(c) {
 			return nil, hooks.ErrDrop
 		}
-		return nil, packets.Errorf(packets.QuotaExceeded, "a payload of %d bytes, at most %d are "+
+		err := packets.Errorf(packets.QuotaExceeded, "a payload of %d bytes, at most %d are "+
 			"accepted", len(m.Payload), most)
+		if o.packet != nil {
+			o.packet("Denied PUBLISH from %s (%s): %v", c.ID, m.Topic, err)
+		}
+		return nil, err
 	}
 	return m, nil
 }

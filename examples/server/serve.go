@@ -54,6 +54,7 @@ func (o *options) serve(ctx context.Context) error {
 	defer end()
 	watcher := o.logging.watch(o.cfg.Logger)
 	defer watcher.end()
+	o.packet = watcher.packet
 	o.cfg.Observer = hooks.Join(o.cfg.Observer, watcher.observer(), o.desk.observer(),
 		o.comings.observer())
 	b, err := o.open()
