@@ -10,7 +10,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/store/memory"
 )
 
-// What a broker does with a Store: it commits batches of operations, and loads them after a restart.
+// A broker commits batches of operations, and loads them after a restart.
 func ExampleStore() {
 	ctx := context.Background()
 	var disk memory.Store // or that of package segment or bbolt, or one of your own
