@@ -47,8 +47,8 @@ func TestThePageAboutReleasesNamesTheModules(t *testing.T) {
 	require.Equal(t, `"" /`+strings.Join(want, " /"), loops[1][1])
 }
 
-// Each nested module builds in a module that requires only it, outside of the workspace: what it
-// imports stands in its own go.mod.
+// Each nested module builds in a module that requires it, outside of the workspace, and names what it
+// needs in its own go.mod. In the workspace the go.mod of another module can hide that it does not.
 func TestNestedModulesBuildForOutsiders(t *testing.T) {
 	top, err := filepath.Abs(root)
 	require.NoError(t, err)
@@ -58,8 +58,13 @@ func TestNestedModulesBuildForOutsiders(t *testing.T) {
 			goMod := fmt.Sprintf("module example.test/outsider\n\ngo 1.26.0\n\n"+
 				"require %s v0.0.0\n\nreplace %s => %s\n\nreplace %s => %s\n", module, module,
 				filepath.Join(top, folder), modulePath, top)
+			own, err := os.ReadFile(filepath.Join(top, folder, "go.mod"))
+			require.NoError(t, err)
 			// the versions that the workspace has chosen are on the machine
 			for _, m := range required(t, filepath.Join(top, folder)) {
+				name, _, _ := strings.Cut(m, " ")
+				require.Regexp(t, `(?m)^(require|\t) *`+regexp.QuoteMeta(name)+" v", string(own),
+					"what it is built from stands in its go.mod")
 				goMod += "require " + m + "\n"
 			}
 			dir := t.TempDir()
