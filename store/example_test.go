@@ -27,9 +27,12 @@ func ExampleStore() {
 		if err != nil {
 			log.Fatal(err)
 		}
-		if r, ok := op.(*store.PutRetained); ok {
-			fmt.Println(r.Message.Topic, string(r.Message.Payload))
+		switch op := op.(type) { // not always the operation that was committed
+		case *store.PutRetained:
+			fmt.Println(op.Message.Topic, string(op.Message.Payload))
+		case *store.Publish:
+			fmt.Println(op.Message.Topic, string(op.Message.Payload), op.Retain)
 		}
 	}
-	// Output: lamp on
+	// Output: lamp on true
 }
