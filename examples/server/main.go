@@ -117,8 +117,9 @@ type options struct {
 	reloads          reloads
 	args             []string // what it was called with
 	settings         settings
-	packet           func(format string, of ...any) // prints a line with -v; set by serve
-	listening        func(net.Addr)                 // if not nil, is told each address that is listened on
+	// packet prints a line with -v; serve sets it
+	packet    func(format string, of ...any)
+	listening func(net.Addr) // if not nil, is told each address that is listened on
 }
 
 func (o *options) flags() *flag.FlagSet {
