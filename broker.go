@@ -279,14 +279,14 @@ func (b *Broker) serve(l net.Listener, as *door, plain bool) error {
 		lock.NoneHeld("Close of a net.Listener")
 		l.Close()
 	}()
-	loops := b.loopsFor(plain)
+	seats := b.seatingFor(plain)
 	var pause time.Duration
 	for {
 		lock.NoneHeld("Accept")
 		nc, err := l.Accept()
 		if err == nil {
 			pause = 0
-			b.take(nc, as, loops)
+			b.take(nc, as, seats)
 			continue
 		}
 		if b.isClosed() {
@@ -309,12 +309,12 @@ func (b *Broker) serve(l net.Listener, as *door, plain bool) error {
 	}
 }
 
-// take serves a connection that a listener has accepted, or turns it away. Without loops it gets a
-// goroutine.
-func (b *Broker) take(nc net.Conn, as *door, loops *loop.Loops) {
-	c, err := b.adoptFrom(b.ctx, nc, as, loops)
-	if err == nil && loops != nil {
-		c.sit(loops)
+// take serves a connection that a listener has accepted, or turns it away. With nil for seats
+// it gets a goroutine.
+func (b *Broker) take(nc net.Conn, as *door, seats *seating) {
+	c, err := b.adoptFrom(b.ctx, nc, as, seats)
+	if err == nil && seats != nil {
+		c.sit(seats.loops)
 		return
 	}
 	if err == nil {
@@ -397,10 +397,10 @@ func (b *Broker) adopt(ctx context.Context, nc net.Conn) (*conn, error) {
 	return b.adoptFrom(ctx, nc, nil, nil)
 }
 
-// adoptFrom is adopt for a connection that the listener as has accepted, and that loops, unless
-// they are nil, are to serve.
+// adoptFrom is adopt for a connection that the listener as has accepted, and that has a place on an
+// event loop unless seats is nil.
 func (b *Broker) adoptFrom(
-	ctx context.Context, nc net.Conn, as *door, loops *loop.Loops,
+	ctx context.Context, nc net.Conn, as *door, seats *seating,
 ) (*conn, error) {
 	now := time.Now()
 	if err := as.enter(); err != nil {
@@ -411,9 +411,12 @@ func (b *Broker) adoptFrom(
 		as.leave()
 		return nil, err
 	}
+	if seats != nil {
+		nc = seats.light.Lighten(nc)
+	}
 	c := newConn(b, ctx, nc)
 	c.from, c.via, c.lastPacket = from, as, now.Sub(b.started)
-	if loops != nil {
+	if seats != nil {
 		c.seat = newSeat(c)
 	} else if d := b.cfg().ConnectTimeout; d > 0 {
 		nc.SetReadDeadline(now.Add(d))
@@ -433,6 +436,9 @@ func (b *Broker) adoptFrom(
 	}
 	b.mu.Unlock()
 	if err != nil {
+		if seats != nil {
+			c.nc.Close() // it need not be what the caller has
+		}
 		b.guard.Addresses.Dismiss(from, now)
 		as.leave()
 		return nil, err

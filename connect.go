@@ -605,9 +605,12 @@ func (c *conn) probe() {
 	for x, ok := nc.(below); ok; x, ok = nc.(below) { // TLS, and what tells of it
 		nc = x.NetConn()
 	}
-	if tcp, ok := nc.(*net.TCPConn); ok {
-		// a system that cannot do it leaves the client as it is
+	// a system that cannot do it leaves the client as it is
+	switch tcp := nc.(type) {
+	case *net.TCPConn:
 		_ = tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true})
+	case interface{ Probe() error }:
+		_ = tcp.Probe()
 	}
 }
 

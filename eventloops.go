@@ -53,9 +53,15 @@ func plain(l net.Listener) bool {
 	return false
 }
 
-// loopsFor returns the event loops for a listener, nil if its connections have a goroutine each.
-// The caller is one of b.serving.
-func (b *Broker) loopsFor(plain bool) *loop.Loops {
+// A seating gives the connections of a listener their places on event loops. One goroutine uses it.
+type seating struct {
+	loops *loop.Loops
+	light link.Lightener
+}
+
+// seatingFor returns the seating for a listener, nil if its connections have a goroutine each. The
+// caller is one of b.serving.
+func (b *Broker) seatingFor(plain bool) *seating {
 	cfg := b.cfg()
 	on := cfg.EventLoops == EventLoopsOn || cfg.EventLoops == EventLoopsAuto && autoLoops
 	if !plain || !on || cfg.ConnContext != nil {
@@ -71,11 +77,14 @@ func (b *Broker) loopsFor(plain bool) *loop.Loops {
 			b.loops = ls
 		}
 	})
-	return b.loops
+	if b.loops == nil {
+		return nil
+	}
+	return &seating{loops: b.loops}
 }
 
 // newSeat returns the seat of c, which loops are going to serve.
 func newSeat(c *conn) *seat {
-	_, tcp := c.nc.NetConn().(*net.TCPConn)
-	return &seat{c: c, drains: !tcp}
+	_, unix := c.nc.NetConn().(*net.UnixConn)
+	return &seat{c: c, drains: unix}
 }

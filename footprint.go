@@ -206,8 +206,11 @@ func (c *conn) cost() int {
 
 // copied is what c has copied of its output that the client does not take.
 func (c *conn) copied() int {
+	if c.nc.Raw != nil {
+		return 0
+	}
 	switch x := c.nc.NetConn().(type) {
-	case *net.TCPConn, *net.UnixConn:
+	case *net.TCPConn, *net.UnixConn: // where there is no Raw
 		return 0
 	case interface{ CopyBytes() int }:
 		return x.CopyBytes()

@@ -34,15 +34,15 @@ func (c *conn) writeEarly(p packets.Packet) error {
 	}
 	b, err := p.Append(nil, c.version)
 	if err == nil {
+		var deadline time.Time
 		if d := c.b.cfg().ConnectTimeout; d > 0 {
 			// a refusal may come when the time is over
-			c.nc.SetWriteDeadline(later(c.arrived().Add(d), time.Now().Add(lingering)))
+			deadline = later(c.arrived().Add(d), time.Now().Add(lingering))
 		}
 		c.show(tap.Out, time.Now(), b)
-		_, err = c.nc.Write(b)
+		err = c.nc.WriteBy(b, deadline)
 		c.class.Answers.Add(1)
 		c.class.SentBytes.Add(uint64(len(b)))
-		c.nc.SetWriteDeadline(time.Time{})
 	}
 	return err
 }

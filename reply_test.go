@@ -187,7 +187,7 @@ func TestAReauthenticationThatCannotBeAnsweredHasNoEffect(t *testing.T) {
 func TestEveryPacketGoesOutThroughOneFunction(t *testing.T) {
 	allowed := map[string][]string{
 		"Reserve":  {"room"},
-		"Write":    {"writeEarly"},
+		"WriteBy":  {"writeEarly"},
 		"TryWrite": {"flushed"},
 		"WriteAll": {"writeRest"},
 	}

@@ -31,7 +31,7 @@ type tryWriter interface {
 func (s *Socket) Init(nc net.Conn) {
 	s.conn = conn{nc}
 	switch x := nc.(type) {
-	case *net.TCPConn, *net.UnixConn:
+	case *net.TCPConn, *net.UnixConn, interface{ light() }:
 		if raw, err := x.(syscall.Conn).SyscallConn(); RawIO && err == nil {
 			s.Raw, s.write = raw, s.writeSome
 		}
@@ -175,6 +175,27 @@ func writePiece(w tryWriter, fd uintptr, b []byte) (int, error) {
 		return w.TryWrite(b)
 	}
 	return WriteFD(fd, b)
+}
+
+// WriteBy writes b, and waits until the deadline if the socket does not take it at once.
+func (s *Socket) WriteBy(b []byte, deadline time.Time) error {
+	if s.Raw != nil {
+		lock.Brief("Write of a net.Conn")
+		err := s.Raw.Write(func(fd uintptr) bool {
+			defer InsideDescriptor()()
+			if n, err := WriteFD(fd, b); err == nil {
+				b = b[n:]
+			}
+			return true // Write finds out why it took not all
+		})
+		if err != nil || len(b) == 0 {
+			return err
+		}
+	}
+	s.SetWriteDeadline(deadline)
+	_, err := s.Write(b)
+	s.SetWriteDeadline(time.Time{})
+	return err
 }
 
 // lookTime is how much longer the client has if the deadline was noticed late.
