@@ -1,7 +1,7 @@
-//go:build !eventloops
+//go:build goroutines
 
 package dunlin
 
-// autoLoops says whether EventLoopsAuto is EventLoopsOn. With the tag eventloops all tests run that
-// way.
+// autoLoops says whether EventLoopsAuto may be EventLoopsOn. With the tag goroutines it may not,
+// and so all tests run that way, too.
 const autoLoops = false

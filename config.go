@@ -59,7 +59,8 @@ type Config struct {
 	Logger *slog.Logger
 	// ConnContext, if not nil, derives the context that hooks get for a connection.
 	ConnContext func(ctx context.Context, c net.Conn) context.Context
-	// EventLoops says whether idle connections have goroutines. Zero: each has one. See the type.
+	// EventLoops says whether idle connections have goroutines. Zero: on Linux, plain sockets have
+	// none. See the type.
 	EventLoops EventLoops
 
 	// Store keeps Sessions, their queues, and retained messages; see "Delivery guarantees" of the

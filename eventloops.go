@@ -16,8 +16,9 @@ import (
 type EventLoops byte
 
 const (
-	// EventLoopsAuto lets the Broker choose. At present that is EventLoopsOff; a later version may
-	// choose EventLoopsOn.
+	// EventLoopsAuto is EventLoopsOn, but EventLoopsOff if the Observer has functions that are
+	// called for messages (Published, Delivered, Acknowledged, Dropped, Settled): one that does
+	// not return at once then holds up its client only.
 	EventLoopsAuto EventLoops = iota
 	// EventLoopsOn serves plain TCP and unix connections without a goroutine for each, on Linux. An
 	// idle connection then takes less memory, and a packet that comes alone less time. There are
@@ -63,7 +64,8 @@ type seating struct {
 // caller is one of b.serving.
 func (b *Broker) seatingFor(plain bool) *seating {
 	cfg := b.cfg()
-	on := cfg.EventLoops == EventLoopsOn || cfg.EventLoops == EventLoopsAuto && autoLoops
+	on := cfg.EventLoops == EventLoopsOn ||
+		cfg.EventLoops == EventLoopsAuto && autoLoops && !b.tellsOfMessages()
 	if !plain || !on || cfg.ConnContext != nil {
 		return nil
 	}

@@ -71,6 +71,11 @@ func (b *Broker) observesMessages() bool {
 	return b.obs.Published != nil || b.obs.Delivered != nil || b.obs.Dropped != nil
 }
 
+// tellsOfMessages says whether a turn may call a function of the Observer for a message.
+func (b *Broker) tellsOfMessages() bool {
+	return b.observesMessages() || b.obs.Acknowledged != nil || b.obs.Settled != nil
+}
+
 // published tells the Observer of a message that came from c. No lock is held.
 func (b *Broker) published(c *hooks.Client, m *packets.Message, matched int) {
 	f := b.obs.Published

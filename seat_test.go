@@ -18,7 +18,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/store/memory"
 )
 
-// This file is connections on event loops. All other tests run on them with the tag eventloops.
+// This file is connections on event loops. All other tests of
+// sockets run on them, too, unless the tag goroutines is given.
 
 // looped is a Broker with event loops.
 type looped struct {
@@ -111,6 +112,21 @@ func TestAnIdleConnectionHasNoGoroutine(t *testing.T) {
 	})
 }
 
+// Nobody has to switch them on.
+func TestAnIdleConnectionHasNoGoroutineByDefault(t *testing.T) {
+	if !autoLoops || runtime.GOOS != "linux" {
+		t.Skip("event loops are not the default here")
+	}
+	onLoops(t, func(c *Config) {
+		c.EventLoops = EventLoopsAuto
+		c.Observer = &hooks.Observer{Connected: func(hooks.Connected) {}}
+	}, func(x *looped) {
+		x.connect("c")
+		on, off := seats(x.b)
+		require.Equal(t, []int{1, 0}, []int{on, off})
+	})
+}
+
 // Where somebody else may have the net.Conn, and close it, or the loops do not know what it is, a
 // connection has a goroutine.
 func TestWhatHasAGoroutineNevertheless(t *testing.T) {
@@ -118,6 +134,10 @@ func TestWhatHasAGoroutineNevertheless(t *testing.T) {
 		edit func(*Config)
 		wrap func(net.Listener) net.Listener
 	}{
+		"an Observer of messages that may wait": {edit: func(c *Config) {
+			c.EventLoops = EventLoopsAuto
+			c.Observer = &hooks.Observer{Acknowledged: func(hooks.Acknowledged) {}}
+		}},
 		"switched off": {edit: func(c *Config) { c.EventLoops = EventLoopsOff }},
 		"a listener of somebody else": {wrap: func(l net.Listener) net.Listener {
 			return &takenListener{Listener: l}

@@ -25,7 +25,7 @@ func stackBytes() uint64 {
 // frames larger.
 func TestAnIdleConnectionHasASmallStack(t *testing.T) {
 	const n = 400
-	b := newTestBroker(t, nil)
+	b := newTestBroker(t, func(c *Config) { c.EventLoops = EventLoopsOff })
 	defer b.Close()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)

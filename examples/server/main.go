@@ -177,8 +177,9 @@ func (o *options) flags() *flag.FlagSet {
 	fs.BoolVar(&c.QueueQoS0, "queue-qos0", false, "queue QoS 0 messages, too, for absent clients")
 	fs.BoolVar(&c.CheckPayloadFormat, "check-payload-format", false,
 		"refuse payloads that are said to be UTF-8 and are not")
-	fs.BoolFunc("event-loops", "serve plain TCP and unix connections with event loops instead of "+
-		"a goroutine each (Linux; see dunlin.EventLoopsOn)", func(s string) error {
+	fs.BoolFunc("event-loops", "serve plain TCP and unix connections with event loops "+
+		"(Linux; default true, but false with -v or other hooks that see each message), or with "+
+		"a goroutine each", func(s string) error {
 		on, err := strconv.ParseBool(s)
 		if c.EventLoops = dunlin.EventLoopsOff; on {
 			c.EventLoops = dunlin.EventLoopsOn
