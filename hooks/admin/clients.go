@@ -374,17 +374,20 @@ func lastRank(after string) (*rank, error) {
 	return &rank{n, place}, nil
 }
 
-// session returns the Session that the query is about.
+// session returns the Session that the query is about, without its subscriptions: there may be
+// 100,000, and a page of a client asks again and again.
 func (c *call) session() (s dunlin.SessionInfo, err error) {
 	id, err := c.need("id")
 	if err != nil {
 		return s, err
 	}
-	s, ok := c.desk.b.Session(id)
-	if !ok {
-		return s, noClient()
+	for _, s := range c.desk.b.SessionsFrom(beforeAll(id)) {
+		if s.ClientID == id {
+			return s, nil
+		}
+		break
 	}
-	return s, nil
+	return s, noClient()
 }
 
 func noClient() error {
