@@ -97,9 +97,7 @@ var openAPI []byte
 
 // openAPI gives this description.
 func (c *call) openAPI() error {
-	c.w.Header().Set("Content-Type", "application/json; charset=utf-8")
-	_, _ = c.w.Write(openAPI) // who asked may be gone
-	return nil
+	return c.say(jsonType, openAPI)
 }
 
 // metrics gives what Prometheus reads, in its text format.
@@ -108,7 +106,6 @@ func (c *call) metrics() error {
 	for i, name := range c.h.names {
 		all[i] = metrics.Of(c.h.brokers[name].b)
 	}
-	c.w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-	_, _ = c.w.Write(metrics.Append(nil, c.h.names, all)) // who asked may be gone
-	return nil
+	return c.say("text/plain; version=0.0.4; charset=utf-8",
+		metrics.Append(nil, c.h.names, all))
 }

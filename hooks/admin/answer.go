@@ -52,17 +52,33 @@ func asProblem(err error) *problem {
 	return &problem{status: http.StatusBadRequest, code: "bad_request", message: err.Error()}
 }
 
-// answerJSON writes v, in which "<", ">" and "&" are escaped.
-func answerJSON(w http.ResponseWriter, status int, v any) {
+const jsonType = "application/json; charset=utf-8"
+
+// asJSON returns v as a line of JSON, in which "<", ">" and "&" are escaped.
+func asJSON(v any) ([]byte, error) {
 	text, err := json.Marshal(v)
 	if err != nil {
-		status, text = http.StatusInternalServerError,
-			[]byte(`{"error":{"code":"internal","message":"the answer is no JSON"}}`)
+		return nil, fail(http.StatusInternalServerError, "internal", "the answer is no JSON")
 	}
-	w.Header().Set("Content-Type", "application/json; charset=utf-8")
-	w.Header().Set("Content-Length", strconv.Itoa(len(text)+1))
+	return append(text, '\n'), nil
+}
+
+// answerJSON writes v.
+func answerJSON(w http.ResponseWriter, status int, v any) {
+	text, err := asJSON(v)
+	if err != nil {
+		answerProblem(w, err)
+		return
+	}
+	write(w, status, jsonType, text)
+}
+
+// write writes an answer.
+func write(w http.ResponseWriter, status int, kind string, text []byte) {
+	w.Header().Set("Content-Type", kind)
+	w.Header().Set("Content-Length", strconv.Itoa(len(text)))
 	w.WriteHeader(status)
-	_, _ = w.Write(append(text, '\n')) // who asked may be gone
+	_, _ = w.Write(text) // who asked may be gone
 }
 
 // An errorAnswer is the JSON of a problem.

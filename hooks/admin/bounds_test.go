@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -285,5 +286,25 @@ func TestAFilterThatMatchesEverythingDelaysNobody(t *testing.T) {
 			_, err := b.broker.Broker().Tap(t.Context(), dunlin.TapOptions{})
 			require.NoError(t, err)
 		}
+	})
+}
+
+// Whoever asks for large pages and does not read them keeps nobody from looking.
+func TestWhoDoesNotReadAPageKeepsNoPlace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		for i := range 300 {
+			require.NoError(t, b.broker.Broker().Publish(t.Context(), &dunlin.Message{Retain: true,
+				Topic: "t/" + strconv.Itoa(i), Payload: bytes.Repeat([]byte("x"), maxShown)}))
+		}
+		dial := b.serve()
+		for range 2 * looksAtOnce {
+			require.NoError(t, b.request("GET", at("retained", "limit", "500"), "").Write(dial()))
+		}
+		synctest.Wait()
+		began := time.Now()
+		b.get(new(clientPage), "clients")
+		b.get(new(clientPage), "clients", "sort", "queued")
+		require.Zero(t, time.Since(began), "nobody waits")
 	})
 }

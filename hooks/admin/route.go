@@ -39,6 +39,9 @@ type call struct {
 	about    string
 	recorded bool
 	desk     *desk // the broker in the path, nil if there is none
+	// The answer, of this type, and how it is written; nil: it is written already.
+	kind  string
+	reply []byte
 }
 
 const (
@@ -83,6 +86,8 @@ func (x *route) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := &call{h: x.h, w: w, r: r, route: x, who: r.Context().Value(whoKey{}).(Identity)}
 	if err := c.done(); err != nil {
 		answerProblem(w, err)
+	} else if c.reply != nil {
+		write(w, http.StatusOK, c.kind, c.reply)
 	}
 }
 
@@ -173,9 +178,19 @@ func (c *call) follow() error {
 // takeWhole is a place for a request that looks at everything of a broker.
 func (c *call) takeWhole() (give func(), err error) { return c.desk.whole.take(c.r.Context()) }
 
-// answer answers with v.
+// answer answers with v, as JSON.
 func (c *call) answer(v any) error {
-	answerJSON(c.w, http.StatusOK, v)
+	text, err := asJSON(v)
+	if err != nil {
+		return err
+	}
+	return c.say(jsonType, text)
+}
+
+// say answers with a text. It is written when the request has given back its places: whoever reads
+// slowly must not keep them.
+func (c *call) say(kind string, text []byte) error {
+	c.kind, c.reply = kind, text
 	return nil
 }
 

@@ -41,7 +41,5 @@ func (c *call) file(name string) error {
 	if kind == "" {
 		kind = mime.TypeByExtension(path.Ext(name))
 	}
-	c.w.Header().Set("Content-Type", kind)
-	_, _ = c.w.Write(text) // who asked may be gone
-	return nil
+	return c.say(kind, text)
 }
