@@ -226,15 +226,38 @@ func (c *call) clearRetained() error {
 		return &problem{status: http.StatusConflict, code: "count", count: &n, message: "there " +
 			"is another number of retained messages: confirm with that number"}
 	}
-	cleared := 0
-	for m := range c.desk.b.Retained(a.Filter) {
-		err := c.desk.b.Publish(c.r.Context(), &dunlin.Message{Topic: m.Topic, Retain: true})
-		if err != nil {
-			return fail(http.StatusServiceUnavailable, "part", "after %d of %d: %v", cleared, n, err)
-		}
-		cleared++
+	cleared, err := c.clear(a.Filter, n)
+	if err != nil {
+		return fail(http.StatusServiceUnavailable, "part", "after %d of %d: %v", cleared, n, err)
 	}
 	return c.did(cleared)
+}
+
+// clearAtOnce is how many retained messages are cleared together: one batch for the store.
+const clearAtOnce = 256
+
+// clear clears the retained messages that match a filter, at most so many: those that come
+// meanwhile nobody has confirmed.
+func (c *call) clear(filter string, most int) (cleared int, err error) {
+	var some []*dunlin.Message
+	flush := func() {
+		var n int
+		n, err = c.desk.b.PublishAll(c.r.Context(), some...)
+		cleared, some = cleared+n, some[:0]
+	}
+	for m := range c.desk.b.Retained(filter) {
+		if err != nil || cleared+len(some) == most {
+			break
+		}
+		some = append(some, &dunlin.Message{Topic: m.Topic, Retain: true})
+		if len(some) == clearAtOnce {
+			flush()
+		}
+	}
+	if err == nil {
+		flush()
+	}
+	return cleared, err
 }
 
 // publishBody publishes a message.

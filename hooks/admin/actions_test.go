@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"context"
 	"fmt"
 	"testing"
 	"testing/synctest"
@@ -8,7 +9,11 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/dunlin-mqtt/dunlin"
+	"github.com/dunlin-mqtt/dunlin/mqtttest"
 	"github.com/dunlin-mqtt/dunlin/packets"
+	"github.com/dunlin-mqtt/dunlin/store"
+	"github.com/dunlin-mqtt/dunlin/store/memory"
 )
 
 func TestDisconnect(t *testing.T) {
@@ -72,6 +77,69 @@ func TestRetainedMessagesAreClearedAfterTheirNumberIsConfirmed(t *testing.T) {
 	require.Equal(t, 1, n.Count, `"#" does not match what begins with "$"`)
 	b.actRefused(400, "clear-retained", `{"filter":"a#"}`)
 	b.actRefused(400, "clear-retained", `{}`)
+}
+
+// A gatedStore commits when it is let, and not before.
+type gatedStore struct {
+	memory.Store
+	gate chan struct{}
+}
+
+func (s *gatedStore) Commit(ctx context.Context, ops []store.Op) error {
+	<-s.gate
+	return s.Store.Commit(ctx, ops)
+}
+
+// during counts how many commits f waits for, each of which ends when nothing else can go on.
+func (s *gatedStore) during(f func()) (commits int) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f()
+	}()
+	for {
+		synctest.Wait()
+		select {
+		case <-done:
+			return commits
+		case s.gate <- struct{}{}:
+			commits++
+		}
+	}
+}
+
+// To clear many takes a few commits of the store, and clears no more than was confirmed.
+func TestManyRetainedMessagesAreClearedTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &gatedStore{gate: make(chan struct{})}
+		broker := mqtttest.NewBroker(t, mqtttest.Config(func(c *dunlin.Config) { c.Store = s }))
+		b, br := benchOf(t, broker), broker.Broker()
+		const n = 4 * clearAtOnce
+		var all []*dunlin.Message
+		for i := range n + 1 {
+			all = append(all, &dunlin.Message{Topic: fmt.Sprintf("a/%04d", i), Retain: true,
+				Payload: []byte("x")})
+		}
+		s.during(func() {
+			_, err := br.PublishAll(t.Context(), all...)
+			require.NoError(t, err)
+		})
+		c := &call{desk: b.h.brokers["main"], r: b.request("POST", "/", "")}
+		commits := s.during(func() {
+			cleared, err := c.clear("a/#", n)
+			require.NoError(t, err)
+			require.Equal(t, n, cleared)
+		})
+		require.LessOrEqual(t, commits, 2*n/clearAtOnce)
+		require.Equal(t, 1, br.Stats().Retained, "one came after the count")
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		c.r = c.r.WithContext(ctx)
+		_, err := c.clear("a/#", 1)
+		require.ErrorIs(t, err, context.Canceled)
+		require.Equal(t, 1, br.Stats().Retained)
+		close(s.gate)
+	})
 }
 
 func TestPublish(t *testing.T) {
