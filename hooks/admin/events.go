@@ -270,13 +270,19 @@ func (c *call) open() (*outlet, func(), error) {
 	}
 	c.w.Header().Set("Content-Type", "text/event-stream")
 	c.w.Header().Set("X-Accel-Buffering", "no") // of proxies
-	if c.r.ProtoMajor == 1 {
-		c.w.Header().Set("Connection", "close") // its deadline must not be that of other answers
-	}
-	o := &outlet{c.w, http.NewResponseController(c.w)}
+	o := &outlet{c.w, c.control()}
 	// that of the server is for a request; it would end the stream. Not every writer has one
 	_ = o.control.SetReadDeadline(time.Time{})
 	return o, func() { <-c.h.streams }, nil
+}
+
+// control returns what sets deadlines for this answer, which must not be those of other answers:
+// its connection has no other one.
+func (c *call) control() *http.ResponseController {
+	if c.r.ProtoMajor == 1 {
+		c.w.Header().Set("Connection", "close")
+	}
+	return http.NewResponseController(c.w)
 }
 
 // write sends bytes at once, or fails.

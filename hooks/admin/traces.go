@@ -232,7 +232,7 @@ func (c *call) traceFile() error {
 		return err
 	}
 	// a file may be large, and that of the server is for a page. Not every writer has one
-	_ = http.NewResponseController(c.w).SetWriteDeadline(time.Now().Add(longestDownload))
+	_ = c.control().SetWriteDeadline(time.Now().Add(longestDownload))
 	base := filepath.Base(files[n])
 	c.w.Header().Set("Content-Type", "application/octet-stream")
 	c.w.Header().Set("Content-Disposition",

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"testing"
@@ -34,6 +35,9 @@ func TestTraces(t *testing.T) {
 	require.Equal(t, 1, page.Items[0].Files)
 	text := b.do(b.request("GET", at("trace-file", "name", "kitchen"), ""), 200)
 	require.Contains(t, text, "PUBLISH")
+	w := httptest.NewRecorder()
+	b.h.ServeHTTP(w, b.request("GET", at("trace-file", "name", "kitchen"), ""))
+	require.Equal(t, "close", w.Header().Get("Connection"), "the deadline is only for this answer")
 	b.role = "reader"
 	b.refused(403, "trace-file", "name", "kitchen")
 	b.role = "actor"
