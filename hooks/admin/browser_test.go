@@ -247,15 +247,20 @@ func (w *browser) open(hash, title string) {
 	w.wait("document.querySelector('main h1')?.textContent.includes(" + quote(title) + ")")
 }
 
-// screenshot writes a picture into the folder that DESK_SHOTS names, to look at.
+// screenshot writes pictures, in light and in dark, into the folder that DESK_SHOTS names, to look
+// at.
 func (w *browser) screenshot(name string) {
 	dir := os.Getenv("DESK_SHOTS")
 	if dir == "" {
 		return
 	}
-	var shot struct{ Data []byte }
-	w.call("Page.captureScreenshot", object{"format": "png"}, &shot)
-	require.NoError(w.t, os.WriteFile(dir+"/"+name+".png", shot.Data, 0o644))
+	for _, scheme := range []string{"dark", "light"} {
+		w.call("Emulation.setEmulatedMedia", object{"features": []object{
+			{"name": "prefers-color-scheme", "value": scheme}}}, nil)
+		var shot struct{ Data []byte }
+		w.call("Page.captureScreenshot", object{"format": "png"}, &shot)
+		require.NoError(w.t, os.WriteFile(dir+"/"+name+"-"+scheme+".png", shot.Data, 0o644))
+	}
 }
 
 // well fails the test if a page has complained.
@@ -273,6 +278,22 @@ func TestTheDashboardInABrowser(t *testing.T) {
 		w.visit(b)
 		w.open("#/main/clients", "Clients")
 		w.sees("U+202Etxt.exeU+0009")
+		b.broker.Client(t, "c", func(p *packets.Connect) {
+			p.Username, p.HasUsername = "\u202enna", true
+		})
+		w.open("#/main/client?id=c", "c")
+		w.click("Ban")
+		w.wait("document.querySelector('dialog[open]').textContent.includes('the user U+202Enna')")
+		w.well()
+	})
+	t.Run("an address that nobody can read", func(t *testing.T) {
+		w.visit(newBench(t))
+		for _, hash := range []string{"#/%E0%A4%A", "#/%", "#/nobody/clients", "#//", "#/main/%zz?%=%"} {
+			w.eval("location.hash = " + quote(hash))
+			w.open("#/main/desk", "Desk")
+			w.eval("location.hash = " + quote(hash))
+			w.wait("document.querySelector('main h1')?.textContent === 'Overview'")
+		}
 		w.well()
 	})
 	t.Run("keys", func(t *testing.T) { keys(t, w) })
@@ -394,20 +415,21 @@ var tasks = []struct {
 		w.sees("Nobody is banned.")
 	}},
 	{"clear retained messages", func(b *bench, w *browser) {
-		for i := range 200 {
-			b.retain(fmt.Sprintf("old/%d", i))
+		for i := range 10_000 {
+			m := &dunlin.Message{Topic: fmt.Sprintf("old/%d", i), Payload: []byte("x"), Retain: true}
+			require.NoError(b.t, b.broker.Broker().Publish(b.t.Context(), m))
 		}
 		w.click("Topics")
 		w.click("Clear ...")
 		w.fill("That match", "old/#")
 		w.click("Count them")
-		w.sees("Clear 200 retained messages?")
-		w.fill("Type the number", "199")
+		w.sees("Clear 10,000 retained messages?")
+		w.fill("Type the number", "9999")
 		w.click("Clear them")
-		w.sees("Type 200.")
-		w.fill("Type the number", "200")
+		w.sees("Type 10000.")
+		w.fill("Type the number", "10000")
 		w.click("Clear them")
-		w.sees("200 were cleared.")
+		w.sees("10,000 were cleared.")
 		require.Empty(b.t, slices.Collect(b.broker.Broker().Retained("old/#")))
 	}},
 	{"look a value up", func(b *bench, w *browser) {

@@ -35,7 +35,9 @@ function link(broker, page, q) {
 function where() {
 	const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
 	const [broker, page = ""] = path.split("/");
-	return {broker: decodeURIComponent(broker), page, q: Object.fromEntries(new URLSearchParams(query))};
+	let name = null; // what is no name leads to the first broker
+	try { name = decodeURIComponent(broker); } catch { /* it was mistyped */ }
+	return {broker: name, page, q: Object.fromEntries(new URLSearchParams(query))};
 }
 
 async function show() {

@@ -1,6 +1,6 @@
 // The clients: their list, and one of them.
 
-import {age, ask, bytes, el, get, id, input, number, post, say, select, short, span, table, time} from "./lib.js";
+import {age, ask, bytes, el, get, id, input, number, plain, post, say, select, short, span, table, time} from "./lib.js";
 
 import {explain, lastOf, live} from "./why.js";
 
@@ -170,7 +170,7 @@ async function subscriptions(app, c) {
 /** ban asks which of a client is to be kept out, and for how long. */
 export function ban(app, c) {
 	const kinds = [["client", "this Client Identifier"]];
-	if (c.user) kinds.push(["user", `the user ${c.user}`]);
+	if (c.user) kinds.push(["user", `the user ${plain(c.user)}`]);
 	if (c.remote) kinds.push(["address", `the address ${host(c.remote)}`]);
 	const kind = select(kinds), seconds = select([["3600", "an hour"], ["86400", "a day"], ["604800", "a week"], ["0", "until it is lifted"]]);
 	const reason = input({maxLength: 500});

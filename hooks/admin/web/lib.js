@@ -38,11 +38,16 @@ export function id(text) {
 /** prose writes a sentence that may have texts of clients in it, so that all of it is seen. */
 export const prose = text => text ? seen(el("bdi"), text, unseen) : "";
 
+/** plain is id where there can be no elements, as in the options of a select. */
+export const plain = text => text.replace(new RegExp(unseen.source, "gu"), code);
+
+const code = character => "U+" + character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
+
 /** seen appends a text to an element, so that the characters of a pattern are seen. */
 function seen(e, text, pattern) {
 	for (const part of text.split(new RegExp(`(${pattern.source})`, "u"))) {
 		if (pattern.test(part)) {
-			e.append(el("span.odd", "U+" + part.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")));
+			e.append(el("span.odd", code(part)));
 		} else if (part) e.append(part);
 	}
 	return e;
