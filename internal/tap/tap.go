@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"net"
 	"net/netip"
 	"slices"
 	"sync/atomic"
@@ -217,11 +218,21 @@ func (x *Tap) watches(who *Who) bool {
 	if !x.network.IsValid() {
 		return true
 	}
-	if who.Client.RemoteAddr == nil {
-		return false
+	return x.network.Contains(addressOf(who.Client.RemoteAddr).Unmap().WithZone(""))
+}
+
+// addressOf returns the IP address in at; it is not valid if there is none. It does not allocate
+// for a socket: it is asked for each read and each write of all connections.
+func addressOf(at net.Addr) netip.Addr {
+	var ap netip.AddrPort
+	switch at := at.(type) {
+	case nil, *net.UnixAddr:
+	case interface{ AddrPort() netip.AddrPort }: // TCP and UDP
+		ap = at.AddrPort()
+	default:
+		ap, _ = netip.ParseAddrPort(at.String())
 	}
-	at, err := netip.ParseAddrPort(who.Client.RemoteAddr.String())
-	return err == nil && x.network.Contains(at.Addr().Unmap().WithZone(""))
+	return ap.Addr()
 }
 
 // see shows whole packets.

@@ -78,6 +78,28 @@ func TestATapShowsWhatItIsAskedFor(t *testing.T) {
 	require.Nil(t, taps.On(), "nobody watches any more")
 }
 
+// A Tap of an address looks at each read and each write of all connections.
+func TestToLookForAnAddressDoesNotAllocate(t *testing.T) {
+	x := start(t, new(Taps), hooks.TapOptions{Address: "10.0.0.0/24"})
+	for _, at := range []net.Addr{
+		&net.TCPAddr{IP: net.IPv4(10, 0, 0, 7), Port: 1}, &net.TCPAddr{IP: net.IPv4(10, 0, 1, 7)},
+		&net.UnixAddr{Name: "/run/mqtt"}, nil,
+	} {
+		w := Who{Client: &hooks.Client{RemoteAddr: at}}
+		require.Zero(t, testing.AllocsPerRun(100, func() { x.watches(&w) }), "%v", at)
+	}
+	for at, is := range map[net.Addr]bool{
+		&net.TCPAddr{IP: net.ParseIP("10.0.0.7"), Port: 1}:     true,
+		&net.TCPAddr{IP: net.ParseIP("::ffff:10.0.0.7")}:       true,
+		&net.TCPAddr{IP: net.ParseIP("fe80::1"), Zone: "eth0"}: false,
+		&net.UDPAddr{IP: net.ParseIP("10.0.0.7"), Port: 2}:     true, // of QUIC
+		&net.UnixAddr{Name: "10.0.0.7:1"}:                      false,
+		(*net.TCPAddr)(nil):                                    false,
+	} {
+		require.Equal(t, is, x.watches(&Who{Client: &hooks.Client{RemoteAddr: at}}), "%v", at)
+	}
+}
+
 func TestAFilterFollowsTopicAliases(t *testing.T) {
 	var taps Taps
 	x := start(t, &taps, hooks.TapOptions{Filter: "a"})
