@@ -257,24 +257,31 @@ func counting(n *uint64) hooks.Observer {
 	}
 }
 
-// BenchmarkTapCost compares the flow of messages, 32 in a read, while a Tap shows the packets of
-// another client, and without one.
+// BenchmarkTapCost compares the flow of messages of 5,000 clients, 32 in a read, while a Tap shows
+// the packets of one of them, and without one.
 func BenchmarkTapCost(b *testing.B) {
-	reportRatios(b, func(first int) (turns [2]func()) {
-		for _, i := range []int{first, 1 - first} {
-			r := newFlow(b, packets.V311, packets.QoS0, 50, 1, "plant/+/speed",
-				func(i int) string { return fmt.Sprintf("plant/%d/speed", i) })
-			if i == 1 {
-				tap, err := r.b.Tap(b.Context(), TapOptions{ClientID: "p99", MaxPackets: -1, For: -1})
-				require.NoError(b, err)
-				b.Cleanup(tap.Stop)
-			}
-			turns[i] = func() {
-				for range 10 {
-					r.round()
+	for name, o := range map[string]TapOptions{
+		"of a client": {ClientID: "p99"}, "of an address": {Address: "192.0.2.1"},
+	} {
+		b.Run(name, func(b *testing.B) {
+			reportRatios(b, func(first int) (turns [2]func()) {
+				for _, i := range []int{first, 1 - first} {
+					r := newFlow(b, packets.V311, packets.QoS0, 5000, 1, "plant/+/speed",
+						func(i int) string { return fmt.Sprintf("plant/%d/speed", i) })
+					if i == 1 {
+						o.MaxPackets, o.MaxBytes, o.For = -1, -1, -1
+						tap, err := r.b.Tap(b.Context(), o)
+						require.NoError(b, err)
+						go func() { // ends with tap
+							for range tap.Packets() {
+							}
+						}()
+						b.Cleanup(tap.Stop)
+					}
+					turns[i] = r.round
 				}
-			}
-		}
-		return turns
-	})
+				return turns
+			})
+		})
+	}
 }
