@@ -60,6 +60,7 @@ func (c *conn) batchDecided(t *turn, x *journal.Batch) {
 		}
 		t.touch(c)
 	case c.out.Release(x.Ticket(), c.leaves):
+		t.made += c.out.End()
 		t.touch(c)
 	}
 }

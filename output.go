@@ -150,7 +150,7 @@ func (c *conn) fail(x *link.Buffer) {
 
 // countOutput tells the count of memory what waits for the client. c.sess.mu is held.
 func (c *conn) countOutput() {
-	n := c.out.Size()
+	n := c.out.Memory()
 	if c.out.writing {
 		n += c.copied()
 	}

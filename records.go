@@ -194,7 +194,9 @@ func (r *records) Decided(x *journal.Batch) {
 	r.mu.Unlock()
 	r.b.work(func(t *turn) {
 		for _, w := range x.Waiters {
-			w.(*conn).batchDecided(t, x)
+			if w.(*conn).batchDecided(t, x); t.full() {
+				t.end()
+			}
 		}
 		if q, ok := x.Rest.(*sequel); ok {
 			r.follow(t, q, x.Err())

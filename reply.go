@@ -61,7 +61,12 @@ func (c *conn) room(n int) *link.Buffer {
 	if n > int(c.maxPacket) {
 		return nil
 	}
-	return c.out.Reserve(n)
+	x := c.out.Reserve(n)
+	if x.Grown { // not only when it is flushed
+		x.Grown = false
+		c.countOutput()
+	}
+	return x
 }
 
 // append, with c.sess.mu held, appends p to the output, if the client accepts a packet of that

@@ -612,6 +612,9 @@ func (c *conn) send(t *turn, o *outgoing, to *target, qos packets.QoS, retain bo
 		x.B[n] = packets.FirstByte(qos, retain)
 		if w.id != 0 {
 			binary.BigEndian.PutUint16(x.B[n+f.idAt:], w.id)
+			if o.msg != nil {
+				x.EndsWith(o.msg.Payload)
+			}
 		}
 		t.made += len(f.b)
 		t.countSent(c, qos, len(o.pub.Payload), len(f.b))
@@ -627,6 +630,11 @@ func (c *conn) send(t *turn, o *outgoing, to *target, qos packets.QoS, retain bo
 	}
 	t.touch(c)
 	return true
+}
+
+// crowdedBy says whether memory is scarce once the output has o. c.sess.mu is held.
+func (c *conn) crowdedBy(o *outgoing) bool {
+	return c.b.memory.OverWith(leaveQoS0, int64(c.out.Grows(o.size())))
 }
 
 // tooLarge says whether m exceeds what the client accepts. Such a message counts as delivered

@@ -127,12 +127,12 @@ func (s *session) deliver(t *turn, o *outgoing, to *target, eager eagerness) boo
 	case c == nil && s.local == nil && qos == packets.QoS0 &&
 		(!s.b.cfg().QueueQoS0 || s.b.memory.Over(leaveQoS0)):
 		return false
-	case c != nil && c.out.Backlog() > 0 && qos == packets.QoS0 && s.b.memory.Over(leaveQoS0):
+	case c != nil && c.out.Backlog() > 0 && qos == packets.QoS0 && c.crowdedBy(o):
 		s.missed(o, qos, hooks.DropMemory)
 		return false
 	case c == nil || undecided || qos > packets.QoS0 && (!s.out.direct() ||
-		c.out.Size() > s.b.cfg().MaxOutboundBytes/2 || s.lasting(to.group) &&
-		s.overdrawn(len(o.pub.Payload))) || s.out.qos0 > 0:
+		c.out.Size() > s.b.cfg().MaxOutboundBytes/2 || c.out.Backlog() > 0 && c.crowdedBy(o) ||
+		s.lasting(to.group) && s.overdrawn(len(o.pub.Payload))) || s.out.qos0 > 0:
 		return s.enqueue(t, delivery{msg: o.message(), extra: to.extra(o), qos: qos,
 			retain: retain})
 	case qos == packets.QoS0 && c.out.Size() > s.b.cfg().MaxOutboundBytes:
@@ -266,7 +266,10 @@ func (s *session) pump(c *conn, now time.Time) {
 	if s.conn != c || c.stopping != nil || c.out.opening {
 		return
 	}
-	for c.out.Size() < pumpBytes {
+	for n := 0; n < pumpBytes; n = c.out.Size() {
+		if n > 0 && s.b.memory.Over(dropQueued) { // one after the other
+			return
+		}
 		if s.b.rules.deliveries != nil && !s.permitNext() {
 			return // until askAndFlush has asked
 		}

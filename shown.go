@@ -195,7 +195,7 @@ type showing struct {
 
 // askShows asks, and then sends on what waits for that.
 func (b *Broker) askShows(a *showing) {
-	done := b.enterNarrow(a)
+	defer b.enterNarrow(a)() // also after runtime.Goexit in a hook
 	var list []shown
 	for _, m := range a.list {
 		as, err := b.show(a.ctx, a.client, m)
@@ -219,7 +219,6 @@ func (b *Broker) askShows(a *showing) {
 	if a.ctx.Err() == nil {
 		a.c.flush(time.Now())
 	}
-	done()
 }
 
 // enterNarrow counts what the interceptor may make of the messages of a until done is called. If

@@ -113,6 +113,9 @@ func (b *Budget) Of(k Kind) int64 {
 // Over says whether more than a share of the limit, in percent, is used.
 func (b *Budget) Over(percent int64) bool { return b.Used() > b.share(percent) }
 
+// OverWith is Over with n bytes more.
+func (b *Budget) OverWith(percent, n int64) bool { return b.Used()+n > b.share(percent) }
+
 func (b *Budget) share(percent int64) int64 { return b.limit / 100 * percent }
 
 // Fits says whether n bytes more of kind k, which is one that stays, leave enough for messages on

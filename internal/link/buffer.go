@@ -9,6 +9,8 @@ import (
 // allocation.
 type Buffer struct {
 	B []byte
+	// For the caller: Reserve has taken much memory for B since the caller has set it to false
+	Grown bool
 
 	// Of a buffer that is being written, whose B does not change:
 	// How much the connection has taken; only the goroutine that writes adds to it
@@ -92,7 +94,7 @@ func (x *Buffer) Free() {
 	if x.shared {
 		return
 	}
-	x.tail, x.next = nil, nil
+	x.tail, x.next, x.Grown = nil, nil, false
 	if k, size := class(cap(x.B)); k < classes && size == cap(x.B) {
 		x.B = x.B[:0]
 		pools[k].Put(x)

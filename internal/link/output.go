@@ -1,5 +1,7 @@
 package link
 
+import "slices"
+
 // An Output is what is to be written: bytes in their order, and behind them those that are held
 // until a ticket is decided. Once something is held, all that follows goes behind it but what is
 // appended and not held. The caller guards it.
@@ -9,13 +11,52 @@ type Output struct {
 	writer *Buffer // what is being written; nil: nothing is
 	hint   int32   // how much the last one took: what the next buffer starts with
 
-	Counted int32 // for the caller: how much of Size a count of memory knows of
+	Counted int32 // for the caller: how much of Memory a count of memory knows of
 }
 
 type held struct {
 	buf   *Buffer
 	marks []Mark
 	most  uint64 // the highest ticket of marks, which need not be that of the last one
+	// Long payloads that nobody changes are not in buf, so that they are not kept in a copy for each
+	// connection that holds them. In the order of marks
+	payloads []payload
+	shared   int // bytes of payloads
+}
+
+// A payload is the end of the packet of a mark.
+type payload struct {
+	mark int // its place in marks
+	b    []byte
+}
+
+// payload returns the payload of a mark that is not in buf, nil if there is none.
+func (h *held) payload(mark int) []byte {
+	for i := range h.payloads {
+		if h.payloads[i].mark == mark {
+			return h.payloads[i].b
+		}
+	}
+	return nil
+}
+
+// addPayload notes that b, if it is not nil, is the payload of a mark behind all that have one.
+func (h *held) addPayload(mark int, b []byte) {
+	if b != nil {
+		h.payloads = append(h.payloads, payload{mark, b})
+		h.shared += len(b)
+	}
+}
+
+// dropPayloads forgets payloads.
+func (h *held) dropPayloads(which func(mark int) bool) {
+	h.payloads = slices.DeleteFunc(h.payloads, func(p payload) bool {
+		drop := which(p.mark)
+		if drop {
+			h.shared -= len(p.b)
+		}
+		return drop
+	})
 }
 
 // A Mark is one packet that is held.
@@ -25,7 +66,7 @@ type Mark struct {
 	Kind   HoldKind
 	Ends   bool // for the caller
 
-	n int32 // bytes; 0: withdrawn
+	n int32 // bytes without a payload that is not in buf; 0: withdrawn
 }
 
 // A HoldKind says what a packet that is held is.
@@ -64,8 +105,30 @@ func (o *Output) Size() int {
 		n += len(o.buf.B)
 	}
 	if h := o.held; h != nil { // there may be a mark for every four bytes
-		if n += len(h.marks) * MarkSize; h.buf != nil {
+		if n += len(h.marks)*MarkSize + h.shared; h.buf != nil {
 			n += len(h.buf.B)
+		}
+	}
+	return n
+}
+
+// Memory is how much memory the Output takes. Payloads that are held count where they come from.
+func (o *Output) Memory() int {
+	n := 0
+	if x := o.writer; x != nil && x.shared {
+		n += len(x.B)
+	} else if x != nil {
+		n += cap(x.B)
+		if x.next != nil {
+			n += len(x.next.B)
+		}
+	}
+	if o.buf != nil {
+		n += cap(o.buf.B)
+	}
+	if h := o.held; h != nil {
+		if n += cap(h.marks) * MarkSize; h.buf != nil {
+			n += cap(h.buf.B)
 		}
 	}
 	return n
@@ -83,9 +146,21 @@ func (o *Output) Reserve(n int) *Buffer {
 	if b := o.buf; cap(b.B)-len(b.B) < n {
 		o.buf = NewBuffer(max(len(b.B)+n, 2*len(b.B)))
 		o.buf.B = append(o.buf.B, b.B...)
+		o.buf.Grown = cap(o.buf.B) > hintMost
 		b.Free()
 	}
 	return o.buf
+}
+
+// Grows is how much more memory Reserve will take for n bytes.
+func (o *Output) Grows(n int) int {
+	switch b := o.buf; {
+	case b == nil:
+		return Fitting(max(n, int(o.hint)))
+	case cap(b.B)-len(b.B) < n:
+		return Fitting(max(len(b.B)+n, 2*len(b.B))) - cap(b.B)
+	}
+	return 0
 }
 
 // End is where the next packet begins.
@@ -227,14 +302,19 @@ func (o *Output) Hold(at int, m Mark) {
 		m.Ticket, m.Kind = h.most, KeepsPlace
 	}
 	h.most = max(h.most, m.Ticket)
-	m.n = int32(len(o.buf.B) - at)
+	payload := o.buf.tail
+	if n := len(payload); n < ShareMuch || n >= len(o.buf.B)-at || len(o.buf.B) != o.buf.tailAt {
+		payload = nil
+	}
 	o.buf.tail = nil // what is held can be taken out
-	if h.buf == nil && at == 0 {
+	m.n = int32(len(o.buf.B) - at - len(payload))
+	if h.buf == nil && at == 0 && payload == nil {
 		h.buf, o.buf = o.buf, nil
 	} else {
-		h.append(o.buf.B[at:])
+		h.append(o.buf.B[at : at+int(m.n)])
 		o.Cut(at)
 	}
+	h.addPayload(len(h.marks), payload)
 	h.marks = append(h.marks, m)
 }
 
@@ -266,10 +346,16 @@ func (o *Output) Release(upto uint64, leaves func(m *Mark)) bool {
 	if h == nil {
 		return false
 	}
-	k, n := 0, 0
+	k, n, any := 0, 0, false
 	for k < len(h.marks) && h.marks[k].Ticket <= upto {
 		n += int(h.marks[k].n)
+		any = any || n > 0
 		leaves(&h.marks[k])
+		if b := h.payload(k); b != nil {
+			o.move(n)
+			o.appendPayload(b)
+			n = 0
+		}
 		k++
 	}
 	if n > 0 {
@@ -277,10 +363,23 @@ func (o *Output) Release(upto uint64, leaves func(m *Mark)) bool {
 	}
 	if k == len(h.marks) {
 		o.held = nil
-	} else {
-		h.marks = append(h.marks[:0], h.marks[k:]...)
+		return any
 	}
-	return n > 0
+	h.marks = append(h.marks[:0], h.marks[k:]...)
+	h.dropPayloads(func(mark int) bool { return mark < k })
+	for i := range h.payloads {
+		h.payloads[i].mark -= k
+	}
+	return any
+}
+
+// appendPayload appends the end of a packet, which nobody changes.
+func (o *Output) appendPayload(b []byte) {
+	if len(b) > 0 {
+		x := o.Reserve(len(b))
+		x.B = append(x.B, b...)
+		x.EndsWith(b)
+	}
 }
 
 // move takes the first n bytes that are held to what may be written.
@@ -320,8 +419,8 @@ func (o *Output) Sort(fate func(m *Mark, first byte) Fate) {
 		defer h.buf.Free()
 	}
 	at := 0
-	for _, m := range h.marks {
-		p := b[at : at+int(m.n)]
+	for i, m := range h.marks {
+		p, payload := b[at:at+int(m.n)], h.payload(i)
 		at += int(m.n)
 		if m.n == 0 {
 			fate(&m, 0)
@@ -330,11 +429,13 @@ func (o *Output) Sort(fate func(m *Mark, first byte) Fate) {
 		switch fate(&m, p[0]) {
 		case Stays:
 			rest.append(p)
+			rest.addPayload(len(rest.marks), payload)
 			rest.marks = append(rest.marks, m)
 			rest.most = max(rest.most, m.Ticket)
 		case Leaves:
 			y := o.Reserve(len(p))
 			y.B = append(y.B, p...)
+			o.appendPayload(payload)
 		}
 	}
 	if len(rest.marks) > 0 {
@@ -354,6 +455,7 @@ func (o *Output) Withdraw(id uint16, match func(m *Mark, first byte) bool) bool 
 		m := &h.marks[i]
 		if m.n > 0 && m.ID == id && match(m, h.buf.B[at]) {
 			h.buf.B = append(h.buf.B[:at], h.buf.B[at+int(m.n):]...)
+			h.dropPayloads(func(mark int) bool { return mark == i })
 			m.n, m.Kind = 0, KeepsPlace
 			return true
 		}
@@ -370,6 +472,7 @@ func (o *Output) WithdrawMessages(each func(id uint16, first byte)) {
 		return
 	}
 	at, rest := 0, h.buf.B[:0]
+	h.dropPayloads(func(mark int) bool { return h.marks[mark].Kind == Message })
 	for i := range h.marks {
 		m := &h.marks[i]
 		p := h.buf.B[at : at+int(m.n)]
