@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"strings"
 	"time"
 
@@ -33,20 +34,52 @@ type (
 // Subscribers yields the subscriptions that match topic, a Topic Name with the mount point of the
 // publisher, in no order, and what would keep the next message from each. All subscriptions of one
 // client that overlap are yielded, although the client gets one message. No lock is held meanwhile.
+// The first 1,024 are found by themselves; a caller that goes on has all others collected at once,
+// and SUBSCRIBE packets wait for that.
 func (b *Broker) Subscribers(topic string) iter.Seq[Subscriber] {
 	return func(yield func(Subscriber) bool) {
 		if !packets.ValidTopicName(topic) {
 			return
 		}
 		failure := b.Healthy()
-		found := b.tree.Find([]byte(topic))
-		for i := range found {
-			f := &found[i]
-			if sub, ok := b.subscriber(f, topic, failure); ok && !yield(sub) {
+		for f := range b.found(topic) {
+			if sub, ok := b.subscriber(&f, topic, failure); ok && !yield(sub) {
 				return
 			}
 		}
 	}
+}
+
+// firstFound is how many subscriptions found looks for at first.
+const firstFound = 1024
+
+// found yields the subscriptions that match topic, each once. Most people look at a few of many.
+func (b *Broker) found(topic string) iter.Seq[subs.Found] {
+	return func(yield func(subs.Found) bool) {
+		first, more := b.tree.Find([]byte(topic), firstFound)
+		seen := make(map[subs.Found]bool, len(first))
+		for _, f := range first {
+			if !yield(f) {
+				return
+			}
+			seen[which(f)] = true
+		}
+		if !more {
+			return
+		}
+		all, _ := b.tree.Find([]byte(topic), math.MaxInt)
+		for _, f := range all {
+			if !seen[which(f)] && !yield(f) {
+				return
+			}
+		}
+	}
+}
+
+// which is f without what can change: two of a subscriber may differ in who made them.
+func which(f subs.Found) subs.Found {
+	f.Options = subs.Options{By: f.By}
+	return f
 }
 
 // sessionNumbered returns the Session with a number in the tree, nil if there is none.
@@ -105,15 +138,13 @@ func (s *session) stateLocked(failure error) why.State {
 }
 
 // Explain says what keeps messages of a topic from a client, or did so lately: whether the topic is
-// valid, the client is there, a subscription matches, the Authorizer allows it, and whether
-// there is
-// room in its queue, its window and its socket; and what became of the last message that did not
+// valid, the client is there, a subscription matches, the Authorizer allows it, and whether there
+// is room in its queue, its window and its socket; and what became of the last message that did not
 // arrive. topic is a Topic Name with the mount point of its publisher, and need not be in use.
 //
 // It asks the Authorizer, with ctx, where that matters; the Observer is not told. The answer is
-// that
-// of one moment. With SessionPerPrincipal it is about a connected client if there is one, otherwise
-// about the Session of the first principal.
+// that of one moment. With SessionPerPrincipal it is about a connected client if there is one,
+// otherwise about the Session of the first principal.
 func (b *Broker) Explain(ctx context.Context, clientID, topic string) Explanation {
 	f := &why.Facts{ClientID: clientID, Topic: topic, Now: time.Now(), Closed: b.isClosed()}
 	x := Explanation{ClientID: clientID, Topic: topic, Time: f.Now}

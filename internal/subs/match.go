@@ -84,9 +84,10 @@ type Found struct {
 	Options
 }
 
-// Find returns all subscriptions that match topic, a valid Topic Name. It allocates, and is for
-// people who ask; Match is for messages.
-func (t *Tree) Find(topic []byte) (all []Found) {
+// Find returns the subscriptions that match topic, a valid Topic Name: at most so many, and more
+// says that there are others. It allocates, and is for people who ask; Match is for messages.
+// Changes of the tree wait for it.
+func (t *Tree) Find(topic []byte, most int) (all []Found, more bool) {
 	var m Matches
 	mu := t.reader(0)
 	mu.RLock()
@@ -96,16 +97,22 @@ func (t *Tree) Find(topic []byte) (all []Found) {
 		n := t.nodes.at(i)
 		filter := string(t.appendFilter(nil, i))
 		for k := n.list.first; k != 0; k = t.entries.at(k).next {
+			if len(all) == most {
+				return all, true
+			}
 			e := t.entries.at(k)
 			all = append(all, Found{e.sub, nil, filter, e.options()})
 		}
 		for g := t.groupAt(n.groups); g != nil; g = g.after {
 			for _, x := range t.members(g) {
+				if len(all) == most {
+					return all, true
+				}
 				all = append(all, Found{x.Sub, g, filter, x.Options})
 			}
 		}
 	}
-	return all
+	return all, false
 }
 
 // Members returns how many members g has.

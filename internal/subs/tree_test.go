@@ -650,7 +650,9 @@ func TestFindNamesEachSubscriptionThatMatches(t *testing.T) {
 	add(a, "g", "x/+", Options{QoS: 1})
 	add(b, "", "y", Options{})
 	var found []string
-	for _, f := range tree.Find([]byte("x/y")) {
+	all, more := tree.Find([]byte("x/y"), 100)
+	require.False(t, more)
+	for _, f := range all {
 		name := ""
 		if f.Group != nil {
 			name = f.Group.Name
@@ -663,5 +665,12 @@ func TestFindNamesEachSubscriptionThatMatches(t *testing.T) {
 		fmt.Sprint(a, "g", "x/+", 1, false), fmt.Sprint(a, "", "x/#", 2, true),
 		fmt.Sprint(a, "", "x/y", 1, false), fmt.Sprint(b, "g", "x/+", 0, false),
 	}, found)
-	require.Empty(t, tree.Find([]byte("z")))
+	for most := range 6 {
+		some, more := tree.Find([]byte("x/y"), most)
+		require.Equal(t, all[:min(most, 4)], append([]Found{}, some...))
+		require.Equal(t, most < 4, more)
+	}
+	all, more = tree.Find([]byte("z"), 1)
+	require.Empty(t, all)
+	require.False(t, more)
 }
