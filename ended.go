@@ -121,9 +121,10 @@ func (c *conn) show(way tap.Way, now time.Time, data []byte) {
 	if on == nil || len(data) == 0 {
 		return
 	}
-	on.See(tap.Who{
-		Conn:   c.serial,
-		Client: c.clientOrStranger(),
-		Mount:  c.readExtra().mount, Version: c.version,
-	}, now, way, data)
+	client := c.clientOrStranger()
+	if !on.Watches(client) {
+		return // the packets of most clients are not shown
+	}
+	on.See(tap.Who{Conn: c.serial, Client: client, Mount: c.readExtra().mount, Version: c.version},
+		now, way, data)
 }

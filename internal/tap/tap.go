@@ -127,11 +127,21 @@ func (t *Taps) remove(x *Tap) {
 	t.on.Store(&set)
 }
 
+// Watches says whether packets of a client may be shown to anybody.
+func (s *Set) Watches(client *hooks.Client) bool {
+	for _, x := range *s {
+		if x.watches(client) {
+			return true
+		}
+	}
+	return false
+}
+
 // See shows data, whole packets on their way from or to who, to those that watch. It does not keep
 // data, and never waits. If now is zero, See takes the time itself, once somebody watches who.
 func (s *Set) See(who Who, now time.Time, way Way, data []byte) {
 	for _, x := range *s {
-		if x.watches(&who) {
+		if x.watches(who.Client) {
 			if now.IsZero() {
 				now = time.Now()
 			}
@@ -210,15 +220,15 @@ func network(s string) (netip.Prefix, error) {
 	return netip.PrefixFrom(ip, ip.BitLen()), nil
 }
 
-// watches says whether x shows packets of who.
-func (x *Tap) watches(who *Who) bool {
-	if x.o.ClientID != "" && x.o.ClientID != who.Client.ID {
+// watches says whether x shows packets of a client.
+func (x *Tap) watches(client *hooks.Client) bool {
+	if x.o.ClientID != "" && x.o.ClientID != client.ID {
 		return false
 	}
 	if !x.network.IsValid() {
 		return true
 	}
-	return x.network.Contains(addressOf(who.Client.RemoteAddr).Unmap().WithZone(""))
+	return x.network.Contains(addressOf(client.RemoteAddr).Unmap().WithZone(""))
 }
 
 // addressOf returns the IP address in at; it is not valid if there is none. It does not allocate
