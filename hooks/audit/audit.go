@@ -52,8 +52,8 @@ const (
 
 // A Trail passes records to a slog.Handler. The broker never waits for the Handler: records go to a
 // queue, and one goroutine takes them from there. If the queue is full, records are lost; their
-// number is written as soon as there is room. A record is also lost if the Handler returns an
-// error. Records about one address do not fill the last quarter of the queue.
+// number is written as soon as there is room. A record is also lost if the Handler returns an error
+// or panics. Records about one address do not fill the last quarter of the queue.
 type Trail struct {
 	handler slog.Handler
 	queue   *queue.Queue[slog.Record]
@@ -107,13 +107,17 @@ func (t *Trail) run() {
 	}
 }
 
-// handle passes a record to the Handler. If that fails, as on a full disk, it counts records more
-// as lost.
+// handle passes a record to the Handler. If that fails, as on a full disk, or panics, it counts
+// records more as lost.
 func (t *Trail) handle(r slog.Record, records uint64) {
+	written := false
+	defer func() {
+		if v := recover(); v != nil || !written {
+			t.lost.Add(records)
+		}
+	}()
 	ctx := context.Background()
-	if t.handler.Enabled(ctx, r.Level) && t.handler.Handle(ctx, r) != nil {
-		t.lost.Add(records)
-	}
+	written = !t.handler.Enabled(ctx, r.Level) || t.handler.Handle(ctx, r) == nil
 }
 
 // write queues a record about a client, which may be nil.

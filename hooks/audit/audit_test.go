@@ -175,6 +175,34 @@ func TestRecordsThatCannotBeWrittenAreCounted(t *testing.T) {
 		got[0])
 }
 
+// A Handler that panics ends neither the program nor the Trail.
+func TestRecordsOfAHandlerThatPanicsAreCounted(t *testing.T) {
+	var b bytes.Buffer
+	panics := 1
+	trail := audit.New(panicking{slog.NewJSONHandler(&b, nil), &panics}, 0)
+	for range 2 {
+		trail.Observer().Connected(hooks.Connected{Client: jane()})
+	}
+	require.NoError(t, trail.Close(t.Context()))
+	got := records(t, &b)
+	require.Len(t, got, 2)
+	require.Equal(t, map[string]any{"level": "ERROR", "msg": "records lost", "count": float64(1)},
+		got[0])
+}
+
+// panicking panics for the first n records.
+type panicking struct {
+	slog.Handler
+	n *int
+}
+
+func (p panicking) Handle(ctx context.Context, r slog.Record) error {
+	if *p.n--; *p.n >= 0 {
+		panic("handler")
+	}
+	return p.Handler.Handle(ctx, r)
+}
+
 func TestLevels(t *testing.T) {
 	var b bytes.Buffer
 	trail := audit.New(slog.NewJSONHandler(&b, &slog.HandlerOptions{Level: slog.LevelWarn}), 0)

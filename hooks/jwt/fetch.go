@@ -132,9 +132,15 @@ func (k *KeyURL) beginLocked() {
 	}()
 }
 
-func (k *KeyURL) fetch(ctx context.Context) (*Keys, error) {
+// fetch gets the keys. A panic of the Client is an error.
+func (k *KeyURL) fetch(ctx context.Context) (keys *Keys, err error) {
 	ctx, cancel := context.WithTimeout(ctx, k.o.Timeout)
 	defer cancel()
+	defer func() {
+		if v := recover(); v != nil {
+			keys, err = nil, fmt.Errorf("jwt: %s: panic in the HTTP client: %v", k.url, v)
+		}
+	}()
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, k.url, nil)
 	if err != nil {
 		return nil, fmt.Errorf("jwt: %w", err)
@@ -155,8 +161,7 @@ func (k *KeyURL) fetch(ctx context.Context) (*Keys, error) {
 	if err != nil {
 		return nil, fmt.Errorf("jwt: %s: %w", k.url, err)
 	}
-	keys, err := parseSet(b, false)
-	if err != nil {
+	if keys, err = parseSet(b, false); err != nil {
 		return nil, fmt.Errorf("jwt: %s: %w", k.url, err)
 	}
 	return keys, nil

@@ -374,3 +374,37 @@ func TestFetchKeysThatAreNotThere(t *testing.T) {
 	_, err := dunlinjwt.FetchKeys(t.Context(), ":", nil)
 	require.ErrorContains(t, err, "jwt: ")
 }
+
+// A panicker is an http.RoundTripper that panics after n requests.
+type panicker struct {
+	*site
+	n int
+}
+
+func (p *panicker) RoundTrip(r *http.Request) (*http.Response, error) {
+	if p.n--; p.n < 0 {
+		panic("transport")
+	}
+	return p.site.RoundTrip(r)
+}
+
+// A RoundTripper of the program that panics does not end the program: the keys stay.
+func TestARoundTripperThatPanicsLeavesTheKeys(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &site{status: 200, body: webSet(t, webKey(t, edPublic, "kid", "one"))}
+		var reports []error
+		keys, err := dunlinjwt.FetchKeys(t.Context(), "https://id.example.org/keys",
+			&dunlinjwt.FetchOptions{
+				Client: &http.Client{Transport: &panicker{s, 1}},
+				Report: func(err error) { reports = append(reports, err) },
+			})
+		require.NoError(t, err)
+		time.Sleep(time.Hour)
+		got, err := keys.Find(t.Context(), "one")
+		require.NoError(t, err)
+		require.Len(t, got, 1)
+		synctest.Wait()
+		require.Len(t, reports, 1)
+		require.ErrorContains(t, reports[0], "panic")
+	})
+}

@@ -198,3 +198,27 @@ func TestNumbersAreInTheOrderOfDelivery(t *testing.T) {
 	}
 	require.EqualValues(t, 3201, next)
 }
+
+// A tripper is an http.RoundTripper.
+type tripper func(r *http.Request) (*http.Response, error)
+
+func (f tripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// A RoundTripper of the program that panics does not end the program: the events are sent again.
+func TestARoundTripperThatPanicsIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		calls := 0
+		e, err := webhook.NewEvents(webhook.EventOptions{URL: "http://localhost/",
+			Client: &http.Client{Transport: tripper(func(*http.Request) (*http.Response, error) {
+				if calls++; calls == 1 {
+					panic("transport")
+				}
+				return &http.Response{StatusCode: http.StatusOK, Body: http.NoBody}, nil
+			})}})
+		require.NoError(t, err)
+		e.Observer().Connected(hooks.Connected{Client: &hooks.Client{ID: "c"}})
+		require.NoError(t, e.Close(t.Context()))
+		require.Equal(t, 2, calls)
+		require.Zero(t, e.Dropped())
+	})
+}

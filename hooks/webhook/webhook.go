@@ -130,11 +130,17 @@ func (p *poster) check() error {
 	return nil
 }
 
-// post sends a body, and returns the status and body of the answer.
+// post sends a body, and returns the status and body of the answer. A panic of the Client is an
+// error.
 func (p *poster) post(ctx context.Context, body []byte, delivery string) (status int, answer []byte,
 	err error) {
 	ctx, cancel := context.WithTimeout(ctx, p.timeout)
 	defer cancel()
+	defer func() {
+		if v := recover(); v != nil {
+			status, answer, err = 0, nil, fmt.Errorf("panic in the HTTP client: %v", v)
+		}
+	}()
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, p.url, bytes.NewReader(body))
 	if err != nil {
 		return 0, nil, err
