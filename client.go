@@ -58,7 +58,7 @@ func (b *Broker) PublishAll(ctx context.Context, list ...*Message) (n int, err e
 }
 
 // publishChunk is how many messages of PublishAll are routed in one turn.
-const publishChunk = 256
+const publishChunk = 2048
 
 // publishSome publishes the first ones of a list in one turn, and returns how many.
 func (b *Broker) publishSome(ctx context.Context, list []*Message) (n int, err error) {
