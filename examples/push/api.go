@@ -143,6 +143,9 @@ func reply(w http.ResponseWriter, answer any, err error) {
 		if status == http.StatusUnauthorized {
 			w.Header().Set("WWW-Authenticate", "Bearer")
 		}
+		if status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests {
+			w.Header().Set("Retry-After", "1")
+		}
 	case answer == nil:
 		w.WriteHeader(http.StatusNoContent)
 		return

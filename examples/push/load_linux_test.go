@@ -6,15 +6,16 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
-	"runtime"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -121,42 +122,51 @@ func (c *child) resident() int {
 type load struct {
 	*bench
 	phones []*loadPhone // ten to a group
+	epoll  int          // for read
 
-	// By number of the push: whether it was acknowledged, when it was made, and how long that took.
-	// Guarded by mu.
-	mu    sync.Mutex
-	acked []bool
-	made  []time.Time
-	took  []time.Duration
+	mu         sync.Mutex // guards what follows, and the phones
+	made       []loadPush // by number
+	deliveries int
+	latencies  []time.Duration // of all deliveries
 }
 
-func (l *load) groupOf(i int) string { return "g" + strconv.Itoa(i/10) }
+// A loadPush is a push: when it was made, how long the answer took, and whether it was
+// acknowledged or refused because there were too many.
+type loadPush struct {
+	at             time.Time
+	took           time.Duration
+	acked, refused bool
+}
+
+func (l *load) groups() int { return len(l.phones) / 10 }
+
+func (p *loadPhone) path() string {
+	return fmt.Sprintf("/v1/groups/g%d/members/u%d", p.id/10, p.id)
+}
 
 // Users in groups of ten get pushes at a steady rate. Some leave and join meanwhile. The service is
 // killed in the middle. What was acknowledged to the backend comes, at QoS 2 once.
 func TestLoadAndCrash(t *testing.T) {
-	if runtime.GOOS == "windows" {
-		t.Skip("Windows has no kill -9")
-	}
 	dir := t.TempDir()
 	l := &load{bench: &bench{t: t}}
 	c := spawn(l.bench, "127.0.0.1:0", "127.0.0.1:0", dir)
-	tokens := l.populate()
+	l.begin()
 	before := c.resident()
-	l.connect(tokens)
-	t.Logf("%d users are connected: %d bytes of the process each", len(tokens),
-		(c.resident()-before)/len(tokens))
+	l.connect()
+	users := len(l.phones)
+	t.Logf("%d users are connected: %d bytes of the process each", users,
+		(c.resident()-before)/users)
 
 	served, drove, began := c.cpu(), cpu("self"), time.Now()
 	leaves := l.run(time.Duration(*loadSeconds) * time.Second)
-	t.Logf("the pushes took %v", time.Since(began))
+	took := time.Since(began)
 	l.settle()
 	t.Logf("in %v the service used %v of CPU, the test %v", time.Since(began), c.cpu()-served,
 		cpu("self")-drove)
-	t.Logf("%d pushes, %d deliveries, %s", len(l.acked), l.received(), l.latencies())
+	l.report(took, c.cpu()-served, cpu("self")-drove)
 	t.Logf("%d leaves: median %v, slowest %v", len(leaves), leaves[len(leaves)/2],
 		leaves[len(leaves)-1])
-	t.Logf("%d bytes of the process for each user after the load", (c.resident()-before)/len(tokens))
+	t.Logf("%d bytes of the process for each user after the load", (c.resident()-before)/users)
 	l.check()
 
 	// Once more, with a crash in the middle.
@@ -166,62 +176,116 @@ func TestLoadAndCrash(t *testing.T) {
 		l.run(time.Duration(*loadSeconds) * time.Second)
 	}()
 	n := l.received()
-	l.wait(func() bool { return l.received() > n+len(l.phones) })
+	l.wait(func() bool { return l.received() > n+users })
 	c.kill()
 	began = time.Now()
 	spawn(l.bench, c.devices, strings.TrimPrefix(c.url, "http://"), dir)
 	t.Logf("after the kill the service was up again in %v", time.Since(began))
+	l.wait(func() bool { return !slices.ContainsFunc(l.phones, l.isUp) })
+	l.connect()
 	<-done
-	for _, p := range l.phones {
-		p.broken()
-	}
 	l.settle()
 	l.check()
 }
 
-// populate makes the users and their groups, and returns a token of each.
-func (l *load) populate() []string {
-	tokens := make([]string, *loadUsers)
+func (l *load) isUp(p *loadPhone) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return p.up
+}
+
+// report logs what happened until now.
+func (l *load) report(took, served, drove time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	acked, refused := 0, 0
+	for _, x := range l.made {
+		if x.acked {
+			acked++
+		}
+		if x.refused {
+			refused++
+		}
+	}
+	n := len(l.latencies)
+	if n == 0 {
+		l.t.Error("nothing came")
+		return
+	}
+	slices.Sort(l.latencies)
+	l.t.Logf("%d pushes in %v were accepted, %.0f in a second, and %d refused; %d deliveries: "+
+		"median %v, p99 %v, slowest %v", acked, took, float64(acked)/took.Seconds(), refused, n,
+		l.latencies[n/2], l.latencies[n*99/100], l.latencies[n-1])
+	l.t.Logf("for each delivery the service used %v, the test %v", served/time.Duration(n),
+		drove/time.Duration(n))
+}
+
+// begin makes the users and their groups, and the phones, which are not connected yet.
+func (l *load) begin() {
+	l.t.Helper()
+	debug.SetGCPercent(400) // it is not the test that is measured
 	var g errgroup.Group
 	g.SetLimit(16)
-	for i := range tokens {
+	for i := range *loadUsers {
+		p := &loadPhone{id: i}
+		l.phones = append(l.phones, p)
 		g.Go(func() error {
-			tokens[i] = l.account("users/u" + strconv.Itoa(i))
-			l.must("PUT", "/v1/groups/"+l.groupOf(i)+"/members/u"+strconv.Itoa(i), nil)
+			p.token = l.account("users/u" + strconv.Itoa(i))
+			l.must("PUT", p.path(), nil)
 			return nil
 		})
 	}
 	g.Wait()
-	return tokens
+	var err error
+	if l.epoll, err = syscall.EpollCreate1(syscall.EPOLL_CLOEXEC); err != nil {
+		l.t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		l.read()
+	}()
+	l.t.Cleanup(func() { <-ended })
 }
 
-// run pushes at the rate for a time, while users leave and join again, and returns how long the
-// leaves took, in ascending order.
+// run pushes at the rate for a time, whatever the service makes of it, while users leave and join
+// again. It returns how long the leaves took, in ascending order.
 func (l *load) run(d time.Duration) []time.Duration {
 	ctx, cancel := context.WithTimeout(l.t.Context(), d)
 	defer cancel()
 	var g errgroup.Group
-	var next atomic.Int64
-	next.Store(int64(len(l.acked)))
-	batch := int64(max(1, *loadRate/100)) // a request of each pusher takes the pushes of 10 ms
-	began, first := time.Now(), next.Load()
-	for range 16 {
+	batch := max(1, *loadRate/100) // a request takes the pushes of 10 ms
+	began := time.Now()
+	g.Go(func() error {
+		for i := 0; ; i++ {
+			due := time.Duration(i*batch) * time.Second / time.Duration(*loadRate)
+			pause(ctx, time.Until(began.Add(due)))
+			if ctx.Err() != nil {
+				return nil
+			}
+			l.mu.Lock()
+			first := len(l.made)
+			l.made = append(l.made, make([]loadPush, batch)...)
+			l.mu.Unlock()
+			g.Go(func() error {
+				l.pushBatch(first, batch)
+				return nil
+			})
+		}
+	})
+	var leaves []time.Duration // guarded by l.mu
+	for _, i := range rand.Perm(len(l.phones)) {
 		g.Go(func() error {
-			for ctx.Err() == nil {
-				n := next.Add(batch) - batch
-				due := began.Add(time.Duration(n-first) * time.Second / time.Duration(*loadRate))
-				pause(ctx, time.Until(due))
-				l.pushBatch(n, int(batch))
+			if d, ok := l.leaveAndJoin(l.phones[i]); ok {
+				l.mu.Lock()
+				leaves = append(leaves, d)
+				l.mu.Unlock()
 			}
 			return nil
 		})
-	}
-	var leaves []time.Duration
-	for ctx.Err() == nil {
-		if d, ok := l.leaveAndJoin(rand.N(len(l.phones))); ok {
-			leaves = append(leaves, d)
+		if pause(ctx, 100*time.Millisecond); ctx.Err() != nil {
+			break
 		}
-		pause(ctx, 200*time.Millisecond)
 	}
 	g.Wait()
 	slices.Sort(leaves)
@@ -239,70 +303,59 @@ func pause(ctx context.Context, d time.Duration) {
 }
 
 // pushBatch pushes to the groups in turn, with the number and the time as the payload.
-func (l *load) pushBatch(first int64, n int) {
+func (l *load) pushBatch(first, n int) {
 	list := make([]push, n)
-	qos := *loadQoS
-	groups := len(l.phones) / 10
 	for i := range list {
-		number := int(first) + i
-		list[i] = push{To: "groups/g" + strconv.Itoa(number%groups), QoS: &qos,
-			Body: fmt.Sprintf("%d/%d", number, time.Now().UnixNano())}
+		list[i] = push{To: "groups/g" + strconv.Itoa((first+i)%l.groups()), QoS: loadQoS,
+			Body: fmt.Sprintf("%d/%d", first+i, time.Now().UnixNano())}
 	}
 	began := time.Now()
-	results, err := l.tryPush(list)
+	results, status := l.tryPush(list)
 	took := time.Since(began)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for len(l.acked) < int(first)+n {
-		l.acked, l.made, l.took = append(l.acked, false), append(l.made, began), append(l.took, 0)
-	}
 	for i := range n {
-		l.made[int(first)+i], l.took[int(first)+i] = began, took
-	}
-	if err != nil {
-		return // the service is being killed
-	}
-	for i, r := range results {
-		l.acked[int(first)+i] = r.Error == ""
+		l.made[first+i] = loadPush{began, took, i < len(results) && results[i].Error == "",
+			status == http.StatusServiceUnavailable}
 	}
 }
 
-// leaveAndJoin takes somebody out of the group, and says how long it took until the answer. From
-// then on nothing new may come. ok is false if the service was killed meanwhile.
-func (l *load) leaveAndJoin(i int) (took time.Duration, ok bool) {
-	p := l.phones[i]
-	path := "/v1/groups/" + l.groupOf(i) + "/members/u" + strconv.Itoa(i)
+// leaveAndJoin takes somebody out of the group for a second, and says how long it took until the
+// answer. From then on nothing new may come. ok is false if the service was killed meanwhile.
+func (l *load) leaveAndJoin(p *loadPhone) (took time.Duration, ok bool) {
 	began := time.Now()
-	p.away(began)
-	status, err := l.try("DELETE", path)
-	took = time.Since(began)
-	if err == nil {
-		p.gone(time.Now())
-		if status != 204 {
+	status, _ := l.try("DELETE", p.path(), nil)
+	now := time.Now()
+	s := span{begin: began}
+	if status != 0 {
+		s.certain = now
+		if status != http.StatusNoContent {
 			l.t.Errorf("a leave was answered with %d", status)
 		}
 	}
-	for l.t.Context().Err() == nil {
-		p.back(time.Now())
-		if _, again := l.try("PUT", path); again == nil {
-			p.returned(time.Now())
-			return took, err == nil
+	l.mu.Lock()
+	p.spans = append(p.spans, s)
+	l.mu.Unlock()
+	for range 100 {
+		pause(l.t.Context(), time.Second)
+		back := time.Now()
+		if again, _ := l.try("PUT", p.path(), nil); again != 0 {
+			l.mu.Lock()
+			last := &p.spans[len(p.spans)-1]
+			last.back, last.end = back, time.Now()
+			l.mu.Unlock()
+			break
 		}
-		pause(l.t.Context(), 50*time.Millisecond)
 	}
-	return 0, false
+	return now.Sub(began), status != 0
 }
 
 // settle waits until each phone has got what it has to get.
 func (l *load) settle() {
 	l.t.Helper()
 	l.wait(func() bool {
-		for i, p := range l.phones {
-			if !p.hasAll(l, i) {
-				return false
-			}
-		}
-		return true
+		missing, _, _ := l.compare()
+		return missing == 0
 	})
 }
 
@@ -315,42 +368,30 @@ func (l *load) wait(done func() bool) {
 			l.t.Error("it takes too long")
 			return
 		}
-		pause(late, 20*time.Millisecond)
+		pause(late, 50*time.Millisecond)
 	}
 }
 
-func (l *load) received() (n int) {
-	for _, p := range l.phones {
-		p.mu.Lock()
-		n += len(p.got)
-		p.mu.Unlock()
-	}
-	return n
+func (l *load) received() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.deliveries
 }
 
-func (l *load) latencies() string {
-	var all []time.Duration
+func (l *load) compare() (missing, doubled, late int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	for _, p := range l.phones {
-		p.mu.Lock()
-		all = append(all, p.latencies...)
-		p.mu.Unlock()
+		m, d, x := p.compare(l)
+		missing, doubled, late = missing+m, doubled+d, late+x
 	}
-	if len(all) == 0 {
-		return "nothing came"
-	}
-	slices.Sort(all)
-	return fmt.Sprintf("median %v, p99 %v, slowest %v", all[len(all)/2], all[len(all)*99/100],
-		all[len(all)-1])
+	return missing, doubled, late
 }
 
 // check compares what came with what was acknowledged.
 func (l *load) check() {
 	l.t.Helper()
-	missing, doubled, late := 0, 0, 0
-	for i, p := range l.phones {
-		m, d, x := p.compare(l, i)
-		missing, doubled, late = missing+m, doubled+d, late+x
-	}
+	missing, doubled, late := l.compare()
 	if missing > 0 || late > 0 || *loadQoS == 2 && doubled > 0 {
 		l.t.Errorf("%d deliveries are missing, %d came twice, %d came after a leave", missing,
 			doubled, late)

@@ -1,211 +1,185 @@
 package main
 
 import (
-	"bufio"
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
+	"syscall"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// A loadPhone is a client that takes pushes at any QoS, connects again when its connection breaks,
-// and remembers what came. It is lean: there are thousands of them.
+// A loadPhone is a client that takes pushes at any QoS and remembers what came. One goroutine reads
+// for all of them, so that the machine has its time for the service. All is guarded by load.mu.
 type loadPhone struct {
-	id, addr, token string
-
-	mu        sync.Mutex
-	nc        net.Conn
-	up        bool           // it was accepted
-	got       map[uint32]int // by number of the push
-	latencies []time.Duration
-	spans     []span          // when it was not in its group
-	open      map[uint16]bool // Packet Identifiers of QoS 2 messages that are not released
+	id    int
+	token string
+	fd    int
+	up    bool     // it was accepted
+	rest  []byte   // of a packet that has come in part
+	got   []uint8  // how often each push to its group came, in the order of the pushes
+	spans []span   // when it was not in its group
+	open  []uint16 // Packet Identifiers of QoS 2 messages that are not released
 }
 
 // A span is a time in which somebody was not in a group, or perhaps was not: certain is when the
 // answer to the leave had come, back when the next join began.
 type span struct{ begin, certain, back, end time.Time }
 
-func (p *loadPhone) last() *span { return &p.spans[len(p.spans)-1] }
-
-func (p *loadPhone) away(now time.Time) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.spans = append(p.spans, span{begin: now})
-}
-
-func (p *loadPhone) gone(now time.Time) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.last().certain = now
-}
-
-func (p *loadPhone) back(now time.Time) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.last().back.IsZero() {
-		p.last().back = now
-	}
-}
-
-func (p *loadPhone) returned(now time.Time) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.last().end = now
-}
-
-// connect connects all users.
-func (l *load) connect(tokens []string) {
+// connect connects all phones.
+func (l *load) connect() {
 	l.t.Helper()
-	for i, token := range tokens {
-		p := &loadPhone{id: fmt.Sprint("phone", i), addr: l.devices, token: token,
-			got: map[uint32]int{}, open: map[uint16]bool{}}
-		l.phones = append(l.phones, p)
-		if err := p.dial(); err != nil {
+	to := netip.MustParseAddrPort(l.devices)
+	for _, p := range l.phones {
+		if err := l.dial(p, &syscall.SockaddrInet4{Port: int(to.Port()),
+			Addr: to.Addr().As4()}); err != nil {
 			l.t.Fatal(err)
 		}
-		go p.serve(l) // ends with the test
-		l.t.Cleanup(p.broken)
 	}
-	l.wait(func() bool { return !slices.ContainsFunc(l.phones, (*loadPhone).isAway) })
+	l.wait(func() bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return !slices.ContainsFunc(l.phones, func(p *loadPhone) bool { return !p.up })
+	})
 }
 
-func (p *loadPhone) isAway() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return !p.up
-}
-
-func (p *loadPhone) dial() error {
-	nc, err := net.Dial("tcp", p.addr)
+func (l *load) dial(p *loadPhone, to syscall.Sockaddr) error {
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
-	wire, err := connect(p.id, "", p.token).Append(nil, packets.V5)
+	l.mu.Lock()
+	p.fd, p.up, p.rest = fd, false, nil
+	l.mu.Unlock()
+	wire, err := connect(fmt.Sprint("phone", p.id), "", p.token).Append(nil, packets.V5)
 	if err == nil {
-		_, err = nc.Write(wire)
+		err = syscall.Connect(fd, to)
+	}
+	if err == nil {
+		err = syscall.SetsockoptInt(fd, syscall.IPPROTO_TCP, syscall.TCP_NODELAY, 1)
+	}
+	if err == nil {
+		_, err = syscall.Write(fd, wire)
+	}
+	if err == nil {
+		err = syscall.SetNonblock(fd, true)
 	}
 	if err != nil {
-		nc.Close()
 		return err
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.nc, p.up = nc, false
-	return nil
+	return syscall.EpollCtl(l.epoll, syscall.EPOLL_CTL_ADD, fd,
+		&syscall.EpollEvent{Events: syscall.EPOLLIN, Fd: int32(p.id)})
 }
 
-// broken cuts the connection.
-func (p *loadPhone) broken() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.nc.Close()
-}
-
-func (p *loadPhone) serve(l *load) {
+// read takes what comes for the phones until the test ends.
+func (l *load) read() {
+	buf := make([]byte, 64<<10)
+	var out []byte
+	events := make([]syscall.EpollEvent, 256)
 	for l.t.Context().Err() == nil {
-		p.mu.Lock()
-		nc := p.nc
-		p.mu.Unlock()
-		p.read(nc)
-		nc.Close()
-		pause(l.t.Context(), 100*time.Millisecond)
-		for l.t.Context().Err() == nil && p.dial() != nil {
-			pause(l.t.Context(), 200*time.Millisecond)
-		}
-	}
-}
-
-// read takes packets until the connection ends.
-func (p *loadPhone) read(nc net.Conn) {
-	r := bufio.NewReaderSize(nc, 2048)
-	var out, body []byte
-	for {
-		first, err := r.ReadByte()
-		if err != nil {
+		n, err := syscall.EpollWait(l.epoll, events, 100)
+		if err != nil && err != syscall.EINTR {
+			l.t.Error(err)
 			return
 		}
-		n, err := binary.ReadUvarint(r) // like the Remaining Length
-		if err != nil {
-			return
-		}
-		if uint64(cap(body)) < n {
-			body = make([]byte, n)
-		}
-		body = body[:n]
-		if _, err := io.ReadFull(r, body); err != nil {
-			return
-		}
-		out = p.take(first, body, out)
-		if r.Buffered() == 0 && len(out) > 0 {
-			if _, err := nc.Write(out); err != nil {
-				return
+		l.mu.Lock()
+		for _, e := range events[:max(n, 0)] {
+			p := l.phones[e.Fd]
+			have := copy(buf, p.rest)
+			n, err := syscall.Read(p.fd, buf[have:])
+			if err == nil && n > 0 {
+				var used int
+				out, used = l.take(p, buf[:have+n], out[:0], time.Now())
+				p.rest = append(p.rest[:0], buf[used:have+n]...)
+				if len(out) > 0 {
+					_, err = syscall.Write(p.fd, out)
+				}
 			}
-			out = out[:0]
+			if err != nil && err != syscall.EAGAIN || err == nil && n == 0 {
+				syscall.Close(p.fd) // which takes it out of epoll
+				p.up = false
+			}
 		}
+		l.mu.Unlock()
 	}
 }
 
-// take takes one packet, and appends the answer to out.
-func (p *loadPhone) take(first byte, body, out []byte) []byte {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+// take takes the whole packets in b, and appends the answers to out.
+func (l *load) take(p *loadPhone, b, out []byte, now time.Time) (answers []byte, used int) {
+	for len(b)-used >= 2 {
+		n, w := binary.Uvarint(b[used+1:]) // like the Remaining Length
+		end := used + 1 + w + int(n)
+		if w <= 0 || end > len(b) {
+			break
+		}
+		out = l.takeOne(p, b[used], b[used+1+w:end], out, now)
+		used = end
+	}
+	return out, used
+}
+
+func (l *load) takeOne(p *loadPhone, first byte, body, out []byte, now time.Time) []byte {
 	switch packets.Type(first >> 4) {
 	case packets.TypeConnack:
 		p.up = body[1] == 0
-		if body[1] == 0 && body[0]&1 == 0 {
-			clear(p.open)
+		if body[0]&1 == 0 {
+			p.open = nil
 		}
 	case packets.TypePubrel:
 		id := binary.BigEndian.Uint16(body)
-		delete(p.open, id)
+		if i := slices.Index(p.open, id); i >= 0 {
+			p.open = slices.Delete(p.open, i, i+1)
+		}
 		return append(out, byte(packets.TypePubcomp)<<4, 2, body[0], body[1])
 	case packets.TypePublish:
 		at := 2 + int(binary.BigEndian.Uint16(body))
-		qos := first >> 1 & 3
-		var id []byte
+		qos, id := first>>1&3, uint16(0)
 		if qos > 0 {
-			id, at = body[at:at+2], at+2
+			id, at = binary.BigEndian.Uint16(body[at:]), at+2
 		}
 		n, w := binary.Uvarint(body[at:])
-		payload := body[at+w+int(n):]
-		if qos < 2 || !p.open[binary.BigEndian.Uint16(id)] {
-			p.note(string(payload))
+		if qos < 2 || !slices.Contains(p.open, id) {
+			l.note(p, string(body[at+w+int(n):]), now)
 		}
 		switch qos {
 		case 1:
-			out = append(out, byte(packets.TypePuback)<<4, 2, id[0], id[1])
+			out = append(out, byte(packets.TypePuback)<<4, 2, byte(id>>8), byte(id))
 		case 2:
-			p.open[binary.BigEndian.Uint16(id)] = true
-			out = append(out, byte(packets.TypePubrec)<<4, 2, id[0], id[1])
+			if !slices.Contains(p.open, id) {
+				p.open = append(p.open, id)
+			}
+			out = append(out, byte(packets.TypePubrec)<<4, 2, byte(id>>8), byte(id))
 		}
 	}
 	return out
 }
 
-// note remembers a message. p.mu is held.
-func (p *loadPhone) note(payload string) {
+// note remembers a message.
+func (l *load) note(p *loadPhone, payload string, now time.Time) {
 	first, second, _ := strings.Cut(payload, "/")
 	number, err := strconv.Atoi(first)
 	sent, err2 := strconv.ParseInt(second, 10, 64)
 	if err != nil || err2 != nil {
 		return
 	}
-	p.got[uint32(number)]++
-	p.latencies = append(p.latencies, time.Duration(time.Now().UnixNano()-sent))
+	round := number / l.groups()
+	for len(p.got) <= round {
+		p.got = append(p.got, 0)
+	}
+	p.got[round]++
+	l.deliveries++
+	l.latencies = append(l.latencies, time.Duration(now.UnixNano()-sent))
 }
 
-// must says whether the phone has to have a push, or would have had to if its times are known: it
-// was sent while nothing changed in its group.
+// wasMember says whether the phone has to have a push: it was sent while nothing changed in its group.
 func (p *loadPhone) wasMember(from, to time.Time) bool {
 	for _, s := range p.spans {
 		if to.After(s.begin) && (s.end.IsZero() || from.Before(s.end)) {
@@ -215,81 +189,68 @@ func (p *loadPhone) wasMember(from, to time.Time) bool {
 	return true
 }
 
-func (p *loadPhone) hasAll(l *load, i int) bool {
-	missing, _, _ := p.compare(l, i)
-	return missing == 0
-}
-
-// compare returns how many pushes are missing, came twice, and came although the phone had left.
-func (p *loadPhone) compare(l *load, i int) (missing, doubled, late int) {
-	groups := len(l.phones) / 10
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for number := i / 10; number < len(l.acked); number += groups {
-		n := p.got[uint32(number)]
-		if n > 1 {
-			doubled++
-		}
-		if n == 0 && *loadQoS > 0 && l.acked[number] &&
-			p.wasMember(l.made[number], l.made[number].Add(l.took[number])) {
-			missing++
-		}
-		if n > 0 && p.hadLeft(l.made[number]) {
-			late++
-		}
-	}
-	return missing, doubled, late
-}
-
-// hadLeft says whether the phone was certainly not in its group at a time. p.mu is held.
-func (p *loadPhone) hadLeft(at time.Time) bool {
+// hadLeft says whether the phone was out of its group for certain while a push was made.
+func (p *loadPhone) hadLeft(from, to time.Time) bool {
 	for _, s := range p.spans {
-		if !s.certain.IsZero() && at.After(s.certain) && at.Before(s.back) {
+		if !s.certain.IsZero() && from.After(s.certain) && to.Before(s.back) {
 			return true
 		}
 	}
 	return false
 }
 
-// tryPush pushes a list. The error says that there was no answer.
-func (l *load) tryPush(list []push) (results []result, err error) {
-	text, err := json.Marshal(list)
-	if err != nil {
-		return nil, err
+// compare returns how many pushes are missing, came twice, and came although the phone had left.
+// l.mu is held.
+func (p *loadPhone) compare(l *load) (missing, doubled, late int) {
+	for number := p.id / 10; number < len(l.made); number += l.groups() {
+		n, x := uint8(0), &l.made[number]
+		if round := number / l.groups(); round < len(p.got) {
+			n = p.got[round]
+		}
+		if n > 1 {
+			doubled++
+		}
+		if n == 0 && *loadQoS > 0 && x.acked && p.wasMember(x.at, x.at.Add(x.took)) {
+			missing++
+		}
+		if n > 0 && p.hadLeft(x.at, x.at.Add(x.took)) {
+			late++
+		}
 	}
-	q, err := http.NewRequest("POST", l.url+"/v1/push", strings.NewReader(string(text)))
-	if err != nil {
-		return nil, err
-	}
-	q.Header.Set("Authorization", "Bearer "+testKey)
-	resp, err := loadClient.Do(q)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("status %d", resp.StatusCode)
-	}
-	err = json.NewDecoder(resp.Body).Decode(&results)
-	return results, err
+	return missing, doubled, late
 }
 
-// try makes a request as the backend. The error says that there was no answer.
-func (l *load) try(method, path string) (status int, err error) {
-	q, err := http.NewRequest(method, l.url+path, nil)
+// tryPush pushes a list. The status is 0 if there was no answer.
+func (l *load) tryPush(list []push) (results []result, status int) {
+	text, err := json.Marshal(list)
 	if err != nil {
-		return 0, err
+		l.t.Error(err)
+		return nil, 0
+	}
+	status, text = l.try("POST", "/v1/push", text)
+	if status == http.StatusOK && json.Unmarshal(text, &results) != nil {
+		l.t.Errorf("a list was answered with %s", text)
+	}
+	return results, status
+}
+
+// try makes a request as the backend. The status is 0 if there was no answer.
+func (l *load) try(method, path string, body []byte) (status int, answer []byte) {
+	q, err := http.NewRequest(method, l.url+path, bytes.NewReader(body))
+	if err != nil {
+		l.t.Error(err)
+		return 0, nil
 	}
 	q.Header.Set("Authorization", "Bearer "+testKey)
 	resp, err := loadClient.Do(q)
 	if err != nil {
-		return 0, err
+		return 0, nil
 	}
 	defer resp.Body.Close()
-	io.Copy(io.Discard, resp.Body)
-	return resp.StatusCode, nil
+	if answer, err = io.ReadAll(resp.Body); err != nil {
+		return 0, nil
+	}
+	return resp.StatusCode, answer
 }
 
 var loadClient = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}}

@@ -25,6 +25,14 @@ const (
 	maxWait    = 30 * time.Second
 )
 
+// What may wait to be published, of all requests together. More of them at once need less time for
+// each: a phone gets several in one packet.
+const (
+	maxWaiting  = 4000    // pushes; a longer one counts once more for each pushWeight bytes
+	maxTogether = 2000    // are published at once
+	pushWeight  = 4 << 10 // bytes
+)
+
 // A push is what a caller asks for.
 type push struct {
 	To          string `json:"to"` // users/NAME, groups/NAME or devices/NAME
@@ -51,6 +59,9 @@ type result struct {
 // postPush pushes one message, or each one of a list. The pushes of a list to one receiver are in
 // order. With ?wait=2s it waits so long for acknowledgements. Without, wait is negative.
 func postPush(c *call) (any, error) {
+	if c.waiting.Load() >= maxWaiting {
+		return nil, errBusy
+	}
 	wait := time.Duration(-1)
 	if text := c.URL.Query().Get("wait"); text != "" {
 		d, err := time.ParseDuration(text)
@@ -110,6 +121,9 @@ func (c *call) pushAll(list []push, wait time.Duration) []*result {
 	return results
 }
 
+// errBusy is the answer to pushes that come faster than the service delivers them.
+var errBusy = fail(http.StatusServiceUnavailable, "too many pushes wait; try again in a second")
+
 // A parcel is the messages of one request, on their way to the broker.
 type parcel struct {
 	ctx  context.Context
@@ -119,9 +133,18 @@ type parcel struct {
 	done chan struct{}
 }
 
-// publish has deliver publish messages, and returns how many are.
+// publish has deliver publish messages, and returns how many are. It refuses what is too much, so
+// that pushes wait for a moment only, and take little memory.
 func (s *service) publish(ctx context.Context, list []*dunlin.Message) (int, error) {
 	p := &parcel{ctx: ctx, list: list, done: make(chan struct{})}
+	weight := int64(len(list))
+	for _, m := range list {
+		weight += int64(len(m.Payload) / pushWeight)
+	}
+	defer s.waiting.Add(-weight)
+	if s.waiting.Add(weight) > maxWaiting {
+		return 0, errBusy
+	}
 	select {
 	case s.parcels <- p:
 	case <-ctx.Done():
@@ -146,7 +169,7 @@ func (s *service) deliver(ctx context.Context) error {
 
 func (s *service) deliverAll(ctx context.Context, first *parcel) {
 	parcels, all := []*parcel{first}, first.list
-	for more := true; more && len(all) < maxPushes; {
+	for more := true; more && len(all) < maxTogether; {
 		select {
 		case p := <-s.parcels:
 			parcels, all = append(parcels, p), append(all, p.list...)

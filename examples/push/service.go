@@ -8,6 +8,7 @@ import (
 	"errors"
 	"hash/maphash"
 	"log/slog"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -27,6 +28,7 @@ const (
 	peer         = "service"         // the principal of the other instance of the service
 	changedTopic = "service/changed" // instances tell each other which account has changed
 	sweepEvery   = 10 * time.Second
+	maxStoring   = 10 * time.Millisecond // how long a change waits for the Store of the broker
 )
 
 // A service knows the accounts, decides what their clients may do, and pushes. An account gets what
@@ -46,6 +48,7 @@ type service struct {
 	online   presences
 	results  results
 	parcels  chan *parcel // for deliver
+	waiting  atomic.Int64 // see maxWaiting
 }
 
 func newService(db *database, key string) *service {
@@ -235,36 +238,54 @@ func (s *service) obey(ctx context.Context, account string) error {
 	return s.sync(ctx, account)
 }
 
+// sync makes the subscriptions of an account those that the database has. It returns when they
+// hold. The Store of the broker may have them later: restore makes them again after a crash.
 func (s *service) sync(ctx context.Context, account string) error {
 	mu := &s.syncing[maphash.String(s.seed, account)%uint64(len(s.syncing))]
 	mu.Lock()
 	defer mu.Unlock()
 	topics, err := s.db.topics(ctx, account)
-	if err != nil {
-		return err
-	}
-	surplus := make(map[string]bool)
-	for _, x := range s.broker.PrincipalSubscriptions(account) {
-		surplus[x.Filter] = true
-	}
-	var missing []hooks.Subscription
-	for _, topic := range topics {
-		x := subscription(topic)
-		if !surplus[x.Filter] {
-			missing = append(missing, x)
+	for err == nil {
+		surplus := make(map[string]bool)
+		for _, x := range s.broker.PrincipalSubscriptions(account) {
+			surplus[x.Filter] = true
 		}
-		delete(surplus, x.Filter)
-	}
-	for filter := range surplus {
-		if _, err := s.broker.UnsubscribePrincipal(ctx, account, filter); err != nil {
-			return err
+		var missing []hooks.Subscription
+		for _, topic := range topics {
+			x := subscription(topic)
+			if !surplus[x.Filter] {
+				missing = append(missing, x)
+			}
+			delete(surplus, x.Filter)
 		}
-		s.revoke(account, strings.TrimSuffix(filter, "/#"))
+		if len(surplus)+len(missing) == 0 {
+			return nil
+		}
+		err = s.amend(ctx, account, slices.Collect(maps.Keys(surplus)), missing)
 	}
-	if len(missing) == 0 {
-		return nil
+	return err
+}
+
+// amend changes the subscriptions of an account, and waits a moment until the Store has that.
+func (s *service) amend(
+	ctx context.Context, account string, surplus []string, missing []hooks.Subscription,
+) error {
+	brief, cancel := context.WithTimeout(ctx, maxStoring)
+	defer cancel()
+	var err error
+	if len(missing) > 0 {
+		err = s.broker.SubscribePrincipal(brief, account, missing...)
 	}
-	return s.broker.SubscribePrincipal(ctx, account, missing...)
+	if err == nil && len(surplus) > 0 {
+		_, err = s.broker.UnsubscribePrincipal(brief, account, surplus...)
+		for _, filter := range surplus {
+			s.revoke(account, strings.TrimSuffix(filter, "/#"))
+		}
+	}
+	if brief.Err() != nil {
+		return context.Cause(ctx) // sync looks whether it holds
+	}
+	return err
 }
 
 // revoke ends what the clients of an account have themselves subscribed to, and what the gateway
