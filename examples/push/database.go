@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -18,6 +19,8 @@ import (
 
 //go:embed schema.sql
 var schema string
+
+const schemaVersion = 2 // what schema sets
 
 // What one account may have.
 const (
@@ -42,12 +45,25 @@ type database struct {
 
 // A session is what a token stands for.
 type session struct {
-	ID      string    `json:"id"`
-	Account string    `json:"account"`
-	Label   string    `json:"label,omitempty"`
-	Created time.Time `json:"created"`
-	Expires time.Time `json:"expires"`
-	Token   string    `json:"token,omitempty"` // only where it was just made
+	ID      string `json:"id"`
+	Account string `json:"account"`
+	Label   string `json:"label,omitempty"`
+	Created second `json:"created"`
+	Expires second `json:"expires"`
+	Token   string `json:"token,omitempty"` // only where it was just made
+}
+
+// A second is a time that the database has in seconds.
+type second struct{ time.Time }
+
+// Scan is that of sql.Scanner.
+func (s *second) Scan(from any) error {
+	n, ok := from.(int64)
+	if !ok {
+		return fmt.Errorf("expected seconds, got %v", from)
+	}
+	s.Time = time.Unix(n, 0)
+	return nil
 }
 
 func openDatabase(file string) (*database, error) {
@@ -59,35 +75,27 @@ func openDatabase(file string) (*database, error) {
 		return nil, err
 	}
 	db.SetMaxOpenConns(4)
-	d := &database{sql: db}
-	if err := d.write(context.Background(), prepare); err != nil {
+	if err := makeTables(db); err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", file, err), db.Close())
 	}
-	return d, nil
+	return &database{sql: db}, nil
 }
 
-func prepare(tx *sql.Tx) error {
-	var version int
-	if err := tx.QueryRow("PRAGMA user_version").Scan(&version); err != nil || version == 1 {
-		return err
-	}
-	if version != 0 {
-		return fmt.Errorf("version %d of the database, expected 1", version)
-	}
-	_, err := tx.Exec(schema)
-	return err
-}
-
-// write makes one transaction.
-func (d *database) write(ctx context.Context, f func(*sql.Tx) error) error {
-	d.writing.Lock()
-	defer d.writing.Unlock()
-	tx, err := d.sql.BeginTx(ctx, nil)
+func makeTables(db *sql.DB) error {
+	tx, err := db.Begin()
 	if err != nil {
 		return err
 	}
 	defer tx.Rollback()
-	if err := f(tx); err != nil {
+	var version int
+	err = tx.QueryRow("PRAGMA user_version").Scan(&version)
+	if err != nil || version == schemaVersion {
+		return err
+	}
+	if version != 0 {
+		return fmt.Errorf("version %d of the database, expected %d", version, schemaVersion)
+	}
+	if _, err := tx.Exec(schema); err != nil {
 		return err
 	}
 	return tx.Commit()
@@ -107,15 +115,6 @@ func (d *database) prepared(query string) (*sql.Stmt, error) {
 	return x, err
 }
 
-// query runs a query that is prepared.
-func (d *database) query(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
-	x, err := d.prepared(query)
-	if err != nil {
-		return nil, err
-	}
-	return x.QueryContext(ctx, args...)
-}
-
 // change makes one change, and says whether there was something to change.
 func (d *database) change(ctx context.Context, query string, args ...any) (bool, error) {
 	x, err := d.prepared(query)
@@ -132,58 +131,64 @@ func (d *database) change(ctx context.Context, query string, args ...any) (bool,
 	return n > 0, err
 }
 
-// names returns the first column of a query.
-func (d *database) names(ctx context.Context, query string, args ...any) ([]string, error) {
-	rows, err := d.query(ctx, query, args...)
+// list returns the rows of a query. columns says where the values of a row go.
+func list[T any](
+	ctx context.Context, d *database, columns func(*T) []any, query string, args ...any,
+) ([]T, error) {
+	x, err := d.prepared(query)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := x.QueryContext(ctx, args...)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	all := []string{}
+	all := []T{}
 	for rows.Next() {
-		var name string
-		if err := rows.Scan(&name); err != nil {
+		var row T
+		if err := rows.Scan(columns(&row)...); err != nil {
 			return nil, err
 		}
-		all = append(all, name)
+		all = append(all, row)
 	}
 	return all, rows.Err()
 }
 
-// has says whether a query has a row.
-func (d *database) has(ctx context.Context, query string, args ...any) (bool, error) {
-	x, err := d.prepared("SELECT EXISTS (" + query + ")")
-	if err != nil {
-		return false, err
+// only is for rows with one value.
+func only[T any](row *T) []any { return []any{row} }
+
+// value returns the only value of a query, the zero value if it has no row.
+func value[T any](ctx context.Context, d *database, query string, args ...any) (v T, err error) {
+	all, err := list(ctx, d, only[T], query, args...)
+	if len(all) > 0 {
+		v = all[0]
 	}
-	found := false
-	err = x.QueryRowContext(ctx, args...).Scan(&found)
-	return found, err
+	return v, err
 }
 
-func (d *database) addAccount(ctx context.Context, name string) (created bool, err error) {
-	return d.change(ctx, "INSERT INTO accounts VALUES (?, ?) ON CONFLICT DO NOTHING", name,
-		time.Now().Unix())
+func (d *database) has(ctx context.Context, query string, args ...any) (bool, error) {
+	return value[bool](ctx, d, "SELECT EXISTS ("+query+")", args...)
 }
 
-// removeAccount removes an account with its sessions and its places in groups, and returns who had
-// been told of its events.
+func (d *database) addAccount(ctx context.Context, name string) (isNew bool, err error) {
+	return d.change(ctx, "INSERT INTO accounts VALUES (?, unixepoch()) ON CONFLICT DO NOTHING", name)
+}
+
+// removeAccount removes an account with its sessions and its places in groups, and returns who was
+// told of its events.
 func (d *database) removeAccount(ctx context.Context, name string) (owners []string, err error) {
 	owners, err = d.members(ctx, name+"/events")
+	if err == nil {
+		_, err = d.change(ctx, "DELETE FROM members WHERE topic = ?", name+"/events")
+	}
 	if err != nil {
 		return nil, err
 	}
-	err = d.write(ctx, func(tx *sql.Tx) error {
-		r, err := tx.Exec("DELETE FROM accounts WHERE name = ?", name)
-		if err != nil {
-			return err
-		}
-		if n, err := r.RowsAffected(); err != nil || n == 0 {
-			return errors.Join(err, errUnknown)
-		}
-		_, err = tx.Exec("DELETE FROM members WHERE topic = ?", name+"/events")
-		return err
-	})
+	found, err := d.change(ctx, "DELETE FROM accounts WHERE name = ?", name)
+	if err == nil && !found {
+		err = errUnknown
+	}
 	return owners, err
 }
 
@@ -199,26 +204,14 @@ func (d *database) mustHave(ctx context.Context, account string) error {
 	return err
 }
 
-// known returns all accounts, and the IDs of all sessions that have not ended.
-func (d *database) known(ctx context.Context) (accounts, sessions map[string]bool, err error) {
-	names, err := d.accounts(ctx)
-	if err != nil {
-		return nil, nil, err
+// insert inserts something of an account by a query that inserts nothing if the account is not
+// there, or has too many.
+func (d *database) insert(ctx context.Context, account, query string, args ...any) error {
+	done, err := d.change(ctx, query, args...)
+	if err == nil && !done {
+		err = cmp.Or(d.mustHave(ctx, account), errTooMany)
 	}
-	ids, err := d.names(ctx, "SELECT id FROM sessions WHERE expires > ?", time.Now().Unix())
-	return set(names), set(ids), err
-}
-
-func set(list []string) map[string]bool {
-	all := make(map[string]bool, len(list))
-	for _, x := range list {
-		all[x] = true
-	}
-	return all
-}
-
-func (d *database) accounts(ctx context.Context) ([]string, error) {
-	return d.names(ctx, "SELECT name FROM accounts")
+	return err
 }
 
 // issue makes a session, whose token is known to nobody else.
@@ -226,51 +219,35 @@ func (d *database) issue(
 	ctx context.Context, account, label string, life time.Duration,
 ) (session, error) {
 	now := time.Now().Truncate(time.Second)
-	x := session{ID: rand.Text()[:16], Account: account, Label: label, Created: now,
-		Expires: now.Add(life + time.Second), Token: rand.Text()} // not earlier than asked for
-	err := d.write(ctx, func(tx *sql.Tx) error { return insert(tx, x) })
-	return x, err
-}
-
-func insert(tx *sql.Tx, x session) error {
-	var known bool
-	var n int
-	err := tx.QueryRow("SELECT EXISTS (SELECT 1 FROM accounts WHERE name = ?1), "+
-		"(SELECT count(*) FROM sessions WHERE account = ?1 AND expires > ?2)", x.Account,
-		x.Created.Unix()).Scan(&known, &n)
-	switch {
-	case err != nil:
-		return err
-	case !known:
-		return errUnknown
-	case n >= maxSessions:
-		return errTooMany
-	}
-	_, err = tx.Exec("INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?)", x.ID, hash(x.Token),
-		x.Account, x.Label, x.Created.Unix(), x.Expires.Unix())
-	return err
+	x := session{ID: rand.Text()[:16], Account: account, Label: label, Created: second{now},
+		Expires: second{now.Add(life + time.Second)}, Token: rand.Text()} // not too early
+	return x, d.insert(ctx, account, "INSERT INTO sessions SELECT ?, ?, ?3, ?, ?, ? "+
+		"WHERE EXISTS (SELECT 1 FROM accounts WHERE name = ?3) AND (SELECT count(*) "+
+		"FROM sessions WHERE account = ?3 AND expires > unixepoch()) < ?", x.ID, hash(x.Token),
+		account, label, x.Created.Unix(), x.Expires.Unix(), maxSessions)
 }
 
 // refresh makes another session like x, and lets x end within a minute: whoever did not get the
 // answer can try again.
 func (d *database) refresh(ctx context.Context, x session) (session, error) {
-	now := time.Now().Truncate(time.Second)
-	next := session{ID: rand.Text()[:16], Account: x.Account, Label: x.Label, Created: now,
-		Expires: now.Add(x.Expires.Sub(x.Created)), Token: rand.Text()}
-	err := d.write(ctx, func(tx *sql.Tx) error {
-		if err := insert(tx, next); err != nil {
-			return err
-		}
-		_, err := tx.Exec("UPDATE sessions SET expires = min(expires, ?) WHERE id = ?",
-			now.Add(time.Minute).Unix(), x.ID)
-		return err
-	})
+	next, err := d.issue(ctx, x.Account, x.Label, x.Expires.Sub(x.Created.Time)-time.Second)
+	if err == nil {
+		_, err = d.change(ctx, "UPDATE sessions SET expires = min(expires, unixepoch() + 60) "+
+			"WHERE id = ?", x.ID)
+	}
 	return next, err
 }
 
+const selectSession = "SELECT id, account, label, created, expires FROM sessions " +
+	"WHERE expires > unixepoch() AND "
+
+func (x *session) columns() []any {
+	return []any{&x.ID, &x.Account, &x.Label, &x.Created, &x.Expires}
+}
+
 // session returns what a token stands for.
-func (d *database) session(ctx context.Context, token string) (x session, err error) {
-	all, err := d.list(ctx, "hash = ?", hash(token))
+func (d *database) session(ctx context.Context, token string) (session, error) {
+	all, err := list(ctx, d, (*session).columns, selectSession+"hash = ?", hash(token))
 	if err == nil && len(all) == 0 {
 		err = errNoTicket
 	}
@@ -282,33 +259,13 @@ func (d *database) session(ctx context.Context, token string) (x session, err er
 
 // sessions returns those of an account.
 func (d *database) sessions(ctx context.Context, account string) ([]session, error) {
-	return d.list(ctx, "account = ?", account)
-}
-
-func (d *database) list(ctx context.Context, where string, arg any) ([]session, error) {
-	rows, err := d.query(ctx, "SELECT id, account, label, created, expires "+
-		"FROM sessions WHERE "+where+" AND expires > ? ORDER BY created, id", arg,
-		time.Now().Unix())
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	all := []session{}
-	for rows.Next() {
-		var x session
-		var created, expires int64
-		if err := rows.Scan(&x.ID, &x.Account, &x.Label, &created, &expires); err != nil {
-			return nil, err
-		}
-		x.Created, x.Expires = time.Unix(created, 0), time.Unix(expires, 0)
-		all = append(all, x)
-	}
-	return all, rows.Err()
+	return list(ctx, d, (*session).columns, selectSession+"account = ? ORDER BY created, id",
+		account)
 }
 
 // isLive says whether the session with an ID has not ended.
 func (d *database) isLive(ctx context.Context, id string) (bool, error) {
-	return d.has(ctx, "SELECT 1 FROM sessions WHERE id = ? AND expires > ?", id, time.Now().Unix())
+	return d.has(ctx, "SELECT 1 FROM sessions WHERE id = ? AND expires > unixepoch()", id)
 }
 
 func (d *database) revoke(ctx context.Context, id string) (found bool, err error) {
@@ -317,22 +274,9 @@ func (d *database) revoke(ctx context.Context, id string) (found bool, err error
 
 // join makes an account get what is published to a topic.
 func (d *database) join(ctx context.Context, account, topic string) error {
-	return d.write(ctx, func(tx *sql.Tx) error {
-		var known bool
-		var n int
-		err := tx.QueryRow("SELECT EXISTS (SELECT 1 FROM accounts WHERE name = ?1), "+
-			"(SELECT count(*) FROM members WHERE account = ?1)", account).Scan(&known, &n)
-		switch {
-		case err != nil:
-			return err
-		case !known:
-			return errUnknown
-		case n >= maxTopics:
-			return errTooMany
-		}
-		_, err = tx.Exec("INSERT INTO members VALUES (?, ?) ON CONFLICT DO NOTHING", topic, account)
-		return err
-	})
+	return d.insert(ctx, account, "INSERT INTO members SELECT ?, ?2 WHERE EXISTS (SELECT 1 "+
+		"FROM accounts WHERE name = ?2) AND (SELECT count(*) FROM members WHERE account = ?2) < ? "+
+		"ON CONFLICT DO UPDATE SET topic = topic", topic, account, maxTopics)
 }
 
 func (d *database) leave(ctx context.Context, account, topic string) (found bool, err error) {
@@ -342,35 +286,40 @@ func (d *database) leave(ctx context.Context, account, topic string) (found bool
 // topics returns the topics of groups and devices that an account gets, members the accounts that
 // get a topic.
 func (d *database) topics(ctx context.Context, account string) ([]string, error) {
-	return d.names(ctx, "SELECT topic FROM members WHERE account = ? ORDER BY topic", account)
+	return list(ctx, d, only[string], "SELECT topic FROM members WHERE account = ? ORDER BY topic",
+		account)
 }
 
 func (d *database) members(ctx context.Context, topic string) ([]string, error) {
-	return d.names(ctx, "SELECT account FROM members WHERE topic = ? ORDER BY account", topic)
+	return list(ctx, d, only[string], "SELECT account FROM members WHERE topic = ? "+
+		"ORDER BY account", topic)
 }
 
 // memberships returns the topics of all accounts.
 func (d *database) memberships(ctx context.Context) (map[string]map[string]bool, error) {
-	rows, err := d.query(ctx, "SELECT name, coalesce(topic, '') FROM accounts "+
-		"LEFT JOIN members ON name = account")
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
+	type row struct{ account, topic string }
+	rows, err := list(ctx, d, func(r *row) []any { return []any{&r.account, &r.topic} },
+		"SELECT name, coalesce(topic, '') FROM accounts LEFT JOIN members ON name = account")
 	all := make(map[string]map[string]bool)
-	for rows.Next() {
-		var account, topic string
-		if err := rows.Scan(&account, &topic); err != nil {
-			return nil, err
+	for _, r := range rows {
+		if all[r.account] == nil {
+			all[r.account] = make(map[string]bool)
 		}
-		if all[account] == nil {
-			all[account] = make(map[string]bool)
-		}
-		if topic != "" {
-			all[account][topic] = true
+		if r.topic != "" {
+			all[r.account][r.topic] = true
 		}
 	}
-	return all, rows.Err()
+	return all, err
+}
+
+// set returns the only values of a query.
+func (d *database) set(ctx context.Context, query string) (map[string]bool, error) {
+	values, err := list(ctx, d, only[string], query)
+	all := make(map[string]bool, len(values))
+	for _, v := range values {
+		all[v] = true
+	}
+	return all, err
 }
 
 func (d *database) isMember(ctx context.Context, account, topic string) (bool, error) {
@@ -383,54 +332,43 @@ func (d *database) share(ctx context.Context, a, b string) (bool, error) {
 		"WHERE x.account = ? AND y.account = ? AND x.topic LIKE 'groups/%'", a, b)
 }
 
-// collapse returns the number of a push with a collapse key. What has a lower one is not delivered
-// from then on. It is remembered for as long as the push may wait.
+// collapse returns a number for a push with a collapse key, which is remembered for as long as the
+// push may wait.
 func (d *database) collapse(
 	ctx context.Context, topic, key string, life time.Duration,
 ) (number int64, err error) {
-	now := time.Now()
-	err = d.write(ctx, func(tx *sql.Tx) error {
-		var n int
-		prefix := topic + "/"
-		err := tx.QueryRow("SELECT count(*) FROM collapsed WHERE topic > ? AND topic < ? "+
-			"AND topic <> ? AND expires > ?", prefix, topic+"0", prefix+key,
-			now.Unix()).Scan(&n) // 0 comes after the slash
-		switch {
-		case err != nil:
-			return err
-		case n >= maxCollapse:
-			return errTooMany
-		}
-		return tx.QueryRow("INSERT INTO collapsed VALUES (?, 1, ?) ON CONFLICT DO UPDATE SET "+
-			"number = number + 1, expires = max(expires, excluded.expires) RETURNING number",
-			prefix+key, now.Add(life).Unix()+1).Scan(&number)
-	})
+	d.writing.Lock()
+	defer d.writing.Unlock()
+	number, err = value[int64](ctx, d, "INSERT INTO collapsed SELECT ?1 || '/' || ?2, 1, 0, "+
+		"unixepoch() + ?3 + 1 WHERE (SELECT count(*) FROM collapsed WHERE topic > ?1 || '/' "+
+		"AND topic < ?1 || '0' AND topic <> ?1 || '/' || ?2 AND expires > unixepoch()) < ?4 "+
+		"ON CONFLICT DO UPDATE SET number = number + 1, expires = max(expires, excluded.expires) "+
+		"RETURNING number", topic, key, int64(life/time.Second), maxCollapse)
+	if err == nil && number == 0 {
+		err = errTooMany
+	}
 	return number, err
 }
 
-// latest returns the highest number for a topic with a key, 0 if none is remembered.
+// supersede keeps pushes with a lower number from being delivered. topic ends with the key.
+func (d *database) supersede(ctx context.Context, topic string, number int64) error {
+	_, err := d.change(ctx, "UPDATE collapsed SET latest = max(latest, ?) WHERE topic = ?", number,
+		topic)
+	return err
+}
+
+// latest returns the highest number of a topic with a key that was published, 0 if none is known.
 func (d *database) latest(ctx context.Context, topic string) (number int64, err error) {
-	x, err := d.prepared("SELECT number FROM collapsed WHERE topic = ?")
-	if err != nil {
-		return 0, err
-	}
-	err = x.QueryRowContext(ctx, topic).Scan(&number)
-	if errors.Is(err, sql.ErrNoRows) {
-		return 0, nil
-	}
-	return number, err
+	return value[int64](ctx, d, "SELECT latest FROM collapsed WHERE topic = ?", topic)
 }
 
 // sweep forgets what has expired.
 func (d *database) sweep(ctx context.Context) error {
-	now := time.Now().Unix()
-	return d.write(ctx, func(tx *sql.Tx) error {
-		_, err := tx.Exec("DELETE FROM sessions WHERE expires <= ?", now)
-		if err == nil {
-			_, err = tx.Exec("DELETE FROM collapsed WHERE expires <= ?", now)
-		}
-		return err
-	})
+	_, err := d.change(ctx, "DELETE FROM sessions WHERE expires <= unixepoch()")
+	if err == nil {
+		_, err = d.change(ctx, "DELETE FROM collapsed WHERE expires <= unixepoch()")
+	}
+	return err
 }
 
 func hash(token string) []byte {

@@ -1,12 +1,10 @@
 package main
 
 import (
-	"context"
-	"errors"
-	"net"
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/examples/internal/inband"
+	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -19,44 +17,12 @@ const (
 	maxInband     = 1000 // connections that have not shown their token yet
 )
 
-// inbandKey is in the context of connections that serveInband has accepted.
-type inbandKey struct{}
+// inbandClients is how Authenticate knows them.
+var inbandClients = hooks.Listener{Name: "in-band"}
 
-// serveInband serves clients that show their token in a PUBLISH until l is closed.
-func (s *service) serveInband(ctx context.Context, l net.Listener) error {
-	places := make(chan struct{}, maxInband)
-	o := inband.Options{Topic: authTopic, MaxConnect: maxConnect, Timeout: inbandTimeout,
-		Connack: s.greet}
-	for {
-		nc, err := l.Accept()
-		if errors.Is(err, net.ErrClosed) || ctx.Err() != nil {
-			return err
-		}
-		if err != nil { // such as too many open files
-			time.Sleep(10 * time.Millisecond)
-			continue
-		}
-		select {
-		case places <- struct{}{}:
-		default:
-			nc.Close()
-			continue
-		}
-		if s.broker.Admits(nc.RemoteAddr()) != nil {
-			nc.Close()
-			<-places
-			continue
-		}
-		go func() { // ends within inbandTimeout, or with the connection
-			c, err := inband.Ask(nc, o)
-			<-places
-			if err != nil {
-				nc.Close()
-				return
-			}
-			s.broker.ServeConn(context.WithValue(ctx, inbandKey{}, true), c)
-		}()
-	}
+func (s *service) inband() inband.Options {
+	return inband.Options{Topic: authTopic, MaxConnect: maxConnect, Timeout: inbandTimeout,
+		Connack: s.greet, MaxAsked: maxInband, Admit: s.broker.Admits}
 }
 
 // greet says in the CONNACK what the broker will say.

@@ -85,10 +85,8 @@ func spawn(b *bench, listen, http, dir string) *child {
 
 // kill ends the process as a crash would.
 func (c *child) kill() {
-	if c.cmd.ProcessState == nil {
-		c.cmd.Process.Kill()
-		c.cmd.Wait()
-	}
+	c.cmd.Process.Kill() // fails if it has ended
+	c.cmd.Wait()
 }
 
 // cpu is the time that a process has used, in user and system mode.
@@ -159,11 +157,10 @@ func TestLoadAndCrash(t *testing.T) {
 
 	served, drove, began := c.cpu(), cpu("self"), time.Now()
 	leaves := l.run(time.Duration(*loadSeconds) * time.Second)
-	took := time.Since(began)
 	l.settle()
 	t.Logf("in %v the service used %v of CPU, the test %v", time.Since(began), c.cpu()-served,
 		cpu("self")-drove)
-	l.report(took, c.cpu()-served, cpu("self")-drove)
+	l.report(c.cpu()-served, cpu("self")-drove)
 	t.Logf("%d leaves: median %v, slowest %v", len(leaves), leaves[len(leaves)/2],
 		leaves[len(leaves)-1])
 	t.Logf("%d bytes of the process for each user after the load", (c.resident()-before)/users)
@@ -195,13 +192,14 @@ func (l *load) isUp(p *loadPhone) bool {
 }
 
 // report logs what happened until now.
-func (l *load) report(took, served, drove time.Duration) {
+func (l *load) report(served, drove time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	acked, refused := 0, 0
+	acked, refused, took := 0, 0, time.Duration(0)
 	for _, x := range l.made {
 		if x.acked {
 			acked++
+			took = max(took, x.at.Add(x.took).Sub(l.made[0].at))
 		}
 		if x.refused {
 			refused++

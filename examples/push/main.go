@@ -27,9 +27,9 @@ import (
 
 	"github.com/dunlin-mqtt/dunlin"
 	"github.com/dunlin-mqtt/dunlin/bridge"
+	"github.com/dunlin-mqtt/dunlin/examples/internal/inband"
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/hooks/httpgw"
-	"github.com/dunlin-mqtt/dunlin/hooks/presence"
 	"github.com/dunlin-mqtt/dunlin/listeners/websocket"
 	"github.com/dunlin-mqtt/dunlin/store/segment"
 )
@@ -106,9 +106,7 @@ func (s *service) open(o *options) (*bridge.Node, error) {
 	}
 	warnings := &slog.HandlerOptions{Level: slog.LevelWarn}
 	cfg := dunlin.Config{
-		Authenticator: s, Authorizer: s, Interceptor: s, Store: kept,
-		Observer: hooks.Join(s.presence.Observer(),
-			&hooks.Observer{Settled: s.results.settled}),
+		Authenticator: s, Authorizer: s, Interceptor: s, Observer: s.observer(), Store: kept,
 		ReceiptProperty:   receiptProperty,
 		Logger:            slog.New(slog.NewTextHandler(os.Stderr, warnings)),
 		MaxSessionExpiry:  maxTTL, // a phone may be off for a holiday
@@ -150,35 +148,21 @@ func (s *service) bridged(o *options) bridge.Config {
 	return cfg
 }
 
-// doors are the listeners of the service.
-type doors struct{ devices, http, inband net.Listener }
-
-func (d *doors) open(o *options) (err error) {
-	if d.devices, err = net.Listen("tcp", o.listen); err != nil {
-		return err
-	}
-	if d.http, err = net.Listen("tcp", o.http); err == nil && o.inband != "" {
-		d.inband, err = net.Listen("tcp", o.inband)
-	}
-	return err
-}
-
-func (d *doors) close() {
-	for _, l := range []net.Listener{d.devices, d.http, d.inband} {
-		if l != nil {
-			l.Close()
-		}
-	}
-}
-
 // serve serves until ctx ends.
 func (s *service) serve(
 	whole context.Context, o *options, node *bridge.Node, out io.Writer,
 ) error {
-	var d doors
-	defer d.close()
-	if err := d.open(o); err != nil {
-		return err
+	var doors [3]net.Listener // for devices, HTTP, and clients that publish their token
+	for i, addr := range []string{o.listen, o.http, o.inband} {
+		if addr == "" {
+			continue
+		}
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			return err
+		}
+		defer l.Close()
+		doors[i] = l
 	}
 	g, ctx := errgroup.WithContext(whole)
 	if err := s.restore(ctx); err != nil {
@@ -193,24 +177,26 @@ func (s *service) serve(
 		return err
 	}
 	srv := &http.Server{Handler: s.handler(ws, gateway), ConnState: ws.ConnState,
-		ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10}
-	g.Go(func() error { return s.presence.Run(ctx, presence.Func(s.online.told)) })
+		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10}
+	closers := []io.Closer{srv, gateway, ws, doors[0]}
 	g.Go(func() error { return s.deliver(ctx) })
 	g.Go(func() error { return s.follow(ctx) })
 	g.Go(func() error { return s.sweep(ctx) })
-	g.Go(func() error { return s.broker.Serve(d.devices) })
+	g.Go(func() error { return s.broker.Serve(doors[0]) })
 	g.Go(func() error { return s.broker.Serve(ws) })
-	g.Go(func() error { return srv.Serve(d.http) })
-	explain(out, d.devices.Addr(), d.http.Addr())
-	if d.inband != nil {
-		g.Go(func() error { return s.serveInband(ctx, d.inband) })
-		fmt.Fprintf(out, "in-band at %v\n", d.inband.Addr())
+	g.Go(func() error { return srv.Serve(doors[1]) })
+	explain(out, doors[0].Addr(), doors[1].Addr())
+	if doors[2] != nil {
+		l := inband.Listen(doors[2], s.inband())
+		closers = append(closers, l)
+		g.Go(func() error { return s.broker.ServeListener(l, &inbandClients) })
+		fmt.Fprintf(out, "in-band at %v\n", l.Addr())
 	}
 	g.Go(func() error {
 		<-ctx.Done()
-		d.close()
-		gateway.Close()
-		srv.Close()
+		for _, c := range closers {
+			c.Close()
+		}
 		node.Close() // before the broker
 		return s.broker.Close()
 	})
@@ -247,20 +233,15 @@ func (s *service) handler(ws, gateway http.Handler) http.Handler {
 // explain says what to type.
 func explain(out io.Writer, devices, backend net.Addr) {
 	_, port, _ := net.SplitHostPort(devices.String())
-	const auth = "-H 'Authorization: Bearer KEY'"
-	fmt.Fprintf(out, "devices at %v\nbackend at http://%v\n", devices, backend)
-	fmt.Fprintln(out, "now make a user, a member of a group, and a session for a phone:")
-	for _, line := range []string{
-		"curl -X PUT  %s http://%v/v1/users/ann",
-		"curl -X PUT  %s http://%v/v1/groups/birds/members/ann",
-		"curl -X POST %s http://%v/v1/users/ann/sessions",
-	} {
-		fmt.Fprintf(out, "  "+line+"\n", auth, backend)
-	}
-	fmt.Fprintln(out, "connect the phone with the token that you get, and push to it:")
-	fmt.Fprintf(out, "  mosquitto_sub -p %s -V 5 -i phone -c -x 3600 -q 1 -u ann -P TOKEN -t "+
-		"users/ann -v\n", port)
-	fmt.Fprintf(out, "  curl -X POST %s -d '{\"to\":\"groups/birds\",\"body\":\"hello\"}' "+
-		"http://%v/v1/push\n", auth, backend)
-	fmt.Fprintf(out, "or sign in with the token in a browser: http://%v/\n", backend)
+	fmt.Fprintf(out, `devices at %[1]v
+backend at http://%[2]v
+now make a user, a member of a group, and a session for a phone:
+  curl -X PUT  -H 'Authorization: Bearer KEY' http://%[2]v/v1/users/ann
+  curl -X PUT  -H 'Authorization: Bearer KEY' http://%[2]v/v1/groups/birds/members/ann
+  curl -X POST -H 'Authorization: Bearer KEY' http://%[2]v/v1/users/ann/sessions
+connect the phone with the token that you get, and push to it:
+  mosquitto_sub -p %[3]s -V 5 -i phone -c -x 3600 -q 1 -u ann -P TOKEN -t users/ann -v
+  curl -X POST -H 'Authorization: Bearer KEY' -d '{"to":"groups/birds","body":"hello"}' http://%[2]v/v1/push
+or sign in with the token in a browser: http://%[2]v/
+`, devices, backend, port)
 }

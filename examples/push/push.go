@@ -56,12 +56,12 @@ type result struct {
 	Error        string   `json:"error,omitempty"`
 }
 
+// errBusy is the answer to pushes that come faster than the service delivers them.
+var errBusy = fail(http.StatusServiceUnavailable, "too many pushes wait; try again in a second")
+
 // postPush pushes one message, or each one of a list. The pushes of a list to one receiver are in
 // order. With ?wait=2s it waits so long for acknowledgements. Without, wait is negative.
 func postPush(c *call) (any, error) {
-	if c.waiting.Load() >= maxWaiting {
-		return nil, errBusy
-	}
 	wait := time.Duration(-1)
 	if text := c.URL.Query().Get("wait"); text != "" {
 		d, err := time.ParseDuration(text)
@@ -70,16 +70,20 @@ func postPush(c *call) (any, error) {
 		}
 		wait = d
 	}
+	if c.waiting.Load() >= maxWaiting { // before there is work with it
+		return nil, errBusy
+	}
 	text, err := c.text()
 	if err != nil {
 		return nil, err
 	}
 	if !bytes.HasPrefix(bytes.TrimSpace(text), []byte("[")) {
-		var p push
-		if err := strict(text, &p); err != nil {
+		one := make([]push, 1)
+		if err := strict(text, &one[0]); err != nil {
 			return nil, err
 		}
-		return c.push(&p, wait)
+		results, errs := c.push(one, wait)
+		return results[0], errs[0]
 	}
 	var list []push
 	if err := strict(text, &list); err != nil {
@@ -88,45 +92,148 @@ func postPush(c *call) (any, error) {
 	if len(list) > maxPushes {
 		return nil, fail(http.StatusBadRequest, "%d pushes, at most %d", len(list), maxPushes)
 	}
-	return c.pushAll(list, wait), nil
-}
-
-// pushAll pushes a list, and says of each what became of it.
-func (c *call) pushAll(list []push, wait time.Duration) []*result {
-	results := make([]*result, len(list))
-	var all []*dunlin.Message
-	var of []int // the places of these
-	for i := range list {
-		m, r, err := c.prepare(c.Context(), &list[i], wait)
-		switch {
-		case err != nil:
-			r = &result{To: list[i].To, Error: err.Error()}
-		case m != nil:
-			all, of = append(all, m), append(of, i)
-		}
-		results[i] = r
+	results, errs := c.push(list, wait)
+	if len(errs) > 0 && !slices.ContainsFunc(errs, func(err error) bool { return err != errBusy }) {
+		return nil, errBusy
 	}
-	n, err := c.publish(c.Context(), all)
-	for k, i := range of {
-		if k >= n {
+	for i, err := range errs {
+		if err != nil {
 			results[i] = &result{To: list[i].To, Error: err.Error()}
 		}
 	}
-	deadline := time.Now().Add(wait)
-	for k, i := range of {
-		if k < n && wait >= 0 {
-			results[i] = c.settled(c.Context(), results[i], time.Until(deadline))
-		}
-	}
-	return results
+	return results, nil
 }
 
-// errBusy is the answer to pushes that come faster than the service delivers them.
-var errBusy = fail(http.StatusServiceUnavailable, "too many pushes wait; try again in a second")
+// push pushes a list, and says of each what became of it.
+func (c *call) push(list []push, wait time.Duration) (results []*result, errs []error) {
+	results, errs = make([]*result, len(list)), make([]error, len(list))
+	var all []*dunlin.Message
+	var places []int // of these in the list
+	for i := range list {
+		var m *dunlin.Message
+		m, results[i], errs[i] = c.prepare(&list[i], wait)
+		if m != nil {
+			all, places = append(all, m), append(places, i)
+		}
+	}
+	n, err := c.publish(c.Context(), all)
+	for k, i := range places {
+		if k >= n {
+			errs[i] = err
+		} else if topic, number, ok := collapsed(all[k].Topic); ok {
+			errs[i] = c.db.supersede(c.Context(), topic, number)
+		}
+	}
+	if wait < 0 {
+		return results, errs
+	}
+	ctx, cancel := context.WithTimeout(c.Context(), wait)
+	defer cancel()
+	for _, i := range places[:n] {
+		results[i] = cmp.Or(c.results.wait(ctx, results[i].ID), results[i])
+	}
+	return results, errs
+}
+
+// prepare makes a message of p, which is to be published, and what is known of it. What a client
+// pushes it publishes as that client, and returns no message.
+func (c *call) prepare(p *push, wait time.Duration) (*dunlin.Message, *result, error) {
+	m, err := p.message()
+	if err != nil {
+		return nil, nil, err
+	}
+	if c.session.Account != "" {
+		if p.Collapse != "" || p.Priority != "" {
+			return nil, nil, fail(http.StatusForbidden,
+				"collapse and priority are for the backend")
+		}
+		r, err := c.pushAs(m, wait)
+		return nil, r, err
+	}
+	if !strings.HasPrefix(p.To, "groups/") {
+		if err := c.db.mustHave(c.Context(), p.To); err != nil {
+			return nil, nil, err
+		}
+	}
+	r := &result{ID: rand.Text()[:16], To: p.To}
+	m.AddUser("id", r.ID)
+	m.AddUser("from", peer)
+	if p.Priority != "" {
+		m.AddUser("priority", p.Priority)
+	}
+	if p.Collapse != "" {
+		life, _ := m.Expiry()
+		number, err := c.db.collapse(c.Context(), p.To, p.Collapse, life)
+		if err != nil {
+			return nil, nil, err
+		}
+		m.AddUser("collapse", p.Collapse)
+		m.Topic += "/" + p.Collapse + "/" + strconv.FormatInt(number, 10)
+	}
+	if wait >= 0 {
+		c.track(r, m)
+	}
+	return m, r, nil
+}
+
+// collapsed splits the topic of a push with a collapse key, TOPIC/KEY/NUMBER.
+func collapsed(topic string) (ofKey string, number int64, ok bool) {
+	i := strings.LastIndexByte(topic, '/')
+	if strings.Count(topic, "/") != 3 {
+		return "", 0, false
+	}
+	number, err := strconv.ParseInt(topic[i+1:], 10, 64)
+	return topic[:i], number, err == nil
+}
+
+// message checks p and makes a message of it.
+func (p *push) message() (*dunlin.Message, error) {
+	bad := func(format string, args ...any) (*dunlin.Message, error) {
+		return nil, fail(http.StatusBadRequest, format, args...)
+	}
+	kind, name, _ := strings.Cut(p.To, "/")
+	m := &dunlin.Message{Topic: p.To, Payload: []byte(p.Body), QoS: packets.QoS1}
+	if p.QoS != nil {
+		m.QoS = packets.QoS(*p.QoS)
+	}
+	switch {
+	case !slices.Contains([]string{"users", "groups", "devices"}, kind) || !validName(name):
+		return bad("to is users/NAME, groups/NAME or devices/NAME, not %.80q", p.To)
+	case len(p.Body) > maxPayload:
+		return bad("body has %d bytes, at most %d", len(p.Body), maxPayload)
+	case p.QoS != nil && (*p.QoS < 0 || *p.QoS > 2):
+		return bad("qos is 0, 1 or 2, not %d", *p.QoS)
+	case p.TTL < 0 || p.TTL > int64(maxTTL/time.Second):
+		return bad("ttl is in seconds, at most %d", int64(maxTTL/time.Second))
+	case len(p.ContentType) > 100 || !packets.ValidUTF8(p.ContentType):
+		return bad("content_type is a text of at most 100 bytes")
+	case !slices.Contains([]string{"", "low", "normal", "high"}, p.Priority):
+		return bad("priority is low, normal or high, not %.80q", p.Priority)
+	case p.Collapse != "" && !validName(p.Collapse):
+		return bad("collapse is a name of at most 64 bytes")
+	}
+	m.Properties = m.Properties.AppendUint(packets.PayloadFormatIndicator, 1)
+	if p.ContentType != "" {
+		m.SetContentType(p.ContentType)
+	}
+	m.SetExpiry(cmp.Or(time.Duration(p.TTL)*time.Second, defaultTTL))
+	return m, nil
+}
+
+// pushAs publishes m in the name of the client that calls.
+func (c *call) pushAs(m *dunlin.Message, wait time.Duration) (*result, error) {
+	as := &hooks.Client{Version: packets.V5, Username: c.session.Account, HasUsername: true,
+		Identity: hooks.Identity{Principal: c.session.Account}}
+	if at, err := netip.ParseAddrPort(c.RemoteAddr); err == nil {
+		as.RemoteAddr = net.TCPAddrFromAddrPort(at)
+	}
+	o, err := c.broker.PublishAs(c.Context(), dunlin.Publisher{Client: as,
+		Grant: &hooks.Grant{Limits: limits}, Wait: max(wait, 0)}, m)
+	return &result{To: m.Topic, Matched: o.Matched, Acknowledged: o.Acknowledged, Lost: o.Lost}, err
+}
 
 // A parcel is the messages of one request, on their way to the broker.
 type parcel struct {
-	ctx  context.Context
 	list []*dunlin.Message
 	n    int // how many are published, when done is closed
 	err  error
@@ -136,7 +243,9 @@ type parcel struct {
 // publish has deliver publish messages, and returns how many are. It refuses what is too much, so
 // that pushes wait for a moment only, and take little memory.
 func (s *service) publish(ctx context.Context, list []*dunlin.Message) (int, error) {
-	p := &parcel{ctx: ctx, list: list, done: make(chan struct{})}
+	if len(list) == 0 {
+		return 0, nil
+	}
 	weight := int64(len(list))
 	for _, m := range list {
 		weight += int64(len(m.Payload) / pushWeight)
@@ -145,6 +254,7 @@ func (s *service) publish(ctx context.Context, list []*dunlin.Message) (int, err
 	if s.waiting.Add(weight) > maxWaiting {
 		return 0, errBusy
 	}
+	p := &parcel{list: list, done: make(chan struct{})}
 	select {
 	case s.parcels <- p:
 	case <-ctx.Done():
@@ -185,115 +295,4 @@ func (s *service) deliverAll(ctx context.Context, first *parcel) {
 		}
 		close(p.done)
 	}
-}
-
-// message checks p and makes a message of it.
-func (p *push) message() (*dunlin.Message, error) {
-	bad := func(format string, args ...any) (*dunlin.Message, error) {
-		return nil, fail(http.StatusBadRequest, format, args...)
-	}
-	kind, name, _ := strings.Cut(p.To, "/")
-	m := &dunlin.Message{Topic: p.To, Payload: []byte(p.Body), QoS: packets.QoS1}
-	if p.QoS != nil {
-		m.QoS = packets.QoS(*p.QoS)
-	}
-	ttl := time.Duration(p.TTL) * time.Second
-	switch {
-	case !slices.Contains([]string{"users", "groups", "devices"}, kind) || !validName(name):
-		return bad("to is users/NAME, groups/NAME or devices/NAME, not %.80q", p.To)
-	case len(p.Body) > maxPayload:
-		return bad("body has %d bytes, at most %d", len(p.Body), maxPayload)
-	case p.QoS != nil && (*p.QoS < 0 || *p.QoS > 2):
-		return bad("qos is 0, 1 or 2, not %d", *p.QoS)
-	case p.TTL < 0 || p.TTL > int64(maxTTL/time.Second):
-		return bad("ttl is in seconds, at most %d", int64(maxTTL/time.Second))
-	case len(p.ContentType) > 100 || !packets.ValidUTF8(p.ContentType):
-		return bad("content_type is a text of at most 100 bytes")
-	case !slices.Contains([]string{"", "low", "normal", "high"}, p.Priority):
-		return bad("priority is low, normal or high, not %.80q", p.Priority)
-	case p.Collapse != "" && !validName(p.Collapse):
-		return bad("collapse is a name of at most 64 bytes")
-	case ttl == 0:
-		ttl = defaultTTL
-	}
-	m.Properties = m.Properties.AppendUint(packets.PayloadFormatIndicator, 1)
-	if p.ContentType != "" {
-		m.SetContentType(p.ContentType)
-	}
-	m.SetExpiry(ttl)
-	return m, nil
-}
-
-// push pushes p.
-func (c *call) push(p *push, wait time.Duration) (*result, error) {
-	m, r, err := c.prepare(c.Context(), p, wait)
-	if err != nil || m == nil {
-		return r, err
-	}
-	if _, err := c.publish(c.Context(), []*dunlin.Message{m}); err != nil || wait < 0 {
-		return r, err
-	}
-	return c.settled(c.Context(), r, wait), nil
-}
-
-// prepare makes a message of p, which is to be published, and what is known of it. What a client
-// pushes it publishes as that client, and returns no message.
-func (c *call) prepare(
-	ctx context.Context, p *push, wait time.Duration,
-) (*dunlin.Message, *result, error) {
-	m, err := p.message()
-	if err != nil {
-		return nil, nil, err
-	}
-	if c.session.Account != "" {
-		if p.Collapse != "" || p.Priority != "" {
-			return nil, nil, fail(http.StatusForbidden,
-				"collapse and priority are for the backend")
-		}
-		r, err := c.pushAs(ctx, m, wait)
-		return nil, r, err
-	}
-	if !strings.HasPrefix(p.To, "groups/") {
-		if err := c.db.mustHave(ctx, p.To); err != nil {
-			return nil, nil, err
-		}
-	}
-	r := &result{ID: rand.Text()[:16], To: p.To}
-	m.AddUser("id", r.ID)
-	m.AddUser("from", peer)
-	if p.Priority != "" {
-		m.AddUser("priority", p.Priority)
-	}
-	if p.Collapse != "" {
-		life, _ := m.Expiry()
-		number, err := c.db.collapse(ctx, p.To, p.Collapse, life)
-		if err != nil {
-			return nil, nil, err
-		}
-		m.AddUser("collapse", p.Collapse)
-		m.Topic += "/" + p.Collapse + "/" + strconv.FormatInt(number, 10)
-	}
-	if wait >= 0 {
-		c.track(r, m)
-	}
-	return m, r, nil
-}
-
-// settled waits until nothing more can become of a push, or the time is over.
-func (s *service) settled(ctx context.Context, r *result, most time.Duration) *result {
-	return cmp.Or(s.results.wait(ctx, r.ID, most), r)
-}
-
-// pushAs publishes m in the name of the client that calls.
-func (c *call) pushAs(ctx context.Context, m *dunlin.Message, wait time.Duration) (*result, error) {
-	as := &hooks.Client{Version: packets.V5, Username: c.session.Account, HasUsername: true,
-		Identity: hooks.Identity{Principal: c.session.Account}}
-	if at, err := netip.ParseAddrPort(c.RemoteAddr); err == nil {
-		as.RemoteAddr = net.TCPAddrFromAddrPort(at)
-	}
-	r := &result{To: m.Topic}
-	o, err := c.broker.PublishAs(ctx, dunlin.Publisher{Client: as,
-		Grant: &hooks.Grant{Limits: limits}, Wait: max(wait, 0)}, m)
-	r.Matched, r.Acknowledged, r.Lost = o.Matched, o.Acknowledged, o.Lost
-	return r, err
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"net/http"
 	"sync"
-	"time"
 
 	"github.com/dunlin-mqtt/dunlin"
 	"github.com/dunlin-mqtt/dunlin/hooks"
@@ -124,10 +123,8 @@ func (q *results) result(id string) (r *result, changed chan struct{}) {
 	return &copied, changed
 }
 
-// wait returns the result of a push when nothing more can become of it, or when the time is over.
-func (q *results) wait(ctx context.Context, id string, most time.Duration) *result {
-	ctx, cancel := context.WithTimeout(ctx, most)
-	defer cancel()
+// wait returns the result of a push when nothing more can become of it, or when ctx ends.
+func (q *results) wait(ctx context.Context, id string) *result {
 	for {
 		r, changed := q.result(id)
 		if changed == nil {

@@ -1,5 +1,5 @@
 -- The version of this schema is in user_version. Times are seconds since 1970.
-PRAGMA user_version = 1;
+PRAGMA user_version = 2;
 
 -- An account is a user or a device: users/ann, devices/door. Its name is the topic of its inbox.
 CREATE TABLE accounts (
@@ -28,10 +28,12 @@ CREATE TABLE members (
 ) WITHOUT ROWID;
 CREATE INDEX members_account ON members (account);
 
--- The number of the latest push with a collapse key. Earlier ones are not delivered any more.
+-- Pushes with a collapse key are numbered. Those below latest are not delivered any more. A number
+-- becomes latest when its push is published.
 CREATE TABLE collapsed (
 	topic   TEXT PRIMARY KEY, -- of the inbox or group, a slash, and the key
 	number  INTEGER NOT NULL,
+	latest  INTEGER NOT NULL,
 	expires INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX collapsed_expires ON collapsed (expires);

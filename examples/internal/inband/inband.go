@@ -15,7 +15,8 @@ import (
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
-// Options say how clients are asked. All fields are needed, except Connack and Answered.
+// Options say how clients are asked. Topic, MaxConnect and Timeout are needed, and MaxAsked by
+// Listen.
 type Options struct {
 	Topic      string        // of the PUBLISH with the token
 	MaxConnect int           // the largest packet of a client until it is let in, in bytes
@@ -23,6 +24,10 @@ type Options struct {
 	// Connack fills in Session Present and the properties of the CONNACK, which the client gets
 	// before its token has come.
 	Connack func(*packets.Connect, *packets.Connack)
+	// MaxAsked is how many connections of a Listen may not have shown their token yet. Admit, if it
+	// is there, returns an error for an address that is not asked.
+	MaxAsked int
+	Admit    func(net.Addr) error
 	// Answered is told whether the server that let the client in has a Session for it. If the
 	// client's CONNACK said something else, its connection ends, so that it comes back.
 	Answered func(clientID string, present bool)
