@@ -57,8 +57,9 @@ func (b *Broker) PublishAll(ctx context.Context, list ...*Message) (n int, err e
 	return n, err
 }
 
-// publishChunk is how many messages of PublishAll are routed in one turn.
-const publishChunk = 2048
+// publishChunk is how many messages of PublishAll are routed in one turn. It is less than what the
+// queue of a Session or Subscription holds by default, so that one turn does not fill an empty one.
+const publishChunk = 1000
 
 // publishSome publishes the first ones of a list in one turn, and returns how many.
 func (b *Broker) publishSome(ctx context.Context, list []*Message) (n int, err error) {

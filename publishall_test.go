@@ -17,7 +17,8 @@ func TestPublishAllPublishesInOrderUntilTheFirstError(t *testing.T) {
 	inProcess(t, func(c *Config) {
 		c.Store, c.MaxTopicLevels = new(memory.Store), 2
 	}, func(t *testing.T, b *Broker) {
-		sub := mustSubscribe(t, b, "#", &SubscribeOptions{QoS: 1, Name: "kept"})
+		sub := mustSubscribe(t, b, "#", &SubscribeOptions{QoS: 1, Name: "kept",
+			Buffer: 3 * publishChunk})
 		list := make([]*Message, 2*publishChunk+10)
 		want := make([]string, len(list))
 		for i := range list {
