@@ -54,6 +54,7 @@ type conn struct {
 	open        atomic.Int32  // exchanges of this connection that count against receiveMaximum
 	readHint    uint16        // the read buffer that the last large packet needed, in readSize
 	routing     bool          // the reader has routes for itself
+	first       [1]byte       // that Await has read
 	restCounted int32         // how much of rest the count of memory knows of
 	footprint   int32         // what the count of memory knows of c itself
 	// The room that the packet which has come in part has taken, see expect
@@ -129,7 +130,7 @@ func (c *conn) run(on reader) (err error) {
 		if c.nc.Raw != nil {
 			err = c.readRaw(reading{fresh: on == brokersReader, look: look.under, rest: rest})
 		} else {
-			err = c.readPlain(rest)
+			err = c.readPlain(rest, on)
 		}
 		rest = err == errPause
 		switch {
@@ -385,15 +386,25 @@ func (c *conn) park(t *turn) {
 	c.b.putTurn(t)
 }
 
-// readPlain reads through a buffer that stays with the connection: for a net.Conn that cannot be
+// readPlain reads a net.Conn that is no socket. It holds a buffer meanwhile, unless that can be
 // waited for without one. With rest it begins with what was read before.
-func (c *conn) readPlain(rest bool) error {
-	if c.rest == nil {
-		c.rest = link.NewBuffer(4 << 10)
-	}
+func (c *conn) readPlain(rest bool, on reader) error {
 	for {
 		var n int
 		var err error
+		if !rest && c.nc.CanAwait() && (c.rest == nil || len(c.rest.B) == 0) {
+			if c.deep && on == brokersReader {
+				return errAgain
+			}
+			c.dropRest()
+			if n, err = c.nc.Await(c.first[:]); err != nil {
+				return err
+			}
+		}
+		if c.rest == nil {
+			c.rest = link.NewBuffer(4 << 10)
+			c.rest.B = append(c.rest.B, c.first[:n]...)
+		}
 		if !rest {
 			n, err = c.nc.Read(c.rest.B[len(c.rest.B):cap(c.rest.B)])
 		}
@@ -420,6 +431,13 @@ func (c *conn) readPlain(rest bool) error {
 		if err != nil {
 			return err
 		}
+	}
+}
+
+func (c *conn) dropRest() {
+	if c.rest != nil {
+		c.rest.Free()
+		c.rest = nil
 	}
 }
 
@@ -772,10 +790,7 @@ func (c *conn) finish(err error) {
 	}
 	c.readExtra().aliases.end(c.b)
 	c.dropRoutes()
-	if c.rest != nil {
-		c.rest.Free()
-		c.rest = nil
-	}
+	c.dropRest()
 	c.countRest()
 	c.b.guard.Paces.Leave(c.readExtra().pace, time.Now())
 	c.givePartial()

@@ -426,8 +426,8 @@ func (b *Broker) mayWait(first byte) bool {
 // countRest tells the count of memory what the beginning of an incomplete packet takes.
 func (c *conn) countRest() {
 	n := 0
-	if c.rest != nil {
-		n = cap(c.rest.B)
+	if x := c.rest; x != nil && (len(x.B) > 0 || cap(x.B) > keepSize) { // see streamCost
+		n = cap(x.B)
 	}
 	c.b.memory.Recount(budget.Partial, &c.restCounted, n)
 }

@@ -3,6 +3,7 @@
 package link
 
 import (
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -21,6 +22,9 @@ type Socket struct {
 	write   func(fd uintptr) bool // for RawConn.Write, or instead of it; nil: a write may wait
 	writing *Buffer               // by TryWrite
 }
+
+// A waiter is a connection that waits for something to read without a buffer of its reader's.
+type waiter interface{ AwaitRead() error }
 
 // A tryWriter is a connection without a file descriptor that can take bytes without waiting.
 type tryWriter interface {
@@ -45,6 +49,29 @@ func (s *Socket) Init(nc net.Conn) {
 
 // NetConn returns the net.Conn that s was made of, whose methods may be called with no lock held.
 func (s *Socket) NetConn() net.Conn { return s.conn.Conn }
+
+// CanAwait says whether there is Await.
+func (s *Socket) CanAwait() bool {
+	switch s.conn.Conn.(type) {
+	case waiter, *tls.Conn:
+		return true
+	}
+	return false
+}
+
+// Await waits until there is something to read, so that the reader need not have a buffer
+// meanwhile. Then Read does not wait. Or it reads the first byte of what has come, into the byte
+// that first has room for: one byte of a TLS record is decrypted with all others.
+func (s *Socket) Await(first []byte) (n int, err error) {
+	if x, ok := s.conn.Conn.(waiter); ok {
+		lock.NoneHeld("a wait")
+		return 0, x.AwaitRead()
+	}
+	if n, err = s.conn.Read(first[:1]); n > 0 {
+		err = nil // Read will return it
+	}
+	return n, err
+}
 
 // Waits says whether a write always may wait, so that there is no TryWrite.
 func (s *Socket) Waits() bool { return s.write == nil }

@@ -25,6 +25,7 @@ type conn struct {
 	remote net.Addr
 	limits Options
 	try    func([]byte) (int, error) // nil: the connection below cannot write without waiting
+	await  func() error              // nil: the connection below cannot wait without a buffer
 	// in the Listener's backlog until Accept; guarded by the Listener's mu
 	place *waiting.Place
 
@@ -99,7 +100,7 @@ const (
 
 func newConn(nc net.Conn, o Options, early []byte) *conn {
 	c := &conn{nc: nc, remote: nc.RemoteAddr(), limits: o, early: early}
-	c.try = tryFunc(nc)
+	c.try, c.await = tryFunc(nc), awaitFunc(nc)
 	return c
 }
 
@@ -111,6 +112,19 @@ func (c *conn) Read(p []byte) (int, error) {
 	}
 	defer c.reading.Store(false)
 	return c.read(p)
+}
+
+// AwaitRead waits until Read has something to do, if it can without a buffer. The deadline of Read
+// holds.
+func (c *conn) AwaitRead() error {
+	if !c.reading.CompareAndSwap(false, true) {
+		return net.ErrClosed
+	}
+	defer c.reading.Store(false)
+	if c.failed != nil || len(c.early) > 0 || c.await == nil {
+		return nil
+	}
+	return c.await()
 }
 
 func (c *conn) read(p []byte) (int, error) {

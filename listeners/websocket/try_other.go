@@ -12,3 +12,6 @@ func tryFunc(nc net.Conn) func([]byte) (int, error) {
 	}
 	return nil
 }
+
+// awaitFunc returns nil: there is no way here.
+func awaitFunc(net.Conn) func() error { return nil }

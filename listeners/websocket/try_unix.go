@@ -47,3 +47,28 @@ func tryRaw(sc syscall.Conn) func([]byte) (int, error) {
 		return n, nil
 	}
 }
+
+// awaitFunc returns a function that waits for something to read from nc, nil if there is no way
+// without a buffer.
+func awaitFunc(nc net.Conn) func() error {
+	tcp, ok := nc.(*net.TCPConn)
+	if !ok {
+		return nil
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	var b [1]byte
+	return func() error {
+		waited := false
+		return raw.Read(func(fd uintptr) bool {
+			if waited {
+				return true
+			}
+			waited = true
+			_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK)
+			return !errors.Is(err, syscall.EAGAIN)
+		})
+	}
+}
