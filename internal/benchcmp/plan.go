@@ -69,7 +69,7 @@ var rows = []row{
 	{"memory of a subscription", "wild", "bytes_per_sub", "B", "", false, 400},
 	{"1,000,000 subscriptions, random topics", "million", perMessage, "µs", "p2p", false, 0},
 	{"subscribe, each of 1,000,000 filters", "million", "us_per_sub", "µs", "", false, 2.5},
-	{"memory of an idle connection", "idle", "bytes_per_conn", "B", "", false, 5000},
+	{"memory of an idle connection", "idle", "bytes_per_conn", "B", "", false, 2000},
 	{"connect and disconnect", "storm", "broker_us_per_conn", "µs", "", false, 55},
 	{"retained: store", "retained", "store_us_per_msg", "µs", "", false, 0},
 	{"retained: 100,000 to one #", "retained", "deliver_us_per_msg", "µs", "", false, 1.2},
