@@ -104,6 +104,39 @@ func runIdle(cfg *config, rep report) error {
 	return nil
 }
 
+// runPing sends PINGREQ on one connection after the other, each when the one before is answered.
+func runPing(cfg *config, rep report) error {
+	conns := make([]*conn, cfg.count)
+	defer func() { closeAll(conns) }()
+	err := parallel(cfg, cfg.count, func(i int) (err error) {
+		conns[i], err = open(cfg, dialOpts{
+			id: fmt.Sprintf("ping-%d", i), clean: true, source: 1 + i, bufSize: 128, keepAlive: 60,
+		})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	n, missing := 0, 0
+	all := func() {
+		n += len(conns)
+		missing += len(conns) - pingSome(conns, len(conns))
+	}
+	for end := time.Now().Add(cfg.warm); time.Now().Before(end); {
+		all()
+	}
+	n = 0
+	a := look(cfg.pid, lookBriefly)
+	for end := a.at.Add(cfg.dur); time.Now().Before(end); {
+		all()
+	}
+	b := look(cfg.pid, lookBriefly)
+	rep["pings"], rep["pings_unanswered"] = n, missing
+	rep["broker_us_per_ping"] = round((b.cpu() - a.cpu()) / float64(n) * 1e6)
+	rep["load_us_per_ping"] = round((b.self - a.self) / float64(n) * 1e6)
+	return nil
+}
+
 // pingSome sends PINGREQ on n of the connections and returns how many answer.
 func pingSome(conns []*conn, n int) (alive int) {
 	for i := 0; i < len(conns); i += max(len(conns)/n, 1) {

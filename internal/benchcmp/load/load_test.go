@@ -73,6 +73,9 @@ func TestConnectionsAreCounted(t *testing.T) {
 	rep := measured(t, addr, "-scenario idle -count 40 -idlesub -conc 4")
 	require.EqualValues(t, 40, rep["conns"])
 	require.EqualValues(t, 40, rep["ping_ok_of_50"])
+	rep = measured(t, addr, "-scenario ping -count 10 -conc 4")
+	require.Greater(t, rep["pings"], 0.0)
+	require.Zero(t, rep["pings_unanswered"])
 	require.Greater(t, measured(t, addr, "-scenario storm -conc 4")["conn_per_s"], 0.0)
 }
 

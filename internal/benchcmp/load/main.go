@@ -76,7 +76,8 @@ func (cfg *config) parse(args []string, stderr io.Writer) error {
 	fs := flag.NewFlagSet("load", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	fs.StringVar(&cfg.scenario, "scenario", "p2p",
-		"`name`: p2p, fanin, fanout, shared, wild, slow, storm, idle, retained or offline")
+		"`name`: p2p, fanin, fanout, shared, wild, slow, storm, idle, ping, retained or "+
+			"offline")
 	fs.StringVar(&cfg.addr, "addr", "127.0.0.1:1883", "`address` of the broker")
 	fs.StringVar(&cfg.name, "name", "", "`name` of the broker for the report")
 	version := fs.Int("v", 4, "protocol version, 4 (3.1.1) or 5")
@@ -94,7 +95,7 @@ func (cfg *config) parse(args []string, stderr io.Writer) error {
 	fs.IntVar(&cfg.batch, "batch", 32, "most publishes in one write")
 	fs.IntVar(&cfg.pid, "pid", 0, "process `id` of the broker, for CPU time and memory")
 	fs.IntVar(&cfg.count, "count", 10_000,
-		"connections (idle), retained messages, or messages of each Session (offline)")
+		"connections (idle, ping), retained messages, or messages of each Session (offline)")
 	fs.IntVar(&cfg.filters, "subbatch", 20, "filters in a SUBSCRIBE of scenario wild")
 	fs.IntVar(&cfg.stalled, "stalled", 1, "subscribers that never read, in scenario slow")
 	fs.DurationVar(&cfg.settle, "settle", 2*time.Second, "rest before memory is read")
@@ -151,8 +152,8 @@ func run(args []string, stdout, stderr io.Writer) error {
 func (cfg *config) measure(rep report) error {
 	scenarios := map[string]func(*config, report) error{
 		"p2p": runFlow, "fanin": runFlow, "fanout": runFlow, "shared": runFlow, "wild": runFlow,
-		"slow": runFlow, "storm": runStorm, "idle": runIdle, "retained": runRetained,
-		"offline": runOffline,
+		"slow": runFlow, "storm": runStorm, "idle": runIdle, "ping": runPing,
+		"retained": runRetained, "offline": runOffline,
 	}
 	scenario := scenarios[cfg.scenario]
 	if scenario == nil {
