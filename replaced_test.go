@@ -488,19 +488,19 @@ func TestACrashDuringUnsubscribeLeavesNoSubscriptionWithoutItsNotes(t *testing.T
 		for _, f := range wrote {
 			require.Equal(r.t, packets.GrantedQoS1, c.subscribe(f, 1))
 		}
-		first := true
+		var done atomic.Bool // the first batch
 		st.mu.Lock()
 		st.before = func(ops []store.Op) error {
-			if !first {
+			if done.Load() {
 				return errKilled
 			}
-			first = len(ops) == 0
+			done.Store(len(ops) > 0)
 			return nil
 		}
 		st.mu.Unlock()
 		c.send(&packets.Unsubscribe{PacketID: 8, Filters: []string{"x"}})
 		time.Sleep(time.Second)
-		require.False(r.t, first)
+		require.True(r.t, done.Load())
 		c.nc.Close()
 		st = st.kill()
 	})
