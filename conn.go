@@ -593,7 +593,7 @@ func (c *conn) packet(t *turn, b []byte) (int, error) {
 		}
 	default:
 		c.deep = true
-		if c.b.callsOut && h.Type != packets.TypePingreq {
+		if c.b.callsOut && h.Type != packets.TypePingreq || len(body) > longBody {
 			c.handOver()
 		}
 		err = c.other(t, h, body)
@@ -748,7 +748,7 @@ func (c *conn) stop(err *packets.Error) {
 func (c *conn) finish(err error) {
 	code := packets.CodeOf(err)
 	gentle := false
-	if c.b.callsOut {
+	if c.b.callsOut || c.accepted { // the end of a Session may take long
 		c.handOver()
 	}
 	if c.accepted {

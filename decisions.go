@@ -271,6 +271,7 @@ func (c *conn) mayPublish(t *turn, p *packets.Publish, topic []byte, r *route) e
 		if r.refused != nil && b.obs.Denied != nil {
 			q := hooks.AccessRequest{Client: c.client, Action: hooks.ActionPublish,
 				Topic: string(p.Topic)}
+			c.handOver()
 			b.denied(&q, c.readExtra().mount, r.refused)
 		}
 		return r.refused

@@ -198,6 +198,7 @@ func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (match
 	if p.Topic[0] == '$' && b.reserved(string(p.Topic)) {
 		q := hooks.AccessRequest{Client: c.client, Action: hooks.ActionPublish,
 			Topic: string(p.Topic)}
+		c.handOver()
 		b.denied(&q, c.readExtra().mount, errReserved)
 		return 0, errReserved
 	}
@@ -235,7 +236,8 @@ func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (match
 	if plain {
 		o.raw, o.rawV5 = raw, c.version == packets.V5
 	}
-	if r = t.resolve(r, topic, c.origin()); len(r.targets) >= manyTargets {
+	r = t.resolve(r, topic, c.origin())
+	if t.reached += len(r.targets); len(r.targets) >= manyTargets || t.reached >= manyReached {
 		c.handOver()
 	}
 	if b.observesMessages() {
@@ -246,10 +248,6 @@ func (c *conn) route(t *turn, p *packets.Publish, raw []byte, plain bool) (match
 	}
 	return matched, err
 }
-
-// manyTargets is how many receivers of a message take so long that no other connection of the event
-// loop must wait for it.
-const manyTargets = 64
 
 // origin is where the messages of c come from.
 func (c *conn) origin() origin { return origin{c.sess, c.number.Load()} }

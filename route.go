@@ -30,6 +30,7 @@ type turn struct {
 	gathered int             // bytes of packets handled since the last flush
 	rounds   int             // and how often gather said yes
 	unknown  int             // acknowledgements in this turn with an unknown Packet Identifier
+	reached  int             // receivers of the messages in this turn
 	made     int             // bytes of messages in the output of others since the last flush
 	read     *link.Buffer    // what was read; nil for turns that do not read
 	reader   link.Reader     // for connections on an event loop
@@ -78,7 +79,8 @@ func (t *turn) end() {
 		}
 		t.dirty[i] = nil
 	}
-	t.dirty, t.gathered, t.rounds, t.made, t.unknown = t.dirty[:0], 0, 0, 0, 0
+	t.dirty, t.gathered, t.rounds, t.made = t.dirty[:0], 0, 0, 0
+	t.unknown, t.reached = 0, 0
 	t.refused = false
 	t.traffic.AddUp()
 }

@@ -11,6 +11,13 @@ import (
 // A Worker of package loop runs each of them, in the place of a reader. What waits within a turn
 // calls handOver first; the turn then goes on as on a goroutine of its own.
 
+// What takes so long that no other connection of the event loop must wait for it.
+const (
+	manyTargets = 64   // receivers of a message
+	manyReached = 1024 // receivers of all messages in a turn
+	longBody    = 512  // bytes of a packet with Topic Filters
+)
+
 // Ready is a turn of the reader. It implements loop.User.
 func (s *seat) Ready(w *loop.Worker, why loop.Event) (again loop.Event) {
 	c := s.c

@@ -7,6 +7,7 @@ import (
 	"net"
 	"path/filepath"
 	"runtime"
+	"sync"
 	"testing"
 	"time"
 
@@ -252,6 +253,25 @@ var waitsOnLoops = map[string]struct {
 		c.send(&packets.Subscribe{PacketID: 1,
 			Subscriptions: []packets.Subscription{{Filter: "wait"}}})
 	}},
+	"an Observer of refusals": {edit: func(c *Config, gate func()) {
+		c.Observer = &hooks.Observer{Denied: func(hooks.Denied) { gate() }}
+	}, wait: func(c *testClient) {
+		c.nc.Write([]byte("\x30\x06\x00\x03$no\x00"))
+	}},
+	"an Observer of refusals that are remembered": {edit: func(c *Config, gate func()) {
+		var first sync.Map
+		c.Authorizer = stableNo{}
+		c.Observer = &hooks.Observer{Denied: func(e hooks.Denied) {
+			if _, again := first.LoadOrStore(e.Client.ID, true); again {
+				gate()
+			}
+		}}
+	}, wait: func(c *testClient) {
+		p := &packets.Publish{Topic: []byte("no"), QoS: packets.QoS1, PacketID: 1}
+		c.send(p)
+		require.IsType(c.t, &packets.Ack{}, c.recv())
+		c.send(p)
+	}},
 	"the Store": {edit: func(c *Config, gate func()) {
 		c.Store = &faultStore{Store: new(memory.Store),
 			before: func([]store.Op) error { gate(); return nil }}
@@ -270,6 +290,14 @@ var waitsOnLoops = map[string]struct {
 		c.nc.Write(append([]byte("\x30\xd0\x86\x03\x00\x01t"), make([]byte, 8000)...))
 	}},
 }
+
+// stableNo refuses every publish, and says so once.
+type stableNo struct{}
+
+func (stableNo) Authorize(context.Context, *hooks.AccessRequest) error {
+	return &packets.Error{Code: packets.NotAuthorized}
+}
+func (stableNo) Stable() bool { return true }
 
 func twoMessages(c *testClient) {
 	for range 3 { // which the broker may have ended

@@ -44,9 +44,11 @@ func (l *Lightener) Lighten(nc net.Conn) net.Conn {
 	return c
 }
 
-// duplicate returns another descriptor of the same file, -1 if it cannot.
+// duplicate returns another descriptor of the same file, -1 if it cannot. It is never 0, 1 or 2,
+// even if the program has closed its standard output: package os ends the program if a write to 1
+// or 2 fails because the other side has closed.
 func duplicate(fd uintptr) int {
-	n, _, e := syscall.RawSyscall(syscall.SYS_FCNTL, fd, syscall.F_DUPFD_CLOEXEC, 0)
+	n, _, e := syscall.RawSyscall(syscall.SYS_FCNTL, fd, syscall.F_DUPFD_CLOEXEC, 3)
 	if e != 0 {
 		return -1
 	}

@@ -230,3 +230,17 @@ func TestATCPConnLeavesNoDescriptor(t *testing.T) {
 	}
 	require.Equal(t, before, open())
 }
+
+// Package os ends the program when a write to descriptor 1 or 2 fails because the other side has
+// closed. A program may have closed these.
+func TestATCPConnIsNeverStandardOutput(t *testing.T) {
+	c, _, _ := lightPair(t, "tcp", "127.0.0.1:0")
+	saved, err := syscall.Dup(0)
+	require.NoError(t, err)
+	require.NoError(t, syscall.Close(0))
+	fd := duplicate(uintptr(c.fd))
+	require.NoError(t, syscall.Dup3(saved, 0, 0))
+	require.NoError(t, syscall.Close(saved))
+	require.NoError(t, syscall.Close(fd))
+	require.Greater(t, fd, 2)
+}
