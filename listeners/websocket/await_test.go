@@ -3,6 +3,7 @@
 package websocket
 
 import (
+	"io"
 	"net"
 	"os"
 	"testing"
@@ -68,4 +69,28 @@ func TestCloseEndsAwaitRead(t *testing.T) {
 	<-closed
 	<-waited
 	require.ErrorIs(t, c.AwaitRead(), net.ErrClosed)
+}
+
+// A client that sends nothing but control frames leaves its reader without a buffer.
+func TestReadAfterAwaitReadDoesNotWait(t *testing.T) {
+	c, peer := overTCP(t, nil)
+	b := make([]byte, 64)
+	for _, sent := range [][]byte{frame(0x8A, nil), frame(0x89, []byte("ping")), {0x82}} {
+		_, err := peer.Write(sent)
+		require.NoError(t, err)
+		require.NoError(t, c.AwaitRead())
+		require.NoError(t, c.SetReadDeadline(time.Now().Add(10*time.Second)))
+		n, err := c.Read(b)
+		require.NoError(t, err)
+		require.Zero(t, n)
+	}
+	pong := make([]byte, 6)
+	_, err := io.ReadFull(peer, pong)
+	require.NoError(t, err)
+	require.Equal(t, "\x8A\x04ping", string(pong))
+	_, err = peer.Write(frame(0x82, []byte("hello"))[1:])
+	require.NoError(t, err)
+	n, err := c.Read(b)
+	require.NoError(t, err, "a Read without AwaitRead waits for payload")
+	require.Equal(t, "hello", string(b[:n]))
 }

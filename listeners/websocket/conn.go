@@ -42,6 +42,7 @@ type conn struct {
 	message int64 // bytes of it so far
 	control []byte
 	failed  error // what Read returns from now on
+	awaited bool  // AwaitRead has waited for the next Read
 
 	// Read holds reading. Close takes it and keeps it. The goroutine that holds reading owns the
 	// fields of the reader.
@@ -111,11 +112,14 @@ func (c *conn) Read(p []byte) (int, error) {
 		return 0, net.ErrClosed
 	}
 	defer c.reading.Store(false)
-	return c.read(p)
+	once := c.awaited
+	c.awaited = false
+	return c.read(p, once)
 }
 
 // AwaitRead waits until Read has something to do, if it can without a buffer. The deadline of Read
-// holds.
+// holds. The Read that follows does not wait: it returns 0 and no error if nothing but a control
+// frame, or a part of a frame without payload, has come.
 func (c *conn) AwaitRead() error {
 	if !c.reading.CompareAndSwap(false, true) {
 		return net.ErrClosed
@@ -124,10 +128,13 @@ func (c *conn) AwaitRead() error {
 	if c.failed != nil || len(c.early) > 0 || c.await == nil {
 		return nil
 	}
-	return c.await()
+	err := c.await()
+	c.awaited = err == nil
+	return err
 }
 
-func (c *conn) read(p []byte) (int, error) {
+// read is Read. With once it does not wait for payload.
+func (c *conn) read(p []byte, once bool) (int, error) {
 	for {
 		if c.failed != nil {
 			return 0, c.failed
@@ -159,8 +166,8 @@ func (c *conn) read(p []byte) (int, error) {
 		if m > 0 {
 			return m, nil
 		}
-		if err != nil && c.failed == nil {
-			return 0, err // a deadline: Read goes on where it was
+		if c.failed == nil && (err != nil || once) {
+			return 0, err // after a deadline Read goes on where it was
 		}
 	}
 }

@@ -293,7 +293,7 @@ func (c *conn) end(linger bool) error {
 		var rest [512]byte
 		c.nc.SetReadDeadline(time.Now().Add(lingering))
 		for err := error(nil); err == nil; {
-			_, err = c.read(rest[:])
+			_, err = c.read(rest[:], false)
 		}
 	}
 	err := c.nc.Close()
