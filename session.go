@@ -266,7 +266,7 @@ func (s *session) pump(c *conn, now time.Time) {
 	if s.conn != c || c.stopping != nil || c.out.opening {
 		return
 	}
-	for n := 0; n < pumpBytes; n = c.out.Size() {
+	for n := c.out.Size(); n < pumpBytes; n = c.out.Size() {
 		if n > 0 && s.b.memory.Over(dropQueued) { // one after the other
 			return
 		}

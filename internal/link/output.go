@@ -30,14 +30,17 @@ type payload struct {
 	b    []byte
 }
 
-// payload returns the payload of a mark that is not in buf, nil if there is none.
-func (h *held) payload(mark int) []byte {
-	for i := range h.payloads {
-		if h.payloads[i].mark == mark {
-			return h.payloads[i].b
+// payloadsInOrder returns a function that returns the payload of a mark that is not in buf, nil if
+// there is none. It must be called for all marks, one after the other.
+func (h *held) payloadsInOrder() func(mark int) []byte {
+	i := 0
+	return func(mark int) []byte {
+		if i == len(h.payloads) || h.payloads[i].mark != mark {
+			return nil
 		}
+		i++
+		return h.payloads[i-1].b
 	}
-	return nil
 }
 
 // addPayload notes that b, if it is not nil, is the payload of a mark behind all that have one.
@@ -347,11 +350,12 @@ func (o *Output) Release(upto uint64, leaves func(m *Mark)) bool {
 		return false
 	}
 	k, n, any := 0, 0, false
+	payload := h.payloadsInOrder()
 	for k < len(h.marks) && h.marks[k].Ticket <= upto {
 		n += int(h.marks[k].n)
 		any = any || n > 0
 		leaves(&h.marks[k])
-		if b := h.payload(k); b != nil {
+		if b := payload(k); b != nil {
 			o.move(n)
 			o.appendPayload(b)
 			n = 0
@@ -418,9 +422,9 @@ func (o *Output) Sort(fate func(m *Mark, first byte) Fate) {
 		b = h.buf.B
 		defer h.buf.Free()
 	}
-	at := 0
+	at, payloadOf := 0, h.payloadsInOrder()
 	for i, m := range h.marks {
-		p, payload := b[at:at+int(m.n)], h.payload(i)
+		p, payload := b[at:at+int(m.n)], payloadOf(i)
 		at += int(m.n)
 		if m.n == 0 {
 			fate(&m, 0)
