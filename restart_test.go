@@ -162,6 +162,7 @@ func TestWillsAndDeadlinesOutliveACrash(t *testing.T) {
 		time.Sleep(2 * time.Hour)
 		st.store = store
 		st.start()
+		synctest.Wait()
 		require.Zero(t, st.b.sessions.len(), "all have expired")
 		time.Sleep(time.Second)
 		st.crash()
