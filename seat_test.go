@@ -28,6 +28,7 @@ type looped struct {
 	b       *Broker
 	network string
 	addr    string
+	others  []*testClient // at least one on each loop, see settle
 }
 
 // onLoops runs f with a Broker that serves TCP, and with one that serves a unix socket.
@@ -51,7 +52,7 @@ func onLoops(t *testing.T, edit func(*Config), f func(x *looped)) {
 			require.NoError(t, err)
 			served := make(chan error, 1)
 			go func() { served <- b.Serve(l) }()
-			f(&looped{t, b, network, l.Addr().String()})
+			f(&looped{t: t, b: b, network: network, addr: l.Addr().String()})
 			within(t, "Close", func() { b.Close() })
 			require.ErrorIs(t, <-served, ErrBrokerClosed)
 		})
