@@ -43,7 +43,7 @@ func (l *listener) run() {
 		}
 		select {
 		case l.places <- struct{}{}:
-			go l.ask(nc) // ends within Options.Timeout, or with Close
+			go l.ask(nc) // ends within Options.Timeout
 		default:
 			nc.Close()
 		}
