@@ -28,7 +28,8 @@ type FetchOptions struct {
 	// MaxAge is the age after which keys are no longer used, if they could not be fetched again.
 	// Zero: 24 hours.
 	MaxAge time.Duration
-	// Report is called with the result of each request except the first. It may be nil.
+	// Report is called with the result of each request except the first. It may be nil. A panic of
+	// it is ignored.
 	Report func(error)
 }
 
@@ -119,9 +120,7 @@ func (k *KeyURL) beginLocked() {
 	k.request, k.tried = request, time.Now()
 	go func() { // ends with the time-out of the request at the latest
 		keys, err := k.fetch(context.Background())
-		if k.o.Report != nil {
-			k.o.Report(err)
-		}
+		k.report(err)
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		if err == nil {
@@ -130,6 +129,14 @@ func (k *KeyURL) beginLocked() {
 		k.request = nil
 		close(request)
 	}()
+}
+
+// report calls Report. A panic there must not end the program.
+func (k *KeyURL) report(err error) {
+	if k.o.Report != nil {
+		defer func() { _ = recover() }() // nobody is left to tell
+		k.o.Report(err)
+	}
 }
 
 // fetch gets the keys. A panic of the Client is an error.

@@ -408,3 +408,21 @@ func TestARoundTripperThatPanicsLeavesTheKeys(t *testing.T) {
 		require.ErrorContains(t, reports[0], "panic")
 	})
 }
+
+// Nor does a Report that panics: the new keys are there all the same.
+func TestAReportThatPanicsKeepsNothingBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &site{status: 200, body: webSet(t, webKey(t, edPublic, "kid", "one"))}
+		keys, err := dunlinjwt.FetchKeys(t.Context(), "https://id.example.org/keys",
+			&dunlinjwt.FetchOptions{
+				Client: &http.Client{Transport: s},
+				Report: func(error) { panic("report") },
+			})
+		require.NoError(t, err)
+		s.body = webSet(t, webKey(t, edPublic, "kid", "two"))
+		time.Sleep(time.Hour)
+		got, err := keys.Find(t.Context(), "two")
+		require.NoError(t, err)
+		require.Len(t, got, 1)
+	})
+}
