@@ -242,6 +242,11 @@ func (b *Broker) receiptOf(r *receipt, props packets.Properties) *receipt {
 	if len(props) == 0 || b.obs.Settled == nil {
 		return r
 	}
+	return b.namedReceipt(r, props)
+}
+
+// namedReceipt is receiptOf for a message that has properties.
+func (b *Broker) namedReceipt(r *receipt, props packets.Properties) *receipt {
 	for key, value := range props.User() {
 		if key == b.cfg().ReceiptProperty && value != "" && len(value) <= maxReceipt {
 			if r == nil {

@@ -584,7 +584,7 @@ func (c *conn) packet(t *turn, b []byte) (int, error) {
 	case h.Type == packets.TypePublish && !c.within(t, n):
 		return 0, errPause
 	case h.Type == packets.TypePublish:
-		if err = t.pub.Decode(h, body, c.version); err == nil {
+		if err = t.pub.DecodeKnowing(c.lastTopic(), h, body, c.version); err == nil {
 			err = c.onPublish(t, &t.pub, b[:n:n])
 		}
 	case h.Type >= packets.TypePuback && h.Type <= packets.TypePubcomp:

@@ -108,6 +108,16 @@ func (c *conn) unparkRoutes() *routes {
 	return rs
 }
 
+// lastTopic returns the Topic Name that c published to last, nil if that is not known, or if the
+// client has a mount point. Only the reader may call it. It is good until another route is looked
+// for.
+func (c *conn) lastTopic() []byte {
+	if !c.routing || c.routes.last == nil || c.readExtra().mount != "" {
+		return nil
+	}
+	return c.routes.last.topic
+}
+
 // parkRoutes ends what cachedRoutes began, before the reader waits.
 func (c *conn) parkRoutes() {
 	if c.routing {

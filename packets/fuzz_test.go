@@ -55,6 +55,23 @@ func firstByteOf(t Type) byte {
 func FuzzConnect(f *testing.F) { fuzzDecoder(f, TypeConnect) }
 func FuzzConnack(f *testing.F) { fuzzDecoder(f, TypeConnack) }
 func FuzzPublish(f *testing.F) { fuzzDecoder(f, TypePublish) }
+
+// FuzzPublishKnowing decodes a PUBLISH with a Topic Name that may be the packet's, and without.
+func FuzzPublishKnowing(f *testing.F) {
+	f.Add([]byte("a/b"), []byte("\x00\x03a/b"))
+	f.Add([]byte("a/b"), []byte("\x00\x03a/#"))
+	f.Add([]byte("a/b"), []byte("\x00\x04a/bc"))
+	f.Fuzz(func(t *testing.T, topic, body []byte) {
+		if !ValidTopicName(topic) {
+			topic = nil
+		}
+		h := Header{Type: TypePublish, Remaining: len(body), Len: 2}
+		var a, b Publish
+		require.Equal(t, a.Decode(h, body, V311), b.DecodeKnowing(topic, h, body, V311))
+		require.Equal(t, a, b)
+	})
+}
+
 func FuzzAck(f *testing.F) {
 	fuzzDecoder(f, TypePuback, TypePubrec, TypePubrel, TypePubcomp)
 }

@@ -119,6 +119,12 @@ func FirstByte(qos QoS, retain bool) byte {
 //     invalid properties,
 //   - otherwise MalformedPacket.
 func (p *Publish) Decode(h Header, body []byte, v Version) error {
+	return p.DecodeKnowing(nil, h, body, v)
+}
+
+// DecodeKnowing is Decode for a packet whose Topic Name is probably topic, which is a valid Topic
+// Name or empty. If it is, p.Topic is topic itself, and its bytes are not checked again.
+func (p *Publish) DecodeKnowing(topic []byte, h Header, body []byte, v Version) error {
 	*p = Publish{Dup: h.Flags&flagDup != 0, Retain: h.Flags&flagRetain != 0,
 		QoS: QoS(h.Flags >> 1 & 3)}
 	if len(body) < 2 {
@@ -128,8 +134,9 @@ func (p *Publish) Decode(h Header, body []byte, v Version) error {
 	if i > len(body) {
 		return publishError(MalformedPacket, "the topic name is cut short")
 	}
-	p.Topic = body[2:i:i]
-	if malformed, wildcard := inspect(p.Topic); malformed || wildcard {
+	if p.Topic = body[2:i:i]; len(topic) > 0 && string(p.Topic) == string(topic) {
+		p.Topic = topic
+	} else if malformed, wildcard := inspect(p.Topic); malformed || wildcard {
 		if malformed {
 			return publishError(MalformedPacket, "the topic name is not UTF-8 or contains U+0000")
 		}
