@@ -79,6 +79,33 @@ func TestConnectionsAreCounted(t *testing.T) {
 	require.Greater(t, measured(t, addr, "-scenario storm -conc 4")["conn_per_s"], 0.0)
 }
 
+func TestAMillionComeAndGo(t *testing.T) {
+	addr := broker(t, dunlin.Config{})
+	for _, flags := range []string{"", " -v 5 -qos 1"} {
+		rep := measured(t, addr, "-scenario million -count 300 -pingevery 5ms -rate 2000"+flags)
+		require.EqualValues(t, 300, rep["conns"])
+		for _, none := range []string{"connect_refused", "back_refused", "ended", "lost",
+			"pings_unanswered"} {
+			require.Zero(t, rep[none], "%s: %v", none, rep)
+		}
+		require.GreaterOrEqual(t, rep["pings"], 300.0, "each connection is pinged")
+		require.Greater(t, rep["got"], 100.0)
+		require.Greater(t, rep["back_p99_us"], 0.0)
+		require.NotContains(t, rep, "first_err")
+	}
+}
+
+func TestAMillionOfABrokerWithTooFewPlaces(t *testing.T) {
+	addr := broker(t, dunlin.Config{MaxConnections: 100})
+	rep := measured(t, addr, "-scenario million -count 150")
+	require.EqualValues(t, 100, rep["conns"])
+	require.EqualValues(t, 50, rep["connect_refused"])
+	require.Contains(t, rep["first_err"], "connection ")
+	var out bytes.Buffer
+	err := run(strings.Fields("-scenario million -count 2000000000 -addr "+addr), &out, io.Discard)
+	require.ErrorContains(t, err, "ulimit -n")
+}
+
 func TestASubscriberThatDoesNotReadIsReported(t *testing.T) {
 	rep := measured(t, broker(t, dunlin.Config{}),
 		"-scenario slow -pubs 1 -subs 2 -rate 500 -e2e 0")

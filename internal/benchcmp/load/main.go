@@ -47,7 +47,9 @@ type config struct {
 	window                 int     // unacknowledged publishes of a publisher, QoS 1 and 2
 	e2e                    int     // undelivered messages of a publisher; 0: no bound
 	rate                   float64 // publishes a second of all publishers; 0: as the windows allow
-	batch                  int     // most publishes in one write
+	back                   float64 // connections a second that come back
+	pingEvery              time.Duration
+	batch                  int // most publishes in one write
 	count                  int
 	filters                int // in a SUBSCRIBE of scenario wild
 	stalled                int
@@ -57,6 +59,7 @@ type config struct {
 
 	command, dir, name string
 	quiet              bool
+	progress           io.Writer // of scenario million
 }
 
 func main() {
@@ -76,8 +79,8 @@ func (cfg *config) parse(args []string, stderr io.Writer) error {
 	fs := flag.NewFlagSet("load", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	fs.StringVar(&cfg.scenario, "scenario", "p2p",
-		"`name`: p2p, fanin, fanout, shared, wild, slow, storm, idle, ping, retained or "+
-			"offline")
+		"`name`: p2p, fanin, fanout, shared, wild, slow, storm, idle, ping, million, retained "+
+			"or offline")
 	fs.StringVar(&cfg.addr, "addr", "127.0.0.1:1883", "`address` of the broker")
 	fs.StringVar(&cfg.name, "name", "", "`name` of the broker for the report")
 	version := fs.Int("v", 4, "protocol version, 4 (3.1.1) or 5")
@@ -90,12 +93,16 @@ func (cfg *config) parse(args []string, stderr io.Writer) error {
 	fs.DurationVar(&cfg.dur, "dur", 4*time.Second, "time that is measured")
 	fs.IntVar(&cfg.window, "window", 100, "unacknowledged publishes of a publisher, QoS 1 and 2")
 	fs.IntVar(&cfg.e2e, "e2e", 500, "undelivered messages of a publisher, 0 for no bound")
-	fs.Float64Var(&cfg.rate, "rate", 0,
-		"publishes a second of all publishers, 0 for as many as the windows allow")
+	fs.Float64Var(&cfg.rate, "rate", 0, "publishes a second of all publishers, 0 for as many as "+
+		"the windows allow; 10,000 in scenario million")
+	fs.Float64Var(&cfg.back, "back", 10_000,
+		"connections a second when they come back, in scenario million")
+	fs.DurationVar(&cfg.pingEvery, "pingevery", 50*time.Second,
+		"time between two PINGREQ of a connection in scenario million; Keep Alive is 60 s")
 	fs.IntVar(&cfg.batch, "batch", 32, "most publishes in one write")
 	fs.IntVar(&cfg.pid, "pid", 0, "process `id` of the broker, for CPU time and memory")
-	fs.IntVar(&cfg.count, "count", 10_000,
-		"connections (idle, ping), retained messages, or messages of each Session (offline)")
+	fs.IntVar(&cfg.count, "count", 10_000, "connections (idle, ping, million), retained "+
+		"messages, or messages of each Session (offline)")
 	fs.IntVar(&cfg.filters, "subbatch", 20, "filters in a SUBSCRIBE of scenario wild")
 	fs.IntVar(&cfg.stalled, "stalled", 1, "subscribers that never read, in scenario slow")
 	fs.DurationVar(&cfg.settle, "settle", 2*time.Second, "rest before memory is read")
@@ -123,6 +130,9 @@ func run(args []string, stdout, stderr io.Writer) error {
 	var cfg config
 	if err := cfg.parse(args, stderr); err != nil {
 		return err
+	}
+	if cfg.progress = stderr; cfg.quiet {
+		cfg.progress = io.Discard
 	}
 	rep := report{
 		"scenario": cfg.scenario, "broker": cfg.name, "v": cfg.version, "qos": cfg.qos,
@@ -153,7 +163,7 @@ func (cfg *config) measure(rep report) error {
 	scenarios := map[string]func(*config, report) error{
 		"p2p": runFlow, "fanin": runFlow, "fanout": runFlow, "shared": runFlow, "wild": runFlow,
 		"slow": runFlow, "storm": runStorm, "idle": runIdle, "ping": runPing,
-		"retained": runRetained, "offline": runOffline,
+		"million": runMillion, "retained": runRetained, "offline": runOffline,
 	}
 	scenario := scenarios[cfg.scenario]
 	if scenario == nil {
