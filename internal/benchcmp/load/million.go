@@ -132,8 +132,8 @@ func (m *million) sum() (all tally) {
 	return all
 }
 
-// await waits until over says so, or nothing has changed for that long; then it returns false. state
-// is what changes.
+// await waits until over says so, or nothing has changed for that long; then it returns false.
+// state is what changes.
 func (m *million) await(what string, unchanged time.Duration,
 	over func(t *tally) (state int, over bool)) bool {
 	began, last, changed, said := time.Now(), -1, time.Now(), time.Now()
