@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -559,24 +560,52 @@ func (s *session) admitWrittenLocked(g *grant) error {
 // entry is needed for the filter that replaces it.
 const writtenCost = 1024
 
-// endReplaced ends the earlier subscriptions of c to the filters that it wrote for grants.
-func (c *conn) endReplaced(grants []grant) {
-	s, any := c.sess, false
-	for i := range grants {
-		if g := &grants[i]; g.had || g.plain {
-			s.mu.Lock()
-			if group, filter, err := packets.SplitShared(g.was); err == nil &&
-				!s.writtenLocked().Any(g.was) {
-				any = s.drop(group, s.mount+filter) || any
-			}
-			s.mu.Unlock()
-		}
-	}
-	if any && s.stored != 0 {
+// endReplaced ends the earlier subscriptions of c to the filters that it wrote for grants, of which
+// the store has all that have not been taken back. They are settled with that.
+func (c *conn) endReplaced(grants []*grant) {
+	s := c.sess
+	if s.endReplaced(c, grants) && s.stored != 0 {
 		// if that fails the subscriptions are there again after a crash; no packet has said
 		// otherwise
 		_ = s.b.journal.Sync(s.b.ctx)
 	}
+}
+
+// endReplaced ends the earlier subscriptions to the filters that the client of c wrote for grants,
+// and says whether there was one. It leaves those that a later one of grants is for. If somebody
+// else has settled a grant, or has the Session now, nothing happens to that.
+func (s *session) endReplaced(c *conn, grants []*grant) (any bool) {
+	var asked map[string]bool // by later grants; nil: nobody needs it
+	if slices.ContainsFunc(grants, (*grant).replaces) {
+		asked = make(map[string]bool, len(grants))
+	}
+	for _, g := range slices.Backward(grants) {
+		if s.endOneReplaced(c, g, asked[g.was]) {
+			any = true
+		}
+		if asked != nil && !g.takenBack {
+			asked[g.asked(s)] = true
+		}
+	}
+	return any
+}
+
+// replaces says whether another subscription has to end for g.
+func (g *grant) replaces() bool { return g.had || g.plain }
+
+// endOneReplaced is endReplaced for one grant. keep says that the earlier subscription stays.
+func (s *session) endOneReplaced(c *conn, g *grant, keep bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	mine := s.conn == c
+	if g.batch != nil {
+		mine = s.b.journal.unsettled.Settle(s, g)
+	}
+	if !mine || !g.replaces() || keep || s.writtenLocked().Any(g.was) {
+		return false
+	}
+	group, filter, err := packets.SplitShared(g.was)
+	return err == nil && s.drop(group, s.mount+filter)
 }
 
 // unsubscribeWritten forgets a filter that the client wrote, and removes the subscription that it

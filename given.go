@@ -101,6 +101,12 @@ func (b *Broker) give(ctx context.Context, k given.Key, list []hooks.Subscriptio
 		lock.NoneHeld("a wait for another call")
 		b.findMembers.Do(b.followPrincipals)
 	}
+	if b.journal != nil {
+		if err := b.given.Enter(ctx, k); err != nil {
+			return err
+		}
+		defer b.given.Leave(k)
+	}
 	was := make([]*hooks.Subscription, len(list))
 	filters := make([]string, len(list))
 	for i := range list {
@@ -115,10 +121,15 @@ func (b *Broker) give(ctx context.Context, k given.Key, list []hooks.Subscriptio
 		return b.settled(ctx)
 	}
 	err := b.journal.WaitAdded(ctx, x)
-	if err != nil && ctx.Err() == nil && !errors.Is(err, ErrBrokerClosed) {
+	switch {
+	case err == nil, errors.Is(err, ErrBrokerClosed):
+	case ctx.Err() != nil:
+		b.given.Doubt(k)
+	default:
 		for i := range list {
 			b.given.Restore(k, list[i], was[i])
 		}
+		b.given.Doubt(k) // what was put may have been to end an earlier doubt
 		giver{b}.Changed(k, filters)
 	}
 	return err

@@ -8,6 +8,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/internal/journal"
 	"github.com/dunlin-mqtt/dunlin/internal/lock"
+	"github.com/dunlin-mqtt/dunlin/internal/unsettled"
 	"github.com/dunlin-mqtt/dunlin/store"
 )
 
@@ -33,6 +34,8 @@ type records struct {
 
 	lates   atomic.Int64  // QoS 2 messages that wait in batches, see late
 	lastKey atomic.Uint64 // of the Sessions
+	// Subscriptions of which it is not known whether the store has them
+	unsettled unsettled.Changes[*session, *grant]
 
 	mu       lock.Mutex[recordsLock] // guards what follows
 	sessions map[uint64]*session     // that the store knows, by session.stored
@@ -147,6 +150,7 @@ func (r *records) end(s *session) uint64 {
 	r.mu.Lock()
 	delete(r.sessions, s.stored)
 	r.mu.Unlock()
+	r.unsettled.Forget(s)
 	return r.Add(&store.DeleteSession{Session: s.stored})
 }
 

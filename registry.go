@@ -482,7 +482,7 @@ func (s *session) revert() {
 		s.countLocked()
 		if was.given != nil {
 			s.b.given.Resume(s, was.given)
-			s.b.given.Doubt(s)
+			s.b.given.DoubtOwn(s)
 		}
 	}
 }
@@ -501,7 +501,7 @@ func (b *Broker) confirm(t *turn, c *conn, a *attachment, x *journal.Batch) erro
 		err = b.journal.WaitAdded(b.ctx, a.granted)
 	}
 	if err != nil && a.granted != nil {
-		b.given.Doubt(s)
+		b.given.DoubtOwn(s)
 	}
 	refused := !resumes && err != nil
 	if s.stored == 0 && errors.Is(err, journal.ErrNotStored) {

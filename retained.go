@@ -487,7 +487,7 @@ func retainedDelivery(cur *retained.Cursor, m *message) delivery {
 
 // sendRetained begins to send the retained messages for subscriptions that c has made, the SUBACK
 // being written. It begins itself, so that few messages go out with the SUBACK.
-func (c *conn) sendRetained(grants []grant) {
+func (c *conn) sendRetained(grants []*grant) {
 	s := c.sess
 	s.mu.Lock()
 	mine := s.readyCursorsLocked(grants) && !s.walking
@@ -499,7 +499,7 @@ func (c *conn) sendRetained(grants []grant) {
 }
 
 // readyCursorsLocked makes the cursors of new subscriptions ready, and says whether there are any.
-func (s *session) readyCursorsLocked(grants []grant) (any bool) {
+func (s *session) readyCursorsLocked(grants []*grant) (any bool) {
 	for i := range grants {
 		if cur := grants[i].cursor; cur != nil {
 			cur.Ready, any = true, true

@@ -29,7 +29,7 @@ const (
 	maxMutual       = 45    // pairs of files that call each other in both directions
 	maxBrokerFields = 18    // fields of Broker
 	maxTenFiles     = 4100  // lines of the files in tenFiles together
-	maxRootLines    = 18320 // lines of all files of the root package that are not tests
+	maxRootLines    = 18400 // lines of all files of the root package that are not tests
 )
 
 // tenFiles are the files that a reader opens first.

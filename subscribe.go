@@ -3,6 +3,7 @@ package dunlin
 import (
 	"cmp"
 	"errors"
+	"slices"
 	"strings"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
@@ -16,7 +17,7 @@ import (
 
 // onSubscribe handles SUBSCRIBE: each filter is decided by itself, in order (3.8).
 func (c *conn) onSubscribe(t *turn, p *packets.Subscribe) error {
-	var grants []grant
+	var grants []*grant
 	// After the SUBACK, so that the client knows what they are for; also after a panic.
 	defer func() { c.sendRetained(grants) }()
 	id, err := c.available(p)
@@ -37,6 +38,9 @@ func (c *conn) onSubscribe(t *turn, p *packets.Subscribe) error {
 		}
 	}
 	subs, refused := c.interceptSubscribe(p)
+	if err := c.sess.settleFormer(t, nil); err != nil {
+		return err
+	}
 	down := c.roomFor(t, filtersOf(p, subs))
 	defer t.clear()
 	settled, seen := 0, written.Seen(nil)
@@ -50,7 +54,7 @@ func (c *conn) onSubscribe(t *turn, p *packets.Subscribe) error {
 		}
 		err := cmp.Or(refused[i], down)
 		if err == nil {
-			var g grant
+			var g *grant
 			if g, err = c.subscribe(p.Subscriptions[i].Filter, &subs[i], id); err == nil {
 				g.at = i
 				grants = append(grants, g)
@@ -68,14 +72,14 @@ func (c *conn) onSubscribe(t *turn, p *packets.Subscribe) error {
 
 // settleGrants waits until grants, of one SUBSCRIBE, are durable. It takes back those that are not,
 // the last one first, and tells refuse of them.
-func (c *conn) settleGrants(t *turn, grants []grant, refuse func(i int, err error)) {
+func (c *conn) settleGrants(t *turn, grants []*grant, refuse func(i int, err error)) {
 	if c.sess.stored == 0 {
 		return
 	}
 	t.end() // the others need not wait
 	for i := len(grants) - 1; i >= 0; i-- {
 		if err := c.b.journal.WaitAdded(c.b.ctx, grants[i].batch); err != nil {
-			c.sess.takeBackSubscription(&grants[i])
+			c.sess.takeBackSubscription(grants[i])
 			refuse(grants[i].at, err)
 		}
 	}
@@ -141,17 +145,17 @@ func (b *Broker) splitFilter(filter string) (group, inner string, err error) {
 }
 
 // subscribe makes one subscription, for which the client wrote a filter.
-func (c *conn) subscribe(wrote string, sub *packets.Subscription, id uint32) (g grant, err error) {
+func (c *conn) subscribe(wrote string, sub *packets.Subscription, id uint32) (g *grant, err error) {
 	cfg := c.b.cfg()
 	group, filter, err := c.b.splitFilter(sub.Filter)
 	if err != nil {
-		return g, err
+		return nil, err
 	}
 	if err := c.b.switchedOff(group, filter); err != nil {
-		return g, err
+		return nil, err
 	}
 	if tooWide(filter, cfg.MinWildcardLevel) {
-		return g, packets.Errorf(packets.NotAuthorized, "the first %d levels must not be wildcards",
+		return nil, packets.Errorf(packets.NotAuthorized, "the first %d levels must not be wildcards",
 			cfg.MinWildcardLevel)
 	}
 	epoch := c.b.rules.epoch.Load()
@@ -159,7 +163,7 @@ func (c *conn) subscribe(wrote string, sub *packets.Subscription, id uint32) (g 
 		r := hooks.AccessRequest{Client: c.client, Action: hooks.ActionSubscribe, Topic: filter,
 			Group: group, QoS: sub.QoS}
 		if err := c.b.authorize(c.context(), &r, c.readExtra().mount); err != nil {
-			return g, err
+			return nil, err
 		}
 	}
 	opts := subs.Options{QoS: min(sub.QoS, c.maxQoS), NoLocal: sub.NoLocal,
@@ -169,16 +173,16 @@ func (c *conn) subscribe(wrote string, sub *packets.Subscription, id uint32) (g 
 		opts.NoLocal, opts.RetainAsPublished, opts.RetainHandling = bridge && group == "", bridge, 0
 	}
 	filter = c.readExtra().mount + filter
-	g = grant{group: group, filter: filter, qos: opts.QoS, wrote: wrote}
-	if err = c.sess.subscribe(c, &g, opts); err != nil {
-		return g, err
+	g = &grant{group: group, filter: filter, qos: opts.QoS, wrote: wrote}
+	if err = c.sess.subscribe(c, g, opts); err != nil {
+		return nil, err
 	}
 	c.number.Store(c.sess.num)
 	// the review of the change may have come too early for this one
 	if c.b.rules.epoch.Load() != epoch {
 		if err := c.decideAgain(listedSub{group: group, filter: filter,
 			qos: opts.QoS}); err != nil {
-			return g, err
+			return nil, err
 		}
 	}
 	if f := c.b.obs.Subscribed; f != nil {
@@ -206,6 +210,7 @@ type grant struct {
 	had, plain bool
 	// What was noted for this grant: wrote, and that the client also wrote the filter which it got
 	noted, notedSelf bool
+	takenBack        bool
 }
 
 // down returns why nothing can be added to the Session, nil if it can.
@@ -232,10 +237,41 @@ func (c *conn) roomFor(t *turn, filters []string) error {
 	return c.sess.down()
 }
 
-// takeBackSubscription undoes what could not be stored.
+// settleFormer waits until what earlier connections, or other goroutines of the program, have made
+// of the Session is decided, and settles it. So what the store refuses of it is taken back before
+// somebody else changes the same subscription. If like is not nil only grants with its filter are
+// settled. The error is that the Broker ends.
+func (s *session) settleFormer(t *turn, like *grant) error {
+	if s.stored == 0 {
+		return nil
+	}
+	j := s.b.journal
+	grants := j.unsettled.Of(s, func(g *grant) bool {
+		return like == nil || like.group == g.group && like.filter == g.filter
+	})
+	if len(grants) == 0 {
+		return nil
+	}
+	t.end() // the others need not wait
+	for _, g := range slices.Backward(grants) {
+		if err := j.WaitAdded(s.b.ctx, g.batch); s.b.ctx.Err() != nil {
+			return err
+		} else if err != nil {
+			s.takeBackSubscription(g)
+		}
+	}
+	s.endReplaced(nil, grants)
+	return nil
+}
+
+// takeBackSubscription undoes what could not be stored, unless somebody else has settled that.
 func (s *session) takeBackSubscription(g *grant) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !s.b.journal.unsettled.Settle(s, g) {
+		return
+	}
+	g.takenBack = true
 	if s.ended {
 		return
 	}
@@ -334,6 +370,7 @@ func (s *session) subscribe(c *conn, g *grant, o subs.Options) (err error) {
 		g.batch = s.b.journal.AwaitWhole(append(notes, &store.PutSubscription{
 			Session: s.stored, ID: o.ID, Subscription: asWritten(group, filter, &o),
 		})...)
+		s.b.journal.unsettled.Add(s, g)
 	}
 	return nil
 }
@@ -384,6 +421,9 @@ func (s *session) drop(group, filter string, more ...store.Op) bool {
 func (c *conn) onUnsubscribe(t *turn, p *packets.Unsubscribe) error {
 	ack := packets.Unsuback{PacketID: p.PacketID, Codes: make([]packets.ReasonCode, len(p.Filters))}
 	if err := c.fits(&ack); err != nil {
+		return err
+	}
+	if err := c.sess.settleFormer(t, nil); err != nil {
 		return err
 	}
 	defer t.clear()

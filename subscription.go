@@ -324,14 +324,15 @@ func (sub *Subscription) Add(filter string, o *SubscribeOptions) error {
 	if err := sub.Err(); err != nil {
 		return err
 	}
-	g := grant{group: group, filter: inner, qos: opts.QoS}
+	g := &grant{group: group, filter: inner, qos: opts.QoS}
 	s.b.work(func(t *turn) {
 		if s.stored != 0 {
 			t.write.ctx = s.b.ctx
-			err = cmp.Or(t.takeRoomFor(nil, journal.OpWeight+len(filter)), s.down())
+			err = cmp.Or(s.settleFormer(t, g),
+				t.takeRoomFor(nil, journal.OpWeight+len(filter)), s.down())
 		}
 		if err == nil {
-			err = s.subscribe(nil, &g, opts)
+			err = s.subscribe(nil, g, opts)
 		}
 	})
 	// the Session has ended, by Delete of who took it over, or DeleteSession
@@ -343,12 +344,15 @@ func (sub *Subscription) Add(filter string, o *SubscribeOptions) error {
 	}
 	if g.batch != nil {
 		if err := s.b.journal.WaitAdded(s.b.ctx, g.batch); err != nil {
-			s.takeBackSubscription(&g)
+			s.takeBackSubscription(g)
 			return err
 		}
 	}
 	s.mu.Lock()
-	if s.readyCursorsLocked([]grant{g}) {
+	if g.batch != nil {
+		s.b.journal.unsettled.Settle(s, g)
+	}
+	if s.readyCursorsLocked([]*grant{g}) {
 		sub.signal()
 	}
 	s.mu.Unlock()

@@ -3,6 +3,7 @@
 package given
 
 import (
+	"context"
 	"slices"
 	"strings"
 
@@ -97,11 +98,14 @@ type Table[M comparable, B any] struct {
 	of      map[Key]*record           // guarded by mu, as are the next two
 	loading map[uint64]*loading       // by the number of the record; nil from Loaded on
 	members map[string]map[M]struct{} // by principal; nil: nobody follows
+	entered map[Key]chan struct{}     // see Enter
 }
 
 // New returns an empty Table.
 func New[M comparable, B any](h Handler[M, B]) *Table[M, B] {
-	return &Table[M, B]{handler: h, of: make(map[Key]*record)}
+	return &Table[M, B]{
+		handler: h, of: make(map[Key]*record), entered: make(map[Key]chan struct{}),
+	}
 }
 
 // addLocked tells the store, if there is something to tell.
@@ -168,10 +172,43 @@ func (r *record) putSub(s *hooks.Subscription) store.Op {
 	return op
 }
 
-// Doubt notes that the store may not have taken what Resume has put for m: a Resume that follows
-// writes it all.
-func (t *Table[M, B]) Doubt(m M) {
-	k := t.handler.Keys(m)[0]
+// Enter waits until nobody else is between Enter and Leave with k, or until ctx ends, and returns
+// the cause of that. Whoever puts subscriptions that the store may refuse stays there until that is
+// known: what is put meanwhile would be lost with what is restored.
+func (t *Table[M, B]) Enter(ctx context.Context, k Key) error {
+	for {
+		t.mu.Lock()
+		other := t.entered[k]
+		if other == nil {
+			t.entered[k] = make(chan struct{})
+		}
+		t.mu.Unlock()
+		if other == nil {
+			return nil
+		}
+		lock.NoneHeld("a wait")
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// Leave ends what Enter has begun.
+func (t *Table[M, B]) Leave(k Key) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	close(t.entered[k])
+	delete(t.entered, k)
+}
+
+// DoubtOwn is Doubt for what Resume has put for m.
+func (t *Table[M, B]) DoubtOwn(m M) { t.Doubt(t.handler.Keys(m)[0]) }
+
+// Doubt notes that the store may not have taken what was put for k: the next Put or Resume writes
+// it all.
+func (t *Table[M, B]) Doubt(k Key) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if r := t.of[k]; r != nil {
