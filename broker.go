@@ -74,6 +74,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/logins"
 	"github.com/dunlin-mqtt/dunlin/internal/loop"
 	"github.com/dunlin-mqtt/dunlin/internal/recent"
+	"github.com/dunlin-mqtt/dunlin/internal/safelog"
 	"github.com/dunlin-mqtt/dunlin/internal/subs"
 	"github.com/dunlin-mqtt/dunlin/internal/timers"
 	"github.com/dunlin-mqtt/dunlin/packets"
@@ -186,8 +187,9 @@ func New(cfg Config) (*Broker, error) {
 		return nil, err
 	}
 	b := &Broker{
-		log: slog.New(lock.Handler(cfg.Logger.Handler())), authorizer: cfg.Authorizer,
-		seed: maphash.MakeSeed(), started: time.Now(),
+		log:        safelog.Logger(slog.New(lock.Handler(cfg.Logger.Handler()))),
+		authorizer: cfg.Authorizer,
+		seed:       maphash.MakeSeed(), started: time.Now(),
 		due:      timers.New(),
 		registry: newRegistry(),
 		closing:  closing{quiet: make(chan struct{}), ended: make(chan struct{})},

@@ -56,7 +56,8 @@ type Config struct {
 	Observer *hooks.Observer
 	// Logger receives what concerns the broker at Info, Warn and Error, and what concerns one
 	// client at Debug. If nil, slog.Default() is used. A slog.Handler that does not return at once
-	// holds up clients, with event loops also others than the one that the line is about.
+	// holds up clients, with event loops also others than the one that the line is about. One that
+	// panics loses the line.
 	Logger *slog.Logger
 	// ConnContext, if not nil, derives the context that hooks get for a connection.
 	ConnContext func(ctx context.Context, c net.Conn) context.Context

@@ -45,6 +45,35 @@ var allowedImports = []struct {
 	{"", []string{"packets", "hooks", "store", "internal"}},
 }
 
+// plainRoom needs the standard library only, and everybody but packets may import it.
+const plainRoom = "internal/safelog"
+
+// Every package that takes a Logger from the program makes it safe where it takes it: the broker
+// logs on goroutines of its own, on which a panic would end the process.
+func TestEachLoggerIsMadeSafe(t *testing.T) {
+	takes, safe := map[string]bool{}, map[string]bool{}
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		test := strings.HasSuffix(path, "_test.go") || strings.HasPrefix(path, "examples/")
+		if err != nil || d.IsDir() || test || filepath.Ext(path) != ".go" {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		dir := filepath.Dir(path)
+		takes[dir] = takes[dir] || bytes.Contains(text, []byte("\tLogger *slog.Logger"))
+		safe[dir] = safe[dir] || bytes.Contains(text, []byte("safelog.Logger("))
+		return err
+	})
+	require.NoError(t, err)
+	n := 0
+	for dir, takes := range takes {
+		if takes {
+			n++
+			require.True(t, safe[dir], "%s takes a Logger and does not use package safelog", dir)
+		}
+	}
+	require.GreaterOrEqual(t, n, 5)
+}
+
 // The modules that the root module may need outside of tests.
 var allowedModules = []string{"github.com/google/btree", "golang.org/x/sync", "golang.org/x/sys"}
 
@@ -77,6 +106,12 @@ func TestDependenciesPointOneWay(t *testing.T) {
 				continue
 			}
 			first, _, _ := strings.Cut(inside(imp), "/")
+			if inside(imp) == plainRoom && pkg != "packets" {
+				continue
+			}
+			if pkg == plainRoom {
+				t.Errorf("%s imports %s: it needs the standard library only", pkg, imp)
+			}
 			if !slices.Contains(allowedImports[i].imports, first) {
 				t.Errorf("%q must not import %q", pkg, inside(imp))
 			}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
+	"github.com/dunlin-mqtt/dunlin/internal/safelog"
 	"github.com/dunlin-mqtt/dunlin/packets"
 )
 
@@ -181,9 +182,7 @@ func (c *Config) complete() error {
 	}
 	c.Remember = cmp.Or(c.Remember, 131_072)
 	c.MaxHops = cmp.Or(c.MaxHops, 16)
-	if c.Logger == nil {
-		c.Logger = slog.Default()
-	}
+	c.Logger = safelog.Logger(c.Logger)
 	c.Mark, c.Links = slices.Clone(c.Mark), slices.Clone(c.Links)
 	for _, f := range c.Mark {
 		if !packets.ValidTopicFilter(f) {

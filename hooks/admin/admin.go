@@ -42,6 +42,7 @@ import (
 
 	"github.com/dunlin-mqtt/dunlin"
 	"github.com/dunlin-mqtt/dunlin/hooks/trace"
+	"github.com/dunlin-mqtt/dunlin/internal/safelog"
 )
 
 // A Role is what somebody may do.
@@ -153,9 +154,7 @@ type desk struct {
 // New returns a Handler for the brokers, by their names. A name is shown, and stands in paths of
 // the API and in labels of metrics. One goroutine takes samples until Close.
 func New(brokers map[string]*dunlin.Broker, o Options) *Handler {
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = safelog.Logger(o.Logger)
 	if o.Interval == 0 {
 		o.Interval = defaultInterval
 	}

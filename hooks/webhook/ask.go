@@ -17,6 +17,7 @@ import (
 
 	"github.com/dunlin-mqtt/dunlin/hooks"
 	"github.com/dunlin-mqtt/dunlin/hooks/internal/turns"
+	"github.com/dunlin-mqtt/dunlin/internal/safelog"
 	"github.com/dunlin-mqtt/dunlin/packets"
 	"golang.org/x/sync/singleflight"
 )
@@ -100,9 +101,7 @@ func newAsker(o Options, unable packets.ReasonCode) (*asker, error) {
 			*n.of = n.def
 		}
 	}
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = safelog.Logger(o.Logger)
 	a := &asker{
 		poster: poster{client: o.Client, url: o.URL, header: o.Header, secret: o.Secret,
 			timeout: o.Timeout},

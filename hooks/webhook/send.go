@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
-	"log/slog"
 	mathrand "math/rand/v2"
 	"net/http"
 	"slices"
@@ -14,6 +13,7 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/hooks/internal/queue"
+	"github.com/dunlin-mqtt/dunlin/internal/safelog"
 )
 
 // Events sends the broker's events to a server. Its Observer never waits: events go into a queue,
@@ -60,9 +60,7 @@ func NewEvents(o EventOptions) (*Events, error) {
 		}
 	}
 	o.RetryMin, o.RetryMax = min(o.RetryMin, maxRetry), min(o.RetryMax, maxRetry)
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = safelog.Logger(o.Logger)
 	for _, name := range o.Only {
 		if !slices.Contains(eventNames, name) {
 			return nil, fmt.Errorf("webhook: EventOptions.Only: %q is none of %q", name, eventNames)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/dunlin-mqtt/dunlin/internal/disk"
+	"github.com/dunlin-mqtt/dunlin/internal/safelog"
 	"github.com/dunlin-mqtt/dunlin/store"
 	"github.com/dunlin-mqtt/dunlin/store/internal/codec"
 )
@@ -123,6 +124,7 @@ func open(d disk.Dir, opts Options) (*Store, error) {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
+	opts.Logger = safelog.Logger(opts.Logger)
 	lock, err := d.Lock(lockName)
 	if err != nil {
 		return nil, err
