@@ -28,7 +28,7 @@ const (
 	maxCircle       = 29    // files of the largest circle of calls
 	maxMutual       = 45    // pairs of files that call each other in both directions
 	maxBrokerFields = 18    // fields of Broker
-	maxTenFiles     = 4100  // lines of the files in tenFiles together
+	maxTenFiles     = 4140  // lines of the files in tenFiles together
 	maxRootLines    = 18400 // lines of all files of the root package that are not tests
 )
 
