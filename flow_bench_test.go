@@ -206,6 +206,36 @@ func TestFlowsDoNotAllocate(t *testing.T) {
 	}
 }
 
+// A member of a shared subscription keeps a message until it is acknowledged, so that another member
+// can get it. That takes the message and its content, and no copy of the topic.
+func TestSharedQoS1AllocatesTheMessageOnly(t *testing.T) {
+	if raced() {
+		t.Skip("sync.Pool forgets at random under the race detector; the count is taken without it")
+	}
+	tt := flows[3]
+	r := newFlow(t, packets.V311, packets.QoS1, tt.pubs, tt.subs, tt.filter, tt.topic)
+	round := func() {
+		for i, c := range r.pubs {
+			c.bytes(r.batches[i])
+		}
+		for _, s := range r.subs {
+			r.acks = r.acks[:0]
+			for _, d := range s.c.sess.out.flight {
+				a := packets.Ack{Kind: packets.TypePuback, PacketID: d.id}
+				r.acks, _ = a.Append(r.acks, r.v)
+			}
+			s.bytes(r.acks)
+		}
+	}
+	for range 4 {
+		round()
+	}
+	messages := tt.pubs * messagesPerRead
+	require.LessOrEqual(t, int(allocations(round)), 2*messages+2*tt.pubs,
+		"allocations for %d messages", messages)
+	r.idle()
+}
+
 // A client that publishes to more topics than its cache has places costs a match for each message,
 // and nothing else.
 func TestManyTopicsDoNotAllocate(t *testing.T) {

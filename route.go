@@ -108,6 +108,7 @@ type outgoing struct {
 	from    string
 	expires int64
 	msg     *message
+	topic   string          // of the last message that was made: many in a row have the same
 	lent    packets.Message // see lend
 	receipt *receipt        // nil for most
 	// Nobody can be told that it is not retained: then it is delivered all the same
@@ -155,7 +156,10 @@ func (o *outgoing) reset(p *packets.Publish, from string, now time.Time, maxExpi
 func (o *outgoing) message() *message {
 	if o.msg == nil {
 		p := o.pub
-		o.msg = &message{Message: packets.Message{Topic: string(p.Topic), QoS: p.QoS,
+		if o.topic != string(p.Topic) {
+			o.topic = string(p.Topic)
+		}
+		o.msg = &message{Message: packets.Message{Topic: o.topic, QoS: p.QoS,
 			Retain: p.Retain}, Expires: o.expires, From: o.from}
 		// One allocation for both, or none.
 		if n := len(p.Payload) + len(p.Properties); n > 0 {

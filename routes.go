@@ -370,7 +370,7 @@ func (t *turn) trim() {
 	if t.matches.Bytes() > keepScratch {
 		t.matches = subs.Matches{}
 	}
-	t.out.msg = nil
+	t.out.msg, t.out.topic = nil, ""
 	for i := range t.out.frames {
 		if f := &t.out.frames[i]; cap(f.own) > keepScratch {
 			*f = frame{}
