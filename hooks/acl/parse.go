@@ -18,7 +18,7 @@ import (
 const blanks = " \t\v\f\r"
 
 // ParseMosquitto reads an acl_file as Mosquitto 2.0 does. file is its name in errors. Every error
-// is a *hooks.ParseError or an error of r.
+// is a *hooks.ParseError, several of these, joined, one for each bad line, or an error of r.
 //
 //	topic [read|write|readwrite|deny] <filter>
 //	pattern [read|write|readwrite|deny] <filter with %u and %c>
@@ -107,8 +107,8 @@ func (b *builder) mosquitto(x build, s, position string) error {
 	return b.add(x, effect, filter, names, position)
 }
 
-// Parse reads rules, one per line. file is its name in errors. Every error is a *hooks.ParseError
-// or an error of r.
+// Parse reads rules, one per line. file is its name in errors. Every error is a *hooks.ParseError,
+// several of these, joined, one for each bad line, or an error of r.
 //
 //	allow|deny [user=<name>] [anonymous] [client=<id>] [role=<role>] [tenant=<tenant>]
 //	           [${<attribute>}=<value>] [listener=<name>] [addr=<address or prefix>]

@@ -63,8 +63,8 @@ func NewUsers(users []User, schemes ...Scheme) (*Users, error) {
 
 // ParseUsers reads a password file as mosquitto_passwd writes it: lines of a User Name, a colon and
 // a hash, as for NewUsers. It ignores empty lines and lines that begin with #. file is its name in
-// errors. Every error is a *hooks.ParseError or an error of r. One invalid line refuses the whole
-// file.
+// errors. Every error is a *hooks.ParseError, several of these, joined, one for each bad line, or
+// an error of r. One invalid line refuses the whole file.
 func ParseUsers(r io.Reader, file string, schemes ...Scheme) (*Users, error) {
 	us := &Users{byName: map[string]*entry{}}
 	err := files.EachLine(r, file, func(line string, _ int) error {

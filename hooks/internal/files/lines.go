@@ -14,26 +14,38 @@ import (
 // maxLine bounds the length of a line. No valid line is longer.
 const maxLine = 1 << 20
 
+// maxErrors bounds how many lines of one file are found fault with.
+const maxErrors = 10
+
 // EachLine calls f with each line of r, without its end, and with its number, beginning with 1.
-// Lines that are not UTF-8 or contain U+0000 are errors. An error about a line is returned as a
-// *hooks.ParseError that names file. An error of r is returned unchanged.
+// Lines that are not UTF-8 or contain U+0000 are errors. An error about a line becomes a
+// *hooks.ParseError that names file. EachLine reads on behind it and returns the errors of the
+// first lines that have one together, one for each line of its text. A single error, and one of r,
+// is returned unchanged.
 func EachLine(r io.Reader, file string, f func(line string, n int) error) error {
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, maxLine)
+	var bad []error
 	n := 1
-	for ; lines.Scan(); n++ {
+	for ; len(bad) < maxErrors && lines.Scan(); n++ {
 		line := lines.Text()
 		err := errors.New("not valid UTF-8")
 		if utf8.ValidString(line) && !strings.Contains(line, "\x00") {
 			err = f(line, n)
 		}
 		if err != nil {
-			return &hooks.ParseError{File: file, Line: n, Err: err}
+			bad = append(bad, &hooks.ParseError{File: file, Line: n, Err: err})
 		}
 	}
-	if errors.Is(lines.Err(), bufio.ErrTooLong) {
-		return &hooks.ParseError{File: file, Line: n,
-			Err: fmt.Errorf("longer than %d bytes", maxLine)}
+	switch err := lines.Err(); {
+	case errors.Is(err, bufio.ErrTooLong):
+		bad = append(bad, &hooks.ParseError{File: file, Line: n,
+			Err: fmt.Errorf("longer than %d bytes", maxLine)})
+	case err != nil:
+		bad = append(bad, err)
 	}
-	return lines.Err()
+	if len(bad) == 1 {
+		return bad[0]
+	}
+	return errors.Join(bad...)
 }

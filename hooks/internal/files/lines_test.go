@@ -20,7 +20,19 @@ func TestEachLine(t *testing.T) {
 	}{
 		{"nothing", "", 0, ""},
 		{"a last line without an end", "a\nb", 2, ""},
-		{"the callback's error", "a\nno\nb", 2, "f:2: no"},
+		{"the callback's error", "a\nno\nb", 3, "f:2: no"},
+		{"several errors", "no\na\nno", 3, "f:1: no\nf:3: no"},
+		{"too many errors", strings.Repeat("no\n", 20), 10, strings.TrimSpace(`
+f:1: no
+f:2: no
+f:3: no
+f:4: no
+f:5: no
+f:6: no
+f:7: no
+f:8: no
+f:9: no
+f:10: no`)},
 		{"not UTF-8", "a\n\xff", 1, "f:2: not valid UTF-8"},
 		{"U+0000", "a\x00", 0, "f:1: not valid UTF-8"},
 		{"a long line", "a\n" + strings.Repeat("b", 1<<20), 1, "f:2: longer than 1048576 bytes"},
