@@ -8,8 +8,31 @@ import (
 	"time"
 )
 
-// runStorm connects and disconnects as fast as the workers can.
+// runStorm connects and disconnects as fast as the workers can, always with a new Session.
 func runStorm(cfg *config, rep report) error {
+	return storm(cfg, rep, func(w, i int) (dialOpts, bool) {
+		return dialOpts{id: fmt.Sprintf("c%d-%d-%d", os.Getpid(), w, i), clean: true}, false
+	})
+}
+
+// runReconnect is runStorm with a Session for each worker that outlives its connections.
+func runReconnect(cfg *config, rep report) error {
+	return storm(cfg, rep, func(w, i int) (dialOpts, bool) {
+		return dialOpts{id: fmt.Sprintf("r%d-%d", os.Getpid(), w)}, false
+	})
+}
+
+// runTakeover is runReconnect without DISCONNECT: each connection takes the Session of its worker
+// from the one before, which is open until then.
+func runTakeover(cfg *config, rep report) error {
+	return storm(cfg, rep, func(w, i int) (dialOpts, bool) {
+		return dialOpts{id: fmt.Sprintf("t%d-%d", os.Getpid(), w)}, true
+	})
+}
+
+// storm has each worker open one connection after the other: what next says. If stays, a connection
+// is closed only when the next one of its worker is there.
+func storm(cfg *config, rep report, next func(w, i int) (o dialOpts, stays bool)) error {
 	var n, failed atomic.Int64
 	var stop, measured atomic.Bool
 	var first sync.Once
@@ -17,13 +40,13 @@ func runStorm(cfg *config, rep report) error {
 	latency := make([]hist, cfg.workers)
 	for w := range cfg.workers {
 		workers.Go(func() {
+			var before *conn
+			defer func() { closeAll([]*conn{before}) }()
 			for i := 0; !stop.Load(); i++ {
 				began := time.Now()
-				c, err := open(cfg, dialOpts{
-					id: fmt.Sprintf("c%d-%d-%d", os.Getpid(), w, i), clean: true,
-					source:  1 + w*7 + i,
-					bufSize: 256, keepAlive: 60,
-				})
+				o, stays := next(w, i)
+				o.source, o.bufSize, o.keepAlive = 1+w*7+i, 256, 60
+				c, err := open(cfg, o)
 				if err != nil {
 					failed.Add(1)
 					first.Do(func() { rep["first_err"] = err.Error() })
@@ -34,6 +57,11 @@ func runStorm(cfg *config, rep report) error {
 					latency[w].add(int64(time.Since(began)))
 				}
 				n.Add(1)
+				if stays {
+					closeAll([]*conn{before})
+					before = c
+					continue
+				}
 				c.c.Write(disconnectPacket())
 				c.c.Close()
 			}

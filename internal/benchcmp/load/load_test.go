@@ -76,7 +76,11 @@ func TestConnectionsAreCounted(t *testing.T) {
 	rep = measured(t, addr, "-scenario ping -count 10 -conc 4")
 	require.Greater(t, rep["pings"], 0.0)
 	require.Zero(t, rep["pings_unanswered"])
-	require.Greater(t, measured(t, addr, "-scenario storm -conc 4")["conn_per_s"], 0.0)
+	for _, scenario := range []string{"storm", "reconnect", "takeover"} {
+		rep = measured(t, addr, "-conc 4 -scenario "+scenario)
+		require.Greater(t, rep["conn_per_s"], 0.0, scenario)
+		require.Zero(t, rep["conn_errs"], scenario)
+	}
 }
 
 func TestAMillionComeAndGo(t *testing.T) {

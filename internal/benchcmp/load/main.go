@@ -79,8 +79,8 @@ func (cfg *config) parse(args []string, stderr io.Writer) error {
 	fs := flag.NewFlagSet("load", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	fs.StringVar(&cfg.scenario, "scenario", "p2p",
-		"`name`: p2p, fanin, fanout, shared, wild, slow, storm, idle, ping, million, retained "+
-			"or offline")
+		"`name`: p2p, fanin, fanout, shared, wild, slow, storm, reconnect, takeover, idle, ping, "+
+			"million, retained or offline")
 	fs.StringVar(&cfg.addr, "addr", "127.0.0.1:1883", "`address` of the broker")
 	fs.StringVar(&cfg.name, "name", "", "`name` of the broker for the report")
 	version := fs.Int("v", 4, "protocol version, 4 (3.1.1) or 5")
@@ -162,8 +162,9 @@ func run(args []string, stdout, stderr io.Writer) error {
 func (cfg *config) measure(rep report) error {
 	scenarios := map[string]func(*config, report) error{
 		"p2p": runFlow, "fanin": runFlow, "fanout": runFlow, "shared": runFlow, "wild": runFlow,
-		"slow": runFlow, "storm": runStorm, "idle": runIdle, "ping": runPing,
-		"million": runMillion, "retained": runRetained, "offline": runOffline,
+		"slow": runFlow, "storm": runStorm, "reconnect": runReconnect, "takeover": runTakeover,
+		"idle": runIdle, "ping": runPing, "million": runMillion, "retained": runRetained,
+		"offline": runOffline,
 	}
 	scenario := scenarios[cfg.scenario]
 	if scenario == nil {
