@@ -70,6 +70,7 @@ import (
 	"github.com/dunlin-mqtt/dunlin/internal/given"
 	"github.com/dunlin-mqtt/dunlin/internal/guard"
 	"github.com/dunlin-mqtt/dunlin/internal/journal"
+	"github.com/dunlin-mqtt/dunlin/internal/link"
 	"github.com/dunlin-mqtt/dunlin/internal/lock"
 	"github.com/dunlin-mqtt/dunlin/internal/logins"
 	"github.com/dunlin-mqtt/dunlin/internal/loop"
@@ -281,14 +282,17 @@ func (b *Broker) serve(l net.Listener, as *door, plain bool) error {
 		lock.NoneHeld("Close of a net.Listener")
 		l.Close()
 	}()
-	seats := b.seatingFor(plain)
+	accept, loops := l.Accept, b.loopsFor(plain)
+	if loops != nil {
+		accept = link.NewAcceptor(l).Accept
+	}
 	var pause time.Duration
 	for {
 		lock.NoneHeld("Accept")
-		nc, err := l.Accept()
+		nc, err := accept()
 		if err == nil {
 			pause = 0
-			b.take(nc, as, seats)
+			b.take(nc, as, loops)
 			continue
 		}
 		if b.isClosed() {
@@ -311,12 +315,12 @@ func (b *Broker) serve(l net.Listener, as *door, plain bool) error {
 	}
 }
 
-// take serves a connection that a listener has accepted, or turns it away. With nil for seats
+// take serves a connection that a listener has accepted, or turns it away. With nil for loops
 // it gets a goroutine.
-func (b *Broker) take(nc net.Conn, as *door, seats *seating) {
-	c, err := b.adoptFrom(b.ctx, nc, as, seats)
-	if err == nil && seats != nil {
-		c.sit(seats.loops)
+func (b *Broker) take(nc net.Conn, as *door, loops *loop.Loops) {
+	c, err := b.adoptFrom(b.ctx, nc, as, loops)
+	if err == nil && loops != nil {
+		c.sit(loops)
 		return
 	}
 	if err == nil {
@@ -324,7 +328,7 @@ func (b *Broker) take(nc net.Conn, as *door, seats *seating) {
 		return
 	}
 	switch nc.(type) {
-	case *net.TCPConn, *net.UnixConn:
+	case *net.TCPConn, *net.UnixConn, interface{ Probe() error }:
 		b.turnAway(nc, as, err)
 	default:
 		// its Close may take time, as that of a WebSocket does: others are to be accepted meanwhile
@@ -400,9 +404,9 @@ func (b *Broker) adopt(ctx context.Context, nc net.Conn) (*conn, error) {
 }
 
 // adoptFrom is adopt for a connection that the listener as has accepted, and that has a place on an
-// event loop unless seats is nil.
+// event loop unless loops is nil.
 func (b *Broker) adoptFrom(
-	ctx context.Context, nc net.Conn, as *door, seats *seating,
+	ctx context.Context, nc net.Conn, as *door, loops *loop.Loops,
 ) (*conn, error) {
 	now := time.Now()
 	if err := as.enter(); err != nil {
@@ -413,12 +417,9 @@ func (b *Broker) adoptFrom(
 		as.leave()
 		return nil, err
 	}
-	if seats != nil {
-		nc = seats.light.Lighten(nc)
-	}
 	c := newConn(b, ctx, nc)
 	c.from, c.via, c.lastPacket = from, as, now.Sub(b.started)
-	if seats != nil {
+	if loops != nil {
 		c.seat = newSeat(c)
 	} else if d := b.cfg().ConnectTimeout; d > 0 {
 		nc.SetReadDeadline(now.Add(d))
@@ -438,9 +439,6 @@ func (b *Broker) adoptFrom(
 	}
 	b.mu.Unlock()
 	if err != nil {
-		if seats != nil {
-			c.nc.Close() // it need not be what the caller has
-		}
 		b.guard.Addresses.Dismiss(from, now)
 		as.leave()
 		return nil, err

@@ -54,15 +54,9 @@ func plain(l net.Listener) bool {
 	return false
 }
 
-// A seating gives the connections of a listener their places on event loops. One goroutine uses it.
-type seating struct {
-	loops *loop.Loops
-	light link.Lightener
-}
-
-// seatingFor returns the seating for a listener, nil if its connections have a goroutine each. The
-// caller is one of b.serving.
-func (b *Broker) seatingFor(plain bool) *seating {
+// loopsFor returns the event loops for the connections of a listener, nil if they have a
+// goroutine each. The caller is one of b.serving.
+func (b *Broker) loopsFor(plain bool) *loop.Loops {
 	cfg := b.cfg()
 	on := cfg.EventLoops == EventLoopsOn ||
 		cfg.EventLoops == EventLoopsAuto && autoLoops && !b.tellsOfMessages()
@@ -79,10 +73,7 @@ func (b *Broker) seatingFor(plain bool) *seating {
 			b.loops = ls
 		}
 	})
-	if b.loops == nil {
-		return nil
-	}
-	return &seating{loops: b.loops}
+	return b.loops
 }
 
 // newSeat returns the seat of c, which loops are going to serve.
