@@ -268,7 +268,7 @@ func (s *session) settleFormer(t *turn, like *grant) error {
 func (s *session) takeBackSubscription(g *grant) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.b.journal.unsettled.Settle(s, g) {
+	if g.batch != nil && !s.b.journal.unsettled.Settle(s, g) {
 		return
 	}
 	g.takenBack = true
