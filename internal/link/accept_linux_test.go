@@ -107,12 +107,10 @@ func TestAnAcceptorEndsWithItsListener(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	a := NewAcceptor(l)
-	var clients []net.Conn
 	for range 3 {
 		client, err := net.DialTimeout("tcp", l.Addr().String(), time.Minute)
 		require.NoError(t, err)
 		defer client.Close()
-		clients = append(clients, client)
 	}
 	nc, err := a.Accept()
 	require.NoError(t, err)
