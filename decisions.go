@@ -595,6 +595,9 @@ func (g *grant) replaces() bool { return g.had || g.plain }
 
 // endOneReplaced is endReplaced for one grant. keep says that the earlier subscription stays.
 func (s *session) endOneReplaced(c *conn, g *grant, keep bool) bool {
+	if g.batch == nil && !g.replaces() {
+		return false
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	mine := s.conn == c
