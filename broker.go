@@ -328,7 +328,7 @@ func (b *Broker) take(nc net.Conn, as *door, loops *loop.Loops) {
 		return
 	}
 	switch nc.(type) {
-	case *net.TCPConn, *net.UnixConn, interface{ Probe() error }:
+	case *net.TCPConn, *net.UnixConn, interface{ Probe() error }: // the last is a link.TCPConn
 		b.turnAway(nc, as, err)
 	default:
 		// its Close may take time, as that of a WebSocket does: others are to be accepted meanwhile

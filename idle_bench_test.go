@@ -15,7 +15,8 @@ import (
 // Session takes. The clients and their CONNECT packets are there before the Broker looks, so their
 // memory does not count. Give it -benchtime 1x.
 func BenchmarkIdleConnections(b *testing.B) {
-	const n = 1500 // the queue of a listener has room for them, and a process for both sides in 4,096 descriptors
+	// The queue of a listener has room for them, and so have 4,096 descriptors, for both sides.
+	const n = 1500
 	for b.Loop() {
 		br := newTestBroker(b, nil)
 		l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -24,8 +24,8 @@ func (h badHandler) Handle(context.Context, slog.Record) error {
 	panic("the handler's own fault")
 }
 
-// A slog.Handler that panics loses its lines: on the goroutine of a connection, on the committer's
-// when the store fails and recovers, and on that of a ban that ends. All goes on.
+// A slog.Handler that panics loses its lines: on the goroutine of a connection, and on the
+// committer's when the store fails and recovers. All goes on.
 func TestALogThatPanicsEndsNothing(t *testing.T) {
 	onStage(t, func(st *stage) {
 		h := badHandler{new(atomic.Int64)}

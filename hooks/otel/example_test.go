@@ -30,7 +30,8 @@ func ExampleNew() {
 	}
 	defer b.Close()
 
-	_, err = b.PublishAs(context.Background(), dunlin.Publisher{Client: &hooks.Client{ID: "jane"}}, &dunlin.Message{
+	jane := dunlin.Publisher{Client: &hooks.Client{ID: "jane"}}
+	_, err = b.PublishAs(context.Background(), jane, &dunlin.Message{
 		Topic:   "orders/new",
 		Payload: []byte("17"),
 		Properties: packets.Properties(nil).AppendUser("traceparent",

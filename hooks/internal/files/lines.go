@@ -14,14 +14,13 @@ import (
 // maxLine bounds the length of a line. No valid line is longer.
 const maxLine = 1 << 20
 
-// maxErrors bounds how many lines of one file are found fault with.
+// maxErrors is after how many bad lines a file is not read on.
 const maxErrors = 10
 
 // EachLine calls f with each line of r, without its end, and with its number, beginning with 1.
 // Lines that are not UTF-8 or contain U+0000 are errors. An error about a line becomes a
-// *hooks.ParseError that names file. EachLine reads on behind it and returns the errors of the
-// first lines that have one together, one for each line of its text. A single error, and one of r,
-// is returned unchanged.
+// *hooks.ParseError that names file. EachLine then reads on, up to ten bad lines, and returns their
+// errors joined: one line of text for each. A single error is returned as it is.
 func EachLine(r io.Reader, file string, f func(line string, n int) error) error {
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, maxLine)
